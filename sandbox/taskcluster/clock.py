@@ -1,0 +1,79 @@
+"""Time as the stand-in sees it, and Taskcluster's way of writing it.
+
+Moments are integers: milliseconds since the epoch, UTC, which is the resolution that Taskcluster keeps.
+"""
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+
+SECOND = 1000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+# RFC 3339, as the schemas' `format: date-time` asks; `fromisoformat` alone also takes dates and week dates.
+_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:?\d\d)")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class Clock:
+    """The real time plus an offset that a test moves; frozen when told so."""
+
+    def __init__(self) -> None:
+        self._offset = 0.0
+        self._frozen: float | None = None
+
+    def now(self) -> int:
+        """The moment, in milliseconds since the epoch."""
+        seconds = time.time() if self._frozen is None else self._frozen
+        return int((seconds + self._offset) * 1000)
+
+    def advance(self, seconds: float) -> None:
+        """Move on (or, with a negative number, back) by that many seconds."""
+        self._offset += seconds
+
+    def freeze(self) -> None:
+        """Stand still; only `advance` moves it from here on."""
+        if self._frozen is None:
+            self._frozen = time.time()
+
+    def reset(self) -> None:
+        """Back to the real time."""
+        self._offset = 0.0
+        self._frozen = None
+
+
+def parse(text: object) -> int | None:
+    """The moment of an RFC 3339 date-time, cut to milliseconds as JavaScript's `Date` does; None for anything else.
+
+    >>> parse("1970-01-01T00:00:01.0029Z")
+    1002
+    """
+    if not isinstance(text, str) or not _DATE_TIME.fullmatch(text):
+        return None
+    try:
+        return (datetime.fromisoformat(text.upper()) - _EPOCH) // _MILLISECOND
+    except (ValueError, OverflowError):
+        return None
+
+
+def iso(moment: int) -> str:
+    """As Taskcluster writes it, with milliseconds and `Z`.
+
+    >>> iso(1002)
+    '1970-01-01T00:00:01.002Z'
+    """
+    seconds, millisecond = divmod(moment, 1000)
+    return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}.{millisecond:03d}Z"
+
+
+def a_year_later(moment: int) -> int:
+    """The same date one year on; of 29 February, 1 March, as JavaScript's `setFullYear` has it."""
+    date = _EPOCH + timedelta(milliseconds=moment)
+    try:
+        later = date.replace(year=date.year + 1)
+    except ValueError:
+        later = date.replace(year=date.year + 1, month=3, day=1)
+    return (later - _EPOCH) // _MILLISECOND

@@ -1,0 +1,140 @@
+"""Publishes the queue's messages to RabbitMQ, as the real queue does to Pulse.
+
+One thread owns the connection (pika's are not thread-safe). Messages go out in batches; a round trip after a batch
+proves that the broker has taken it, and a batch without that proof is sent again: at least once, in order.
+"""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterable
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from sandbox.taskcluster.queue import EXCHANGES, Message
+
+TASK_EXCHANGES = tuple(
+    f"{EXCHANGES}{name}"
+    for name in (
+        "task-defined",
+        "task-pending",
+        "task-running",
+        "task-completed",
+        "task-failed",
+        "task-exception",
+        "task-group-resolved",
+        "task-group-sealed",
+        "task-priority-changed",
+        "task-group-priority-changed",
+    )
+)
+_BATCH = 500
+
+
+class Publisher:
+    """`publish` hands a message over and returns at once; `stop` waits until all are out, at most `patience` seconds.
+
+    `prefix` goes before the exchanges' names, so that tests can have their own.
+    """
+
+    def __init__(self, url: str, prefix: str = "", *, patience: float = 10.0) -> None:
+        self._parameters = pika.URLParameters(url)
+        self._prefix = prefix
+        self._patience = patience
+        self._waiting: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._ready = threading.Event()
+        self._give_up = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def exchange(self, name: str) -> str:
+        """The exchange's name at the broker."""
+        return self._prefix + name
+
+    def start(self) -> None:
+        """Connect and declare the exchanges; returns when they are there, or raises `TimeoutError`."""
+        self._ready.clear()
+        self._give_up.clear()
+        self._thread = threading.Thread(target=self._run, name="pulse-publisher", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(self._patience):
+            self._give_up.set()
+            raise TimeoutError(
+                f"no RabbitMQ at {self._parameters.host}:{self._parameters.port} after {self._patience} s: start one, "
+                "or leave the AMQP url out"
+            )
+
+    def publish(self, message: Message) -> None:
+        """Hand over one message; it goes out as soon as the broker takes it."""
+        self._waiting.put(message)
+
+    def stop(self) -> None:
+        """Send what is waiting, and close. Raises `TimeoutError` when messages are left after `patience` seconds."""
+        if self._thread is None:
+            return
+        self._waiting.put(None)
+        self._thread.join(self._patience)
+        self._give_up.set()
+        self._thread.join(5.0)
+        if not self._waiting.empty():
+            raise TimeoutError(f"messages were left that RabbitMQ at {self._parameters.host} did not take")
+
+    def delete_exchanges(self) -> None:
+        """Delete the exchanges, for tests that made their own by a prefix."""
+        connection = pika.BlockingConnection(self._parameters)
+        channel = connection.channel()
+        for name in TASK_EXCHANGES:
+            channel.exchange_delete(self.exchange(name))
+        connection.close()
+
+    def _run(self) -> None:
+        """Publish until stopped; connect anew when the broker goes away."""
+        batch: list[Message] = []
+        while not self._give_up.is_set():
+            try:
+                connection = pika.BlockingConnection(self._parameters)
+                channel = connection.channel()
+                self._declare(channel)
+                self._ready.set()
+                while True:
+                    stopping = self._collect(batch)
+                    self._send(channel, batch)
+                    batch.clear()
+                    connection.process_data_events(0)
+                    if stopping:
+                        connection.close()
+                        return
+            except (pika.exceptions.AMQPError, OSError):
+                time.sleep(0.2)
+
+    def _collect(self, batch: list[Message]) -> bool:
+        """Fill the batch with what waits, waiting shortly for the first; True when the end has come."""
+        try:
+            while len(batch) < _BATCH:
+                message = self._waiting.get(timeout=0 if batch else 0.5)
+                if message is None:
+                    return True
+                batch.append(message)
+        except queue.Empty:
+            return False
+        return False
+
+    def _declare(self, channel: BlockingChannel) -> None:
+        for name in TASK_EXCHANGES:
+            channel.exchange_declare(self.exchange(name), exchange_type="topic", durable=True)
+
+    def _send(self, channel: BlockingChannel, batch: Iterable[Message]) -> None:
+        sent = False
+        for message in batch:
+            sent = True
+            properties = pika.BasicProperties(
+                content_type="application/json",
+                content_encoding="utf-8",
+                delivery_mode=2,
+                headers={"CC": list(message.cc)},
+            )
+            body = json.dumps(message.payload).encode()
+            channel.basic_publish(self.exchange(message.exchange), message.routing_key, body, properties)
+        if sent:
+            channel.exchange_declare(self.exchange(TASK_EXCHANGES[0]), passive=True)

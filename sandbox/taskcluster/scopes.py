@@ -1,0 +1,89 @@
+"""Scopes: what satisfies what, roles and scope expressions.
+
+Rules: https://docs.taskcluster.net/docs/manual/design/apis/hawk/scopes. A scope that ends in `*` satisfies everything
+that begins with what stands before the star. `assume:<role>` brings that role's scopes; a role id may end in `*` too,
+and then `<..>` in its scopes stands for what the star matched. An expression is a scope, `{"AllOf": [...]}` or
+`{"AnyOf": [...]}`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Expression = str | dict[str, Any]
+"""A scope, or `{"AllOf" | "AnyOf": [expressions]}`."""
+
+Roles = Mapping[str, Sequence[str]]
+"""Role id (without `assume:`) to the scopes that it brings."""
+
+_VALID = re.compile(r"[ -~]*")
+PARAMETER = "<..>"
+
+
+def is_valid(scope: object) -> bool:
+    """Whether this is printable ASCII, as each scope must be."""
+    return isinstance(scope, str) and _VALID.fullmatch(scope) is not None
+
+
+class ScopeSet:
+    """Scopes that somebody holds, made ready for fast answers."""
+
+    def __init__(self, scopes: Iterable[str]) -> None:
+        self.scopes = sorted(set(scopes))
+        self._exact = frozenset(self.scopes)
+        self._prefixes = tuple(scope[:-1] for scope in self.scopes if scope.endswith("*"))
+
+    def satisfies(self, scope: str) -> bool:
+        """Whether the scope is held, itself or by a star."""
+        return scope in self._exact or scope.startswith(self._prefixes)
+
+    def missing(self, expression: Expression) -> Expression | None:
+        """What is still missing to satisfy the expression, in its own shape; None when nothing is."""
+        if isinstance(expression, str):
+            return None if self.satisfies(expression) else expression
+        if "AllOf" in expression:
+            rest = [lack for each in expression["AllOf"] if (lack := self.missing(each)) is not None]
+            if not rest:
+                return None
+            return rest[0] if len(rest) == 1 else {"AllOf": rest}
+        lacks = [self.missing(each) for each in expression["AnyOf"]]
+        return None if None in lacks else {"AnyOf": lacks}
+
+    def minimal(self) -> list[str]:
+        """The scopes without those that another one satisfies, sorted."""
+        return [s for s in self.scopes if not any(s.startswith(p) and s != p + "*" for p in self._prefixes)]
+
+
+def expand(scopes: Iterable[str], roles: Roles) -> ScopeSet:
+    """The scopes with all that their roles bring, and the roles of those, and so on."""
+    found: set[str] = set()
+    waiting = list(scopes)
+    while waiting:
+        scope = waiting.pop()
+        if scope in found:
+            continue
+        found.add(scope)
+        for role, brings in roles.items():
+            matched = _assumes(scope, f"assume:{role}")
+            if matched is not None:
+                waiting.extend(_fill(each, matched) for each in brings)
+    return ScopeSet(found)
+
+
+def _assumes(scope: str, role: str) -> str | None:
+    """What the role's star stands for when the scope assumes the role ('' without a star); None when it does not."""
+    if role.endswith("*"):
+        prefix = role[:-1]
+        if scope.startswith(prefix):
+            return scope[len(prefix) :]
+        return "*" if scope.endswith("*") and prefix.startswith(scope[:-1]) else None
+    if scope == role or (scope.endswith("*") and role.startswith(scope[:-1])):
+        return ""
+    return None
+
+
+def _fill(scope: str, matched: str) -> str:
+    if PARAMETER not in scope:
+        return scope
+    before, after = scope.split(PARAMETER, 1)
+    return before + matched if matched.endswith("*") else before + matched + after

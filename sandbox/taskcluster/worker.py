@@ -1,0 +1,98 @@
+"""A toy worker that takes tasks of every task queue to their end, by what their payload says.
+
+    payload: {"sandbox": {"seconds": 0.2, "result": "completed", "once": "failed"}}
+
+- `seconds`: how long a run takes (default: the worker's)
+- `result`: `completed` (default), `failed`, `exception:<reason>` (as reportException takes it), or `hang`: the worker
+  never comes back, so the run ends with its claim, its deadline or a cancel
+- `once`: the result of the first run of its kind, after which `result` holds: for a rerun, a retry, and a copy of the
+  task (same name, same tc-treeherder routes). So a demo can retrigger a failed task and see it green.
+
+Tasks of `built-in/succeed` and `built-in/fail` end at once, and must have an empty payload, as with the real ones.
+"""
+
+import asyncio
+from typing import Any
+
+from sandbox.taskcluster.artifacts import Artifacts
+from sandbox.taskcluster.errors import ApiError
+from sandbox.taskcluster.queue import Json, Queue
+
+WORKER = {"workerGroup": "sandbox", "workerId": "toy-worker"}
+LOG = "public/logs/live_backing.log"
+_BUILT_IN = {"built-in/succeed": "completed", "built-in/fail": "failed"}
+
+
+class Worker:
+    """Claims through the queue in memory, `capacity` runs at a time; by default a run takes that many `seconds`."""
+
+    def __init__(self, queue: Queue, artifacts: Artifacts, *, capacity: int = 32, seconds: float = 0.2) -> None:
+        self._queue = queue
+        self._artifacts = artifacts
+        self._seconds = seconds
+        self._free = asyncio.Semaphore(capacity)
+        self._seen: set[tuple[str, ...]] = set()
+
+    async def run(self) -> None:
+        """Work until cancelled; runs that are going on then are let go."""
+        async with asyncio.TaskGroup() as running:
+            while True:
+                claim = await self._next()
+                running.create_task(self._work(claim))
+
+    async def _next(self) -> Json:
+        """The next claim, when there is room for it."""
+        await self._free.acquire()
+        while True:
+            for queue_id in self._queue.queues_with_work():
+                if claims := self._queue.claim_work(queue_id, {**WORKER, "tasks": 1})["tasks"]:
+                    claim: Json = claims[0]
+                    return claim
+            await self._queue.arrival(1.0)
+
+    async def _work(self, claim: Json) -> None:
+        task_id, run_id, task = claim["status"]["taskId"], claim["runId"], claim["task"]
+        try:
+            seconds, result = self._plan(task)
+            if result == "hang":
+                return
+            await asyncio.sleep(seconds)
+            self._artifacts.store(task_id, run_id, LOG, _log(task, run_id, result))
+            self._report(task_id, run_id, result)
+        except ApiError as error:
+            if error.code not in ("RequestConflict", "ResourceNotFound"):  # canceled, expired or cleared meanwhile
+                raise
+        finally:
+            self._free.release()
+
+    def _plan(self, task: Json) -> tuple[float, str]:
+        built_in = _BUILT_IN.get(task["taskQueueId"])
+        if built_in is not None:
+            return 0.0, built_in if not task["payload"] else "exception:malformed-payload"
+        told: Any = task["payload"].get("sandbox", {})
+        if not isinstance(told, dict):
+            return 0.0, "exception:malformed-payload"
+        result = told.get("result", "completed")
+        kind = (task["metadata"]["name"], *sorted(r for r in task["routes"] if r.startswith("tc-treeherder")))
+        if kind not in self._seen:
+            self._seen.add(kind)
+            result = told.get("once", result)
+        return float(told.get("seconds", self._seconds)), result
+
+    def _report(self, task_id: str, run_id: int, result: str) -> None:
+        if result == "completed":
+            self._queue.report_completed(task_id, run_id)
+        elif result == "failed":
+            self._queue.report_failed(task_id, run_id)
+        elif result.startswith("exception:"):
+            self._queue.report_exception(task_id, run_id, {"reason": result.partition(":")[2]})
+        else:
+            self._queue.report_exception(task_id, run_id, {"reason": "malformed-payload"})
+
+
+def _log(task: Json, run_id: int, result: str) -> bytes:
+    lines = [
+        f"[taskcluster] {task['metadata']['name']}, run {run_id}",
+        f"[taskcluster] === Task finished: {result} ===",
+    ]
+    return "\n".join([*lines, ""]).encode("utf-8", "replace")
