@@ -1,0 +1,37 @@
+"""Runs the migrations on the database that `service.database` names, one process at a time."""
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+from sqlmodel import SQLModel
+from sqlmodel.sql.sqltypes import AutoString
+
+import service.models  # noqa: F401 - the tables register themselves
+from alembic import context
+from service.database import Utc
+
+_LOCK = 0x7C74_7268  # any number that is ours alone
+
+
+def plain(kind: str, item: object, _: object) -> str | bool:
+    """Migrations name SQLAlchemy's own types, so that they outlive changes of ours."""
+    if kind == "type" and isinstance(item, Utc):
+        return "sa.DateTime(timezone=True)"
+    if kind == "type" and isinstance(item, AutoString):
+        return "sa.String()"
+    return False
+
+
+engine = create_engine(context.config.attributes["url"], poolclass=NullPool)
+with engine.begin() as connection:
+    if engine.dialect.name == "postgresql":
+        # two pods that start together: the second waits, then finds nothing to do
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    context.configure(
+        connection=connection,
+        target_metadata=SQLModel.metadata,
+        render_as_batch=True,  # SQLite cannot alter a table in place
+        compare_type=True,
+        render_item=plain,
+    )
+    context.run_migrations()
+engine.dispose()

@@ -1,0 +1,88 @@
+"""What could not be understood, or ran out of retries: listed, replayed, dropped."""
+
+import structlog
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from sqlmodel import col, select
+
+from service import auth, work
+from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, Writing, cursor, opaque
+from service.api.events import push_event, reason_of
+from service.database import Session
+from service.door import NonsenseError, parse
+from service.errors import Problem
+from service.flow.push import store
+from service.models import DeadLetter, PushStep
+from service.schemas import DeadLetterRead, Page
+from service.settings import REPOSITORIES_WRITE
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
+
+
+def _read(letter: DeadLetter) -> DeadLetterRead:
+    payload = None if letter.payload is None else letter.payload.decode(errors="backslashreplace")
+    return DeadLetterRead(
+        id=letter.id or 0,
+        kind=letter.kind,
+        subject=letter.subject,
+        reason=letter.reason,
+        since=letter.since,
+        payload=payload,
+    )
+
+
+async def _find(session: Session, letter_id: int) -> DeadLetter:
+    letter = await session.get(DeadLetter, letter_id, with_for_update=True) if 0 < letter_id < 2**31 else None
+    if letter is None:
+        raise Problem(404, "Unknown dead letter", f"there is no dead letter {letter_id}; it may be replayed or dropped")
+    return letter
+
+
+@router.get("", operation_id="listDeadLetters")
+async def list_dead_letters(
+    session: Reading, _: Reader, limit: Limit = 50, after: After = None
+) -> Page[DeadLetterRead]:
+    """Dead letters, the newest first."""
+    query = select(DeadLetter).order_by(col(DeadLetter.id).desc())
+    if (before := cursor(after)) is not None:
+        query = query.where(col(DeadLetter.id) < before)
+    found = (await session.exec(query.limit(limit + 1))).all()
+    last = found[limit - 1].id if len(found) > limit else None
+    return Page(items=[_read(letter) for letter in found[:limit]], next=None if last is None else opaque(last))
+
+
+@router.post("/{letter_id}/replay", status_code=202, operation_id="replayDeadLetter")
+async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, caller: CallerDep) -> DeadLetterRead:
+    """Take it in once more: the event as it came, or the work that was buried. It stays when that fails."""
+    auth.require(caller, REPOSITORIES_WRITE)
+    async with parts.database.writing() as session:
+        letter = await _find(session, letter_id)
+        read = _read(letter)
+        if letter.step_id is not None:
+            step = await session.get(PushStep, letter.step_id, with_for_update=True)
+            if step is None:
+                raise Problem(409, "Cannot be replayed", f"the work of dead letter {letter_id} is gone: drop it")
+            work.again([step])
+        else:
+            try:
+                event = push_event(parse(letter.payload or b""))
+            except ValidationError as error:
+                raise Problem(422, "Still not understood", reason_of(error)) from None
+            except NonsenseError as error:
+                raise Problem(422, "Still not understood", str(error)) from None
+            (verdict,) = await store(session, parts.settings, [event])
+            if verdict.verdict == "rejected" or verdict.reason is not None:
+                raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
+        await session.delete(letter)
+    log.info("dead-letter-replayed", dead_letter=letter_id, by=caller.name)
+    request.app.state.worker.wake()
+    return read
+
+
+@router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter")
+async def drop_dead_letter(letter_id: int, session: Writing, caller: CallerDep) -> None:
+    """Forget it."""
+    auth.require(caller, REPOSITORIES_WRITE)
+    await session.delete(await _find(session, letter_id))
+    log.info("dead-letter-dropped", dead_letter=letter_id, by=caller.name)

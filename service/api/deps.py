@@ -1,0 +1,82 @@
+"""What endpoints ask for, so that their signatures read as prose."""
+
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request, Security
+from fastapi.security import HTTPBearer
+
+from service import auth
+from service.database import Session
+from service.errors import Problem
+from service.parts import Parts
+from service.settings import Settings
+
+_bearer = HTTPBearer(auto_error=False, description="a token of the setting `tokens`")
+
+
+def get_parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsDep = Annotated[Parts, Depends(get_parts)]
+
+
+def get_settings(parts: PartsDep) -> Settings:
+    return parts.settings
+
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+
+
+async def reading(parts: PartsDep) -> AsyncIterator[Session]:
+    async with parts.database.reading() as session:
+        yield session
+
+
+async def writing(parts: PartsDep) -> AsyncIterator[Session]:
+    async with parts.database.writing() as session:
+        yield session
+
+
+# scope="function": the commit comes before the answer goes out, so that a 2xx is never a promise that was not kept
+Reading = Annotated[Session, Depends(reading, scope="function")]
+Writing = Annotated[Session, Depends(writing, scope="function")]
+
+
+def get_caller(request: Request, settings: SettingsDep, _: Annotated[Any, Security(_bearer)]) -> auth.Caller:
+    return auth.caller_of(settings, request)
+
+
+CallerDep = Annotated[auth.Caller, Depends(get_caller)]
+
+
+def reader(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
+    auth.may_read(settings, caller)
+    return caller
+
+
+Reader = Annotated[auth.Caller, Depends(reader)]
+
+Limit = Annotated[int, Query(ge=1, le=500, description="items on a page")]
+After = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
+
+
+def cursor(after: str | None) -> int | None:
+    """The id behind an opaque `after`. Raises a 422."""
+    if after is None:
+        return None
+    try:
+        number = int(base64.urlsafe_b64decode(after.encode()).decode())
+        if not 0 <= number < 2**63:
+            raise ValueError
+    except (binascii.Error, ValueError):
+        raise Problem(422, "Invalid request", f"after: {after!r} is no `next` of an earlier page") from None
+    return number
+
+
+def opaque(last_id: int) -> str:
+    return base64.urlsafe_b64encode(str(last_id).encode()).decode()

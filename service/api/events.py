@@ -1,0 +1,71 @@
+"""Ingress: it stores and answers, and calls nobody."""
+
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+
+from events import OversizedPush, PushEvent, Verdict, Verdicts
+from service.api.deps import PartsDep
+from service.api.signed import events_of, signed_json
+from service.door import originals
+from service.flow.push import store
+from service.models import DeadLetter
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/events", tags=["internal"])
+
+
+@router.post("/pushes", status_code=202, operation_id="takePushes")
+async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
+    """Take pushes of the pushlog. The answer goes out after the commit."""
+    raw, body = await signed_json(request, parts.settings)
+    events = events_of(body)
+    understood: dict[int, PushEvent | OversizedPush] = {}
+    refused: dict[int, str] = {}
+    for number, event in enumerate(events):
+        try:
+            understood[number] = push_event(event)
+        except ValidationError as error:
+            refused[number] = reason_of(error)
+    letters = []
+    if refused:
+        bytes_of = originals(raw, "events")
+        letters = [
+            DeadLetter(kind="push-event", subject=_subject(events[number]), reason=reason, payload=bytes_of[number])
+            for number, reason in refused.items()
+        ]
+    async with parts.database.writing() as session:
+        stored = await store(session, parts.settings, list(understood.values()))
+        session.add_all(letters)
+    for letter in letters:
+        log.warning("event-not-understood", subject=letter.subject, reason=letter.reason)
+    verdicts = dict(zip(understood, stored, strict=True))
+    if any(verdict.verdict == "accepted" for verdict in stored):
+        request.app.state.worker.wake()
+    return Verdicts(
+        verdicts=[
+            verdicts.get(number) or Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter")
+            for number in range(len(events))
+        ]
+    )
+
+
+def push_event(event: Any) -> PushEvent | OversizedPush:
+    if isinstance(event, dict) and event.get("oversized") is True:
+        return OversizedPush.model_validate(event)
+    return PushEvent.model_validate(event)
+
+
+def reason_of(error: ValidationError) -> str:
+    problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]]
+    return "not understood: " + "; ".join(problems)
+
+
+def _subject(event: Any) -> str:
+    if not isinstance(event, dict):
+        return "an event that is no object"
+    push = event.get("push")
+    push_id = push.get("id") if isinstance(push, dict) else None
+    return f"{str(event.get('repository'))[:50]}, push {str(push_id)[:20]}"

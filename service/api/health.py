@@ -1,0 +1,109 @@
+"""Dockerflow's endpoints: `/__lbheartbeat__` for load balancers, `/__heartbeat__` for people, `/__version__`."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from sqlalchemy import func
+from sqlmodel import col, select
+
+from service.api.deps import PartsDep
+from service.database import now
+from service.models import PushStep, Repository
+from service.parts import Parts
+from service.schemas import Check, Heartbeat
+
+router = APIRouter(tags=["health"])
+
+TIME_LIMIT = 3.0
+"""Seconds for one check: a health check that hangs says nothing."""
+
+OLD_WORK = timedelta(minutes=10)
+QUIET = timedelta(minutes=10)
+
+
+@router.get("/__lbheartbeat__", operation_id="lbHeartbeat")
+async def lb_heartbeat() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/__version__", operation_id="version")
+async def get_version() -> dict[str, Any]:
+    """What is running: version.json of the image, else the package's version."""
+    for folder in (Path("/app"), Path.cwd()):
+        path = folder / "version.json"
+        if path.is_file():
+            found: dict[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
+            return found
+    return {"source": "", "version": version("tc-treeherder"), "commit": "", "build": ""}
+
+
+@router.get("/__heartbeat__", operation_id="heartbeat", responses={503: {"model": Heartbeat}})
+async def heartbeat(request: Request, response: Response, parts: PartsDep) -> Heartbeat:
+    """Each check, warnings told from failures; 503 when any has failed."""
+    checks = [await _checked("database", _database, parts)]
+    if checks[0].status == "ok":
+        checks += [await _checked("work", _work, parts), await _checked("polls", _polls, parts)]
+    worker = request.app.state.worker_task
+    if worker is not None and worker.done():
+        checks.append(Check(name="worker", status="error", detail="the worker has ended: restart this process"))
+    order = ["ok", "warning", "error"]
+    status = max((check.status for check in checks), key=order.index)
+    response.status_code = 503 if status == "error" else 200
+    return Heartbeat(status=status, checks=checks)
+
+
+async def _checked(name: str, check: Callable[[Parts], Awaitable[Check]], parts: Parts) -> Check:
+    try:
+        return await asyncio.wait_for(check(parts), TIME_LIMIT)
+    except TimeoutError:
+        return Check(name=name, status="error", detail=f"no answer within {TIME_LIMIT:g} s")
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what this check is for
+        return Check(name=name, status="error", detail=type(error).__name__)
+
+
+async def _database(parts: Parts) -> Check:
+    async with parts.database.reading() as session:
+        await session.exec(select(1))
+    return Check(name="database", status="ok")
+
+
+async def _work(parts: Parts) -> Check:
+    async with parts.database.reading() as session:
+        oldest = (
+            await session.exec(select(func.min(PushStep.since)).where(col(PushStep.due_at).is_not(None)))
+        ).one_or_none()
+    if oldest is None or now() - oldest < OLD_WORK:
+        return Check(name="work", status="ok")
+    detail = f"the oldest unfinished work has waited since {oldest:%F %T}Z: GET /api/v1/pushes?state=pending says why"
+    return Check(name="work", status="warning", detail=detail)
+
+
+async def _polls(parts: Parts) -> Check:
+    quiet = now() - QUIET
+    async with parts.database.reading() as session:
+        aliases = (
+            await session.exec(
+                select(Repository.alias)
+                .where(
+                    col(Repository.deleted_at).is_(None),
+                    col(Repository.enabled).is_(True),
+                    func.coalesce(Repository.last_good_poll_at, Repository.created_at) < quiet,
+                )
+                .order_by(Repository.alias)
+                .limit(20)
+            )
+        ).all()
+    if not aliases:
+        return Check(name="polls", status="ok")
+    detail = (
+        f"no good poll for {QUIET} of {', '.join(aliases)}: is a listener running? "
+        "GET /api/v1/repositories shows each poll_error"
+    )
+    return Check(name="polls", status="warning", detail=detail)

@@ -1,0 +1,53 @@
+"""Which repository a listener asks next."""
+
+import asyncio
+import time
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+
+from events import LeasedRepository, LeaseRequest, Leases, PollResult
+from service.api.deps import PartsDep
+from service.api.signed import signed_json
+from service.errors import Problem
+from service.flow import poll
+from service.parts import Parts
+
+router = APIRouter(prefix="/polls", tags=["internal"])
+
+LOOK = 0.25
+"""Seconds between two looks for a repository that became due, while a listener waits for one."""
+
+
+@router.post("/lease", operation_id="leasePolls")
+async def lease_polls(request: Request, parts: PartsDep) -> Leases:
+    """Report how the last polls went, and lease the next due repositories; waits a little when nothing is due."""
+    _, body = await signed_json(request, parts.settings)
+    try:
+        asked = LeaseRequest.model_validate(body)
+    except ValidationError as error:
+        raise Problem(422, "Invalid request", str(error)) from None
+    results, problems = [], []
+    for result in asked.results:
+        try:
+            results.append(PollResult.model_validate(result))
+        except ValidationError as error:
+            problems.append(str(error))
+    if results:
+        async with parts.database.writing() as session:
+            await poll.report(session, parts.settings.poll, results)
+    end = time.monotonic() + asked.wait
+    while True:
+        leases = await _lease(parts, asked.max) if asked.max else []
+        left = end - time.monotonic()
+        if leases or left <= 0:
+            return Leases(leases=leases, problems=problems)
+        await asyncio.sleep(min(LOOK, left))
+
+
+async def _lease(parts: Parts, limit: int) -> list[LeasedRepository]:
+    async with parts.database.reading() as session:
+        if not await poll.any_due(session):
+            return []
+    async with parts.database.writing() as session:
+        return await poll.lease(session, parts.settings.poll, parts.settings.allowed_hosts, limit)

@@ -1,0 +1,241 @@
+"""The monitored repositories."""
+
+import ipaddress
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import structlog
+from fastapi import APIRouter, Query, Response
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, select
+
+from service import auth
+from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, Writing, cursor, opaque
+from service.database import Session, now
+from service.errors import Problem, Refusal, Unavailable
+from service.flow import poll
+from service.models import Push, PushStep, Repository, State
+from service.parts import Parts
+from service.schemas import Page, RepositoryCreate, RepositoryPatch, RepositoryRead, Reset
+from service.settings import REPOSITORIES_WRITE, Settings
+from service.work import dead_letter_of
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/repositories", tags=["repositories"])
+
+
+def normal_url(settings: Settings, url: str) -> tuple[str, str]:
+    """`url` as we keep it, and its host. Raises a 422 that says what is wrong with it."""
+
+    def wrong(why: str) -> Problem:
+        return Problem(422, "Invalid url", f"url: {url!r} {why}")
+
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise wrong(f"is no URL: {error}") from None
+    name = (parts.hostname or "").lower()
+    host = name if port is None else f"{name}:{port}"
+    path = parts.path.rstrip("/")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise wrong("has more than scheme, host and path")
+    if parts.scheme not in {"https", "http"} or not name:
+        raise wrong("is no https URL")
+    if host not in settings.allowed_hosts:
+        raise wrong(f"is on {host}, which is not among allowed_hosts ({', '.join(settings.allowed_hosts)})")
+    if parts.scheme == "http" and not _loopback(name):
+        raise wrong("is http; only a host on loopback may be asked without TLS")
+    if not path.strip("/") or any(part in {"", ".", ".."} for part in path.strip("/").split("/")):
+        raise wrong("names no repository: it needs a path such as /mozilla-central")
+    if not all("!" <= c <= "~" for c in path):
+        raise wrong("has a character in its path that must be percent-encoded")
+    return f"{parts.scheme}://{host}{path}", host
+
+
+def _loopback(name: str) -> bool:
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def default_scopes(url: str) -> list[str]:
+    """What a project's tasks may do, when the repository does not say: its role's scopes."""
+    parts = urlsplit(url)
+    return [f"assume:repo:{parts.netloc}/{parts.path.strip('/')}:branch:default"]
+
+
+def _known_environments(settings: Settings, environments: list[str] | None) -> None:
+    unknown = sorted(set(environments or []) - set(settings.environments))
+    if unknown:
+        known = ", ".join(settings.environments) or "none"
+        raise Problem(422, "Invalid request", f"environments: {', '.join(unknown)} is not configured; known: {known}")
+
+
+async def find(session: Session, alias: str, *, lock: bool = False) -> Repository:
+    """The live repository of that alias. Raises a 404."""
+    query = select(Repository).where(Repository.alias == alias, col(Repository.deleted_at).is_(None))
+    found = (await session.exec(query.with_for_update() if lock else query)).first()
+    if found is None:
+        raise Problem(
+            404, "Unknown repository", f"no repository {alias!r} is monitored; GET /api/v1/repositories lists them"
+        )
+    return found
+
+
+async def _end_of_pushlog(parts: Parts, url: str) -> int:
+    try:
+        return await parts.hg.last_push_id(url)
+    except Refusal as error:
+        raise Problem(422, "No pushlog there", f"url: {error}") from None
+    except Unavailable as error:
+        detail = f"the pushlog's present end could not be asked for: {error}. Try again, or give last_push_id."
+        raise Problem(502, "Pushlog unavailable", detail) from None
+
+
+@router.get("", operation_id="listRepositories")
+async def list_repositories(
+    session: Reading, _: Reader, limit: Limit = 100, after: After = None
+) -> Page[RepositoryRead]:
+    """The monitored repositories, in the order in which they were added."""
+    query = (
+        select(Repository)
+        .where(col(Repository.deleted_at).is_(None), col(Repository.id) > (cursor(after) or 0))
+        .order_by(col(Repository.id))
+    )
+    found = (await session.exec(query.limit(limit + 1))).all()
+    items = [RepositoryRead.model_validate(repository) for repository in found[:limit]]
+    return Page(items=items, next=opaque(found[limit - 1].id or 0) if len(found) > limit else None)
+
+
+@router.post("", status_code=201, operation_id="addRepository")
+async def add_repository(
+    asked: RepositoryCreate, response: Response, parts: PartsDep, caller: CallerDep
+) -> RepositoryRead:
+    """Monitor a repository from now on, or from `last_push_id`."""
+    auth.require(caller, REPOSITORIES_WRITE)
+    url, host = normal_url(parts.settings, asked.url)
+    _known_environments(parts.settings, asked.environments)
+    async with parts.database.reading() as session:
+        await _taken(session, asked.alias, url)
+    last_push_id = asked.last_push_id
+    if last_push_id is None:
+        last_push_id = await _end_of_pushlog(parts, url)
+    try:
+        async with parts.database.writing() as session:
+            await _taken(session, asked.alias, url)
+            repository = await _created(session, asked, url, host, last_push_id)
+            await session.flush()
+            read = RepositoryRead.model_validate(repository)
+    except IntegrityError:
+        raise Problem(
+            409, "Taken", f"alias {asked.alias!r} or url {url} was taken just now: read it and try again"
+        ) from None
+    log.info("repository-added", repository=read.alias, url=read.url, cursor=read.last_push_id, by=caller.name)
+    response.headers["Location"] = f"/api/v1/repositories/{read.alias}"
+    return read
+
+
+async def _taken(session: Session, alias: str, url: str) -> None:
+    live = await session.exec(
+        select(Repository).where(
+            (Repository.alias == alias) | (Repository.url == url), col(Repository.deleted_at).is_(None)
+        )
+    )
+    for other in live:
+        what = f"alias {alias!r}" if other.alias == alias else f"url {url}"
+        detail = f"{what} is taken by repository {other.alias} ({other.url}): change or delete that one"
+        raise Problem(409, "Taken", detail, repository=other.alias)
+
+
+async def _created(session: Session, asked: RepositoryCreate, url: str, host: str, last_push_id: int) -> Repository:
+    """A new row; or that of a repository which was deleted, whose generation lives on."""
+    repository = (await session.exec(select(Repository).where(Repository.url == url))).first()
+    values = {
+        **asked.model_dump(exclude={"url", "last_push_id", "scopes"}),
+        "scopes": asked.scopes if asked.scopes is not None else default_scopes(url),
+        "host": host,
+        "last_push_id": last_push_id,
+    }
+    if repository is None:
+        repository = Repository(url=url, **values)
+        session.add(repository)
+        return repository
+    fresh = Repository(url=url, **values)
+    kept = {"id", "url", "generation", "lease"}
+    for name in Repository.model_fields.keys() - kept:
+        setattr(repository, name, getattr(fresh, name))
+    return repository
+
+
+@router.get("/{alias}", operation_id="getRepository")
+async def get_repository(alias: str, session: Reading, _: Reader) -> RepositoryRead:
+    """One repository, and where its poll stands."""
+    return RepositoryRead.model_validate(await find(session, alias))
+
+
+@router.patch("/{alias}", operation_id="changeRepository")
+async def change_repository(
+    alias: str, change: RepositoryPatch, session: Writing, parts: PartsDep, caller: CallerDep
+) -> RepositoryRead:
+    """JSON Merge Patch (RFC 7396). alias and url stay: delete and add anew instead."""
+    auth.require(caller, REPOSITORIES_WRITE)
+    _known_environments(parts.settings, change.environments)
+    repository = await find(session, alias, lock=True)
+    for name in change.model_fields_set:
+        setattr(repository, name, getattr(change, name))
+    if repository.scopes is None:
+        repository.scopes = default_scopes(repository.url)
+    if "enabled" in change.model_fields_set and change.enabled:
+        repository.due_at = repository.turn = now()
+    log.info("repository-changed", repository=alias, changed=sorted(change.model_fields_set), by=caller.name)
+    return RepositoryRead.model_validate(repository)
+
+
+@router.delete("/{alias}", status_code=204, operation_id="deleteRepository")
+async def delete_repository(
+    alias: str,
+    session: Writing,
+    caller: CallerDep,
+    force: Annotated[bool, Query(description="bury the unfinished work as dead letters")] = False,
+) -> None:
+    """Monitor it no more. Its pushes can still be read, and its generation survives."""
+    auth.require(caller, REPOSITORIES_WRITE)
+    repository = await find(session, alias, lock=True)
+    unfinished = (
+        await session.exec(
+            select(PushStep)
+            .join(Push, col(Push.id) == PushStep.push_id)
+            .where(Push.repository_id == repository.id, col(PushStep.due_at).is_not(None))
+        )
+    ).all()
+    if unfinished and not force:
+        detail = (
+            f"{len(unfinished)} steps of {alias}'s pushes are unfinished: wait for them, or bury them with ?force=true"
+        )
+        raise Problem(409, "Unfinished work", detail, unfinished=len(unfinished))
+    for step in unfinished:
+        reason = f"the repository was deleted by {caller.name}"
+        step.state, step.error, step.due_at, step.done_at = State.FAILED, reason, None, now()
+        step.lease += 1  # whoever works on it now has lost it
+        session.add(dead_letter_of(step, reason))
+    repository.deleted_at = now()
+    repository.lease += 1
+    log.info("repository-deleted", repository=alias, buried=len(unfinished), by=caller.name)
+
+
+@router.post("/{alias}/reset", operation_id="resetRepository")
+async def reset_repository(alias: str, asked: Reset, parts: PartsDep, caller: CallerDep) -> RepositoryRead:
+    """Begin a new generation of a repository that was made anew, and set its cursor."""
+    auth.require(caller, REPOSITORIES_WRITE)
+    async with parts.database.reading() as session:
+        url = (await find(session, alias)).url
+    last_push_id = asked.last_push_id
+    if last_push_id is None:
+        last_push_id = await _end_of_pushlog(parts, url)
+    async with parts.database.writing() as session:
+        repository = await find(session, alias, lock=True)
+        poll.reset(repository, last_push_id, record_before=None)
+        log.warning("repository-reset", repository=alias, new_generation=repository.generation, by=caller.name)
+        return RepositoryRead.model_validate(repository)

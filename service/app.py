@@ -1,0 +1,53 @@
+"""The FastAPI app: lifespan, routers, error handlers; no logic."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+
+from service import errors
+from service.api import dead_letters, events, health, polls, pushes, repositories
+from service.database import Database, check_schema_async
+from service.parts import parts
+from service.settings import Settings, load
+from service.worker import Worker
+
+
+def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAPI:
+    """The app; `work` False leaves the worker to other processes (`tc-treeherder work`)."""
+    chosen = settings or load()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        url = chosen.database_url.get_secret_value()
+        await check_schema_async(url)
+        database = Database(url, chosen.database_pool)
+        try:
+            async with parts(chosen, database) as made:
+                app.state.parts = made
+                app.state.worker = worker = Worker(made)
+                app.state.worker_task = None
+                if work:
+                    await made.renderer.start()
+                    app.state.worker_task = asyncio.create_task(worker.run())
+                yield
+                worker.stop()
+                if app.state.worker_task is not None:
+                    await app.state.worker_task
+        finally:
+            await database.close()
+
+    app = FastAPI(
+        title="tc-treeherder",
+        description="Ties Mercurial's pushlog, Taskcluster and Treeherder together.",
+        version="1",
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    api = APIRouter(prefix="/api/v1")
+    for noun in (repositories, pushes, dead_letters, polls, events):
+        api.include_router(noun.router)
+    app.include_router(api)
+    app.include_router(health.router)
+    return app

@@ -1,0 +1,134 @@
+"""Taskcluster's queue, through the official client."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import aiohttp
+import structlog
+from taskcluster import exceptions
+from taskcluster.aio import Queue as Client
+
+from service.errors import Refusal, Unavailable
+from service.settings import TaskclusterSettings
+
+log = structlog.get_logger()
+
+logging.getLogger("taskcluster").setLevel(logging.WARNING)  # at DEBUG it logs the Authorization header
+
+Definition = dict[str, Any]
+Status = dict[str, Any]
+
+
+class Queue(Protocol):
+    """The calls that we make. `scopes` cuts our credentials down to just these (`authorizedScopes`)."""
+
+    async def create_task(self, task_id: str, definition: Definition, scopes: list[str]) -> Status: ...
+    async def task(self, task_id: str) -> Definition | None:
+        """The definition, None when there is no such task."""
+
+    async def status(self, task_id: str) -> Status | None:
+        """The status, None when there is no such task."""
+
+    async def schedule_task(self, task_id: str, scope: str) -> Status: ...
+    async def cancel_task(self, task_id: str, scope: str) -> Status: ...
+
+
+class TaskclusterQueue:
+    """The real one. It retries nothing: the work that calls it does, so that nothing is tried in two places."""
+
+    def __init__(self, settings: TaskclusterSettings) -> None:
+        self._settings = settings
+        self._session: aiohttp.ClientSession | None = None
+        self._clients: OrderedDict[tuple[str, ...] | None, Client] = OrderedDict()
+
+    async def create_task(self, task_id: str, definition: Definition, scopes: list[str]) -> Status:
+        return await self._status(lambda: self._queue(scopes).createTask(task_id, definition))
+
+    async def task(self, task_id: str) -> Definition | None:
+        definition: Definition | None = await self._read(lambda: self._queue().task(task_id))
+        return definition
+
+    async def status(self, task_id: str) -> Status | None:
+        answer = await self._read(lambda: self._queue().status(task_id))
+        return answer["status"] if answer else None
+
+    async def schedule_task(self, task_id: str, scope: str) -> Status:
+        return await self._status(lambda: self._queue([scope]).scheduleTask(task_id))
+
+    async def cancel_task(self, task_id: str, scope: str) -> Status:
+        return await self._status(lambda: self._queue([scope]).cancelTask(task_id))
+
+    async def close(self) -> None:
+        if self._session:
+            await self._session.close()
+
+    def _queue(self, scopes: list[str] | None = None) -> Client:
+        """One client a set of scopes, all on one session."""
+        key = None if scopes is None else tuple(scopes)
+        if key in self._clients:
+            self._clients.move_to_end(key)
+            return self._clients[key]
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=self._settings.timeout.total_seconds())
+            self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=100))
+        options: dict[str, Any] = {"rootUrl": self._settings.root, "maxRetries": 0}
+        if self._settings.client_id and self._settings.access_token:
+            # a new dict each: the client changes the one it is given
+            options["credentials"] = {
+                "clientId": self._settings.client_id,
+                "accessToken": self._settings.access_token.get_secret_value(),
+            }
+            if self._settings.certificate:
+                options["credentials"]["certificate"] = self._settings.certificate.get_secret_value()
+            if scopes is not None:
+                options["authorizedScopes"] = _sendable(scopes)
+        self._clients[key] = Client(options, session=self._session)
+        if len(self._clients) > 500:
+            self._clients.popitem(last=False)
+        return self._clients[key]
+
+    async def _status(self, call: Callable[[], Awaitable[Any]]) -> Status:
+        status: Status = (await self._call(call))["status"]
+        return status
+
+    async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await self._call(call)
+        except Refusal as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+
+    async def _call(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            answer = await call()
+        except exceptions.TaskclusterAuthFailure as error:
+            # our credentials, not the caller's doing: an operator can mend it, and then the work goes on
+            raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {_text(error)}") from None
+        except exceptions.TaskclusterRestFailure as error:
+            if error.status_code in {408, 429} or error.status_code < 400:
+                raise Unavailable("taskcluster", f"Taskcluster answers {error.status_code}: {_text(error)}") from None
+            raise Refusal("taskcluster", _text(error), error.status_code) from None
+        except aiohttp.ClientResponseError as error:
+            raise Unavailable("taskcluster", f"Taskcluster answers {error.status}") from None
+        except (aiohttp.ClientError, exceptions.TaskclusterConnectionError, TimeoutError) as error:
+            cause = getattr(error, "superExc", None) or error
+            raise Unavailable("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
+        if isinstance(answer, dict) and isinstance(answer.get("response"), aiohttp.ClientResponse):
+            raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON")
+        return answer
+
+
+def _text(error: Exception) -> str:
+    """The service's own words, without the request's particulars that follow them."""
+    return str(error).split("\n---\n", 1)[0].strip()
+
+
+def _sendable(scopes: list[str]) -> list[str]:
+    """A scope that is not printable ASCII would make every call 401: it is left out."""
+    good = [scope for scope in scopes if scope.isascii() and scope.isprintable()]
+    if len(good) < len(scopes):
+        log.warning("scope-left-out", scopes=sorted(set(scopes) - set(good)), why="not printable ASCII")
+    return good

@@ -1,0 +1,149 @@
+"""Engine, sessions, UTC timestamps, SQLite's pragmas, and the schema's version.
+
+Nobody but `Database.reading` and `Database.writing` commits: leaving the block is the commit, an exception the
+roll-back.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import JSON, DateTime, Engine, create_engine, event
+from sqlalchemy.engine import Dialect, make_url
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.types import TypeDecorator
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+Session = AsyncSession
+
+
+def now() -> datetime:
+    """The present, aware and in UTC: the only clock of the service."""
+    return datetime.now(UTC)
+
+
+class Utc(TypeDecorator[datetime]):
+    """A point in time. SQLite gives naive datetimes back, whatever it was given; this makes them UTC again."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone: use database.now()")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+Json = JSON(none_as_null=True)
+"""A JSON column in which None is SQL's NULL."""
+
+
+class Database:
+    """One engine and its sessions."""
+
+    def __init__(self, url: str, pool: int = 10) -> None:
+        self.sqlite = url.startswith("sqlite")
+        if self.sqlite:
+            self.engine = create_async_engine(url, connect_args={"timeout": 30})
+            _prepare_sqlite(self.engine.sync_engine)
+        else:
+            self.engine = create_async_engine(url, pool_size=pool, max_overflow=0, pool_pre_ping=True)
+        self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """A session for reads; on SQLite it never waits for a writer."""
+        async with self._sessions() as session:
+            yield session
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncSession]:
+        """A session that commits when the block is left, and rolls back when it raises.
+
+        On SQLite it begins with BEGIN IMMEDIATE: a transaction that turns into a writer later fails with
+        "database is locked" instead of waiting.
+        """
+        async with self._sessions() as session, session.begin():
+            await session.connection(execution_options={"immediate": True})
+            yield session
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def pragmas(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # sqlite3 begins nothing by itself: `begin` below does
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        immediate = connection.get_execution_options().get("immediate")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+# --- the schema's version ----------------------------------------------------------------------------------------
+
+
+class SchemaBehindError(Exception):
+    """The database's schema is not the one this code was written for."""
+
+
+def _config(url: str) -> Config:
+    here = Path(__file__).parent
+    installed = here / "_alembic"  # in a wheel; in a checkout the migrations stand beside the package
+    config = Config()
+    config.set_main_option("script_location", str(installed if installed.is_dir() else here.parent / "alembic"))
+    config.attributes["url"] = url
+    return config
+
+
+def _sync(url: str) -> str:
+    return url.replace("sqlite+aiosqlite:", "sqlite:")
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the schema to `revision`. Two at once on PostgreSQL wait for each other (alembic/env.py holds a lock)."""
+    alembic.command.upgrade(_config(_sync(url)), revision)
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Take the schema back to `revision` (`base`: nothing is left)."""
+    alembic.command.downgrade(_config(_sync(url)), revision)
+
+
+def check_schema(url: str) -> None:
+    """Raise SchemaBehindError unless the database is at the newest migration."""
+    head = ScriptDirectory.from_config(_config(_sync(url))).get_current_head()
+    engine = create_engine(_sync(url), poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+    if current != head:
+        raise SchemaBehindError(
+            f"the database {make_url(url).render_as_string(hide_password=True)} is at schema {current or 'none'}, "
+            f"this release needs {head}: run `tc-treeherder db upgrade` first"
+        )
+
+
+async def check_schema_async(url: str) -> None:
+    await asyncio.to_thread(check_schema, url)

@@ -1,0 +1,75 @@
+"""The door: what strangers wrote is read here, and nothing behind it ever sees a lone surrogate, NUL or NaN.
+
+PostgreSQL refuses all three, strict encoders the first, JSON the last; none of them may stop a push.
+"""
+
+import json
+import math
+import re
+from typing import Any
+
+_UNSTORABLE = re.compile("[\ud800-\udfff\x00]")
+
+
+class NonsenseError(ValueError):
+    """Bytes that are no JSON; the message says where."""
+
+
+def visible(text: str) -> str:
+    r"""`text` with each lone surrogate and NUL written out as `\udce9`, `\u0000`."""
+    return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if _UNSTORABLE.search(text) else text
+
+
+def storable(value: Any) -> Any:
+    """`value`, parsed JSON or YAML, with everything that a database or JSON refuses made visible."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, dict):
+        return {visible(str(key)): storable(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def parse(raw: bytes) -> Any:
+    """Parse JSON from outside. Raises NonsenseError."""
+    try:
+        return storable(json.loads(raw.decode()))
+    except (ValueError, RecursionError) as error:
+        raise NonsenseError(f"not JSON: {visible(str(error))}") from None
+
+
+_BETWEEN = re.compile(r"[\s,:]*")
+
+
+def originals(raw: bytes, key: str) -> list[bytes]:
+    """The bytes of each element of the list `key` of a JSON object, as they came: for dead letters.
+
+    `raw` was parsed before, so it is an object whose `key` is a list.
+    """
+    text = raw.decode()
+    scan = json.JSONDecoder().raw_decode
+
+    def after(at: int) -> int:
+        between = _BETWEEN.match(text, at)
+        return between.end() if between else at
+
+    found: list[bytes] = []
+    at = after(text.index("{") + 1)
+    while text[at] != "}":
+        name, at = scan(text, at)
+        at = after(at)
+        if name != key:
+            _, at = scan(text, at)
+            at = after(at)
+            continue
+        found, at = [], after(at + 1)
+        while text[at] != "]":
+            start = at
+            _, at = scan(text, at)
+            found.append(text[start:at].encode())
+            at = after(at)
+        at = after(at + 1)
+    return found

@@ -1,0 +1,91 @@
+"""Every error that this service designs, and how an API error reaches the caller.
+
+Problem            an answer of our API (application/problem+json, RFC 9457)
+UpstreamError      one of the systems we talk to did not do what we asked
+  Unavailable        ...now: try again later
+  Refusal            ...for good: the same request will be refused again
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from service.door import storable
+
+log = structlog.get_logger()
+
+
+class Problem(Exception):
+    """An error that the caller gets to read: what is wrong, with which value, and what to do."""
+
+    def __init__(
+        self, status: int, title: str, detail: str, headers: dict[str, str] | None = None, **more: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.title, self.detail, self.headers, self.more = status, title, detail, headers, more
+
+
+class UpstreamError(Exception):
+    """`system` is hg, taskcluster, treeherder or pulse."""
+
+    def __init__(self, system: str, message: str) -> None:
+        super().__init__(message)
+        self.system = system
+
+
+class Unavailable(UpstreamError):
+    """The upstream cannot do it now. `retry_after` is what it asked us to wait, if it did."""
+
+    def __init__(self, system: str, message: str, retry_after: timedelta | None = None) -> None:
+        super().__init__(system, message)
+        self.retry_after = retry_after
+
+
+class Refusal(UpstreamError):
+    """The upstream will not do it, however often it is asked. `status` is HTTP's."""
+
+    def __init__(self, system: str, message: str, status: int) -> None:
+        super().__init__(system, message)
+        self.status = status
+
+
+def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+    return JSONResponse(
+        storable({"type": "about:blank", "title": title, "status": status, "detail": detail, **more}),
+        status_code=status,
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem+json."""
+
+    @app.exception_handler(Problem)
+    async def _problem(request: Request, error: Problem) -> Response:
+        return problem(error.status, error.title, error.detail, error.headers, **error.more)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        errors = [{"at": ".".join(str(part) for part in e["loc"]), "message": e["msg"]} for e in error.errors()]
+        detail = "; ".join(f"{e['at']}: {e['message']}" for e in errors)
+        return problem(422, "Invalid request", detail, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"there is nothing at {request.url.path}; /docs lists what is"
+        return problem(error.status_code, "Request failed", detail, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def _bug(request: Request, error: Exception) -> Response:
+        log.error("request-failed", path=request.url.path, exc_info=error)
+        return problem(
+            500, "Internal error", "this is a bug or the database is away; the log has the cause. Try again."
+        )

@@ -1,0 +1,162 @@
+"""A task's definition: what may be in it, and what the queue makes of what is left out.
+
+The rules are those of the queue's create-task-request schema; the tests hold this model against it.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+SLUGID = r"^[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]$"
+
+MAX_BODY = 10 * 1024 * 1024
+"""The queue answers 500 to a larger body, and always will."""
+
+MAX_LIFE = timedelta(days=5)
+"""From `created` to `deadline`."""
+
+SlugId = Annotated[str, Field(pattern=SLUGID)]
+DATES = ("created", "deadline", "expires")
+
+
+class Metadata(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(max_length=255)
+    description: str = Field(max_length=32_768)
+    owner: str = Field(max_length=255)
+    source: str = Field(max_length=4096, pattern=r"^(https?://|ssh://|git@)")
+
+
+class TaskDefinition(BaseModel):
+    """A definition as `createTask` takes it. Dates stay the texts they are: the queue compares them as such."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    taskQueueId: str | None = Field(None, pattern=r"^[a-zA-Z0-9-_]{1,38}/[a-z]([-a-z0-9]{0,36}[a-z0-9])?$")  # noqa: N815 - the queue's names
+    provisionerId: str | None = Field(None, pattern=r"^[a-zA-Z0-9-_]{1,38}$")  # noqa: N815 - likewise
+    workerType: str | None = Field(None, pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$")  # noqa: N815 - likewise
+    schedulerId: str = Field("-", pattern=r"^[a-zA-Z0-9-_]{1,38}$")  # noqa: N815 - likewise
+    projectId: str = Field("none", min_length=1, max_length=500, pattern=r"^[a-zA-Z0-9._/-]*$")  # noqa: N815 - likewise
+    taskGroupId: SlugId | None = None  # noqa: N815 - likewise
+    dependencies: list[SlugId] = Field([], max_length=10_000)
+    requires: Literal["all-completed", "all-resolved"] = "all-completed"
+    routes: list[Annotated[str, Field(min_length=1, max_length=249)]] = Field([], max_length=64)
+    priority: Literal["highest", "very-high", "high", "medium", "low", "very-low", "lowest"] = "lowest"
+    retries: int = Field(5, ge=0, le=49)
+    created: str
+    deadline: str
+    expires: str | None = None
+    scopes: list[Annotated[str, Field(pattern=r"^[ -~]*$")]] = []
+    payload: dict[str, Any]
+    metadata: Metadata
+    tags: dict[str, Annotated[str, Field(max_length=4096)]] = {}
+    extra: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _together(self) -> "TaskDefinition":
+        nulls = [name for name in self.model_fields_set if getattr(self, name) is None]
+        if nulls:
+            raise ValueError(f"{', '.join(sorted(nulls))} is null: leave it out")
+        if self.taskQueueId is None and not (self.provisionerId and self.workerType):
+            raise ValueError("it needs taskQueueId, or provisionerId and workerType")
+        for name in ("dependencies", "routes"):
+            items = getattr(self, name)
+            if len(set(items)) < len(items):
+                raise ValueError(f"{name} names something twice")
+        created, deadline = date(self.created), date(self.deadline)
+        if not timedelta() <= deadline - created <= MAX_LIFE:
+            raise ValueError(f"deadline {self.deadline} must be within 5 days after created {self.created}")
+        if self.expires is not None and date(self.expires) < deadline:
+            raise ValueError(f"expires {self.expires} is before deadline {self.deadline}")
+        return self
+
+
+_DATE: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
+
+
+def date(text: str) -> datetime:
+    """A date of a definition. Raises ValueError."""
+    try:
+        return _DATE.validate_python(text).astimezone(UTC)
+    except ValidationError:
+        raise ValueError(f"{text!r} is no date-time such as 2030-01-31T00:00:00.000Z") from None
+
+
+def stamp(at: datetime) -> str:
+    """A date as Taskcluster writes it: milliseconds and Z."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+def complete(task_id: str, definition: dict[str, Any]) -> dict[str, Any]:
+    """`definition` as the queue will store it, so that what stands there under our id can be compared with our plan.
+
+    Raises pydantic's ValidationError.
+    """
+    task = TaskDefinition.model_validate(definition)
+    left_out = set(TaskDefinition.model_fields) - task.model_fields_set
+    whole = {**task.model_dump(include=left_out, exclude_none=True), **definition}
+    if task.taskQueueId is None:
+        whole["taskQueueId"] = f"{task.provisionerId}/{task.workerType}"
+    else:
+        whole["provisionerId"], whole["workerType"] = task.taskQueueId.split("/", 1)
+    whole.setdefault("taskGroupId", task_id)
+    if task.expires is None:
+        whole["expires"] = stamp(_year_after(date(task.deadline)))
+    return whole
+
+
+def _year_after(at: datetime) -> datetime:
+    try:
+        return at.replace(year=at.year + 1)
+    except ValueError:  # the 29th of February; JavaScript's Date goes on to the 1st of March
+        return at.replace(year=at.year + 1, month=3, day=1)
+
+
+def differences(plan: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """The keys in which what stands in Taskcluster is not our plan; dates and priority aside, which others may move."""
+    aside = {*DATES, "priority"}
+    return sorted(
+        key for key in plan.keys() | there.keys() if key not in aside and _ours(key, plan) != _ours(key, there)
+    )
+
+
+def _ours(key: str, definition: dict[str, Any]) -> Any:
+    value = definition.get(key)
+    return _without_artifact_dates(value) if key == "payload" else value
+
+
+def _without_artifact_dates(payload: Any) -> Any:
+    return _each_artifact(payload, lambda artifact: {k: v for k, v in artifact.items() if k != "expires"})
+
+
+def _each_artifact(payload: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """`payload` with `change` made to each artifact; workers take them as a mapping by name, or as a list."""
+    artifacts = payload.get("artifacts") if isinstance(payload, dict) else None
+    if isinstance(artifacts, dict):
+        changed: Any = {name: change(item) if isinstance(item, dict) else item for name, item in artifacts.items()}
+    elif isinstance(artifacts, list):
+        changed = [change(item) if isinstance(item, dict) else item for item in artifacts]
+    else:
+        return payload
+    return {**payload, "artifacts": changed}
+
+
+def move(definition: dict[str, Any], delta: timedelta) -> dict[str, Any]:
+    """`definition` with all its dates moved by `delta`: created, deadline, expires and payload.artifacts.*.expires."""
+    moved = dict(definition)
+    for name in DATES:
+        moved[name] = stamp(date(moved[name]) + delta)
+    moved["payload"] = _each_artifact(moved["payload"], lambda artifact: _moved_artifact(artifact, delta))
+    return moved
+
+
+def _moved_artifact(artifact: dict[str, Any], delta: timedelta) -> dict[str, Any]:
+    if not isinstance(artifact.get("expires"), str):
+        return artifact
+    try:
+        return {**artifact, "expires": stamp(date(artifact["expires"]) + delta)}
+    except ValueError:
+        return artifact  # no date: the worker's business, as it was

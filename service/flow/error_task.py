@@ -1,0 +1,39 @@
+"""The task that shows a pusher, on the push, why there is no graph.
+
+A JSON-e template of the settings (`error_task`); this is its default. It runs on the built-in queue that fails every
+task at once, so it needs no worker, no secrets and no image. Context: `push`, `repository`, `error`, `environments`
+(route prefixes), `now`, `taskcluster_root_url`, `ownTaskId`.
+"""
+
+from typing import Any
+
+DEFAULT_ERROR_TASK: dict[str, Any] = {
+    "taskQueueId": "built-in/fail",
+    "schedulerId": "tc-treeherder",
+    "created": {"$fromNow": ""},
+    "deadline": {"$fromNow": "1 day"},
+    "expires": {"$fromNow": "90 days"},
+    "retries": 0,
+    "routes": {
+        "$map": {"$eval": "environments"},
+        "each(prefix)": "${prefix}.v2.${repository.project}.${push.revision}.${push.pushlog_id}",
+    },
+    "payload": {},
+    "metadata": {
+        "name": "taskcluster.yml error",
+        "description": "No task graph was created for this push:\n\n${error}",
+        "owner": "${push.owner}",
+        "source": "${repository.url}/file/${push.revision}/.taskcluster.yml",
+    },
+    "extra": {
+        "error": "${error}",
+        "treeherder": {
+            "symbol": "D",
+            "groupSymbol": "?",
+            "jobKind": "other",
+            "tier": 1,
+            "machine": {"platform": "taskcluster-decision"},
+            "labels": ["opt"],
+        },
+    },
+}

@@ -1,0 +1,226 @@
+"""Which repository is asked next, and what its answer means.
+
+The service leases due repositories to listeners: each is polled once an interval however many listeners run, a host's
+request budget holds for all of them together, and a listener that dies keeps nothing.
+"""
+
+import random
+from collections import Counter
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import func
+from sqlmodel import col, or_, select
+
+from events import LeasedRepository, PollResult
+from service import budget
+from service.database import Session, now
+from service.flow.push import suspect_reset
+from service.models import Push, Repository
+from service.settings import PollSettings
+
+log = structlog.get_logger()
+
+BUSY = timedelta(hours=1)
+"""A repository that was pushed to within this time comes first."""
+
+BUSY_TURNS = 3
+"""...by so many intervals; an idle one that has waited longer goes before it, so that none starves."""
+
+TAG_AGE = timedelta(seconds=3)
+"""An ETag is the change time in whole seconds; a younger one can hide a second push in that same second for ever."""
+
+
+async def report(session: Session, settings: PollSettings, results: list[PollResult]) -> None:
+    """Write down how leased polls went."""
+    aliases = {result.repository for result in results}
+    repositories = await session.exec(
+        select(Repository)
+        .where(col(Repository.alias).in_(aliases), col(Repository.deleted_at).is_(None))
+        .order_by(col(Repository.id))
+        .with_for_update()
+    )
+    by_alias = {repository.alias: repository for repository in repositories}
+    extra: Counter[str] = Counter()
+    for result in results:
+        repository = by_alias.get(result.repository)
+        if repository is None or repository.lease != result.lease:
+            continue  # deleted, or leased to somebody else since
+        extra[repository.host] += max(result.requests - 1, 0)  # the first was taken with the lease
+        await _report(session, settings, repository, result)
+    for host, requests in sorted(extra.items()):
+        if requests:
+            await budget.charge(session, f"hg {host}", now(), settings.max_requests_per_host, requests)
+
+
+async def _report(session: Session, settings: PollSettings, repository: Repository, result: PollResult) -> None:
+    at = now()
+    repository.leased_until = None
+    repository.last_polled_at = at
+    if result.outcome == "failed":
+        repository.poll_failures += 1
+        repository.poll_error = result.error or "the listener gave no reason"
+        wait = min(settings.interval * 2 ** min(repository.poll_failures, 20), settings.max_backoff)
+        _due(settings, repository, at + wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
+        log.warning(
+            "poll-failed", repository=repository.alias, error=repository.poll_error, again_in=wait.total_seconds()
+        )
+        return
+
+    if repository.poll_error:
+        log.info("poll-recovered", repository=repository.alias, failures=repository.poll_failures)
+    repository.poll_error, repository.poll_failures = None, 0
+    if result.more:
+        _due(settings, repository, at)
+    elif result.seconds > settings.interval.total_seconds():
+        _due(settings, repository, at + timedelta(seconds=result.seconds))  # a slow one backs off by itself
+    if result.outcome == "listed":
+        repository.last_full_poll_at = at
+        repository.etag = _reliable(result)
+        if await _looks_reset(session, repository, result):
+            await _reset_when_certain(settings, repository, at)
+            return
+        if repository.last_changeset is None and result.at_cursor:
+            repository.last_changeset = result.at_cursor
+    repository.reset_suspicions, repository.reset_suspected_at = 0, None
+    repository.last_good_poll_at = at
+
+
+def _reliable(result: PollResult) -> str | None:
+    """The ETag, if it can be relied on: hgweb's is `W/"<change time, epoch seconds>"`."""
+    digits = (result.etag or "").removeprefix("W/").strip('"')
+    if not digits.isascii() or not digits.isdigit() or result.date is None:
+        return None
+    age = result.date.timestamp() - int(digits)
+    return result.etag if age >= TAG_AGE.total_seconds() else None
+
+
+async def _looks_reset(session: Session, repository: Repository, result: PollResult) -> bool:
+    """Whether this answer can only come from a repository that was made anew. A strip does not look so:
+
+    `lastpushid` stays, and what is left of the push at the cursor was in it before.
+    """
+    if result.lastpushid is not None and result.lastpushid < repository.last_push_id:
+        suspect_reset(repository, f"lastpushid is {result.lastpushid}, below the cursor {repository.last_push_id}")
+        return True
+    if result.moved and result.at_cursor and repository.last_changeset:
+        stored = await session.exec(
+            select(Push.nodes).where(
+                Push.repository_id == repository.id,
+                Push.generation == repository.generation,
+                Push.push_id == repository.last_push_id,
+            )
+        )
+        if result.at_cursor not in (stored.first() or []):
+            why = f"push {repository.last_push_id} was {repository.last_changeset}, is now {result.at_cursor}"
+            suspect_reset(repository, why)
+            return True
+    return False
+
+
+async def _reset_when_certain(settings: PollSettings, repository: Repository, at: datetime) -> None:
+    """Believe a reset that several polls saw over a while: one mirror that lags is contradicted by the others."""
+    since = repository.reset_suspected_at or at
+    if repository.reset_suspicions < settings.reset_polls or at - since < settings.reset_after:
+        return
+    log.warning(
+        "repository-reset",
+        repository=repository.alias,
+        old_cursor=repository.last_push_id,
+        new_generation=repository.generation + 1,
+        pushes_only_recorded_before=str(repository.last_good_poll_at),
+    )
+    reset(repository, last_push_id=0, record_before=repository.last_good_poll_at)
+
+
+def reset(repository: Repository, last_push_id: int, record_before: datetime | None) -> None:
+    """Begin a new generation: push ids start anew, and so do the ids of their tasks.
+
+    The caller holds the row's lock and has compared generation and cursor, so it happens once.
+    """
+    repository.generation += 1
+    repository.last_push_id, repository.last_changeset = last_push_id, None
+    repository.record_before = record_before
+    repository.etag = None
+    repository.reset_suspicions, repository.reset_suspected_at = 0, None
+    repository.leased_until = None
+    repository.lease += 1  # whoever polls it now polls the old one
+    repository.due_at = repository.turn = now()
+
+
+def _due(settings: PollSettings, repository: Repository, at: datetime) -> None:
+    busy = repository.last_push_at is not None and now() - repository.last_push_at < BUSY
+    repository.due_at = at
+    repository.turn = at - settings.interval * BUSY_TURNS if busy else at
+
+
+async def any_due(session: Session) -> bool:
+    """Whether it is worth to take locks; it reads only."""
+    at = now()
+    due = await session.exec(
+        select(Repository.id)
+        .where(
+            col(Repository.due_at) <= at,
+            or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= at),
+            col(Repository.enabled).is_(True),
+            col(Repository.deleted_at).is_(None),
+        )
+        .limit(1)
+    )
+    return due.first() is not None
+
+
+async def lease(session: Session, settings: PollSettings, hosts: list[str], limit: int) -> list[LeasedRepository]:
+    """Lease up to `limit` due repositories, as far as the budgets of their hosts go."""
+    leased: list[LeasedRepository] = []
+    for host in sorted(hosts):  # sorted: two replicas lock the budgets in one order
+        if len(leased) < limit:
+            leased += await _lease(session, settings, host, limit - len(leased))
+    return leased
+
+
+async def _lease(session: Session, settings: PollSettings, host: str, limit: int) -> list[LeasedRepository]:
+    at = now()
+    due = or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= at)
+    ours = (Repository.host == host, col(Repository.enabled).is_(True), col(Repository.deleted_at).is_(None))
+    first = await session.exec(select(Repository.id).where(*ours, due, col(Repository.due_at) <= at).limit(1))
+    if first.first() is None:
+        return []
+    rate = settings.max_requests_per_host
+    given = await budget.take(session, f"hg {host}", at, rate, 0, rate)  # locks the host's bucket
+    polling = await session.exec(
+        select(func.count()).select_from(Repository).where(*ours, col(Repository.leased_until) > at)
+    )
+    limit = min(limit, settings.at_a_time - polling.one())
+    given = await budget.take(session, f"hg {host}", at, rate, max(limit, 0), rate)
+    if given < 1:
+        return []
+    repositories = await session.exec(
+        select(Repository)
+        .where(*ours, due, col(Repository.due_at) <= at)
+        .order_by(col(Repository.turn), col(Repository.id))
+        .limit(int(given))
+        .with_for_update(skip_locked=True)
+    )
+    leases = [_leased(settings, repository, at) for repository in repositories]
+    await budget.charge(session, f"hg {host}", at, rate, len(leases) - given)  # what was taken too much
+    return leases
+
+
+def _leased(settings: PollSettings, repository: Repository, at: datetime) -> LeasedRepository:
+    repository.lease += 1
+    repository.leased_until = at + settings.lease
+    _due(settings, repository, at + settings.interval * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, no secret
+    listed = repository.last_full_poll_at
+    fresh = listed is not None and at - listed < settings.full_every
+    return LeasedRepository(
+        repository=repository.alias,
+        lease=repository.lease,
+        url=repository.url,
+        host=repository.host,
+        generation=repository.generation,
+        cursor=repository.last_push_id,
+        last_changeset=repository.last_changeset,
+        etag=repository.etag if fresh else None,
+        seconds=settings.lease.total_seconds(),
+    )

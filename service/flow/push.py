@@ -1,0 +1,166 @@
+"""A pushlog entry becomes a stored push, with the steps that are to be done for it."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+from sqlalchemy import insert
+from sqlmodel import col, select
+
+from events import MAX_CHANGESETS_IN_FULL, Changeset, OversizedPush, PushEvent, Verdict
+from service.database import Session, now
+from service.models import DeadLetter, Push, PushStep, Repository, State, StepKind
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+
+def revision_hash(changesets: Iterable[Changeset]) -> str:
+    """SHA-1 over node and branch of every changeset in order: Treeherder's key of a resultset."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    for changeset in changesets:
+        digest.update(changeset.node.encode())
+        digest.update(changeset.branch.encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class _Arrivals:
+    """What came for one repository in a batch."""
+
+    repository: Repository
+    known: dict[int, Push]
+    fresh: list[Push] = field(default_factory=list)
+
+
+async def store(session: Session, settings: Settings, events: list[PushEvent | OversizedPush]) -> list[Verdict]:
+    """Store what is new of `events`, in the caller's transaction, and give a verdict for each.
+
+    A push of the present generation is always stored. The cursor moves only for events that were listed from it or
+    from before it (`since`), so that a push which came by another way skips nothing.
+    """
+    arrivals = await _arrivals(session, events)
+    verdicts = [_judge(session, arrivals.get(event.repository), event) for event in events]
+    await _insert(session, settings, list(arrivals.values()))
+    for verdict in verdicts:
+        if verdict.repository in arrivals:
+            repository = arrivals[verdict.repository].repository
+            verdict.cursor, verdict.generation = repository.last_push_id, repository.generation
+    return verdicts
+
+
+async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -> dict[str, _Arrivals]:
+    """The repositories of a batch, locked in the order of their ids, so that two batches never wait in a circle."""
+    aliases = {event.repository for event in events}
+    repositories = await session.exec(
+        select(Repository)
+        .where(col(Repository.alias).in_(aliases), col(Repository.deleted_at).is_(None))
+        .order_by(col(Repository.id))
+        .with_for_update()
+    )
+    arrivals = {repository.alias: _Arrivals(repository, {}) for repository in repositories}
+    for arrival in arrivals.values():
+        repository = arrival.repository
+        ids = {
+            event.push.id for event in events if isinstance(event, PushEvent) and event.repository == repository.alias
+        }
+        known = await session.exec(
+            select(Push).where(
+                Push.repository_id == repository.id,
+                Push.generation == repository.generation,
+                col(Push.push_id).in_(ids),
+            )
+        )
+        arrival.known = {push.push_id: push for push in known}
+    return arrivals
+
+
+def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | OversizedPush) -> Verdict:
+    if arrival is None:
+        return Verdict(verdict="rejected", reason=f"no repository {event.repository} is monitored: add it first")
+    repository = arrival.repository
+    if event.generation != repository.generation:
+        reason = (
+            f"listed from generation {event.generation}, {repository.alias} is at {repository.generation}: list again"
+        )
+        return Verdict(verdict="rejected", repository=repository.alias, reason=reason)
+    if isinstance(event, OversizedPush):
+        subject = f"{repository.alias}, push {event.push_id}"
+        session.add(DeadLetter(kind="push-event", subject=subject, reason=event.reason, payload=_json(event)))
+        _advance(repository, event.since, event.push_id, None)
+        return Verdict(verdict="accepted", repository=repository.alias, reason="kept as a dead letter: too large")
+
+    entry = event.push
+    revision = entry.changesets[-1].node if entry.changesets else None
+    if known := arrival.known.get(entry.id):
+        nodes = {changeset.node for changeset in entry.changesets}
+        if nodes and known.nodes and not nodes & set(known.nodes):
+            suspect_reset(repository, f"push {entry.id} was {known.revision}, is now {revision}")
+            reason = f"push {entry.id} is known with revision {known.revision}: the repository may have been reset"
+            return Verdict(verdict="rejected", repository=repository.alias, reason=reason)
+        _advance(repository, event.since, entry.id, known.revision)
+        return Verdict(verdict="duplicate", repository=repository.alias)
+
+    push = Push(
+        repository_id=repository.id or 0,
+        generation=repository.generation,
+        push_id=entry.id,
+        user=entry.user,
+        date=datetime.fromtimestamp(entry.date, UTC),
+        revision=revision,
+        revision_hash=revision_hash(entry.changesets),
+        changesets=[c.model_dump(exclude_none=True) for c in entry.changesets[-MAX_CHANGESETS_IN_FULL:]],
+        nodes=[c.node for c in entry.changesets],
+    )
+    arrival.known[entry.id] = push
+    arrival.fresh.append(push)
+    repository.last_push_at = now()
+    _advance(repository, event.since, entry.id, revision)
+    return Verdict(verdict="accepted", repository=repository.alias)
+
+
+def _json(event: OversizedPush) -> bytes:
+    return event.model_dump_json().encode()
+
+
+def _advance(repository: Repository, since: int, push_id: int, revision: str | None) -> None:
+    if since <= repository.last_push_id < push_id:
+        repository.last_push_id, repository.last_changeset = push_id, revision
+
+
+def suspect_reset(repository: Repository, why: str) -> None:
+    """Count a sign that the repository was reset; `poll` decides when there were enough of them."""
+    repository.reset_suspicions += 1
+    repository.reset_suspected_at = repository.reset_suspected_at or now()
+    log.warning("reset-suspected", repository=repository.alias, why=why, times=repository.reset_suspicions)
+
+
+async def _insert(session: Session, settings: Settings, arrivals: list[_Arrivals]) -> None:
+    fresh = [(arrival.repository, push) for arrival in arrivals for push in arrival.fresh]
+    if not fresh:
+        return
+    session.add_all([push for _, push in fresh])
+    await session.flush()
+    steps = [step for repository, push in fresh for step in _steps(settings, repository, push)]
+    if steps:
+        await session.exec(insert(PushStep), params=steps)
+    for repository, push in fresh:
+        log.info("push-stored", repository=repository.alias, push=push.push_id, revision=push.revision)
+
+
+def _steps(settings: Settings, repository: Repository, push: Push) -> list[dict[str, object]]:
+    steps = [
+        {"kind": StepKind.RESULTSET, "environment": prefix, "lane": f"resultset {prefix}"}
+        for prefix, environment in settings.environments.items()
+        if environment.pushes != "off" and (repository.environments is None or prefix in repository.environments)
+    ]
+    steps.append({"kind": StepKind.GRAPH, "environment": "", "lane": f"graph {repository.host}"})
+    at = now()
+    todo: dict[str, object] = {"state": State.PENDING, "due_at": at, "error": None, "done_at": None}
+    if repository.record_before is not None and push.date <= repository.record_before:
+        reason = "pushed before the repository was reset: recorded only"
+        todo = {"state": State.SKIPPED, "due_at": None, "error": reason, "done_at": at}
+    common = {"push_id": push.id, "since": at, "lease": 0, "attempts": 0, "plan_attempt": 0}
+    return [{**common, **todo, **step} for step in steps]

@@ -1,0 +1,74 @@
+"""A push becomes a Treeherder resultset."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlmodel import col, select
+
+from events import MAX_CHANGESETS_IN_FULL
+from service.clients.treeherder import hgpushes_message
+from service.database import Session
+from service.errors import Refusal
+from service.models import Push, PushStep, Repository, State
+from service.parts import Parts
+from service.work import Hold
+
+MAX_AUTHOR = 150
+
+
+async def push_of(session: Session, step: PushStep) -> tuple[Push, Repository]:
+    """The push that a step belongs to, and its repository."""
+    found = await session.exec(
+        select(Push, Repository).where(Push.id == step.push_id, col(Repository.id) == Push.repository_id)
+    )
+    push, repository = found.one()
+    return push, repository
+
+
+def resultset_of(push: Push, repository: Repository) -> dict[str, Any]:
+    """The resultset in the form of Treeherder's REST submission."""
+    return {
+        "revision": push.revision,
+        "revision_hash": push.revision_hash,
+        "push_timestamp": int(push.date.timestamp()),
+        "author": push.user[:MAX_AUTHOR],
+        "type": "push",
+        "active_status": "active",
+        "revisions": [
+            {
+                "revision": changeset["node"],
+                "author": changeset.get("author") or push.user,
+                "comment": changeset.get("desc") or "",
+                "files": changeset.get("files") or [],
+                "branch": changeset["branch"],
+                "repository": repository.alias,
+            }
+            for changeset in push.changesets[-MAX_CHANGESETS_IN_FULL:]
+        ],
+    }
+
+
+async def run(parts: Parts, hold: Hold[PushStep]) -> None:
+    """Post or announce the push in the step's environment."""
+    async with parts.database.reading() as session:
+        push, repository = await push_of(session, hold.item)
+    prefix = hold.item.environment
+    environment = parts.settings.environments.get(prefix)
+    if environment is None or environment.pushes == "off":
+        await hold.finish(State.SKIPPED, f"environment {prefix} takes no pushes by the present settings")
+        return
+    if push.revision is None:
+        await hold.finish(State.SKIPPED, "no changesets are left of this push")
+        return
+    try:
+        if environment.pushes == "rest":
+            await parts.treeherders[prefix].post_resultset(repository.alias, resultset_of(push, repository))
+        else:
+            assert parts.publisher is not None, "the settings require pulse.url"
+            path = urlsplit(repository.url).path.strip("/")
+            message = hgpushes_message(repository.url, path, push.push_id, push.user, push.date, push.revision)
+            await parts.publisher.publish("v1/hgpushes", path, message)
+    except Refusal as refusal:
+        await hold.finish(State.FAILED, str(refusal))
+        return
+    await hold.finish(State.DONE)

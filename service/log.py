@@ -1,0 +1,69 @@
+"""Logs as data: mozlog JSON in production, readable on a terminal. Event names are static, identifiers are fields."""
+
+import logging
+import os
+import socket
+import sys
+from typing import Any
+
+import structlog
+
+_SEVERITY = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
+
+
+def _mozlog(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Mozilla's logging envelope, version 2.0."""
+    level = event.pop("level", "info")
+    return {
+        "Timestamp": event.pop("timestamp_ns"),
+        "Type": event.pop("event"),
+        "Logger": "tc-treeherder",
+        "Hostname": socket.gethostname(),
+        "EnvVersion": "2.0",
+        "Severity": _SEVERITY.get(level, 6),
+        "Pid": os.getpid(),
+        "Fields": event,
+    }
+
+
+def _nanoseconds(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    import time  # noqa: PLC0415 - used here alone
+
+    event["timestamp_ns"] = time.time_ns()
+    return event
+
+
+def configure(level: str, as_json: bool | None) -> None:
+    """Set up structlog and make the standard library's loggers speak through it. `as_json` None: not on a terminal."""
+    if as_json is None:
+        as_json = not sys.stderr.isatty()
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+    ]
+    if as_json:
+        shared += [_nanoseconds, structlog.processors.format_exc_info]
+        last: list[Any] = [_mozlog, structlog.processors.JSONRenderer(default=str)]
+    else:
+        shared.append(structlog.processors.TimeStamper("%H:%M:%S.%f", utc=False))
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    # these print requests with their headers, or every step of a connection
+    for chatty in ("httpx", "httpcore", "pika", "taskcluster", "aiohttp", "mohawk", "asyncio", "alembic", "aiosqlite"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

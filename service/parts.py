@@ -1,0 +1,65 @@
+"""What a step of the flow works with: one `Parts` a process, made in the app's lifespan."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+from sqlmodel import select
+
+from service.clients.hg import Hg, HttpHg
+from service.clients.pulse import Publisher, PulsePublisher
+from service.clients.taskcluster import Queue, TaskclusterQueue
+from service.clients.treeherder import RestTreeherder, Treeherder
+from service.database import Database
+from service.flow.ids import make_secret
+from service.models import Secret
+from service.render import Renderer
+from service.settings import Settings
+
+
+@dataclass
+class Parts:
+    settings: Settings
+    database: Database
+    hg: Hg
+    queue: Queue
+    treeherders: Mapping[str, Treeherder]  # by route prefix; those that take resultsets over REST
+    publisher: Publisher | None
+    renderer: Renderer
+    secret: bytes  # the key behind derived task ids
+
+
+@asynccontextmanager
+async def parts(settings: Settings, database: Database) -> AsyncIterator[Parts]:
+    """The real parts, closed again in reverse order."""
+    async with AsyncExitStack() as stack:
+        hg = HttpHg(settings)
+        stack.push_async_callback(hg.close)
+        queue = TaskclusterQueue(settings.taskcluster)
+        stack.push_async_callback(queue.close)
+        http = await stack.enter_async_context(httpx.AsyncClient(headers={"User-Agent": "tc-treeherder"}))
+        publisher = None
+        if settings.pulse.url is not None:
+            publisher = PulsePublisher(settings.pulse)
+            stack.push_async_callback(publisher.close)
+        renderer = Renderer(settings.render)
+        stack.push_async_callback(renderer.close)
+        treeherders = {
+            prefix: RestTreeherder(environment, http)
+            for prefix, environment in settings.environments.items()
+            if environment.pushes == "rest"
+        }
+        yield Parts(settings, database, hg, queue, treeherders, publisher, renderer, await _secret(database))
+
+
+async def _secret(database: Database) -> bytes:
+    """The deployment's secret: made once, by whichever replica comes first."""
+    async with database.reading() as session:
+        found = await session.get(Secret, "task-ids")
+    if found is None:
+        async with database.writing() as session:
+            await make_secret(session, "task-ids")
+        async with database.reading() as session:
+            found = (await session.exec(select(Secret).where(Secret.name == "task-ids"))).one()
+    return found.value

@@ -1,0 +1,162 @@
+"""What goes over the API. Never a table model: those do not validate, and hold what is nobody's business."""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from events import Alias, PushId
+from service.models import State
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
+
+
+def _storable(text: str) -> str:
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("it holds a NUL or half of a surrogate pair, which cannot be stored")
+    return text
+
+
+Text = Annotated[str, Field(max_length=1_000), AfterValidator(_storable)]
+Scope = Annotated[str, Field(min_length=1, max_length=1_000, pattern=r"^[ -~]+$")]
+Level = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1, 2, 3, or a name such as nss")]
+Prefix = Annotated[str, Field(max_length=100), AfterValidator(_storable)]
+
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[T]):
+    """Some of a list. `next` goes into `after` for the following ones; null: there are no more."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class RepositoryChange(Schema):
+    """JSON Merge Patch: what is not named stays."""
+
+    level: Level = "1"
+    scopes: list[Scope] | None = Field(None, description="null: assume:repo:<host>/<path>:branch:default")
+    contains: Text | None = Field(None, description="a push gets a graph only if its tip's message contains this")
+    graph: bool = Field(True, description="create task graphs")
+    environments: list[Prefix] | None = Field(None, description="route prefixes; null: all")
+    enabled: bool = Field(True, description="false: it is not polled")
+
+
+class RepositoryPatch(RepositoryChange):
+    @model_validator(mode="before")
+    @classmethod
+    def _immutable(cls, patch: Any) -> Any:
+        named = sorted({"alias", "url", "last_push_id"} & patch.keys()) if isinstance(patch, dict) else []
+        if named:
+            raise ValueError(f"{', '.join(named)} cannot be changed: delete and add anew, or reset for the cursor")
+        return patch
+
+
+class RepositoryCreate(RepositoryChange):
+    alias: Alias = Field(examples=["mozilla-central"])
+    url: Text = Field(
+        description="https; its host must be among allowed_hosts", examples=["https://hg.mozilla.org/mozilla-central"]
+    )
+    last_push_id: PushId | None = Field(None, description="where to begin; null: at the pushlog's present end")
+
+
+class RepositoryRead(Schema):
+    alias: str
+    url: str
+    level: str
+    scopes: list[str]
+    contains: str | None
+    graph: bool
+    environments: list[str] | None
+    enabled: bool
+    last_push_id: int = Field(description="the cursor: the newest push that was taken in")
+    last_changeset: str | None = Field(description="the tip of that push")
+    generation: int = Field(description="goes up when the repository was reset")
+    created_at: datetime
+    last_polled_at: datetime | None
+    last_good_poll_at: datetime | None
+    poll_error: str | None = Field(description="what was wrong with the last poll")
+    poll_failures: int = Field(description="polls in a row that failed")
+    reset_suspected_at: datetime | None
+
+
+class Reset(Schema):
+    last_push_id: PushId | None = Field(None, description="the new cursor; null: the pushlog's present end")
+
+
+class ResultsetRead(Schema):
+    environment: str
+    state: State
+    attempts: int
+    error: str | None = Field(description="the last failure, or why it was skipped")
+    at: datetime | None = Field(description="when it ended")
+    next_attempt_at: datetime | None = None
+
+
+class TaskRead(Schema):
+    task_id: str
+    name: str
+    created: bool
+
+
+class GraphRead(Schema):
+    state: Literal["pending", "created", "skipped", "failed"]
+    reason: str | None = Field(description="the last failure, or why there is no graph")
+    attempts: int
+    at: datetime | None
+    next_attempt_at: datetime | None = None
+    error_task: str | None = Field(description="the task that shows the reason on the push")
+    tasks: list[TaskRead]
+
+
+class ChangesetRead(BaseModel):
+    """A changeset; only the last 200 of a push are kept in full."""
+
+    node: str
+    branch: str | None = None
+    author: str | None = None
+    desc: str | None = None
+    parents: list[str] | None = None
+    files: list[str] | None = None
+    files_count: int | None = None
+
+
+class PushSummary(Schema):
+    repository: str
+    push_id: int
+    generation: int
+    user: str
+    date: datetime
+    revision: str | None
+    revision_hash: str
+    noticed_at: datetime
+    resultsets: list[ResultsetRead]
+    graph: GraphRead | None
+
+
+class PushRead(PushSummary):
+    changesets_count: int
+    changesets: list[ChangesetRead]
+
+
+class DeadLetterRead(Schema):
+    id: int
+    kind: str
+    subject: str
+    reason: str
+    since: datetime
+    payload: str | None = Field(description="the event as it came, where it is text")
+
+
+class Check(BaseModel):
+    name: str
+    status: Literal["ok", "warning", "error"]
+    detail: str = ""
+
+
+class Heartbeat(BaseModel):
+    status: Literal["ok", "warning", "error"]
+    checks: list[Check]

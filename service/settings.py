@@ -1,0 +1,210 @@
+"""One `Settings`: environment variables (`TC_TREEHERDER_…`, nested with `__`) over a YAML file named by
+`TC_TREEHERDER_CONFIG`. Lists and mappings in a variable are JSON. Durations are seconds or ISO 8601."""
+
+import base64
+import binascii
+import os
+from datetime import timedelta
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from service.flow.error_task import DEFAULT_ERROR_TASK
+
+REPOSITORIES_WRITE = "tc-treeherder:repositories:write"
+"""The scope that creates, changes and deletes repositories and handles dead letters."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class Token(Strict):
+    """A bearer token of a person or a program."""
+
+    name: str = Field(min_length=1, description="stands in the log for the value")
+    value: SecretStr = Field(min_length=16, description="at least 16 characters")
+    scopes: list[str] = []
+
+
+def _webhook_secret(secret: SecretStr) -> SecretStr:
+    try:
+        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) < 24:
+        raise ValueError(
+            "a webhook secret is whsec_ and base64 of at least 24 random bytes: make one with openssl rand"
+        )
+    return secret
+
+
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
+
+
+class TaskclusterSettings(Strict):
+    root_url: HttpUrl = HttpUrl("https://firefox-ci-tc.services.mozilla.com")
+    client_id: str | None = None
+    access_token: SecretStr | None = None
+    certificate: SecretStr | None = Field(None, description="JSON, with temporary credentials only")
+    timeout: timedelta = Field(timedelta(seconds=30), description="for one call; shorter than the lease")
+    connections: int = Field(10, ge=1, description="calls at a time for one graph")
+
+    @property
+    def root(self) -> str:
+        return str(self.root_url).rstrip("/")
+
+
+class Environment(Strict):
+    """One Treeherder, known by its route prefix."""
+
+    url: HttpUrl
+    pushes: Literal["rest", "pulse", "off"] = Field(
+        "rest", description="rest: post resultsets; pulse: announce on exchange/<user>/v1/hgpushes; off: neither"
+    )
+    client_id: str | None = None
+    secret: SecretStr | None = None
+    timeout: timedelta = timedelta(seconds=30)
+
+    @model_validator(mode="after")
+    def _credentials(self) -> "Environment":
+        if self.pushes == "rest" and not (self.client_id and self.secret):
+            raise ValueError("pushes: rest needs client_id and secret of a Treeherder Hawk client")
+        return self
+
+
+class PulseSettings(Strict):
+    """Where this service publishes. Without a url it publishes nothing."""
+
+    url: SecretStr | None = Field(None, description="amqps://user:password@pulse.mozilla.org:5671/%2F")
+    user: str = Field("tc-treeherder", description="exchanges are named exchange/<user>/…")
+    timeout: timedelta = Field(timedelta(seconds=30), description="for a confirm")
+
+
+class RenderLimits(Strict):
+    """What the child process that evaluates a push's `.taskcluster.yml` may use."""
+
+    seconds: float = 10
+    memory_mib: int = 512
+    output_mib: int = 20
+
+
+class PollSettings(Strict):
+    interval: timedelta = Field(timedelta(seconds=5), description="between two polls of a repository, with jitter")
+    lease: timedelta = Field(timedelta(seconds=30), description="how long a listener may take for one poll")
+    max_requests_per_host: float = Field(10, gt=0, description="a second, of all listeners together")
+    at_a_time: int = Field(4, ge=1, description="polls of one host at a time, of all listeners together")
+    full_every: timedelta = Field(timedelta(minutes=10), description="poll without If-None-Match at least this often")
+    max_backoff: timedelta = Field(timedelta(minutes=5), description="between polls of a broken repository")
+    reset_polls: int = Field(3, ge=1, description="polls that must see a reset before it is believed")
+    reset_after: timedelta = Field(timedelta(minutes=1), description="and how long they must have seen it")
+
+
+class WorkSettings(Strict):
+    lease: timedelta = Field(timedelta(seconds=90), description="a worker that says nothing for so long has died")
+    per_lane: int = Field(10, ge=1, description="pieces of work at a time for one upstream, in one process")
+    idle: timedelta = Field(timedelta(seconds=0.5), description="between two looks for work that others stored")
+    first_retry: timedelta = timedelta(seconds=1)
+    max_retry: timedelta = timedelta(minutes=10)
+    give_up: timedelta = Field(timedelta(days=1), description="then it is buried as a dead letter")
+    drain: timedelta = Field(timedelta(seconds=20), description="how long SIGTERM waits for work under way")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
+    )
+
+    database_url: SecretStr = Field(
+        SecretStr("sqlite+aiosqlite:///tc-treeherder.sqlite"),
+        description="sqlite+aiosqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
+    )
+    database_pool: int = Field(10, ge=1, description="connections to PostgreSQL in one process")
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    tokens: list[Token] = Field([], description="who may call the API")
+    public_reads: bool = Field(False, description="everybody may read")
+    webhook_secrets: list[WebhookSecret] = Field(
+        [], description="listeners sign with the first; any of them is accepted, so that they can be rotated"
+    )
+    allowed_hosts: list[str] = Field(["hg.mozilla.org"], description="host or host:port of monitored repositories")
+    taskcluster: TaskclusterSettings = TaskclusterSettings()
+    environments: dict[str, Environment] = Field({}, description="route prefix -> Treeherder")
+    pulse: PulseSettings = PulseSettings()
+    poll: PollSettings = PollSettings()
+    work: WorkSettings = WorkSettings()
+    render: RenderLimits = RenderLimits()
+    hg_timeout: timedelta = timedelta(seconds=30)
+    max_push_age: timedelta = Field(timedelta(days=3), description="no graph for a push older than this")
+    owner_domain: str = Field("noreply.mozilla.org", description="added to an owner that is no e-mail address")
+    error_task: dict[str, Any] = Field(
+        DEFAULT_ERROR_TASK, description="JSON-e template of the task that shows a broken .taskcluster.yml"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        if path := os.environ.get("TC_TREEHERDER_CONFIG"):
+            if not os.path.isfile(path):
+                raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is no file")
+            sources += (YamlConfigSettingsSource(settings_cls, yaml_file=path),)
+        return sources
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        for prefix, environment in self.environments.items():
+            if environment.pushes == "pulse" and self.pulse.url is None:
+                raise ValueError(f"environments.{prefix}.pushes is pulse: that needs pulse.url")
+        if self.taskcluster.timeout >= self.work.lease:
+            raise ValueError("work.lease must be longer than taskcluster.timeout, or a slow call loses its lease")
+        names = [token.name for token in self.tokens]
+        if len(set(names)) < len(names):
+            raise ValueError("two tokens have the same name: the log could not tell them apart")
+        return self
+
+    @cached_property
+    def has_credentials(self) -> bool:
+        """Whether anybody is told apart; if not, the service answers on loopback only."""
+        return bool(self.tokens)
+
+    @property
+    def sqlite(self) -> bool:
+        return self.database_url.get_secret_value().startswith("sqlite")
+
+
+class SettingsError(Exception):
+    """The settings are wrong; the message names each one and never a secret's value."""
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings of this process. Raises SettingsError."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_input=False, include_url=False):
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
+        raise SettingsError(
+            "wrong settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  " + "\n  ".join(lines)
+        ) from None
+    except SettingsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
+        raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_field_of(error)})") from None
+
+
+def _field_of(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}" if mark else str(error).split("\n", 1)[0] if "field" in str(error) else "unreadable"

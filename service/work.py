@@ -1,0 +1,133 @@
+"""How work is leased: claim, finish, retry, bury. Nothing else knows.
+
+A claim raises the row's fencing number (`lease`) and pushes `due_at` to the lease's end, so that work whose holder
+died becomes due by itself. Every write of a holder goes through `Hold`, which first proves in the same transaction
+that the number is still the holder's.
+"""
+
+import random
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+import structlog
+from sqlalchemy import func
+from sqlmodel import col, select, update
+
+from service.database import Database, Session, now
+from service.models import DeadLetter, PushStep, State, Work
+from service.settings import WorkSettings
+
+log = structlog.get_logger()
+
+W = TypeVar("W", bound=PushStep)
+
+
+class LeaseLostError(Exception):
+    """Another worker holds this work now: stop at once and write nothing."""
+
+
+class Hold(Generic[W]):
+    """A piece of work that this process holds."""
+
+    def __init__(self, database: Database, settings: WorkSettings, item: W) -> None:
+        self.item = item
+        self._database = database
+        self._settings = settings
+        self._model = type(item)
+
+    def __repr__(self) -> str:
+        return f"Hold({self._model.__name__} {self.item.id}, lease {self.item.lease})"
+
+    @asynccontextmanager
+    async def writing(self, **values: Any) -> AsyncIterator[Session]:
+        """A transaction that proves and renews the lease, and sets `values` on the work."""
+        async with self._database.writing() as session:
+            await self._set(session, due_at=now() + self._settings.lease, **values)
+            yield session
+
+    async def renew(self) -> None:
+        """Say that the holder lives. Raises LeaseLostError."""
+        async with self.writing():
+            pass
+
+    async def finish(self, state: State, reason: str | None = None, **values: Any) -> None:
+        """The work is done with: nothing is due any more."""
+        async with self._database.writing() as session:
+            await self._set(session, state=state, error=reason, due_at=None, done_at=now(), **values)
+
+    async def retry(self, reason: str, wait: timedelta | None = None) -> None:
+        """Try again later, with exponential backoff and jitter; bury it once it was tried for `give_up`."""
+        at = now()
+        if at - self.item.since >= self._settings.give_up:
+            await self._bury(f"given up after {self.item.attempts} attempts since {self.item.since:%F %T}Z: {reason}")
+            return
+        pause = max(backoff(self._settings, self.item.attempts), wait or timedelta())
+        async with self._database.writing() as session:
+            await self._set(session, error=reason, due_at=at + pause)
+
+    async def release(self) -> None:
+        """Give it back untouched, for another worker to take at once."""
+        async with self._database.writing() as session:
+            await self._set(session, due_at=now(), attempts=max(self.item.attempts - 1, 0))
+
+    async def _bury(self, reason: str) -> None:
+        async with self._database.writing() as session:
+            await self._set(session, state=State.FAILED, error=reason, due_at=None, done_at=now())
+            session.add(dead_letter_of(self.item, reason))
+        log.error("work-buried", work=self._model.__tablename__, id=self.item.id, reason=reason)
+
+    async def _set(self, session: Session, **values: Any) -> None:
+        held = await session.exec(
+            update(self._model)
+            .where(col(self._model.id) == self.item.id, col(self._model.lease) == self.item.lease)
+            .values(**values)
+        )
+        if held.rowcount != 1:
+            raise LeaseLostError(f"{self!r} is held by another worker")
+
+
+def dead_letter_of(step: PushStep, reason: str) -> DeadLetter:
+    return DeadLetter(kind=step.kind, subject=f"push {step.push_id}, {step.lane}", reason=reason, step_id=step.id)
+
+
+def backoff(settings: WorkSettings, attempts: int) -> timedelta:
+    """How long to wait after the `attempts`th failure: doubling, capped, and spread by half either way."""
+    doublings = min(max(attempts - 1, 0), 30)
+    pause: timedelta = min(settings.first_retry * 2**doublings, settings.max_retry)
+    return pause * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
+
+
+async def due_lanes(session: Session, model: type[W]) -> dict[str, datetime]:
+    """Each lane that has unfinished work, and when its first piece is due."""
+    lanes = await session.exec(
+        select(model.lane, func.min(model.due_at)).where(col(model.due_at).is_not(None)).group_by(model.lane)
+    )
+    return {lane: due for lane, due in lanes if due is not None}
+
+
+async def claim(session: Session, model: type[W], lane: str, limit: int, lease: timedelta) -> list[W]:
+    """Take up to `limit` due pieces of `lane`, the longest due first."""
+    at = now()
+    due = (
+        select(model.id)
+        .where(model.lane == lane, col(model.due_at) <= at)
+        .order_by(col(model.due_at), col(model.id))
+        .limit(limit)
+        .with_for_update(skip_locked=True)  # SQLite leaves it out; there BEGIN IMMEDIATE does the same
+    )
+    claimed = await session.scalars(
+        update(model)
+        .where(col(model.id).in_(due))
+        .values(due_at=at + lease, lease=model.lease + 1, attempts=model.attempts + 1)
+        .returning(model)
+    )
+    return sorted(claimed.all(), key=lambda item: item.id or 0)
+
+
+def again(steps: Iterable[Work]) -> None:
+    """Make finished work due once more, as if it were new."""
+    for step in steps:
+        step.state, step.error, step.done_at, step.attempts = State.PENDING, None, None, 0
+        step.since = step.due_at = now()

@@ -1,0 +1,145 @@
+"""The loop: claim due work, run its step, write down how it ended. Any number of them share one database."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+
+from service import work
+from service.database import now
+from service.errors import Unavailable, UpstreamError
+from service.flow import graph, resultset
+from service.models import PushStep, StepKind
+from service.parts import Parts
+from service.work import Hold, LeaseLostError
+
+log = structlog.get_logger()
+
+Step = Callable[[Parts, Hold[PushStep]], Awaitable[None]]
+
+STEPS: Mapping[str, Step] = {StepKind.RESULTSET: resultset.run, StepKind.GRAPH: graph.run}
+
+
+class Worker:
+    """Runs steps until it is stopped. `wake` makes it look at once."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._settings = parts.settings.work
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._running: dict[asyncio.Task[None], Hold[PushStep]] = {}
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns once what is under way has ended, or `drain` is over."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        renewer = asyncio.create_task(self._renew())
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                try:
+                    pause = await self._claim()
+                except Exception:  # the database is away: say so, and go on when it is back
+                    log.exception("claim-failed")
+                    pause = self._settings.idle.total_seconds()
+                try:
+                    await asyncio.wait_for(self._wake.wait(), pause)
+                except TimeoutError:
+                    continue
+            await self._drain()
+        finally:
+            renewer.cancel()
+
+    async def _claim(self) -> float:
+        """Claim what is due and start it; returns for how many seconds there is nothing to look for."""
+        idle = self._settings.idle.total_seconds()
+        async with self._parts.database.reading() as session:
+            lanes = await work.due_lanes(session, PushStep)
+        busy = Counter(hold.item.lane for hold in self._running.values())
+        at = now()
+        free = {
+            lane: self._settings.per_lane - busy[lane]
+            for lane, due in lanes.items()
+            if due <= at and busy[lane] < self._settings.per_lane
+        }
+        if not free:
+            soonest = min((due for due in lanes.values() if due > at), default=None)
+            return idle if soonest is None else min(idle, max((soonest - at).total_seconds(), 0.001))
+        async with self._parts.database.writing() as session:
+            items = [
+                item
+                for lane, slots in sorted(free.items())
+                for item in await work.claim(session, PushStep, lane, slots, self._settings.lease)
+            ]
+        for item in items:
+            hold = Hold(self._parts.database, self._settings, item)
+            task = asyncio.create_task(self._do(hold))
+            self._running[task] = hold
+            task.add_done_callback(self._ended)
+        return idle
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("work-not-recorded", exc_info=error)  # its lease ends, then it is done again
+        self._wake.set()
+
+    async def _do(self, hold: Hold[PushStep]) -> None:
+        item = hold.item
+        structlog.contextvars.bind_contextvars(step=item.kind, step_id=item.id, attempt=item.attempts)
+        try:
+            await STEPS[item.kind](self._parts, hold)
+        except LeaseLostError as error:
+            log.warning("lease-lost", error=str(error))
+        except Unavailable as error:
+            log.warning("step-postponed", system=error.system, error=str(error))
+            await self._again(hold, str(error), error.retry_after)
+        except UpstreamError as error:
+            log.warning("step-postponed", system=error.system, error=str(error))
+            await self._again(hold, str(error))
+        except Exception as error:  # a bug, or the database away: the work is kept and tried again
+            log.exception("step-broke")
+            await self._again(hold, f"internal error: {type(error).__name__}; the log has more")
+
+    async def _again(self, hold: Hold[PushStep], reason: str, wait: Any = None) -> None:
+        try:
+            await hold.retry(reason, wait)
+        except LeaseLostError as error:
+            log.warning("lease-lost", error=str(error))
+
+    async def _renew(self) -> None:
+        """Say that we live; who has lost the lease is stopped."""
+        while True:
+            await asyncio.sleep(self._settings.lease.total_seconds() / 3)
+            for task, hold in list(self._running.items()):
+                try:
+                    await hold.renew()
+                except LeaseLostError:
+                    log.warning("lease-lost", step_id=hold.item.id)
+                    task.cancel()
+                except Exception:  # the database is away; the lease may last until it is back
+                    log.exception("renew-failed")
+
+    async def _drain(self) -> None:
+        if not self._running:
+            return
+        holds = dict(self._running)
+        log.info("draining", running=len(holds))
+        _, pending = await asyncio.wait(holds, timeout=self._settings.drain.total_seconds())
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
+        for task in pending:
+            try:
+                await holds[task].release()
+            except LeaseLostError as error:
+                log.info("lease-lost", error=str(error))
