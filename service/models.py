@@ -96,6 +96,7 @@ class State(StrEnum):
 class Work(SQLModel):
     """What every piece of leased work has; `service.work` is the only one that writes these."""
 
+    id: int | None = Field(default=None, primary_key=True)
     state: State = Field(default=State.PENDING, sa_type=Text)
     lane: str  # the upstream it needs; one lane never holds up another
     due_at: datetime | None = Field(default_factory=now, sa_type=Utc)  # also the lease's end; None: nothing to do
@@ -104,6 +105,10 @@ class Work(SQLModel):
     since: datetime = Field(default_factory=now, sa_type=Utc)  # when it was first due
     error: str | None = Field(default=None, sa_type=Text)  # the last failure, or why it was skipped
     done_at: datetime | None = _utc()
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        """What is left of this work when it is buried."""
+        raise NotImplementedError
 
 
 class StepKind(StrEnum):
@@ -126,13 +131,15 @@ class PushStep(Work, table=True):
         ),
     )
 
-    id: int | None = Field(default=None, primary_key=True)
     push_id: int = Field(foreign_key="push.id")
     kind: StepKind = Field(sa_type=Text)
     environment: str = ""  # a resultset's route prefix
     plan_attempt: int = 0  # goes up when a refused plan is given up and made anew
     refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
     error_task: str | None = None
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        return DeadLetter(kind=self.kind, subject=f"push {self.push_id}, {self.lane}", reason=reason, step_id=self.id)
 
 
 class PlannedTask(SQLModel, table=True):

@@ -16,12 +16,12 @@ from sqlalchemy import func
 from sqlmodel import col, select, update
 
 from service.database import Database, Session, now
-from service.models import DeadLetter, PushStep, State, Work
+from service.models import State, Work
 from service.settings import WorkSettings
 
 log = structlog.get_logger()
 
-W = TypeVar("W", bound=PushStep)
+W = TypeVar("W", bound=Work)
 
 
 class LeaseLostError(Exception):
@@ -75,8 +75,8 @@ class Hold(Generic[W]):
     async def _bury(self, reason: str) -> None:
         async with self._database.writing() as session:
             await self._set(session, state=State.FAILED, error=reason, due_at=None, done_at=now())
-            session.add(dead_letter_of(self.item, reason))
-        log.error("work-buried", work=self._model.__tablename__, id=self.item.id, reason=reason)
+            session.add(self.item.dead_letter(reason))
+        log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
     async def _set(self, session: Session, **values: Any) -> None:
         held = await session.exec(
@@ -86,10 +86,6 @@ class Hold(Generic[W]):
         )
         if held.rowcount != 1:
             raise LeaseLostError(f"{self!r} is held by another worker")
-
-
-def dead_letter_of(step: PushStep, reason: str) -> DeadLetter:
-    return DeadLetter(kind=step.kind, subject=f"push {step.push_id}, {step.lane}", reason=reason, step_id=step.id)
 
 
 def backoff(settings: WorkSettings, attempts: int) -> timedelta:

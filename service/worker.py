@@ -11,15 +11,21 @@ from service import work
 from service.database import now
 from service.errors import Unavailable, UpstreamError
 from service.flow import graph, resultset
-from service.models import PushStep, StepKind
+from service.models import PushStep, StepKind, Work
 from service.parts import Parts
 from service.work import Hold, LeaseLostError
 
 log = structlog.get_logger()
 
-Step = Callable[[Parts, Hold[PushStep]], Awaitable[None]]
+_STEPS = {StepKind.RESULTSET: resultset.run, StepKind.GRAPH: graph.run}
 
-STEPS: Mapping[str, Step] = {StepKind.RESULTSET: resultset.run, StepKind.GRAPH: graph.run}
+
+async def _push_step(parts: Parts, hold: Hold[PushStep]) -> None:
+    await _STEPS[hold.item.kind](parts, hold)
+
+
+RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {PushStep: _push_step}
+"""What is done for each kind of work; each table is leased by itself."""
 
 
 class Worker:
@@ -30,7 +36,7 @@ class Worker:
         self._settings = parts.settings.work
         self._wake = asyncio.Event()
         self._stopping = False
-        self._running: dict[asyncio.Task[None], Hold[PushStep]] = {}
+        self._running: dict[asyncio.Task[None], Hold[Any]] = {}
 
     def wake(self) -> None:
         self._wake.set()
@@ -60,10 +66,13 @@ class Worker:
 
     async def _claim(self) -> float:
         """Claim what is due and start it; returns for how many seconds there is nothing to look for."""
+        return min([await self._claim_kind(model) for model in RUN])
+
+    async def _claim_kind(self, model: type[Work]) -> float:
         idle = self._settings.idle.total_seconds()
         async with self._parts.database.reading() as session:
-            lanes = await work.due_lanes(session, PushStep)
-        busy = Counter(hold.item.lane for hold in self._running.values())
+            lanes = await work.due_lanes(session, model)
+        busy = Counter(hold.item.lane for hold in self._running.values() if isinstance(hold.item, model))
         at = now()
         free = {
             lane: self._settings.per_lane - busy[lane]
@@ -77,7 +86,7 @@ class Worker:
             items = [
                 item
                 for lane, slots in sorted(free.items())
-                for item in await work.claim(session, PushStep, lane, slots, self._settings.lease)
+                for item in await work.claim(session, model, lane, slots, self._settings.lease)
             ]
         for item in items:
             hold = Hold(self._parts.database, self._settings, item)
@@ -92,11 +101,11 @@ class Worker:
             log.error("work-not-recorded", exc_info=error)  # its lease ends, then it is done again
         self._wake.set()
 
-    async def _do(self, hold: Hold[PushStep]) -> None:
+    async def _do(self, hold: Hold[Any]) -> None:
         item = hold.item
-        structlog.contextvars.bind_contextvars(step=item.kind, step_id=item.id, attempt=item.attempts)
+        structlog.contextvars.bind_contextvars(work=type(item).__name__, lane=item.lane, id=item.id)
         try:
-            await STEPS[item.kind](self._parts, hold)
+            await RUN[type(item)](self._parts, hold)
         except LeaseLostError as error:
             log.warning("lease-lost", error=str(error))
         except Unavailable as error:
@@ -109,7 +118,7 @@ class Worker:
             log.exception("step-broke")
             await self._again(hold, f"internal error: {type(error).__name__}; the log has more")
 
-    async def _again(self, hold: Hold[PushStep], reason: str, wait: Any = None) -> None:
+    async def _again(self, hold: Hold[Any], reason: str, wait: Any = None) -> None:
         try:
             await hold.retry(reason, wait)
         except LeaseLostError as error:
@@ -123,7 +132,7 @@ class Worker:
                 try:
                     await hold.renew()
                 except LeaseLostError:
-                    log.warning("lease-lost", step_id=hold.item.id)
+                    log.warning("lease-lost", id=hold.item.id)
                     task.cancel()
                 except Exception:  # the database is away; the lease may last until it is back
                     log.exception("renew-failed")

@@ -100,6 +100,7 @@ def upgrade() -> None:
 
     op.create_table(
         "push_step",
+        sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("lane", sa.String(), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
@@ -108,7 +109,6 @@ def upgrade() -> None:
         sa.Column("since", sa.DateTime(timezone=True), nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("done_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("push_id", sa.Integer(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("environment", sa.String(), nullable=False),

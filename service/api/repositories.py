@@ -18,7 +18,6 @@ from service.models import Push, PushStep, Repository, State
 from service.parts import Parts
 from service.schemas import Page, RepositoryCreate, RepositoryPatch, RepositoryRead, Reset
 from service.settings import REPOSITORIES_WRITE, Settings
-from service.work import dead_letter_of
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/repositories", tags=["repositories"])
@@ -219,7 +218,7 @@ async def delete_repository(
         reason = f"the repository was deleted by {caller.name}"
         step.state, step.error, step.due_at, step.done_at = State.FAILED, reason, None, now()
         step.lease += 1  # whoever works on it now has lost it
-        session.add(dead_letter_of(step, reason))
+        session.add(step.dead_letter(reason))
     repository.deleted_at = now()
     repository.lease += 1
     log.info("repository-deleted", repository=alias, buried=len(unfinished), by=caller.name)

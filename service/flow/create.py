@@ -17,7 +17,7 @@ from service.clients.taskcluster import Queue, Status
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow.definition import date, differences, move
-from service.models import PlannedTask, PushStep
+from service.models import PlannedTask
 from service.parts import Parts
 from service.work import Hold
 
@@ -33,7 +33,7 @@ class RefusedError(Exception):
     """Taskcluster will never take this plan; the message names the task, and says why in the queue's words."""
 
 
-async def create_tasks(parts: Parts, hold: Hold[PushStep], tasks: list[PlannedTask], scopes: list[str]) -> None:
+async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], scopes: list[str]) -> None:
     """Create those of `tasks` (in dependency order) that are not there yet.
 
     Raises RefusedError, and Unavailable when it should go on later; what was created by then is on record.
@@ -65,7 +65,7 @@ def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
 
 
 async def _create_level(
-    parts: Parts, hold: Hold[PushStep], level: list[PlannedTask], scopes: list[str]
+    parts: Parts, hold: Hold[Any], level: list[PlannedTask], scopes: list[str]
 ) -> list[tuple[PlannedTask, Exception | None]]:
     connections = asyncio.Semaphore(parts.settings.taskcluster.connections)
     stop = False
@@ -85,7 +85,7 @@ async def _create_level(
     return await asyncio.gather(*(one(task) for task in level))
 
 
-async def _create(parts: Parts, hold: Hold[PushStep], task: PlannedTask, scopes: list[str]) -> None:
+async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list[str]) -> None:
     assert task.definition is not None, "retention keeps the definitions of unfinished plans"
     queue = parts.queue
     if now() - date(task.definition["created"]) > LATE:
@@ -153,7 +153,7 @@ async def _read_again(parts: Parts, task: PlannedTask) -> None:
     task.definition = stored.definition
 
 
-async def _stamp_anew(parts: Parts, hold: Hold[PushStep], task: PlannedTask) -> None:
+async def _stamp_anew(parts: Parts, hold: Hold[Any], task: PlannedTask) -> None:
     """Move the task's dates to the present, and commit that before it is sent."""
     assert task.definition is not None
     task.definition = move(task.definition, now() - date(task.definition["created"]))

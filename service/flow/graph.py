@@ -227,7 +227,8 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
     """Cancel what was made of the plan, show the error as a task on the push, and end the step."""
     step = hold.item
     async with parts.database.reading() as session:
-        await cancel_tasks(parts, await _stored_plan(session, step))
+        plan = await _stored_plan(session, step)
+    await cancel_tasks(parts, plan)
     error_task: str | None = None
     try:
         task = await _error_task(parts, hold, push, repository)
