@@ -1,0 +1,92 @@
+"""Makes things happen in a running stand-in, over HTTP: for tests and the demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from sandbox.hg.faults import Fault
+from sandbox.hg.pushlog import NewChangeset
+
+
+class Client:
+    """The methods have the names and meanings of `Pushlog`, `Faults` and `Requests`; RuntimeError when refused.
+
+    `transport` can be an `httpx.ASGITransport`, for an app in the same process.
+    """
+
+    def __init__(self, url: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._http = httpx.AsyncClient(base_url=url.rstrip("/") + "/__control__", transport=transport, timeout=60)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def create(self, repository: str, *, last_push_id: int = 0) -> None:
+        await self._call("POST", "/repositories", repository=repository, last_push_id=last_push_id)
+
+    async def repositories(self) -> list[dict[str, Any]]:
+        """`[{"repository", "last_push_id"}]`."""
+        told: list[dict[str, Any]] = await self._call("GET", "/repositories")
+        return told
+
+    async def push(
+        self,
+        repository: str,
+        changesets: Sequence[NewChangeset] = (NewChangeset(),),
+        *,
+        user: str = "dev@example.com",
+        date: int | None = None,
+    ) -> dict[str, Any]:
+        """The push: `{"id", "user", "date", "changesets": [node, ...]}`."""
+        new = [{**asdict(changeset), "files": _files(changeset)} for changeset in changesets]
+        told: dict[str, Any] = await self._call(
+            "POST", "/push", repository=repository, changesets=new, user=user, date=date
+        )
+        return told
+
+    async def obsolete(self, repository: str, push_id: int) -> None:
+        await self._call("POST", "/obsolete", repository=repository, push_id=push_id)
+
+    async def strip(self, repository: str, push_id: int) -> None:
+        await self._call("POST", "/strip", repository=repository, push_id=push_id)
+
+    async def reset(self, repository: str, *, away: float = 0.0) -> None:
+        await self._call("POST", "/reset", repository=repository, away=away)
+
+    async def fault(self, fault: Fault) -> None:
+        await self._call("POST", "/faults", **asdict(fault))
+
+    async def clear_faults(self) -> None:
+        await self._call("DELETE", "/faults")
+
+    async def requests(self) -> dict[str, Any]:
+        """See `Requests.report`."""
+        told: dict[str, Any] = await self._call("GET", "/requests")
+        return told
+
+    async def clear_requests(self) -> None:
+        await self._call("DELETE", "/requests")
+
+    async def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        # json.dumps escapes lone surrogates, which httpx's own encoder refuses
+        answer = await self._http.request(method, path, content=json.dumps(arguments) if arguments else None)
+        if answer.status_code != 200:
+            raise RuntimeError(f"{method} {answer.url} was answered {answer.status_code}: {answer.text}")
+        return answer.json()
+
+
+def _files(changeset: NewChangeset) -> dict[str, str | None]:
+    return {
+        path: content.decode("utf-8", "surrogateescape") if isinstance(content, bytes) else content
+        for path, content in changeset.files.items()
+    }
