@@ -1,0 +1,50 @@
+"""The sandbox's credentials, known to everybody: never use them elsewhere.
+
+Both stand-ins are configured from here, and the ready file of `sandbox.run` carries them.
+"""
+
+from sandbox.taskcluster import Client
+
+SERVICE = Client(
+    "sandbox/tc-treeherder",
+    "sandbox-service-token-that-is-no-secret-0000",
+    (
+        # createTask is done with `authorizedScopes` of a project: its role, and mail to whoever pushed
+        "assume:repo:*",
+        "queue:route:notify.email.*",
+        "queue:get-task:*",
+        "queue:status:*",
+        "queue:list-task-group:*",
+        "queue:list-dependent-tasks:*",
+        "queue:schedule-task:*",
+        "queue:cancel-task:*",
+    ),
+)
+"""The Taskcluster client of tc-treeherder itself."""
+
+PERSON = Client(
+    "sandbox/sheriff",
+    "sandbox-person-token-that-is-no-secret-00000",
+    ("tc-treeherder:repositories:write", "tc-treeherder:action:*"),
+)
+"""A person's Taskcluster client: may call tc-treeherder's API, and nothing of Taskcluster's."""
+
+ROLES = {
+    # What tasks of a push may use. As with real projects there is no cancel scope here.
+    "repo:*": (
+        "queue:create-task:highest:sandbox/*",
+        "queue:create-task:highest:built-in/*",
+        "queue:create-task:project:*",
+        "queue:scheduler-id:*",
+        "queue:route:tc-treeherder.*",
+        "queue:route:tc-treeherder-stage.*",
+        "queue:route:index.*",
+    ),
+    # People look at logs without credentials.
+    "anonymous": ("queue:get-artifact:public/*", "queue:list-artifacts:*"),
+}
+"""Taskcluster's roles. Tasks run on task queues of the provisioner `sandbox`, or on `built-in/succeed` and `/fail`."""
+
+TREEHERDER_ID = "tc-treeherder"
+TREEHERDER_SECRET = "sandbox-treeherder-secret-that-is-no-secret"
+"""The Hawk client that may submit to Treeherder."""

@@ -1,0 +1,209 @@
+"""Mercurial, Taskcluster and Treeherder as one process, on one event loop: `python -m sandbox.run`.
+
+Each has a port of its own on 127.0.0.1. See `sandbox.credentials` for who may do what.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Generator, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from sandbox import credentials, hg, taskcluster, treeherder
+from sandbox.treeherder_store import Repository, Store
+
+HG_PORT = 7801
+TASKCLUSTER_PORT = 7802
+TREEHERDER_PORT = 7803
+HOST = "127.0.0.1"
+
+REPOSITORIES = ("integration/autoland", "try")
+"""Paths of the repositories that are there from the start. A project of Treeherder is named as the path ends."""
+
+GRACE_SECONDS = 2
+"""How long requests under way may take once the sandbox was told to stop."""
+
+
+class SandboxError(RuntimeError):
+    """The sandbox cannot start; the message says why and what to do."""
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals alone: three of them would take the handlers from each other."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def run(
+    hg_port: int = HG_PORT,
+    taskcluster_port: int = TASKCLUSTER_PORT,
+    treeherder_port: int = TREEHERDER_PORT,
+    amqp_url: str | None = None,
+    mercurial: bool = True,
+    ready_file: Path | None = None,
+    repositories: Iterable[str] = REPOSITORIES,
+) -> None:
+    """Run the sandbox until SIGTERM or SIGINT; a port of 0 is any free one.
+
+    With `amqp_url`, task events and pressed buttons go to that broker, otherwise nowhere. Without `mercurial`,
+    repositories are kept in memory, which is faster and needs no `hg`. `ready_file` is written once all three accept
+    connections, and removed at the end: JSON with `hg`, `taskcluster` and `treeherder` (URLs), `repositories` and
+    `credentials`. Raises SandboxError.
+    """
+    ports = {"hg": hg_port, "taskcluster": taskcluster_port, "treeherder": treeherder_port}
+    with contextlib.ExitStack() as stack:
+        sockets = {name: stack.enter_context(_listen(name, port)) for name, port in ports.items()}
+        loop_factory = uvicorn.Config(app="").get_loop_factory()
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(_run(sockets, amqp_url, mercurial, ready_file, tuple(repositories)))
+
+
+def _listen(name: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        raise SandboxError(
+            f"{name} cannot listen on {HOST}:{port} ({error}): stop what listens there, or choose another port (0: any)"
+        ) from error
+
+
+async def _run(
+    sockets: dict[str, socket.socket],
+    amqp_url: str | None,
+    mercurial: bool,
+    ready_file: Path | None,
+    repositories: tuple[str, ...],
+) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+
+    urls = {name: f"http://{HOST}:{listening.getsockname()[1]}" for name, listening in sockets.items()}
+    projects = [Repository(path.rsplit("/", 1)[-1], f"{urls['hg']}/{path}") for path in repositories]
+    tc = taskcluster.Taskcluster(
+        [credentials.SERVICE, credentials.PERSON], credentials.ROLES, amqp_url=amqp_url, worker=True
+    )
+    th = treeherder.State(Store(projects), {credentials.TREEHERDER_ID: credentials.TREEHERDER_SECRET}, amqp_url)
+
+    async with contextlib.AsyncExitStack() as stack:
+        pushlog = stack.enter_context(_mercurial() if mercurial else hg.MemoryPushlog())
+        for path in repositories:
+            await asyncio.to_thread(pushlog.create, path)
+        try:
+            await stack.enter_async_context(tc.running())
+        except TimeoutError as error:
+            raise SandboxError(str(error)) from error
+        apps = {
+            "hg": hg.create_app(pushlog),
+            "taskcluster": taskcluster.create_app(tc),
+            "treeherder": treeherder.create_app(th),
+        }
+        servers = [(_server(name, app), sockets[name]) for name, app in apps.items()]
+        await stack.enter_async_context(_serving(servers, stopping))
+        if stopping.is_set():
+            return
+        _say(urls, repositories, amqp_url is not None)
+        if ready_file is not None:
+            _write(ready_file, _ready(urls, repositories))
+            stack.callback(ready_file.unlink, missing_ok=True)
+        await stopping.wait()
+
+
+def _mercurial() -> hg.MercurialPushlog:
+    try:
+        return hg.MercurialPushlog()
+    except RuntimeError as error:
+        raise SandboxError(f"{error}; or start without Mercurial (--no-mercurial)") from error
+
+
+def _server(name: str, app: Any) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",  # `tc.running()` is entered here, where its errors can be told in plain words
+            date_header=name != "hg",  # the pushlog dates its answers itself, by its own clock
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+
+
+@contextlib.asynccontextmanager
+async def _serving(servers: list[tuple[_Server, socket.socket]], stopping: asyncio.Event) -> AsyncIterator[None]:
+    """While inside, all servers accept connections; when one ends by itself, `stopping` is set."""
+    tasks = [asyncio.create_task(server.serve([listening])) for server, listening in servers]
+    for task in tasks:
+        task.add_done_callback(lambda _: stopping.set())
+    try:
+        while not all(server.started for server, _ in servers) and not stopping.is_set():  # noqa: ASYNC110 - uvicorn has a flag only
+            await asyncio.sleep(0.01)
+        yield
+    finally:
+        for server, _ in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
+
+
+def _ready(urls: dict[str, str], repositories: tuple[str, ...]) -> dict[str, Any]:
+    def client(each: taskcluster.Client) -> dict[str, str]:
+        return {"clientId": each.client_id, "accessToken": each.access_token}
+
+    return {
+        **urls,
+        "repositories": {path.rsplit("/", 1)[-1]: f"{urls['hg']}/{path}" for path in repositories},
+        "credentials": {
+            "taskcluster": client(credentials.SERVICE),
+            "person": client(credentials.PERSON),
+            "treeherder": {"id": credentials.TREEHERDER_ID, "key": credentials.TREEHERDER_SECRET},
+        },
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Written aside and renamed, so that nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "w") as file:
+        json.dump(content, file, indent=2)
+    Path(aside).replace(path)
+
+
+def _say(urls: dict[str, str], repositories: tuple[str, ...], broker: bool) -> None:
+    typer.echo("The sandbox is up. Stop it with Ctrl-C.")
+    for path in repositories:
+        typer.echo(f"  Mercurial    {urls['hg']}/{path}/json-pushes?version=2")
+    typer.echo(f"  Taskcluster  {urls['taskcluster']}  (TASKCLUSTER_ROOT_URL; its tasks: /__control__/tasks)")
+    typer.echo(f"  Treeherder   {urls['treeherder']}/  (a page: look here)")
+    if not broker:
+        typer.echo("  No AMQP URL was given: task events and pressed buttons go nowhere.")
+
+
+def _main(
+    hg_port: int = HG_PORT,
+    taskcluster_port: int = TASKCLUSTER_PORT,
+    treeherder_port: int = TREEHERDER_PORT,
+    amqp_url: Annotated[str | None, typer.Option(envvar="SANDBOX_AMQP_URL")] = None,
+    mercurial: bool = True,
+    ready_file: Path | None = None,
+) -> None:
+    """Stand-ins for Mercurial, Taskcluster and Treeherder, for demos and tests."""
+    try:
+        run(hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file)
+    except SandboxError as error:
+        typer.echo(f"sandbox: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    typer.run(_main)

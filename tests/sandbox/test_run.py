@@ -1,0 +1,212 @@
+"""The sandbox as a process of its own, asked over real sockets."""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import taskcluster
+from mohawk import Sender
+
+from sandbox import hg
+from sandbox.hg import mercurial
+from sandbox.run import SandboxError, run
+from sandbox.taskcluster.pulse import Publisher
+
+PATIENCE = 30
+"""Seconds for a start or a stop on a busy machine."""
+
+
+class Sandbox:
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.ready_file = folder / "ready" / "sandbox.json"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        ports = [part for name in ("hg", "taskcluster", "treeherder") for part in (f"--{name}-port", "0")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sandbox.run", *ports, "--ready-file", str(self.ready_file), *options],
+            env=os.environ | {"TMPDIR": str(self.temporary)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C in a terminal hits the whole group, the hg process too
+        )
+
+    def wait_until_ready(self) -> dict[str, Any]:
+        until = time.monotonic() + PATIENCE
+        while not self.ready_file.exists():
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                raise AssertionError(f"the sandbox did not start: {self.process.communicate()}")
+            time.sleep(0.02)
+        ready: dict[str, Any] = json.loads(self.ready_file.read_text())
+        return ready
+
+    def stop(self, tell: Callable[[int], None]) -> str:
+        tell(self.process.pid)
+        said, complained = self.process.communicate(timeout=PATIENCE)
+        assert (self.process.returncode, complained) == (0, "")
+        assert not self.ready_file.exists()
+        assert list(self.temporary.iterdir()) == []
+        return said
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Sandbox]]:
+    started: list[Sandbox] = []
+
+    def starter(*options: str) -> Sandbox:
+        started.append(Sandbox(tmp_path, *options))
+        return started[-1]
+
+    yield starter
+    for sandbox in started:
+        if sandbox.process.poll() is None:
+            sandbox.process.kill()
+            sandbox.process.communicate()
+
+
+def terminate(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+
+
+def press_ctrl_c(pid: int) -> None:
+    os.killpg(pid, signal.SIGINT)
+
+
+async def test_each_part_answers_and_all_end_at_sigterm(start: Callable[..., Sandbox]) -> None:
+    sandbox = start("--no-mercurial")
+    ready = await asyncio.to_thread(sandbox.wait_until_ready)
+    await ask_hg(ready)
+    await asyncio.to_thread(ask_taskcluster, ready)
+    await ask_treeherder(ready)
+    said = await asyncio.to_thread(sandbox.stop, terminate)
+    for name in ("hg", "taskcluster", "treeherder"):
+        assert ready[name] in said
+        with socket.socket() as closed:
+            assert closed.connect_ex(("127.0.0.1", int(ready[name].rsplit(":", 1)[1]))) != 0
+
+
+async def test_real_repositories_and_ctrl_c(start: Callable[..., Sandbox]) -> None:
+    sandbox = start()
+    ready = await asyncio.to_thread(sandbox.wait_until_ready)
+    await ask_hg(ready)
+    await asyncio.to_thread(sandbox.stop, press_ctrl_c)
+
+
+async def ask_hg(ready: dict[str, Any]) -> None:
+    async with hg.Client(ready["hg"]) as client:
+        await client.push("integration/autoland", [hg.NewChangeset(files={".taskcluster.yml": "version: 1"})])
+    async with httpx.AsyncClient() as client:
+        autoland = ready["repositories"]["autoland"]
+        pushes = await client.get(f"{autoland}/json-pushes?version=2")
+        assert pushes.json()["lastpushid"] == 1
+        assert len(pushes.headers.get_list("date")) == 1
+        assert (await client.get(f"{autoland}/raw-file/tip/.taskcluster.yml")).text == "version: 1"
+        assert (await client.get(f"{ready['repositories']['try']}/json-pushes?version=2")).json()["pushes"] == {}
+
+
+def ask_taskcluster(ready: dict[str, Any]) -> None:
+    """A task is made with the rights of a project only, seen to its end, and canceled with the one scope for it."""
+    role = f"assume:repo:{ready['repositories']['autoland'].removeprefix('http://')}:branch:default"
+    own = {"rootUrl": ready["taskcluster"], "credentials": ready["credentials"]["taskcluster"], "maxRetries": 0}
+    scopes = [role, "queue:route:notify.email.ada@example.com.*"]
+    of_project = taskcluster.Queue(own | {"authorizedScopes": scopes})
+    task_id, now = taskcluster.slugId(), datetime.now(UTC)
+    route = "tc-treeherder.v2.autoland.219d38523a321229f7f48aca6592f76b993fb1aa.1"
+    definition = {
+        "taskQueueId": "sandbox/linux",
+        "created": now.isoformat(),
+        "deadline": (now + timedelta(hours=1)).isoformat(),
+        "routes": [route, "notify.email.ada@example.com.on-failed"],
+        "payload": {"sandbox": {"seconds": 0}},
+        "metadata": {
+            "name": "n",
+            "description": "",
+            "owner": "ada@example.com",
+            "source": ready["repositories"]["autoland"],
+        },
+    }
+    of_project.createTask(task_id, definition)
+    with pytest.raises(taskcluster.exceptions.TaskclusterRestFailure, match="missing"):
+        of_project.createTask(taskcluster.slugId(), definition | {"routes": ["somebody.elses"]})
+    with pytest.raises(taskcluster.exceptions.TaskclusterRestFailure, match="missing"):
+        of_project.cancelTask(task_id)
+    queue = taskcluster.Queue(own)
+    until = time.monotonic() + PATIENCE
+    while (status := queue.status(task_id)["status"])["state"] != "completed":
+        assert time.monotonic() < until, status
+        time.sleep(0.05)
+    assert [each["task"]["routes"][0] for each in queue.listTaskGroup(task_id)["tasks"]] == [route]
+    cancel = f"queue:cancel-task:{status['schedulerId']}/{status['taskGroupId']}/{task_id}"
+    assert taskcluster.Queue(own | {"authorizedScopes": [cancel]}).cancelTask(task_id)["status"]["state"] == "completed"
+
+
+async def ask_treeherder(ready: dict[str, Any]) -> None:
+    url, node = f"{ready['treeherder']}/api/project/autoland/resultset/", "1" * 40
+    revision = {"revision": node, "author": "", "comment": "Bug 7", "files": [], "branch": "default"}
+    resultset = {
+        "revision": node,
+        "revision_hash": hashlib.sha1(f"{node}default".encode()).hexdigest(),
+        "push_timestamp": 1561576431,
+        "author": "ada@example.com",
+        "type": "push",
+        "active_status": "active",
+        "revisions": [revision | {"repository": "autoland"}],
+    }
+    body = json.dumps([resultset])
+    signer = Sender(
+        {**ready["credentials"]["treeherder"], "algorithm": "sha256"},
+        url,
+        "POST",
+        content=body,
+        content_type="application/json",
+    )
+    headers = {"Authorization": str(signer.request_header), "Content-Type": "application/json"}
+    everywhere = {"User-Agent": "tc-treeherder/test", "Accept": "application/json; version=1.0"}
+    async with httpx.AsyncClient(headers=everywhere) as client:
+        control = f"{ready['treeherder']}/__control__"
+        await client.patch(f"{control}/behaviour", json={"down": 1, "down_how": "drop"})
+        with pytest.raises(httpx.TransportError):
+            await client.post(url, content=body, headers=headers)
+        answer = await client.post(url, content=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert (await client.get(f"{control}/counters")).json()["requests"] == {
+            "POST resultset dropped": 1,
+            "POST resultset 200": 1,
+        }
+        assert "Bug 7" in (await client.get(ready["treeherder"])).text
+
+
+def test_a_port_that_is_taken_is_named(start: Callable[..., Sandbox]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        sandbox = start("--treeherder-port", str(port))
+        _, complained = sandbox.process.communicate(timeout=PATIENCE)
+    assert sandbox.process.returncode == 1
+    assert complained.startswith(f"sandbox: treeherder cannot listen on 127.0.0.1:{port}")
+    assert not sandbox.ready_file.exists()
+
+
+def test_without_mercurial_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mercurial, "HG", tmp_path / "no-hg")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(SandboxError, match=r"no-hg.*--no-mercurial"):
+        run(0, 0, 0)
+
+
+def test_a_broker_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+    monkeypatch.setattr(Publisher.__init__, "__kwdefaults__", {"patience": 0.2})
+    with pytest.raises(SandboxError, match=f"no RabbitMQ at 127.0.0.1:{unused_tcp_port}"):
+        run(0, 0, 0, amqp_url=f"amqp://guest:guest@127.0.0.1:{unused_tcp_port}/", mercurial=False)
