@@ -129,3 +129,16 @@ class LeasedRepository(BaseModel):
 class Leases(BaseModel):
     leases: list[LeasedRepository]
     problems: list[str] = Field([], description="results that could not be understood")
+
+
+class PulseMessage(Event):
+    """A message as Pulse delivered it; the body is not looked at before the service has it."""
+
+    delivery: str = Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn at receipt, the same in every re-POST")
+    channel: str = Field(pattern=r"^[0-9a-f-]{36}$", description="the UUID of the AMQP channel that delivered it")
+    redelivered: bool
+    exchange: str = Field(max_length=255)
+    routing_key: str = Field(max_length=255)
+    cc: list[str] = Field([], max_length=1_000, description="the CC header: further routing keys")
+    body: str = Field(description="the body: text, or base64 where `encoding` says so")
+    encoding: Literal["utf-8", "base64"] = "utf-8"

@@ -3,18 +3,16 @@
 import asyncio
 import ipaddress
 import signal
+import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-import uvicorn
 
-from service import database, log
-from service.app import create_app
-from service.database import SchemaBehindError
-from service.parts import parts
-from service.settings import Settings, SettingsError, load
-from service.worker import Worker
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+# Every command imports what it needs by itself: a listener is to stay small, and has no use for the service's half.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 db = typer.Typer(no_args_is_help=True, help="The database's schema.")
@@ -30,7 +28,10 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def _settings() -> Settings:
+def _settings() -> "Settings":
+    from service import log
+    from service.settings import SettingsError, load
+
     try:
         settings = load()
     except SettingsError as error:
@@ -39,15 +40,17 @@ def _settings() -> Settings:
     return settings
 
 
-def _ready_schema(settings: Settings) -> None:
+def _ready_schema(settings: "Settings") -> None:
     """SQLite's is brought up to date; PostgreSQL's must be, for other replicas may run on it."""
+    from service import database
+
     url = settings.database_url.get_secret_value()
     try:
         if settings.sqlite:
             database.upgrade(url)
         else:
             database.check_schema(url)
-    except SchemaBehindError as error:
+    except database.SchemaBehindError as error:
         _fail(str(error))
 
 
@@ -56,6 +59,10 @@ def serve(
     worker: Annotated[bool, typer.Option(help="Run the worker in this process too.")] = True,
 ) -> None:
     """Run the API, and the worker in it."""
+    import uvicorn
+
+    from service.app import create_app
+
     settings = _settings()
     if not settings.has_credentials and not _loopback(settings.host):
         _fail(
@@ -63,6 +70,8 @@ def serve(
             "loopback only. Set TC_TREEHERDER_TOKENS, or TC_TREEHERDER_HOST=127.0.0.1."
         )
     _ready_schema(settings)
+    # uvicorn raises the signal that stopped it once more: being told to stop is a good end
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         create_app(settings, work=worker),
         host=settings.host,
@@ -89,8 +98,12 @@ def work() -> None:
     asyncio.run(_work(settings))
 
 
-async def _work(settings: Settings) -> None:
-    opened = database.Database(settings.database_url.get_secret_value(), settings.database_pool)
+async def _work(settings: "Settings") -> None:
+    from service.database import Database
+    from service.parts import parts
+    from service.worker import Worker
+
+    opened = Database(settings.database_url.get_secret_value(), settings.database_pool)
     try:
         async with parts(settings, opened) as made:
             worker = Worker(made)
@@ -105,6 +118,8 @@ async def _work(settings: Settings) -> None:
 @db.command()
 def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
     """Bring the schema to the newest migration."""
+    from service import database
+
     database.upgrade(_settings().database_url.get_secret_value(), revision)
     typer.echo(f"the schema is at {revision}")
 
@@ -112,6 +127,8 @@ def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
 @db.command()
 def downgrade(revision: Annotated[str, typer.Argument(help="a revision; base: nothing is left")]) -> None:
     """Take the schema back."""
+    from service import database
+
     database.downgrade(_settings().database_url.get_secret_value(), revision)
     typer.echo(f"the schema is at {revision}")
 
@@ -119,7 +136,7 @@ def downgrade(revision: Annotated[str, typer.Argument(help="a revision; base: no
 @listen.command()
 def pushlog() -> None:
     """Ask the monitored repositories' pushlogs, and forward what is new."""
-    from listeners.pushlog import main as run  # noqa: PLC0415 - a process of its own, with little memory
+    from listeners.pushlog import main as run
 
     raise typer.Exit(run())
 
@@ -130,15 +147,44 @@ def run_sandbox(
     hg_port: int = 7801,
     taskcluster_port: int = 7802,
     treeherder_port: int = 7803,
-    amqp_url: Annotated[str | None, typer.Option(help="publish to this RabbitMQ too")] = None,
+    amqp_url: Annotated[
+        str | None, typer.Option(help="publish to this RabbitMQ too", envvar="SANDBOX_AMQP_URL")
+    ] = None,
     mercurial: Annotated[bool, typer.Option(help="Real repositories; else a pushlog in memory.")] = True,
     ready_file: Annotated[Path | None, typer.Option(help="gets the addresses, as JSON, once all answer")] = None,
 ) -> None:
     """Run the stand-ins as one process, each on a port of its own (0: any that is free)."""
-    if context.invoked_subcommand is None:
-        from sandbox.run import run  # noqa: PLC0415 - needs the sandbox extra
-
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        from sandbox.run import SandboxError, run
+    except ModuleNotFoundError as error:
+        _fail(f"the sandbox needs {error.name}: install tc-treeherder[sandbox]")
+    try:
         run(hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file)
+    except SandboxError as error:
+        _fail(f"sandbox: {error}")
+
+
+@sandbox.command()
+def push(
+    repository: Annotated[str, typer.Argument(help="path, such as try")],
+    files: Annotated[list[Path] | None, typer.Argument(help="files to commit, under their names")] = None,
+    message: Annotated[str, typer.Option("--message", "-m")] = "A change",
+    user: Annotated[str, typer.Option(help="who pushes")] = "dev@example.com",
+    hg_url: Annotated[str, typer.Option(help="where the sandbox's Mercurial is")] = "http://127.0.0.1:7801",
+) -> None:
+    """Commit files and push them to a running sandbox."""
+    from sandbox.hg import Client, NewChangeset
+
+    contents: dict[str, str | bytes] = {path.name: path.read_bytes() for path in files or []}
+
+    async def run() -> None:
+        async with Client(hg_url) as client:
+            pushed = await client.push(repository, [NewChangeset(files=contents, message=message)], user=user)
+            typer.echo(f"push {pushed['id']} of {repository}: {pushed['changesets'][-1]}")
+
+    asyncio.run(run())
 
 
 def main() -> None:

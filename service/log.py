@@ -26,6 +26,11 @@ def _mozlog(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _plain(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    event.pop("color_message", None)  # uvicorn's own, with escape codes
+    return event
+
+
 def _nanoseconds(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     import time  # noqa: PLC0415 - used here alone
 
@@ -41,6 +46,7 @@ def configure(level: str, as_json: bool | None) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
+        _plain,
     ]
     if as_json:
         shared += [_nanoseconds, structlog.processors.format_exc_info]

@@ -1,0 +1,232 @@
+"""The whole system as real processes, with the sandbox behind it: for the demo, the system tests and measurements."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import httpx
+
+ENVIRONMENT = "tc-treeherder"
+"""The route prefix of the one Treeherder that a stack has unless it is given others."""
+
+
+class StackError(RuntimeError):
+    """A process did not start or did not answer; the message has the end of its log."""
+
+
+class Process:
+    """A `tc-treeherder …` process, whose output goes to a file."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+        self._arguments, self._environment, self.log = arguments, environment, log
+        self._file: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._file = self.log.open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "service", *self._arguments],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._file,
+            stderr=self._file,
+            start_new_session=True,  # Ctrl-C is for whoever started the stack
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """Kill -9."""
+        self._end(signal.SIGKILL, 10)
+
+    def stop(self, seconds: float = 30) -> int:
+        """SIGTERM, then wait; the exit code. Raises StackError if it does not end in time."""
+        return self._end(signal.SIGTERM, seconds)
+
+    def _end(self, number: signal.Signals, seconds: float) -> int:
+        if self._process is None:
+            return 0
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise StackError(
+                f"{self._arguments} did not end within {seconds} s of {number.name}\n{self.tail()}"
+            ) from None
+        finally:
+            if self._file is not None:
+                self._file.close()
+        self._process = None
+        return code
+
+    def tail(self, lines: int = 30) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Stack:
+    """Sandbox, services and listeners, each a process. `settings` are environment variables for all of them.
+
+    Leaving the context stops everything. `database_url` None is SQLite in `folder`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        database_url: str | None = None,
+        mercurial: bool = False,
+        amqp_url: str | None = None,
+        settings: dict[str, str] | None = None,
+        environments: tuple[str, ...] = (ENVIRONMENT,),
+        ports: tuple[int, int, int] = (0, 0, 0),
+        service_port: int = 0,
+    ) -> None:
+        self.folder = folder
+        self._mercurial, self._amqp_url, self._ports = mercurial, amqp_url, ports
+        self._environments = environments
+        self._extra = settings or {}
+        self._database_url = database_url or f"sqlite+aiosqlite:///{folder / 'tc-treeherder.sqlite'}"
+        self._service_port = service_port or free_port()
+        self.token = secrets.token_urlsafe(24)
+        self._webhook_secret = "whsec_" + b64encode(secrets.token_bytes(32)).decode()
+        self.sandbox: dict[str, Any] = {}
+        self.processes: dict[str, Process] = {}
+        self.service_url = f"http://127.0.0.1:{self._service_port}"
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._start_sandbox()
+        except BaseException:
+            self._stop_all()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_all()
+
+    def _stop_all(self) -> None:
+        for process in reversed(self.processes.values()):
+            if process.running():
+                process.kill()
+
+    def _start_sandbox(self) -> None:
+        ready = self.folder / "sandbox.json"
+        hg, taskcluster, treeherder = (str(port) for port in self._ports)
+        arguments = ["sandbox", "--hg-port", hg, "--taskcluster-port", taskcluster, "--treeherder-port", treeherder]
+        arguments += ["--ready-file", str(ready), "--mercurial" if self._mercurial else "--no-mercurial"]
+        if self._amqp_url:
+            arguments += ["--amqp-url", self._amqp_url]
+        process = self._add("sandbox", arguments, dict(os.environ))
+        process.start()
+        wait_for(ready.is_file, 30, process)
+        self.sandbox = json.loads(ready.read_text())
+
+    def _add(self, name: str, arguments: list[str], environment: dict[str, str]) -> Process:
+        process = Process(arguments, environment, self.folder / f"{name}.log")
+        self.processes[name] = process
+        return process
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that services and listeners run with."""
+        client = self.sandbox["credentials"]["taskcluster"]
+        hawk = self.sandbox["credentials"]["treeherder"]
+        treeherder = {"url": self.sandbox["treeherder"], "client_id": hawk["id"], "secret": hawk["key"]}
+        host = self.sandbox["hg"].removeprefix("http://")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TC_TREEHERDER_")}
+        return {
+            **clean,
+            "TC_TREEHERDER_DATABASE_URL": self._database_url,
+            "TC_TREEHERDER_PORT": str(self._service_port),
+            "TC_TREEHERDER_SERVICE_URL": self.service_url,
+            "TC_TREEHERDER_TOKENS": json.dumps([{"name": "stack", "value": self.token, "scopes": ["tc-treeherder:*"]}]),
+            "TC_TREEHERDER_WEBHOOK_SECRETS": json.dumps([self._webhook_secret]),
+            "TC_TREEHERDER_ALLOWED_HOSTS": json.dumps([host]),
+            "TC_TREEHERDER_TASKCLUSTER__ROOT_URL": self.sandbox["taskcluster"],
+            "TC_TREEHERDER_TASKCLUSTER__CLIENT_ID": client["clientId"],
+            "TC_TREEHERDER_TASKCLUSTER__ACCESS_TOKEN": client["accessToken"],
+            "TC_TREEHERDER_ENVIRONMENTS": json.dumps(dict.fromkeys(self._environments, treeherder)),
+            **self._extra,
+        }
+
+    def service(self, name: str = "service", *arguments: str, port: int | None = None, **settings: str) -> Process:
+        """Start `tc-treeherder serve` and wait until it answers. Called again with a name, it starts that one anew."""
+        environment = {**self.environment, **settings}
+        if port is not None:
+            environment["TC_TREEHERDER_PORT"] = str(port)
+        process = self._add(name, ["serve", *arguments], environment)
+        process.start()
+        url = f"http://127.0.0.1:{environment['TC_TREEHERDER_PORT']}/__lbheartbeat__"
+        wait_for(lambda: _answers(url), 30, process)
+        return process
+
+    def upgrade(self) -> None:
+        """Bring the schema of a PostgreSQL up to date."""
+        process = self._add("upgrade", ["db", "upgrade"], self.environment)
+        process.start()
+        wait_for(lambda: not process.running(), 30, process, may_end=True)
+
+    def listener(self, name: str = "listener", what: str = "pushlog", **settings: str) -> Process:
+        """Start a listener."""
+        process = self._add(name, ["listen", what], {**self.environment, **settings})
+        process.start()
+        return process
+
+    def api(self) -> httpx.Client:
+        """A client of our API that may do everything."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx.Client(base_url=f"{self.service_url}/api/v1", headers=headers, timeout=30)
+
+    def control(self, part: str) -> httpx.Client:
+        """A client of the stand-in `part`: hg, taskcluster or treeherder."""
+        return httpx.Client(base_url=f"{self.sandbox[part]}/__control__", timeout=60)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=5).is_success
+    return False
+
+
+def wait_for(
+    what: Callable[[], bool], seconds: float, process: Process | None = None, *, may_end: bool = False
+) -> None:
+    """Wait until `what` is true. Raises StackError when it takes too long, or `process` ends meanwhile."""
+    end = time.monotonic() + seconds
+    while not what():
+        if process is not None and not may_end and not process.running():
+            raise StackError(f"a process ended before it was ready; its log ends with\n{process.tail()}")
+        if time.monotonic() > end:
+            raise StackError(
+                f"not within {seconds:g} s" + (f"; the log ends with\n{process.tail()}" if process else "")
+            )
+        time.sleep(0.02)
