@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Generator, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
+import pika.exceptions
 import typer
 import uvicorn
 
@@ -101,8 +102,12 @@ async def _run(
             await asyncio.to_thread(pushlog.create, path)
         try:
             await stack.enter_async_context(tc.running())
+            if amqp_url is not None:
+                await asyncio.to_thread(treeherder.declare_job_actions, amqp_url)
         except TimeoutError as error:
             raise SandboxError(str(error)) from error
+        except pika.exceptions.AMQPError as error:
+            raise SandboxError(f"the broker refuses exchange/treeherder/v1/job-actions: {error!r}") from error
         apps = {
             "hg": hg.create_app(pushlog),
             "taskcluster": taskcluster.create_app(tc),

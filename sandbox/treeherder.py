@@ -14,12 +14,14 @@ Faults hit `/api/` only, so that a test can always look and repair.
 """
 
 import asyncio
+import contextlib
 import io
 import json
 import math
 import re
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -28,6 +30,7 @@ import pika
 import pika.exceptions
 from mohawk import Receiver
 from mohawk.exc import HawkFail
+from pika.adapters.blocking_connection import BlockingChannel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -308,7 +311,7 @@ class _Api:
 
         body = await request.body()
         try:
-            receiver = Receiver(  # type: ignore[no-untyped-call]  # mohawk publishes no types
+            receiver = Receiver(
                 look_up,
                 header,
                 str(request.url),
@@ -423,33 +426,42 @@ class _Control:
         )
 
 
+def declare_job_actions(amqp_url: str) -> None:
+    """Make the exchange, so that listeners, who may only look for it, find it before a button was ever pressed.
+
+    Raises pika's AMQPError when the broker is away or says no. Blocks: not for the event loop's thread.
+    """
+    with _job_actions(amqp_url):
+        pass
+
+
 def publish_job_action(amqp_url: str, routing_key: str, message: dict[str, Any]) -> bool:
     """Publish a message of data/treeherder/job-action-message.json, confirmed by the broker.
 
-    Returns whether any queue is bound to hear it. Raises pika's AMQPError when the broker is away or says no.
-    Blocks: not for the event loop's thread.
+    Returns whether any queue is bound to hear it. Raises and blocks as `declare_job_actions` does.
     """
+    properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
+    with _job_actions(amqp_url) as channel:
+        channel.confirm_delivery()
+        try:
+            channel.basic_publish(
+                JOB_ACTIONS_EXCHANGE, routing_key, json.dumps(message).encode(), properties, mandatory=True
+            )
+        except pika.exceptions.UnroutableError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _job_actions(amqp_url: str) -> Iterator[BlockingChannel]:
+    """A channel on which the exchange is declared; a button is pressed seldom, so each press connects anew."""
     parameters = pika.URLParameters(amqp_url)
     parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = 5
     connection = pika.BlockingConnection(parameters)
     try:
         channel = connection.channel()
         channel.exchange_declare(JOB_ACTIONS_EXCHANGE, exchange_type="topic", durable=True)
-        channel.confirm_delivery()
-        properties = pika.BasicProperties(  # type: ignore[no-untyped-call]  # pika publishes no types
-            content_type="application/json", delivery_mode=2
-        )
-        try:
-            channel.basic_publish(
-                JOB_ACTIONS_EXCHANGE,
-                routing_key,
-                json.dumps(message).encode(),
-                properties,
-                mandatory=True,
-            )
-        except pika.exceptions.UnroutableError:
-            return False
-        return True
+        yield channel
     finally:
         if connection.is_open:
             connection.close()

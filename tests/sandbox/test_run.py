@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pika.exceptions
 import pytest
 import taskcluster
 from mohawk import Sender
 
-from sandbox import hg
+from sandbox import hg, treeherder
 from sandbox.hg import mercurial
 from sandbox.run import SandboxError, run
 from sandbox.taskcluster.pulse import Publisher
@@ -210,3 +211,13 @@ def test_a_broker_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, unused_
     monkeypatch.setattr(Publisher.__init__, "__kwdefaults__", {"patience": 0.2})
     with pytest.raises(SandboxError, match=f"no RabbitMQ at 127.0.0.1:{unused_tcp_port}"):
         run(0, 0, 0, amqp_url=f"amqp://guest:guest@127.0.0.1:{unused_tcp_port}/", mercurial=False)
+
+
+def test_a_broker_that_refuses_the_exchange_of_job_actions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(amqp_url: str) -> None:
+        raise pika.exceptions.ChannelClosedByBroker(403, f"ACCESS_REFUSED at {amqp_url}")
+
+    monkeypatch.setattr(Publisher, "start", lambda self: None)
+    monkeypatch.setattr(treeherder, "declare_job_actions", refuse)
+    with pytest.raises(SandboxError, match="job-actions.*ACCESS_REFUSED at amqp://broker.example/"):
+        run(0, 0, 0, amqp_url="amqp://broker.example/", mercurial=False)
