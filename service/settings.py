@@ -8,7 +8,17 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from service.flow.error_task import DEFAULT_ERROR_TASK
@@ -41,6 +51,20 @@ def _webhook_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _duration(value: Any) -> Any:
+    """Seconds as a number, which environment variables hold as text; anything else is ISO 8601, such as PT5M."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return value
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{value} is no duration: give seconds, such as 30 or 0.5, or ISO 8601, such as PT5M")
+    return timedelta(seconds=seconds)
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
+
+
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 
 
@@ -49,7 +73,7 @@ class TaskclusterSettings(Strict):
     client_id: str | None = None
     access_token: SecretStr | None = None
     certificate: SecretStr | None = Field(None, description="JSON, with temporary credentials only")
-    timeout: timedelta = Field(timedelta(seconds=30), description="for one call; shorter than the lease")
+    timeout: Duration = Field(timedelta(seconds=30), description="for one call; shorter than the lease")
     connections: int = Field(10, ge=1, description="calls at a time for one graph")
 
     @property
@@ -66,7 +90,7 @@ class Environment(Strict):
     )
     client_id: str | None = None
     secret: SecretStr | None = None
-    timeout: timedelta = timedelta(seconds=30)
+    timeout: Duration = timedelta(seconds=30)
 
     @model_validator(mode="after")
     def _credentials(self) -> "Environment":
@@ -80,7 +104,7 @@ class PulseSettings(Strict):
 
     url: SecretStr | None = Field(None, description="amqps://user:password@pulse.mozilla.org:5671/%2F")
     user: str = Field("tc-treeherder", description="exchanges are named exchange/<user>/…")
-    timeout: timedelta = Field(timedelta(seconds=30), description="for a confirm")
+    timeout: Duration = Field(timedelta(seconds=30), description="for a confirm")
 
 
 class RenderLimits(Strict):
@@ -92,24 +116,24 @@ class RenderLimits(Strict):
 
 
 class PollSettings(Strict):
-    interval: timedelta = Field(timedelta(seconds=5), description="between two polls of a repository, with jitter")
-    lease: timedelta = Field(timedelta(seconds=30), description="how long a listener may take for one poll")
+    interval: Duration = Field(timedelta(seconds=5), description="between two polls of a repository, with jitter")
+    lease: Duration = Field(timedelta(seconds=30), description="how long a listener may take for one poll")
     max_requests_per_host: float = Field(10, gt=0, description="a second, of all listeners together")
     at_a_time: int = Field(4, ge=1, description="polls of one host at a time, of all listeners together")
-    full_every: timedelta = Field(timedelta(minutes=10), description="poll without If-None-Match at least this often")
-    max_backoff: timedelta = Field(timedelta(minutes=5), description="between polls of a broken repository")
+    full_every: Duration = Field(timedelta(minutes=10), description="poll without If-None-Match at least this often")
+    max_backoff: Duration = Field(timedelta(minutes=5), description="between polls of a broken repository")
     reset_polls: int = Field(3, ge=1, description="polls that must see a reset before it is believed")
-    reset_after: timedelta = Field(timedelta(minutes=1), description="and how long they must have seen it")
+    reset_after: Duration = Field(timedelta(minutes=1), description="and how long they must have seen it")
 
 
 class WorkSettings(Strict):
-    lease: timedelta = Field(timedelta(seconds=90), description="a worker that says nothing for so long has died")
+    lease: Duration = Field(timedelta(seconds=90), description="a worker that says nothing for so long has died")
     per_lane: int = Field(10, ge=1, description="pieces of work at a time for one upstream, in one process")
-    idle: timedelta = Field(timedelta(seconds=0.5), description="between two looks for work that others stored")
-    first_retry: timedelta = timedelta(seconds=1)
-    max_retry: timedelta = timedelta(minutes=10)
-    give_up: timedelta = Field(timedelta(days=1), description="then it is buried as a dead letter")
-    drain: timedelta = Field(timedelta(seconds=20), description="how long SIGTERM waits for work under way")
+    idle: Duration = Field(timedelta(seconds=0.5), description="between two looks for work that others stored")
+    first_retry: Duration = timedelta(seconds=1)
+    max_retry: Duration = timedelta(minutes=10)
+    give_up: Duration = Field(timedelta(days=1), description="then it is buried as a dead letter")
+    drain: Duration = Field(timedelta(seconds=20), description="how long SIGTERM waits for work under way")
 
 
 class Settings(BaseSettings):
@@ -136,8 +160,8 @@ class Settings(BaseSettings):
     poll: PollSettings = PollSettings()
     work: WorkSettings = WorkSettings()
     render: RenderLimits = RenderLimits()
-    hg_timeout: timedelta = timedelta(seconds=30)
-    max_push_age: timedelta = Field(timedelta(days=3), description="no graph for a push older than this")
+    hg_timeout: Duration = timedelta(seconds=30)
+    max_push_age: Duration = Field(timedelta(days=3), description="no graph for a push older than this")
     owner_domain: str = Field("noreply.mozilla.org", description="added to an owner that is no e-mail address")
     error_task: dict[str, Any] = Field(
         DEFAULT_ERROR_TASK, description="JSON-e template of the task that shows a broken .taskcluster.yml"
