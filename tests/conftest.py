@@ -1,0 +1,233 @@
+"""Fixtures for databases and message brokers, and a summary of what a run went without.
+
+postgres_url            an empty-of-data PostgreSQL database of the test's own, migrated to the newest schema
+sqlite_url              the same in SQLite
+database_url            both in turn
+empty_database_url      both in turn, without any table: for the migrations
+amqp                    a RabbitMQ for the test: `amqp.url`, and names that are its own
+amqp_url                just the URL
+
+A server that cannot be had skips the tests that need it, or fails them with REQUIRE_SERVICES=1; tests/services.py says
+where servers are looked for.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.private_servers import MissingServiceError
+from tests.services import (
+    Amqp,
+    Server,
+    create_database,
+    drop_database,
+    find_broker,
+    find_postgres,
+    own_vhost,
+)
+
+FULL = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}
+EMPTY = {"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"}
+
+
+# Servers: found once a run, before the first test
+
+
+class Services:
+    """The servers of this run, each looked for once, when first asked for."""
+
+    def __init__(self) -> None:
+        self.used: dict[str, Server] = {}
+        self.missing: dict[str, str] = {}
+
+    def get(self, name: str, find: Callable[[], Server]) -> Server:
+        """Raises MissingServiceError, each time with the same words."""
+        if name in self.missing:
+            raise MissingServiceError(self.missing[name])
+        if name not in self.used:
+            try:
+                self.used[name] = find()
+            except MissingServiceError as why:
+                self.missing[name] = str(why)
+                raise
+        return self.used[name]
+
+    def postgres(self) -> Server:
+        return self.get("PostgreSQL", find_postgres)
+
+    def broker(self) -> Server:
+        return self.get("RabbitMQ", find_broker)
+
+    def close(self) -> None:
+        while self.used:
+            self.used.popitem()[1].stop()
+
+
+SERVICES = pytest.StashKey[Services]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SERVICES] = Services()
+    # CI ends a run with SIGTERM: as Ctrl-C it lets fixtures and servers end in good order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[SERVICES].close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Finds the servers that the chosen tests will ask for: to start or install one can take longer than a test may."""
+    if session.config.option.collectonly:
+        return
+    services = session.config.stash[SERVICES]
+    needed: set[str] = set()
+    for item in session.items:
+        needed.update(getattr(item, "fixturenames", ()))
+        if callspec := getattr(item, "callspec", None):
+            needed.update(value for value in callspec.params.values() if value == "postgresql")
+    for names, find in (
+        ({"postgres_server", "postgresql"}, services.postgres),
+        ({"amqp_server"}, services.broker),
+    ):
+        if names & needed:
+            with contextlib.suppress(MissingServiceError):  # each test that needs it says so, and the summary
+                find()
+
+
+def _had(find: Callable[[], Server]) -> Server:
+    try:
+        return find()
+    except MissingServiceError as why:
+        if os.environ.get("REQUIRE_SERVICES", "") not in {"", "0"}:
+            pytest.fail(f"REQUIRE_SERVICES is set, and there is {why}", pytrace=False)
+        pytest.skip(str(why))
+
+
+@pytest.fixture(scope="session")
+def postgres_server(request: pytest.FixtureRequest) -> Server:
+    return _had(request.config.stash[SERVICES].postgres)
+
+
+@pytest.fixture(scope="session")
+def amqp_server(request: pytest.FixtureRequest) -> Server:
+    return _had(request.config.stash[SERVICES].broker)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    services = config.stash[SERVICES]
+    skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    if not (services.used or services.missing or skipped):
+        return
+    terminalreporter.section("services")
+    for name, server in services.used.items():
+        terminalreporter.line(f"{name}: {server.how}")
+    for name, why in services.missing.items():
+        terminalreporter.line(f"NO {name.upper()}: {why}", red=True, bold=True)
+    for reason, count in skipped.items():
+        if reason not in services.missing.values():
+            terminalreporter.line(f"SKIPPED {count}: {reason}", yellow=True, bold=True)
+        else:
+            terminalreporter.line(
+                f"SKIPPED {count} for want of it: this run does not show that the project works", red=True
+            )
+
+
+def _reason(report: object) -> str:
+    where = getattr(report, "longrepr", None)
+    return str(where[2] if isinstance(where, tuple) else where).removeprefix("Skipped: ")
+
+
+# Databases: migrated once a run, then copied
+
+
+def _migrate(url: str) -> None:
+    from service.database import upgrade
+
+    upgrade(url)
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: Server) -> Iterator[str]:
+    """The URL of a migrated database to copy. Nothing may connect to it."""
+    url = create_database(postgres_server.url)
+    try:
+        _migrate(url)
+        yield url
+    finally:
+        drop_database(postgres_server.url, url)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database file to copy."""
+    path = tmp_path_factory.mktemp("template") / "template.sqlite"
+    _migrate(_sqlite(path))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it in the one file that is copied
+    return path
+
+
+def _sqlite(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path}"
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Server, postgres_template: str) -> Iterator[str]:
+    url = create_database(postgres_server.url, postgres_template)
+    yield url
+    drop_database(postgres_server.url, url)
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    path = tmp_path / "x.sqlite"
+    shutil.copy(sqlite_template, path)
+    return _sqlite(path)
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: Server) -> Iterator[str]:
+    url = create_database(postgres_server.url)
+    yield url
+    drop_database(postgres_server.url, url)
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    return _sqlite(tmp_path / "empty.sqlite")
+
+
+@pytest.fixture(params=FULL)
+def database_url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(FULL[request.param]))
+
+
+@pytest.fixture(params=EMPTY)
+def empty_database_url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(EMPTY[request.param]))
+
+
+# Brokers: a vhost a run where one can be made, names of its own for each test
+
+
+@pytest.fixture(scope="session")
+def amqp_url(amqp_server: Server) -> Iterator[str]:
+    with own_vhost(amqp_server) as url:
+        yield url
+
+
+@pytest.fixture
+def amqp(amqp_url: str) -> Iterator[Amqp]:
+    ours = Amqp(amqp_url)
+    yield ours
+    if ours.queues or ours.exchanges:
+        ours.clear()

@@ -1,0 +1,207 @@
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pika
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from tests import services
+from tests.private_servers import MissingServiceError, check_broker, conninfo, free_ports
+from tests.services import (
+    Amqp,
+    Server,
+    create_database,
+    drop_database,
+    find_broker,
+    find_postgres,
+    own_vhost,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_cached_engine() -> None:
+    services._engine.cache_clear()
+
+
+def test_a_server_that_is_named_is_used(postgres_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_DATABASE_URL", postgres_server.url)
+    assert find_postgres() == Server(postgres_server.url, "TEST_DATABASE_URL", stop=find_postgres().stop)
+
+
+@pytest.mark.parametrize(
+    ("variable", "url", "find"),
+    [
+        ("TEST_DATABASE_URL", "postgresql://127.0.0.1:{port}/x", find_postgres),
+        ("TEST_AMQP_URL", "amqp://127.0.0.1:{port}/x", find_broker),
+    ],
+)
+def test_a_server_that_is_named_but_away_is_not_replaced_by_another(
+    variable: str, url: str, find: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, url.format(port=free_ports(1)[0]))
+    assert callable(find)
+    with pytest.raises(MissingServiceError, match=rf"{variable} is set, but .*127\.0\.0\.1.*does not answer.*unset"):
+        find()
+
+
+def test_the_first_step_that_has_one_wins_and_the_rest_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_DATABASE_URL", raising=False)
+
+    def none() -> Server:
+        raise MissingServiceError("nobody home")
+
+    here = Server("postgresql://here", "here")
+    assert services._find("X", "TEST_DATABASE_URL", print, [none, lambda: here, pytest.fail], "buy one") is here
+    with pytest.raises(MissingServiceError) as caught:
+        services._find("X", "TEST_DATABASE_URL", print, [none, none], "buy one")
+    assert str(caught.value) == "no X: TEST_DATABASE_URL is not set; nobody home; nobody home. What to do: buy one"
+
+
+def test_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named, container, already here, bin/services, private."""
+    tried: list[str] = []
+
+    def step(name: str) -> Server:
+        tried.append(name)
+        raise MissingServiceError(name)
+
+    for variable in ("TEST_DATABASE_URL", "TEST_AMQP_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(services, "_container_postgres", lambda: step("container"))
+    monkeypatch.setattr(services, "_container_broker", lambda: step("container"))
+    monkeypatch.setattr(services, "_at", lambda *_: lambda: step("here"))
+    monkeypatch.setattr(services, "_running", lambda _: lambda: step("bin/services"))
+    monkeypatch.setattr(services, "_own", lambda _: lambda: step("private"))
+    for find in (find_postgres, find_broker):
+        tried.clear()
+        with pytest.raises(MissingServiceError, match="apt-get install"):
+            find()
+        assert tried == ["container", "here", "bin/services", "private"]
+
+
+def test_no_engine_means_no_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(MissingServiceError, match="no container engine answers"):
+        services._container_postgres()
+
+
+def test_an_engine_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "ENGINE_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(MissingServiceError, match="no container engine answers"):
+            services._container_broker()
+    assert time.monotonic() - start < 5
+
+
+def databases(server: Server) -> set[str]:
+    with psycopg.connect(conninfo(server.url)) as connection:
+        return {name for (name,) in connection.execute("SELECT datname FROM pg_database").fetchall()}
+
+
+def test_a_database_is_made_copied_and_dropped_although_in_use(postgres_server: Server) -> None:
+    first = create_database(postgres_server.url)
+    with psycopg.connect(conninfo(first)) as connection:
+        connection.execute("CREATE TABLE here AS SELECT 'é' AS a")
+    second = create_database(postgres_server.url, first)
+    names = {str(make_url(url).database) for url in (first, second)}
+    assert len(names) == 2
+    assert names < databases(postgres_server)
+    user = psycopg.connect(conninfo(second))
+    assert user.execute("SELECT a, current_setting('server_encoding') FROM here").fetchone() == ("é", "UTF8")
+    drop_database(postgres_server.url, first)
+    drop_database(postgres_server.url, second)
+    assert not names & databases(postgres_server)
+    with pytest.raises(psycopg.OperationalError):
+        user.execute("SELECT 1")
+    user.close()
+
+
+def test_database_url_is_migrated(database_url: str) -> None:
+    url = make_url(database_url)
+    if url.drivername == "sqlite+aiosqlite":
+        connection = sqlite3.connect(str(url.database))
+        rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        connection.close()
+    else:
+        assert url.drivername == "postgresql+psycopg"
+        with psycopg.connect(conninfo(database_url)) as server:
+            rows = server.execute("SELECT version_num FROM alembic_version").fetchall()
+    assert len(rows) == 1
+
+
+def test_empty_database_url_is_empty(empty_database_url: str) -> None:
+    url = make_url(empty_database_url)
+    if url.drivername == "sqlite+aiosqlite":
+        assert not Path(str(url.database)).exists()
+    else:
+        with psycopg.connect(conninfo(empty_database_url)) as server:
+            assert server.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall() == []
+
+
+def test_a_vhost_of_our_own_goes_with_all_that_is_in_it(amqp_server: Server) -> None:
+    with own_vhost(amqp_server) as url:
+        check_broker(url)
+        if url == amqp_server.url:
+            pytest.skip("the broker ends with this run, or lets us make no vhost: there is none to remove")
+        connection = pika.BlockingConnection(pika.URLParameters(url))
+        connection.channel().queue_declare("x", durable=True)
+        connection.close()
+    with pytest.raises(MissingServiceError, match="does not answer"):
+        check_broker(url)
+
+
+def test_amqp_names_its_own_and_clears_them(amqp_url: str) -> None:
+    ours, other = Amqp(amqp_url), Amqp(amqp_url)
+    queue, exchange = ours.queue("jobs"), ours.exchange("jobs")
+    assert queue.startswith(f"queue/{ours.user}/")
+    assert exchange.startswith(f"exchange/{ours.user}/")
+    assert queue != other.queue("jobs")
+    ours.exchanges.add(never_made := ours.name)
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
+    channel = connection.channel()
+    channel.queue_declare(queue, durable=True)
+    channel.exchange_declare(exchange, "topic", durable=True)
+    ours.clear()
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
+        connection.channel().queue_declare(queue, passive=True)
+    for gone in (exchange, never_made):
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
+            connection.channel().exchange_declare(gone, passive=True)
+    connection.close()
+
+
+@pytest.mark.parametrize("required", ["1", ""])
+def test_what_is_missing_is_said_loudly_and_fails_where_it_is_required(tmp_path: Path, required: str) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "def test_database(database_url): assert database_url\ndef test_amqp(amqp): assert amqp.url\n"
+    )
+    nowhere = f"127.0.0.1:{free_ports(1)[0]}"
+    environment = {
+        **os.environ,
+        "REQUIRE_SERVICES": required,
+        "TEST_DATABASE_URL": f"postgresql://{nowhere}/x",
+        "TEST_AMQP_URL": f"amqp://{nowhere}/x",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "NO POSTGRESQL: TEST_DATABASE_URL is set, but" in done.stdout, done.stdout + done.stderr
+    assert "NO RABBITMQ: TEST_AMQP_URL is set, but" in done.stdout
+    last = done.stdout.splitlines()[-1]
+    if required:
+        assert done.returncode == 1
+        assert "1 passed, 2 errors" in last
+        assert "REQUIRE_SERVICES is set" in done.stdout
+    else:
+        assert done.returncode == 0
+        assert "1 passed, 2 skipped" in last
+        assert done.stdout.count("SKIPPED 1 for want of it") == 2
