@@ -219,5 +219,5 @@ def test_a_broker_that_refuses_the_exchange_of_job_actions_is_told(monkeypatch: 
 
     monkeypatch.setattr(Publisher, "start", lambda self: None)
     monkeypatch.setattr(treeherder, "declare_job_actions", refuse)
-    with pytest.raises(SandboxError, match="job-actions.*ACCESS_REFUSED at amqp://broker.example/"):
+    with pytest.raises(SandboxError, match=r"job-actions.*ACCESS_REFUSED at amqp://broker.example/"):
         run(0, 0, 0, amqp_url="amqp://broker.example/", mercurial=False)

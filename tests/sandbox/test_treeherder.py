@@ -12,9 +12,10 @@ import pika
 import pytest
 from mohawk import Sender
 
-from sandbox.treeherder import JOB_ACTIONS_EXCHANGE, State, create_app
+from sandbox.treeherder import JOB_ACTIONS_EXCHANGE, State, create_app, declare_job_actions
 from sandbox.treeherder_store import MAX_REVISIONS, Repository, Store
 from tests.facts import fact
+from tests.services import Amqp
 
 REVISION = "219d38523a321229f7f48aca6592f76b993fb1aa"
 GUID = "037e6659-346e-426c-a3f3-cc8c9c81747c/0"
@@ -35,9 +36,7 @@ class Treeherder(httpx.AsyncClient):
     def sign(self, path: str, body: str, client_id: str = "tc", key: str = "secret") -> dict[str, str]:
         credentials = {"id": client_id, "key": key, "algorithm": "sha256"}
         url = f"http://treeherder{path}"
-        sender = Sender(  # type: ignore[no-untyped-call]  # mohawk publishes no types
-            credentials, url, "POST", content=body, content_type="application/json"
-        )
+        sender = Sender(credentials, url, "POST", content=body, content_type="application/json")
         return {"Authorization": str(sender.request_header), "Content-Type": "application/json"}
 
     async def submit(self, path: str, body: Any, **credentials: str) -> httpx.Response:
@@ -374,9 +373,7 @@ async def test_signatures_are_checked(th: Treeherder) -> None:
 
 async def test_a_body_that_is_not_hashed_is_refused(th: Treeherder) -> None:
     credentials = {"id": "tc", "key": "secret", "algorithm": "sha256"}
-    sender = Sender(  # type: ignore[no-untyped-call]  # mohawk publishes no types
-        credentials, f"http://treeherder{JOBS}", "POST", always_hash_content=False
-    )
+    sender = Sender(credentials, f"http://treeherder{JOBS}", "POST", always_hash_content=False)
     headers = {"Authorization": str(sender.request_header), "Content-Type": "application/json"}
     assert (await th.post(JOBS, content="[]", headers=headers)).status_code == 403
 
@@ -539,3 +536,31 @@ async def test_a_button_publishes_the_message_of_the_published_schema(
     assert (exchange, key) == (JOB_ACTIONS_EXCHANGE, f"taskcluster.autoland.retrigger{suffix}")
     jsonschema.validate(message, fact("treeherder/job-action-message.json"), jsonschema.Draft4Validator)
     assert message == {"version": 1, **PRESS, "job_id": 1}
+
+
+async def test_a_real_broker_hears_the_button(th: Treeherder, amqp: Amqp) -> None:
+    th.state.amqp_url = amqp.url
+    press = PRESS | {"project": amqp.name}  # so that nobody else's binding matches
+    queue = amqp.queue()
+
+    def listen() -> None:
+        with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+            channel = connection.channel()
+            channel.exchange_declare(JOB_ACTIONS_EXCHANGE, passive=True)  # Pulse allows no more
+            channel.queue_declare(queue, durable=True)
+            channel.queue_bind(queue, JOB_ACTIONS_EXCHANGE, f"taskcluster.{amqp.name}.#")
+
+    def read() -> tuple[Any, Any, bytes]:
+        with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+            method, properties, body = connection.channel().basic_get(queue, auto_ack=True)
+            return method, properties, body
+
+    await asyncio.to_thread(declare_job_actions, amqp.url)
+    unheard = await th.post("/__control__/job-action", json=press)
+    assert (unheard.status_code, unheard.json()["heard"]) == (200, False)
+    await asyncio.to_thread(listen)
+    assert (await th.post("/__control__/job-action", json=press)).json()["heard"] is True
+    method, properties, body = await asyncio.to_thread(read)
+    assert (method.exchange, method.routing_key) == (JOB_ACTIONS_EXCHANGE, f"taskcluster.{amqp.name}.retrigger")
+    assert (properties.content_type, properties.delivery_mode) == ("application/json", 2)
+    assert json.loads(body) == {"version": 1, **press}
