@@ -128,9 +128,11 @@ class Stack:
         self._stop_all()
 
     def _stop_all(self) -> None:
-        for process in reversed(self.processes.values()):
-            if process.running():
+        for name, process in reversed(self.processes.items()):
+            if process.running() and name != "sandbox":
                 process.kill()
+        if "sandbox" in self.processes:
+            self.processes["sandbox"].stop()  # it has folders to remove
 
     def _start_sandbox(self) -> None:
         ready = self.folder / "sandbox.json"

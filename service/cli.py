@@ -138,7 +138,9 @@ def pushlog() -> None:
     """Ask the monitored repositories' pushlogs, and forward what is new."""
     from listeners.pushlog import main as run
 
-    raise typer.Exit(run())
+    from service.log import configure
+
+    raise typer.Exit(run(configure))
 
 
 @sandbox.callback(invoke_without_command=True)

@@ -7,6 +7,7 @@ import functools
 import html
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from sandbox.hg.faults import Fault, Faults, Requests
+from sandbox.hg.memory import MemoryPushlog
 from sandbox.hg.pushlog import (
     MissingFileError,
     NewChangeset,
@@ -71,7 +73,7 @@ class _Hgweb:
         asked = _REQUEST.fullmatch(path.decode("utf-8", "surrogateescape"))
         command = asked["command"] if asked else "other"
         repository = (asked["repository"] or "") if asked else ""
-        status = 500
+        status, began = 500, time.time()
         self._requests.begin(command, repository, conditional="if-none-match" in request.headers)
         try:
             if asked is None:
@@ -79,6 +81,8 @@ class _Hgweb:
             else:
                 response = await self._answer(request, repository, command, asked["rest"] or "")
             status = response.status_code
+            if command == "json-pushes" and status == 200:
+                self._requests.listed(repository, self._pushlog.last_push_id(repository), began)
             response.headers["Date"] = formatdate(self._pushlog.clock(), usegmt=True)
             await response(scope, receive, send)
         finally:
@@ -198,6 +202,8 @@ def _control(pushlog: Pushlog, faults: Faults, requests: Requests) -> list[Route
         ("GET", "/requests", requests.report),
         ("DELETE", "/requests", requests.clear),
     ]
+    if isinstance(pushlog, MemoryPushlog):
+        commands.append(("POST", "/load", pushlog.load))
     return [Route(path, _endpoint(command), methods=[method]) for method, path, command in commands]
 
 

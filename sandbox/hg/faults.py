@@ -98,6 +98,7 @@ class Requests:
             self._counts: dict[str, Counter[str]] = {}
             self._statuses: dict[str, Counter[str]] = {}
             self._repositories: Counter[str] = Counter()
+            self._listed: dict[str, float] = {}
             self._most = self._now
 
     def begin(self, kind: str, repository: str, *, conditional: bool) -> None:
@@ -108,6 +109,11 @@ class Requests:
             self._repositories[repository] += 1
             self._counts.setdefault(kind, Counter()).update({"requests": 1, "conditional": conditional})
 
+    def listed(self, repository: str, last_push_id: int, since: float) -> None:
+        """An answer that was asked for at `since` (epoch s) was the first to list everything up to a push."""
+        with self._lock:
+            self._listed.setdefault(f"{repository} {last_push_id}", since)
+
     def end(self, kind: str, status: int) -> None:
         """It was answered."""
         with self._lock:
@@ -115,7 +121,8 @@ class Requests:
             self._statuses.setdefault(kind, Counter())[str(status)] += 1
 
     def report(self) -> dict[str, Any]:
-        """By kind: requests, how many were conditional, answers by status; by repository; most at the same time."""
+        """By kind: requests, how many were conditional, answers by status; by repository; most at the same time; and
+        when (epoch s) it was first asked for what ends with a push, by repository and push id."""
         with self._lock:
             kinds = {
                 kind: {
@@ -126,4 +133,9 @@ class Requests:
                 }
                 for kind, counts in self._counts.items()
             }
-            return {"kinds": kinds, "repositories": dict(self._repositories), "max_concurrent": self._most}
+            return {
+                "kinds": kinds,
+                "repositories": dict(self._repositories),
+                "max_concurrent": self._most,
+                "listed": dict(self._listed),
+            }

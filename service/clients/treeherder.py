@@ -1,5 +1,6 @@
 """Treeherder: its REST submission (Hawk), and for one that listens on Pulse the message that it reads."""
 
+import io
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -35,8 +36,11 @@ class RestTreeherder:
         await self._post(f"{self._url}/api/project/{project}/resultset/", [resultset])
 
     async def _post(self, url: str, body: list[dict[str, Any]]) -> None:
-        content = json.dumps(body)
-        signed = mohawk.Sender(self._credentials, url, "POST", content=content, content_type="application/json")
+        content = json.dumps(body).encode()
+        # as a file: mohawk formats a text for a debug message that nobody reads, which takes longer than all else
+        signed = mohawk.Sender(
+            self._credentials, url, "POST", content=io.BytesIO(content), content_type="application/json"
+        )
         headers = {
             "Authorization": signed.request_header,
             "Content-Type": "application/json",

@@ -1,0 +1,165 @@
+"""The whole system as real processes, and what must be true of it in the end, whatever broke on the way."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+from sandbox.stack import Stack, wait_for
+
+REPOSITORY, PATH = "try", "try"
+
+SHORT = {
+    "TC_TREEHERDER_TASKCLUSTER__TIMEOUT": "2",
+    "TC_TREEHERDER_WORK__LEASE": "3",
+    "TC_TREEHERDER_WORK__IDLE": "0.1",
+    "TC_TREEHERDER_WORK__FIRST_RETRY": "0.2",
+    "TC_TREEHERDER_WORK__MAX_RETRY": "1",
+    "TC_TREEHERDER_POLL__INTERVAL": "0.2",
+    "TC_TREEHERDER_POLL__LEASE": "3",
+    "TC_TREEHERDER_POLL__MAX_REQUESTS_PER_HOST": "100",
+    "TC_TREEHERDER_POLL__MAX_BACKOFF": "1",
+}
+"""Durations that let a test see in seconds what takes minutes in production."""
+
+
+def graph_of(tasks: int, *, seconds: float = 0.0) -> str:
+    """A `.taskcluster.yml`: a decision task, and tasks that depend on it."""
+    return f"""\
+version: 1
+tasks:
+  $map: {{$eval: "range(0, {tasks})"}}
+  each(n):
+    $mergeDeep:
+      - taskId: {{$if: "n == 0", then: {{$eval: ownTaskId}}, else: {{$eval: "as_slugid('t' + str(n))"}}}}
+        taskGroupId: {{$eval: ownTaskId}}
+        taskQueueId: sandbox/test
+        schedulerId: test
+        created: {{$fromNow: ""}}
+        deadline: {{$fromNow: "1 day"}}
+        payload: {{sandbox: {{seconds: {seconds}}}}}
+        metadata: {{name: "t${{n}}", description: d, owner: "${{push.owner}}", source: "${{repository.url}}"}}
+      - $if: n > 0
+        then: {{dependencies: [{{$eval: ownTaskId}}]}}
+        else: {{}}
+"""
+
+
+class System:
+    """A stack with one repository, and the questions that the tests ask of it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.hg, self.taskcluster, self.treeherder = (stack.control(p) for p in ("hg", "taskcluster", "treeherder"))
+        self.api = stack.api()
+
+    def add_repository(self, **fields: Any) -> None:
+        url = self.stack.sandbox["repositories"][REPOSITORY]
+        answer = self.api.post("/repositories", json={"alias": REPOSITORY, "url": url, "last_push_id": 0, **fields})
+        assert answer.status_code == 201, answer.text
+
+    def push(self, tasks: int = 2, *, user: str = "dev@example.com", message: str = "Bug 1 - a change") -> int:
+        """Push a commit whose graph has so many tasks; the push id."""
+        changeset = {"message": message, "files": {".taskcluster.yml": graph_of(tasks)}}
+        answer = self.hg.post("/push", json={"repository": PATH, "user": user, "changesets": [changeset]})
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["id"])
+
+    def pushes(self) -> list[dict[str, Any]]:
+        try:
+            answer = self.api.get("/pushes", params={"limit": 500})
+        except httpx.TransportError:  # killed just now
+            return []
+        return answer.json()["items"] if answer.is_success else []
+
+    def push_stored(self, push_id: int) -> bool:
+        return any(push["push_id"] == push_id for push in self.pushes())
+
+    def creations(self) -> int:
+        """Calls of createTask that were answered or are being worked on."""
+        return int(self.taskcluster.get("/calls").json()["calls"].get("createTask", 0))
+
+    def polls(self) -> int:
+        """Requests for json-pushes that were answered."""
+        kinds = self.hg.get("/requests").json()["kinds"]
+        return int(kinds.get("json-pushes", {}).get("statuses", {}).get("200", 0))
+
+    def settled(self, pushes: int) -> bool:
+        """Whether so many pushes are known, and every step of each has ended."""
+        known = self.pushes()
+        return len(known) == pushes and all(
+            push["graph"]["state"] != "pending" and all(r["state"] != "pending" for r in push["resultsets"])
+            for push in known
+        )
+
+    def wait(self, what: Callable[[], bool], seconds: float = 25) -> None:
+        wait_for(what, seconds, next(iter(self.stack.processes.values())))
+
+    def expect_exactly_once(self, pushes: int, tasks: int, environments: int = 1) -> list[dict[str, Any]]:
+        """Wait until all is done, then hold it to the promise: one resultset an environment, one graph a push."""
+        try:
+            self.wait(lambda: self.settled(pushes))
+        except Exception as error:
+            raise AssertionError(f"not settled: {self.pushes()}") from error
+        time.sleep(0.3)  # what is done twice would be done now
+        known = self.pushes()
+        assert [push["graph"]["state"] for push in known] == ["created"] * pushes, known
+        assert all(r["state"] == "done" for push in known for r in push["resultsets"]), known
+        assert all(len(push["resultsets"]) == environments for push in known)
+
+        resultsets = self.treeherder.get("/state").json()["resultsets"]
+        revisions = Counter(resultset["resultset"]["revision"] for resultset in resultsets)
+        assert revisions == Counter(push["revision"] for push in known)
+
+        planned = [task for push in known for task in push["graph"]["tasks"]]
+        assert len(planned) == pushes * tasks
+        assert all(task["created"] for task in planned)
+        there = [task["status"]["taskId"] for task in self.taskcluster.get("/tasks").json()["tasks"]]
+        assert sorted(there) == sorted(task["task_id"] for task in planned)
+        return known
+
+
+@pytest.fixture
+def systems(tmp_path: Path) -> Iterator[Callable[..., System]]:
+    """Makes systems; everything is stopped at the end."""
+    with ExitStack() as exits:
+
+        def make(database_url: str | None = None, **arguments: Any) -> System:
+            settings = {**SHORT, **arguments.pop("settings", {})}
+            stack = exits.enter_context(
+                Stack(tmp_path / "stack", database_url=database_url, settings=settings, **arguments)
+            )
+            return System(stack)
+
+        yield make
+
+
+@pytest.fixture
+def locked() -> Callable[[str], AbstractContextManager[None]]:
+    """While inside, nobody can write pushes to the database: a commit that was about to happen waits."""
+
+    @contextmanager
+    def lock(database_url: str) -> Iterator[None]:
+        url = make_url(database_url)
+        if url.get_backend_name() == "postgresql":
+            with psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
+                connection.execute("LOCK TABLE push IN ACCESS EXCLUSIVE MODE")
+                yield
+                connection.rollback()
+        else:
+            engine = create_engine(f"sqlite:///{url.database}", isolation_level="AUTOCOMMIT")
+            with engine.connect() as sqlite:
+                sqlite.execute(text("BEGIN IMMEDIATE"))
+                yield
+                sqlite.execute(text("ROLLBACK"))
+            engine.dispose()
+
+    return lock
