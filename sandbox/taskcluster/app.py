@@ -499,11 +499,11 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::(\d+))?")
 
 
 def _host(header: str, scheme: str) -> tuple[str, int]:
-    """Host and port of a Host header; the port is the scheme's when there is none."""
+    """Host and port as mohawk signs them: the scheme's port when the header has none, IPv6 without its brackets."""
     found = _HOST.fullmatch(header)
     if found is None:
         return header, 0
-    return found[1], int(found[2] or (443 if scheme == "https" else 80))
+    return found[1].strip("[]"), int(found[2] or (443 if scheme == "https" else 80))
 
 
 async def _until_gone(receive: Receive, removed: asyncio.Event) -> None:

@@ -164,9 +164,10 @@ class Auth:
                     f"authorizedScopes are [{', '.join(wanted)}]"
                 )
             identity.scopes = self.expand([*wanted, "assume:anonymous"])
-        if len(self._extensions) > 10_000:
-            self._extensions.clear()
-        self._extensions[client_id, ext] = identity
+        if certificate is None:  # certificates are checked each time, for they begin and end
+            if len(self._extensions) > 10_000:
+                self._extensions.clear()
+            self._extensions[client_id, ext] = identity
         return identity
 
     def _client(self, client_id: str) -> _Identity:

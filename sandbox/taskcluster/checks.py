@@ -4,6 +4,7 @@ Plain code for the published request schemas (`create-task-request.json` and the
 of this project; the tests hold the two against each other.
 """
 
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -146,6 +147,13 @@ def _source(value: Any, where: str, problems: Problems) -> None:
         problems.append(f'{where} must match pattern "^{_SOURCE.pattern}"')
 
 
+def _address(value: Any, where: str, problems: Problems) -> None:
+    try:
+        ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        problems.append(f'{where} must match format "ipv4" or "ipv6"')
+
+
 def _tags(value: Any, where: str, problems: Problems) -> None:
     _object(value, where, problems)
     if isinstance(value, dict):
@@ -159,7 +167,7 @@ class Schema:
     def __init__(self, name: str, required: Iterable[str], properties: dict[str, Check]) -> None:
         self.name = name
         self._required = tuple(required)
-        self._properties = properties
+        self.properties = properties
 
     def __call__(self, value: Any, where: str, problems: Problems) -> None:
         """Append what is wrong with the value."""
@@ -168,7 +176,7 @@ class Schema:
             return
         problems.extend(f"{where} must have required property '{name}'" for name in self._required if name not in value)
         for name, each in value.items():
-            check = self._properties.get(name)
+            check = self.properties.get(name)
             if check is None:
                 problems.append(f"{where} must NOT have additional properties: '{name}'")
             else:
@@ -252,10 +260,10 @@ AUTHENTICATE_HAWK = Schema(
     {
         "method": _one_of(_METHODS),
         "resource": _string(1_000_000),
-        "host": _string(255, 1),
+        "host": _string(1_000_000, 1),
         "port": _integer(0, 65535),
         "authorization": _string(1_000_000),
-        "sourceIp": _string(45, 2),
+        "sourceIp": _address,
     },
 )
 
@@ -267,7 +275,7 @@ _ARTIFACTS = {
         ("s3", ("expires", "contentType"), {"contentType": _kind, "contentLength": _integer(0)}),
         ("object", ("expires", "contentType"), {"contentType": _kind, "contentLength": _integer(0)}),
         ("reference", ("expires", "url", "contentType"), {"contentType": _kind, "url": _string(100_000, 1)}),
-        ("link", ("expires", "artifact"), {"contentType": _kind, "artifact": _string(1024)}),
+        ("link", ("expires", "artifact"), {"contentType": _kind, "artifact": _string(100_000)}),
         (
             "error",
             ("expires", "reason", "message"),

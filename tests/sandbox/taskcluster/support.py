@@ -1,0 +1,190 @@
+"""Calls the stand-in as a client would, and holds every request and answer against the published schemas."""
+
+import base64
+import functools
+import json
+import re
+import time
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx
+import jsonschema
+from mohawk import Sender
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT7
+
+from sandbox.taskcluster import Client, Taskcluster, create_app
+from sandbox.taskcluster.clock import DAY, HOUR, iso
+from sandbox.taskcluster.queue import Message
+from tests.facts import fact, facts
+
+ROOT = Client("root", "root-secret", ("*",))
+
+
+_FORMATS = jsonschema.FormatChecker(["ipv4", "ipv6"])
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+@_FORMATS.checks("date-time", raises=ValueError)
+def _is_date_time(value: object) -> bool:
+    """Written apart from the stand-in's own reading of dates, so that one can show the other wrong."""
+    if not isinstance(value, str):
+        return True
+    return _RFC3339.fullmatch(value) is not None and datetime.fromisoformat(value) is not None
+
+
+@functools.cache
+def _registry() -> Any:
+    folder = facts() / "taskcluster" / "schemas"
+    contents = [json.loads(path.read_text()) for path in folder.rglob("*.json")]
+    return Registry().with_resources((each["$id"], DRAFT7.create_resource(each)) for each in contents)
+
+
+@functools.cache
+def _validator(schema: str) -> jsonschema.protocols.Validator:
+    resource: Resource[Any] = _registry()[schema]
+    return jsonschema.Draft7Validator(
+        {**resource.contents, "$schema": "http://json-schema.org/draft-07/schema#"},
+        registry=_registry(),
+        format_checker=_FORMATS,
+    )
+
+
+def validate(value: Any, schema: str) -> None:
+    """Raise unless the value is valid; `schema` as references write it: `queue/v1/task.json`."""
+    _validator(f"/schemas/{schema.removesuffix('#')}").validate(value)
+
+
+def is_valid(value: Any, schema: str) -> bool:
+    return _validator(f"/schemas/{schema.removesuffix('#')}").is_valid(value)
+
+
+def is_published(schema: str) -> bool:
+    """Whether the schema is among the facts at hand (some of auth's are not)."""
+    return (facts() / "taskcluster" / "schemas" / schema.removesuffix("#")).is_file()
+
+
+@functools.cache
+def reference(service: str) -> dict[str, dict[str, Any]]:
+    """The published methods of a service by name."""
+    entries = fact(f"taskcluster/references/{service}/v1/api.json")["entries"]
+    return {entry["name"]: entry for entry in entries}
+
+
+def validate_message(message: Message) -> None:
+    """Raise unless the message has the published form of its exchange."""
+    for entry in fact("taskcluster/references/queue/v1/exchanges.json")["entries"]:
+        if message.exchange == f"exchange/taskcluster-queue/v1/{entry['exchange']}":
+            validate(message.payload, f"queue/{entry['schema']}")
+            return
+    raise AssertionError(f"no exchange {message.exchange} is published")
+
+
+class Refused(Exception):
+    """An answer that is no success."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(f"{status} {body['code']}: {body['message']}")
+        self.status = status
+        self.code = body["code"]
+        self.message = body["message"]
+        self.body = body
+
+
+def sign(
+    client: Client, method: str, url: str, body: str = "", ext: dict[str, Any] | None = None, **more: Any
+) -> dict[str, str]:
+    """The headers of a request signed by mohawk."""
+    kind = "application/json" if body else ""
+    packed = base64.b64encode(json.dumps(ext or {}).encode()).decode()
+    sender = Sender(
+        {"id": client.client_id, "key": client.access_token, "algorithm": "sha256"},
+        url,
+        method,
+        content=body,
+        content_type=kind,
+        ext=packed,
+        **more,
+    )
+    return {"Authorization": str(sender.request_header), **({"Content-Type": kind} if body else {})}
+
+
+class Api:
+    """`await api("status", task_id)`: a signed call by a method's name, its answer checked against its schema.
+
+    `queue` below is the stand-in's clock: definitions are dated by it.
+    """
+
+    def __init__(self, tc: Taskcluster, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.tc = tc
+        self.client = ROOT
+        self.ext: dict[str, Any] = {}
+        self.http = httpx.AsyncClient(
+            transport=transport or httpx.ASGITransport(create_app(tc)), base_url="http://taskcluster.example"
+        )
+
+    async def __call__(
+        self,
+        method: str,
+        *args: str | int,
+        body: Any = None,
+        query: dict[str, Any] | None = None,
+        service: str = "queue",
+        client: Client | None = ROOT,
+    ) -> Any:
+        """The JSON of the answer; raises `Refused` for an error."""
+        entry = reference(service)[method]
+        route = entry["route"]
+        for name, value in zip(entry["args"], args, strict=True):
+            route = route.replace(f"<{name}>", quote(str(value), safe=""))
+        url = f"http://taskcluster.example/api/{service}/v1{route}" + (f"?{urlencode(query)}" if query else "")
+        text = "" if body is None else json.dumps(body)
+        signer = self.client if client is ROOT else client
+        headers = {"Content-Type": "application/json"} if text else {}
+        if signer is not None:
+            headers = sign(signer, entry["method"], url, text, self.ext)
+        answer = await self.http.request(entry["method"], url, content=text, headers=headers)
+        if "input" in entry and answer.status_code not in (401, 429) and is_published(f"{service}/{entry['input']}"):
+            ours = answer.status_code != 400 or answer.json()["code"] != "InputValidationError"
+            assert ours == is_valid(body, f"{service}/{entry['input']}"), f"the schema disagrees: {answer.text}"
+        if answer.status_code >= 400:
+            failure = answer.json()
+            assert set(failure) == {"code", "message", "requestInfo"}, failure
+            raise Refused(answer.status_code, failure)
+        if answer.status_code == 204:
+            return None
+        result = answer.json()
+        if "output" in entry and is_published(f"{service}/{entry['output']}"):
+            validate(result, f"{service}/{entry['output']}")
+        return result
+
+    def define(self, **more: Any) -> dict[str, Any]:
+        """A task definition dated now; a property given as None is left out."""
+        now = self.tc.clock.now()
+        definition = {
+            "provisionerId": "prov",
+            "workerType": "w",
+            "schedulerId": "sched",
+            "created": iso(now),
+            "deadline": iso(now + HOUR),
+            "expires": iso(now + 30 * DAY),
+            "payload": {},
+            "metadata": {"name": "a task", "description": "", "owner": "a@b.example", "source": "https://hg.example/x"},
+            **more,
+        }
+        return {key: value for key, value in definition.items() if value is not None}
+
+    async def state(self, task_id: str) -> str:
+        return str((await self("status", task_id))["status"]["state"])
+
+    async def claim(self, queue_id: str = "prov/w") -> dict[str, Any]:
+        """One task of the queue, running from here on."""
+        worker = {"workerGroup": "wg", "workerId": "w1", "tasks": 1}
+        (claim,) = (await self("claimWork", queue_id, body=worker))["tasks"]
+        return dict(claim)
+
+
+def now_seconds() -> int:
+    return int(time.time())
