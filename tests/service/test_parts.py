@@ -1,0 +1,22 @@
+"""The parts of a process, and that the stand-ins which the other tests use are really behind them."""
+
+import pytest
+
+from service.errors import Refusal
+from service.parts import parts
+from tests.service.world import World
+
+
+async def test_reach_each_upstream(world: World) -> None:
+    await world.add_repository()
+    assert await world.parts.hg.last_push_id(f"{world.hg_url}/mc") == 0
+    with pytest.raises(Refusal, match="404"):
+        await world.parts.hg.last_push_id(f"{world.hg_url}/nothing")
+    assert await world.parts.queue.status("A" * 8 + "QA" + "C" + "A" * 11) is None
+    assert list(world.parts.treeherders) == ["tc-treeherder"]
+
+
+async def test_the_secret_is_made_once_and_kept(world: World) -> None:
+    async with parts(world.settings, world.database) as others:
+        assert others.secret == world.parts.secret
+    assert len(world.parts.secret) == 32

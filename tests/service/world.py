@@ -1,0 +1,193 @@
+"""The service's parts in this process, with the sandbox's stand-ins behind real sockets: what the flow's tests use."""
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import uvicorn
+from sqlmodel import col, select
+from starlette.types import ASGIApp
+
+from events import PushEvent, Verdict
+from sandbox import taskcluster, treeherder
+from sandbox.hg import MemoryPushlog
+from sandbox.hg.app import create_app as create_hg
+from sandbox.hg.faults import Faults
+from sandbox.treeherder_store import Repository as Project
+from sandbox.treeherder_store import Store
+from service.database import Database, now
+from service.flow.push import store
+from service.models import DeadLetter, PlannedTask, Push, PushStep, Repository, StepKind
+from service.parts import Parts, parts
+from service.settings import Settings
+from service.work import Hold, claim
+
+ROOT = taskcluster.Client("tc-treeherder", "service-secret", ("*",))
+TREEHERDER_ID, TREEHERDER_SECRET = "tc-treeherder", "hawk-secret"
+ENVIRONMENT = "tc-treeherder"
+SCOPES = [
+    "queue:create-task:project:*",
+    "queue:scheduler-id:*",
+    "queue:create-task:highest:*",
+    "queue:route:tc-treeherder.*",
+]
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield  # the test run's own handlers stay
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[str]:
+    """`app` on a free port of 127.0.0.1, on this event loop; its URL."""
+    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, date_header=False)
+    server = _Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = asyncio.create_task(server.serve([listening]))
+        try:
+            while not server.started:
+                await asyncio.sleep(0.001)
+                if running.done():
+                    await running
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = server.force_exit = True
+            await running
+
+
+@dataclass
+class World:
+    """Real `Parts`, and the stand-ins behind them.
+
+    `tc`, `hg` and `th` are the stand-ins themselves, for a test to look into and to break.
+    """
+
+    parts: Parts
+    tc: taskcluster.Taskcluster
+    hg: MemoryPushlog
+    hg_faults: Faults
+    th: treeherder.State
+    hg_url: str
+
+    @property
+    def settings(self) -> Settings:
+        return self.parts.settings
+
+    @property
+    def database(self) -> Database:
+        return self.parts.database
+
+    async def add_repository(self, alias: str = "mc", **fields: Any) -> Repository:
+        """Monitor the stand-in's repository of that name; its pushlog begins after push 0."""
+        if alias not in self.hg.repositories():
+            self.hg.create(alias)
+        return await add_repository(self.database, alias, f"{self.hg_url}/{alias}", **fields)
+
+    async def store(self, *events: PushEvent) -> list[Verdict]:
+        async with self.database.writing() as session:
+            return await store(session, self.settings, list(events))
+
+    async def hold(self, kind: StepKind) -> Hold[PushStep]:
+        """Claim the first due step of that kind, as a worker does."""
+        async with self.database.writing() as session:
+            lanes = await session.exec(
+                select(PushStep.lane).where(PushStep.kind == kind, col(PushStep.due_at) <= now()).limit(1)
+            )
+            (item,) = await claim(session, PushStep, lanes.one(), 1, self.settings.work.lease)
+        return Hold(self.database, self.settings.work, item)
+
+    async def step(self, kind: StepKind) -> PushStep:
+        async with self.database.reading() as session:
+            return (await session.exec(select(PushStep).where(PushStep.kind == kind))).one()
+
+    async def planned(self) -> list[PlannedTask]:
+        async with self.database.reading() as session:
+            return list(await session.exec(select(PlannedTask).order_by(col(PlannedTask.position))))
+
+    async def letters(self) -> list[DeadLetter]:
+        async with self.database.reading() as session:
+            return list(await session.exec(select(DeadLetter).order_by(col(DeadLetter.id))))
+
+    async def pushes(self) -> list[Push]:
+        async with self.database.reading() as session:
+            return list(await session.exec(select(Push).order_by(col(Push.id))))
+
+
+@asynccontextmanager
+async def world_of(database_url: str, **settings: Any) -> AsyncIterator[World]:
+    """The whole of it; `settings` win over what stands here."""
+    tc = taskcluster.Taskcluster([ROOT], claim_wait=0)
+    hg = MemoryPushlog()
+    hg_app = create_hg(hg)
+    th = treeherder.State(Store([Project("mc")]), {TREEHERDER_ID: TREEHERDER_SECRET})
+    async with (
+        serving(taskcluster.create_app(tc)) as tc_url,
+        serving(hg_app) as hg_url,
+        serving(treeherder.create_app(th)) as th_url,
+    ):
+        values: dict[str, Any] = {
+            "database_url": database_url,
+            "allowed_hosts": [hg_url.removeprefix("http://")],
+            "taskcluster": {
+                "root_url": tc_url,
+                "client_id": ROOT.client_id,
+                "access_token": ROOT.access_token,
+                "timeout": 5,
+            },
+            "environments": {ENVIRONMENT: {"url": th_url, "client_id": TREEHERDER_ID, "secret": TREEHERDER_SECRET}},
+            **settings,
+        }
+        chosen = Settings(**values)
+        database = Database(database_url)
+        try:
+            async with parts(chosen, database) as made:
+                yield World(made, tc, hg, hg_app.state.faults, th, hg_url)
+        finally:
+            await database.close()
+
+
+async def add_repository(database: Database, alias: str, url: str | None = None, **fields: Any) -> Repository:
+    """A row as the API makes it."""
+    url = url or f"https://hg.mozilla.org/{alias}"
+    values: dict[str, Any] = {"level": "1", "scopes": SCOPES, "last_push_id": 0, "host": url.split("/")[2], **fields}
+    repository = Repository(alias=alias, url=url, **values)
+    async with database.writing() as session:
+        session.add(repository)
+    return repository
+
+
+def node(name: object) -> str:
+    """A changeset id."""
+    return hashlib.sha1(str(name).encode(), usedforsecurity=False).hexdigest()
+
+
+def push_event(push_id: int, *, alias: str = "mc", generation: int = 0, since: int = 0, **push: Any) -> PushEvent:
+    """A push of one changeset as a listener sends it; `push` are other fields of the entry."""
+    date = push.pop("date", now())
+    entry = {
+        "id": push_id,
+        "user": "dev@example.com",
+        "date": date.timestamp() if isinstance(date, datetime) else date,
+        "changesets": [
+            {
+                "node": node(f"{alias} {push_id}"),
+                "branch": "default",
+                "author": "Dev <dev@example.com>",
+                "desc": f"Bug {push_id} - a change",
+                "parents": [node(f"{alias} {push_id - 1}")],
+                "files": ["a.txt"],
+            }
+        ],
+        **push,
+    }
+    return PushEvent.model_validate(
+        {"repository": alias, "generation": generation, "since": since, "lastpushid": push_id, "push": entry}
+    )
