@@ -1,0 +1,131 @@
+"""The listeners' settings: environment variables (`TC_TREEHERDER_…`) over a YAML file named by `TC_TREEHERDER_CONFIG`.
+
+Service and listeners can share one environment and one file: each reads what is its own. Durations are seconds or
+ISO 8601.
+"""
+
+import base64
+import binascii
+import os
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+MIB = 1024 * 1024
+
+
+def _webhook_secret(secret: SecretStr) -> SecretStr:
+    try:
+        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) < 24:
+        raise ValueError("a webhook secret is whsec_ and base64 of at least 24 random bytes: openssl rand -base64 32")
+    return secret
+
+
+def _duration(value: Any) -> Any:
+    """Seconds as a number, which environment variables hold as text; anything else is ISO 8601, such as PT5M."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return value
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{value} is no duration: give seconds, such as 30 or 0.5, or ISO 8601, such as PT5M")
+    return timedelta(seconds=seconds)
+
+
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
+Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
+Positive = Annotated[Duration, Field(gt=timedelta())]
+
+
+class ListenerSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", extra="ignore", hide_input_in_errors=True
+    )
+
+    service_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8080"), description="where tc-treeherder serve answers")
+    webhook_secrets: list[WebhookSecret] = Field(
+        min_length=1, description="the first signs; the service must have it among its webhook_secrets"
+    )
+    service_timeout: Positive = Field(timedelta(seconds=30), description="for an answer of the service")
+    first_retry: Positive = Field(timedelta(seconds=0.2), description="doubles with each failure, with jitter")
+    max_retry: Positive = timedelta(seconds=10)
+    refused_retry: Positive = Field(
+        timedelta(seconds=30), description="after an answer that only a person can mend, such as a wrong secret"
+    )
+
+    poll_workers: int = Field(16, ge=1, le=100, description="pushlogs asked at a time")
+    poll_window: int = Field(100, ge=1, le=10_000, description="push ids asked for in one request")
+    hg_timeout: Positive = Field(timedelta(seconds=30), description="for one answer of a pushlog")
+    max_listing: int = Field(256 * MIB, ge=1, description="bytes of one answer; beyond, fewer pushes are asked for")
+    chunk_bytes: int = Field(8 * MIB, ge=1, le=30 * MIB, description="a request to the service is about so large")
+    lease_wait: Annotated[Duration, Field(le=timedelta(seconds=5))] = Field(
+        timedelta(seconds=2), description="how long the service may wait for a repository to be due, when all are idle"
+    )
+    lease_look: Positive = Field(
+        timedelta(seconds=0.25), description="between two requests for leases while polls are under way"
+    )
+    linger: Duration = Field(timedelta(seconds=0.02), description="so that polls that end together are reported so")
+    drain: Duration = Field(timedelta(seconds=4), description="how long SIGTERM waits for polls under way")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        if path := os.environ.get("TC_TREEHERDER_CONFIG"):
+            if not os.path.isfile(path):
+                raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is no file")
+            sources += (YamlConfigSettingsSource(settings_cls, yaml_file=path),)
+        return sources
+
+    @property
+    def service(self) -> str:
+        return str(self.service_url).rstrip("/")
+
+
+class SettingsError(Exception):
+    """The settings are wrong; the message names each one and never a secret's value."""
+
+
+def load(**overrides: Any) -> ListenerSettings:
+    """The settings of this process. Raises SettingsError."""
+    try:
+        return ListenerSettings(**overrides)
+    except ValidationError as error:
+        lines = [_line(problem) for problem in error.errors(include_input=False, include_url=False)]
+        raise SettingsError(
+            "wrong settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  " + "\n  ".join(lines)
+        ) from None
+    except SettingsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
+        # the cause may hold a value
+        raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_where(error)})") from None
+
+
+def _line(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"]) or "settings"
+    if name == "webhook_secrets" and problem["type"] in {"missing", "too_short"}:
+        return (
+            f"{name}: a listener signs what it sends and has no secret: set TC_TREEHERDER_WEBHOOK_SECRETS to the same "
+            'JSON list as the service\'s, ["whsec_…"]'
+        )
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _where(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}" if mark else str(error).split("\n", 1)[0] if "field" in str(error) else "unreadable"
