@@ -86,6 +86,8 @@ class Taskcluster:
     def clear(self) -> None:
         """Forget tasks, calls and faults; the clock goes back to the real time."""
         self.queue.clear()
+        if self.worker is not None:
+            self.worker.clear()
         self.faults.remove()
         self.journal.clear()
         self.clock.reset()
@@ -394,6 +396,8 @@ class Endpoint:
         try:
             parameters: dict[str, str] = scope["path_params"]
             checks.check_parameters(parameters)
+            if len(raw) > MAX_BODY:
+                raise ApiError("InternalServerError", f"request entity too large: at most {MAX_BODY} bytes")
             headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
             caller = self._caller(scope, headers, raw)
             if self._method.takes_body:
@@ -477,8 +481,6 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 def _parse(raw: bytes, content_type: str) -> Any:
-    if len(raw) > MAX_BODY:
-        raise ApiError("InternalServerError", f"request entity too large: at most {MAX_BODY} bytes")
     if not raw:
         return {}
     if content_type.split(";", maxsplit=1)[0].strip().lower() != "application/json":

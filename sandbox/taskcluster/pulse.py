@@ -4,11 +4,10 @@ One thread owns the connection (pika's are not thread-safe). Messages go out in 
 proves that the broker has taken it, and a batch without that proof is sent again: at least once, in order.
 """
 
+import contextlib
 import json
 import queue
 import threading
-import time
-from collections.abc import Iterable
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -45,6 +44,8 @@ class Publisher:
         self._patience = patience
         self._waiting: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._ready = threading.Event()
+        self._batch: list[Message] = []
+        self._stopping = threading.Event()
         self._give_up = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -54,8 +55,8 @@ class Publisher:
 
     def start(self) -> None:
         """Connect and declare the exchanges; returns when they are there, or raises `TimeoutError`."""
-        self._ready.clear()
-        self._give_up.clear()
+        for event in (self._ready, self._stopping, self._give_up):
+            event.clear()
         self._thread = threading.Thread(target=self._run, name="pulse-publisher", daemon=True)
         self._thread.start()
         if not self._ready.wait(self._patience):
@@ -73,12 +74,16 @@ class Publisher:
         """Send what is waiting, and close. Raises `TimeoutError` when messages are left after `patience` seconds."""
         if self._thread is None:
             return
+        self._stopping.set()
         self._waiting.put(None)
         self._thread.join(self._patience)
         self._give_up.set()
-        self._thread.join(5.0)
-        if not self._waiting.empty():
-            raise TimeoutError(f"messages were left that RabbitMQ at {self._parameters.host} did not take")
+        self._thread.join()
+        left = len(self._batch)
+        while not self._waiting.empty():
+            left += self._waiting.get() is not None
+        if left:
+            raise TimeoutError(f"{left} messages were left that RabbitMQ at {self._parameters.host} did not take")
 
     def delete_exchanges(self) -> None:
         """Delete the exchanges, for tests that made their own by a prefix."""
@@ -90,44 +95,37 @@ class Publisher:
 
     def _run(self) -> None:
         """Publish until stopped; connect anew when the broker goes away."""
-        batch: list[Message] = []
         while not self._give_up.is_set():
             try:
-                connection = pika.BlockingConnection(self._parameters)
-                channel = connection.channel()
-                self._declare(channel)
-                self._ready.set()
-                while True:
-                    stopping = self._collect(batch)
-                    self._send(channel, batch)
-                    batch.clear()
-                    connection.process_data_events(0)
-                    if stopping:
-                        connection.close()
-                        return
+                with pika.BlockingConnection(self._parameters) as connection:
+                    channel = connection.channel()
+                    self._declare(channel)
+                    self._ready.set()
+                    while not self._give_up.is_set():
+                        self._collect()
+                        self._send(channel, self._batch)
+                        self._batch.clear()
+                        connection.process_data_events(0)
+                        if self._stopping.is_set() and self._waiting.empty():
+                            return
             except (pika.exceptions.AMQPError, OSError):
-                time.sleep(0.2)
+                self._give_up.wait(0.2)
 
-    def _collect(self, batch: list[Message]) -> bool:
-        """Fill the batch with what waits, waiting shortly for the first; True when the end has come."""
-        try:
-            while len(batch) < _BATCH:
-                message = self._waiting.get(timeout=0 if batch else 0.5)
+    def _collect(self) -> None:
+        """Fill the batch with what waits, waiting shortly for the first; `stop` wakes it with None."""
+        with contextlib.suppress(queue.Empty):
+            while len(self._batch) < _BATCH:
+                message = self._waiting.get(timeout=0 if self._batch else 0.5)
                 if message is None:
-                    return True
-                batch.append(message)
-        except queue.Empty:
-            return False
-        return False
+                    return
+                self._batch.append(message)
 
     def _declare(self, channel: BlockingChannel) -> None:
         for name in TASK_EXCHANGES:
             channel.exchange_declare(self.exchange(name), exchange_type="topic", durable=True)
 
-    def _send(self, channel: BlockingChannel, batch: Iterable[Message]) -> None:
-        sent = False
+    def _send(self, channel: BlockingChannel, batch: list[Message]) -> None:
         for message in batch:
-            sent = True
             properties = pika.BasicProperties(
                 content_type="application/json",
                 content_encoding="utf-8",
@@ -136,5 +134,5 @@ class Publisher:
             )
             body = json.dumps(message.payload).encode()
             channel.basic_publish(self.exchange(message.exchange), message.routing_key, body, properties)
-        if sent:
+        if batch:
             channel.exchange_declare(self.exchange(TASK_EXCHANGES[0]), passive=True)

@@ -8,18 +8,24 @@
 - `once`: the result of the first run of its kind, after which `result` holds: for a rerun, a retry, and a copy of the
   task (same name, same tc-treeherder routes). So a demo can retrigger a failed task and see it green.
 
-Tasks of `built-in/succeed` and `built-in/fail` end at once, and must have an empty payload, as with the real ones.
+A payload that says something else ends as `exception:malformed-payload`. Tasks of `built-in/succeed` and
+`built-in/fail` end at once, and must have an empty payload, as with the real ones.
 """
 
 import asyncio
 from typing import Any
 
+from sandbox.taskcluster import checks
 from sandbox.taskcluster.artifacts import Artifacts
 from sandbox.taskcluster.errors import ApiError
-from sandbox.taskcluster.queue import Json, Queue
+from sandbox.taskcluster.queue import CLAIM_TIME, Json, Queue
 
 WORKER = {"workerGroup": "sandbox", "workerId": "toy-worker"}
 LOG = "public/logs/live_backing.log"
+EXCEPTION = "exception:"
+MALFORMED = f"{EXCEPTION}malformed-payload"
+RESULTS = ("completed", "failed", "hang", *(f"{EXCEPTION}{reason}" for reason in checks.REPORTED_REASONS))
+MAX_SECONDS = CLAIM_TIME / 1000  # it does not reclaim
 _BUILT_IN = {"built-in/succeed": "completed", "built-in/fail": "failed"}
 
 
@@ -32,6 +38,10 @@ class Worker:
         self._seconds = seconds
         self._free = asyncio.Semaphore(capacity)
         self._seen: set[tuple[str, ...]] = set()
+
+    def clear(self) -> None:
+        """Forget which tasks have run."""
+        self._seen.clear()
 
     async def run(self) -> None:
         """Work until cancelled; runs that are going on then are let go."""
@@ -66,28 +76,28 @@ class Worker:
             self._free.release()
 
     def _plan(self, task: Json) -> tuple[float, str]:
+        """How long the run takes, and its result."""
         built_in = _BUILT_IN.get(task["taskQueueId"])
         if built_in is not None:
-            return 0.0, built_in if not task["payload"] else "exception:malformed-payload"
+            return 0.0, MALFORMED if task["payload"] else built_in
         told: Any = task["payload"].get("sandbox", {})
         if not isinstance(told, dict):
-            return 0.0, "exception:malformed-payload"
-        result = told.get("result", "completed")
+            return 0.0, MALFORMED
+        seconds, result = told.get("seconds", self._seconds), told.get("result", "completed")
         kind = (task["metadata"]["name"], *sorted(r for r in task["routes"] if r.startswith("tc-treeherder")))
         if kind not in self._seen:
             self._seen.add(kind)
             result = told.get("once", result)
-        return float(told.get("seconds", self._seconds)), result
+        good = isinstance(seconds, int | float) and 0 <= seconds < MAX_SECONDS and result in RESULTS
+        return (seconds, result) if good else (0.0, MALFORMED)
 
     def _report(self, task_id: str, run_id: int, result: str) -> None:
         if result == "completed":
             self._queue.report_completed(task_id, run_id)
         elif result == "failed":
             self._queue.report_failed(task_id, run_id)
-        elif result.startswith("exception:"):
-            self._queue.report_exception(task_id, run_id, {"reason": result.partition(":")[2]})
         else:
-            self._queue.report_exception(task_id, run_id, {"reason": "malformed-payload"})
+            self._queue.report_exception(task_id, run_id, {"reason": result.removeprefix(EXCEPTION)})
 
 
 def _log(task: Json, run_id: int, result: str) -> bytes:
