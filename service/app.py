@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
+from events import MAX_BYTES
 from service import errors
 from service.api import dead_letters, events, health, polls, pushes, repositories
+from service.api.limit import BodyLimit
 from service.database import Database, check_schema_async
 from service.parts import parts
 from service.settings import Settings, load
@@ -44,6 +46,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
         version="1",
         lifespan=lifespan,
     )
+    app.add_middleware(BodyLimit, limit=MAX_BYTES)
     errors.install(app)
     api = APIRouter(prefix="/api/v1")
     for noun in (repositories, pushes, dead_letters, polls, events):

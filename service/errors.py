@@ -7,6 +7,7 @@ UpstreamError      one of the systems we talk to did not do what we asked
 """
 
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -18,6 +19,9 @@ from starlette.responses import JSONResponse, Response
 from service.door import storable
 
 log = structlog.get_logger()
+
+_MAX_ERRORS = 20
+"""Errors told of one request: a list can hold a million of them."""
 
 
 class Problem(Exception):
@@ -72,7 +76,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        errors = [{"at": ".".join(str(part) for part in e["loc"]), "message": e["msg"]} for e in error.errors()]
+        first = error.errors()[:_MAX_ERRORS]
+        errors = [{"at": ".".join(str(part) for part in e["loc"]), "message": e["msg"]} for e in first]
         detail = "; ".join(f"{e['at']}: {e['message']}" for e in errors)
         return problem(422, "Invalid request", detail, errors=errors)
 
@@ -80,12 +85,13 @@ def install(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         detail = str(error.detail)
         if error.status_code == 404:
-            detail = f"there is nothing at {request.url.path}; /docs lists what is"
-        return problem(error.status_code, "Request failed", detail, dict(error.headers or {}))
+            # not request.url: that cannot be read when the Host header is nonsense
+            detail = f"there is nothing at {request.scope['path']}; /docs lists what is"
+        return problem(error.status_code, HTTPStatus(error.status_code).phrase, detail, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> Response:
-        log.error("request-failed", path=request.url.path, exc_info=error)
+        log.error("request-failed", path=request.scope["path"], exc_info=error)
         return problem(
             500, "Internal error", "this is a bug or the database is away; the log has the cause. Try again."
         )

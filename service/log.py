@@ -53,7 +53,9 @@ def configure(level: str, as_json: bool | None) -> None:
         last: list[Any] = [_mozlog, structlog.processors.JSONRenderer(default=str)]
     else:
         shared.append(structlog.processors.TimeStamper("%H:%M:%S.%f", utc=False))
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # the default prints every local variable beside a traceback: slow, and secrets are among them
+        plain = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

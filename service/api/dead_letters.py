@@ -5,8 +5,8 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from sqlmodel import col, select
 
-from service import auth, work
-from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, Writing, cursor, opaque
+from service import work
+from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import push_event, reason_of
 from service.database import Session
 from service.door import NonsenseError, parse
@@ -14,7 +14,6 @@ from service.errors import Problem
 from service.flow.push import store
 from service.models import DeadLetter, PushStep
 from service.schemas import DeadLetterRead, Page
-from service.settings import REPOSITORIES_WRITE
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
@@ -53,9 +52,8 @@ async def list_dead_letters(
 
 
 @router.post("/{letter_id}/replay", status_code=202, operation_id="replayDeadLetter")
-async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, caller: CallerDep) -> DeadLetterRead:
+async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, caller: Writer) -> DeadLetterRead:
     """Take it in once more: the event as it came, or the work that was buried. It stays when that fails."""
-    auth.require(caller, REPOSITORIES_WRITE)
     async with parts.database.writing() as session:
         letter = await _find(session, letter_id)
         read = _read(letter)
@@ -81,8 +79,7 @@ async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, 
 
 
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter")
-async def drop_dead_letter(letter_id: int, session: Writing, caller: CallerDep) -> None:
+async def drop_dead_letter(letter_id: int, caller: Writer, session: Writing) -> None:
     """Forget it."""
-    auth.require(caller, REPOSITORIES_WRITE)
     await session.delete(await _find(session, letter_id))
     log.info("dead-letter-dropped", dead_letter=letter_id, by=caller.name)

@@ -1,7 +1,6 @@
 """What endpoints ask for, so that their signatures read as prose."""
 
 import base64
-import binascii
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from service import auth
 from service.database import Session
 from service.errors import Problem
 from service.parts import Parts
-from service.settings import Settings
+from service.settings import REPOSITORIES_WRITE, Settings
 
 _bearer = HTTPBearer(auto_error=False, description="a token of the setting `tokens`")
 
@@ -61,6 +60,15 @@ def reader(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
 
 Reader = Annotated[auth.Caller, Depends(reader)]
 
+
+def writer(caller: CallerDep) -> auth.Caller:
+    auth.require(caller, REPOSITORIES_WRITE)
+    return caller
+
+
+Writer = Annotated[auth.Caller, Depends(writer)]
+"""Stands before the session in a signature: who may not write opens no transaction."""
+
 Limit = Annotated[int, Query(ge=1, le=500, description="items on a page")]
 After = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
 
@@ -70,10 +78,10 @@ def cursor(after: str | None) -> int | None:
     if after is None:
         return None
     try:
-        number = int(base64.urlsafe_b64decode(after.encode()).decode())
-        if not 0 <= number < 2**63:
-            raise ValueError
-    except (binascii.Error, ValueError):
+        digits = base64.b64decode(after.encode(), altchars=b"-_", validate=True)
+        if not digits.isdigit() or not 0 <= (number := int(digits)) < 2**63:
+            raise ValueError(after)
+    except ValueError:
         raise Problem(422, "Invalid request", f"after: {after!r} is no `next` of an earlier page") from None
     return number
 

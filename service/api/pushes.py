@@ -10,6 +10,7 @@ from sqlmodel import col, or_, select
 from service import auth, work
 from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
 from service.database import Session
+from service.door import visible
 from service.errors import Problem
 from service.models import DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
 from service.schemas import ChangesetRead, GraphRead, Page, PushRead, PushSummary, ResultsetRead, TaskRead
@@ -32,7 +33,7 @@ async def list_pushes(
     """Pushes, the newest first."""
     query = select(Push, Repository.alias).where(col(Repository.id) == Push.repository_id).order_by(col(Push.id).desc())
     if repository is not None:
-        query = query.where(Repository.alias == repository)
+        query = query.where(Repository.alias == visible(repository))
     if state is not None:
         query = query.where(col(Push.id).in_(select(PushStep.push_id).where(PushStep.state == state)))
     if (before := cursor(after)) is not None:
@@ -91,7 +92,7 @@ async def _find(session: Session, alias: str, push_id: int, generation: int | No
     query = (
         select(Push)
         .join(Repository, col(Repository.id) == Push.repository_id)
-        .where(Repository.alias == alias, Push.push_id == push_id)
+        .where(Repository.alias == visible(alias), Push.push_id == push_id)
         .order_by(col(Repository.deleted_at).is_not(None), col(Push.generation).desc(), col(Push.id).desc())
     )
     if generation is not None:

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from service import auth
-from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, Writing, cursor, opaque
+from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.database import Session, now
+from service.door import visible
 from service.errors import Problem, Refusal, Unavailable
 from service.flow import poll
 from service.models import Push, PushStep, Repository, State
 from service.parts import Parts
 from service.schemas import Page, RepositoryCreate, RepositoryPatch, RepositoryRead, Reset
-from service.settings import REPOSITORIES_WRITE, Settings
+from service.settings import Settings
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/repositories", tags=["repositories"])
@@ -35,10 +35,13 @@ def normal_url(settings: Settings, url: str) -> tuple[str, str]:
     except ValueError as error:
         raise wrong(f"is no URL: {error}") from None
     name = (parts.hostname or "").lower()
-    host = name if port is None else f"{name}:{port}"
+    host = f"[{name}]" if ":" in name else name
+    if port is not None:
+        host = f"{host}:{port}"
     path = parts.path.rstrip("/")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise wrong("has more than scheme, host and path")
+        # not shown: it may hold a password
+        raise Problem(422, "Invalid url", f"url: the one on {host} has more than scheme, host and path: leave that out")
     if parts.scheme not in {"https", "http"} or not name:
         raise wrong("is no https URL")
     if host not in settings.allowed_hosts:
@@ -74,7 +77,7 @@ def _known_environments(settings: Settings, environments: list[str] | None) -> N
 
 async def find(session: Session, alias: str, *, lock: bool = False) -> Repository:
     """The live repository of that alias. Raises a 404."""
-    query = select(Repository).where(Repository.alias == alias, col(Repository.deleted_at).is_(None))
+    query = select(Repository).where(Repository.alias == visible(alias), col(Repository.deleted_at).is_(None))
     found = (await session.exec(query.with_for_update() if lock else query)).first()
     if found is None:
         raise Problem(
@@ -110,10 +113,9 @@ async def list_repositories(
 
 @router.post("", status_code=201, operation_id="addRepository")
 async def add_repository(
-    asked: RepositoryCreate, response: Response, parts: PartsDep, caller: CallerDep
+    asked: RepositoryCreate, response: Response, parts: PartsDep, caller: Writer
 ) -> RepositoryRead:
     """Monitor a repository from now on, or from `last_push_id`."""
-    auth.require(caller, REPOSITORIES_WRITE)
     url, host = normal_url(parts.settings, asked.url)
     _known_environments(parts.settings, asked.environments)
     async with parts.database.reading() as session:
@@ -123,11 +125,15 @@ async def add_repository(
         last_push_id = await _end_of_pushlog(parts, url)
     try:
         async with parts.database.writing() as session:
-            await _taken(session, asked.alias, url)
-            repository = await _created(session, asked, url, host, last_push_id)
+            known = (await session.exec(select(Repository).where(Repository.url == url).with_for_update())).first()
+            await _taken(session, asked.alias, url)  # after the lock: who waited for it sees what the other did
+            repository = _created(known, asked, url, host, last_push_id)
+            session.add(repository)
             await session.flush()
             read = RepositoryRead.model_validate(repository)
     except IntegrityError:
+        async with parts.database.reading() as session:
+            await _taken(session, asked.alias, url)
         raise Problem(
             409, "Taken", f"alias {asked.alias!r} or url {url} was taken just now: read it and try again"
         ) from None
@@ -148,24 +154,21 @@ async def _taken(session: Session, alias: str, url: str) -> None:
         raise Problem(409, "Taken", detail, repository=other.alias)
 
 
-async def _created(session: Session, asked: RepositoryCreate, url: str, host: str, last_push_id: int) -> Repository:
-    """A new row; or that of a repository which was deleted, whose generation lives on."""
-    repository = (await session.exec(select(Repository).where(Repository.url == url))).first()
+def _created(known: Repository | None, asked: RepositoryCreate, url: str, host: str, last_push_id: int) -> Repository:
+    """A new row; or the `known` one of a repository that was deleted, whose generation lives on."""
     values = {
         **asked.model_dump(exclude={"url", "last_push_id", "scopes"}),
         "scopes": asked.scopes if asked.scopes is not None else default_scopes(url),
         "host": host,
         "last_push_id": last_push_id,
     }
-    if repository is None:
-        repository = Repository(url=url, **values)
-        session.add(repository)
-        return repository
     fresh = Repository(url=url, **values)
+    if known is None:
+        return fresh
     kept = {"id", "url", "generation", "lease"}
     for name in Repository.model_fields.keys() - kept:
-        setattr(repository, name, getattr(fresh, name))
-    return repository
+        setattr(known, name, getattr(fresh, name))
+    return known
 
 
 @router.get("/{alias}", operation_id="getRepository")
@@ -176,10 +179,9 @@ async def get_repository(alias: str, session: Reading, _: Reader) -> RepositoryR
 
 @router.patch("/{alias}", operation_id="changeRepository")
 async def change_repository(
-    alias: str, change: RepositoryPatch, session: Writing, parts: PartsDep, caller: CallerDep
+    alias: str, change: RepositoryPatch, caller: Writer, session: Writing, parts: PartsDep
 ) -> RepositoryRead:
     """JSON Merge Patch (RFC 7396). alias and url stay: delete and add anew instead."""
-    auth.require(caller, REPOSITORIES_WRITE)
     _known_environments(parts.settings, change.environments)
     repository = await find(session, alias, lock=True)
     for name in change.model_fields_set:
@@ -195,18 +197,19 @@ async def change_repository(
 @router.delete("/{alias}", status_code=204, operation_id="deleteRepository")
 async def delete_repository(
     alias: str,
+    caller: Writer,
     session: Writing,
-    caller: CallerDep,
     force: Annotated[bool, Query(description="bury the unfinished work as dead letters")] = False,
 ) -> None:
     """Monitor it no more. Its pushes can still be read, and its generation survives."""
-    auth.require(caller, REPOSITORIES_WRITE)
     repository = await find(session, alias, lock=True)
     unfinished = (
         await session.exec(
             select(PushStep)
             .join(Push, col(Push.id) == PushStep.push_id)
             .where(Push.repository_id == repository.id, col(PushStep.due_at).is_not(None))
+            .order_by(col(PushStep.id))
+            .with_for_update(of=PushStep)  # what a worker ends just now is not buried
         )
     ).all()
     if unfinished and not force:
@@ -225,9 +228,8 @@ async def delete_repository(
 
 
 @router.post("/{alias}/reset", operation_id="resetRepository")
-async def reset_repository(alias: str, asked: Reset, parts: PartsDep, caller: CallerDep) -> RepositoryRead:
+async def reset_repository(alias: str, asked: Reset, parts: PartsDep, caller: Writer) -> RepositoryRead:
     """Begin a new generation of a repository that was made anew, and set its cursor."""
-    auth.require(caller, REPOSITORIES_WRITE)
     async with parts.database.reading() as session:
         url = (await find(session, alias)).url
     last_push_id = asked.last_push_id

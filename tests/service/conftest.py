@@ -3,14 +3,25 @@
 database   an open `Database`, SQLite and PostgreSQL in turn
 sqlite     the same on SQLite alone, where the database is not the point
 world      real `Parts` on SQLite with the sandbox's stand-ins behind them (tests/service/world.py)
+api        the API on both databases in turn, without its worker (tests/service/asgi.py)
+sqlite_api the same on SQLite alone
 """
 
 from collections.abc import AsyncIterator
 
 import pytest
+import structlog
 
 from service.database import Database
+from tests.service.asgi import Api, running, settings_for
 from tests.service.world import World, world_of
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_tracebacks() -> None:
+    """structlog's default shows every local variable of every frame, which takes seconds."""
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure([structlog.processors.add_log_level, renderer])
 
 
 @pytest.fixture
@@ -31,3 +42,15 @@ async def sqlite(sqlite_url: str) -> AsyncIterator[Database]:
 async def world(sqlite_url: str) -> AsyncIterator[World]:
     async with world_of(sqlite_url) as made:
         yield made
+
+
+@pytest.fixture
+async def api(database_url: str) -> AsyncIterator[Api]:
+    async with running(settings_for(database_url)) as started:
+        yield started
+
+
+@pytest.fixture
+async def sqlite_api(sqlite_url: str) -> AsyncIterator[Api]:
+    async with running(settings_for(sqlite_url)) as started:
+        yield started

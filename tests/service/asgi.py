@@ -1,0 +1,238 @@
+"""The API in this process: the app with its real lifespan, over ASGI instead of a socket, and what is sent to it."""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from sqlalchemy import event
+from sqlmodel import select
+from standardwebhooks import Webhook
+
+from service.app import create_app
+from service.database import Database, now
+from service.models import DeadLetter, Push, PushStep, Repository, State
+from service.parts import Parts
+from service.settings import Settings
+
+SECRETS = ["whsec_" + "bmV3" * 10, "whsec_" + "b2xk" * 10]
+ADMIN, WRITER, READER, RETRIER = (f"{name}-0123456789abcdef" for name in ("admin", "writer", "reader", "retrier"))
+TREEHERDER_SECRET = "treeherder-hawk-secret"
+NEVER_SHOWN = [*SECRETS, ADMIN, WRITER, READER, RETRIER, TREEHERDER_SECRET]
+
+
+def settings_for(database_url: str, **more: Any) -> Settings:
+    """Settings with four tokens, two webhook secrets and two Treeherders; `more` wins."""
+    values: dict[str, Any] = {
+        "database_url": database_url,
+        "tokens": [
+            {"name": "admin", "value": ADMIN, "scopes": ["*"]},
+            {"name": "writer", "value": WRITER, "scopes": ["tc-treeherder:repositories:write"]},
+            {"name": "reader", "value": READER},
+            {"name": "retrier", "value": RETRIER, "scopes": ["tc-treeherder:action:retry:mc"]},
+        ],
+        "webhook_secrets": SECRETS,
+        "allowed_hosts": ["hg.mozilla.org", "127.0.0.1:9", "localhost:8000", "[::1]:8000", "hg.example.com"],
+        "environments": {
+            prefix: {"url": "http://127.0.0.1:9", "client_id": "tc", "secret": TREEHERDER_SECRET}
+            for prefix in ("tc-treeherder", "tc-treeherder-stage")
+        },
+        **more,
+    }
+    return Settings(**values)
+
+
+@dataclass
+class PushlogEnds:
+    """A Mercurial that knows where pushlogs end, and nothing else. An exception is raised."""
+
+    end: int | Exception = 41
+    asked: list[str] = field(default_factory=list)
+
+    async def last_push_id(self, url: str) -> int:
+        self.asked.append(url)
+        if isinstance(self.end, Exception):
+            raise self.end
+        return self.end
+
+    async def raw_file(self, url: str, node: str, path: str) -> bytes | None:
+        raise AssertionError(f"the API asked for {url}/raw-file/{node}/{path}; only the worker does")
+
+
+@dataclass
+class Api:
+    """A running app and a client of it. Calls are made as `admin` unless another token is given; None: without."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    settings: Settings
+    hg: PushlogEnds
+
+    @property
+    def parts(self) -> Parts:
+        parts: Parts = self.app.state.parts
+        return parts
+
+    @property
+    def database(self) -> Database:
+        return self.parts.database
+
+    async def call(self, method: str, path: str, *, token: str | None = ADMIN, **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= more.pop("headers", {})
+        return await self.client.request(method, path, headers=headers, **more)
+
+    async def get(self, path: str, **more: Any) -> httpx.Response:
+        return await self.call("GET", f"/api/v1{path}", **more)
+
+    async def post(self, path: str, json: Any = None, **more: Any) -> httpx.Response:
+        return await self.call("POST", f"/api/v1{path}", json=json, **more)
+
+    async def patch(self, path: str, json: Any, **more: Any) -> httpx.Response:
+        return await self.call("PATCH", f"/api/v1{path}", json=json, **more)
+
+    async def delete(self, path: str, **more: Any) -> httpx.Response:
+        return await self.call("DELETE", f"/api/v1{path}", **more)
+
+    async def signed(self, path: str, body: Any, secret: str = SECRETS[0]) -> httpx.Response:
+        """POST `body`, bytes as they are, as a listener does."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.client.post(f"/api/v1{path}", content=raw, headers=signature(raw, secret))
+
+    async def push(self, *events: Any) -> list[dict[str, Any]]:
+        """Send events that the service must take, and return the verdicts."""
+        answer = await self.signed("/events/pushes", {"events": events})
+        assert answer.status_code == 202, answer.text
+        verdicts: list[dict[str, Any]] = answer.json()["verdicts"]
+        assert len(verdicts) == len(events)
+        return verdicts
+
+    async def lease(self, results: list[Any] | None = None, maximum: int = 1, wait: float = 0) -> dict[str, Any]:
+        answer = await self.signed("/polls/lease", {"results": results or [], "max": maximum, "wait": wait})
+        assert answer.status_code == 200, answer.text
+        leases: dict[str, Any] = answer.json()
+        return leases
+
+    async def add(self, alias: str = "mc", **more: Any) -> dict[str, Any]:
+        """Monitor hg.mozilla.org/<alias> from push 100 on, unless `more` says otherwise."""
+        body = {"alias": alias, "url": f"https://hg.mozilla.org/{alias}", "last_push_id": 100, **more}
+        answer = await self.post("/repositories", body)
+        assert answer.status_code == 201, answer.text
+        repository: dict[str, Any] = answer.json()
+        return repository
+
+    async def repository(self, alias: str = "mc") -> Repository:
+        """The live repository's row."""
+        async with self.database.reading() as session:
+            found = await session.exec(
+                select(Repository).where(Repository.alias == alias, Repository.deleted_at == None)  # noqa: E711 - SQL
+            )
+            return found.one()
+
+    async def pushes(self) -> list[Push]:
+        async with self.database.reading() as session:
+            return list(await session.exec(select(Push).order_by(Push.id)))  # type: ignore[arg-type]  # a column
+
+    async def letters(self) -> list[DeadLetter]:
+        async with self.database.reading() as session:
+            return list(await session.exec(select(DeadLetter).order_by(DeadLetter.id)))  # type: ignore[arg-type]  # a column
+
+    async def steps(self) -> list[PushStep]:
+        async with self.database.reading() as session:
+            return list(await session.exec(select(PushStep).order_by(PushStep.id)))  # type: ignore[arg-type]  # a column
+
+    async def end_steps(self, state: State, error: str | None = None, *, bury: bool = False, **more: Any) -> None:
+        """End all steps so, as the worker would."""
+        async with self.database.writing() as session:
+            for step in await session.exec(select(PushStep)):
+                step.state, step.error, step.due_at, step.done_at, step.attempts = state, error, None, now(), 7
+                for name, value in more.items():
+                    setattr(step, name, value)
+                if bury:
+                    session.add(step.dead_letter(error or "given up"))
+
+    async def change_repository(self, alias: str = "mc", **values: Any) -> None:
+        async with self.database.writing() as session:
+            repository = (await session.exec(select(Repository).where(Repository.alias == alias))).one()
+            for name, value in values.items():
+                setattr(repository, name, value)
+
+    @contextmanager
+    def commits_fail(self) -> Iterator[None]:
+        """Meanwhile every commit fails, as when the database goes away at that moment."""
+
+        def fail(_: Any) -> None:
+            raise ConnectionError("the database went away")
+
+        engine = self.database.engine.sync_engine
+        event.listen(engine, "commit", fail)
+        try:
+            yield
+        finally:
+            event.remove(engine, "commit", fail)
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, work: bool = False) -> AsyncIterator[Api]:
+    """The app, started and stopped as a server does. The worker rests unless `work`."""
+    app = create_app(settings, work=work)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://service") as client,
+    ):
+        app.state.parts.hg, real = PushlogEnds(), app.state.parts.hg
+        yield Api(app, client, settings, app.state.parts.hg)
+        app.state.parts.hg = real
+
+
+def signature(raw: bytes, secret: str = SECRETS[0], at: datetime | None = None) -> dict[str, str]:
+    """The headers with which a listener signs these bytes."""
+    moment = at or datetime.now(UTC)
+    return {
+        "webhook-id": "msg_1",
+        "webhook-timestamp": str(int(moment.timestamp())),
+        "webhook-signature": Webhook(secret).sign("msg_1", moment, raw.decode()),
+        "content-type": "application/json",
+    }
+
+
+def node(name: object) -> str:
+    """A changeset id."""
+    return hashlib.sha1(str(name).encode(), usedforsecurity=False).hexdigest()
+
+
+def changeset(name: object, **more: Any) -> dict[str, Any]:
+    words = {"author": "A U Thor <author@example.com>", "desc": f"Bug 1 - {name}", "parents": [], "files": ["a.txt"]}
+    return {"node": node(name), "branch": "default", **words, "files_count": 1, **more}
+
+
+def push_event(push_id: int, *, since: int | None = None, alias: str = "mc", **push: Any) -> dict[str, Any]:
+    """A push as a listener sends it, listed from the push before it unless `since` is given."""
+    entry = {
+        "id": push_id,
+        "user": "pusher@example.com",
+        "date": int(now().timestamp()),
+        "changesets": [changeset(push_id)],
+        **push,
+    }
+    cursor = push_id - 1 if since is None else since
+    return {"repository": alias, "generation": 0, "since": cursor, "lastpushid": push_id, "push": entry}
+
+
+def is_problem(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
+    """Assert that this is a problem+json of that status whose detail has all these words, and return it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == status
+    assert body["type"] == "about:blank"
+    assert body["title"]
+    for word in words:
+        assert word in body["detail"], body["detail"]
+    return body
