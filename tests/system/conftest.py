@@ -18,13 +18,13 @@ from sandbox.stack import Stack, wait_for
 REPOSITORY, PATH = "try", "try"
 
 SHORT = {
-    "TC_TREEHERDER_TASKCLUSTER__TIMEOUT": "2",
-    "TC_TREEHERDER_WORK__LEASE": "3",
+    "TC_TREEHERDER_TASKCLUSTER__TIMEOUT": "1.5",
+    "TC_TREEHERDER_WORK__LEASE": "2",
     "TC_TREEHERDER_WORK__IDLE": "0.1",
     "TC_TREEHERDER_WORK__FIRST_RETRY": "0.2",
     "TC_TREEHERDER_WORK__MAX_RETRY": "1",
     "TC_TREEHERDER_POLL__INTERVAL": "0.2",
-    "TC_TREEHERDER_POLL__LEASE": "3",
+    "TC_TREEHERDER_POLL__LEASE": "2",
     "TC_TREEHERDER_POLL__MAX_REQUESTS_PER_HOST": "100",
     "TC_TREEHERDER_POLL__MAX_BACKOFF": "1",
 }
@@ -87,10 +87,14 @@ class System:
         """Calls of createTask that were answered or are being worked on."""
         return int(self.taskcluster.get("/calls").json()["calls"].get("createTask", 0))
 
-    def polls(self) -> int:
-        """Requests for json-pushes that were answered."""
-        kinds = self.hg.get("/requests").json()["kinds"]
-        return int(kinds.get("json-pushes", {}).get("statuses", {}).get("200", 0))
+    def task_states(self) -> set[str]:
+        """The states that tasks in Taskcluster are in."""
+        return {task["status"]["state"] for task in self.taskcluster.get("/tasks").json()["tasks"]}
+
+    def polls(self, what: str = "statuses") -> int:
+        """Requests for json-pushes that were answered with a list; `requests`: all that came in."""
+        counts = self.hg.get("/requests").json()["kinds"].get("json-pushes", {})
+        return int(counts.get("statuses", {}).get("200", 0) if what == "statuses" else counts.get(what, 0))
 
     def settled(self, pushes: int) -> bool:
         """Whether so many pushes are known, and every step of each has ended."""
@@ -137,7 +141,10 @@ def systems(tmp_path: Path) -> Iterator[Callable[..., System]]:
             stack = exits.enter_context(
                 Stack(tmp_path / "stack", database_url=database_url, settings=settings, **arguments)
             )
-            return System(stack)
+            system = System(stack)
+            for client in (system.api, system.hg, system.taskcluster, system.treeherder):
+                exits.enter_context(client)
+            return system
 
         yield make
 
