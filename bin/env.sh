@@ -47,14 +47,14 @@ _env_prepare() {
             fi
         fi
         echo "bin/env.sh: installing requirements-dev.lock" >&2
-        if ! "$root/.venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+        if ! "$root/.venv/bin/python" -m pip install --quiet --quiet --no-input --disable-pip-version-check \
             --require-hashes --requirement "$root/requirements-dev.lock"; then
             echo "bin/env.sh: pip could not install requirements-dev.lock: its own words are above." >&2
             echo "  Without a way to a package index: set HTTPS_PROXY to your proxy or PIP_INDEX_URL to an index that you reach." >&2
             echo "  When a hash does not match: the lock is old or the download was changed on its way; see bin/lock." >&2
             return 1
         fi
-        if ! "$root/.venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+        if ! "$root/.venv/bin/python" -m pip install --quiet --quiet --no-input --disable-pip-version-check \
             --no-deps --no-build-isolation --editable "$root"; then
             echo "bin/env.sh: pip could not install this project from $root: its own words are above." >&2
             echo "  Most often pyproject.toml is wrong: compare it with 'git diff pyproject.toml'." >&2

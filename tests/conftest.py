@@ -108,7 +108,7 @@ def _had(find: Callable[[], Server]) -> Server:
         return find()
     except MissingServiceError as why:
         if os.environ.get("REQUIRE_SERVICES", "") not in {"", "0"}:
-            pytest.fail(f"REQUIRE_SERVICES is set, and there is {why}", pytrace=False)
+            pytest.fail(f"REQUIRE_SERVICES is set, so this must not be skipped: {why}", pytrace=False)
         pytest.skip(str(why))
 
 
@@ -131,7 +131,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for name, server in services.used.items():
         terminalreporter.line(f"{name}: {server.how}")
     for name, why in services.missing.items():
-        terminalreporter.line(f"NO {name.upper()}: {why}", red=True, bold=True)
+        terminalreporter.line(f"NO {name.upper()}: {why.removeprefix(f'no {name}: ')}", red=True, bold=True)
     for reason, count in skipped.items():
         if reason not in services.missing.values():
             terminalreporter.line(f"SKIPPED {count}: {reason}", yellow=True, bold=True)

@@ -451,8 +451,9 @@ def _apt_install(apt: str, packages: Sequence[str]) -> None:
     finally:
         if ours:
             POLICY.unlink()
-    if Path("/run/systemd/system").is_dir():
-        subprocess.run(["systemctl", "disable", *packages], capture_output=True, timeout=60, check=False)
+    if disable := shutil.which("update-rc.d"):  # both services bear their packages' names
+        for package in packages:
+            subprocess.run([disable, package, "disable"], capture_output=True, timeout=60, check=False)
 
 
 def _alive(process: psutil.Process) -> bool:

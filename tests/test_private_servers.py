@@ -197,8 +197,12 @@ def test_a_pid_that_is_another_process_by_now_is_left_alone(
 
 @pytest.fixture
 def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for apt-get that writes down how it was called and what policy-rc.d said then."""
+    """Stand-ins for apt-get and update-rc.d that write down how they were called, and what policy-rc.d said."""
     monkeypatch.setattr(private_servers, "POLICY", tmp_path / "policy-rc.d")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    update = tmp_path / "update-rc.d"
+    update.write_text(f'#!/bin/sh\necho "update-rc.d $*" >>"{tmp_path}/calls"\n')
+    update.chmod(0o755)
     program = tmp_path / "apt-get"
     program.write_text(
         "#!/bin/sh\n"
@@ -214,6 +218,7 @@ def test_installs_without_starting_the_service(apt: Path, tmp_path: Path) -> Non
     assert (tmp_path / "calls").read_text().splitlines() == [
         "101 noninteractive --quiet update",
         "101 noninteractive --quiet install --yes --no-install-recommends postgresql",
+        "update-rc.d postgresql disable",
     ]
     assert not private_servers.POLICY.exists()
 

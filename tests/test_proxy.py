@@ -111,10 +111,12 @@ def test_delays_each_way(proxy: TcpProxy) -> None:
 
 
 def test_with_nothing_behind_it_clients_are_reset() -> None:
-    with TcpProxy("127.0.0.1", free_ports(1)[0]) as proxy:
-        connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
-        with connection, pytest.raises(ConnectionResetError):
+    def ask(proxy: TcpProxy) -> None:  # which of the calls sees the reset is chance
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as connection:
             connection.recv(1)
+
+    with TcpProxy("127.0.0.1", free_ports(1)[0]) as proxy, pytest.raises(ConnectionResetError):
+        ask(proxy)
 
 
 def test_leaves_no_thread() -> None:
