@@ -61,7 +61,7 @@ def originals(raw: bytes, key: str) -> list[bytes]:
     while text[at] != "}":
         name, at = scan(text, at)
         at = after(at)
-        if name != key:
+        if name != key or text[at] != "[":  # a key can come twice: the last one counts, and that is a list
             _, at = scan(text, at)
             at = after(at)
             continue
