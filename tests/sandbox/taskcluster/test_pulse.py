@@ -116,6 +116,22 @@ def test_what_was_not_taken_before_the_connection_broke_is_sent_after_it(
     assert broken == [1]
 
 
+def test_a_batch_that_the_broker_refused_is_noticed_and_sent_again(publisher: Publisher, channel: Any) -> None:
+    exchange = publisher.exchange(EXCHANGES + "task-defined")
+    channel.exchange_delete(exchange)
+    publisher.publish(message())  # the broker closes the channel for it, later, and pika does not tell
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        try:
+            channel.exchange_declare(exchange, passive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            channel = channel.connection.channel()
+            time.sleep(0.02)
+        else:
+            return
+    raise AssertionError("the publisher did not begin anew")
+
+
 def test_stopping_sends_what_waits(amqp_url: str, prefix: str, channel: Any) -> None:
     publisher = Publisher(amqp_url, prefix)
     publisher.start()
