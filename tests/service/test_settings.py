@@ -1,0 +1,173 @@
+"""Settings: where they come from, what is refused, and that no secret is shown."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.settings import SettingsError, load
+
+SECRET = "hush-hush-0123456789"
+WEBHOOK = "whsec_" + "bmV3" * 10
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TC_TREEHERDER_CONFIG", raising=False)
+
+
+def config(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    path = folder / "config.yml"
+    path.write_text(text)
+    monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(path))
+
+
+def test_defaults_are_safe() -> None:
+    settings = load()
+    assert settings.host == "127.0.0.1"
+    assert settings.allowed_hosts == ["hg.mozilla.org"]
+    assert not settings.has_credentials
+    assert not settings.public_reads
+    assert settings.sqlite
+    assert settings.max_push_age == timedelta(days=3)
+    assert settings.work.give_up == timedelta(days=1)
+
+
+def test_environment_wins_over_file_and_arguments_over_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config(
+        monkeypatch,
+        tmp_path,
+        """
+        port: 1000
+        host: 10.0.0.1
+        poll: {interval: 7, lease: PT40S}
+        environments:
+          tc-treeherder: {url: "https://treeherder.example.com", client_id: me, secret: hush}
+        """,
+    )
+    monkeypatch.setenv("TC_TREEHERDER_PORT", "2000")
+    monkeypatch.setenv("TC_TREEHERDER_POLL__INTERVAL", "0.5")
+    settings = load(host="10.0.0.2")
+    assert (settings.port, settings.host) == (2000, "10.0.0.2")
+    assert settings.poll.interval == timedelta(seconds=0.5)
+    assert settings.poll.lease == timedelta(seconds=40)
+    assert settings.environments["tc-treeherder"].secret is not None
+
+
+def test_lists_and_mappings_are_json_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TC_TREEHERDER_TOKENS", json.dumps([{"name": "me", "value": SECRET, "scopes": ["a:*"]}]))
+    monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", json.dumps([WEBHOOK]))
+    monkeypatch.setenv("TC_TREEHERDER_TASKCLUSTER__ACCESS_TOKEN", SECRET)
+    settings = load()
+    assert settings.tokens[0].value.get_secret_value() == SECRET
+    assert settings.has_credentials
+    assert settings.webhook_secrets[0].get_secret_value() == WEBHOOK
+    assert settings.taskcluster.access_token is not None
+    assert settings.taskcluster.access_token.get_secret_value() == SECRET
+
+
+PROBLEMS: list[tuple[dict[str, Any], str]] = [
+    ({"port": 70_000}, "port"),
+    ({"tokens": [{"name": "a", "value": "short"}]}, r"tokens\.0\.value"),
+    ({"tokens": [{"name": "a", "value": SECRET}, {"name": "a", "value": SECRET + "2"}]}, "same name"),
+    ({"webhook_secrets": [SECRET]}, r"webhook_secrets\.0.*whsec_"),
+    ({"webhook_secrets": ["whsec_" + "a" * 8]}, r"webhook_secrets\.0.*24"),
+    ({"taskcluster": {"timeout": 90}}, r"work\.lease must be longer than taskcluster\.timeout"),
+    ({"taskcluster": {"root_url": "x y"}}, r"taskcluster\.root_url"),
+    ({"taskcluster": {"tokn": SECRET}}, r"taskcluster\.tokn"),
+    ({"environments": {"t": {"url": "https://t.example.com"}}}, r"environments\.t.*client_id and secret"),
+    (
+        {"environments": {"t": {"url": "https://t.example.com", "pushes": "pulse"}}},
+        r"environments\.t\.pushes.*pulse\.url",
+    ),
+    ({"environments": {"t": {"url": f"https://u:{SECRET}@[x", "pushes": "off"}}}, r"environments\.t\.url"),
+    ({"poll": {"interval": "soon"}}, r"poll\.interval"),
+    ({"poll": {"interval": -1}}, r"poll\.interval.*-1"),
+    ({"log_level": "LOUD"}, "log_level"),
+    ({"database_url": [SECRET]}, "database_url"),
+    ({"pulse": {"url": {"a": SECRET}}}, r"pulse\.url"),
+]
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "named"),
+    [
+        (source, values, named)
+        for values, named in PROBLEMS
+        for source in ("arguments", "environment", "file")
+        if source != "environment" or "database_url" not in values  # any text is one
+    ],
+)
+def test_errors_name_the_setting_and_show_no_secret(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: dict[str, Any], named: str, source: str
+) -> None:
+    if source == "environment":
+        for name, value in values.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            monkeypatch.setenv(f"TC_TREEHERDER_{name.upper()}", text)
+    elif source == "file":
+        config(monkeypatch, tmp_path, json.dumps(values))
+    with pytest.raises(SettingsError, match=named) as refused:
+        load(**(values if source == "arguments" else {}))
+    assert SECRET not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (f"tokens: [{{name: a, value: {SECRET}", "line"),
+        (f"{SECRET}: 1\n", "Extra inputs|wrong settings|cannot be read"),
+        (f"- {SECRET}\n", "cannot be read"),
+        (SECRET, "cannot be read"),
+        ("port: !!python/object:os.system x\n", "line 1"),
+    ],
+)
+def test_a_file_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, named: str) -> None:
+    config(monkeypatch, tmp_path, text)
+    with pytest.raises(SettingsError, match=named) as refused:
+        load()
+    assert f"{SECRET}: 1" in text or SECRET not in str(refused.value)  # a name is no secret
+
+
+def test_an_empty_file_is_no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config(monkeypatch, tmp_path, "# nothing yet\n")
+    assert load().port == 8080
+
+
+def test_a_variable_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TC_TREEHERDER_TOKENS", f"[{SECRET}")
+    with pytest.raises(SettingsError, match="tokens") as refused:
+        load()
+    assert SECRET not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(tmp_path / "nothing.yml"))
+    with pytest.raises(SettingsError, match=r"nothing\.yml"):
+        load()
+
+
+def test_repr_shows_no_secret() -> None:
+    settings = load(
+        database_url=f"postgresql+psycopg://me:{SECRET}@db/x",
+        tokens=[{"name": "a", "value": SECRET}],
+        webhook_secrets=[WEBHOOK],
+        taskcluster={"client_id": "me", "access_token": SECRET, "certificate": SECRET},
+        environments={"t": {"url": "https://t.example.com", "client_id": "me", "secret": SECRET}},
+        pulse={"url": f"amqps://me:{SECRET}@pulse/%2F"},
+    )
+    for shown in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())):
+        assert SECRET not in shown
+        assert WEBHOOK not in shown
+        assert "127.0.0.1" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("0.25", 0.25), (5, 5), ("PT1H30M", 5400), ("P1D", 86400), ("00:10:00", 600)]
+)
+def test_durations(text: Any, seconds: float) -> None:
+    assert load(hg_timeout=text).hg_timeout == timedelta(seconds=seconds)
