@@ -124,8 +124,8 @@ class Pushlogs:
             said = self._read(response, _ERROR_BYTES, until)
         except ListingTooLargeError:
             said = b"a long body"
-        if response.is_redirect:
-            where = response.headers.get("location", "nowhere")
+        if response.has_redirect_location:
+            where = response.headers["location"]
             return f"{asked} redirects to {where}, and redirects are not followed: give the repository its own url"
         if status == httpx.codes.NOT_FOUND:
             return f"404: there is no repository at {url}, or it is being reset just now"

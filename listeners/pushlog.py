@@ -322,7 +322,7 @@ class PushlogListener:
             idle = not stopping and not self._polling
             if free or results:
                 asked = time.monotonic()
-                leases = self._lease(results, free, self._settings.lease_wait.total_seconds() if idle else 0)
+                leases = self._lease(results, free, self._settings.lease_wait if idle else 0)
                 results = [refused for lease in leases if (refused := self._begin(lease))]
                 if idle and not leases and time.monotonic() - asked < look:
                     self._stop.wait(look)  # the service did not wait, or took nothing: do not ask in a circle

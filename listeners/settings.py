@@ -37,9 +37,15 @@ def _duration(value: Any) -> Any:
     return timedelta(seconds=seconds)
 
 
+def _positive(value: timedelta) -> timedelta:
+    if not value:
+        raise ValueError("0 would ask without a pause: give some seconds, such as 0.5")
+    return value
+
+
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
-Positive = Annotated[Duration, Field(gt=timedelta())]
+Positive = Annotated[Duration, AfterValidator(_positive)]
 
 
 class ListenerSettings(BaseSettings):
@@ -63,14 +69,14 @@ class ListenerSettings(BaseSettings):
     hg_timeout: Positive = Field(timedelta(seconds=30), description="for one answer of a pushlog")
     max_listing: int = Field(256 * MIB, ge=1, description="bytes of one answer; beyond, fewer pushes are asked for")
     chunk_bytes: int = Field(8 * MIB, ge=1, le=30 * MIB, description="a request to the service is about so large")
-    lease_wait: Annotated[Duration, Field(le=timedelta(seconds=5))] = Field(
-        timedelta(seconds=2), description="how long the service may wait for a repository to be due, when all are idle"
+    lease_wait: float = Field(
+        2, ge=0, le=5, description="seconds that the service may wait for a repository to be due, when all are idle"
     )
     lease_look: Positive = Field(
         timedelta(seconds=0.25), description="between two requests for leases while polls are under way"
     )
     linger: Duration = Field(timedelta(seconds=0.02), description="so that polls that end together are reported so")
-    drain: Duration = Field(timedelta(seconds=4), description="how long SIGTERM waits for polls under way")
+    drain: Duration = Field(timedelta(seconds=3), description="how long SIGTERM waits for polls under way")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")

@@ -1,0 +1,211 @@
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+from structlog.testing import capture_logs
+
+from events import Leases
+from listeners import forward
+from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, Unanswered, encode
+from tests.listeners.fakes import OTHER_SECRET, SECRET, Answer, Request, problem, serving, short
+
+PATH = "/api/v1/polls/lease"
+GOOD = Answer(200, b'{"leases": []}')
+
+
+@contextmanager
+def forwarding(url: str, stop: threading.Event | None = None, **options: Any) -> Iterator[Forwarder]:
+    forwarder = Forwarder(short(url, **options), stop or threading.Event(), connections=2)
+    try:
+        yield forwarder
+    finally:
+        forwarder.close()
+
+
+class Script:
+    """A service that gives one answer after another, the last for ever."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.requests: list[Request] = []
+        self.times: list[float] = []
+
+    def __call__(self, request: Request) -> Answer:
+        self.requests.append(request)
+        self.times.append(time.monotonic())
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def test_what_is_sent_is_signed_with_the_first_secret() -> None:
+    script = Script(GOOD)
+    with serving(script) as url, forwarding(url) as forwarder:
+        assert forwarder.post(PATH, encode({"max": 3}), Leases) == Leases(leases=[])
+    (request,) = script.requests
+    assert (request.method, request.path, request.body) == ("POST", PATH, b'{"max":3}')
+    assert request.headers["content-type"] == "application/json"
+    Webhook(SECRET).verify(request.body, request.headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(OTHER_SECRET).verify(request.body, request.headers)
+
+
+def test_lone_surrogates_travel_as_escapes() -> None:
+    script = Script(GOOD)
+    with serving(script) as url, forwarding(url) as forwarder:
+        forwarder.post(PATH, encode({"file": "latin-\udce9\0é"}), Leases)
+    assert script.requests[0].body == rb'{"file":"latin-\udce9\u0000\u00e9"}'
+    Webhook(SECRET).verify(script.requests[0].body, script.requests[0].headers)
+
+
+def test_an_attempt_after_a_while_is_the_same_message_signed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        seconds = 0
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]  # the real one gives its own class
+            cls.seconds += 60
+            return datetime(2026, 1, 1, tzinfo=tz) + timedelta(seconds=cls.seconds)
+
+    monkeypatch.setattr(forward, "datetime", Clock)
+    script = Script(problem(500, "a bug"), Answer(502, b"<html>"), GOOD)
+    with serving(script) as url, forwarding(url) as forwarder:
+        forwarder.post(PATH, encode({"max": 1}), Leases)
+    first, second, third = script.requests
+    assert first.body == second.body == third.body
+    assert first.headers["webhook-id"] == second.headers["webhook-id"] == third.headers["webhook-id"]
+    stamps = [int(request.headers["webhook-timestamp"]) for request in script.requests]
+    assert stamps == [stamps[0], stamps[0] + 60, stamps[0] + 120]
+    for request, stamp in zip(script.requests, stamps, strict=True):
+        signed = Webhook(SECRET).sign(
+            request.headers["webhook-id"], datetime.fromtimestamp(stamp, UTC), request.body.decode()
+        )
+        assert request.headers["webhook-signature"] == signed
+
+
+def test_two_messages_have_two_ids() -> None:
+    script = Script(GOOD)
+    with serving(script) as url, forwarding(url) as forwarder:
+        forwarder.post(PATH, b"{}", Leases)
+        forwarder.post(PATH, b"{}", Leases)
+    first, second = script.requests
+    assert first.headers["webhook-id"] != second.headers["webhook-id"]
+
+
+def test_an_outage_and_its_end_are_one_line_each() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with capture_logs() as logs, forwarding(f"http://127.0.0.1:{port}") as forwarder:
+        threads = [threading.Thread(target=forwarder.post, args=(PATH, b"{}", Leases)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        script = Script(problem(503, "starting"), GOOD)
+        with serving(script, port):
+            for thread in threads:
+                thread.join()
+    assert len(script.requests) >= 4
+    assert [line["event"] for line in logs] == ["service-away", "service-back"]
+    assert "ConnectError" in logs[0]["problem"]
+    assert logs[1]["after"] >= 0.1
+
+
+def test_a_connection_that_is_dropped_is_an_outage_too() -> None:
+    script = Script(Answer(hang_up=True), GOOD)
+    with serving(script) as url, forwarding(url) as forwarder:
+        forwarder.post(PATH, b"{}", Leases)
+    assert len(script.requests) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_secret_is_told_once_and_tried_slowly(status: int) -> None:
+    script = Script(problem(status, "made with another secret"), problem(status, "made with another secret"), GOOD)
+    with (
+        capture_logs() as logs,
+        serving(script) as url,
+        forwarding(url, refused_retry=timedelta(seconds=0.1)) as forwarder,
+    ):
+        forwarder.post(PATH, b"{}", Leases)
+    assert [line["event"] for line in logs] == ["signature-refused", "service-back"]
+    assert logs[0]["problem"] == f"{status}: made with another secret"
+    assert "TC_TREEHERDER_WEBHOOK_SECRETS" in logs[0]["remedy"]
+    assert script.times[2] - script.times[0] >= 0.2
+
+
+@pytest.mark.parametrize(("status", "value"), [(429, "1"), (503, "date")])
+def test_who_asks_for_a_pause_gets_it(status: int, value: str) -> None:
+    if value == "date":
+        value = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # whole seconds: 1 to 2 s
+    script = Script(problem(status, "busy", **{"Retry-After": value}), GOOD)
+    with serving(script) as url, forwarding(url) as forwarder:
+        forwarder.post(PATH, b"{}", Leases)
+    assert 0.9 <= script.times[1] - script.times[0] < 3
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("", 0), ("7", 7), ("0", 0), ("9" * 400, 300), ("-3", 0), ("soon", 0), ("Thu, 01 Jan 2026 00:00:00 GMT", 0)],
+)
+def test_retry_after(value: str, seconds: float) -> None:
+    import httpx
+
+    assert forward._retry_after(httpx.Response(429, headers={"Retry-After": value})) == seconds
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (problem(422, "max: too much"), "422: max: too much"),
+        (Answer(404, b"<h1>Not here</h1>"), "404: b'<h1>Not here</h1>'"),
+        (Answer(302, b"", {"Location": "http://elsewhere/"}), "redirects to http://elsewhere/: set TC_TREEHERDER_SERV"),
+        (Answer(200, b"<html>log in"), "Check TC_TREEHERDER_SERVICE_URL"),
+        (Answer(200, b'{"leases": 1}'), "leases: Input should be"),
+    ],
+)
+def test_what_only_a_person_can_mend_is_rejected(answer: Answer, told: str) -> None:
+    script = Script(answer)
+    with serving(script) as url, forwarding(url) as forwarder, pytest.raises(Rejected) as raised:
+        forwarder.post(PATH, b"{}", Leases)
+    assert told in str(raised.value)
+    assert len(script.requests) == 1
+
+
+def test_too_large_is_told_apart() -> None:
+    with (
+        serving(Script(problem(413, "at most 5"))) as url,
+        forwarding(url) as forwarder,
+        pytest.raises(TooLarge, match="no request of 7 bytes"),
+    ):
+        forwarder.post(PATH, b'"large"', Leases)
+
+
+def test_it_gives_up_when_told_to() -> None:
+    with serving(Script(problem(500, "a bug"))) as url, forwarding(url) as forwarder:
+        began = time.monotonic()
+        with pytest.raises(Unanswered, match="did not take it in time: 500: a bug"):
+            forwarder.post(PATH, b"{}", Leases, until=began + 0.2)
+        assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_stop_ends_the_repeating_but_lets_one_attempt_through(before: bool) -> None:
+    stop = threading.Event()
+    script = Script(problem(500, "a bug"))
+    with serving(script) as url, forwarding(url, stop, max_retry=timedelta(hours=1), first_retry=3600) as forwarder:
+        timer: Callable[[], None] = stop.set
+        if before:
+            timer()
+        else:
+            threading.Timer(0.1, timer).start()
+        began = time.monotonic()
+        with pytest.raises(Stopped):
+            forwarder.post(PATH, b"{}", Leases)
+        assert time.monotonic() - began < 1
+        assert len(script.requests) == 1
+        script.answers = [GOOD]
+        forwarder.post(PATH, b"{}", Leases)

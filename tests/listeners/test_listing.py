@@ -1,0 +1,282 @@
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events import PushEvent, PushlogEntry
+from listeners.forward import encode
+from listeners.listing import (
+    Listing,
+    ListingError,
+    ListingTooLargeError,
+    Pushlogs,
+    Unchanged,
+    parse,
+    tip_and_nodes,
+    trim,
+)
+from tests.facts import fact
+from tests.listeners.fakes import Answer, Request, serving
+
+A, B, C = "a" * 40, "b" * 40, "c" * 40
+EMPTY = b'{"lastpushid": 0, "pushes": {}}'
+
+
+def read(body: bytes, **headers: str) -> Listing:
+    return parse(body, httpx.Headers(headers))
+
+
+@contextmanager
+def asking(*, timeout: float = 5, max_listing: int = 10_000) -> Iterator[Pushlogs]:
+    pushlogs = Pushlogs(timeout, max_listing, connections=2)
+    try:
+        yield pushlogs
+    finally:
+        pushlogs.close()
+
+
+def ask(answer: Answer, *, etag: str | None = None, **options: Any) -> Listing:
+    with serving(lambda request: answer) as url, asking(**options) as pushlogs:
+        return pushlogs.list(f"{url}/r", 1, 101, etag=etag, until=time.monotonic() + 10)
+
+
+def test_pushes_are_in_the_order_of_numbers_not_of_strings() -> None:
+    listing = read(b'{"lastpushid": 1000, "pushes": {"100": 1, "1000": 2, "91": 3, "9": 4}}')
+    assert list(listing.pushes) == [9, 91, 100, 1000]
+    assert listing.between(9, 100) == [(91, 3), (100, 1)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "range-full",
+        "latest-full",
+        "obsolete-changesets-full",
+        "odd-commit-messages-full",
+        "after-strip",
+        "after-reset",
+        "empty-repository",
+        "start-beyond-last",
+        "json-pushes-ten-full",
+    ],
+)
+def test_every_recorded_answer_is_read(name: str) -> None:
+    told = fact(f"hg/{name}.json")
+    listing = read(encode(told))
+    assert (listing.lastpushid, set(listing.pushes)) == (told["lastpushid"], {int(key) for key in told["pushes"]})
+    for push_id, entry in listing.pushes.items():
+        tip, _ = tip_and_nodes(push_id, entry)
+        changesets = told["pushes"][str(push_id)]["changesets"]
+        if not changesets or isinstance(changesets[0], dict):
+            sent = PushlogEntry.model_validate(trim(push_id, entry))
+            assert sent.id == push_id
+            assert [c.node for c in sent.changesets] == [c["node"] for c in changesets]
+            assert tip == (changesets[-1]["node"] if changesets else None)
+
+
+def test_lone_surrogates_and_bytes_that_are_no_utf_8_are_kept() -> None:
+    listing = read(rb'{"lastpushid": 1, "pushes": {"1": "escaped-\udce9"}}')
+    assert listing.pushes[1] == "escaped-\udce9"
+    assert read(b'{"lastpushid": 1, "pushes": {"1": "raw-\xe9"}}').pushes[1] == "raw-\udce9"
+
+
+@pytest.mark.parametrize(
+    ("date", "read_as"),
+    [
+        ("Tue, 24 Nov 2026 08:51:54 GMT", datetime(2026, 11, 24, 8, 51, 54, tzinfo=UTC)),
+        ("Tue, 24 Nov 2026 08:51:54 -0000", datetime(2026, 11, 24, 8, 51, 54, tzinfo=UTC)),
+        ("yesterday", None),
+    ],
+)
+def test_etag_and_date(date: str, read_as: datetime | None) -> None:
+    listing = read(EMPTY, etag='W/"1"', date=date)
+    assert (listing.etag, listing.date) == ('W/"1"', read_as)
+
+
+def test_without_etag_and_date() -> None:
+    listing = read(EMPTY)
+    assert (listing.etag, listing.date) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"<html>\xff", "not JSON (Expecting value: line 1 column 1 (char 0)); it begins b'<html>\\xff'"),
+        (b"", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "the answer is []: an object"),
+        (b'{"1": {}}', "lastpushid is None: an integer from 0 to 2147483647 was expected"),
+        (b'{"lastpushid": true, "pushes": {}}', "lastpushid is True"),
+        (b'{"lastpushid": "5", "pushes": {}}', "lastpushid is '5'"),
+        (b'{"lastpushid": -1, "pushes": {}}', "lastpushid is -1"),
+        (b'{"lastpushid": 2147483648, "pushes": {}}', "lastpushid is 2147483648"),
+        (b'{"lastpushid": 5, "pushes": []}', "pushes is []: an object of push ids"),
+        (b'{"lastpushid": 5}', "pushes is None"),
+        (rb'{"lastpushid": 5, "pushes": {"\udce9": 1}}', r"a key of pushes is '\udce9': a push id"),
+        (b'{"lastpushid": 5, "pushes": {"1_0": 1}}', "a key of pushes is '1_0'"),
+        (b'{"lastpushid": 5, "pushes": {"99999999999": 1}}', "a key of pushes is '99999999999'"),
+    ],
+)
+def test_nonsense_is_told_with_the_value(body: bytes, told: str) -> None:
+    with pytest.raises(ListingError) as raised:
+        read(body)
+    assert told in str(raised.value)
+
+
+def test_tip_and_nodes() -> None:
+    entry = {"changesets": [{"node": A}, {"node": B}], "obsoletechangesets": [{"node": C}]}
+    assert tip_and_nodes(1, entry) == (B, {A, B, C})
+    assert tip_and_nodes(1, {"changesets": [A, B]}) == (B, {A, B})
+    assert tip_and_nodes(1, {"changesets": [], "obsoletechangesets": [C]}) == (None, {C})
+    with pytest.raises(ListingError, match="push 1 is 7: an object"):
+        tip_and_nodes(1, 7)
+    with pytest.raises(ListingError, match="the tip of push 1 is 'XX': 40 hex digits"):
+        tip_and_nodes(1, {"changesets": ["XX"]})
+
+
+def changeset(number: int, files: int = 1) -> dict[str, Any]:
+    return {
+        "node": f"{number:040x}",
+        "branch": f"branch {number}",
+        "author": "Jörg",
+        "desc": f"Bug {number}\0\x1b",
+        "parents": [A],
+        "files": [f"{file}-\udce9" for file in range(files)],
+        "tags": ["tip"],
+        "git_node": None,
+    }
+
+
+def test_only_the_last_200_changesets_are_sent_in_full() -> None:
+    entry = {"user": "u", "date": 5, "changesets": [changeset(n, files=1_005 if n == 250 else 1) for n in range(300)]}
+    sent = trim(7, {**entry, "obsoletechangesets": [changeset(999)]})
+    assert set(sent) == {"id", "user", "date", "changesets"}
+    assert (sent["id"], sent["user"], sent["date"]) == (7, "u", 5)
+    assert sent["changesets"][99] == {"node": f"{99:040x}", "branch": "branch 99"}
+    full = sent["changesets"][100]
+    assert set(full) == {"node", "branch", "author", "desc", "parents", "files", "files_count"}
+    assert (full["files"], full["files_count"], full["desc"]) == (["0-\udce9"], 1, "Bug 100\0\x1b")
+    assert (len(sent["changesets"][250]["files"]), sent["changesets"][250]["files_count"]) == (1_000, 1_005)
+    event = {"repository": "r", "generation": 0, "since": 1, "lastpushid": 7, "push": {**sent}}
+    assert encode(event).isascii()
+    PushEvent.model_validate({**event, "push": {**sent, "changesets": [{**full, "files": None}]}})
+
+
+@pytest.mark.parametrize(
+    ("entry", "sent"),
+    [
+        ("text", "text"),
+        (None, None),
+        ({"user": 1, "odd": 2}, {"id": 7, "user": 1, "odd": 2}),
+        ({"changesets": [A], "x": 1}, {"id": 7, "changesets": [A], "x": 1}),
+        ({"changesets": {"node": A}}, {"id": 7, "changesets": {"node": A}}),
+        ({"id": "x", "changesets": [{"files": 5}]}, {"id": 7, "changesets": [{"files": 5}]}),
+    ],
+)
+def test_what_is_no_entry_goes_as_it_came(entry: Any, sent: Any) -> None:
+    assert trim(7, entry) == sent
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(categories=["L", "Cs", "Cc"])),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["node", "files", "changesets", "user", "obsoletechangesets"]), inner)
+    ),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_no_entry_whatever_it_is_breaks_the_listener(entry: Any) -> None:
+    encode(trim(1, entry))
+    try:
+        tip_and_nodes(1, entry)
+    except ListingError as error:
+        assert str(error).isascii()  # noqa: PT017 - most values raise, some do not
+
+
+# Over HTTP
+
+
+def test_what_is_asked() -> None:
+    asked: list[Request] = []
+
+    def answer(request: Request) -> Answer:
+        asked.append(request)
+        return Answer(200, EMPTY)
+
+    with serving(answer) as url, asking() as pushlogs:
+        pushlogs.list(f"{url}/integration/autoland", 4, 105, etag='W/"12"', until=time.monotonic() + 5)
+        pushlogs.list(f"{url}/r", 4, 5, full=False, until=time.monotonic() + 5)
+    assert asked[0].path == "/integration/autoland/json-pushes?version=2&full=1&startID=4&endID=105"
+    assert (asked[0].headers["if-none-match"], asked[0].headers["user-agent"]) == ('W/"12"', "tc-treeherder")
+    assert asked[1].path == "/r/json-pushes?version=2&tipsonly=1&startID=4&endID=5"
+    assert "if-none-match" not in asked[1].headers
+
+
+def test_unchanged() -> None:
+    with pytest.raises(Unchanged):
+        ask(Answer(304), etag='W/"1"')
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Answer(404, b"<html>unknown"), "404: there is no repository at http://127.0.0.1"),
+        (
+            Answer(301, b"", {"Location": "http://other.example/r"}),
+            "redirects to http://other.example/r, and",
+        ),
+        (Answer(302, b"", {"Location": "http://[bad"}), "/r/json-pushes"),
+        (Answer(503, b"x" * 300), f"answers 503: {b'x' * 200!r}"),
+        (Answer(500, b"x" * 70_000), "answers 500: b'a long body'"),
+        (Answer(304), "answers 304"),
+        (Answer(200, b"\x1f\x8bjunk", {"Content-Encoding": "gzip"}), "DecodingError"),
+        (Answer(hang_up=True), "RemoteProtocolError"),
+    ],
+)
+def test_refusals_in_plain_words(answer: Answer, told: str) -> None:
+    with pytest.raises(ListingError) as raised:
+        ask(answer)
+    assert told in str(raised.value)
+
+
+def test_nobody_there() -> None:
+    with asking() as pushlogs, pytest.raises(ListingError, match=r"no answer from http://127\.0\.0\.1:9/r"):
+        pushlogs.list("http://127.0.0.1:9/r", 0, 1, until=time.monotonic() + 5)
+
+
+def test_only_so_many_bytes_are_read() -> None:
+    assert ask(Answer(200, EMPTY.ljust(1_000)), max_listing=1_000).lastpushid == 0
+    with pytest.raises(ListingTooLargeError, match="more than 1,000 bytes, the limit max_listing"):
+        ask(Answer(200, EMPTY.ljust(1_001)), max_listing=1_000)
+
+
+def test_a_server_that_says_nothing_and_one_that_says_it_slowly_end_in_time() -> None:
+    def silent(request: Request) -> Answer:
+        time.sleep(1)
+        return Answer(200, EMPTY)
+
+    began = time.monotonic()
+    with serving(silent) as url, asking(timeout=0.1) as pushlogs:
+        with pytest.raises(ListingError, match=r"no answer within 0\.1 s"):
+            pushlogs.list(f"{url}/r", 0, 1, until=began + 10)
+        assert time.monotonic() - began < 0.9
+    began = time.monotonic()
+    with pytest.raises(ListingError, match=r"within 0\.2 s"):
+        ask(Answer(200, EMPTY, trickle=0.02), timeout=0.2)
+    assert time.monotonic() - began < 0.9
+
+
+def test_a_kept_connection_that_was_closed_is_no_failure() -> None:
+    answers = iter([Answer(200, EMPTY), Answer(hang_up=True), Answer(200, EMPTY)])
+    with serving(lambda request: next(answers)) as url, asking() as pushlogs:
+        for _ in range(2):
+            pushlogs.list(f"{url}/r", 0, 1, until=time.monotonic() + 5)

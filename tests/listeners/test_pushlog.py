@@ -1,0 +1,808 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from structlog.testing import capture_logs
+
+from events import OversizedPush, PollResult, PushEvent
+from listeners import pushlog as module
+from listeners.pushlog import PushlogListener, main
+from sandbox.hg import Fault, MemoryPushlog, NewChangeset
+from tests.listeners.fakes import (
+    SECRET,
+    Answer,
+    FakeService,
+    Monitored,
+    Request,
+    problem,
+    serving,
+    serving_hg,
+    short,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class World:
+    """A pushlog, a service, and a listener between them; `now` is the pushlog's time."""
+
+    pushlog: MemoryPushlog = field(init=False)
+    now: float = 1_795_000_000.0
+    service: FakeService = field(default_factory=FakeService)
+    url: str = ""
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.pushlog = MemoryPushlog(lambda: self.now)
+
+    @cached_property
+    def served(self) -> tuple[str, Any]:
+        return self.stack.enter_context(serving_hg(self.pushlog))
+
+    @property
+    def hg(self) -> str:
+        return self.served[0]
+
+    @property
+    def app(self) -> Any:
+        return self.served[1]
+
+    def monitor(self, alias: str = "r", **options: Any) -> Monitored:
+        url = options.pop("url", None) or f"{self.hg}/{alias}"
+        self.service.repositories[alias] = monitored = Monitored(url, **options)
+        return monitored
+
+    def fault(self, repository: str, kind: Any, **options: Any) -> None:
+        self.app.state.faults.add(Fault(repository=repository, kind=kind, command="json-pushes", **options))
+
+    @contextmanager
+    def listening(self, **options: Any) -> Iterator[PushlogListener]:
+        listener = PushlogListener(short(self.url, **options))
+        thread = threading.Thread(target=listener.run)
+        thread.start()
+        try:
+            yield listener
+        finally:
+            listener.stop()
+            thread.join(10)
+            assert not thread.is_alive()
+
+    def poll(self, alias: str = "r", **options: Any) -> PollResult:
+        """The result of the next poll, and of that one alone."""
+        repository = self.service.repositories[alias]
+        before, self.service.interval, repository.due = len(repository.results), 3_600, 0
+        with self.listening(**options):
+            return self.service.results(alias, before + 1)[before]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    with world.stack:
+        world.url = world.stack.enter_context(serving(world.service.answer))
+        yield world
+
+
+Pushes = dict[int, Any]
+
+
+def entry(*nodes: int, **options: Any) -> dict[str, Any]:
+    changesets = [{"node": f"{node:040x}", "branch": "default"} for node in nodes]
+    return {"user": "u", "date": 1, "changesets": changesets, **options}
+
+
+@contextmanager
+def listing(pushes: Pushes, last: int | None = None, **headers: str) -> Iterator[tuple[str, list[dict[str, int]]]]:
+    """A pushlog of the given entries, and what it was asked."""
+    asked: list[dict[str, int]] = []
+
+    def answer(request: Request) -> Answer:
+        query = {key: int(value[0]) for key, value in parse_qs(urlsplit(request.path).query).items()}
+        asked.append(query)
+        found = {str(i): told for i, told in pushes.items() if query["startID"] < i <= query["endID"]}
+        if "full" not in query:
+            found = {i: {"changesets": [c["node"] for c in told["changesets"][-1:]]} for i, told in found.items()}
+        told = {"lastpushid": max(pushes, default=0) if last is None else last, "pushes": found}
+        return Answer(200, json.dumps(told).encode(), {"ETag": 'W/"7"', **headers})
+
+    with serving(answer) as url:
+        yield url, asked
+
+
+def ids(batch: list[Any]) -> list[int]:
+    return [event["push"]["id"] for event in batch]
+
+
+# What is new is forwarded
+
+
+def test_what_is_pushed_is_forwarded_in_order_and_once(world: World) -> None:
+    world.pushlog.create("r", last_push_id=88)
+    repository = world.monitor(cursor=88)
+    with world.listening():
+        for number in range(15):  # across 91..103: string order is another
+            world.pushlog.push("r", [NewChangeset(message=f"Bug {number}", files={"latin-\udce9": "x"})], user="joe")
+        world.service.wait_for(lambda: len(repository.stored) == 15)
+        world.pushlog.push("r", [NewChangeset(message="later")])
+        world.service.wait_for(lambda: len(repository.stored) == 16)
+    events = [event for batch in world.service.batches for event in batch]
+    assert ids(events) == list(range(89, 105))
+    assert events[0]["since"] == 88
+    assert events[0]["generation"] == 0
+    assert events[0]["lastpushid"] >= 89
+    push = events[0]["push"]
+    assert push["user"] == "joe"
+    assert push["changesets"][0]["files"] == ["latin-\udce9"]
+    assert push["changesets"][0]["files_count"] == 1
+    assert repository.cursor == 104
+
+
+def test_a_poll_with_nothing_new_is_one_conditional_request(world: World) -> None:
+    world.pushlog.create("r")
+    push = world.pushlog.push("r")
+    world.now += 3
+    world.monitor(cursor=1, last_changeset=push.nodes[-1])
+    with world.listening():
+        first, second, *_ = world.service.results("r", 5)
+    assert (first.outcome, first.lastpushid, first.at_cursor, first.moved) == ("listed", 1, push.nodes[-1], False)
+    assert (first.requests, first.more, first.error) == (1, False, None)
+    assert first.etag is not None
+    assert first.date is not None
+    assert (second.outcome, second.lastpushid, second.etag) == ("unchanged", None, None)
+    report = world.app.state.requests.report()["kinds"]["json-pushes"]
+    assert report["conditional"] == report["not_modified"] == report["requests"] - 1
+    assert world.service.batches == []
+
+
+def test_5000_changesets_pass(world: World) -> None:
+    world.pushlog.create("r")
+    files = {f"{'deep/' * 10}{number}": "x" for number in range(1_100)}
+    world.pushlog.push(
+        "r", [NewChangeset(message=f"Bug {n} - {'why ' * 50}", files=files if n == 4_999 else {}) for n in range(5_000)]
+    )
+    repository = world.monitor()
+    assert world.poll().outcome == "listed"
+    event = repository.stored[1]
+    assert isinstance(event, PushEvent)
+    changesets = event.push.changesets
+    assert len(changesets) == 5_000
+    assert (changesets[4_799].desc, changesets[4_799].files) == (None, None)
+    assert changesets[4_800].desc
+    assert changesets[4_999].files is not None
+    assert (len(changesets[4_999].files), changesets[4_999].files_count) == (1_000, 1_100)
+    assert repository.cursor == 1
+
+
+def test_a_backlog_goes_window_by_window(world: World) -> None:
+    with listing({i: entry(i) for i in range(1, 36)}) as (url, asked):
+        repository = world.monitor(url=url, cursor=4, last_changeset=f"{4:040x}")
+        result = world.poll(poll_window=10)
+    assert [(query["startID"], query["endID"]) for query in asked[:4]] == [(3, 14), (14, 24), (24, 34), (34, 44)]
+    assert [ids(batch) for batch in world.service.batches[:2]] == [list(range(5, 15)), list(range(15, 25))]
+    assert [batch[0]["since"] for batch in world.service.batches] == [4, 14, 24, 34]
+    assert (result.outcome, result.requests, result.lastpushid, result.more) == ("listed", 4, 35, False)
+    assert result.etag == 'W/"7"'
+    assert repository.cursor == 35
+
+
+def test_a_backlog_longer_than_the_lease_goes_on_with_the_next(world: World) -> None:
+    world.service.lease_seconds = 0.6
+    pushes = {i: entry(i) for i in range(1, 41)}
+
+    def slow(request: Request) -> Answer | None:
+        time.sleep(0.06 if "events" in request.path else 0)
+        return None
+
+    world.service.before = slow
+    with listing(pushes) as (url, _):
+        repository = world.monitor(url=url)
+        with world.listening(poll_window=2):
+            world.service.wait_for(lambda: len(repository.stored) == 40)
+            last = world.service.wait_for(lambda: [r for r in repository.results if not r.more])[0]
+    first = repository.results[0]
+    assert (first.outcome, first.more, first.etag) == ("listed", True, None)
+    assert (last.outcome, last.etag) == ("listed", 'W/"7"')
+    assert ids([event for batch in world.service.batches for event in batch]) == list(range(1, 41))
+    assert all(result.outcome == "listed" for result in repository.results)
+
+
+def test_large_pushes_go_in_chunks(world: World) -> None:
+    pushes = {i: entry(i, user="x" * 400) for i in range(1, 10)}
+    with listing(pushes) as (url, _):
+        repository = world.monitor(url=url)
+        assert world.poll(chunk_bytes=1_300).outcome == "listed"
+    assert [ids(batch) for batch in world.service.batches] == [[1, 2], [3, 4], [5, 6], [7, 8], [9]]
+    assert [batch[0]["since"] for batch in world.service.batches] == [0, 2, 4, 6, 8]
+    assert repository.cursor == 9
+
+
+def test_at_most_1000_events_in_a_request(world: World) -> None:
+    with listing({i: entry(i) for i in range(1, 1_003)}) as (url, _):
+        world.monitor(url=url)
+        world.poll(poll_window=2_000)
+    assert [len(batch) for batch in world.service.batches] == [1_000, 2]
+
+
+def test_what_is_too_large_for_somebody_on_the_way_is_split(world: World) -> None:
+    def proxy(request: Request) -> Answer | None:
+        return problem(413, "proxy: 1,500 bytes") if len(request.body) > 1_500 else None
+
+    world.service.before = proxy
+    pushes = {i: entry(i, user="x" * (2_000 if i == 3 else 100)) for i in range(1, 8)}
+    with listing(pushes) as (url, _):
+        repository = world.monitor(url=url)
+        assert world.poll().outcome == "listed"
+    assert list(repository.stored) == [1, 2, 3, 4, 5, 6, 7]
+    large = repository.stored[3]
+    assert isinstance(large, OversizedPush)
+    assert "push 3 is too large to send: the service takes no request of" in large.reason
+    assert "proxy: 1,500 bytes" in large.reason
+    assert isinstance(repository.stored[4], PushEvent)
+    assert repository.cursor == 7
+
+
+def test_a_service_that_finds_everything_too_large_fails_the_poll(world: World) -> None:
+    world.service.before = lambda request: problem(413, "no") if "events" in request.path else None
+    with listing({1: entry(1)}) as (url, _):
+        world.monitor(url=url)
+        result = world.poll()
+    assert (result.outcome, result.etag) == ("failed", None)
+    assert "takes no request of" in (result.error or "")
+
+
+def test_a_push_beyond_all_limits_leaves_a_note_and_lets_the_cursor_go_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 5_000)
+    with listing({1: entry(1), 2: entry(*range(100)), 3: entry(3)}) as (url, _):
+        repository = world.monitor(url=url)
+        assert world.poll().outcome == "listed"
+    large = repository.stored[2]
+    assert isinstance(large, OversizedPush)
+    assert (large.push_id, large.since, large.lastpushid) == (2, 0, 3)
+    assert large.reason.startswith("push 2 is too large to send: it has ")
+    assert repository.cursor == 3
+
+
+def test_a_listing_that_is_too_large_is_asked_for_in_smaller_parts(world: World) -> None:
+    pushes = {i: entry(i, user="x" * 900) for i in range(1, 20)}
+    pushes[7] = entry(6, 7, user="x" * 3_000)
+    with listing(pushes) as (url, _):
+        repository = world.monitor(url=url, cursor=2, last_changeset=f"{2:040x}")
+        result = world.poll(max_listing=2_600, poll_window=8)
+    assert (result.outcome, result.at_cursor, result.moved) == ("listed", f"{2:040x}", False)
+    assert list(repository.stored) == list(range(3, 20))
+    large = repository.stored[7]
+    assert isinstance(large, OversizedPush)
+    assert "more than 2,600 bytes, the limit max_listing" in large.reason
+    assert {i for i, event in repository.stored.items() if isinstance(event, OversizedPush)} == {7}
+
+
+def test_a_huge_push_at_the_cursor_is_compared_by_its_tip(world: World) -> None:
+    with listing({5: entry(4, 5, user="x" * 3_000), 6: entry(6)}) as (url, _):
+        repository = world.monitor(url=url, cursor=5, last_changeset=f"{5:040x}")
+        result = world.poll(max_listing=2_000)
+    assert (result.outcome, result.at_cursor, result.moved) == ("listed", f"{5:040x}", False)
+    assert list(repository.stored) == [6]
+
+
+# Odd pushlogs
+
+
+def test_gaps_and_pushes_without_changesets(world: World) -> None:
+    obsolete = {**entry(), "obsoletechangesets": [{"node": "a" * 40}]}
+    with listing({2: entry(2), 5: obsolete, 9: entry(9)}, last=12) as (url, _):
+        repository = world.monitor(url=url)
+        result = world.poll()
+    assert list(repository.stored) == [2, 5, 9]
+    assert (result.outcome, result.lastpushid, result.requests) == ("listed", 12, 1)
+    assert repository.cursor == 9
+
+
+def test_a_long_gap_takes_few_requests(world: World) -> None:
+    with listing({1: entry(1), 136_597: entry(2), 136_598: entry(3)}) as (url, asked):
+        repository = world.monitor(url=url)
+        result = world.poll()
+    assert list(repository.stored) == [1, 136_597, 136_598]
+    assert (result.outcome, result.more) == ("listed", False)
+    assert result.requests < 20
+    assert "full" not in asked[3]
+    assert repository.cursor == 136_598
+
+
+def test_windows_after_a_strip_are_empty_while_lastpushid_is_far_ahead(world: World) -> None:
+    with listing({}, last=1_000) as (url, _):
+        world.monitor(url=url, cursor=3)
+        result = world.poll()
+    assert (result.outcome, result.lastpushid, result.etag, result.moved) == ("listed", 1_000, 'W/"7"', False)
+    assert result.requests < 10
+    assert world.service.batches == []
+
+
+def test_a_push_that_lastpushid_names_but_no_mirror_lists_yet_is_no_error(world: World) -> None:
+    world.pushlog.create("r")
+    world.pushlog.push("r", [NewChangeset(message="one")])
+    world.pushlog.push("r", [NewChangeset(message="two")])
+    world.fault("r", "lag", upto=1, ahead=True, times=1)
+    repository = world.monitor()
+    with world.listening():
+        world.service.wait_for(lambda: 2 in repository.stored)
+    first = repository.results[0]
+    assert (first.outcome, first.lastpushid) == ("listed", 2)
+    assert [ids(batch) for batch in world.service.batches] == [[1], [2]]
+    assert world.service.batches[1][0]["since"] == 1
+
+
+def test_another_changeset_at_the_cursor_is_reported_and_nothing_forwarded(world: World) -> None:
+    with listing({5: entry(4, 5), 6: entry(6)}) as (url, _):
+        world.monitor(url=url, cursor=5, last_changeset="f" * 40)
+        result = world.poll()
+    assert (result.outcome, result.moved, result.at_cursor, result.lastpushid) == ("listed", True, f"{5:040x}", 6)
+    assert result.etag is None, "an ETag would turn the next poll, which is to look again, into a 304"
+    assert world.service.batches == []
+
+
+@pytest.mark.parametrize(
+    ("at_cursor", "known"),
+    [
+        (entry(4, 5), f"{5:040x}"),
+        (entry(4, 5), f"{4:040x}"),  # the tip is another: amended or stripped, but a part of the push is there
+        (entry(4, obsoletechangesets=[{"node": "f" * 40}]), "f" * 40),
+        (entry(obsoletechangesets=[{"node": "f" * 40}]), "e" * 40),  # nothing is left that could be compared
+        (entry(5), None),
+        (None, f"{5:040x}"),
+    ],
+)
+def test_what_is_left_of_the_push_at_the_cursor_has_not_moved(world: World, at_cursor: Any, known: str | None) -> None:
+    with listing({**({5: at_cursor} if at_cursor else {}), 6: entry(6)}) as (url, _):
+        repository = world.monitor(url=url, cursor=5, last_changeset=known)
+        result = world.poll()
+    assert (result.outcome, result.moved) == ("listed", False)
+    assert list(repository.stored) == [6]
+
+
+def test_a_lastpushid_below_the_cursor_is_reported(world: World) -> None:
+    with listing({2: entry(2)}) as (url, _):
+        world.monitor(url=url, cursor=5, last_changeset="f" * 40)
+        result = world.poll()
+    assert (result.outcome, result.lastpushid, result.etag) == ("listed", 2, None)
+    assert world.service.batches == []
+
+
+def test_a_reset_in_the_middle_of_a_backlog_ends_it(world: World) -> None:
+    pushes = {i: entry(i) for i in range(1, 31)}
+
+    def reset(request: Request) -> None:
+        if "events" in request.path:
+            for push_id in range(2, 31):
+                pushes.pop(push_id, None)
+
+    world.service.before = reset
+    with listing(pushes) as (url, _):
+        repository = world.monitor(url=url)
+        result = world.poll(poll_window=10)
+    assert (result.outcome, result.lastpushid, result.etag, result.more) == ("listed", 1, None, False)
+    assert list(repository.stored) == list(range(1, 11))
+
+
+def test_an_entry_that_cannot_be_understood_is_sent_as_it_came_and_holds_up_nothing(world: World) -> None:
+    bad = {"user": 5, "date": "soon", "odd": ["\udce9"], "changesets": "none"}
+    with listing({1: entry(1), 2: bad, 3: entry(3)}) as (url, _), capture_logs() as logs:
+        repository = world.monitor(url=url)
+        result = world.poll()
+    assert (result.outcome, result.etag) == ("listed", 'W/"7"')
+    assert list(repository.stored) == [1, 3]
+    assert repository.cursor == 3
+    (letter,) = world.service.dead_letters
+    expected = {"repository": "r", "generation": 0, "since": 0, "lastpushid": 3, "push": {**bad, "id": 2}}
+    assert letter == expected
+    assert [line["push"] for line in logs if line["event"] == "push-not-understood"] == [2]
+
+
+def test_a_bad_entry_at_the_end_of_a_window_does_not_stop_the_next_window(world: World) -> None:
+    with listing({1: entry(1), 2: {"changesets": 0}, 3: entry(3), 4: entry(4)}) as (url, _):
+        repository = world.monitor(url=url)
+        result = world.poll(poll_window=2)
+    assert list(repository.stored) == [1, 3, 4]
+    assert [batch[0]["since"] for batch in world.service.batches] == [0, 1]
+    assert (result.outcome, repository.cursor) == ("listed", 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "told"),
+    [
+        ("status", {"status": 500}, "answers 500: b'500: a fault that was asked for"),
+        ("garbage", {}, "the answer is not JSON (Expecting value: line 1 column 1 (char 0)); it begins b'<html>"),
+        ("truncated", {}, "the answer is not JSON"),
+        ("hangup", {}, "RemoteProtocolError"),
+        ("delay", {"seconds": 0.5}, "no answer within 0.2 s"),
+    ],
+)
+def test_a_pushlog_that_fails_is_reported_and_heard_again(
+    world: World, kind: str, options: dict[str, Any], told: str
+) -> None:
+    world.pushlog.create("r")
+    world.pushlog.push("r")
+    world.fault("r", kind, times=1, **options)
+    repository = world.monitor()
+    with world.listening(hg_timeout=0.2):
+        world.service.wait_for(lambda: 1 in repository.stored)
+    failed = repository.results[0]
+    assert told in (failed.error or "")
+    assert (failed.outcome, failed.requests, failed.lastpushid, failed.etag) == ("failed", 1, None, None)
+
+
+def test_a_repository_that_is_gone(world: World) -> None:
+    world.monitor("gone")
+    result = world.poll("gone")
+    expected = f"404: there is no repository at {world.hg}/gone, or it is being reset just now"
+    assert (result.outcome, result.error) == ("failed", expected)
+
+
+def test_a_wrong_shape_at_the_cursor_is_named(world: World) -> None:
+    with listing({5: {"changesets": [{"node": "HEAD"}]}}) as (url, _):
+        world.monitor(url=url, cursor=5)
+        result = world.poll()
+    assert (result.outcome, result.error) == ("failed", "the tip of push 5 is 'HEAD': 40 hex digits were expected")
+
+
+# The service's word
+
+
+def test_a_generation_that_ended_ends_the_poll(world: World) -> None:
+    with listing({i: entry(i) for i in range(1, 21)}) as (url, _):
+        repository = world.monitor(url=url)
+
+        def reset(request: Request) -> None:
+            if "events" in request.path:
+                repository.generation = 1
+
+        world.service.before = reset
+        result = world.poll(poll_window=5)
+    assert len(world.service.batches) == 1
+    assert (result.outcome, result.etag) == ("failed", None)
+    assert result.error == "push 1 was listed from a generation that ended: list again"
+
+
+def test_pushes_that_were_not_stored_leave_no_etag(world: World) -> None:
+    def broken(request: Request) -> Answer | None:
+        return problem(500, "a poisoned push") if "events" in request.path else None
+
+    world.service.before = broken
+    world.service.lease_seconds = 0.3
+    with listing({1: entry(1)}) as (url, _):
+        world.monitor(url=url)
+        result = world.poll()
+    assert (result.outcome, result.etag, result.lastpushid) == ("failed", None, None)
+    assert "did not take it in time: 500: a poisoned push" in (result.error or "")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "told"),
+    [
+        ([], "the service gave 0 verdicts for 1 pushes"),
+        (
+            [{"verdict": "rejected", "repository": "r", "generation": 0, "cursor": 0, "reason": "known with another"}],
+            "the service rejected push 1: known with another",
+        ),
+    ],
+)
+def test_a_verdict_that_ends_a_poll(world: World, verdicts: list[Any], told: str) -> None:
+    body = json.dumps({"verdicts": verdicts}).encode()
+    world.service.before = lambda request: Answer(202, body) if "events" in request.path else None
+    with listing({1: entry(1)}) as (url, _):
+        world.monitor(url=url)
+        result = world.poll()
+    assert result.outcome == "failed"
+    assert told in (result.error or "")
+
+
+def test_a_cursor_that_another_listener_moved_is_gone_on_from(world: World) -> None:
+    with listing({i: entry(i) for i in range(1, 8)}) as (url, asked):
+        repository = world.monitor(url=url)
+
+        def other(request: Request) -> None:
+            if "events" in request.path:
+                repository.cursor = max(repository.cursor, 5)
+
+        world.service.before = other
+        world.poll(poll_window=2)
+    assert [query["startID"] for query in asked[:2]] == [0, 5]
+    assert [ids(batch) for batch in world.service.batches] == [[1, 2], [6, 7]]
+    assert world.service.batches[1][0]["since"] == 5
+
+
+def test_results_that_the_service_does_not_understand_are_logged(world: World) -> None:
+    body = b'{"leases": [], "problems": ["lastpushid: too odd"]}'
+    world.service.before = lambda request: Answer(200, body)
+    with capture_logs() as logs, world.listening():
+        world.service.wait_for(lambda: len(world.service.requests) >= 2)
+    assert [line["problem"] for line in logs if line["event"] == "result-not-understood"][:1] == ["lastpushid: too odd"]
+
+
+def test_a_service_that_rejects_leases_is_asked_again_slowly(world: World) -> None:
+    world.pushlog.create("r")
+    world.pushlog.push("r")
+    repository = world.monitor()
+    times: list[float] = []
+
+    def reject(request: Request) -> Answer | None:
+        times.append(time.monotonic())
+        return problem(422, "max: too much") if len(times) <= 2 else None
+
+    world.service.before = reject
+    with capture_logs() as logs, world.listening(refused_retry=0.1):
+        world.service.wait_for(lambda: 1 in repository.stored)
+    assert times[1] - times[0] >= 0.1
+    assert "422: max: too much" in next(line["error"] for line in logs if line["event"] == "lease-rejected")
+
+
+def test_a_service_that_does_not_wait_is_not_asked_in_a_circle(world: World) -> None:
+    world.service.before = lambda request: Answer(200, b'{"leases": []}')
+    with world.listening(lease_look=0.1):
+        time.sleep(0.35)
+    assert 2 <= len(world.service.requests) <= 6
+
+
+# Many repositories
+
+
+def test_a_silent_pushlog_delays_no_other(world: World) -> None:
+    names = [f"quick{n}" for n in range(5)]
+    world.pushlog.create("slow")
+    world.monitor("slow")
+    world.fault("slow", "delay", seconds=1.2)
+    for name in names:
+        world.pushlog.create(name)
+        world.monitor(name)
+    with world.listening(poll_workers=3):
+        began = time.monotonic()
+        for name in names:
+            world.service.results(name, 5)
+        assert time.monotonic() - began < 1
+        assert world.service.repositories["slow"].results == []
+        world.pushlog.push("quick3")
+        world.service.wait_for(lambda: 1 in world.service.repositories["quick3"].stored, 1)
+
+
+def test_no_more_is_leased_than_there_are_threads_for(world: World) -> None:
+    for number in range(6):
+        world.pushlog.create(f"r{number}")
+        world.monitor(f"r{number}")
+        world.fault(f"r{number}", "delay", seconds=0.1, times=1)
+    with world.listening(poll_workers=2):
+        for number in range(6):
+            world.service.results(f"r{number}")
+    assert max(asked.max for asked in world.service.leases_asked) == 2
+    assert world.app.state.requests.report()["max_concurrent"] <= 2
+
+
+def test_while_polls_are_under_way_the_service_does_not_wait(world: World) -> None:
+    world.pushlog.create("slow")
+    world.monitor("slow")
+    world.fault("slow", "delay", seconds=0.3, times=1)
+    with world.listening(poll_workers=1):
+        world.service.results("slow")
+    # with its one thread busy there was nothing to ask for, and the result went with the first request thereafter
+    assert [asked.wait for asked in world.service.leases_asked[:1]] == [0.2]
+    assert world.service.leases_asked[1].results[0]["repository"] == "slow"
+
+
+def test_polls_that_end_together_are_reported_together(world: World) -> None:
+    for number in range(8):
+        world.pushlog.create(f"r{number}")
+        world.monitor(f"r{number}")
+    world.service.interval = 0.3
+    with world.listening(linger=0.05):
+        for number in range(8):
+            world.service.results(f"r{number}", 2)
+    reports = [len(asked.results) for asked in world.service.leases_asked if asked.results]
+    assert max(reports) >= 6
+
+
+def test_a_poll_that_outlasts_its_lease_keeps_one_thread_not_all(world: World) -> None:
+    silent = threading.Event()
+
+    def hang(request: Request) -> Answer:
+        silent.wait(5)
+        return Answer(500)
+
+    with serving(hang) as url:
+        repository = world.monitor("hangs", url=url)
+        world.pushlog.create("well")
+        world.monitor("well")
+        with world.listening(poll_workers=2):
+            world.service.wait_for(lambda: repository.leased)
+            with world.service.lock:
+                repository.leased = False  # its lease ended
+            (result,) = world.service.results("hangs")
+            world.service.results("well", 3)
+            silent.set()
+    assert (result.outcome, result.requests) == ("failed", 0)
+    assert "the poll before has not come to an end" in (result.error or "")
+
+
+def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    world.pushlog.create("r")
+    world.pushlog.push("r")
+    repository = world.monitor()
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(module, "trim", bug)
+        result = world.poll(poll_workers=1)
+    assert (result.outcome, result.error) == ("failed", "a bug in the listener, whose log has more: ZeroDivisionError")
+    assert "poll-broke" in [line["event"] for line in logs]
+    assert world.poll().outcome == "listed"
+    assert 1 in repository.stored
+
+
+# Away and back, and the end
+
+
+def test_a_service_that_was_away(world: World) -> None:
+    world.pushlog.create("r")
+    repository = world.monitor()
+    away = threading.Event()
+    world.service.before = lambda request: Answer(hang_up=True) if away.is_set() else None
+    with capture_logs() as logs, world.listening():
+        world.service.results("r", 2)
+        away.set()
+        world.pushlog.push("r")
+        world.pushlog.push("r")
+        time.sleep(0.2)
+        away.clear()
+        world.service.wait_for(lambda: 2 in repository.stored)
+    events = [line["event"] for line in logs if line["event"].startswith("service-")]
+    assert events == ["service-away", "service-back"]
+    assert ids([event for batch in world.service.batches for event in batch]) == [1, 2]
+
+
+def test_a_stop_lets_polls_under_way_finish_and_reports_them(world: World) -> None:
+    world.pushlog.create("r")
+    world.pushlog.push("r")
+    world.fault("r", "delay", seconds=0.3, times=1)
+    repository = world.monitor()
+    with world.listening():
+        world.service.wait_for(lambda: repository.leased)
+    assert [result.outcome for result in repository.results] == ["listed"]
+    assert world.service.leases_asked[-1].max == 0
+    assert not repository.leased
+    assert 1 in repository.stored
+
+
+def test_a_stop_in_a_backlog_gives_the_rest_to_others(world: World) -> None:
+    listener: PushlogListener
+    with listing({i: entry(i) for i in range(1, 31)}) as (url, _):
+        repository = world.monitor(url=url)
+
+        def stop(request: Request) -> None:
+            if "events" in request.path:
+                listener.stop()
+
+        world.service.before = stop
+        with world.listening(poll_window=10) as listener:
+            (result,) = world.service.results("r")
+    assert (result.outcome, result.more, result.etag) == ("listed", True, None)
+    assert repository.cursor == 10
+
+
+def test_a_stop_while_the_service_is_away_ends_without_a_result(world: World) -> None:
+    world.service.before = lambda request: problem(503, "away") if "events" in request.path else None
+    with listing({1: entry(1)}) as (url, _), capture_logs() as logs:
+        repository = world.monitor(url=url)
+        with world.listening(max_retry=10, first_retry=10):
+            world.service.wait_for(lambda: any("events" in request.path for request in world.service.requests))
+    assert repository.results == []
+    assert "stopped" in [line["event"] for line in logs]
+
+
+def test_a_bug_in_the_loop_ends_the_listener_loudly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(PushlogListener, "_lease", bug)
+    with pytest.raises(ZeroDivisionError):
+        PushlogListener(short(world.url)).run()
+
+
+def test_wrong_settings_end_with_2_and_say_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", "[]")
+    assert main() == 2
+    assert "webhook_secrets: a listener signs what it sends and has no secret" in capsys.readouterr().err
+
+
+@contextmanager
+def process(world: World, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    """A real listener."""
+    code = "import sys; from listeners.pushlog import main; sys.exit(main())"
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("TC_TREEHERDER_")},
+        "TC_TREEHERDER_SERVICE_URL": world.url,
+        "TC_TREEHERDER_WEBHOOK_SECRETS": json.dumps([SECRET]),
+        **{f"TC_TREEHERDER_{key.upper()}": value for key, value in settings.items()},
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def ends_within(running: subprocess.Popen[str], number: signal.Signals, seconds: float) -> tuple[int, str]:
+    began = time.monotonic()
+    running.send_signal(number)
+    output, _ = running.communicate(timeout=10)
+    assert time.monotonic() - began < seconds, output
+    return running.returncode, output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_listener_cleanly(world: World, number: signal.Signals) -> None:
+    world.pushlog.create("r")
+    world.monitor()
+    with process(world) as running:
+        world.service.results("r", 2)
+        code, output = ends_within(running, number, 3)
+    assert code == 0, output
+    assert "stopped" in output
+    assert f"signal={number.name}" in output
+    assert not world.service.repositories["r"].leased
+
+
+def test_sigterm_in_the_middle_of_everything_ends_it_within_5_seconds(world: World) -> None:
+    """One pushlog says nothing, another's pushes are being forwarded, and the service has fallen silent."""
+    silent = threading.Event()
+    world.pushlog.create("slow")
+    world.pushlog.create("busy")
+    world.pushlog.push("busy")
+    world.fault("slow", "delay", seconds=5)
+    world.monitor("slow")
+    world.monitor("busy")
+
+    def hang(request: Request) -> Answer | None:
+        if "events" in request.path:
+            silent.wait(10)
+        return None
+
+    world.service.before = hang
+    with process(world) as running:
+        world.service.wait_for(lambda: any("events" in request.path for request in world.service.requests))
+        code, output = ends_within(running, signal.SIGTERM, 5)
+        silent.set()
+    assert code == 0, output
+    assert "polls-abandoned" in output
+    assert "Traceback" not in output
+
+
+def test_the_process_is_small_and_imports_nothing_of_the_service() -> None:
+    code = """
+import sys, listeners.pushlog
+heavy = {"fastapi", "sqlalchemy", "sqlmodel", "taskcluster", "aiohttp", "uvicorn", "starlette", "service", "sandbox"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,78 @@
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from listeners.settings import SettingsError, load
+from tests.listeners.fakes import OTHER_SECRET, SECRET
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("TC_TREEHERDER_"):
+            monkeypatch.delenv(name)
+
+
+def test_one_environment_serves_listener_and_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", f'["{SECRET}", "{OTHER_SECRET}"]')
+    monkeypatch.setenv("TC_TREEHERDER_DATABASE_URL", "postgresql+psycopg://somewhere")
+    monkeypatch.setenv("TC_TREEHERDER_POLL__INTERVAL", "3")
+    monkeypatch.setenv("TC_TREEHERDER_HG_TIMEOUT", "2.5")
+    monkeypatch.setenv("TC_TREEHERDER_DRAIN", "PT1S")
+    settings = load()
+    assert settings.webhook_secrets[0].get_secret_value() == SECRET
+    assert settings.service == "http://127.0.0.1:8080"
+    assert (settings.poll_workers, settings.poll_window, settings.max_listing) == (16, 100, 256 * 2**20)
+    assert (settings.hg_timeout, settings.drain) == (timedelta(seconds=2.5), timedelta(seconds=1))
+
+
+def test_a_file_gives_what_the_environment_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(f"service_url: http://file:1/\npoll_workers: 2\nallowed_hosts: [x]\nwebhook_secrets: [{SECRET}]\n")
+    monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
+    monkeypatch.setenv("TC_TREEHERDER_POLL_WORKERS", "3")
+    settings = load()
+    assert (settings.service, settings.poll_workers) == ("http://file:1", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("WEBHOOK_SECRETS", None, "webhook_secrets: a listener signs what it sends and has no secret: set TC_TREE"),
+        ("WEBHOOK_SECRETS", "[]", "webhook_secrets: a listener signs what it sends and has no secret: set TC_TREE"),
+        ("WEBHOOK_SECRETS", '["whsec_hunter2"]', "webhook_secrets.0: a webhook secret is whsec_ and base64 of at"),
+        ("WEBHOOK_SECRETS", "hunter2", 'error parsing value for field "webhook_secrets"'),
+        ("SERVICE_URL", "nowhere", "service_url: Input should be a valid URL"),
+        ("HG_TIMEOUT", "-1", "hg_timeout: -1 is no duration: give seconds, such as 30"),
+        ("HG_TIMEOUT", "soon", "hg_timeout: Input should be a valid timedelta"),
+        ("HG_TIMEOUT", "-PT5S", "hg_timeout: Input should be greater than or equal to"),
+        ("LEASE_LOOK", "0", "lease_look: 0 would ask without a pause: give some seconds"),
+        ("POLL_WORKERS", "0", "poll_workers: Input should be greater than or equal to 1"),
+        ("LEASE_WAIT", "6", "lease_wait: Input should be less than or equal to 5"),
+        ("CONFIG", "/nowhere.yml", "TC_TREEHERDER_CONFIG names /nowhere.yml, which is no file"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_no_secret_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, told: str
+) -> None:
+    if name != "WEBHOOK_SECRETS":
+        monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", f'["{SECRET}"]')
+    if value is not None:
+        monkeypatch.setenv(f"TC_TREEHERDER_{name}", value)
+    with pytest.raises(SettingsError) as raised:
+        load()
+    assert told in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+    assert SECRET not in str(raised.value)
+
+
+def test_a_file_that_is_no_yaml_is_told_by_its_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text("poll_workers: 1\nwebhook_secrets: [hunter2\n")
+    monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
+    with pytest.raises(SettingsError, match="line 3") as raised:
+        load()
+    assert "hunter2" not in str(raised.value)
