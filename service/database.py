@@ -6,7 +6,7 @@ roll-back.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Database:
             _prepare_sqlite(self.engine.sync_engine)
         else:
             self.engine = create_async_engine(url, pool_size=pool, max_overflow=0, pool_pre_ping=True)
+        self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
 
     @asynccontextmanager
@@ -74,9 +75,10 @@ class Database:
         """A session that commits when the block is left, and rolls back when it raises.
 
         On SQLite it begins with BEGIN IMMEDIATE: a transaction that turns into a writer later fails with
-        "database is locked" instead of waiting.
+        "database is locked" instead of waiting. Writers of this process take turns by a lock of ours, for one that
+        SQLite makes wait sleeps for milliseconds at a time.
         """
-        async with self._sessions() as session, session.begin():
+        async with self._turn, self._sessions() as session, session.begin():
             await session.connection(execution_options={"immediate": True})
             yield session
 

@@ -2,7 +2,8 @@
 
 A claim raises the row's fencing number (`lease`) and pushes `due_at` to the lease's end, so that work whose holder
 died becomes due by itself. Every write of a holder goes through `Hold`, which first proves in the same transaction
-that the number is still the holder's.
+that the number is still the holder's. Its last write raises the number too, so that nothing of the holder's comes
+after it: a renewal on its way would make finished work due again.
 """
 
 import random
@@ -16,6 +17,7 @@ from sqlalchemy import func
 from sqlmodel import col, select, update
 
 from service.database import Database, Session, now
+from service.door import visible
 from service.models import State, Work
 from service.settings import WorkSettings
 
@@ -29,10 +31,11 @@ class LeaseLostError(Exception):
 
 
 class Hold(Generic[W]):
-    """A piece of work that this process holds."""
+    """A piece of work that this process holds; `ended` once it was finished, given back or buried."""
 
     def __init__(self, database: Database, settings: WorkSettings, item: W) -> None:
         self.item = item
+        self.ended = False
         self._database = database
         self._settings = settings
         self._model = type(item)
@@ -52,10 +55,17 @@ class Hold(Generic[W]):
         async with self.writing():
             pass
 
-    async def finish(self, state: State, reason: str | None = None, **values: Any) -> None:
-        """The work is done with: nothing is due any more."""
-        async with self._database.writing() as session:
+    @asynccontextmanager
+    async def finishing(self, state: State, reason: str | None = None, **values: Any) -> AsyncIterator[Session]:
+        """A transaction in which the work is done with: nothing is due any more."""
+        async with self._ending() as session:
             await self._set(session, state=state, error=reason, due_at=None, done_at=now(), **values)
+            yield session
+
+    async def finish(self, state: State, reason: str | None = None, **values: Any) -> None:
+        """The work is done with, and nothing else is to be written."""
+        async with self.finishing(state, reason, **values):
+            pass
 
     async def retry(self, reason: str, wait: timedelta | None = None) -> None:
         """Try again later, with exponential backoff and jitter; bury it once it was tried for `give_up`."""
@@ -64,25 +74,34 @@ class Hold(Generic[W]):
             await self._bury(f"given up after {self.item.attempts} attempts since {self.item.since:%F %T}Z: {reason}")
             return
         pause = max(backoff(self._settings, self.item.attempts), wait or timedelta())
-        async with self._database.writing() as session:
+        async with self._ending() as session:
             await self._set(session, error=reason, due_at=at + pause)
 
     async def release(self) -> None:
         """Give it back untouched, for another worker to take at once."""
-        async with self._database.writing() as session:
+        async with self._ending() as session:
             await self._set(session, due_at=now(), attempts=max(self.item.attempts - 1, 0))
 
     async def _bury(self, reason: str) -> None:
-        async with self._database.writing() as session:
+        async with self._ending() as session:
             await self._set(session, state=State.FAILED, error=reason, due_at=None, done_at=now())
-            session.add(self.item.dead_letter(reason))
+            session.add(self.item.dead_letter(visible(reason)))
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
+    @asynccontextmanager
+    async def _ending(self) -> AsyncIterator[Session]:
+        """The transaction of the holder's last write."""
+        self.ended = True
+        async with self._database.writing() as session:
+            yield session
+
     async def _set(self, session: Session, **values: Any) -> None:
+        # reasons quote what upstreams said, which may hold what no database takes
+        values = {name: visible(value) if isinstance(value, str) else value for name, value in values.items()}
         held = await session.exec(
             update(self._model)
             .where(col(self._model.id) == self.item.id, col(self._model.lease) == self.item.lease)
-            .values(**values)
+            .values(**values, lease=self._model.lease + int(self.ended))
         )
         if held.rowcount != 1:
             raise LeaseLostError(f"{self!r} is held by another worker")
@@ -112,14 +131,21 @@ async def claim(session: Session, model: type[W], lane: str, limit: int, lease: 
         .order_by(col(model.due_at), col(model.id))
         .limit(limit)
         .with_for_update(skip_locked=True)  # SQLite leaves it out; there BEGIN IMMEDIATE does the same
+        .cte()  # read once: a subquery that PostgreSQL's planner scans again locks, and takes, more than `limit`
     )
-    claimed = await session.scalars(
+    claimed = await session.exec(
         update(model)
-        .where(col(model.id).in_(due))
+        .where(col(model.id).in_(select(due.c.id)))
         .values(due_at=at + lease, lease=model.lease + 1, attempts=model.attempts + 1)
         .returning(model)
     )
-    return sorted(claimed.all(), key=lambda item: item.id or 0)
+    return sorted(claimed.scalars().all(), key=lambda item: item.id or 0)
+
+
+def take(fresh: Iterable[Work], lease: timedelta) -> None:
+    """Claim work that the caller is about to store: it is born claimed, and need not be looked for."""
+    for item in fresh:
+        item.lease, item.attempts, item.due_at = 1, 1, now() + lease
 
 
 def again(steps: Iterable[Work]) -> None:

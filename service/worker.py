@@ -1,8 +1,9 @@
 """The loop: claim due work, run its step, write down how it ended. Any number of them share one database."""
 
 import asyncio
+import contextvars
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -36,6 +37,7 @@ class Worker:
         self._settings = parts.settings.work
         self._wake = asyncio.Event()
         self._stopping = False
+        self._active = False  # whether `run` is at work and not stopping
         self._running: dict[asyncio.Task[None], Hold[Any]] = {}
 
     def wake(self) -> None:
@@ -43,11 +45,13 @@ class Worker:
 
     def stop(self) -> None:
         """Claim nothing more; `run` returns once what is under way has ended, or `drain` is over."""
-        self._stopping = True
+        self._stopping, self._active = True, False
         self._wake.set()
 
     async def run(self) -> None:
+        """Work until `stop`."""
         renewer = asyncio.create_task(self._renew())
+        self._active = True
         try:
             while not self._stopping:
                 self._wake.clear()
@@ -88,12 +92,33 @@ class Worker:
                 for lane, slots in sorted(free.items())
                 for item in await work.claim(session, model, lane, slots, self._settings.lease)
             ]
+        self.begin(items)
+        return idle
+
+    def take(self, fresh: Sequence[Work]) -> list[Work]:
+        """Claim of `fresh` work, which the caller is about to store, what this worker has room for at once.
+
+        The caller gives it to `begin` after the commit. The others are claimed as usual.
+        """
+        if not self._active:
+            return []
+        busy = Counter(hold.item.lane for hold in self._running.values())
+        taken = []
+        for item in fresh:
+            if busy[item.lane] < self._settings.per_lane:
+                busy[item.lane] += 1
+                taken.append(item)
+        work.take(taken, self._settings.lease)
+        return taken
+
+    def begin(self, items: Iterable[Work]) -> None:
+        """Start on work that this worker has claimed."""
         for item in items:
             hold = Hold(self._parts.database, self._settings, item)
-            task = asyncio.create_task(self._do(hold))
+            task = asyncio.create_task(self._do(hold), context=contextvars.Context())
             self._running[task] = hold
             task.add_done_callback(self._ended)
-        return idle
+        self._wake.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)
@@ -129,11 +154,14 @@ class Worker:
         while True:
             await asyncio.sleep(self._settings.lease.total_seconds() / 3)
             for task, hold in list(self._running.items()):
+                if hold.ended:
+                    continue
                 try:
                     await hold.renew()
                 except LeaseLostError:
-                    log.warning("lease-lost", id=hold.item.id)
-                    task.cancel()
+                    if not hold.ended:  # meanwhile
+                        log.warning("lease-lost", id=hold.item.id)
+                        task.cancel()
                 except Exception:  # the database is away; the lease may last until it is back
                     log.exception("renew-failed")
 
@@ -152,3 +180,5 @@ class Worker:
                 await holds[task].release()
             except LeaseLostError as error:
                 log.info("lease-lost", error=str(error))
+            except Exception:  # the database is away: then its lease ends by itself
+                log.exception("release-failed")

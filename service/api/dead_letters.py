@@ -69,7 +69,7 @@ async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, 
                 raise Problem(422, "Still not understood", reason_of(error)) from None
             except NonsenseError as error:
                 raise Problem(422, "Still not understood", str(error)) from None
-            (verdict,) = await store(session, parts.settings, [event])
+            (verdict,), _ = await store(session, parts.settings, [event])
             if verdict.verdict == "rejected" or verdict.reason is not None:
                 raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
         await session.delete(letter)

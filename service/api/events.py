@@ -12,6 +12,7 @@ from service.api.signed import events_of, signed_json
 from service.door import originals
 from service.flow.push import store
 from service.models import DeadLetter
+from service.worker import Worker
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/events", tags=["internal"])
@@ -20,6 +21,7 @@ router = APIRouter(prefix="/events", tags=["internal"])
 @router.post("/pushes", status_code=202, operation_id="takePushes")
 async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
     """Take pushes of the pushlog. The answer goes out after the commit."""
+    worker: Worker = request.app.state.worker
     raw, body = await signed_json(request, parts.settings)
     events = events_of(body)
     understood: dict[int, PushEvent | OversizedPush] = {}
@@ -37,13 +39,13 @@ async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
             for number, reason in refused.items()
         ]
     async with parts.database.writing() as session:
-        stored = await store(session, parts.settings, list(understood.values()))
+        stored, steps = await store(session, parts.settings, list(understood.values()))
         session.add_all(letters)
+        taken = worker.take(steps)
     for letter in letters:
         log.warning("event-not-understood", subject=letter.subject, reason=letter.reason)
+    worker.begin(taken)
     verdicts = dict(zip(understood, stored, strict=True))
-    if any(verdict.verdict == "accepted" for verdict in stored):
-        request.app.state.worker.wake()
     return Verdicts(
         verdicts=[
             verdicts.get(number) or Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter")

@@ -14,7 +14,7 @@ import structlog
 from sqlmodel import col, select, update
 
 from service.clients.taskcluster import Queue, Status
-from service.database import now
+from service.database import Session, now
 from service.errors import Refusal, Unavailable
 from service.flow.definition import date, differences, move
 from service.models import PlannedTask
@@ -33,22 +33,32 @@ class RefusedError(Exception):
     """Taskcluster will never take this plan; the message names the task, and says why in the queue's words."""
 
 
-async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], scopes: list[str]) -> None:
+async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], scopes: list[str]) -> list[PlannedTask]:
     """Create those of `tasks` (in dependency order) that are not there yet.
 
-    Raises RefusedError, and Unavailable when it should go on later; what was created by then is on record.
+    Returns the last ones made; the caller puts them on `record` in the transaction that ends its work. Raises
+    RefusedError, and Unavailable when it should go on later; what was created by then is on record.
     """
-    levels = _levels([task for task in tasks if not task.created])
-    for level in levels:
-        outcomes = await _create_level(parts, hold, level, scopes)
-        made = [task.task_id for task, error in outcomes if error is None]
+    made: list[PlannedTask] = []
+    for level in _levels([task for task in tasks if not task.created]):
         if made:
             async with hold.writing() as session:
-                await session.exec(update(PlannedTask).where(col(PlannedTask.task_id).in_(made)).values(created=True))
+                await record(session, made)
+        outcomes = await _create_level(parts, hold, level, scopes)
+        made = [task for task, error in outcomes if error is None]
         errors = [error for _, error in outcomes if error is not None]
-        # one that is refused for good decides, whatever else went wrong meanwhile
-        for error in sorted(errors, key=lambda error: not isinstance(error, RefusedError)):
-            raise error
+        if errors:
+            async with hold.writing() as session:
+                await record(session, made)
+            # one that is refused for good decides, whatever else went wrong meanwhile
+            raise next((error for error in errors if isinstance(error, RefusedError)), errors[0])
+    return made
+
+
+async def record(session: Session, made: list[PlannedTask]) -> None:
+    """Write down that these tasks stand in Taskcluster."""
+    ids = [task.task_id for task in made]
+    await session.exec(update(PlannedTask).where(col(PlannedTask.task_id).in_(ids)).values(created=True))
 
 
 def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:

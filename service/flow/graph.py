@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from service.clients.taskcluster import Definition
 from service.database import now
 from service.errors import Refusal
-from service.flow.create import RefusedError, cancel_tasks, create_tasks
+from service.flow.create import RefusedError, cancel_tasks, create_tasks, record
 from service.flow.definition import MAX_BODY, complete, stamp
 from service.flow.ids import push_key, slugid
 from service.flow.resultset import push_of
@@ -45,8 +45,9 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
                     await hold.finish(State.SKIPPED, reason)
                     return
                 plan = await _store(hold, tasks)
-            await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
-            await hold.finish(State.DONE)
+            made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
+            async with hold.finishing(State.DONE) as session:
+                await record(session, made)
             log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
             return
         except (TemplateError, RefusedError) as error:
@@ -230,14 +231,16 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
         plan = await _stored_plan(session, step)
     await cancel_tasks(parts, plan)
     error_task: str | None = None
+    made: list[PlannedTask] = []
     try:
         task = await _error_task(parts, hold, push, repository)
-        await create_tasks(parts, hold, [task], scopes_of(parts.settings, repository, push))
+        made = await create_tasks(parts, hold, [task], scopes_of(parts.settings, repository, push))
         error_task = task.task_id
     except (TemplateError, RefusedError) as error:
         # then the reason stands alone
         log.warning("error-task-refused", repository=repository.alias, push=push.push_id, why=str(error))
-    await hold.finish(State.FAILED, step.refused, error_task=error_task)
+    async with hold.finishing(State.FAILED, step.refused, error_task=error_task) as session:
+        await record(session, made)
 
 
 async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> PlannedTask:

@@ -30,6 +30,9 @@ BUSY_TURNS = 3
 TAG_AGE = timedelta(seconds=3)
 """An ETag is the change time in whole seconds; a younger one can hide a second push in that same second for ever."""
 
+MAX_TAG = 15
+"""Digits of a time in seconds, and some to spare: a longer number is none, and may not even fit a float."""
+
 
 async def report(session: Session, settings: PollSettings, results: list[PollResult]) -> None:
     """Write down how leased polls went."""
@@ -89,7 +92,7 @@ async def _report(session: Session, settings: PollSettings, repository: Reposito
 def _reliable(result: PollResult) -> str | None:
     """The ETag, if it can be relied on: hgweb's is `W/"<change time, epoch seconds>"`."""
     digits = (result.etag or "").removeprefix("W/").strip('"')
-    if not digits.isascii() or not digits.isdigit() or result.date is None:
+    if not digits.isascii() or not digits.isdigit() or len(digits) > MAX_TAG or result.date is None:
         return None
     age = result.date.timestamp() - int(digits)
     return result.etag if age >= TAG_AGE.total_seconds() else None

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
-from sqlalchemy import insert
 from sqlmodel import col, select
 
 from events import MAX_CHANGESETS_IN_FULL, Changeset, OversizedPush, PushEvent, Verdict
@@ -35,20 +34,22 @@ class _Arrivals:
     fresh: list[Push] = field(default_factory=list)
 
 
-async def store(session: Session, settings: Settings, events: list[PushEvent | OversizedPush]) -> list[Verdict]:
-    """Store what is new of `events`, in the caller's transaction, and give a verdict for each.
+async def store(
+    session: Session, settings: Settings, events: list[PushEvent | OversizedPush]
+) -> tuple[list[Verdict], list[PushStep]]:
+    """Store what is new of `events`, in the caller's transaction: a verdict for each, and the steps that are to do.
 
     A push of the present generation is always stored. The cursor moves only for events that were listed from it or
     from before it (`since`), so that a push which came by another way skips nothing.
     """
     arrivals = await _arrivals(session, events)
     verdicts = [_judge(session, arrivals.get(event.repository), event) for event in events]
-    await _insert(session, settings, list(arrivals.values()))
+    steps = await _insert(session, settings, list(arrivals.values()))
     for verdict in verdicts:
         if verdict.repository in arrivals:
             repository = arrivals[verdict.repository].repository
             verdict.cursor, verdict.generation = repository.last_push_id, repository.generation
-    return verdicts
+    return verdicts, steps
 
 
 async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -> dict[str, _Arrivals]:
@@ -87,6 +88,8 @@ def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | Overs
         )
         return Verdict(verdict="rejected", repository=repository.alias, reason=reason)
     if isinstance(event, OversizedPush):
+        if event.push_id <= repository.last_push_id:
+            return Verdict(verdict="duplicate", repository=repository.alias)
         subject = f"{repository.alias}, push {event.push_id}"
         session.add(DeadLetter(kind="push-event", subject=subject, reason=event.reason, payload=_json(event)))
         _advance(repository, event.since, event.push_id, None)
@@ -137,30 +140,27 @@ def suspect_reset(repository: Repository, why: str) -> None:
     log.warning("reset-suspected", repository=repository.alias, why=why, times=repository.reset_suspicions)
 
 
-async def _insert(session: Session, settings: Settings, arrivals: list[_Arrivals]) -> None:
+async def _insert(session: Session, settings: Settings, arrivals: list[_Arrivals]) -> list[PushStep]:
     fresh = [(arrival.repository, push) for arrival in arrivals for push in arrival.fresh]
-    if not fresh:
-        return
     session.add_all([push for _, push in fresh])
     await session.flush()
     steps = [step for repository, push in fresh for step in _steps(settings, repository, push)]
-    if steps:
-        await session.exec(insert(PushStep), params=steps)
+    session.add_all(steps)
     for repository, push in fresh:
         log.info("push-stored", repository=repository.alias, push=push.push_id, revision=push.revision)
+    return [step for step in steps if step.due_at is not None]
 
 
-def _steps(settings: Settings, repository: Repository, push: Push) -> list[dict[str, object]]:
+def _steps(settings: Settings, repository: Repository, push: Push) -> list[PushStep]:
+    assert push.id is not None
     steps = [
-        {"kind": StepKind.RESULTSET, "environment": prefix, "lane": f"resultset {prefix}"}
+        PushStep(push_id=push.id, kind=StepKind.RESULTSET, environment=prefix, lane=f"resultset {prefix}")
         for prefix, environment in settings.environments.items()
         if environment.pushes != "off" and (repository.environments is None or prefix in repository.environments)
     ]
-    steps.append({"kind": StepKind.GRAPH, "environment": "", "lane": f"graph {repository.host}"})
-    at = now()
-    todo: dict[str, object] = {"state": State.PENDING, "due_at": at, "error": None, "done_at": None}
+    steps.append(PushStep(push_id=push.id, kind=StepKind.GRAPH, lane=f"graph {repository.host}"))
     if repository.record_before is not None and push.date <= repository.record_before:
-        reason = "pushed before the repository was reset: recorded only"
-        todo = {"state": State.SKIPPED, "due_at": None, "error": reason, "done_at": at}
-    common = {"push_id": push.id, "since": at, "lease": 0, "attempts": 0, "plan_attempt": 0}
-    return [{**common, **todo, **step} for step in steps]
+        for step in steps:
+            step.state, step.due_at, step.done_at = State.SKIPPED, None, now()
+            step.error = "pushed before the repository was reset: recorded only"
+    return steps

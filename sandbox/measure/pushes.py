@@ -1,0 +1,300 @@
+"""How fast pushes go through, and what that costs: `bin/measure-pushes`."""
+
+import asyncio
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import psutil
+import typer
+from pydantic import SecretStr
+
+from sandbox.stack import Process, Stack, wait_for
+from service.clients.taskcluster import TaskclusterQueue
+from service.clients.treeherder import RestTreeherder
+from service.flow.definition import stamp
+from service.flow.ids import slugid
+from service.settings import Environment, TaskclusterSettings
+
+PATH = "try"
+YML = """\
+version: 1
+tasks:
+  - taskId: {$eval: ownTaskId}
+    taskQueueId: sandbox/measure
+    created: {$fromNow: ""}
+    deadline: {$fromNow: "1 day"}
+    payload: {sandbox: {seconds: 0}}
+    metadata: {name: decision, description: d, owner: "${push.owner}", source: "${repository.url}"}
+"""
+
+FAST = {
+    "TC_TREEHERDER_POLL__INTERVAL": "0.2",
+    "TC_TREEHERDER_POLL__MAX_REQUESTS_PER_HOST": "1000",
+    "TC_TREEHERDER_LOG_LEVEL": "WARNING",
+}
+
+
+class Clients:
+    """Clients of a running stack's parts."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.api = stack.api()
+        self.hg, self.taskcluster, self.treeherder = (stack.control(p) for p in ("hg", "taskcluster", "treeherder"))
+        self.url = stack.sandbox["repositories"][PATH]
+
+    def push(self) -> dict[str, Any]:
+        changesets = [{"message": "Bug 1 - a change", "files": {".taskcluster.yml": YML}}]
+        answer = self.hg.post("/push", json={"repository": PATH, "user": "dev@example.com", "changesets": changesets})
+        pushed: dict[str, Any] = answer.raise_for_status().json()
+        return pushed
+
+    def add(self, alias: str = PATH, url: str | None = None) -> None:
+        body = {"alias": alias, "url": url or self.url, "last_push_id": 0}
+        self.api.post("/repositories", json=body).raise_for_status()
+
+    def unfinished(self) -> int:
+        return len(self.api.get("/pushes", params={"state": "pending", "limit": 500}).json()["items"])
+
+
+def memory(stack: Stack) -> str:
+    """Resident memory of each process and its children, in MB."""
+    parts = []
+    for name, process in stack.processes.items():
+        if name != "sandbox" and process.running():
+            own = psutil.Process(process.pid)
+            children = sum(child.memory_info().rss for child in own.children(recursive=True))
+            parts.append(
+                f"{name} {own.memory_info().rss / 1e6:.0f} MB"
+                + (f" (+ {children / 1e6:.0f} MB in render children)" if children else "")
+            )
+    return ", ".join(parts)
+
+
+# --- notice to graph -----------------------------------------------------------------------------------------------
+
+
+async def bare(stack: Stack, pushed: dict[str, Any], http: httpx.AsyncClient, queue: TaskclusterQueue) -> float:
+    """The same four calls, one after the other, by a script that knows what to send; in seconds."""
+    url = stack.sandbox["repositories"][PATH]
+    hawk = stack.sandbox["credentials"]["treeherder"]
+    environment = Environment.model_validate(
+        {"url": stack.sandbox["treeherder"], "client_id": hawk["id"], "secret": SecretStr(hawk["key"])}
+    )
+    treeherder = RestTreeherder(environment, http)
+    began = time.perf_counter()
+    listing = await http.get(f"{url}/json-pushes?version=2&full=1&startID={pushed['id'] - 1}&endID={pushed['id']}")
+    (changeset,) = listing.json()["pushes"][str(pushed["id"])]["changesets"]
+    await treeherder.post_resultset(
+        PATH,
+        {
+            "revision": changeset["node"],
+            "revision_hash": _hash(changeset),
+            "push_timestamp": pushed["date"],
+            "author": pushed["user"],
+            "type": "push",
+            "active_status": "active",
+            "revisions": [
+                {
+                    "revision": changeset["node"],
+                    "author": changeset["author"],
+                    "comment": changeset["desc"],
+                    "files": changeset["files"],
+                    "branch": changeset["branch"],
+                    "repository": PATH,
+                }
+            ],
+        },
+    )
+    await http.get(f"{url}/raw-file/{changeset['node']}/.taskcluster.yml")
+    now = datetime.now(UTC)
+    definition = {
+        "taskQueueId": "sandbox/measure",
+        "created": stamp(now),
+        "deadline": stamp(now + timedelta(days=1)),
+        "payload": {"sandbox": {"seconds": 0}},
+        "metadata": {"name": "decision", "description": "d", "owner": "dev@example.com", "source": url},
+    }
+    host = url.removeprefix("http://")
+    await queue.create_task(slugid(b"bare", str(pushed["id"])), definition, [f"assume:repo:{host}:branch:default"])
+    return time.perf_counter() - began
+
+
+def _hash(changeset: dict[str, Any]) -> str:
+    import hashlib
+
+    return hashlib.sha1((changeset["node"] + changeset["branch"]).encode(), usedforsecurity=False).hexdigest()
+
+
+def latency(folder: Path, database_url: str | None, pushes: int) -> None:
+    """Notice to graph, by turns with the bare sequence."""
+    with Stack(folder, database_url=database_url, settings=FAST) as stack:
+        _prepare(stack, database_url)
+        stack.service()
+        stack.listener()
+        clients = Clients(stack)
+        clients.add()
+        credentials = stack.sandbox["credentials"]["taskcluster"]
+        settings = TaskclusterSettings.model_validate(
+            {
+                "root_url": stack.sandbox["taskcluster"],
+                "client_id": credentials["clientId"],
+                "access_token": SecretStr(credentials["accessToken"]),
+            }
+        )
+        ours, theirs = asyncio.run(_by_turns(stack, clients, settings, pushes))
+        print(f"notice to graph, {pushes} pushes, {_name(database_url)}:")
+        print(f"  tc-treeherder   median {_ms(statistics.median(ours))}, p95 {_ms(_p95(ours))}")
+        print(f"  bare sequence   median {_ms(statistics.median(theirs))}, p95 {_ms(_p95(theirs))}")
+        print(f"  ratio           {statistics.median(ours) / statistics.median(theirs):.2f} (aim: 1.5)")
+        print(f"  memory          {memory(stack)}")
+
+
+async def _by_turns(
+    stack: Stack, clients: Clients, settings: TaskclusterSettings, pushes: int
+) -> tuple[list[float], list[float]]:
+    ours, theirs = [], []
+    queue = TaskclusterQueue(settings)
+    async with httpx.AsyncClient(headers={"User-Agent": "measure"}) as http:
+        for number in range(pushes + 5):  # the first ones warm up
+            pushed = clients.push()
+            await asyncio.sleep(0.4)  # whoever looks all the time measures himself
+            wait_for(lambda pushed=pushed: _graph_at(clients, pushed) is not None, 20)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+            listed = clients.hg.get("/requests").json()["listed"][f"{PATH} {pushed['id']}"]
+            took = _graph_at(clients, pushed)
+            assert took is not None
+            straight = await bare(stack, pushed, http, queue)
+            if number >= 5:
+                ours.append(took - listed)
+                theirs.append(straight)
+    await queue.close()
+    return ours, theirs
+
+
+def _graph_at(clients: Clients, pushed: dict[str, Any]) -> float | None:
+    """When both the resultset and the graph of a push stood, epoch s."""
+    answer = clients.api.get(f"/pushes/{PATH}/{pushed['id']}")
+    if answer.status_code != 200:
+        return None
+    push = answer.json()
+    ends = [push["graph"]["at"], *(resultset["at"] for resultset in push["resultsets"])]
+    if None in ends:
+        return None
+    return max(datetime.fromisoformat(end).timestamp() for end in ends)
+
+
+# --- a thousand waiting ----------------------------------------------------------------------------------------------
+
+
+def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
+    """So many pushes wait when the repository is added."""
+    with Stack(folder, database_url=database_url, settings=FAST) as stack:
+        _prepare(stack, database_url)
+        stack.service()
+        clients = Clients(stack)
+        for _ in range(pushes):
+            clients.push()
+        stack.listener()
+        clients.hg.delete("/requests")
+        began = time.perf_counter()
+        clients.add()
+        wait_for(lambda: clients.api.get(f"/repositories/{PATH}").json()["last_push_id"] == pushes, 120)
+        stored = time.perf_counter() - began
+        while clients.unfinished():
+            time.sleep(1)
+        through = time.perf_counter() - began
+        calls = clients.taskcluster.get("/calls").json()["calls"]
+        kinds = clients.hg.get("/requests").json()["kinds"]
+        posts = sum(r["posts"] for r in clients.treeherder.get("/state").json()["resultsets"])
+        asked = {kind: counts["requests"] for kind, counts in kinds.items()}
+        total = sum(calls.values()) + asked.get("raw-file", 0) + posts + asked.get("json-pushes", 0)
+        print(f"{pushes} pushes waiting, {_name(database_url)}:")
+        print(f"  noticed and stored   {pushes / stored:.0f} a second (aim: 200)")
+        print(f"  through              {pushes / through:.0f} a second")
+        print(f"  upstream calls       {total / pushes:.2f} a push (aim: 4): {calls}, {asked}, resultsets {posts}")
+        print(f"  memory               {memory(stack)}")
+
+
+# --- idle ------------------------------------------------------------------------------------------------------------
+
+
+def idle(folder: Path, database_url: str | None, repositories: int, seconds: int) -> None:
+    """Repositories in which nothing happens."""
+    settings = {"TC_TREEHERDER_LOG_LEVEL": "WARNING"}
+    with Stack(folder, database_url=database_url, settings=settings) as stack:
+        _prepare(stack, database_url)
+        clients = Clients(stack)
+        service = stack.service()
+        for number in range(repositories):
+            clients.hg.post("/repositories", json={"repository": f"r{number}"}).raise_for_status()
+            clients.hg.post("/push", json={"repository": f"r{number}", "date": 1_000_000_000}).raise_for_status()
+        time.sleep(4)  # tags are relied upon once they are older than the change by some seconds
+        for number in range(repositories):
+            body = {"alias": f"r{number}", "url": f"{stack.sandbox['hg']}/r{number}", "last_push_id": 1}
+            clients.api.post("/repositories", json=body).raise_for_status()
+        listener = stack.listener()
+        time.sleep(repositories / 10 + 10)  # once round without tags
+        clients.hg.delete("/requests")
+        before = {name: _cpu(process) for name, process in (("service", service), ("listener", listener))}
+        time.sleep(seconds)
+        spent = {name: _cpu(process) - before[name] for name, process in (("service", service), ("listener", listener))}
+        polls = clients.hg.get("/requests").json()["kinds"]["json-pushes"]
+        print(f"{repositories} idle repositories, {seconds} s, {_name(database_url)}:")
+        print(
+            f"  requests    {polls['requests'] * 60 / seconds:.0f} a minute, {polls['conditional']} of {polls['requests']} conditional, {polls['not_modified']} answered 304"
+        )
+        for name, cpu in spent.items():
+            print(f"  {name:<11} {cpu * 1000 / asked:.2f} ms of CPU a poll (aim: 1)")
+        print(f"  memory      {memory(stack)}")
+
+
+def _cpu(process: Process) -> float:
+    times = psutil.Process(process.pid).cpu_times()
+    return float(times.user + times.system)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _prepare(stack: Stack, database_url: str | None) -> None:
+    if database_url is not None:
+        stack.upgrade()
+
+
+def _name(database_url: str | None) -> str:
+    return "SQLite" if database_url is None else "PostgreSQL"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+def _p95(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.95)]
+
+
+def main(
+    what: Annotated[list[str] | None, typer.Argument(help="latency, backlog, idle; default: all")] = None,
+    database_url: Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")] = None,
+    pushes: int = 50,
+    waiting: int = 1000,
+    repositories: int = 200,
+    seconds: int = 60,
+) -> None:
+    """Measure the push path."""
+    measures = {
+        "latency": lambda folder: latency(folder, database_url, pushes),
+        "backlog": lambda folder: backlog(folder, database_url, waiting),
+        "idle": lambda folder: idle(folder, database_url, repositories, seconds),
+    }
+    for name in what or list(measures):
+        with tempfile.TemporaryDirectory() as folder:
+            measures[name](Path(folder))
+
+
+if __name__ == "__main__":
+    typer.run(main)
