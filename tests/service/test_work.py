@@ -1,0 +1,326 @@
+"""How work is leased, on both databases."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlmodel import select, update
+
+from service import work
+from service.database import Database, now
+from service.models import DeadLetter, Push, PushStep, State, StepKind
+from service.settings import WorkSettings
+from service.work import Hold, LeaseLostError, backoff, claim, due_lanes
+from tests.service.world import add_repository
+
+SETTINGS = WorkSettings(lease=timedelta(seconds=30))
+MINUTE = timedelta(minutes=1)
+
+
+async def add_steps(database: Database, count: int = 1, lane: str = "graph x", **fields: Any) -> list[int]:
+    """So many due steps of a lane, the first due first; their ids."""
+    repository = await add_repository(database, lane.replace(" ", "-"))
+    at = now() - MINUTE
+    pushes = [
+        Push(
+            repository_id=repository.id or 0,
+            generation=0,
+            push_id=number,
+            user="u",
+            date=at,
+            revision=None,
+            revision_hash="",
+            changesets=[],
+            nodes=[],
+        )
+        for number in range(count)
+    ]
+    async with database.writing() as session:
+        session.add_all(pushes)
+        await session.flush()
+        steps = [PushStep(push_id=push.id or 0, kind=StepKind.GRAPH, lane=lane, since=at) for push in pushes]
+        session.add_all(steps)
+        await session.flush()
+        for number, step in enumerate(steps):
+            step.due_at = at + timedelta(milliseconds=number)
+            for name, value in fields.items():
+                setattr(step, name, value)
+    return [step.id or 0 for step in steps]
+
+
+async def take(database: Database, limit: int = 1, lane: str = "graph x", lease: timedelta = MINUTE) -> list[PushStep]:
+    async with database.writing() as session:
+        return await claim(session, PushStep, lane, limit, lease)
+
+
+async def hold_one(database: Database, settings: WorkSettings = SETTINGS, **fields: Any) -> Hold[PushStep]:
+    await add_steps(database, **fields)
+    (item,) = await take(database, lease=settings.lease)
+    return Hold(database, settings, item)
+
+
+async def stored_step(database: Database) -> PushStep:
+    async with database.reading() as session:
+        return (await session.exec(select(PushStep))).one()
+
+
+async def letters(database: Database) -> list[DeadLetter]:
+    async with database.reading() as session:
+        return list(await session.exec(select(DeadLetter)))
+
+
+async def end_lease(database: Database) -> None:
+    """As if the lease's time had passed."""
+    async with database.writing() as session:
+        await session.exec(update(PushStep).values(due_at=now() - timedelta(seconds=1)))
+
+
+# Claims
+
+
+async def test_a_claim_takes_the_longest_due_and_no_more_than_asked(database: Database) -> None:
+    ids = await add_steps(database, 10)
+    assert [item.id for item in await take(database, 3)] == ids[:3]
+    assert [item.id for item in await take(database, 100)] == ids[3:]
+    assert await take(database, 1) == []
+
+
+async def test_a_claim_raises_lease_and_attempts(database: Database) -> None:
+    await add_steps(database)
+    before = now()
+    (item,) = await take(database)
+    stored = await stored_step(database)
+    assert (stored.lease, stored.attempts) == (item.lease, item.attempts) == (1, 1)
+    assert stored.due_at is not None
+    assert before + MINUTE <= stored.due_at <= now() + MINUTE
+
+
+async def test_a_claim_takes_of_its_lane_and_what_is_due_alone(database: Database) -> None:
+    await add_steps(database, lane="graph x", due_at=now() + MINUTE)
+    await add_steps(database, lane="graph y", due_at=None, state=State.DONE)
+    (third,) = await add_steps(database, lane="graph z")
+    assert await take(database, 9, "graph x") == []
+    assert await take(database, 9, "graph y") == []
+    assert [item.id for item in await take(database, 9, "graph z")] == [third]
+
+
+async def test_workers_at_once_never_claim_the_same(database: Database) -> None:
+    ids = await add_steps(database, 60)
+    claimed = await asyncio.gather(*(take(database, 4) for _ in range(20)))
+    assert sorted(item.id or 0 for items in claimed for item in items) == ids
+    assert max(map(len, claimed)) <= 4
+
+
+async def test_postgresql_skips_what_another_is_just_claiming(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    ids = await add_steps(database, 4)
+    async with database.writing() as first:
+        assert [item.id for item in await claim(first, PushStep, "graph x", 2, MINUTE)] == ids[:2]
+        async with asyncio.timeout(5):
+            assert [item.id for item in await take(database, 9)] == ids[2:]
+    await database.close()
+
+
+async def test_a_lease_that_ended_is_taken_by_another(database: Database) -> None:
+    hold = await hold_one(database)
+    assert await take(database) == []
+    await end_lease(database)
+    (again,) = await take(database)
+    assert (again.id, again.lease, again.attempts) == (hold.item.id, 2, 2)
+
+
+async def test_due_lanes(database: Database) -> None:
+    due = now() - MINUTE
+    await add_steps(database, 2, lane="graph x", due_at=due)
+    await add_steps(database, lane="graph y", due_at=due + MINUTE)
+    await add_steps(database, lane="graph z", due_at=None, state=State.DONE)
+    async with database.reading() as session:
+        assert await due_lanes(session, PushStep) == {"graph x": due, "graph y": due + MINUTE}
+
+
+# Holders
+
+
+async def test_finish(database: Database) -> None:
+    hold = await hold_one(database)
+    await hold.finish(State.SKIPPED, "because", error_task="abc")
+    stored = await stored_step(database)
+    assert (stored.state, stored.error, stored.error_task, stored.due_at) == (State.SKIPPED, "because", "abc", None)
+    assert stored.done_at is not None
+    assert await letters(database) == []
+
+
+async def test_writing_renews_and_commits_with_the_holders_values(database: Database) -> None:
+    hold = await hold_one(database, WorkSettings(lease=timedelta(minutes=10)))
+    await end_lease(database)
+    async with hold.writing(refused="no") as session:
+        session.add(DeadLetter(kind="x", subject="", reason=""))
+    stored = await stored_step(database)
+    assert stored.refused == "no"
+    assert stored.due_at is not None
+    assert stored.due_at > now() + timedelta(minutes=9)
+    assert len(await letters(database)) == 1
+    await hold.renew()
+
+
+async def test_writing_that_raises_changes_nothing(database: Database) -> None:
+    hold = await hold_one(database)
+    with pytest.raises(KeyError):
+        async with hold.writing(refused="no"):
+            raise KeyError
+    assert (await stored_step(database)).refused is None
+
+
+async def _write(hold: Hold[Any]) -> None:
+    async with hold.writing(refused="mine") as session:
+        session.add(DeadLetter(kind="x", subject="", reason=""))
+
+
+WRITES: dict[str, Callable[[Hold[Any]], Awaitable[None]]] = {
+    "writing": _write,
+    "renew": Hold.renew,
+    "finish": lambda hold: hold.finish(State.DONE),
+    "retry": lambda hold: hold.retry("again"),
+    "release": Hold.release,
+    "bury": lambda hold: Hold(hold._database, WorkSettings(give_up=timedelta()), hold.item).retry("over"),
+}
+
+
+def values(item: PushStep) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in PushStep.model_fields}
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_whoever_lost_the_lease_changes_nothing(database: Database, write: str) -> None:
+    old = await hold_one(database)
+    await end_lease(database)
+    (item,) = await take(database)
+    before = values(await stored_step(database))
+    with pytest.raises(LeaseLostError, match="is held by another worker"):
+        await WRITES[write](old)
+    assert values(await stored_step(database)) == before
+    assert await letters(database) == []
+    await Hold(database, SETTINGS, item).renew()
+
+
+@pytest.mark.parametrize("end", ["finish", "retry", "release", "bury"])
+@pytest.mark.parametrize("write", WRITES)
+async def test_nothing_comes_after_the_last_write(sqlite: Database, end: str, write: str) -> None:
+    """A renewal that was under way would make finished work due again, and postpone what is to be retried."""
+    hold = await hold_one(sqlite)
+    await WRITES[end](hold)
+    before, buried = values(await stored_step(sqlite)), len(await letters(sqlite))
+    with pytest.raises(LeaseLostError):
+        await WRITES[write](hold)
+    assert values(await stored_step(sqlite)) == before
+    assert len(await letters(sqlite)) == buried
+
+
+async def test_the_end_is_known_before_it_is_written(database: Database) -> None:
+    hold = await hold_one(database)
+    await hold.renew()
+    assert not hold.ended
+    await hold.finish(State.DONE)
+    assert hold.ended
+
+
+async def test_a_step_that_was_deleted_is_lost(database: Database) -> None:
+    hold = await hold_one(database)
+    async with database.writing() as session:
+        found = (await session.exec(select(PushStep))).one()
+        await session.delete(found)
+    with pytest.raises(LeaseLostError):
+        await hold.finish(State.DONE)
+
+
+async def test_release_gives_it_back_at_once_and_counts_no_attempt(database: Database) -> None:
+    hold = await hold_one(database)
+    await hold.release()
+    (again,) = await take(database)
+    assert again.attempts == 1
+    assert again.lease > hold.item.lease
+
+
+# Retries
+
+
+async def test_retry_comes_after_the_backoff(database: Database) -> None:
+    hold = await hold_one(database, WorkSettings(first_retry=timedelta(seconds=10)))
+    at = now()
+    await hold.retry("hg is away")
+    stored = await stored_step(database)
+    assert (stored.state, stored.error, stored.done_at) == (State.PENDING, "hg is away", None)
+    assert stored.due_at is not None
+    assert timedelta(seconds=5) <= stored.due_at - at <= timedelta(seconds=16)
+
+
+async def test_retry_waits_as_long_as_it_was_told(database: Database) -> None:
+    hold = await hold_one(database)
+    at = now()
+    await hold.retry("429", timedelta(minutes=20))
+    due = (await stored_step(database)).due_at
+    assert due is not None
+    assert due - at >= timedelta(minutes=20)
+
+
+async def test_buried_after_a_day_with_a_dead_letter(database: Database) -> None:
+    await add_steps(database, since=now() - timedelta(hours=23, minutes=59))
+    (item,) = await take(database)
+    await Hold(database, SETTINGS, item).retry("still not")
+    assert (await stored_step(database)).state == State.PENDING
+
+    async with database.writing() as session:
+        await session.exec(update(PushStep).values(since=now() - timedelta(hours=24), due_at=now()))
+    (item,) = await take(database)
+    await Hold(database, SETTINGS, item).retry("still not", timedelta(hours=1))
+    stored = await stored_step(database)
+    assert (stored.state, stored.due_at) == (State.FAILED, None)
+    assert stored.done_at is not None
+    assert "given up after 2 attempts since" in str(stored.error)
+    assert str(stored.error).endswith("still not")
+    (letter,) = await letters(database)
+    assert (letter.kind, letter.step_id, letter.reason) == ("graph", stored.id, stored.error)
+    assert letter.payload is None
+
+
+async def test_again_makes_it_new(database: Database) -> None:
+    hold = await hold_one(database, WorkSettings(give_up=timedelta()))
+    await hold.retry("over")
+    async with database.writing() as session:
+        work.again(await session.exec(select(PushStep)))
+    (item,) = await take(database)
+    assert (item.state, item.error, item.attempts, item.done_at) == (State.PENDING, None, 1, None)
+    assert now() - item.since < MINUTE
+
+
+@pytest.mark.parametrize("end", ["retry", "finish", "bury"])
+async def test_a_reason_that_no_database_takes_is_made_visible(database: Database, end: str) -> None:
+    """Upstreams' own words stand in reasons; one that cannot be stored would keep its work from ever ending."""
+    hold = await hold_one(database, WorkSettings(give_up=timedelta()) if end == "bury" else SETTINGS)
+    if end == "finish":
+        await hold.finish(State.FAILED, "a\0b\udce9")
+    else:
+        await hold.retry("a\0b\udce9")
+    assert str((await stored_step(database)).error).endswith("a\\u0000b\\udce9")
+
+
+@given(attempts=st.integers(0, 10_000))
+def test_backoff_stays_within_bounds(attempts: int) -> None:
+    settings = WorkSettings(first_retry=timedelta(seconds=1), max_retry=timedelta(minutes=10))
+    middle = min(timedelta(seconds=2 ** min(max(attempts - 1, 0), 30)), settings.max_retry)
+    assert middle * 0.5 <= backoff(settings, attempts) <= middle * 1.5
+
+
+def test_backoff_is_spread() -> None:
+    assert len({backoff(SETTINGS, 5) for _ in range(20)}) > 10
+
+
+async def test_claims_are_found_by_the_index(sqlite: Database) -> None:
+    asked = "SELECT id FROM push_step WHERE lane = 'x' AND due_at <= '2024' ORDER BY due_at, id LIMIT 3"
+    async with sqlite.engine.connect() as connection:
+        plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}")
+        assert "ix_push_step_due" in str(plan.all())
