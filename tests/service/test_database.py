@@ -4,12 +4,12 @@ import asyncio
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, text
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlmodel import col, select
 
-from service.database import Database, SchemaBehindError, Utc, check_schema, check_schema_async, now
-from service.models import DeadLetter, PushStep
+from service.database import Database, SchemaBehindError, check_schema, check_schema_async, now
+from service.models import DeadLetter, PushStep, StepKind
 from tests.service.world import add_repository
 
 
@@ -45,7 +45,6 @@ async def test_a_time_without_zone_is_refused(database: Database) -> None:
 
 def test_now_is_aware() -> None:
     assert now().tzinfo is UTC
-    assert Table("t", MetaData(), Column("at", Utc), Column("n", Integer)).c.at.type.cache_ok
 
 
 async def test_leaving_the_block_commits(database: Database) -> None:
@@ -115,7 +114,7 @@ async def test_sqlite_pragmas(sqlite: Database) -> None:
 async def test_references_are_checked(database: Database) -> None:
     with pytest.raises(Exception, match=r"(?i)foreign key"):
         async with database.writing() as session:
-            session.add(PushStep(push_id=4711, kind="graph", lane="graph x"))
+            session.add(PushStep(push_id=4711, kind=StepKind.GRAPH, lane="graph x"))
     assert await subjects(database) == []
 
 
