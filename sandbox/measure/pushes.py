@@ -130,14 +130,19 @@ def _hash(changeset: dict[str, Any]) -> str:
     return hashlib.sha1((changeset["node"] + changeset["branch"]).encode(), usedforsecurity=False).hexdigest()
 
 
-def latency(folder: Path, database_url: str | None, pushes: int) -> None:
-    """Notice to graph, by turns with the bare sequence."""
+def latency(folder: Path, database_url: str | None, pushes: int, upstream: float) -> None:
+    """Notice to graph, by turns with the bare sequence; each upstream call takes `upstream` seconds at least."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
         _prepare(stack, database_url)
         stack.service()
         stack.listener()
         clients = Clients(stack)
         clients.add()
+        clients.taskcluster.post("/latency", json={"seconds": upstream}).raise_for_status()
+        clients.treeherder.patch("/behaviour", json={"delay": upstream}).raise_for_status()
+        if upstream:
+            slow = {"repository": PATH, "kind": "delay", "seconds": upstream}
+            clients.hg.post("/faults", json=slow).raise_for_status()
         credentials = stack.sandbox["credentials"]["taskcluster"]
         settings = TaskclusterSettings.model_validate(
             {
@@ -147,7 +152,7 @@ def latency(folder: Path, database_url: str | None, pushes: int) -> None:
             }
         )
         ours, theirs = asyncio.run(_by_turns(stack, clients, settings, pushes))
-        print(f"notice to graph, {pushes} pushes, {_name(database_url)}:")
+        print(f"notice to graph, {pushes} pushes, {upstream * 1000:g} ms a call upstream, {_name(database_url)}:")
         print(f"  tc-treeherder   median {_ms(statistics.median(ours))}, p95 {_ms(_p95(ours))}")
         print(f"  bare sequence   median {_ms(statistics.median(theirs))}, p95 {_ms(_p95(theirs))}")
         print(f"  ratio           {statistics.median(ours) / statistics.median(theirs):.2f} (aim: 1.5)")
@@ -243,10 +248,9 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
         time.sleep(seconds)
         spent = {name: _cpu(process) - before[name] for name, process in (("service", service), ("listener", listener))}
         polls = clients.hg.get("/requests").json()["kinds"]["json-pushes"]
+        asked = polls["requests"]
         print(f"{repositories} idle repositories, {seconds} s, {_name(database_url)}:")
-        print(
-            f"  requests    {polls['requests'] * 60 / seconds:.0f} a minute, {polls['conditional']} of {polls['requests']} conditional, {polls['not_modified']} answered 304"
-        )
+        print(f"  requests    {asked * 60 / seconds:.0f} a minute, {polls['conditional']} of {asked} conditional")
         for name, cpu in spent.items():
             print(f"  {name:<11} {cpu * 1000 / asked:.2f} ms of CPU a poll (aim: 1)")
         print(f"  memory      {memory(stack)}")
@@ -284,10 +288,11 @@ def main(
     waiting: int = 1000,
     repositories: int = 200,
     seconds: int = 60,
+    upstream: Annotated[float, typer.Option(help="seconds that each upstream call takes at least, for latency")] = 0,
 ) -> None:
     """Measure the push path."""
     measures = {
-        "latency": lambda folder: latency(folder, database_url, pushes),
+        "latency": lambda folder: latency(folder, database_url, pushes, upstream),
         "backlog": lambda folder: backlog(folder, database_url, waiting),
         "idle": lambda folder: idle(folder, database_url, repositories, seconds),
     }
