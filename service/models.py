@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Column, Index, LargeBinary, Text, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, Column, Index, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from service.database import Json, Utc, now
@@ -12,6 +12,12 @@ from service.database import Json, Utc, now
 
 def _utc(nullable: bool = True, index: bool = False) -> Any:
     return Field(default=None, sa_type=Utc, nullable=nullable, index=index)
+
+
+def _due_index(table: str) -> Index:
+    """What the worker looks for: finished work is not in it."""
+    due = text("due_at IS NOT NULL")
+    return Index(f"ix_{table}_due", "lane", "due_at", sqlite_where=due, postgresql_where=due)
 
 
 class Repository(SQLModel, table=True):
@@ -91,6 +97,8 @@ class State(StrEnum):
     DONE = "done"
     SKIPPED = "skipped"
     FAILED = "failed"
+    REJECTED = "rejected"  # an action that is not to be done
+    NOTHING_TO_DO = "nothing-to-do"  # an action on what has ended already
 
 
 class Work(SQLModel):
@@ -99,7 +107,8 @@ class Work(SQLModel):
     id: int | None = Field(default=None, primary_key=True)
     state: State = Field(default=State.PENDING, sa_type=Text)
     lane: str  # the upstream it needs; one lane never holds up another
-    due_at: datetime | None = Field(default_factory=now, sa_type=Utc)  # also the lease's end; None: nothing to do
+    # also the lease's end; None: nothing to do. A default of the column would stand in for a None that is stored
+    due_at: datetime | None = Field(default_factory=now, sa_type=Utc, sa_column_kwargs={"default": None})
     lease: int = 0  # the fencing number: goes up at each claim
     attempts: int = 0
     since: datetime = Field(default_factory=now, sa_type=Utc)  # when it was first due
@@ -110,25 +119,24 @@ class Work(SQLModel):
         """What is left of this work when it is buried."""
         raise NotImplementedError
 
+    def failure_notices(self) -> list["Notice"]:
+        """Who is to be told, beside the callers of our API, when this work fails or is rejected."""
+        return []
+
 
 class StepKind(StrEnum):
     RESULTSET = "resultset"
     GRAPH = "graph"
+    ANNOUNCEMENT = "announcement"
 
 
 class PushStep(Work, table=True):
-    """One step of a push: its resultset in one environment, or its graph."""
+    """One step of a push: its resultset in one environment, its graph, or its announcement on Pulse."""
 
     __tablename__ = "push_step"
     __table_args__ = (
         UniqueConstraint("push_id", "kind", "environment"),
-        Index(
-            "ix_push_step_due",
-            "lane",
-            "due_at",
-            sqlite_where=text("due_at IS NOT NULL"),
-            postgresql_where=text("due_at IS NOT NULL"),
-        ),
+        _due_index("push_step"),
     )
 
     push_id: int = Field(foreign_key="push.id")
@@ -142,16 +150,93 @@ class PushStep(Work, table=True):
         return DeadLetter(kind=self.kind, subject=f"push {self.push_id}, {self.lane}", reason=reason, step_id=self.id)
 
 
+class Source(StrEnum):
+    PULSE = "pulse"
+    API = "api"
+
+
+class Action(Work, table=True):
+    """A button that was pressed, or a call of our API: what is wanted, and what became of it."""
+
+    __table_args__ = (_due_index("action"),)
+
+    kind: str  # retrigger, cancel; or another one's name, which is rejected
+    project: str = Field(sa_type=Text, index=True)
+    task_id: str = Field(index=True)
+    run_id: int | None = None
+    requester: str = Field(sa_type=Text)
+    source: Source = Field(sa_type=Text)
+    channel: str | None = None  # the AMQP channel that it last came on
+    received_at: datetime = Field(default_factory=now, sa_type=Utc)
+    planned_at: datetime | None = _utc()
+    plan_attempt: int = 0  # goes up when a plan that nothing came of is made anew
+    refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
+    left_out: list[dict[str, str]] = Field(default_factory=list, sa_type=Json)  # task_id, name, reason
+    notes: list[str] = Field(default_factory=list, sa_type=Json)  # what else a person should know
+    failure_jobs: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # where a failure is shown
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        subject = f"{self.kind} of {self.task_id} in {self.project}"
+        return DeadLetter(kind="action", subject=subject, reason=reason, action_id=self.id)
+
+    def failure_notices(self) -> list["Notice"]:
+        """A job that shows the reason, on each push that the task's routes name."""
+        return [
+            Notice(
+                kind=NoticeKind.JOB,
+                lane=f"failure {shown['environment']}",
+                action_id=self.id or 0,
+                target=shown["environment"],
+                key=shown["project"],
+                body=shown["entry"],
+            )
+            for shown in self.failure_jobs
+        ]
+
+
+class Delivery(SQLModel, table=True):
+    """The key of something that came in: what brings it again is told `duplicate`."""
+
+    key: str = Field(primary_key=True)
+    digest: str | None = None  # of the body behind an Idempotency-Key
+    action_id: int | None = Field(default=None, foreign_key="action.id")  # None: it became a dead letter
+    at: datetime = Field(default_factory=now, sa_type=Utc)
+
+
+class NoticeKind(StrEnum):
+    PULSE = "pulse"
+    JOB = "job"
+
+
+class Notice(Work, table=True):
+    """What others are told of an action that has ended: work of its own, so that it holds nothing up."""
+
+    __table_args__ = (_due_index("notice"),)
+
+    kind: NoticeKind = Field(sa_type=Text)
+    action_id: int = Field(foreign_key="action.id", index=True)
+    target: str  # an exchange of ours; or a Treeherder's route prefix
+    key: str = Field(sa_type=Text)  # the routing key; or the project
+    body: dict[str, Any] = Field(sa_type=Json)
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        subject = f"action {self.action_id}, told to {self.target}"
+        return DeadLetter(kind="notice", subject=subject, reason=reason, notice_id=self.id)
+
+
 class PlannedTask(SQLModel, table=True):
     """The exact definition of a task that is to be created, stored before the first `createTask`."""
 
     __tablename__ = "planned_task"
+    __table_args__ = (CheckConstraint("(step_id IS NULL) <> (action_id IS NULL)", name="ck_planned_task_owner"),)
 
     task_id: str = Field(primary_key=True)
-    step_id: int = Field(foreign_key="push_step.id", index=True)
+    step_id: int | None = Field(default=None, foreign_key="push_step.id", index=True)
+    action_id: int | None = Field(default=None, foreign_key="action.id", index=True)
+    copy_of: str | None = Field(default=None, index=True)  # the task that this is a copy of
     plan_attempt: int = 0
     position: int  # in dependency order
-    label: str = Field(sa_type=Text)  # what the id was derived from: "task" or "error"
+    label: str = Field(sa_type=Text)  # what the id was derived from: "task", "error" or "copy"
     name: str = Field(sa_type=Text)
     definition: dict[str, Any] | None = Field(sa_type=Json)
     created: bool = False
@@ -163,11 +248,13 @@ class DeadLetter(SQLModel, table=True):
     __tablename__ = "dead_letter"
 
     id: int | None = Field(default=None, primary_key=True)
-    kind: str  # push-event, resultset, graph
+    kind: str  # push-event, job-action; resultset, graph, announcement, action, notice
     subject: str = Field(sa_type=Text)  # what it is about, for people
     reason: str = Field(sa_type=Text)
     payload: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the event as it came
     step_id: int | None = Field(default=None, foreign_key="push_step.id")
+    action_id: int | None = Field(default=None, foreign_key="action.id")
+    notice_id: int | None = Field(default=None, foreign_key="notice.id")
     since: datetime = Field(default_factory=now, sa_type=Utc)
 
 

@@ -74,7 +74,7 @@ class TaskclusterSettings(Strict):
     access_token: SecretStr | None = None
     certificate: SecretStr | None = Field(None, description="JSON, with temporary credentials only")
     timeout: Duration = Field(timedelta(seconds=30), description="for one call; shorter than the lease")
-    connections: int = Field(10, ge=1, description="calls at a time for one graph")
+    connections: int = Field(10, ge=1, description="calls at a time for one graph or retrigger")
 
     @property
     def root(self) -> str:
@@ -91,11 +91,17 @@ class Environment(Strict):
     client_id: str | None = None
     secret: SecretStr | None = None
     timeout: Duration = timedelta(seconds=30)
+    jobs: Literal["rest", "pulse", "off"] = Field(
+        default_factory=lambda given: "rest" if given.get("client_id") and given.get("secret") else "off",
+        description="rest: post jobs; pulse: publish them; off: it reads Taskcluster's exchanges itself. "
+        "Default: rest with client_id and secret, otherwise off",
+    )
 
     @model_validator(mode="after")
     def _credentials(self) -> "Environment":
-        if self.pushes == "rest" and not (self.client_id and self.secret):
-            raise ValueError("pushes: rest needs client_id and secret of a Treeherder Hawk client")
+        for name in ("pushes", "jobs"):
+            if getattr(self, name) == "rest" and not (self.client_id and self.secret):
+                raise ValueError(f"{name}: rest needs client_id and secret of a Treeherder Hawk client")
         return self
 
 
@@ -162,6 +168,11 @@ class Settings(BaseSettings):
     render: RenderLimits = RenderLimits()
     hg_timeout: Duration = timedelta(seconds=30)
     max_push_age: Duration = Field(timedelta(days=3), description="no graph for a push older than this")
+    retrigger_group: Literal["auto", "same", "new"] = Field(
+        "auto",
+        description="task group of copies. auto: of a single task its original's, unless that is sealed, of more a new "
+        "one; same: always the original's; new: always a new one. A decision task's copy begins its own",
+    )
     owner_domain: str = Field("noreply.mozilla.org", description="added to an owner that is no e-mail address")
     error_task: dict[str, Any] = Field(
         DEFAULT_ERROR_TASK, description="JSON-e template of the task that shows a broken .taskcluster.yml"
@@ -188,8 +199,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         for prefix, environment in self.environments.items():
-            if environment.pushes == "pulse" and self.pulse.url is None:
-                raise ValueError(f"environments.{prefix}.pushes is pulse: that needs pulse.url")
+            for name in ("pushes", "jobs"):
+                if getattr(environment, name) == "pulse" and self.pulse.url is None:
+                    raise ValueError(f"environments.{prefix}.{name} is pulse: that needs pulse.url")
         if self.taskcluster.timeout >= self.work.lease:
             raise ValueError("work.lease must be longer than taskcluster.timeout, or a slow call loses its lease")
         names = [token.name for token in self.tokens]

@@ -60,6 +60,8 @@ class Hold(Generic[W]):
         """A transaction in which the work is done with: nothing is due any more."""
         async with self._ending() as session:
             await self._set(session, state=state, error=reason, due_at=None, done_at=now(), **values)
+            if state in {State.FAILED, State.REJECTED}:
+                session.add_all(self.item.failure_notices())
             yield session
 
     async def finish(self, state: State, reason: str | None = None, **values: Any) -> None:
@@ -83,8 +85,7 @@ class Hold(Generic[W]):
             await self._set(session, due_at=now(), attempts=max(self.item.attempts - 1, 0))
 
     async def _bury(self, reason: str) -> None:
-        async with self._ending() as session:
-            await self._set(session, state=State.FAILED, error=reason, due_at=None, done_at=now())
+        async with self.finishing(State.FAILED, reason) as session:
             session.add(self.item.dead_letter(visible(reason)))
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
