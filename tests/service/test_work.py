@@ -42,13 +42,16 @@ async def add_steps(database: Database, count: int = 1, lane: str = "graph x", *
     async with database.writing() as session:
         session.add_all(pushes)
         await session.flush()
-        steps = [PushStep(push_id=push.id or 0, kind=StepKind.GRAPH, lane=lane, since=at) for push in pushes]
+        steps = [
+            PushStep(
+                push_id=push.id or 0,
+                kind=StepKind.GRAPH,
+                lane=lane,
+                **{"due_at": at + timedelta(milliseconds=number), "since": at, **fields},
+            )
+            for number, push in enumerate(pushes)
+        ]
         session.add_all(steps)
-        await session.flush()
-        for number, step in enumerate(steps):
-            step.due_at = at + timedelta(milliseconds=number)
-            for name, value in fields.items():
-                setattr(step, name, value)
     return [step.id or 0 for step in steps]
 
 
