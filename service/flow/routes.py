@@ -1,0 +1,36 @@
+"""Task routes: `<prefix>.<project>.<revision_hash>` (v1) and `<prefix>.v2.<project>.<revision>[.<id>]`.
+
+The prefix names the Treeherder. The project of a v2 route may be `user/project`; Treeherder knows it as `project`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_V1 = re.compile(r"(?P<project>[^./]+)\.(?P<revision_hash>[0-9a-f]{40})")
+_V2 = re.compile(r"v2\.(?:[^/]+/)?(?P<project>[^/]+?)\.(?P<revision>[0-9a-f]{40})(?:\.[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a route says: the project, and its push by revision (v2) or by revision_hash (v1)."""
+
+    project: str
+    revision: str | None = None
+    revision_hash: str | None = None
+
+
+def parse(prefix: str, route: str) -> Route | None:
+    """The route of that prefix; None for any other route, and for one of another form."""
+    if not route.startswith(f"{prefix}."):
+        return None
+    rest = route[len(prefix) + 1 :]
+    if found := _V2.fullmatch(rest) or _V1.fullmatch(rest):
+        return Route(**found.groupdict())
+    return None
+
+
+def names_project(prefixes: Iterable[str], routes: Iterable[str], project: str) -> bool:
+    """Whether one of the routes, under one of the prefixes, names the project."""
+    prefixes = list(prefixes)
+    return any(found.project == project for route in routes for prefix in prefixes if (found := parse(prefix, route)))

@@ -1,0 +1,44 @@
+import pytest
+
+from service.flow.routes import Route, names_project, parse
+
+A, B = "a1" * 20, "b2" * 20
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [
+        (f"tc-treeherder.autoland.{A}", Route("autoland", revision_hash=A)),
+        (f"tc-treeherder.v2.autoland.{A}", Route("autoland", revision=A)),
+        (f"tc-treeherder.v2.autoland.{A}.88565", Route("autoland", revision=A)),
+        (f"tc-treeherder.v2.mozilla/bugzilla.{A}.7", Route("bugzilla", revision=A)),
+        (f"tc-treeherder.v2.mozilla/pdf.js.{A}.7", Route("pdf.js", revision=A)),
+        (f"tc-treeherder.v2.{A}.{B}", Route(A, revision=B)),
+        (f"tc-treeherder.v2.{A}", Route("v2", revision_hash=A)),  # a project of that name
+        (f"tc-treeherder-stage.autoland.{A}", None),
+        (f"tc-treeherderx.autoland.{A}", None),
+        (f"index.tc-treeherder.autoland.{A}", None),
+        ("tc-treeherder", None),
+        ("tc-treeherder.", None),
+        ("tc-treeherder.autoland", None),
+        ("tc-treeherder.autoland.tip", None),
+        (f"tc-treeherder..{A}", None),
+        (f"tc-treeherder.v2..{A}", None),
+        (f"tc-treeherder.v2.a/b/c.{A}", None),
+        (f"tc-treeherder.v2.autoland.{A}.x", None),
+        (f"tc-treeherder.v2.autoland.{A}.1.2", None),
+        (f"tc-treeherder.v2.autoland.{A.upper()}", None),
+        (f"tc-treeherder.v2.autoland.{A}\n", None),
+    ],
+)
+def test_routes(route: str, said: Route | None) -> None:
+    assert parse("tc-treeherder", route) == said
+
+
+def test_a_project_is_named_under_any_of_the_prefixes() -> None:
+    routes = ["index.x.y", f"tc-treeherder-stage.v2.me/try.{A}"]
+    prefixes = ["tc-treeherder", "tc-treeherder-stage"]
+    assert names_project(prefixes, routes, "try")
+    assert not names_project(prefixes, routes, "me/try")
+    assert not names_project(["tc-treeherder"], routes, "try")
+    assert not names_project(prefixes, [], "try")
