@@ -98,7 +98,8 @@ class World:
 
     async def store(self, *events: PushEvent) -> list[Verdict]:
         async with self.database.writing() as session:
-            return await store(session, self.settings, list(events))
+            verdicts, _ = await store(session, self.settings, list(events))
+            return verdicts
 
     async def hold(self, kind: StepKind) -> Hold[PushStep]:
         """Claim the first due step of that kind, as a worker does."""
