@@ -43,11 +43,13 @@ class UpstreamError(Exception):
 
 
 class Unavailable(UpstreamError):
-    """The upstream cannot do it now. `retry_after` is what it asked us to wait, if it did."""
+    """The upstream cannot do it now. `retry_after` is what it asked us to wait, if it did; `status` HTTP's, if any."""
 
-    def __init__(self, system: str, message: str, retry_after: timedelta | None = None) -> None:
+    def __init__(
+        self, system: str, message: str, retry_after: timedelta | None = None, status: int | None = None
+    ) -> None:
         super().__init__(system, message)
-        self.retry_after = retry_after
+        self.retry_after, self.status = retry_after, status
 
 
 class Refusal(UpstreamError):

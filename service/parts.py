@@ -24,7 +24,7 @@ class Parts:
     database: Database
     hg: Hg
     queue: Queue
-    treeherders: Mapping[str, Treeherder]  # by route prefix; those that take resultsets over REST
+    treeherders: Mapping[str, Treeherder]  # by route prefix; those that take resultsets or jobs over REST
     publisher: Publisher | None
     renderer: Renderer
     secret: bytes  # the key behind derived task ids
@@ -48,7 +48,7 @@ async def parts(settings: Settings, database: Database) -> AsyncIterator[Parts]:
         treeherders = {
             prefix: RestTreeherder(environment, http)
             for prefix, environment in settings.environments.items()
-            if environment.pushes == "rest"
+            if "rest" in {environment.pushes, environment.jobs}
         }
         yield Parts(settings, database, hg, queue, treeherders, publisher, renderer, await _secret(database))
 

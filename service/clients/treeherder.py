@@ -4,6 +4,7 @@ import io
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import httpx
 import mohawk
@@ -11,10 +12,24 @@ import mohawk
 from service.errors import Refusal, Unavailable
 from service.settings import Environment
 
+_ACCEPT = {"Accept": "application/json; version=1.0"}
+
 
 class Treeherder(Protocol):
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
         """Store a resultset; again the same one is no harm. Raises Refusal when it will never be taken."""
+
+    async def post_jobs(self, project: str, entries: list[dict[str, Any]]) -> None:
+        """Store jobs, all or none of them. Raises Refusal when they will never be taken together."""
+
+    async def post_artifacts(self, project: str, artifacts: list[dict[str, Any]]) -> None:
+        """Store artifacts of jobs that are there, each with its `job_guid`; a completed job takes them only so.
+
+        Raises Refusal with status 404 where this Treeherder has no such call.
+        """
+
+    async def tip_of(self, project: str, revision: str | None, revision_hash: str | None) -> str | None:
+        """The tip of the push with that tip, or without one with that hash; None when it is not there."""
 
 
 class RestTreeherder:
@@ -33,7 +48,32 @@ class RestTreeherder:
         }
 
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
-        await self._post(f"{self._url}/api/project/{project}/resultset/", [resultset])
+        await self._post(self._of(project, "resultset"), [resultset])
+
+    async def post_jobs(self, project: str, entries: list[dict[str, Any]]) -> None:
+        await self._post(self._of(project, "jobs"), entries)
+
+    async def post_artifacts(self, project: str, artifacts: list[dict[str, Any]]) -> None:
+        try:
+            await self._post(self._of(project, "artifact"), artifacts)
+        except (Unavailable, Refusal) as error:
+            if error.status in {404, 405}:  # the project is known: its jobs were taken
+                raise Refusal("treeherder", str(error), 404) from None
+            raise
+
+    async def tip_of(self, project: str, revision: str | None, revision_hash: str | None) -> str | None:
+        kind = "push" if revision else "resultset"
+        asked = {"revision": revision} if revision else {"revision_hash": revision_hash or ""}
+        url = self._of(project, kind)
+        response = await self._send("GET", url, params=asked, headers=_ACCEPT)
+        try:
+            found: list[dict[str, Any]] = response.json()["results"]
+            return str(found[0].get("revision") or revision or revision_hash) if found else None
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise Unavailable("treeherder", f"{url} answers no list of pushes: {response.text[:80]!r}") from None
+
+    def _of(self, project: str, kind: str) -> str:
+        return f"{self._url}/api/project/{quote(project, safe='')}/{kind}/"
 
     async def _post(self, url: str, body: list[dict[str, Any]]) -> None:
         content = json.dumps(body).encode()
@@ -41,24 +81,22 @@ class RestTreeherder:
         signed = mohawk.Sender(
             self._credentials, url, "POST", content=io.BytesIO(content), content_type="application/json"
         )
-        headers = {
-            "Authorization": signed.request_header,
-            "Content-Type": "application/json",
-            "Accept": "application/json; version=1.0",
-        }
+        headers = {"Authorization": signed.request_header, "Content-Type": "application/json", **_ACCEPT}
+        await self._send("POST", url, content=content, headers=headers)
+
+    async def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
         try:
-            response = await self._client.post(url, content=content, headers=headers, timeout=self._timeout)
+            response = await self._client.request(method, url, timeout=self._timeout, **more)
         except httpx.HTTPError as error:
             raise Unavailable("treeherder", f"{url}: {type(error).__name__} {error}".strip()) from error
+        status = response.status_code
         if response.is_success:
-            return
-        answer = f"{url} answers {response.status_code}: {_detail(response)}"
-        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            raise Unavailable("treeherder", answer, _retry_after(response))
-        if response.is_server_error or response.status_code in {401, 403, 404, 408}:
+            return response
+        answer = f"{url} answers {status}: {_detail(response)}"
+        if response.is_server_error or status in {401, 403, 404, 408, 429}:
             # 403 and 404 are mended by an operator: credentials there, or the project added to Treeherder
-            raise Unavailable("treeherder", answer, _retry_after(response))
-        raise Refusal("treeherder", answer, response.status_code)
+            raise Unavailable("treeherder", answer, _retry_after(response), status)
+        raise Refusal("treeherder", answer, status)
 
 
 def _detail(response: httpx.Response) -> str:
