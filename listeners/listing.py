@@ -2,12 +2,14 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -16,6 +18,7 @@ from events import MAX_CHANGESETS_IN_FULL, MAX_FILES
 LAST_ID = 2**31 - 1
 """The highest push id that is understood."""
 
+_HEADERS = {"User-Agent": "tc-treeherder", "Accept-Encoding": "gzip, deflate"}
 _ERROR_BYTES = 64 * 1024
 _NODE = re.compile(r"[0-9a-f]{40}")
 _SENT = ("node", "branch", "author", "desc", "parents")
@@ -55,15 +58,17 @@ class Pushlogs:
         """`timeout` in seconds, for one answer; `max_listing` in bytes; `connections` that are open at a time."""
         self._timeout = timeout
         self._max_listing = max_listing
-        self._client = httpx.Client(
-            verify=tls,
-            limits=httpx.Limits(max_connections=connections, keepalive_expiry=60),
-            headers={"User-Agent": "tc-treeherder"},
-            follow_redirects=False,  # no request leaves the hosts that the service allows
-        )
+        self._tls = tls
+        self._limits = httpx.Limits(max_connections=connections, keepalive_expiry=60)
+        self._lock = threading.Lock()
+        # transports, not a client: cookies, authentication and redirects, of which a pushlog needs nothing, would take
+        # a quarter of the CPU of an idle poll; and so no request leaves the hosts that the service allows
+        self._transports: dict[str | None, httpx.HTTPTransport] = {}
+        self._proxies: dict[tuple[str, str], str | None] = {}
 
     def close(self) -> None:
-        self._client.close()
+        for transport in self._transports.values():
+            transport.close()
 
     def list(
         self, url: str, start: int, end: int, *, etag: str | None = None, full: bool = True, until: float
@@ -78,13 +83,9 @@ class Pushlogs:
         asked = f"{url}/json-pushes?version=2&{kind}&startID={start}&endID={end}"
         until = min(until, time.monotonic() + self._timeout)
         try:
-            request = self._client.build_request(
-                "GET",
-                asked,
-                headers={"If-None-Match": etag} if etag else None,
-                timeout=max(until - time.monotonic(), 0.001),
-            )
-            response = self._send(request)
+            timeout = httpx.Timeout(max(until - time.monotonic(), 0.001)).as_dict()
+            headers = {**_HEADERS, "If-None-Match": etag} if etag else _HEADERS
+            response = self._send(httpx.Request("GET", asked, headers=headers, extensions={"timeout": timeout}))
             try:
                 if response.status_code == httpx.codes.OK:
                     body = self._read(response, self._max_listing, until)
@@ -101,11 +102,25 @@ class Pushlogs:
             raise ListingError(f"no answer from {asked}: {type(error).__name__} {error}".rstrip()) from error
 
     def _send(self, request: httpx.Request) -> httpx.Response:
+        transport = self._transport(request.url)
         try:
-            return self._client.send(request, stream=True)
+            response = transport.handle_request(request)
         except _REPEATED:
             # a kept connection that the server closed just now: it did not see the request
-            return self._client.send(request, stream=True)
+            response = transport.handle_request(request)
+        response.request = request
+        return response
+
+    def _transport(self, url: httpx.URL) -> httpx.HTTPTransport:
+        """The way to a host: straight, or through the proxy that the usual variables name for it."""
+        with self._lock:
+            where = url.scheme, url.host
+            if where not in self._proxies:
+                self._proxies[where] = None if proxy_bypass(url.host) else getproxies().get(url.scheme)
+            proxy = self._proxies[where]
+            if proxy not in self._transports:
+                self._transports[proxy] = httpx.HTTPTransport(verify=self._tls, limits=self._limits, proxy=proxy)
+            return self._transports[proxy]
 
     def _read(self, response: httpx.Response, limit: int, until: float) -> bytes:
         body = bytearray()

@@ -275,6 +275,31 @@ def test_a_server_that_says_nothing_and_one_that_says_it_slowly_end_in_time() ->
     assert time.monotonic() - began < 0.9
 
 
+def test_a_proxy_of_the_usual_variables_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+
+    def answer(request: Request) -> Answer:
+        asked.append(request)
+        return Answer(200, EMPTY)
+
+    with serving(answer) as url, asking() as pushlogs:
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        pushlogs.list("http://hg.example/r", 0, 1, until=time.monotonic() + 5)
+        pushlogs.list(f"{url}/r", 0, 1, until=time.monotonic() + 5)
+    assert asked[0].path == "http://hg.example/r/json-pushes?version=2&full=1&startID=0&endID=1"
+    assert asked[1].path == "/r/json-pushes?version=2&full=1&startID=0&endID=1"
+
+
+def test_what_is_compressed_is_read_and_counts_in_full() -> None:
+    import gzip
+
+    packed = Answer(200, gzip.compress(EMPTY.ljust(100_000)), {"Content-Encoding": "gzip"})
+    assert ask(packed, max_listing=100_000).lastpushid == 0
+    with pytest.raises(ListingTooLargeError):
+        ask(packed, max_listing=99_999)
+
+
 def test_a_kept_connection_that_was_closed_is_no_failure() -> None:
     answers = iter([Answer(200, EMPTY), Answer(hang_up=True), Answer(200, EMPTY)])
     with serving(lambda request: next(answers)) as url, asking() as pushlogs:
