@@ -131,6 +131,21 @@ class Leases(BaseModel):
     problems: list[str] = Field([], description="results that could not be understood")
 
 
+class QueueReport(Event):
+    """A listener reads a queue: sent when it is connected, and every minute."""
+
+    queue: str = Field(max_length=255)
+    events: Literal["job-actions", "tasks", "pushes"]
+    found: Literal["there", "new", "deleted"] = Field(
+        description="new: it was not there and was declared; deleted: likewise, and this listener had read from it"
+    )
+
+
+class QueueState(BaseModel):
+    deleted: bool = Field(description="it was read before: what was sent meanwhile is lost")
+    deaf_from: str | None = Field(None, description="when it was last known to be there, if it was deleted")
+
+
 class PulseMessage(Event):
     """A message as Pulse delivered it; the body is not looked at before the service has it."""
 

@@ -258,6 +258,20 @@ class DeadLetter(SQLModel, table=True):
     since: datetime = Field(default_factory=now, sa_type=Utc)
 
 
+class PulseQueue(SQLModel, table=True):
+    """A queue that listeners read."""
+
+    __tablename__ = "pulse_queue"
+
+    name: str = Field(primary_key=True)
+    events: str  # job-actions, tasks, pushes
+    declared_at: datetime = Field(default_factory=now, sa_type=Utc)
+    seen_at: datetime = Field(default_factory=now, sa_type=Utc)  # when a listener was last known to read it
+    deleted_at: datetime | None = _utc()  # when it was last found to be gone
+    deaf_from: datetime | None = _utc()  # nothing sent between these two was heard
+    deletions: int = 0
+
+
 class Budget(SQLModel, table=True):
     """Requests left for a host or a credential, shared by all replicas: a bucket that refills by the second."""
 

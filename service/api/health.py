@@ -14,7 +14,7 @@ from sqlmodel import col, select
 
 from service.api.deps import PartsDep
 from service.database import now
-from service.models import PushStep, Repository
+from service.models import PulseQueue, PushStep, Repository
 from service.parts import Parts
 from service.schemas import Check, Heartbeat
 
@@ -25,6 +25,12 @@ TIME_LIMIT = 3.0
 
 OLD_WORK = timedelta(minutes=10)
 QUIET = timedelta(minutes=10)
+
+DELETED = timedelta(days=1)
+"""How long a deleted queue is warned of."""
+
+FORGOTTEN = timedelta(days=7)
+"""A queue that nobody has read for so long was given up or renamed."""
 
 
 @router.get("/__lbheartbeat__", operation_id="lbHeartbeat")
@@ -50,6 +56,7 @@ async def heartbeat(request: Request, response: Response, parts: PartsDep) -> He
     checks = [await _checked("database", _database, parts)]
     if checks[0].status == "ok":
         checks += [await _checked("work", _work, parts), await _checked("polls", _polls, parts)]
+        checks.append(await _checked("pulse", _pulse, parts))
     worker = request.app.state.worker_task
     if worker is not None and worker.done():
         checks.append(Check(name="worker", status="error", detail="the worker has ended: restart this process"))
@@ -83,6 +90,26 @@ async def _work(parts: Parts) -> Check:
         return Check(name="work", status="ok")
     detail = f"the oldest unfinished work has waited since {oldest:%F %T}Z: GET /api/v1/pushes?state=pending says why"
     return Check(name="work", status="warning", detail=detail)
+
+
+async def _pulse(parts: Parts) -> Check:
+    at = now()
+    async with parts.database.reading() as session:
+        queues = (await session.exec(select(PulseQueue).where(col(PulseQueue.seen_at) > at - FORGOTTEN))).all()
+    warnings = [
+        f"{queue.name} was found deleted at {queue.deleted_at:%F %T}Z: its {queue.events} since {queue.deaf_from:%F %T}Z "
+        "may be lost; whoever pressed a button then may have to press again"
+        for queue in queues
+        if queue.deleted_at is not None and queue.deaf_from is not None and at - queue.deleted_at < DELETED
+    ]
+    for events in sorted({queue.events for queue in queues}):
+        newest = max((queue for queue in queues if queue.events == events), key=lambda queue: queue.seen_at)
+        if at - newest.seen_at > QUIET:
+            warnings.append(
+                f"nobody has read {newest.name} since {newest.seen_at:%F %T}Z: is tc-treeherder listen pulse running? "
+                "Pulse deletes a queue that grows"
+            )
+    return Check(name="pulse", status="warning" if warnings else "ok", detail="; ".join(warnings) or "")
 
 
 async def _polls(parts: Parts) -> Check:

@@ -1,0 +1,29 @@
+"""What listeners say of the queues that they read."""
+
+import structlog
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+
+from events import QueueReport, QueueState
+from service.api.deps import PartsDep
+from service.api.signed import signed_json
+from service.errors import Problem
+from service.flow import queues
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/listeners", tags=["internal"])
+
+
+@router.post("/report", operation_id="reportQueue")
+async def report_queue(request: Request, parts: PartsDep) -> QueueState:
+    """Take note that a queue is read, and of whether it was there: one that was deleted has lost what was sent."""
+    _, body = await signed_json(request, parts.settings)
+    try:
+        report = QueueReport.model_validate(body)
+    except ValidationError as error:
+        raise Problem(422, "Invalid request", str(error)) from None
+    async with parts.database.writing() as session:
+        state = await queues.note(session, report)
+    if state.deleted:
+        log.error("queue-deleted", queue=report.queue, events=report.events, deaf_from=state.deaf_from)
+    return state
