@@ -166,6 +166,7 @@ class Action(Work, table=True):
     run_id: int | None = None
     requester: str = Field(sa_type=Text)
     source: Source = Field(sa_type=Text)
+    delivery: str | None = Field(default=None, unique=True)  # the key under which it came
     channel: str | None = None  # the AMQP channel that it last came on
     received_at: datetime = Field(default_factory=now, sa_type=Utc)
     planned_at: datetime | None = _utc()
@@ -199,7 +200,6 @@ class Delivery(SQLModel, table=True):
 
     key: str = Field(primary_key=True)
     digest: str | None = None  # of the body behind an Idempotency-Key
-    action_id: int | None = Field(default=None, foreign_key="action.id")  # None: it became a dead letter
     at: datetime = Field(default_factory=now, sa_type=Utc)
 
 

@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.Integer(), nullable=True),
         sa.Column("requester", sa.Text(), nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("delivery", sa.String(), nullable=True),
         sa.Column("channel", sa.String(), nullable=True),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("planned_at", sa.DateTime(timezone=True), nullable=True),
@@ -41,6 +42,7 @@ def upgrade() -> None:
         sa.Column("notes", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("failure_jobs", sa.JSON(none_as_null=True), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("delivery"),
     )
     with op.batch_alter_table("action", schema=None) as batch_op:
         batch_op.create_index(
@@ -57,12 +59,7 @@ def upgrade() -> None:
         "delivery",
         sa.Column("key", sa.String(), nullable=False),
         sa.Column("digest", sa.String(), nullable=True),
-        sa.Column("action_id", sa.Integer(), nullable=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["action_id"],
-            ["action.id"],
-        ),
         sa.PrimaryKeyConstraint("key"),
     )
     op.create_table(

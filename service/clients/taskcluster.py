@@ -2,7 +2,8 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
@@ -20,6 +21,17 @@ logging.getLogger("taskcluster").setLevel(logging.WARNING)  # at DEBUG it logs t
 Definition = dict[str, Any]
 Status = dict[str, Any]
 
+PAGE = 1_000
+"""Tasks that the queue gives in one answer."""
+
+
+@dataclass
+class Page:
+    """Some of a list of tasks, each as (status, definition); `token` asks for those that follow."""
+
+    tasks: list[tuple[Status, Definition]]
+    token: str | None
+
 
 class Queue(Protocol):
     """The calls that we make. `scopes` cuts our credentials down to just these (`authorizedScopes`)."""
@@ -30,6 +42,21 @@ class Queue(Protocol):
 
     async def status(self, task_id: str) -> Status | None:
         """The status, None when there is no such task."""
+
+    async def tasks(self, task_ids: Sequence[str]) -> dict[str, Definition]:
+        """The definitions of those that exist, in one call for each thousand."""
+
+    async def statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
+        """The statuses of those that exist, in one call for each thousand."""
+
+    async def dependents(self, task_id: str, token: str | None = None) -> Page:
+        """A page of the tasks that depend on this one, in any group."""
+
+    async def group_sealed(self, group_id: str) -> bool:
+        """Whether the group takes no further tasks. One that is not known takes any."""
+
+    def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
+        """All tasks of a group, in no particular order, page by page: only one is held at a time."""
 
     async def schedule_task(self, task_id: str, scope: str) -> Status: ...
     async def cancel_task(self, task_id: str, scope: str) -> Status: ...
@@ -53,6 +80,44 @@ class TaskclusterQueue:
     async def status(self, task_id: str) -> Status | None:
         answer = await self._read(lambda: self._queue().status(task_id))
         return answer["status"] if answer else None
+
+    async def tasks(self, task_ids: Sequence[str]) -> dict[str, Definition]:
+        found = await self._many(task_ids, lambda **call: self._queue().tasks(**call), "tasks")
+        return {each["taskId"]: each["task"] for each in found}
+
+    async def statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
+        found = await self._many(task_ids, lambda **call: self._queue().statuses(**call), "statuses")
+        return {each["taskId"]: each["status"] for each in found}
+
+    async def dependents(self, task_id: str, token: str | None = None) -> Page:
+        answer = await self._call(lambda: self._queue().listDependentTasks(task_id, query=_after(token)))
+        return Page([(each["status"], each["task"]) for each in answer["tasks"]], answer.get("continuationToken"))
+
+    async def group_sealed(self, group_id: str) -> bool:
+        answer = await self._read(lambda: self._queue().getTaskGroup(group_id))
+        return bool(answer and answer.get("sealed"))
+
+    async def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
+        token: str | None = None
+        while True:
+            answer = await self._call(lambda: self._queue().listTaskGroup(group_id, query=_after(token)))  # noqa: B023 - awaited before the token changes
+            yield [(each["status"], each["task"]) for each in answer["tasks"]]
+            token = answer.get("continuationToken")
+            if token is None:
+                return
+
+    async def _many(self, task_ids: Sequence[str], call: Callable[..., Awaitable[Any]], key: str) -> list[Any]:
+        found: list[Any] = []
+        for start in range(0, len(task_ids), PAGE):
+            asked = {"taskIds": list(task_ids[start : start + PAGE])}
+            token: str | None = None
+            while True:
+                answer = await self._call(lambda: call(payload=asked, query=_after(token)))  # noqa: B023 - awaited before they change
+                found += answer[key]
+                token = answer.get("continuationToken")
+                if token is None:
+                    break
+        return found
 
     async def schedule_task(self, task_id: str, scope: str) -> Status:
         return await self._status(lambda: self._queue([scope]).scheduleTask(task_id))
@@ -119,6 +184,11 @@ class TaskclusterQueue:
         if isinstance(answer, dict) and isinstance(answer.get("response"), aiohttp.ClientResponse):
             raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON")
         return answer
+
+
+def _after(token: str | None) -> dict[str, str]:
+    """The query for the page behind `token`."""
+    return {"continuationToken": token} if token else {}
 
 
 def _text(error: Exception) -> str:

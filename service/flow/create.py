@@ -6,7 +6,10 @@ again, and what stands there is judged.
 """
 
 import asyncio
-from collections.abc import Iterable
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +19,7 @@ from sqlmodel import col, select, update
 from service.clients.taskcluster import Queue, Status
 from service.database import Session, now
 from service.errors import Refusal, Unavailable
-from service.flow.definition import date, differences, move
+from service.flow.definition import date, differences, move, shortened
 from service.models import PlannedTask
 from service.parts import Parts
 from service.work import Hold
@@ -27,6 +30,11 @@ LATE = timedelta(minutes=10)
 """A body older than this is not sent before the queue was asked whether it has the task: it refuses it at 15."""
 
 MINUTES = timedelta(minutes=1)
+
+RESOLVED = frozenset({"completed", "failed", "exception"})
+
+RECORD_TASKS, RECORD_SECONDS = 500, 1.0
+"""How many tasks, and how long, a crash may leave unrecorded: they are asked for again, which changes nothing."""
 
 
 class RefusedError(Exception):
@@ -40,16 +48,22 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
     RefusedError, and Unavailable when it should go on later; what was created by then is on record.
     """
     made: list[PlannedTask] = []
-    for level in _levels([task for task in tasks if not task.created]):
-        if made:
+    progress, recorded_at = False, time.monotonic()
+    for batch in _batches([task for task in tasks if not task.created]):
+        if len(made) >= RECORD_TASKS or (made and time.monotonic() - recorded_at >= RECORD_SECONDS):
             async with hold.writing() as session:
                 await record(session, made)
-        outcomes = await _create_level(parts, hold, level, scopes)
-        made = [task for task, error in outcomes if error is None]
+            made, recorded_at = [], time.monotonic()
+        outcomes = await _create_batch(parts, hold, batch, scopes)
+        made += [task for task, error in outcomes if error is None]
+        progress = progress or bool(made)
         errors = [error for _, error in outcomes if error is not None]
         if errors:
-            async with hold.writing() as session:
+            # after progress the waits between attempts begin anew: a long plan meets many a 429
+            attempts = {"attempts": 1} if progress else {}
+            async with hold.writing(**attempts) as session:
                 await record(session, made)
+            hold.item.attempts = attempts.get("attempts", hold.item.attempts)
             # one that is refused for good decides, whatever else went wrong meanwhile
             raise next((error for error in errors if isinstance(error, RefusedError)), errors[0])
     return made
@@ -59,6 +73,13 @@ async def record(session: Session, made: list[PlannedTask]) -> None:
     """Write down that these tasks stand in Taskcluster."""
     ids = [task.task_id for task in made]
     await session.exec(update(PlannedTask).where(col(PlannedTask.task_id).in_(ids)).values(created=True))
+
+
+def _batches(tasks: Iterable[PlannedTask]) -> Iterator[list[PlannedTask]]:
+    """The levels, cut so that what was made is on record while a wide one is still being made."""
+    for level in _levels(tasks):
+        for start in range(0, len(level), RECORD_TASKS):
+            yield level[start : start + RECORD_TASKS]
 
 
 def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
@@ -74,8 +95,8 @@ def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
     return levels
 
 
-async def _create_level(
-    parts: Parts, hold: Hold[Any], level: list[PlannedTask], scopes: list[str]
+async def _create_batch(
+    parts: Parts, hold: Hold[Any], batch: list[PlannedTask], scopes: list[str]
 ) -> list[tuple[PlannedTask, Exception | None]]:
     connections = asyncio.Semaphore(parts.settings.taskcluster.connections)
     stop = False
@@ -92,7 +113,7 @@ async def _create_level(
                 return task, error
             return task, None
 
-    return await asyncio.gather(*(one(task) for task in level))
+    return await asyncio.gather(*(one(task) for task in batch))
 
 
 async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list[str]) -> None:
@@ -148,12 +169,10 @@ def exact_scope(what: str, status: Status) -> str:
 
 
 async def _dependencies_met(queue: Queue, definition: dict[str, Any]) -> bool:
-    resolved = {"completed"} if definition["requires"] == "all-completed" else {"completed", "failed", "exception"}
-    for dependency in definition["dependencies"]:
-        status = await queue.status(dependency)
-        if status is None or status["state"] not in resolved:
-            return False
-    return True
+    resolved = {"completed"} if definition["requires"] == "all-completed" else RESOLVED
+    dependencies = definition["dependencies"]
+    statuses = await queue.statuses(dependencies) if dependencies else {}
+    return all(statuses.get(dependency, {}).get("state") in resolved for dependency in dependencies)
 
 
 async def _read_again(parts: Parts, task: PlannedTask) -> None:
@@ -166,7 +185,13 @@ async def _read_again(parts: Parts, task: PlannedTask) -> None:
 async def _stamp_anew(parts: Parts, hold: Hold[Any], task: PlannedTask) -> None:
     """Move the task's dates to the present, and commit that before it is sent."""
     assert task.definition is not None
-    task.definition = move(task.definition, now() - date(task.definition["created"]))
+    moved = move(task.definition, now() - date(task.definition["created"]))
+    dependencies = await parts.queue.statuses(moved["dependencies"]) if moved["dependencies"] else {}
+    expiries = {dependency: date(status["expires"]) for dependency, status in dependencies.items()}
+    try:
+        task.definition, _ = shortened(moved, expiries, now())
+    except ValueError as error:
+        raise RefusedError(f"task {task.name} ({task.task_id}) {error}") from None
     async with hold.writing() as session:
         await session.exec(
             update(PlannedTask).where(col(PlannedTask.task_id) == task.task_id).values(definition=task.definition)
@@ -175,19 +200,63 @@ async def _stamp_anew(parts: Parts, hold: Hold[Any], task: PlannedTask) -> None:
 
 
 def _readable(task: PlannedTask, refusal: Refusal) -> str:
-    return f"Taskcluster refuses task {task.name} ({task.task_id}) with {refusal.status}: {refusal}"
+    where = f"Taskcluster refuses task {task.name} ({task.task_id}) with {refusal.status}: "
+    missing = missing_scopes(str(refusal)) if refusal.status == 403 else []
+    if not missing:
+        return where + str(refusal)
+    wanted = "; ".join(_wanted(scope) for scope in missing)
+    return where + f"the project's scopes lack {wanted}. Add them to its role in Taskcluster or to the repository"
+
+
+def missing_scopes(message: str) -> list[str]:
+    """The scopes that the message of a 403 InsufficientScopes says are missing; of alternatives the first."""
+    found = re.search(r"missing the following scopes:\s*```\s*(.*?)\s*```", message, re.DOTALL)
+    if found is None:
+        return []
+    try:
+        expression = json.loads(found[1])
+    except ValueError:
+        expression = found[1]
+    return _flat(expression)
+
+
+def _flat(expression: Any) -> list[str]:
+    if isinstance(expression, dict):
+        if "AnyOf" in expression:
+            return [scope for each in expression["AnyOf"][:1] for scope in _flat(each)]
+        return [scope for each in expression.get("AllOf", []) for scope in _flat(each)]
+    return [str(expression)]
+
+
+_FOR = {
+    "queue:route:": "its route",
+    "queue:scheduler-id:": "its schedulerId",
+    "queue:create-task:project:": "its projectId",
+    "queue:create-task:": "its priority and task queue",
+}
+
+
+def _wanted(scope: str) -> str:
+    """A scope, and what of a task's definition asks for it."""
+    why = next((why for start, why in _FOR.items() if scope.startswith(start)), "the task's own scopes")
+    return f"{scope} (for {why})"
 
 
 async def cancel_tasks(parts: Parts, tasks: list[PlannedTask]) -> None:
     """Cancel what was made of a plan that was given up. One that has ended, or is gone, is left as it is."""
-    for task in reversed(tasks):
-        status = await parts.queue.status(task.task_id)
-        if status is None or status["state"] in {"completed", "failed", "exception"}:
-            continue
-        there = await parts.queue.task(task.task_id)
-        if there is None or differences(task.definition or {}, there):
-            continue  # not ours
-        try:
-            await parts.queue.cancel_task(task.task_id, exact_scope("cancel-task", status))
-        except Refusal as refusal:
-            log.warning("cancel-refused", task_id=task.task_id, why=str(refusal))
+    statuses = await parts.queue.statuses([task.task_id for task in tasks])
+    running = [
+        task for task in reversed(tasks) if statuses.get(task.task_id, {"state": "failed"})["state"] not in RESOLVED
+    ]
+    there = await parts.queue.tasks([task.task_id for task in running])
+    connections = asyncio.Semaphore(parts.settings.taskcluster.connections)
+
+    async def cancel(task: PlannedTask) -> None:
+        async with connections:
+            try:
+                await parts.queue.cancel_task(task.task_id, exact_scope("cancel-task", statuses[task.task_id]))
+            except Refusal as refusal:
+                log.warning("cancel-refused", task_id=task.task_id, why=str(refusal))
+
+    ours = [t for t in running if t.task_id in there and not differences(t.definition or {}, there[t.task_id])]
+    await asyncio.gather(*(cancel(task) for task in ours))

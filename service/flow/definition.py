@@ -3,11 +3,12 @@
 The rules are those of the queue's create-task-request schema; the tests hold this model against it.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SLUGID = r"^[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]$"
 
@@ -16,6 +17,11 @@ MAX_BODY = 10 * 1024 * 1024
 
 MAX_LIFE = timedelta(days=5)
 """From `created` to `deadline`."""
+
+SHORTEST_LIFE = timedelta(hours=1)
+"""A deadline is shortened to this at most, where a dependency expires before it."""
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 SlugId = Annotated[str, Field(pattern=SLUGID)]
 DATES = ("created", "deadline", "expires")
@@ -62,6 +68,13 @@ class TaskDefinition(BaseModel):
             raise ValueError(f"{', '.join(sorted(nulls))} is null: leave it out")
         if self.taskQueueId is None and not (self.provisionerId and self.workerType):
             raise ValueError("it needs taskQueueId, or provisionerId and workerType")
+        if self.taskQueueId is not None:
+            parts = zip(("provisionerId", "workerType"), self.taskQueueId.split("/"), strict=True)
+            for name, part in parts:
+                if getattr(self, name) not in {None, part}:
+                    raise ValueError(f"{name} {getattr(self, name)} is not that of taskQueueId {self.taskQueueId}")
+        if starred := [scope for scope in self.scopes if scope.endswith("**")]:
+            raise ValueError(f"scope {starred[0]} ends in more than one *")
         for name in ("dependencies", "routes"):
             items = getattr(self, name)
             if len(set(items)) < len(items):
@@ -74,15 +87,19 @@ class TaskDefinition(BaseModel):
         return self
 
 
-_DATE: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
-
-
 def date(text: str) -> datetime:
-    """A date of a definition. Raises ValueError."""
+    """A date of a definition. Raises ValueError.
+
+    Of the years 9998 and 9999 none is taken: what is moved on, or given a year more, would have no date then.
+    """
     try:
-        return _DATE.validate_python(text).astimezone(UTC)
-    except ValidationError:
-        raise ValueError(f"{text!r} is no date-time such as 2030-01-31T00:00:00.000Z") from None
+        # RFC 3339, as the schema asks; fromisoformat alone takes more
+        found = datetime.fromisoformat(text).astimezone(UTC) if _RFC3339.fullmatch(text) else None
+    except (ValueError, OverflowError):
+        found = None
+    if found is None or found.year >= 9998:
+        raise ValueError(f"{text!r} is no date-time such as 2030-01-31T00:00:00.000Z")
+    return found
 
 
 def stamp(at: datetime) -> str:
@@ -151,6 +168,23 @@ def move(definition: dict[str, Any], delta: timedelta) -> dict[str, Any]:
         moved[name] = stamp(date(moved[name]) + delta)
     moved["payload"] = _each_artifact(moved["payload"], lambda artifact: _moved_artifact(artifact, delta))
     return moved
+
+
+def shortened(
+    definition: dict[str, Any], expiries: Mapping[str, datetime], at: datetime
+) -> tuple[dict[str, Any], str | None]:
+    """`definition` with a deadline that none of its dependencies expires before, and the one that decided, if any did.
+
+    The queue refuses any other. Raises ValueError when that leaves less than an hour.
+    """
+    soonest = min((d for d in definition["dependencies"] if d in expiries), key=lambda d: expiries[d], default=None)
+    if soonest is None or expiries[soonest] >= date(definition["deadline"]):
+        return definition, None
+    if expiries[soonest] - at < SHORTEST_LIFE:
+        raise ValueError(
+            f"depends on {soonest}, which expires at {stamp(expiries[soonest])}: too soon for a new task to run"
+        )
+    return {**definition, "deadline": stamp(expiries[soonest])}, soonest
 
 
 def _moved_artifact(artifact: dict[str, Any], delta: timedelta) -> dict[str, Any]:
