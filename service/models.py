@@ -1,10 +1,10 @@
 """The tables. What goes over the API is in `schemas`; never the other way round."""
 
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Column, Index, LargeBinary, Text, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from service.database import Json, Utc, now
@@ -242,19 +242,74 @@ class PlannedTask(SQLModel, table=True):
     created: bool = False
 
 
+class Stage(IntEnum):
+    """How far a run has come, as far as is known. A run never goes back, so a lower one is late."""
+
+    UNSCHEDULED = 0  # the task is defined, its run 0 is to come
+    PENDING = 1
+    RUNNING = 2
+    RESOLVED = 3
+    FOLLOWED = 4  # resolved, and another run came after it
+
+
+class JobReport(Work, table=True):
+    """A run of a task in one environment: the newest that is known of it, and what its Treeherder was told.
+
+    Every event that brings something new raises `version`; what was posted finishes only the version that was
+    claimed, otherwise the row stays due.
+    """
+
+    __tablename__ = "job_report"
+    __table_args__ = (
+        UniqueConstraint("task_id", "run_id", "environment"),
+        _due_index("job_report"),
+        Index("ix_job_report_open", "heard_at", sqlite_where=text("stage < 3"), postgresql_where=text("stage < 3")),
+    )
+
+    task_id: str
+    run_id: int
+    environment: str
+    project: str = Field(sa_type=Text)
+    revision: str | None = None  # of a v2 route
+    revision_hash: str | None = None  # of a v1 route
+    task_group_id: str
+    stage: Stage = Field(sa_type=Integer)
+    run: dict[str, Any] = Field(sa_type=Json)  # what else is known of the run, see flow.report
+    version: int = 0
+    delivered: int | None = None  # the stage that Treeherder was told last
+    heard_at: datetime = Field(default_factory=now, sa_type=Utc)  # or last checked
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        subject = f"run {self.run_id} of {self.task_id}, for {self.environment}"
+        return DeadLetter(kind="job-report", subject=subject, reason=reason, report_id=self.id)
+
+
+class GroupCheck(Work, table=True):
+    """A task group that is to be listed once, because messages about it may have been lost."""
+
+    __tablename__ = "group_check"
+    __table_args__ = (_due_index("group_check"),)
+
+    task_group_id: str
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        return DeadLetter(kind="group-check", subject=f"task group {self.task_group_id}", reason=reason)
+
+
 class DeadLetter(SQLModel, table=True):
     """What could not be understood, or ran out of retries. It waits for a person."""
 
     __tablename__ = "dead_letter"
 
     id: int | None = Field(default=None, primary_key=True)
-    kind: str  # push-event, job-action; resultset, graph, announcement, action, notice
+    kind: str  # push-event, job-action, task-event; resultset, graph, announcement, action, notice, job-report, ...
     subject: str = Field(sa_type=Text)  # what it is about, for people
     reason: str = Field(sa_type=Text)
     payload: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the event as it came
     step_id: int | None = Field(default=None, foreign_key="push_step.id")
     action_id: int | None = Field(default=None, foreign_key="action.id")
     notice_id: int | None = Field(default=None, foreign_key="notice.id")
+    report_id: int | None = Field(default=None, foreign_key="job_report.id")
     since: datetime = Field(default_factory=now, sa_type=Utc)
 
 
