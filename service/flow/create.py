@@ -108,7 +108,7 @@ async def _create_batch(
                 return task, Unavailable("taskcluster", "not tried: another task of the plan failed")
             try:
                 await _create(parts, hold, task, scopes)
-            except (RefusedError, Unavailable) as error:
+            except Exception as error:  # noqa: BLE001 - raised by the caller, once the others are through
                 stop = True
                 return task, error
             return task, None
