@@ -3,8 +3,11 @@
 What keeps a push from a graph for good is shown where people look: a task on the push that carries the error.
 """
 
+import hashlib
+import hmac
 import json
 import re
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import structlog
@@ -15,7 +18,7 @@ from service.clients.taskcluster import Definition
 from service.database import now
 from service.errors import Refusal
 from service.flow.create import RefusedError, cancel_tasks, create_tasks, record
-from service.flow.definition import MAX_BODY, complete, stamp
+from service.flow.definition import MAX_BODY, SLUGID, complete, stamp
 from service.flow.ids import push_key, slugid
 from service.flow.resultset import push_of
 from service.models import PlannedTask, Push, PushStep, Repository, State
@@ -164,6 +167,8 @@ def plan_of(rendered: list[Any], step: PushStep) -> list[PlannedTask]:
         if not isinstance(task, dict) or not isinstance(task.get("taskId"), str):
             raise TemplateError(f"{where} has no taskId: give it one, such as {{$eval: as_slugid('build')}}")
         task_id = task["taskId"]
+        if not re.fullmatch(SLUGID, task_id):
+            raise TemplateError(f"{where} has the taskId {task_id[:100]!r}, which is no slugid: use as_slugid")
         if task_id in definitions:
             raise TemplateError(f"{where} has the taskId {task_id} of an earlier one: each needs a label of its own")
         try:
@@ -199,20 +204,16 @@ def _name(task: dict[str, Any]) -> str:
 
 def in_order(definitions: dict[str, Definition]) -> list[str]:
     """Task ids so that each comes after its dependencies, otherwise as they stood. Raises TemplateError on a cycle."""
-    ordered: dict[str, None] = {}
-    waiting = {
-        task_id: {d for d in definition["dependencies"] if d in definitions}
-        for task_id, definition in definitions.items()
-    }
-    while waiting:
-        ready = [task_id for task_id, needs in waiting.items() if needs <= ordered.keys()]
-        if not ready:
-            names = ", ".join(_name(definitions[task_id]) for task_id in list(waiting)[:10])
-            raise TemplateError(f"{FILE}: tasks depend on each other in a circle, so none can be the first: {names}")
-        for task_id in ready:
-            ordered[task_id] = None
-            del waiting[task_id]
-    return list(ordered)
+    sorter: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(definitions, ()))
+    for task_id, definition in definitions.items():
+        sorter.add(task_id, *(d for d in definition["dependencies"] if d in definitions))
+    try:
+        return list(sorter.static_order())
+    except CycleError as error:
+        names = ", ".join(_name(definitions[task_id]) for task_id in error.args[1][:10])
+        raise TemplateError(
+            f"{FILE}: tasks depend on each other in a circle, so none can be the first: {names}"
+        ) from None
 
 
 async def _store(hold: Hold[PushStep], plan: list[PlannedTask]) -> list[PlannedTask]:
@@ -257,7 +258,8 @@ async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository
     if stored is not None:
         return stored
     key = push_key(parts.secret, repository, push, step.plan_attempt)
-    task_id = slugid(key, "error")
+    # a key of its own: the template may use any label, "error" too
+    task_id = slugid(hmac.digest(key, b"error task", hashlib.sha256), "error")
     prefixes = [
         p for p in parts.settings.environments if repository.environments is None or p in repository.environments
     ]
