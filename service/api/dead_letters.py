@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from sqlmodel import col, select
 
+from events import OversizedPush
 from service import work
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import push_event, reason_of
@@ -69,6 +70,9 @@ async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, 
                 raise Problem(422, "Still not understood", reason_of(error)) from None
             except NonsenseError as error:
                 raise Problem(422, "Still not understood", str(error)) from None
+            if isinstance(event, OversizedPush):
+                detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
+                raise Problem(409, "Cannot be replayed", detail)
             (verdict,), _ = await store(session, parts.settings, [event])
             if verdict.verdict == "rejected" or verdict.reason is not None:
                 raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")

@@ -5,10 +5,12 @@ from typing import Any
 import structlog
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
+from sqlmodel import col, select
 
 from events import OversizedPush, PushEvent, Verdict, Verdicts
 from service.api.deps import PartsDep
 from service.api.signed import events_of, signed_json
+from service.database import Session
 from service.door import originals
 from service.flow.push import store
 from service.models import DeadLetter
@@ -40,6 +42,7 @@ async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
         ]
     async with parts.database.writing() as session:
         stored, steps = await store(session, parts.settings, list(understood.values()))
+        letters = await _new(session, letters)
         session.add_all(letters)
         taken = worker.take(steps)
     for letter in letters:
@@ -52,6 +55,20 @@ async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
             for number in range(len(events))
         ]
     )
+
+
+async def _new(session: Session, letters: list[DeadLetter]) -> list[DeadLetter]:
+    """Those that are not kept yet: a listener lists the same bad push again at every poll, until the next one."""
+    if not letters:
+        return []
+    subjects = {letter.subject for letter in letters}
+    kept = set(await session.exec(select(DeadLetter.payload).where(col(DeadLetter.subject).in_(subjects))))
+    new = []
+    for letter in letters:
+        if letter.payload not in kept:
+            kept.add(letter.payload)
+            new.append(letter)
+    return new
 
 
 def push_event(event: Any) -> PushEvent | OversizedPush:

@@ -88,12 +88,7 @@ def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | Overs
         )
         return Verdict(verdict="rejected", repository=repository.alias, reason=reason)
     if isinstance(event, OversizedPush):
-        if event.push_id <= repository.last_push_id:
-            return Verdict(verdict="duplicate", repository=repository.alias)
-        subject = f"{repository.alias}, push {event.push_id}"
-        session.add(DeadLetter(kind="push-event", subject=subject, reason=event.reason, payload=_json(event)))
-        _advance(repository, event.since, event.push_id, None)
-        return Verdict(verdict="accepted", repository=repository.alias, reason="kept as a dead letter: too large")
+        return _too_large(session, repository, event)
 
     entry = event.push
     revision = entry.changesets[-1].node if entry.changesets else None
@@ -124,8 +119,14 @@ def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | Overs
     return Verdict(verdict="accepted", repository=repository.alias)
 
 
-def _json(event: OversizedPush) -> bytes:
-    return event.model_dump_json().encode()
+def _too_large(session: Session, repository: Repository, event: OversizedPush) -> Verdict:
+    if event.push_id <= repository.last_push_id:
+        return Verdict(verdict="duplicate", repository=repository.alias)
+    subject = f"{repository.alias}, push {event.push_id}"
+    payload = event.model_dump_json().encode()
+    session.add(DeadLetter(kind="push-event", subject=subject, reason=event.reason, payload=payload))
+    _advance(repository, event.since, event.push_id, None)
+    return Verdict(verdict="accepted", repository=repository.alias, reason="kept as a dead letter: too large")
 
 
 def _advance(repository: Repository, since: int, push_id: int, revision: str | None) -> None:
