@@ -3,10 +3,9 @@
 Every request is signed (Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`).
 """
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 MAX_EVENTS = 1_000
 """Events in one request."""
@@ -39,7 +38,7 @@ class Changeset(Event):
     desc: str | None = None
     parents: list[Node] | None = None
     files: list[str] | None = Field(None, max_length=MAX_FILES)
-    files_count: int | None = None
+    files_count: int | None = Field(None, ge=0, le=2**31 - 1)
 
 
 class PushlogEntry(Event):
@@ -96,13 +95,13 @@ class PollResult(Event):
     lease: int = Field(description="the number that came with the lease; a late result of an older one is ignored")
     outcome: Literal["listed", "unchanged", "failed"]
     error: str | None = Field(None, max_length=2_000, description="what was wrong, when it failed")
-    requests: int = Field(1, ge=0, description="requests made, for the host's budget")
-    seconds: float = Field(0, ge=0, description="how long the pushlog took")
+    requests: int = Field(1, ge=0, le=10_000, description="requests made, for the host's budget")
+    seconds: float = Field(0, ge=0, le=86_400, description="how long the pushlog took")
     lastpushid: PushId | None = Field(None, description="what the pushlog said; None when unchanged or failed")
     at_cursor: Node | None = Field(None, description="the tip that is listed at the cursor now")
     moved: bool = Field(False, description="last_changeset is not among the changesets at the cursor")
     etag: str | None = Field(None, max_length=500)
-    date: datetime | None = Field(None, description="the answer's Date header")
+    date: AwareDatetime | None = Field(None, description="the answer's Date header")
     more: bool = Field(False, description="the backlog was not finished within the lease")
 
 
