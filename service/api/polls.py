@@ -33,21 +33,21 @@ async def lease_polls(request: Request, parts: PartsDep) -> Leases:
             results.append(PollResult.model_validate(result))
         except ValidationError as error:
             problems.append(str(error))
-    if results:
-        async with parts.database.writing() as session:
-            await poll.report(session, parts.settings.poll, results)
     end = time.monotonic() + asked.wait
     while True:
-        leases = await _lease(parts, asked.max) if asked.max else []
+        leases, pause = await _lease(parts, results, asked.max)
+        results = []
         left = end - time.monotonic()
         if leases or left <= 0:
             return Leases(leases=leases, problems=problems)
-        await asyncio.sleep(min(LOOK, left))
+        await asyncio.sleep(min(max(pause, LOOK), left))
 
 
-async def _lease(parts: Parts, limit: int) -> list[LeasedRepository]:
-    async with parts.database.reading() as session:
-        if not await poll.any_due(session):
-            return []
+async def _lease(parts: Parts, results: list[PollResult], limit: int) -> tuple[list[LeasedRepository], float]:
+    if not results:
+        async with parts.database.reading() as session:
+            if not limit or not await poll.any_due(session):
+                return [], 0
     async with parts.database.writing() as session:
+        await poll.report(session, parts.settings.poll, results)
         return await poll.lease(session, parts.settings.poll, parts.settings.allowed_hosts, limit)

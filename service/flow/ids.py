@@ -4,15 +4,13 @@ and take it first."""
 import hashlib
 import hmac
 import secrets
+from datetime import UTC
 
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-
-from service.database import Session
-from service.models import Push, Repository, Secret
+from service.database import Session, insert_new
+from service.models import Action, Push, Repository, Secret
 from service.render_child import slugid
 
-__all__ = ["make_secret", "push_key", "slugid"]
+__all__ = ["action_key", "make_secret", "push_key", "slugid"]
 
 
 def push_key(secret: bytes, repository: Repository, push: Push, attempt: int) -> bytes:
@@ -21,8 +19,13 @@ def push_key(secret: bytes, repository: Repository, push: Push, attempt: int) ->
     return hmac.digest(secret, what.encode(), hashlib.sha256)
 
 
+def action_key(secret: bytes, action: Action, attempt: int) -> bytes:
+    """The key for the copies that one action makes; the label of a copy is the id of its original."""
+    # with the time, because the number of an action may come again, in a database that was restored
+    what = "\0".join(("action", str(action.id), action.received_at.astimezone(UTC).isoformat(), str(attempt)))
+    return hmac.digest(secret, what.encode(), hashlib.sha256)
+
+
 async def make_secret(session: Session, name: str) -> None:
     """Make the key `name` unless it is there."""
-    insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
-    values = {"name": name, "value": secrets.token_bytes(32)}
-    await session.exec(insert(Secret).values(values).on_conflict_do_nothing())
+    await insert_new(session, Secret, name=name, value=secrets.token_bytes(32))

@@ -36,6 +36,8 @@ MAX_TAG = 15
 
 async def report(session: Session, settings: PollSettings, results: list[PollResult]) -> None:
     """Write down how leased polls went."""
+    if not results:
+        return
     aliases = {result.repository for result in results}
     repositories = await session.exec(
         select(Repository)
@@ -53,7 +55,8 @@ async def report(session: Session, settings: PollSettings, results: list[PollRes
         await _report(session, settings, repository, result)
     for host, requests in sorted(extra.items()):
         if requests:
-            await budget.charge(session, f"hg {host}", now(), settings.max_requests_per_host, requests)
+            bucket = await budget.refilled(session, f"hg {host}", now(), settings.max_requests_per_host)
+            bucket.tokens -= requests
 
 
 async def _report(session: Session, settings: PollSettings, repository: Repository, result: PollResult) -> None:
@@ -173,41 +176,52 @@ async def any_due(session: Session) -> bool:
     return due.first() is not None
 
 
-async def lease(session: Session, settings: PollSettings, hosts: list[str], limit: int) -> list[LeasedRepository]:
-    """Lease up to `limit` due repositories, as far as the budgets of their hosts go."""
+async def lease(
+    session: Session, settings: PollSettings, hosts: list[str], limit: int
+) -> tuple[list[LeasedRepository], float]:
+    """Lease up to `limit` due repositories, as far as the budgets of their hosts go.
+
+    Also says in how many seconds it is worth to ask again, if there were none for want of budget.
+    """
     leased: list[LeasedRepository] = []
+    pauses: list[float] = []
     for host in sorted(hosts):  # sorted: two replicas lock the budgets in one order
         if len(leased) < limit:
-            leased += await _lease(session, settings, host, limit - len(leased))
-    return leased
+            more, pause = await _lease(session, settings, host, limit - len(leased))
+            leased += more
+            pauses.append(pause)
+    return leased, min(pauses, default=0)
 
 
-async def _lease(session: Session, settings: PollSettings, host: str, limit: int) -> list[LeasedRepository]:
+async def _lease(
+    session: Session, settings: PollSettings, host: str, limit: int
+) -> tuple[list[LeasedRepository], float]:
     at = now()
-    due = or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= at)
+    bucket = await budget.refilled(session, f"hg {host}", at, settings.max_requests_per_host)
     ours = (Repository.host == host, col(Repository.enabled).is_(True), col(Repository.deleted_at).is_(None))
-    first = await session.exec(select(Repository.id).where(*ours, due, col(Repository.due_at) <= at).limit(1))
-    if first.first() is None:
-        return []
-    rate = settings.max_requests_per_host
-    given = await budget.take(session, f"hg {host}", at, rate, 0, rate)  # locks the host's bucket
     polling = await session.exec(
         select(func.count()).select_from(Repository).where(*ours, col(Repository.leased_until) > at)
     )
-    limit = min(limit, settings.at_a_time - polling.one())
-    given = await budget.take(session, f"hg {host}", at, rate, max(limit, 0), rate)
-    if given < 1:
-        return []
-    repositories = await session.exec(
+    room = min(limit, settings.at_a_time - polling.one(), int(budget.burst(settings.max_requests_per_host)))
+    if room <= 0:
+        return [], 0
+    due = await session.exec(
         select(Repository)
-        .where(*ours, due, col(Repository.due_at) <= at)
+        .where(
+            *ours,
+            or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= at),
+            col(Repository.due_at) <= at,
+        )
         .order_by(col(Repository.turn), col(Repository.id))
-        .limit(int(given))
+        .limit(room)
         .with_for_update(skip_locked=True)
     )
-    leases = [_leased(settings, repository, at) for repository in repositories]
-    await budget.charge(session, f"hg {host}", at, rate, len(leases) - given)  # what was taken too much
-    return leases
+    repositories = due.all()
+    if bucket.tokens < len(repositories):
+        # too little for all of them: rather wait and give them out together, for each lease costs a round trip
+        return [], (len(repositories) - bucket.tokens) / settings.max_requests_per_host
+    bucket.tokens -= len(repositories)
+    return [_leased(settings, repository, at) for repository in repositories], 0
 
 
 def _leased(settings: PollSettings, repository: Repository, at: datetime) -> LeasedRepository:
