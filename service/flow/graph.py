@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition
@@ -47,7 +48,7 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
                 if reason is not None:
                     await hold.finish(State.SKIPPED, reason)
                     return
-                plan = await _store(hold, tasks)
+                plan = await _store(parts, hold, tasks)
             made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
             async with hold.finishing(State.DONE) as session:
                 await record(session, made)
@@ -206,7 +207,8 @@ def in_order(definitions: dict[str, Definition]) -> list[str]:
     """Task ids so that each comes after its dependencies, otherwise as they stood. Raises TemplateError on a cycle."""
     sorter: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(definitions, ()))
     for task_id, definition in definitions.items():
-        sorter.add(task_id, *(d for d in definition["dependencies"] if d in definitions))
+        # one that depends on itself waits until somebody schedules it
+        sorter.add(task_id, *(d for d in definition["dependencies"] if d in definitions and d != task_id))
     try:
         return list(sorter.static_order())
     except CycleError as error:
@@ -216,9 +218,18 @@ def in_order(definitions: dict[str, Definition]) -> list[str]:
         ) from None
 
 
-async def _store(hold: Hold[PushStep], plan: list[PlannedTask]) -> list[PlannedTask]:
-    async with hold.writing() as session:
-        session.add_all(plan)
+async def _store(parts: Parts, hold: Hold[PushStep], plan: list[PlannedTask]) -> list[PlannedTask]:
+    """Raises TemplateError when a taskId stands in another plan."""
+    ids = [task.task_id for task in plan]
+    try:
+        async with hold.writing() as session:
+            session.add_all(plan)
+    except IntegrityError:
+        async with parts.database.reading() as session:
+            taken = await session.exec(select(PlannedTask.task_id).where(col(PlannedTask.task_id).in_(ids[:1000])))
+        raise TemplateError(
+            f"{FILE}: taskId {taken.first() or ''} is that of another push or attempt: use as_slugid for all of them"
+        ) from None
     return plan
 
 
@@ -275,5 +286,5 @@ async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository
     except TypeError:
         raise TemplateError("the setting error_task renders to something that is no task") from None
     task.label = "error"
-    await _store(hold, [task])
+    await _store(parts, hold, [task])
     return task
