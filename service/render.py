@@ -9,7 +9,6 @@ from typing import Any
 
 import structlog
 
-from service.door import storable
 from service.settings import RenderLimits
 
 log = structlog.get_logger()
@@ -47,27 +46,37 @@ class Renderer:
     async def _ask(self, request: dict[str, Any], key: bytes) -> Any:
         body = json.dumps({**request, "key": base64.b64encode(key).decode()}).encode()
         async with self._slots:
-            child = self._free.pop() if self._free else await self._spawn()
-            try:
-                answer = await asyncio.wait_for(self._exchange(child, body), self._limits.seconds)
-            except TimeoutError:
-                await _kill(child)
-                raise TemplateError(f"takes longer than {self._limits.seconds:g} s to render") from None
-            except (asyncio.IncompleteReadError, ConnectionError):
-                await _kill(child)
-                raise TemplateError(
-                    f"cannot be rendered within {self._limits.memory_mib} MiB of memory and {self._limits.seconds:g} s"
-                ) from None
-            except BaseException:
-                await _kill(child)
-                raise
-            if answer.get("spent"):
-                await _kill(child)
-            else:
-                self._free.append(child)
+            answer = None
+            while answer is None:
+                kept = bool(self._free)
+                answer = await self._try(self._free.pop() if kept else await self._spawn(), body)
+                if answer is None and not kept:  # one that was kept may have died of something else meanwhile
+                    raise TemplateError(
+                        f"cannot be rendered within {self._limits.memory_mib} MiB of memory "
+                        f"and {self._limits.seconds:g} s"
+                    )
         if "error" in answer:
-            raise TemplateError(str(storable(answer["error"])))
-        return storable(answer["result"])
+            raise TemplateError(answer["error"])
+        return answer["result"]
+
+    async def _try(self, child: asyncio.subprocess.Process, body: bytes) -> dict[str, Any] | None:
+        """The child's answer; None: it has died. It is kept for the next request unless it used up what it has."""
+        try:
+            answer = await asyncio.wait_for(self._exchange(child, body), self._limits.seconds)
+        except TimeoutError:
+            await _kill(child)
+            raise TemplateError(f"takes longer than {self._limits.seconds:g} s to render") from None
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await _kill(child)
+            return None
+        except BaseException:
+            await _kill(child)
+            raise
+        if answer.get("spent"):
+            await _kill(child)
+        else:
+            self._free.append(child)
+        return answer
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         limits = self._limits

@@ -18,6 +18,11 @@ import jsone
 import yaml
 from yaml.resolver import Resolver
 
+from service.door import storable, visible
+
+_MAX_ERROR = 10_000
+"""Characters of an error: some quote the whole value that is wrong."""
+
 _TIMESTAMP, _BOOL = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:bool"
 
 
@@ -68,7 +73,7 @@ def _tasks(template: Any, context: dict[str, Any]) -> Any:
     """The rendered `tasks` of a `.taskcluster.yml` of version 1."""
     if not isinstance(template, dict):
         raise _UnusableError("not a mapping: it needs `version: 1` and `tasks`")
-    if template.get("version") != 1:
+    if template.get("version") != 1 or isinstance(template["version"], bool):
         raise _UnusableError(f"version is {template.get('version')!r}: only version 1 is understood")
     rendered = _render(template, context)
     tasks = rendered.get("tasks", []) if isinstance(rendered, dict) else None
@@ -96,20 +101,22 @@ def _answer(request: dict[str, Any], output_limit: int) -> bytes:
             result = _tasks(_parse(request["yaml"]), context)
         else:
             result = _render(request["template"], context)
-        answer = json.dumps({"result": result}).encode()
+        answer = json.dumps({"result": storable(result)}).encode()
     except _UnusableError as error:
-        answer = json.dumps({"error": str(error)}).encode()
+        return _error(str(error))
     except RecursionError:
-        answer = json.dumps({"error": "nested too deeply"}).encode()
+        return _error("nested too deeply")
     except MemoryError:
-        answer = json.dumps({"error": "needs more memory than it may have", "spent": True}).encode()
+        return _error("needs more memory than it may have", spent=True)
     except Exception as error:  # noqa: BLE001 - JSON-e raises whatever Python does; the child answers, never dies of it
-        answer = json.dumps({"error": f"does not render: {type(error).__name__}: {error}"}).encode()
+        return _error(f"does not render: {type(error).__name__}: {error}")
     if len(answer) > output_limit:
-        return json.dumps(
-            {"error": f"renders to {len(answer):,} bytes: more than {output_limit:,} are not taken"}
-        ).encode()
+        return _error(f"renders to {len(answer):,} bytes: more than {output_limit:,} are not taken")
     return answer
+
+
+def _error(why: str, *, spent: bool = False) -> bytes:
+    return json.dumps({"error": visible(why[:_MAX_ERROR]), "spent": spent}).encode()
 
 
 def main(memory_mib: int, output_limit: int, seconds: float) -> NoReturn:
