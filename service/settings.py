@@ -96,6 +96,16 @@ class Environment(Strict):
         description="rest: post jobs; pulse: publish them; off: it reads Taskcluster's exchanges itself. "
         "Default: rest with client_id and secret, otherwise off",
     )
+    jobs_per_minute: int = Field(220, ge=0, description="requests with jobs that this credential may make; 0: any")
+    log_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=50,
+        description="what a job's log is called; default: builds-4h for jobs: rest, which makes a Treeherder of that "
+        "time parse it, otherwise live_backing_log",
+    )
+    platforms: list[str] | None = Field(None, description="platforms that this Treeherder knows; default: any is taken")
+    artifact_links: bool = Field(True, description="link to what finished runs have uploaded")
 
     @model_validator(mode="after")
     def _credentials(self) -> "Environment":
@@ -103,6 +113,11 @@ class Environment(Strict):
             if getattr(self, name) == "rest" and not (self.client_id and self.secret):
                 raise ValueError(f"{name}: rest needs client_id and secret of a Treeherder Hawk client")
         return self
+
+    @property
+    def log(self) -> str:
+        """What a job's log is called."""
+        return self.log_name or ("builds-4h" if self.jobs == "rest" else "live_backing_log")
 
 
 class PulseSettings(Strict):
@@ -142,6 +157,22 @@ class WorkSettings(Strict):
     drain: Duration = Field(timedelta(seconds=20), description="how long SIGTERM waits for work under way")
 
 
+class ReportSettings(Strict):
+    """How jobs are reported to each Treeherder."""
+
+    batch: int = Field(200, ge=1, le=1000, description="jobs in one request")
+    at_a_time: int = Field(2, ge=1, description="requests under way to one Treeherder, from one process")
+    turn: Duration = Field(timedelta(seconds=1), description="no project waits longer while the budget allows")
+    gather: Duration = Field(timedelta(seconds=0.1), description="a project with less than a batch waits so long")
+    idle: Duration = Field(timedelta(seconds=0.25), description="between two looks for what others stored")
+    max_pause: Duration = Field(timedelta(minutes=1), description="between two attempts at a Treeherder that is away")
+    push_wait: Duration = Field(timedelta(hours=1), description="how long a job waits for its push, then it is buried")
+    quiet: Duration = Field(
+        timedelta(minutes=10), description="a run that is not at its end and was not heard of for so long is checked"
+    )
+    definitions: int = Field(5_000, ge=1, description="task definitions remembered, of each what is shown")
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
@@ -165,6 +196,7 @@ class Settings(BaseSettings):
     pulse: PulseSettings = PulseSettings()
     poll: PollSettings = PollSettings()
     work: WorkSettings = WorkSettings()
+    reports: ReportSettings = ReportSettings()
     render: RenderLimits = RenderLimits()
     hg_timeout: Duration = timedelta(seconds=30)
     max_push_age: Duration = Field(timedelta(days=3), description="no graph for a push older than this")
