@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from events import LeasedRepository, LeaseRequest, Leases, PollResult
 from service.api.deps import PartsDep
+from service.api.events import reason_of
 from service.api.signed import signed_json
 from service.errors import Problem
 from service.flow import poll
@@ -26,21 +27,23 @@ async def lease_polls(request: Request, parts: PartsDep) -> Leases:
     try:
         asked = LeaseRequest.model_validate(body)
     except ValidationError as error:
-        raise Problem(422, "Invalid request", str(error)) from None
+        raise Problem(422, "Invalid request", reason_of(error)) from None
     results, problems = [], []
     for result in asked.results:
         try:
             results.append(PollResult.model_validate(result))
         except ValidationError as error:
-            problems.append(str(error))
+            problems.append(reason_of(error))
     end = time.monotonic() + asked.wait
     while True:
         leases, pause = await _lease(parts, results, asked.max)
         results = []
         left = end - time.monotonic()
-        if leases or left <= 0:
+        if leases or left <= 0 or not asked.max:
             return Leases(leases=leases, problems=problems)
         await asyncio.sleep(min(max(pause, LOOK), left))
+        if await request.is_disconnected():  # a lease for a listener that has gone would keep others from it
+            return Leases(leases=[], problems=problems)
 
 
 async def _lease(parts: Parts, results: list[PollResult], limit: int) -> tuple[list[LeasedRepository], float]:
