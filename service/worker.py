@@ -11,21 +11,30 @@ import structlog
 from service import work
 from service.database import now
 from service.errors import Unavailable, UpstreamError
-from service.flow import graph, resultset
-from service.models import PushStep, StepKind, Work
+from service.flow import cancel, graph, notice, resultset, retrigger
+from service.models import Action, Notice, PushStep, StepKind, Work
 from service.parts import Parts
 from service.work import Hold, LeaseLostError
 
 log = structlog.get_logger()
 
-_STEPS = {StepKind.RESULTSET: resultset.run, StepKind.GRAPH: graph.run}
+_STEPS = {StepKind.RESULTSET: resultset.run, StepKind.GRAPH: graph.run, StepKind.ANNOUNCEMENT: resultset.announce}
+_ACTIONS = {"retrigger": retrigger.run, "cancel": cancel.run}
 
 
 async def _push_step(parts: Parts, hold: Hold[PushStep]) -> None:
     await _STEPS[hold.item.kind](parts, hold)
 
 
-RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {PushStep: _push_step}
+async def _action(parts: Parts, hold: Hold[Action]) -> None:
+    await _ACTIONS[hold.item.kind](parts, hold)
+
+
+RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {
+    PushStep: _push_step,
+    Action: _action,
+    Notice: notice.run,
+}
 """What is done for each kind of work; each table is leased by itself."""
 
 

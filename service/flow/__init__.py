@@ -5,5 +5,10 @@
                     └─▶ graph ─▶ create ─▶ Taskcluster    a push becomes a plan; a plan becomes tasks
                           └────▶ error_task               ...or a task that says why there are none
 
-The listeners drive poll and push over the API; the worker runs the others, each leased by `service.work`.
+    a button, ──▶ action ──┬─▶ retrigger ─▶ create ─▶ Taskcluster    an action becomes a plan of copies
+    or the API             ├─▶ cancel ─▶ Taskcluster
+                           └─▶ notice ─▶ Pulse, Treeherder           who else is told how it ended
+
+The listeners drive poll, push and action over the API; the worker runs the others, each leased by `service.work`.
+definition, ids and routes say what a task's definition, id and routes are.
 """

@@ -160,6 +160,8 @@ def _steps(settings: Settings, repository: Repository, push: Push) -> list[PushS
         if environment.pushes != "off" and (repository.environments is None or prefix in repository.environments)
     ]
     steps.append(PushStep(push_id=push.id, kind=StepKind.GRAPH, lane=f"graph {repository.host}"))
+    if settings.pulse.url is not None:
+        steps.append(PushStep(push_id=push.id, kind=StepKind.ANNOUNCEMENT, lane="pulse"))
     if repository.record_before is not None and push.date <= repository.record_before:
         for step in steps:
             step.state, step.due_at, step.done_at = State.SKIPPED, None, now()

@@ -1,5 +1,6 @@
 """A push becomes a Treeherder resultset."""
 
+import json
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -71,4 +72,33 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     except Refusal as refusal:
         await hold.finish(State.FAILED, str(refusal))
         return
+    await hold.finish(State.DONE)
+
+
+PUSHES_EXCHANGE = "v1/pushes"
+"""Below `exchange/<user>/`."""
+
+_MAX_CHANGESETS = 1_000_000
+"""Bytes of JSON of the changesets in one message; of more their files are left out."""
+
+
+async def announce(parts: Parts, hold: Hold[PushStep]) -> None:
+    """Tell everybody of the push, on Pulse: at least once."""
+    if parts.publisher is None:
+        await hold.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
+        return
+    async with parts.database.reading() as session:
+        push, repository = await push_of(session, hold.item)
+    changesets = push.changesets
+    if len(json.dumps(changesets)) > _MAX_CHANGESETS:
+        changesets = [{name: value for name, value in each.items() if name != "files"} for each in changesets]
+    message = {
+        "id": push.push_id,
+        "url": repository.url,
+        "alias": repository.alias,
+        "date": int(push.date.timestamp()),
+        "user": push.user,
+        "changesets": changesets,
+    }
+    await parts.publisher.publish(PUSHES_EXCHANGE, repository.alias, message)
     await hold.finish(State.DONE)

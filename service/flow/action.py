@@ -1,0 +1,277 @@
+"""A pressed button, or a call of our API, becomes a stored action; and what every action begins with.
+
+The broker may bring a message again: under the same delivery key when a listener posts it once more, and as
+`redelivered` under a new key when the listener's channel was lost before it could acknowledge.
+"""
+
+import asyncio
+import base64
+import binascii
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlmodel import col, select, update
+
+from events import PulseMessage, Verdict
+from service.clients.taskcluster import Definition, Status
+from service.database import Session, now
+from service.door import NonsenseError, parse
+from service.errors import Refusal
+from service.flow.routes import Route
+from service.flow.routes import parse as parse_route
+from service.models import Action, DeadLetter, Delivery, Repository, Source, State
+from service.parts import Parts
+
+log = structlog.get_logger()
+
+KINDS = ("retrigger", "cancel")
+"""The actions that this service does."""
+
+KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
+"""Those of Mozilla's Treeherders, for a service that no environments are configured for."""
+
+REDELIVERED_WITHIN = timedelta(hours=24)
+"""How long after a message the broker may bring it again."""
+
+
+class RejectedError(Exception):
+    """The action is not to be done; the message says why."""
+
+
+class FailedError(Exception):
+    """The action cannot be done; the message says why."""
+
+
+# --- what came in ------------------------------------------------------------------------------------------------
+
+
+def _job(guid: Any) -> tuple[str, int]:
+    """taskId and runId of a `job_guid`."""
+    name, _, run = guid.partition("/") if isinstance(guid, str) else ("", "", "")
+    try:
+        task = uuid.UUID(name)
+    except ValueError:
+        task = None
+    if task is None or len(name) != 36 or not (run.isascii() and run.isdigit() and len(run) <= 4):
+        raise ValueError(f"{str(guid)[:100]!r} is not <uuid>/<runId>, so it names no task")
+    return base64.urlsafe_b64encode(task.bytes).decode().rstrip("="), int(run)
+
+
+class JobAction(BaseModel):
+    """A button pressed in Treeherder: its job-action-message schema, further fields allowed, any action taken."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
+
+    version: Literal[1]
+    project: str = Field(max_length=1_000)
+    job: Annotated[tuple[str, int], PlainValidator(_job)] = Field(alias="job_guid")
+    action: str = Field(max_length=100)
+    requester: str = Field(max_length=1_000)
+    job_id: int | float | None = None
+
+
+def pressed(message: PulseMessage) -> JobAction:
+    """What a message says. Raises NonsenseError and pydantic's ValidationError."""
+    if message.encoding == "base64":
+        try:
+            raw = base64.b64decode(message.body, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise NonsenseError(f"not base64: {error}") from None
+    else:
+        raw = message.body.encode(errors="surrogatepass")
+    return JobAction.model_validate(parse(raw))
+
+
+def new_action(kind: str, project: str, task_id: str, run_id: int | None, requester: str, source: Source) -> Action:
+    """An action that is to be done; one of an unknown kind is rejected from the start."""
+    action = Action(
+        kind=kind,
+        project=project,
+        task_id=task_id,
+        run_id=run_id,
+        requester=requester,
+        source=source,
+        lane=f"action {kind}" if kind in KINDS else "none",
+    )
+    if kind not in KINDS:
+        action.state, action.due_at, action.done_at = State.REJECTED, None, now()
+        action.error = f"there is no action {kind!r} here: {' and '.join(KINDS)} are what this service does"
+    return action
+
+
+@dataclass
+class Arrival:
+    """A message, and what it says; or `reason`, why that cannot be understood, and the `payload` to keep."""
+
+    message: PulseMessage
+    press: JobAction | None
+    reason: str = ""
+    payload: bytes = b""
+
+
+async def store(
+    session: Session, arrivals: Sequence[Arrival], *, again: bool = False
+) -> tuple[list[Verdict], list[Action]]:
+    """Store what is new, in the caller's transaction: a verdict for each, and the actions that are to be done.
+
+    `again`: these are dead letters on their second way in, whose keys are known.
+    """
+    fresh = await _new_keys(session, [arrival.message.delivery for arrival in arrivals])
+    if again:
+        fresh = {arrival.message.delivery for arrival in arrivals}
+    verdicts: list[Verdict] = []
+    actions: list[Action] = []
+    for arrival in arrivals:
+        message, press = arrival.message, arrival.press
+        if message.delivery not in fresh:
+            verdicts.append(Verdict(verdict="duplicate", reason="this delivery is known"))
+            continue
+        fresh.remove(message.delivery)  # the same key once more in this batch is a duplicate too
+        if press is None:
+            subject = f"{message.exchange} {message.routing_key}"
+            session.add(DeadLetter(kind="job-action", subject=subject, reason=arrival.reason, payload=arrival.payload))
+            verdicts.append(Verdict(verdict="rejected", reason=f"{arrival.reason}; kept as a dead letter"))
+            continue
+        action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
+        if message.redelivered and (known := await _earlier(session, action, message.channel, actions)):
+            known.channel = message.channel
+            session.add(known)
+            verdicts.append(Verdict(verdict="duplicate", reason=f"it came before, as action {known.id}"))
+            log.info("action-redelivered", action=known.id, task_id=known.task_id)
+            continue
+        action.delivery, action.channel = message.delivery, message.channel
+        session.add(action)
+        actions.append(action)
+        rejected = action.state == State.REJECTED
+        verdicts.append(Verdict(verdict="rejected" if rejected else "accepted", reason=action.error))
+    return verdicts, [action for action in actions if action.state == State.PENDING]
+
+
+async def _new_keys(session: Session, keys: Iterable[str]) -> set[str]:
+    """Store the keys, and return those that were not there. Two that bring the same at once wait for each other."""
+    insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    rows = [{"key": key, "at": now()} for key in sorted(set(keys))]
+    if not rows:
+        return set()
+    stored = await session.exec(insert(Delivery).values(rows).on_conflict_do_nothing().returning(col(Delivery.key)))
+    return set(stored.scalars())
+
+
+async def _earlier(session: Session, action: Action, channel: str, batch: Iterable[Action]) -> Action | None:
+    """The earlier, equal action that a redelivered message may be; each is matched at most once a channel."""
+    await session.flush()  # those of this batch count too
+    since = now() - REDELIVERED_WITHIN
+    # all are locked, for one that another transaction has matched meanwhile must not hide the others
+    equal = await session.exec(
+        select(Action)
+        .where(
+            Action.task_id == action.task_id,
+            Action.source == Source.PULSE,
+            Action.kind == action.kind,
+            Action.project == action.project,
+            Action.requester == action.requester,
+            Action.run_id == action.run_id,
+            col(Action.received_at) > since,
+        )
+        .order_by(col(Action.id))
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    return next((each for each in equal if each.channel != channel), None)
+
+
+async def called(session: Session, action: Action, key: str, digest: str) -> Action | None:
+    """Store an action that a program asks for under its own key; the earlier one's, when the key is known.
+
+    None: the key is known, and was used for something else.
+    """
+    if await _new_keys(session, [key]):
+        await session.exec(update(Delivery).where(col(Delivery.key) == key).values(digest=digest))
+        action.delivery = key
+        session.add(action)
+        await session.flush()
+        return action
+    known = await session.get_one(Delivery, key)
+    earlier = (await session.exec(select(Action).where(Action.delivery == key))).first()
+    return earlier if known.digest == digest else None
+
+
+# --- what every action begins with -------------------------------------------------------------------------------
+
+
+@dataclass
+class Subject:
+    """What an action is about, as it stands now."""
+
+    repository: Repository
+    definition: Definition
+    status: Status
+    routes: list[tuple[str, Route]]  # prefix and what it says, of those that name the project
+
+    @property
+    def name(self) -> str:
+        return name_of(self.definition)
+
+
+def name_of(definition: Definition) -> str:
+    metadata = definition.get("metadata")
+    return str(metadata.get("name", "nameless"))[:255] if isinstance(metadata, dict) else "nameless"
+
+
+async def repository_of(parts: Parts, project: str) -> Repository:
+    """The monitored repository of that alias. Raises RejectedError."""
+    async with parts.database.reading() as session:
+        found = await session.exec(
+            select(Repository).where(Repository.alias == project, col(Repository.deleted_at).is_(None))
+        )
+        repository = found.first()
+    if repository is None:
+        raise RejectedError(f"no repository {project!r} is monitored here: add it first")
+    if not repository.enabled:
+        raise RejectedError(f"the repository {project} is disabled: enable it first")
+    return repository
+
+
+async def subject_of(parts: Parts, project: str, task_id: str) -> Subject:
+    """The task, fetched anew, for a message is only a hint. Raises RejectedError and FailedError."""
+    repository = await repository_of(parts, project)
+    try:
+        definition, status = await asyncio.gather(parts.queue.task(task_id), parts.queue.status(task_id))
+    except Refusal as refusal:
+        raise FailedError(f"Taskcluster does not let us see task {task_id} ({refusal.status}): {refusal}") from None
+    if definition is None or status is None:
+        raise RejectedError(f"there is no task {task_id} in Taskcluster: it may have expired")
+    prefixes = tuple(parts.settings.environments) or KNOWN_PREFIXES
+    named = [
+        (prefix, found)
+        for route in definition["routes"]
+        for prefix in prefixes
+        if (found := parse_route(prefix, route)) and found.project == project
+    ]
+    if not named:
+        raise RejectedError(
+            f"none of the {' and '.join(prefixes)} routes of task {task_id} ({name_of(definition)}) names {project}: "
+            "it is no task of that project"
+        )
+    return Subject(repository, definition, status, named)
+
+
+def run_of(status: Status, run_id: int | None) -> dict[str, Any] | None:
+    """The run that an action names, the latest when it names none; None when the task has never run.
+
+    Raises RejectedError.
+    """
+    runs: list[dict[str, Any]] = status["runs"]
+    if run_id is None or (not runs and run_id == 0):  # Treeherder shows a task that waits as run 0
+        return runs[-1] if runs else None
+    for run in runs:
+        if run["runId"] == run_id:
+            return run
+    raise RejectedError(f"task {status['taskId']} has no run {run_id}: it has {len(runs)}")

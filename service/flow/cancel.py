@@ -1,0 +1,61 @@
+"""A cancel: the task as it stands, then `queue.cancelTask` with the one scope for the one task."""
+
+import structlog
+
+from service.database import now
+from service.errors import Refusal
+from service.flow.action import FailedError, RejectedError, Subject, subject_of
+from service.flow.create import RESOLVED, exact_scope
+from service.models import Action, State
+from service.parts import Parts
+from service.work import Hold
+
+log = structlog.get_logger()
+
+
+async def run(parts: Parts, hold: Hold[Action]) -> None:
+    """Cancel the task, unless it has ended already."""
+    action = hold.item
+    try:
+        subject = await subject_of(parts, action.project, action.task_id)
+        nothing = nothing_to_do(subject)
+        if nothing is not None:
+            # what we began and could not write down is done, whoever asks
+            mine = action.planned_at is not None and _cancelled(subject)
+            await hold.finish(State.DONE if mine else State.NOTHING_TO_DO, None if mine else nothing)
+            return
+        if action.planned_at is None:
+            async with hold.writing(planned_at=now()):
+                pass
+        try:
+            await parts.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
+        except Refusal as refusal:
+            raise FailedError(_readable(subject, refusal)) from None
+    except RejectedError as error:
+        await hold.finish(State.REJECTED, str(error))
+    except FailedError as error:
+        await hold.finish(State.FAILED, str(error))
+    else:
+        await hold.finish(State.DONE)
+        log.info("task-cancelled", task_id=action.task_id, project=action.project, requester=action.requester)
+
+
+def nothing_to_do(subject: Subject) -> str | None:
+    """Why there is nothing to cancel, None when there is."""
+    state = subject.status["state"]
+    return f"task {subject.status['taskId']} ({subject.name}) is {state} already" if state in RESOLVED else None
+
+
+def _cancelled(subject: Subject) -> bool:
+    runs = subject.status["runs"]
+    return bool(runs) and runs[-1].get("reasonResolved") == "canceled"
+
+
+def _readable(subject: Subject, refusal: Refusal) -> str:
+    task = f"task {subject.status['taskId']} ({subject.name})"
+    scope = exact_scope("cancel-task", subject.status)
+    if refusal.status == 409:
+        return f"{task} is past its deadline, {subject.status['deadline']}, and cannot be cancelled any more"
+    if refusal.status == 403:
+        return f"Taskcluster does not let this service cancel {task}: its client needs the scope {scope}"
+    return f"Taskcluster refuses to cancel {task} with {refusal.status}: {refusal}"

@@ -1,0 +1,164 @@
+"""What others are told of an action that has ended: a message on Pulse, or a job in Treeherder that shows a failure.
+
+At least once: a message may go out twice, and a job that Treeherder has completed stays as it is.
+"""
+
+import hmac
+import json
+import uuid
+from hashlib import sha256
+from typing import Any
+
+from sqlmodel import col, select
+
+from service.database import now
+from service.errors import Refusal, Unavailable
+from service.flow.action import Subject
+from service.flow.ids import action_key
+from service.models import Action, Notice, NoticeKind, Push, Repository, State
+from service.parts import Parts
+from service.work import Hold
+
+RETRIGGER_EXCHANGE = "v1/retrigger"
+"""Below `exchange/<user>/`."""
+
+
+async def run(parts: Parts, hold: Hold[Notice]) -> None:
+    """Tell it once more, until it was heard."""
+    notice = hold.item
+    try:
+        if notice.kind == NoticeKind.PULSE:
+            if parts.publisher is None:
+                await hold.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
+                return
+            await parts.publisher.publish(notice.target, notice.key, notice.body)
+        else:
+            skipped = await _post_job(parts, notice)
+            if skipped is not None:
+                await hold.finish(State.SKIPPED, skipped)
+                return
+    except Refusal as refusal:
+        await hold.finish(State.FAILED, str(refusal))
+        return
+    await hold.finish(State.DONE)
+
+
+def retriggered(action: Action, old_id: str, new_id: str, group_id: str) -> Notice:
+    """The announcement of a retrigger that was carried out."""
+    body = {"requester": action.requester, "taskGroupId": group_id, "taskId": old_id, "newTaskId": new_id}
+    return Notice(
+        kind=NoticeKind.PULSE, lane="pulse", action_id=action.id or 0, target=RETRIGGER_EXCHANGE, key=old_id, body=body
+    )
+
+
+# --- the job that shows a failure --------------------------------------------------------------------------------
+
+
+def failure_jobs(parts: Parts, action: Action, subject: Subject) -> list[dict[str, Any]]:
+    """Where a failure of this action is to be shown: the pushes that the task's routes name, and the job but for why.
+
+    One a Treeherder; only where it takes jobs over REST.
+    """
+    shown: dict[str, dict[str, Any]] = {}
+    for prefix, route in subject.routes:
+        environment = parts.settings.environments.get(prefix)
+        if environment is None or environment.jobs != "rest":
+            continue
+        entry = {
+            "project": action.project,
+            "revision": route.revision,
+            "revision_hash": route.revision_hash,
+            "job": _job(parts.secret, action, subject),
+        }
+        if prefix not in shown or route.revision is not None:  # a version 2 route needs no looking up
+            shown[prefix] = {"environment": prefix, "project": action.project, "entry": entry}
+    return list(shown.values())
+
+
+def _job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:
+    """A completed job beside the one that was to be retriggered: the same platform, group and symbol."""
+    extra = subject.definition.get("extra", {})
+    told = extra.get("treeherder") if isinstance(extra, dict) else None
+    treeherder: dict[str, Any] = told if isinstance(told, dict) else {}
+    machine = treeherder.get("machine")
+    platform = {
+        "platform": _text(machine, "platform", subject.definition["workerType"], 100),
+        "os_name": _text(machine, "os", "-", 25),
+        "architecture": _text(machine, "architecture", "-", 25),
+    }
+    labels = treeherder.get("labels") or treeherder.get("collection") or ["opt"]
+    first = (
+        next((label for label in labels if isinstance(label, str)), "opt") if isinstance(labels, list | dict) else ""
+    )
+    digest = hmac.digest(action_key(secret, action, 0), b"failure job", sha256)
+    return {
+        "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
+        "name": f"{action.kind}: {subject.name}"[:100],
+        "job_symbol": _text(treeherder, "symbol", "?", 25),
+        "group_name": _text(treeherder, "groupName", "unknown", 100),
+        "group_symbol": _text(treeherder, "groupSymbol", "?", 25),
+        "product_name": _text(treeherder, "productName", "unknown", 100),
+        "who": action.requester[:50] or "unknown",
+        "machine": "unknown",
+        "build_system_type": "taskcluster",
+        "build_platform": platform,
+        "machine_platform": platform,
+        "option_collection": {first[:25] or "opt": True},
+        "tier": tier if (tier := treeherder.get("tier")) in (1, 2, 3) else 1,
+        "state": "completed",
+        "result": "exception",
+    }
+
+
+def _text(told: Any, name: str, default: str, longest: int) -> str:
+    value = told.get(name) if isinstance(told, dict) else None
+    text = str(value) if isinstance(value, str | int | float) else ""
+    return text[:longest] or default[:longest]
+
+
+async def _post_job(parts: Parts, notice: Notice) -> str | None:
+    """Post the job with the reason; or return why it is no longer to be posted."""
+    environment = parts.settings.environments.get(notice.target)
+    if environment is None or environment.jobs != "rest":
+        return f"environment {notice.target} takes no jobs over REST by the present settings"
+    async with parts.database.reading() as session:
+        action = await session.get_one(Action, notice.action_id)
+    if action.state not in {State.FAILED, State.REJECTED}:
+        return "the action was taken up again"
+    treeherder = parts.treeherders[notice.target]
+    entry = notice.body
+    revision = entry["revision"] or await _tip(parts, notice)
+    if revision is None:
+        revision = await treeherder.tip_of(notice.key, None, entry["revision_hash"])
+    if revision is None:
+        raise Unavailable("treeherder", f"{notice.target} knows no push {entry['revision_hash']} of {notice.key}")
+    reason = action.error or "no reason is known"
+    ended = int((action.done_at or now()).timestamp())
+    details = [
+        {"content_type": "text", "title": f"{action.kind} failed", "value": reason},
+        {"content_type": "text", "title": "task", "value": action.task_id},
+    ]
+    job = {
+        **entry["job"],
+        "reason": f"{action.kind} failed: {reason}"[:125],
+        "desc": reason,
+        "submit_timestamp": int(action.received_at.timestamp()),
+        "start_timestamp": int(action.received_at.timestamp()),
+        "end_timestamp": ended,
+        "artifacts": [{"type": "json", "name": "Job Info", "blob": json.dumps({"job_details": details})}],
+    }
+    posted = {"project": entry["project"], "revision": revision, "superseded": [], "job": job}
+    await treeherder.post_jobs(notice.key, [posted])
+    return None
+
+
+async def _tip(parts: Parts, notice: Notice) -> str | None:
+    """The tip of our own push with the hash that a version 1 route has."""
+    async with parts.database.reading() as session:
+        found = await session.exec(
+            select(Push.revision)
+            .join(Repository, col(Repository.id) == Push.repository_id)
+            .where(Push.revision_hash == notice.body["revision_hash"], Repository.alias == notice.key)
+            .order_by(col(Push.id).desc())
+        )
+        return found.first()

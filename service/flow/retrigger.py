@@ -1,0 +1,515 @@
+"""A retrigger: copies of a task, and of what waits in vain for it, planned, stored, and then created.
+
+A task that failed is copied with everything in its group that depends on it, as a new graph. Any other is copied alone.
+
+    dependents    walks from the task upwards, or reads the whole group, to find what is to be copied
+    _choose       leaves out what could not run, or is a copy itself
+    _build        new ids, new dates, and old ids replaced by new ones wherever they stand
+"""
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from sqlalchemy import insert
+from sqlmodel import col, select
+
+from service.clients.taskcluster import Definition, Queue, Status
+from service.database import Session, now
+from service.door import visible
+from service.errors import Refusal
+from service.flow import notice
+from service.flow.action import FailedError, RejectedError, Subject, name_of, repository_of, run_of, subject_of
+from service.flow.create import RESOLVED, RefusedError, cancel_tasks, create_tasks, record
+from service.flow.definition import complete, date, move, shortened
+from service.flow.ids import action_key, slugid
+from service.models import Action, PlannedTask, Repository, State
+from service.parts import Parts
+from service.work import Hold
+
+log = structlog.get_logger()
+
+WALK_CALLS = 20
+"""Calls of `listDependentTasks` before the whole group is read instead: most retriggers are of leaves."""
+
+MAX_LEFT_OUT = 1_000
+"""Tasks that are left out and listed one by one."""
+
+MAX_NOTES = 20
+_KEYS_AT_A_TIME = 10_000
+_BAD_ENDS = frozenset({"failed", "exception"})
+
+
+@dataclass
+class Copy:
+    """A task that is to be made, and the one that it is a copy of."""
+
+    old_id: str
+    new_id: str
+    name: str
+    definition: Definition
+
+
+@dataclass
+class Plan:
+    """What a retrigger makes, in dependency order, what it leaves out and why, and what else there is to say."""
+
+    copies: list[Copy]
+    left_out: list[dict[str, str]]
+    notes: list[str]
+
+
+async def run(parts: Parts, hold: Hold[Action]) -> None:
+    """Plan the copies unless there is a plan, then create what is not there yet."""
+    action = hold.item
+    try:
+        while action.refused is None:
+            planned = await _stored(parts, action) or await _make_plan(parts, hold)
+            try:
+                await _carry_out(parts, hold, planned)
+                return
+            except RefusedError as error:
+                if not await _sealed_meanwhile(parts, hold, planned):
+                    action.refused = str(error)
+        async with hold.writing(refused=action.refused):
+            pass
+    except RejectedError as error:
+        await hold.finish(State.REJECTED, str(error), failure_jobs=action.failure_jobs)
+    except FailedError as error:
+        await hold.finish(State.FAILED, str(error), failure_jobs=action.failure_jobs)
+    else:
+        log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
+        await cancel_tasks(parts, await _stored(parts, action))
+        await hold.finish(State.FAILED, action.refused)
+
+
+async def _stored(parts: Parts, action: Action) -> list[PlannedTask]:
+    async with parts.database.reading() as session:
+        tasks = await session.exec(
+            select(PlannedTask)
+            .where(PlannedTask.action_id == action.id, PlannedTask.plan_attempt == action.plan_attempt)
+            .order_by(col(PlannedTask.position))
+        )
+        return list(tasks)
+
+
+async def _make_plan(parts: Parts, hold: Hold[Action]) -> list[PlannedTask]:
+    """Plan, and store the plan: what is stored is carried out, whatever happens to the group meanwhile."""
+    action = hold.item
+    subject = await subject_of(parts, action.project, action.task_id)
+    action.failure_jobs = notice.failure_jobs(parts, action, subject)
+    key = action_key(parts.secret, action, action.plan_attempt)
+    made = await plan(parts, subject, action.run_id, key)
+    rows: list[dict[str, Any]] = [
+        {
+            "task_id": copy.new_id,
+            "action_id": action.id,
+            "copy_of": copy.old_id,
+            "plan_attempt": action.plan_attempt,
+            "position": position,
+            "label": "copy",
+            "name": copy.name,
+            "definition": copy.definition,
+            "created": False,
+        }
+        for position, copy in enumerate(made.copies)
+    ]
+    extra = {"left_out": made.left_out, "notes": made.notes, "failure_jobs": action.failure_jobs}
+    async with hold.writing(planned_at=now(), **extra) as session:
+        await session.exec(insert(PlannedTask), params=rows)
+    log.info("retrigger-planned", action=action.id, task_id=action.task_id, copies=len(rows))
+    return [PlannedTask(**row) for row in rows]
+
+
+async def _carry_out(parts: Parts, hold: Hold[Action], planned: list[PlannedTask]) -> None:
+    action = hold.item
+    try:
+        repository = await repository_of(parts, action.project)
+    except RejectedError as error:  # since it was planned
+        raise RefusedError(str(error)) from None
+    made = await create_tasks(parts, hold, planned, scopes_of(repository))
+    async with hold.finishing(State.DONE) as session:
+        await record(session, made)
+        if parts.publisher is not None:
+            first = planned[0]
+            group = (first.definition or {})["taskGroupId"]
+            session.add(notice.retriggered(action, action.task_id, first.task_id, group))
+    log.info("retriggered", action=action.id, task_id=action.task_id, copies=len(planned), requester=action.requester)
+
+
+async def _sealed_meanwhile(parts: Parts, hold: Hold[Action], planned: list[PlannedTask]) -> bool:
+    """Whether the group of a single copy was sealed after it was planned: then it is planned anew, for a new group."""
+    action, first = hold.item, planned[0]
+    group = (first.definition or {})["taskGroupId"]
+    unmade = len(planned) == 1 and not first.created and group != first.task_id
+    if not unmade or parts.settings.retrigger_group != "auto":
+        return False
+    try:
+        if not await parts.queue.group_sealed(group):
+            return False
+    except Refusal:
+        return False  # then the reason stands that the copy was refused for
+    async with hold.writing(plan_attempt=action.plan_attempt + 1, planned_at=None):
+        action.plan_attempt += 1
+    return True
+
+
+def scopes_of(repository: Repository) -> list[str]:
+    """`authorizedScopes` of the project, and that a copy may notify as its original did. Nothing of our own."""
+    return [*repository.scopes, "queue:route:notify.*"]
+
+
+# --- the plan ----------------------------------------------------------------------------------------------------
+
+
+async def plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) -> Plan:
+    """What to make for a retrigger of this task's run. Raises RejectedError, FailedError and Unavailable."""
+    try:
+        return await _plan(parts, subject, run_id, key)
+    except Refusal as refusal:
+        task_id = subject.status["taskId"]
+        raise FailedError(
+            f"Taskcluster does not answer what depends on task {task_id} ({refusal.status}): {refusal}"
+        ) from None
+
+
+async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) -> Plan:
+    target, group = subject.status["taskId"], subject.status["taskGroupId"]
+    found = Found(target, group, subject.definition)
+    made = Plan([], [], [])
+    if target == group:
+        made.notes.append(f"{target} is a decision task: it is copied alone, without what depends on it")
+        page = await parts.queue.dependents(target)
+        for status, definition in page.tasks:
+            found.leave_out(status["taskId"], definition, "a decision task is copied alone")
+    elif copies_dependents(subject.status, run_id):
+        await dependents(parts.queue, found)
+    order = in_order(found.definitions)
+    ancestors = await _ancestors(parts, order)
+    outside = {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
+    statuses = await parts.queue.statuses(sorted(outside)) if outside else {}
+    # in threads: for thousands of tasks it takes seconds, and other requests go on meanwhile
+    chosen = await asyncio.to_thread(_choose, found, order, ancestors, statuses, made)
+    new_group = await _group(parts, found, len(chosen), made)
+    await asyncio.to_thread(_build, found, chosen, statuses, key, new_group, made)
+    made.left_out = [*found.skipped.values()][:MAX_LEFT_OUT]
+    if len(found.skipped) > MAX_LEFT_OUT:
+        made.notes.append(f"{len(found.skipped)} tasks are left out; the first {MAX_LEFT_OUT} are listed")
+    return made
+
+
+def copies_dependents(status: Status, run_id: int | None) -> bool:
+    """Whether the run that the action names failed for good: then what depends on the task is copied with it.
+
+    Raises RejectedError.
+    """
+    run = run_of(status, run_id)
+    return run is not None and run["state"] in _BAD_ENDS and run is status["runs"][-1]
+
+
+async def _group(parts: Parts, found: "Found", copies: int, made: Plan) -> str | None:
+    """The task group of the copies; None: a new one."""
+    mode = parts.settings.retrigger_group
+    if found.target == found.group or mode == "new" or (mode == "auto" and copies > 1):
+        return None
+    if mode == "auto" and await parts.queue.group_sealed(found.group):
+        made.notes.append(f"task group {found.group} is sealed: the copy gets a group of its own")
+        return None
+    return found.group
+
+
+# --- what depends on it ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Found:
+    """The task that is retriggered, and what was found to depend on it: in its group, and what is left out."""
+
+    target: str
+    group: str
+    definition: Definition
+    definitions: dict[str, Definition] = field(init=False)
+    states: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.definitions = {self.target: self.definition}
+
+    def leave_out(self, task_id: str, definition: Definition, reason: str) -> None:
+        self.skipped[task_id] = {"task_id": task_id, "name": visible(name_of(definition)), "reason": reason}
+
+    def add(self, status: Status, definition: Definition) -> bool:
+        """Note a dependent; whether it is a new one of the group."""
+        task_id: str = status["taskId"]
+        if definition["taskGroupId"] != self.group:
+            self.leave_out(task_id, definition, f"it is in another task group, {definition['taskGroupId']}")
+            return False
+        if task_id in self.definitions:
+            return False
+        self.definitions[task_id], self.states[task_id] = definition, status["state"]
+        return True
+
+
+async def dependents(queue: Queue, found: Found) -> None:
+    """Find what depends on the target, through any number of steps."""
+    if not await _walk(queue, found):
+        await _read_group(queue, found)
+
+
+async def _walk(queue: Queue, found: Found) -> bool:
+    """Ask each task what depends on it, level by level; False when that takes more than `WALK_CALLS`."""
+    calls = 0
+    level = [found.target]
+    while level:
+        calls += len(level)
+        if calls > WALK_CALLS:
+            return False
+        pages = await asyncio.gather(*(queue.dependents(task_id) for task_id in level))
+        following = []
+        for task_id, first in zip(level, pages, strict=True):
+            page = first
+            while True:
+                following += [status["taskId"] for status, definition in page.tasks if found.add(status, definition)]
+                if page.token is None:
+                    break
+                calls += 1
+                if calls + len(following) > WALK_CALLS:
+                    return False
+                page = await queue.dependents(task_id, page.token)
+        level = following
+    return True
+
+
+async def _read_group(queue: Queue, found: Found) -> None:
+    """Compute it from the whole group, of which only what depends on what is kept, and what is known to be copied."""
+    needs: dict[str, list[str]] = {}
+    async for page in queue.group(found.group):
+        for status, definition in page:
+            dependencies = definition["dependencies"]
+            needs[status["taskId"]] = dependencies
+            if any(dependency in found.definitions for dependency in dependencies):
+                found.add(status, definition)
+            found.states[status["taskId"]] = status["state"]
+    needed_by: dict[str, list[str]] = defaultdict(list)
+    for task_id, dependencies in needs.items():
+        for dependency in dependencies:
+            needed_by[dependency].append(task_id)
+    reached = dict.fromkeys([found.target])
+    level = [found.target]
+    while level:
+        following = [each for task_id in level for each in needed_by.get(task_id, ()) if each not in reached]
+        level = list(dict.fromkeys(following))
+        reached.update(dict.fromkeys(level))
+    missing = [task_id for task_id in reached if task_id not in found.definitions]
+    definitions = await queue.tasks(missing) if missing else {}
+    found.definitions |= definitions
+
+
+def in_order(definitions: Mapping[str, Definition]) -> list[str]:
+    """Ids so that each comes after those that it depends on. Raises RejectedError on a circle."""
+    waits: dict[str, int] = {}
+    needed_by: dict[str, list[str]] = defaultdict(list)
+    for task_id, definition in definitions.items():
+        inside = [d for d in definition["dependencies"] if d in definitions]
+        waits[task_id] = len(inside)
+        for dependency in inside:
+            needed_by[dependency].append(task_id)
+    ready = [task_id for task_id, count in waits.items() if not count]
+    for task_id in ready:  # grows meanwhile
+        for following in needed_by[task_id]:
+            waits[following] -= 1
+            if not waits[following]:
+                ready.append(following)
+    if len(ready) < len(definitions):
+        raise RejectedError(_circle({i: definitions[i] for i in definitions.keys() - set(ready)}))
+    return ready
+
+
+def _circle(stuck: Mapping[str, Definition]) -> str:
+    """Words for a circle among tasks that each wait for another of them."""
+    trail: dict[str, None] = {}
+    task_id = min(stuck)
+    while task_id not in trail:
+        trail[task_id] = None
+        task_id = next(d for d in stuck[task_id]["dependencies"] if d in stuck)
+    circle = list(trail)[list(trail).index(task_id) :]
+    named = [f"{each} ({visible(name_of(stuck[each]))})" for each in circle[:10]]
+    if len(circle) == 1:
+        return f"task {named[0]} depends on itself: no copy of it could ever run"
+    return f"tasks depend on each other in a circle, so none can be the first: {', '.join(named)}"
+
+
+async def _ancestors(parts: Parts, task_ids: Iterable[str]) -> dict[str, str]:
+    """What each is a copy of, and what that is a copy of, as our own records have it."""
+    copies: dict[str, str] = {}
+    async with parts.database.reading() as session:
+        unknown = set(task_ids)
+        while unknown:
+            fresh = await _copies_of(session, sorted(unknown))
+            copies |= fresh
+            unknown = set(fresh.values()) - copies.keys()
+    return copies
+
+
+async def _copies_of(session: Session, task_ids: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for start in range(0, len(task_ids), _KEYS_AT_A_TIME):
+        some = task_ids[start : start + _KEYS_AT_A_TIME]
+        rows = await session.exec(
+            select(PlannedTask.task_id, PlannedTask.copy_of).where(
+                col(PlannedTask.task_id).in_(some), col(PlannedTask.copy_of).is_not(None)
+            )
+        )
+        found |= {task_id: copy_of for task_id, copy_of in rows if copy_of is not None}
+    return found
+
+
+def _choose(
+    found: Found,
+    order: list[str],
+    ancestors: Mapping[str, str],
+    statuses: Mapping[str, Status],
+    made: Plan,
+) -> dict[str, None]:
+    """Those of `order` that are copied; why not goes into `found.skipped`. The target always is."""
+    chosen = {found.target: None}
+    for dependency in found.definition["dependencies"]:
+        state = statuses.get(dependency, {}).get("state")
+        if state in _BAD_ENDS and found.definition["requires"] == "all-completed":
+            made.notes.append(f"the copy waits for {dependency}, which is {state}: retrigger or rerun that too")
+    for task_id in order[1:]:
+        reason = _why_not(found, task_id, chosen, ancestors, statuses)
+        if reason is None:
+            chosen[task_id] = None
+        else:
+            found.leave_out(task_id, found.definitions[task_id], reason)
+    return chosen
+
+
+def _why_not(
+    found: Found,
+    task_id: str,
+    chosen: Mapping[str, None],
+    ancestors: Mapping[str, str],
+    statuses: Mapping[str, Status],
+) -> str | None:
+    """Why a dependent is not copied."""
+    original = ancestors.get(task_id)
+    while original is not None:
+        if original in found.definitions:
+            return f"it is an earlier copy of {original}"
+        original = ancestors.get(original)
+    definition = found.definitions[task_id]
+    if not any(dependency in chosen for dependency in definition["dependencies"]):
+        return "it depends on tasks that are left out only"
+    if definition["requires"] != "all-completed":
+        return None
+    for dependency in definition["dependencies"]:
+        if dependency in chosen:
+            continue
+        state = statuses[dependency]["state"] if dependency in statuses else found.states.get(dependency)
+        if state in _BAD_ENDS:
+            return f"it needs {dependency}, which is {state} and not copied"
+        if dependency in found.definitions and state not in RESOLVED:
+            return f"it needs {dependency}, which is left out and {state}"
+    return None
+
+
+# --- the copies --------------------------------------------------------------------------------------------------
+
+
+def _build(
+    found: Found,
+    chosen: Iterable[str],
+    statuses: Mapping[str, Status],
+    key: bytes,
+    group: str | None,
+    made: Plan,
+) -> None:
+    """Make the copies; `group` None: one named by the first copy's id."""
+    new_ids = {task_id: slugid(key, task_id) for task_id in chosen}
+    group = group or new_ids[found.target]
+    at = now()
+    expiries = {task_id: date(known["expires"]) for task_id, known in (found.definitions | dict(statuses)).items()}
+    for task_id, new_id in new_ids.items():
+        old = found.definitions[task_id]
+        _refuse_missing(old, new_ids, found, statuses)
+        definition, decided_by = _copy(old, new_id, group, new_ids, expiries, at)
+        if decided_by is not None and len(made.notes) < MAX_NOTES:
+            made.notes.append(
+                f"the deadline of {new_id} is only {definition['deadline']}, for {decided_by} expires then"
+            )
+        expiries[new_id] = date(definition["expires"])
+        made.copies.append(Copy(task_id, new_id, visible(name_of(old)), definition))
+
+
+def _refuse_missing(old: Definition, new_ids: Mapping[str, str], found: Found, statuses: Mapping[str, Status]) -> None:
+    gone = [d for d in old["dependencies"] if d not in new_ids and d not in statuses and d not in found.definitions]
+    if gone:
+        raise FailedError(
+            f"{visible(name_of(old))} depends on {', '.join(gone[:10])}, which expired: Taskcluster takes no copy of it"
+        )
+
+
+def _copy(
+    old: Definition,
+    new_id: str,
+    group: str,
+    new_ids: Mapping[str, str],
+    expiries: Mapping[str, datetime],
+    at: datetime,
+) -> tuple[Definition, str | None]:
+    """The definition of a copy, and the dependency that its deadline was shortened for."""
+    kept: Definition = {name: old[name] for name in ("taskGroupId", "schedulerId") if name in old}
+    try:
+        replaced: Definition = {**replace_ids(old, new_ids), **kept, "taskGroupId": group}
+        moved = move(replaced, at - date(replaced["created"]))
+        definition, decided_by = shortened(moved, expiries, at)
+        return complete(new_id, definition), decided_by
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise FailedError(f"the copy of {visible(name_of(old))} would be no task definition: {problems}") from None
+    except ValueError as error:
+        raise FailedError(f"{visible(name_of(old))} {error}") from None
+    except RecursionError:
+        raise FailedError(f"the definition of {visible(name_of(old))} is nested too deeply to be copied") from None
+
+
+_ALPHABET = "A-Za-z0-9_-"
+_RUN = re.compile(rf"(?<![{_ALPHABET}])[{_ALPHABET}]{{22,}}")
+"""Whole runs of the characters of task ids, as long as an id or longer."""
+
+_IDS = re.compile(rf"(?=([{_ALPHABET}]{{8}}[Q-T][{_ALPHABET}][CGKOSWaeimquy26-][{_ALPHABET}]{{10}}[AQgw]))")
+"""Everything in a run that has the form of a task id; they may overlap."""
+
+
+def replace_ids(value: Any, new_ids: Mapping[str, str]) -> Any:
+    """`value`, as JSON has it, with every id of `new_ids` replaced wherever it stands, in keys and inside texts too.
+
+    One pass: what it costs grows with the size of `value`, not with the number of ids.
+    """
+    if isinstance(value, str):
+        return _RUN.sub(lambda run: _replace_in(run[0], new_ids), value) if len(value) >= 22 else value
+    if isinstance(value, dict):
+        return {replace_ids(name, new_ids): replace_ids(item, new_ids) for name, item in value.items()}
+    if isinstance(value, list):
+        return [replace_ids(item, new_ids) for item in value]
+    return value
+
+
+def _replace_in(run: str, new_ids: Mapping[str, str]) -> str:
+    if len(run) == 22:
+        return new_ids.get(run, run)
+    pieces, at = [], 0
+    for found in _IDS.finditer(run):
+        new_id = new_ids.get(found[1])
+        if new_id is not None and found.start() >= at:
+            pieces += [run[at : found.start()], new_id]
+            at = found.start() + 22
+    return "".join(pieces) + run[at:] if pieces else run
