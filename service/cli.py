@@ -115,6 +115,16 @@ async def _work(settings: "Settings") -> None:
         await opened.close()
 
 
+@app.command()
+def settings() -> None:
+    """Print every setting with its default and meaning, as Markdown."""
+    from listeners.settings import ListenerSettings
+    from service.describe import describe
+    from service.settings import Settings
+
+    typer.echo(describe(service=Settings, listeners=ListenerSettings), nl=False)
+
+
 @db.command()
 def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
     """Bring the schema to the newest migration."""
@@ -137,7 +147,6 @@ def downgrade(revision: Annotated[str, typer.Argument(help="a revision; base: no
 def pushlog() -> None:
     """Ask the monitored repositories' pushlogs, and forward what is new."""
     from listeners.pushlog import main as run
-
     from service.log import configure
 
     raise typer.Exit(run(configure))

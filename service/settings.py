@@ -36,7 +36,7 @@ class Token(Strict):
 
     name: str = Field(min_length=1, description="stands in the log for the value")
     value: SecretStr = Field(min_length=16, description="at least 16 characters")
-    scopes: list[str] = []
+    scopes: list[str] = Field([], description="what the caller may do; a trailing * satisfies all that begin so")
 
 
 def _webhook_secret(secret: SecretStr) -> SecretStr:
@@ -69,9 +69,9 @@ WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 
 
 class TaskclusterSettings(Strict):
-    root_url: HttpUrl = HttpUrl("https://firefox-ci-tc.services.mozilla.com")
-    client_id: str | None = None
-    access_token: SecretStr | None = None
+    root_url: HttpUrl = Field(HttpUrl("https://firefox-ci-tc.services.mozilla.com"), description="of the deployment")
+    client_id: str | None = Field(None, description="the service's own client; without one, calls carry no credentials")
+    access_token: SecretStr | None = Field(None, description="its token")
     certificate: SecretStr | None = Field(None, description="JSON, with temporary credentials only")
     timeout: Duration = Field(timedelta(seconds=30), description="for one call; shorter than the lease")
     connections: int = Field(10, ge=1, description="calls at a time for one graph or retrigger")
@@ -84,13 +84,13 @@ class TaskclusterSettings(Strict):
 class Environment(Strict):
     """One Treeherder, known by its route prefix."""
 
-    url: HttpUrl
+    url: HttpUrl = Field(description="such as https://treeherder.mozilla.org")
     pushes: Literal["rest", "pulse", "off"] = Field(
         "rest", description="rest: post resultsets; pulse: announce on exchange/<user>/v1/hgpushes; off: neither"
     )
-    client_id: str | None = None
-    secret: SecretStr | None = None
-    timeout: Duration = timedelta(seconds=30)
+    client_id: str | None = Field(None, description="Hawk client for pushes and jobs by REST")
+    secret: SecretStr | None = Field(None, description="its secret")
+    timeout: Duration = Field(timedelta(seconds=30), description="for one request")
     jobs: Literal["rest", "pulse", "off"] = Field(
         default_factory=lambda given: "rest" if given.get("client_id") and given.get("secret") else "off",
         description="rest: post jobs; pulse: publish them; off: it reads Taskcluster's exchanges itself. "
@@ -131,9 +131,9 @@ class PulseSettings(Strict):
 class RenderLimits(Strict):
     """What the child process that evaluates a push's `.taskcluster.yml` may use."""
 
-    seconds: float = 10
-    memory_mib: int = 512
-    output_mib: int = 20
+    seconds: float = Field(10, gt=0, description="for one file; then the process is killed")
+    memory_mib: int = Field(512, ge=64, description="MiB of memory, for one process")
+    output_mib: int = Field(20, ge=1, description="MiB that a file may render to")
 
 
 class PollSettings(Strict):
@@ -151,8 +151,8 @@ class WorkSettings(Strict):
     lease: Duration = Field(timedelta(seconds=90), description="a worker that says nothing for so long has died")
     per_lane: int = Field(10, ge=1, description="pieces of work at a time for one upstream, in one process")
     idle: Duration = Field(timedelta(seconds=0.5), description="between two looks for work that others stored")
-    first_retry: Duration = timedelta(seconds=1)
-    max_retry: Duration = timedelta(minutes=10)
+    first_retry: Duration = Field(timedelta(seconds=1), description="doubles with each failure, with jitter")
+    max_retry: Duration = Field(timedelta(minutes=10), description="between two attempts at most")
     give_up: Duration = Field(timedelta(days=1), description="then it is buried as a dead letter")
     drain: Duration = Field(timedelta(seconds=20), description="how long SIGTERM waits for work under way")
 
@@ -183,8 +183,8 @@ class Settings(BaseSettings):
         description="sqlite+aiosqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
     )
     database_pool: int = Field(10, ge=1, description="connections to PostgreSQL in one process")
-    host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="address that the API listens on; beyond loopback only with tokens")
+    port: int = Field(8080, ge=0, le=65535, description="its port")
     tokens: list[Token] = Field([], description="who may call the API")
     public_reads: bool = Field(False, description="everybody may read")
     webhook_secrets: list[WebhookSecret] = Field(
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
     work: WorkSettings = WorkSettings()
     reports: ReportSettings = ReportSettings()
     render: RenderLimits = RenderLimits()
-    hg_timeout: Duration = timedelta(seconds=30)
+    hg_timeout: Duration = Field(timedelta(seconds=30), description="for one answer of Mercurial")
     max_push_age: Duration = Field(timedelta(days=3), description="no graph for a push older than this")
     retrigger_group: Literal["auto", "same", "new"] = Field(
         "auto",
@@ -209,7 +209,7 @@ class Settings(BaseSettings):
     error_task: dict[str, Any] = Field(
         DEFAULT_ERROR_TASK, description="JSON-e template of the task that shows a broken .taskcluster.yml"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
     log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
 
     @classmethod

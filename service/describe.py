@@ -1,0 +1,79 @@
+"""Every setting with its default and meaning, as Markdown: `tc-treeherder settings`, and docs/settings.md."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, get_args
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from service.settings import Environment, Token
+
+_NESTED: dict[str, type[BaseModel]] = {"tokens": Token, "environments": Environment}
+"""Settings that hold several of something: how one of them looks."""
+
+HEAD = """\
+# Settings
+
+Environment variables `TC_TREEHERDER_…` in capitals (nested with `__`, so `poll.interval` is
+`TC_TREEHERDER_POLL__INTERVAL`; lists and mappings are JSON) go over the YAML file that `TC_TREEHERDER_CONFIG` names.
+Durations are seconds, or ISO 8601 such as `PT5M`. Service and listeners can share one environment and one file.
+
+`tc-treeherder settings` prints this page.
+"""
+
+
+def describe(**chapters: type[BaseModel]) -> str:
+    """The whole page; each chapter is named for what has these settings."""
+    return "\n".join([HEAD, *(f"## {name.capitalize()}\n\n{_table(model)}" for name, model in chapters.items())])
+
+
+def _table(model: type[BaseModel]) -> str:
+    rows = [f"| `{name}` | {_default(field)} | {_meaning(field)} |" for name, field in _fields(model)]
+    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        nested = _model_of(field)
+        if nested is not None:
+            yield from _fields(nested, f"{prefix}{name}.")
+            continue
+        yield prefix + name, field
+        if name in _NESTED and prefix == "":
+            of_one = "[]" if name == "tokens" else ".<prefix>"
+            yield from _fields(_NESTED[name], f"{name}{of_one}.")
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    kinds = [field.annotation, *get_args(field.annotation)]
+    if field.annotation is not None and hasattr(field.annotation, "__origin__"):
+        return None  # a list or mapping of several
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "see there"
+    value: Any = field.default
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, timedelta):
+        return f"`{value.total_seconds():g}`"
+    if value is None or value in ([], {}) or value is PydanticUndefined:
+        return "none"
+    if isinstance(value, dict):
+        return "a task on `built-in/fail`"
+    return f"`{value}`".lower() if isinstance(value, bool) else f"`{value}`"
+
+
+def _meaning(field: FieldInfo) -> str:
+    choices = get_args(field.annotation)
+    text = (field.description or "").replace("|", "\\|")
+    if choices and all(isinstance(choice, str) for choice in choices):
+        named = " \\| ".join(choices)
+        text = f"{named}. {text}".strip()
+    return text
