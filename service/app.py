@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 
 from events import MAX_BYTES
 from service import errors
-from service.api import dead_letters, events, health, listeners, polls, pushes, repositories
+from service.api import actions, dead_letters, events, health, listeners, polls, pushes, repositories
 from service.api.limit import BodyLimit
 from service.database import Database, check_schema_async
 from service.parts import parts
@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
     app.add_middleware(BodyLimit, limit=MAX_BYTES)
     errors.install(app)
     api = APIRouter(prefix="/api/v1")
-    for noun in (repositories, pushes, dead_letters, polls, events, listeners):
+    for noun in (repositories, pushes, actions, dead_letters, polls, events, listeners):
         api.include_router(noun.router)
     app.include_router(api)
     app.include_router(health.router)

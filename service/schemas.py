@@ -1,12 +1,14 @@
 """What goes over the API. Never a table model: those do not validate, and hold what is nobody's business."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from events import Alias, PushId
-from service.models import State
+from service.flow.definition import SLUGID
+from service.models import Source, State
 
 
 class Schema(BaseModel):
@@ -160,3 +162,89 @@ class Check(BaseModel):
 class Heartbeat(BaseModel):
     status: Literal["ok", "warning", "error"]
     checks: list[Check]
+
+
+class ActionState(StrEnum):
+    RECEIVED = "received"
+    PLANNED = "planned"
+    DONE = "done"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    NOTHING_TO_DO = "nothing-to-do"
+
+
+TaskId = Annotated[str, Field(pattern=SLUGID, description="a taskId: 22 characters, a slugid")]
+
+
+class ActionCreate(Schema):
+    action: Literal["retrigger", "cancel"]
+    project: Alias = Field(description="alias of the monitored repository; a route of the task must name it")
+    task_id: TaskId
+    run_id: Annotated[int, Field(ge=0, le=1_000)] | None = Field(None, description="null: the latest run")
+    requester: Text | None = Field(None, description="on whose behalf; null: the caller")
+
+
+class MadeTask(Schema):
+    """A copy: `task_id` of `copy_of`."""
+
+    copy_of: str
+    task_id: str
+    name: str
+    created: bool
+
+
+class LeftOut(Schema):
+    task_id: str
+    name: str
+    reason: str
+
+
+class ActionSummary(Schema):
+    id: int
+    action: str
+    project: str
+    task_id: str
+    run_id: int | None
+    requester: str
+    source: Source
+    state: ActionState
+    reason: str | None = Field(description="why it failed, was rejected or has nothing to do; or the last failure")
+    notes: list[str] = Field(description="what else a person should know")
+    tasks_planned: int
+    tasks_created: int
+    left_out_count: int
+    tasks: list[MadeTask] = Field(description="the copies in dependency order; in a list of actions the first 20")
+    attempts: int
+    received_at: datetime
+    planned_at: datetime | None
+    done_at: datetime | None
+    next_attempt_at: datetime | None
+
+
+class ActionRead(ActionSummary):
+    left_out: list[LeftOut]
+
+
+class PlannedCopy(Schema):
+    """A copy that would be made. An action that is really done draws other new ids."""
+
+    copy_of: str
+    task_id: str
+    name: str
+    task_group_id: str
+    created: str
+    deadline: str
+    expires: str
+    dependencies: list[str]
+
+
+class ActionPlan(Schema):
+    action: str
+    project: str
+    task_id: str
+    run_id: int | None
+    state: ActionState = Field(description="planned; or what the action would end as, and then `reason` says why")
+    reason: str | None
+    notes: list[str]
+    tasks: list[PlannedCopy]
+    left_out: list[LeftOut]

@@ -8,12 +8,15 @@ from sqlmodel import col, select
 from events import OversizedPush
 from service import work
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
-from service.api.events import push_event, reason_of
+from service.api.events import job_action, push_event, reason_of
 from service.database import Session
 from service.door import NonsenseError, parse
 from service.errors import Problem
+from service.flow import action
+from service.flow.action import Arrival
 from service.flow.push import store
-from service.models import DeadLetter, PushStep
+from service.models import Action, DeadLetter, Notice, PushStep, Work
+from service.parts import Parts
 from service.schemas import DeadLetterRead, Page
 
 log = structlog.get_logger()
@@ -58,28 +61,44 @@ async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, 
     async with parts.database.writing() as session:
         letter = await _find(session, letter_id)
         read = _read(letter)
-        if letter.step_id is not None:
-            step = await session.get(PushStep, letter.step_id, with_for_update=True)
-            if step is None:
+        work_id = letter.step_id or letter.action_id or letter.notice_id
+        if work_id is not None:
+            buried = await session.get(_WORK.get(letter.kind, PushStep), work_id, with_for_update=True)
+            if buried is None:
                 raise Problem(409, "Cannot be replayed", f"the work of dead letter {letter_id} is gone: drop it")
-            work.again([step])
+            work.again([buried])
         else:
-            try:
-                event = push_event(parse(letter.payload or b""))
-            except ValidationError as error:
-                raise Problem(422, "Still not understood", reason_of(error)) from None
-            except NonsenseError as error:
-                raise Problem(422, "Still not understood", str(error)) from None
-            if isinstance(event, OversizedPush):
-                detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
-                raise Problem(409, "Cannot be replayed", detail)
-            (verdict,), _ = await store(session, parts.settings, [event])
-            if verdict.verdict == "rejected" or verdict.reason is not None:
-                raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
+            await _take_in(session, parts, letter)
         await session.delete(letter)
     log.info("dead-letter-replayed", dead_letter=letter_id, by=caller.name)
     request.app.state.worker.wake()
     return read
+
+
+_WORK: dict[str, type[Work]] = {"action": Action, "notice": Notice}
+"""The kinds of dead letters that are buried work; of all others it is a step of a push."""
+
+
+async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
+    """Take in an event as if it had just come."""
+    try:
+        parsed = parse(letter.payload or b"")
+        event = job_action(parsed) if letter.kind == "job-action" else push_event(parsed)
+    except ValidationError as error:
+        raise Problem(422, "Still not understood", reason_of(error)) from None
+    except NonsenseError as error:
+        raise Problem(422, "Still not understood", str(error)) from None
+    if isinstance(event, OversizedPush):
+        detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
+        raise Problem(409, "Cannot be replayed", detail)
+    if isinstance(event, Arrival):
+        if event.press is None:
+            raise Problem(422, "Still not understood", event.reason)
+        (verdict,), _ = await action.store(session, [event], again=True)
+    else:
+        (verdict,), _ = await store(session, parts.settings, [event])
+    if verdict.verdict == "rejected" or (verdict.reason is not None and letter.kind != "job-action"):
+        raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
 
 
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter")

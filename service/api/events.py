@@ -7,11 +7,12 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from sqlmodel import col, select
 
-from events import OversizedPush, PushEvent, Verdict, Verdicts
+from events import OversizedPush, PulseMessage, PushEvent, Verdict, Verdicts
 from service.api.deps import PartsDep
 from service.api.signed import events_of, signed_json
 from service.database import Session
-from service.door import originals
+from service.door import NonsenseError, originals
+from service.flow import action
 from service.flow.push import store
 from service.models import DeadLetter
 from service.worker import Worker
@@ -69,6 +70,58 @@ async def _new(session: Session, letters: list[DeadLetter]) -> list[DeadLetter]:
             kept.add(letter.payload)
             new.append(letter)
     return new
+
+
+@router.post("/job-actions", status_code=202, operation_id="takeJobActions")
+async def take_job_actions(request: Request, parts: PartsDep) -> Verdicts:
+    """Take buttons that were pressed in Treeherder, as Pulse delivered them. The answer goes out after the commit."""
+    worker: Worker = request.app.state.worker
+    raw, body = await signed_json(request, parts.settings)
+    events = events_of(body)
+    arrivals: dict[int, action.Arrival] = {}
+    refused: dict[int, str] = {}
+    for number, event in enumerate(events):
+        try:
+            arrivals[number] = job_action(event)
+        except ValidationError as error:
+            refused[number] = reason_of(error)
+    bad = refused.keys() | {number for number, arrival in arrivals.items() if arrival.press is None}
+    bytes_of = originals(raw, "events") if bad else []
+    for number in bad - refused.keys():
+        arrivals[number].payload = bytes_of[number]
+    letters = [
+        DeadLetter(kind="job-action", subject="an event that is no message", reason=reason, payload=bytes_of[number])
+        for number, reason in refused.items()
+    ]
+    async with parts.database.writing() as session:
+        stored, actions = await action.store(session, list(arrivals.values()))
+        letters = await _new(session, letters)
+        session.add_all(letters)
+        taken = worker.take(actions)
+    worker.begin(taken)
+    verdicts = dict(zip(arrivals, stored, strict=True))
+    for verdict in stored:
+        if verdict.verdict == "rejected":
+            log.warning("action-rejected", reason=verdict.reason)
+    for letter in letters:
+        log.warning("event-not-understood", subject=letter.subject, reason=letter.reason)
+    return Verdicts(
+        verdicts=[
+            verdicts.get(number) or Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter")
+            for number in range(len(events))
+        ]
+    )
+
+
+def job_action(event: Any) -> action.Arrival:
+    """A message, and what it says or why that cannot be understood. Raises ValidationError when it is no message."""
+    message = PulseMessage.model_validate(event)
+    try:
+        return action.Arrival(message, action.pressed(message))
+    except ValidationError as error:
+        return action.Arrival(message, None, reason_of(error))
+    except NonsenseError as error:
+        return action.Arrival(message, None, f"the message is {error}")
 
 
 def push_event(event: Any) -> PushEvent | OversizedPush:

@@ -1,0 +1,248 @@
+"""Actions: a retrigger or a cancel asked for, and what became of each."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Header, Query, Request, Response
+from sqlalchemy import case, func
+from sqlmodel import col, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from service import auth
+from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
+from service.database import Session
+from service.door import visible
+from service.errors import Problem, UpstreamError
+from service.flow import cancel, retrigger
+from service.flow.action import FailedError, RejectedError, called, new_action, subject_of
+from service.flow.ids import action_key
+from service.models import Action, PlannedTask, Source, State
+from service.parts import Parts
+from service.schemas import (
+    ActionCreate,
+    ActionPlan,
+    ActionRead,
+    ActionState,
+    ActionSummary,
+    LeftOut,
+    MadeTask,
+    Page,
+    PlannedCopy,
+)
+from service.worker import Worker
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/actions", tags=["actions"])
+
+TASKS_IN_A_LIST = 20
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="of the caller's choice: the same call with the same key is the same action, done once",
+    ),
+]
+
+
+@router.post("", status_code=202, operation_id="createAction")
+async def create_action(
+    asked: ActionCreate,
+    request: Request,
+    response: Response,
+    parts: PartsDep,
+    caller: CallerDep,
+    key: IdempotencyKey = None,
+) -> ActionRead:
+    """Have a task retriggered or cancelled. The action is stored when this answers; `Location` tells how it goes."""
+    _require(caller, asked)
+    worker: Worker = request.app.state.worker
+    requester = caller.name if asked.requester is None else asked.requester
+    wanted = new_action(asked.action, asked.project, asked.task_id, asked.run_id, requester, Source.API)
+    taken = []
+    async with parts.database.writing() as session:
+        action: Action | None = wanted
+        if key is None:
+            session.add(wanted)
+        else:
+            digest = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
+            action = await called(session, wanted, f"api {caller.name} {key}", digest)
+        if action is None:
+            detail = f"the Idempotency-Key {key!r} was used for another action: choose a new one for each"
+            raise Problem(422, "Key used before", detail)
+        if action is wanted:
+            taken = worker.take([action])
+        await session.flush()
+        read = await _read(session, action)
+    worker.begin(taken)
+    log.info(
+        "action-asked", action=read.id, kind=read.action, task_id=read.task_id, project=read.project, by=caller.name
+    )
+    response.headers["Location"] = f"/api/v1/actions/{read.id}"
+    return read
+
+
+@router.post("/plan", operation_id="planAction")
+async def plan_action(asked: ActionCreate, parts: PartsDep, caller: CallerDep) -> ActionPlan:
+    """What that action would do now. Changes nothing."""
+    _require(caller, asked)
+    plan = ActionPlan(
+        **asked.model_dump(exclude={"requester"}),
+        state=ActionState.PLANNED,
+        reason=None,
+        notes=[],
+        tasks=[],
+        left_out=[],
+    )
+    try:
+        await _plan(parts, asked, plan)
+    except RejectedError as error:
+        plan.state, plan.reason = ActionState.REJECTED, str(error)
+    except FailedError as error:
+        plan.state, plan.reason = ActionState.FAILED, str(error)
+    except UpstreamError as error:
+        raise Problem(502, "Upstream unavailable", f"{error}: try again later") from None
+    return plan
+
+
+async def _plan(parts: Parts, asked: ActionCreate, plan: ActionPlan) -> None:
+    subject = await subject_of(parts, asked.project, asked.task_id)
+    if asked.action == "cancel":
+        plan.reason = cancel.nothing_to_do(subject)
+        if plan.reason is not None:
+            plan.state = ActionState.NOTHING_TO_DO
+        return
+    unreal = new_action(asked.action, asked.project, asked.task_id, asked.run_id, "", Source.API)
+    made = await retrigger.plan(parts, subject, asked.run_id, action_key(parts.secret, unreal, 0))
+    plan.notes = made.notes
+    plan.left_out = [LeftOut.model_validate(each) for each in made.left_out]
+    plan.tasks = [
+        PlannedCopy(
+            copy_of=copy.old_id,
+            task_id=copy.new_id,
+            name=copy.name,
+            task_group_id=copy.definition["taskGroupId"],
+            created=copy.definition["created"],
+            deadline=copy.definition["deadline"],
+            expires=copy.definition["expires"],
+            dependencies=copy.definition["dependencies"],
+        )
+        for copy in made.copies
+    ]
+
+
+def _require(caller: auth.Caller, asked: ActionCreate) -> None:
+    auth.require(caller, f"tc-treeherder:action:{asked.action}:{asked.project}")
+
+
+@router.get("", operation_id="listActions")
+async def list_actions(
+    session: Reading,
+    _: Reader,
+    state: ActionState | None = None,
+    project: Annotated[str | None, Query(max_length=1_000, description="alias")] = None,
+    limit: Limit = 50,
+    after: After = None,
+) -> Page[ActionSummary]:
+    """Actions, the newest first."""
+    query = select(Action).order_by(col(Action.id).desc())
+    if project is not None:
+        query = query.where(Action.project == visible(project))
+    if state is not None:
+        query = _in_state(query, state)
+    if (before := cursor(after)) is not None:
+        query = query.where(col(Action.id) < before)
+    found = (await session.exec(query.limit(limit + 1))).all()
+    actions = found[:limit]
+    counts = await _counts(session, actions)
+    tasks = await _tasks(session, actions, first=TASKS_IN_A_LIST)
+    items = [
+        ActionSummary.model_validate(_summary(action, counts.get(action.id or 0, (0, 0)), tasks[action.id or 0]))
+        for action in actions
+    ]
+    return Page(items=items, next=opaque(actions[-1].id or 0) if len(found) > limit else None)
+
+
+@router.get("/{action_id}", operation_id="getAction")
+async def get_action(action_id: int, session: Reading, _: Reader) -> ActionRead:
+    """One action, with all tasks that it made."""
+    action = await session.get(Action, action_id) if 0 < action_id < 2**31 else None
+    if action is None:
+        raise Problem(404, "Unknown action", f"there is no action {action_id}; GET /api/v1/actions lists them")
+    return await _read(session, action)
+
+
+def _in_state(query: SelectOfScalar[Action], state: ActionState) -> SelectOfScalar[Action]:
+    if state == ActionState.RECEIVED:
+        return query.where(Action.state == State.PENDING, col(Action.planned_at).is_(None))
+    if state == ActionState.PLANNED:
+        return query.where(Action.state == State.PENDING, col(Action.planned_at).is_not(None))
+    return query.where(Action.state == State(state.value))
+
+
+def _state(action: Action) -> ActionState:
+    if action.state != State.PENDING:
+        return ActionState(str(action.state))
+    return ActionState.RECEIVED if action.planned_at is None else ActionState.PLANNED
+
+
+async def _counts(session: Session, actions: Sequence[Action]) -> dict[int, tuple[int, int]]:
+    """Planned and created tasks of each action."""
+    rows = await session.exec(
+        select(
+            PlannedTask.action_id,
+            func.count(),
+            func.sum(case((col(PlannedTask.created), 1), else_=0)),
+        )
+        .join(Action, col(Action.id) == PlannedTask.action_id)
+        .where(col(Action.id).in_(_ids(actions)), PlannedTask.plan_attempt == Action.plan_attempt)
+        .group_by(col(PlannedTask.action_id))
+    )
+    return {action_id: (planned, created) for action_id, planned, created in rows if action_id is not None}
+
+
+async def _tasks(session: Session, actions: Sequence[Action], first: int | None = None) -> dict[int, list[MadeTask]]:
+    """The copies of each action; without their definitions, which can be large."""
+    query = (
+        select(PlannedTask.action_id, PlannedTask.copy_of, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)
+        .join(Action, col(Action.id) == PlannedTask.action_id)
+        .where(col(Action.id).in_(_ids(actions)), PlannedTask.plan_attempt == Action.plan_attempt)
+        .order_by(col(PlannedTask.position))
+    )
+    if first is not None:
+        query = query.where(PlannedTask.position < first)
+    tasks: dict[int, list[MadeTask]] = defaultdict(list)
+    for action_id, copy_of, task_id, name, created in await session.exec(query):
+        assert action_id is not None
+        tasks[action_id].append(MadeTask(copy_of=copy_of or "", task_id=task_id, name=name, created=created))
+    return tasks
+
+
+def _ids(actions: Sequence[Action]) -> list[int]:
+    return [action.id or 0 for action in actions]
+
+
+async def _read(session: Session, action: Action) -> ActionRead:
+    counts = (await _counts(session, [action])).get(action.id or 0, (0, 0))
+    tasks = (await _tasks(session, [action]))[action.id or 0]
+    return ActionRead.model_validate({**_summary(action, counts, tasks), "left_out": action.left_out})
+
+
+def _summary(action: Action, counts: tuple[int, int], tasks: list[MadeTask]) -> dict[str, object]:
+    names = {"id", "project", "task_id", "run_id", "requester", "source", "notes", "attempts"}
+    return {
+        **action.model_dump(include=names | {"received_at", "planned_at", "done_at"}),
+        "action": action.kind,
+        "state": _state(action),
+        "reason": action.error,
+        "left_out_count": len(action.left_out),
+        "tasks_planned": counts[0],
+        "tasks_created": counts[1],
+        "tasks": tasks,
+        "next_attempt_at": action.due_at,
+    }
