@@ -58,6 +58,9 @@ class Queue(Protocol):
     def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
         """All tasks of a group, in no particular order, page by page: only one is held at a time."""
 
+    async def artifacts(self, task_id: str, run_id: int) -> list[dict[str, Any]]:
+        """What the run has uploaded; nothing when it is gone."""
+
     async def schedule_task(self, task_id: str, scope: str) -> Status: ...
     async def cancel_task(self, task_id: str, scope: str) -> Status: ...
 
@@ -118,6 +121,17 @@ class TaskclusterQueue:
                 if token is None:
                     break
         return found
+
+    async def artifacts(self, task_id: str, run_id: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        token: str | None = None
+        while True:
+            query = _after(token)
+            answer = await self._read(lambda: self._queue().listArtifacts(task_id, str(run_id), query=query))  # noqa: B023 - awaited before it changes
+            found += answer["artifacts"] if answer else []
+            token = answer.get("continuationToken") if answer else None
+            if token is None:
+                return found
 
     async def schedule_task(self, task_id: str, scope: str) -> Status:
         return await self._status(lambda: self._queue([scope]).scheduleTask(task_id))

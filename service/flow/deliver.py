@@ -1,0 +1,429 @@
+"""Job reports become Treeherder jobs, in bulk: a batch of one project for one Treeherder.
+
+Before a job goes out, the definition of its task is fetched (many in one call, remembered), and its push must be there:
+a 200 alone proves nothing, for some installations drop jobs of unknown pushes silently. What is refused is split
+until the bad job stands alone; the others go through.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Any, Generic, TypeVar
+
+import structlog
+from sqlmodel import col, or_, select
+
+from service.clients.taskcluster import Queue
+from service.database import now
+from service.errors import Refusal, Unavailable
+from service.flow import jobs
+from service.flow.jobs import Facts, UnusableError
+from service.models import JobReport, Push, PushStep, Repository, Stage, State, StepKind
+from service.parts import Parts
+from service.work import backoff
+
+log = structlog.get_logger()
+
+PULSE_EXCHANGE = "v1/jobs"
+"""Below `exchange/<user>/`."""
+
+FAILURES_IN_A_ROW = 6
+"""A bulk that is answered 500 may hold a bad job, or Treeherder is ill; after so many without a success it is ill."""
+
+ASK_AGAIN = 2.0
+"""Seconds for which Treeherder is not asked again for a push that it did not know."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """The `size` most recently used of what was found out."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def put(self, key: K, value: V) -> None:
+        self._kept[key] = value
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+
+
+class End(Enum):
+    """How the delivery of a report ended."""
+
+    DONE = auto()
+    LINKS = auto()  # done; links to its artifacts are to follow
+    SKIPPED = auto()
+    LATER = auto()
+    BURIED = auto()
+
+
+@dataclass
+class Outcome:
+    """What is to be written about a report."""
+
+    report: JobReport
+    end: End
+    reason: str | None = None
+    wait: timedelta = timedelta()
+
+
+@dataclass
+class Delivered:
+    """What became of a batch. `pause`: leave this Treeherder alone for so long; `requests` were made to it."""
+
+    outcomes: list[Outcome]
+    requests: int = 0
+    pause: timedelta | None = None
+
+
+PushKey = tuple[str, str | None, str | None]
+"""Project, revision, revision_hash: what the routes say of a push."""
+
+Item = tuple[JobReport, Any]
+Post = Callable[[list[Any]], Awaitable[None]]
+
+
+class Deliverer:
+    """Delivers to one Treeherder, and remembers what it found out."""
+
+    def __init__(self, parts: Parts, environment: str) -> None:
+        self._parts = parts
+        self._prefix = environment
+        self._environment = parts.settings.environments[environment]
+        self._settings = parts.settings.reports
+        self._root = parts.settings.taskcluster.root
+        self._facts: Recent[str, Facts | str] = Recent(self._settings.definitions)
+        self._tips: Recent[PushKey, str] = Recent(5_000)
+        self._unknown: Recent[PushKey, float] = Recent(5_000)
+        self._failures = 0
+        self._takes_artifacts = True
+
+    async def jobs(self, reports: list[JobReport]) -> Delivered:
+        """Tell Treeherder of these runs of one project."""
+        done = Delivered([])
+        rest = []
+        for report in reports:
+            # what is pending is told so once, whether it was only defined or is pending by now
+            if report.delivered is not None and max(report.delivered, Stage.PENDING) >= max(
+                report.stage, Stage.PENDING
+            ):
+                done.outcomes.append(Outcome(report, End.DONE))
+            else:
+                rest.append(report)
+        ready = await self._ready(rest, done)
+        items: list[Item] = []
+        for report, facts, tip in ready:
+            try:
+                items.append((report, self._job(report, facts, tip)))
+            except UnusableError as error:
+                done.outcomes.append(Outcome(report, End.SKIPPED, str(error)))
+        if items:
+            await self._send(items[0][0].project, items, done)
+        return done
+
+    async def links(self, reports: list[JobReport]) -> Delivered:
+        """Add links to what these finished runs have uploaded."""
+        done = Delivered([])
+        found: list[tuple[JobReport, list[dict[str, str]]]] = []
+        for report, artifacts in await self._artifacts(reports, done):
+            links = jobs.artifact_links(report, self._root, artifacts)
+            if links:
+                found.append((report, links))
+            else:
+                done.outcomes.append(Outcome(report, End.DONE))
+        if found and self._environment.jobs == "rest" and self._takes_artifacts:
+            items: list[Item] = [(report, self._job_info(report, links)) for report, links in found]
+            treeherder = self._parts.treeherders[self._prefix]
+            try:
+                await self._split(items, lambda each: treeherder.post_artifacts(found[0][0].project, each), done)
+                return done
+            except Refusal as refusal:
+                log.info("artifacts-go-with-jobs", environment=self._prefix, why=str(refusal))
+                self._takes_artifacts = False
+        if found:
+            links_of = {report.id: links for report, links in found}
+            ready = await self._ready([report for report, _ in found], done)
+            again: list[Item] = [(r, self._job(r, facts, tip, links_of[r.id])) for r, facts, tip in ready]
+            await self._send(found[0][0].project, again, done)
+        return done
+
+    # --- what is needed to know ----------------------------------------------------------------------------------
+
+    async def _ready(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, Facts, str]]:
+        """Those that can be sent, with the facts of their task and the tip of their push."""
+        known = await self._definitions(reports, done)
+        tips = await self._pushes([report for report, _ in known], done)
+        return [(report, facts, tips[_push(report)]) for report, facts in known if _push(report) in tips]
+
+    async def _definitions(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, Facts]]:
+        missing = {report.task_id for report in reports if self._facts.get(report.task_id) is None}
+        fetched: dict[str, Facts | str] = {}
+        if missing:
+            try:
+                definitions = await self._parts.queue.tasks(sorted(missing))
+            except (Unavailable, Refusal) as error:
+                done.outcomes += [self._later(r, str(error)) for r in reports if r.task_id in missing]
+                reports = [r for r in reports if r.task_id not in missing]
+            else:
+                fetched = {task_id: self._understand(task_id, definitions.get(task_id)) for task_id in missing}
+                for task_id, fact in fetched.items():
+                    self._facts.put(task_id, fact)
+        known = []
+        for report in reports:
+            facts = fetched.get(report.task_id) or self._facts.get(report.task_id)
+            if isinstance(facts, Facts):
+                known.append((report, facts))
+            else:
+                done.outcomes.append(Outcome(report, End.SKIPPED, facts))
+        return known
+
+    def _understand(self, task_id: str, definition: dict[str, Any] | None) -> Facts | str:
+        """The facts of a task, or why it is not shown."""
+        if definition is None:
+            return "Taskcluster has no such task (any more)"
+        try:
+            facts = Facts(task_id, definition)
+        except UnusableError as error:
+            return str(error)
+        except (KeyError, TypeError, ValueError) as error:
+            return f"its definition is not one of the queue's: {type(error).__name__} {error}"
+        known = self._environment.platforms
+        platform = facts.machine["platform"]
+        if known is not None and platform not in known:
+            return f"its platform {platform} is none of the platforms configured for {self._prefix}"
+        return facts
+
+    async def _pushes(self, reports: list[JobReport], done: Delivered) -> dict[PushKey, str]:
+        """The tips of the pushes that are there."""
+        wanted = {_push(report) for report in reports}
+        tips = {push: tip for push in wanted if (tip := self._tips.get(push))}
+        missing = wanted - tips.keys()
+        waiting: dict[PushKey, str] = {}
+        refused: dict[PushKey, str] = {}
+        if missing:
+            own = await self._own(missing)
+            for push in sorted(missing, key=str):
+                try:
+                    tip, reason = await self._find(push, own, refused)
+                except (Unavailable, Refusal) as error:
+                    waiting[push] = str(error)
+                    continue
+                if tip is None:
+                    waiting[push] = reason
+                else:
+                    tips[push] = tip
+                    self._tips.put(push, tip)
+        for report in reports:
+            push = _push(report)
+            if push in refused:
+                done.outcomes.append(Outcome(report, End.SKIPPED, refused[push]))
+            elif push in waiting:
+                done.outcomes.append(self._until_push(report, waiting[push]))
+        return {push: tip for push, tip in tips.items() if push not in refused}
+
+    async def _own(self, pushes: Iterable[PushKey]) -> list[tuple[str, str, str | None, State | None]]:
+        """Our own pushes among these: project, revision_hash, revision, and the state of the resultset here."""
+        pushes = list(pushes)
+        step = (
+            (col(PushStep.push_id) == Push.id)
+            & (col(PushStep.kind) == StepKind.RESULTSET)
+            & (col(PushStep.environment) == self._prefix)
+        )
+        query = (
+            select(Repository.alias, Push.revision_hash, Push.revision, PushStep.state)
+            .join(Push, col(Push.repository_id) == Repository.id)
+            .outerjoin(PushStep, step)
+            .where(
+                col(Repository.alias).in_({project for project, _, _ in pushes}),
+                col(Repository.deleted_at).is_(None),
+                or_(
+                    col(Push.revision).in_({revision for _, revision, _ in pushes if revision}),
+                    col(Push.revision_hash).in_({hash_ for _, _, hash_ in pushes if hash_}),
+                ),
+            )
+        )
+        async with self._parts.database.reading() as session:
+            return list(await session.exec(query))  # type: ignore[arg-type]  # of a join that may find no step
+
+    async def _find(
+        self,
+        push: PushKey,
+        own: list[tuple[str, str, str | None, State | None]],
+        refused: dict[PushKey, str],
+    ) -> tuple[str | None, str]:
+        """The push's tip, or why it is to be waited for."""
+        project, revision, revision_hash = push
+        ours = [
+            (hash_, tip, state)
+            for alias, hash_, tip, state in own
+            if alias == project and (tip == revision if revision else hash_ == revision_hash)
+        ]
+        if revision and revision_hash and ours and all(hash_ != revision_hash for hash_, _, _ in ours):
+            refused[push] = f"its routes disagree: {revision} is the push {ours[0][0]}, not {revision_hash}"
+        tip = (ours[0][1] if ours else None) or revision or revision_hash or ""
+        states = {state for _, _, state in ours}
+        if State.PENDING in states and State.DONE not in states:
+            return None, f"push {tip} of {project} is not in Treeherder yet: we are about to create it"
+        if self._environment.jobs == "pulse":
+            return tip, ""  # whoever reads them knows best what to do with jobs that come early
+        if State.DONE in states and self._environment.pushes == "rest":
+            return tip, ""
+        return await self._ask(push, tip)
+
+    async def _ask(self, push: PushKey, tip: str) -> tuple[str | None, str]:
+        project, revision, revision_hash = push
+        reason = f"Treeherder has no push {revision or revision_hash} of {project}"
+        asked_at = self._unknown.get(push)
+        if asked_at is not None and time.monotonic() - asked_at < ASK_AGAIN:
+            return None, reason
+        found = await self._parts.treeherders[self._prefix].tip_of(project, revision, revision_hash)
+        if found is None:
+            self._unknown.put(push, time.monotonic())
+        return found, reason
+
+    async def _artifacts(
+        self, reports: list[JobReport], done: Delivered
+    ) -> list[tuple[JobReport, list[dict[str, Any]]]]:
+        connections = asyncio.Semaphore(self._parts.settings.taskcluster.connections)
+        queue: Queue = self._parts.queue
+
+        async def one(report: JobReport) -> tuple[JobReport, list[dict[str, Any]]] | None:
+            async with connections:
+                try:
+                    return report, await queue.artifacts(report.task_id, report.run_id)
+                except (Unavailable, Refusal) as error:
+                    done.outcomes.append(self._later(report, str(error)))
+                    return None
+
+        return [found for found in await asyncio.gather(*map(one, reports)) if found]
+
+    # --- sending -------------------------------------------------------------------------------------------------
+
+    def _job(
+        self, report: JobReport, facts: Facts, tip: str, links: list[dict[str, str]] | None = None
+    ) -> dict[str, Any]:
+        make = jobs.rest_entry if self._environment.jobs == "rest" else jobs.pulse_message
+        return make(report, facts, self._root, self._environment.log, tip, links)
+
+    def _job_info(self, report: JobReport, links: list[dict[str, str]]) -> dict[str, str]:
+        guid = jobs.job_guid(report.task_id, report.run_id)
+        return jobs.job_info(guid, [jobs.task_link(report, self._root), *links])
+
+    async def _send(self, project: str, items: list[Item], done: Delivered) -> None:
+        if self._environment.jobs == "rest":
+            treeherder = self._parts.treeherders[self._prefix]
+            await self._split(items, lambda each: treeherder.post_jobs(project, each), done)
+        else:
+            await self._publish(project, items, done)
+
+    async def _publish(self, project: str, items: list[Item], done: Delivered) -> None:
+        publisher = self._parts.publisher
+        assert publisher is not None, "the settings require pulse.url"
+        key = f"{self._prefix}.{project}._"
+        sent = await asyncio.gather(
+            *(publisher.publish(PULSE_EXCHANGE, key, message) for _, message in items), return_exceptions=True
+        )
+        for (report, _), error in zip(items, sent, strict=True):
+            if error is None:
+                done.outcomes.append(self._sent(report))
+            elif isinstance(error, Unavailable):
+                done.outcomes.append(self._later(report, str(error)))
+            else:
+                raise error
+
+    async def _split(self, items: list[Item], post: Post, done: Delivered) -> None:
+        """Post `items` together; what is refused is halved until the bad one stands alone.
+
+        Raises the Refusal of all when there is no such call (404).
+        """
+        waiting = deque([items])
+        alone: list[tuple[JobReport, str]] = []  # answered 500, each by itself
+        failed, went_through = 0, False
+        while waiting:
+            chunk = waiting.popleft()
+            done.requests += 1
+            try:
+                await post([each for _, each in chunk])
+            except Refusal as refusal:
+                if refusal.status == 404:
+                    raise
+                self._halve(chunk, str(refusal), waiting, done)
+            except Unavailable as error:
+                failed += 1
+                ill = error.status != 500 or (failed >= FAILURES_IN_A_ROW and not went_through)
+                if ill:
+                    self._away(error, [*chunk, *(item for more in waiting for item in more)], done)
+                    break
+                if len(chunk) > 1:
+                    middle = len(chunk) // 2
+                    waiting += [chunk[:middle], chunk[middle:]]
+                else:
+                    alone.append((chunk[0][0], str(error)))
+            else:
+                failed, went_through, self._failures = 0, True, 0
+                done.outcomes += [self._sent(report) for report, _ in chunk]
+        for report, reason in alone:
+            done.outcomes.append(Outcome(report, End.BURIED, reason) if went_through else self._later(report, reason))
+
+    def _halve(self, chunk: list[Item], reason: str, waiting: deque[list[Item]], done: Delivered) -> None:
+        if len(chunk) == 1:
+            done.outcomes.append(Outcome(chunk[0][0], End.BURIED, reason))
+            return
+        middle = len(chunk) // 2
+        waiting += [chunk[:middle], chunk[middle:]]
+
+    def _away(self, error: Unavailable, items: list[Item], done: Delivered) -> None:
+        """Treeherder cannot take anything now, or nothing of this project (404)."""
+        if error.status == 404:
+            done.outcomes += [self._later(report, str(error)) for report, _ in items]
+            return
+        self._failures += 1
+        pause = timedelta(seconds=min(2.0 ** min(self._failures - 1, 20), self._settings.max_pause.total_seconds()))
+        done.pause = max(pause, error.retry_after or timedelta())
+        done.outcomes += [self._later(report, str(error), done.pause) for report, _ in items]
+
+    def _sent(self, report: JobReport) -> Outcome:
+        more = (
+            self._environment.artifact_links
+            and report.stage >= Stage.RESOLVED
+            and report.delivered != report.stage
+            and "started" in report.run
+        )
+        return Outcome(report, End.LINKS if more else End.DONE)
+
+    def _later(self, report: JobReport, reason: str, wait: timedelta | None = None) -> Outcome:
+        work = self._parts.settings.work
+        if now() - report.since >= work.give_up:
+            return Outcome(report, End.BURIED, f"given up after {report.attempts} attempts: {reason}")
+        pause = min(backoff(work, report.attempts), self._settings.max_pause) if wait is None else wait
+        return Outcome(report, End.LATER, reason, pause)
+
+    def _until_push(self, report: JobReport, reason: str) -> Outcome:
+        if now() - report.since >= self._settings.push_wait:
+            return Outcome(report, End.BURIED, f"given up after {self._settings.push_wait}: {reason}")
+        return self._later(report, reason)
+
+
+def _told(report: JobReport) -> bool:
+    """Whether Treeherder knows this already: a defined run is told of as one that is pending."""
+    if report.delivered is None:
+        return False
+    return max(report.delivered, Stage.PENDING) >= max(report.stage, Stage.PENDING)
+
+
+def _push(report: JobReport) -> PushKey:
+    return report.project, report.revision, report.revision_hash

@@ -1,0 +1,162 @@
+"""How job reports are claimed and finished in batches; the like of `service.work` for them.
+
+A report is finished only in the version that was claimed: what came meanwhile keeps it due. Each write carries the
+fencing number, and raises it, so that nothing of a holder's comes after it.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import Table, bindparam, case, collate, func, null, update
+from sqlmodel import col, select
+
+from service.database import Session, Utc, now
+from service.door import visible
+from service.flow.deliver import End, Outcome
+from service.models import JobReport, Stage, State
+
+log = structlog.get_logger()
+
+_REPORT: Table = JobReport.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
+_R = _REPORT.c
+
+
+def links_lane(environment: str, project: str) -> str:
+    """Links to artifacts are work of their own, and wait until no job does."""
+    return f"links {environment} {project}"
+
+
+async def due(session: Session, environment: str) -> dict[str, int]:
+    """How many reports of each lane of this Treeherder are due."""
+    lanes = await session.exec(
+        select(JobReport.lane, func.count()).where(col(JobReport.due_at) <= now()).group_by(JobReport.lane)
+    )
+    ours = (f"job {environment} ", f"links {environment} ")
+    return {lane: count for lane, count in lanes if lane.startswith(ours)}
+
+
+_AT, _AGAIN_AT = bindparam("at", type_=Utc), bindparam("again_at", type_=Utc)
+
+
+def _held(**values: Any) -> Any:
+    return update(_REPORT).where(_R.id == bindparam("held_id"), _R.lease == bindparam("held_lease")).values(**values)
+
+
+_SAME = _R.version == bindparam("held_version")
+
+_DONE = _held(
+    lease=_R.lease + 1,
+    delivered=bindparam("new_delivered"),
+    attempts=0,
+    error=None,
+    due_at=case((_SAME, null()), else_=_AT),
+    since=case((_SAME, _R.since), else_=_AT),
+    state=case((_SAME, State.DONE), else_=State.PENDING),
+    done_at=case((_SAME, _AT), else_=null()),
+)
+# Treeherder never changes a completed job: whatever came meanwhile, this was the last that it is told
+_LAST = _held(
+    lease=_R.lease + 1,
+    delivered=bindparam("new_delivered"),
+    attempts=0,
+    error=None,
+    due_at=None,
+    state=State.DONE,
+    done_at=_AT,
+)
+_LINKS = _held(
+    lease=_R.lease + 1,
+    delivered=bindparam("new_delivered"),
+    attempts=0,
+    error=None,
+    lane=bindparam("new_lane"),
+    due_at=_AT,
+    since=_AT,
+)
+_SKIPPED = _held(lease=_R.lease + 1, state=State.SKIPPED, error=bindparam("why"), due_at=None, done_at=_AT)
+_LATER = _held(lease=_R.lease + 1, error=bindparam("why"), due_at=_AGAIN_AT)
+_BURIED = _held(lease=_R.lease + 1, state=State.FAILED, error=bindparam("why"), due_at=None, done_at=_AT)
+_RENEWED = _held(due_at=_AGAIN_AT)
+
+
+async def settle(session: Session, outcomes: Sequence[Outcome]) -> None:
+    """Write down how reports ended. One that another worker holds by now is left to it."""
+    at = now()
+    await _lock(session, [outcome.report for outcome in outcomes])
+    writes: dict[Any, list[dict[str, Any]]] = {}
+    for outcome in outcomes:
+        statement, values = _write(outcome, at)
+        if outcome.end is End.BURIED and statement is _BURIED:
+            await _bury(session, outcome, values)
+            continue
+        writes.setdefault(statement, []).append(values)
+    connection = await session.connection()
+    for statement, rows in writes.items():
+        await connection.execute(statement, rows)
+
+
+async def _lock(session: Session, reports: Sequence[JobReport]) -> None:
+    """Lock rows in the order in which new events do, or the two would deadlock. SQLite has one writer anyway."""
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    ids = [report.id for report in reports]
+    in_order = [collate(_R.task_id, "C"), _R.run_id, collate(_R.environment, "C")]
+    await session.execute(select(_R.id).where(_R.id.in_(ids)).order_by(*in_order).with_for_update())
+
+
+def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
+    report, why = outcome.report, visible(outcome.reason or "")
+    values: dict[str, Any] = {"held_id": report.id, "held_lease": report.lease}
+    ended = report.stage >= Stage.RESOLVED
+    if outcome.end is End.LATER:
+        return _LATER, {**values, "why": why, "again_at": at + outcome.wait}
+    if outcome.end is End.SKIPPED:
+        log.info("job-skipped", task_id=report.task_id, run_id=report.run_id, environment=report.environment, why=why)
+        return _SKIPPED, {**values, "why": why, "at": at}
+    if outcome.end is End.BURIED and report.delivered == report.stage:
+        # the job stands, only links to its artifacts are missing: nothing that a person must look at
+        log.warning("links-given-up", task_id=report.task_id, run_id=report.run_id, why=why)
+    elif outcome.end is End.BURIED:
+        return _BURIED, {**values, "why": why, "at": at}
+    values["new_delivered"] = int(report.stage)
+    values["at"] = at
+    if outcome.end is End.LINKS:
+        return _LINKS, {**values, "new_lane": links_lane(report.environment, report.project)}
+    return (_LAST, values) if ended else (_DONE, {**values, "held_version": report.version})
+
+
+async def _bury(session: Session, outcome: Outcome, values: dict[str, Any]) -> None:
+    report = outcome.report
+    held = await session.execute(_BURIED, values)
+    if held.rowcount != 1:  # type: ignore[attr-defined]  # of an update
+        return
+    why = visible(outcome.reason or "")
+    session.add(report.dead_letter(why))
+    log.error("job-buried", task_id=report.task_id, run_id=report.run_id, environment=report.environment, reason=why)
+
+
+async def renew(session: Session, reports: Sequence[JobReport], lease: timedelta) -> None:
+    """Say that the holder of these lives. Those that are finished have another fencing number, and stay as they are."""
+    until = now() + lease
+    await _lock(session, reports)
+    rows = [{"held_id": report.id, "held_lease": report.lease, "again_at": until} for report in reports]
+    await (await session.connection()).execute(_RENEWED, rows)
+
+
+async def release(session: Session, reports: Sequence[JobReport]) -> None:
+    """Give these back untouched, for another worker to take at once."""
+    await settle(session, [Outcome(report, End.LATER, report.error) for report in reports])
+
+
+async def push_arrived(session: Session, environment: str, project: str) -> None:
+    """A resultset of ours is there now: what waited for it is due at once."""
+    at = now()
+    waiting = (
+        select(_R.id)
+        .where(_R.lane == f"job {environment} {project}", _R.due_at > at, _R.error.is_not(None))
+        .with_for_update(skip_locked=True)  # what is locked has just been claimed, or heard of
+        .cte()
+    )
+    await session.execute(update(_REPORT).where(_R.id.in_(select(waiting.c.id))).values(due_at=at))

@@ -1,0 +1,222 @@
+"""The loop that reports jobs: which project is served next, within the budget that all replicas share.
+
+Beside `worker.Worker`, whose work is done piece by piece: reports are claimed and finished by the hundred. Any number
+of reporters share one database.
+"""
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import structlog
+
+from service import work
+from service.budget import burst, refilled
+from service.database import now
+from service.flow import heal, settle
+from service.flow.deliver import Delivered, Deliverer, End, Outcome
+from service.models import Budget, JobReport
+from service.parts import Parts
+
+log = structlog.get_logger()
+
+ANY_RATE = 1_000_000.0
+"""Requests a second of a budget that is none."""
+
+RETRY = 1.0
+"""Seconds until the next attempt after an error of our own, or of the database."""
+
+
+class Reporter:
+    """Reports jobs to every Treeherder that takes them until it is stopped. `wake` makes it look at once."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._settings = parts.settings.reports
+        self._stopping = asyncio.Event()
+        environments = [name for name, each in parts.settings.environments.items() if each.jobs != "off"]
+        self._desks = [Desk(parts, name) for name in environments]
+
+    def wake(self) -> None:
+        for desk in self._desks:
+            desk.wake.set()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns once what is under way has ended, or the worker's `drain` is over."""
+        self._stopping.set()
+        self.wake()
+
+    async def run(self) -> None:
+        """Report until `stop`."""
+        if not self._desks:
+            await self._stopping.wait()
+            return
+        helpers = [asyncio.create_task(self._renew()), asyncio.create_task(self._heal())]
+        try:
+            await asyncio.gather(*(self._loop(desk.serve, desk.wake) for desk in self._desks))
+            await asyncio.gather(*(desk.drain() for desk in self._desks))
+        finally:
+            for helper in helpers:
+                helper.cancel()
+
+    async def _loop(self, step: Callable[[], Awaitable[float]], wake: asyncio.Event) -> None:
+        """Do `step` again and again; it says how many seconds there is nothing to do unless `wake` is set."""
+        while not self._stopping.is_set():
+            wake.clear()
+            try:
+                pause = await step()
+            except Exception:  # the database is away: say so, and go on when it is back
+                log.exception("reporting-failed")
+                pause = RETRY
+            if pause <= 0:
+                continue
+            try:
+                await asyncio.wait_for(wake.wait(), pause)
+            except TimeoutError:
+                continue
+
+    async def _heal(self) -> None:
+        pause = min(self._settings.quiet.total_seconds() / 4, 30)
+
+        async def step() -> float:
+            checked = await heal.check_quiet(self._parts)
+            return 0 if checked == heal.ONE_CALL else pause
+
+        await self._loop(step, asyncio.Event())
+
+    async def _renew(self) -> None:
+        """Say that we live, while batches take long."""
+        lease = self._parts.settings.work.lease
+        while True:
+            await asyncio.sleep(lease.total_seconds() / 3)
+            held = [report for desk in self._desks for report in desk.held()]
+            if not held:
+                continue
+            try:
+                async with self._parts.database.writing() as session:
+                    await settle.renew(session, held, lease)
+            except Exception:  # the database is away; the lease may last until it is back
+                log.exception("renew-failed")
+
+
+class Desk:
+    """What is reported to one Treeherder: projects take turns, within the budget of its credential."""
+
+    def __init__(self, parts: Parts, environment: str) -> None:
+        self.wake = asyncio.Event()
+        self._parts = parts
+        self._settings = parts.settings.reports
+        self._prefix = environment
+        self._environment = parts.settings.environments[environment]
+        self._deliverer = Deliverer(parts, environment)
+        self._served: dict[str, float] = {}  # lane -> when it was last, by time.monotonic()
+        self._running: dict[asyncio.Task[None], list[JobReport]] = {}
+        host = urlsplit(str(self._environment.url)).netloc
+        client = self._environment.client_id if self._environment.jobs == "rest" else "pulse"
+        self._budget = f"jobs {host} {client}"
+        limit = self._environment.jobs_per_minute if self._environment.jobs == "rest" else 0
+        # the bucket may be full at the start of a minute: what is in it counts for that minute too
+        self._rate = limit / 60 * (1 - 1 / 61) if limit else ANY_RATE
+
+    def held(self) -> list[JobReport]:
+        """The reports under way."""
+        return [report for reports in self._running.values() for report in reports]
+
+    async def serve(self) -> float:
+        """Start on the batch that is due next; for how many seconds there is none to look for."""
+        if len(self._running) >= self._settings.at_a_time:
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        async with self._parts.database.reading() as session:
+            lanes = await settle.due(session, self._prefix)
+        lane, pause = self._next(lanes)
+        if lane is None:
+            return pause
+        async with self._parts.database.writing() as session:
+            bucket = await refilled(session, self._budget, now(), self._rate)
+            pause = self._wait(bucket, links=lane.startswith("links "))
+            if pause > 0:
+                return pause
+            lease = self._parts.settings.work.lease
+            reports = await work.claim(session, JobReport, lane, self._settings.batch, lease)
+            if reports:
+                bucket.tokens -= 1
+        self._served[lane] = time.monotonic()
+        if reports:
+            task = asyncio.create_task(self._deliver(lane, reports), context=contextvars.Context())
+            self._running[task] = reports
+            task.add_done_callback(self._ended)
+        return 0
+
+    def _next(self, lanes: dict[str, int]) -> tuple[str | None, float]:
+        """The lane whose turn it is, and if there is none, when to look again."""
+        at = time.monotonic()
+        turn, gather = self._settings.turn.total_seconds(), self._settings.gather.total_seconds()
+        jobs = {lane: count for lane, count in lanes.items() if lane.startswith("job ")}
+        waited = {lane: at - self._served.get(lane, 0) for lane in lanes}
+        ready = [lane for lane, count in jobs.items() if count >= self._settings.batch or waited[lane] >= gather]
+        if ready:
+            starving = [lane for lane in ready if waited[lane] >= turn]
+            if starving:
+                return max(starving, key=lambda lane: waited[lane]), 0
+            return max(ready, key=lambda lane: jobs[lane]), 0
+        if jobs:
+            return None, gather - max(waited[lane] for lane in jobs)
+        links = [lane for lane in lanes if waited[lane] >= gather]
+        if links:
+            return max(links, key=lambda lane: waited[lane]), 0
+        return None, self._settings.idle.total_seconds()
+
+    def _wait(self, bucket: Budget, *, links: bool) -> float:
+        """Seconds until a request may be made. One for links leaves some to jobs, so that no colour waits for it."""
+        at = now()
+        if bucket.blocked_until is not None and bucket.blocked_until > at:
+            return min((bucket.blocked_until - at).total_seconds(), 1.0)  # it may be lifted
+        needed = max(1.0, burst(self._rate) * 2 / 3) if links else 1.0
+        return max(0.0, (needed - bucket.tokens) / self._rate)
+
+    async def _deliver(self, lane: str, reports: list[JobReport]) -> None:
+        deliver = self._deliverer.links if lane.startswith("links ") else self._deliverer.jobs
+        try:
+            done = await deliver(reports)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # a bug, or the database away: the reports are kept and tried again
+            log.exception("delivery-broke", lane=lane)
+            reason = f"internal error: {type(error).__name__}; the log has more"
+            wait = timedelta(seconds=2.0 ** min(reports[0].attempts, 8))
+            done = Delivered([Outcome(report, End.LATER, reason, wait) for report in reports])
+        async with self._parts.database.writing() as session:
+            if done.requests != 1 or done.pause is not None:
+                bucket = await refilled(session, self._budget, now(), self._rate)
+                bucket.tokens -= done.requests - 1  # one was taken off before
+                if done.pause is not None:
+                    bucket.blocked_until = now() + done.pause
+                    log.warning("treeherder-left-alone", environment=self._prefix, seconds=done.pause.total_seconds())
+            await settle.settle(session, done.outcomes)
+        log.info("jobs-reported", lane=lane, reports=len(reports), requests=done.requests)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("reports-not-recorded", exc_info=error)  # their lease ends, then they are done again
+        self.wake.set()
+
+    async def drain(self) -> None:
+        """Wait for what is under way; give back what takes too long."""
+        if not self._running:
+            return
+        running = dict(self._running)
+        _, pending = await asyncio.wait(running, timeout=self._parts.settings.work.drain.total_seconds())
+        for task in pending:
+            task.cancel()
+        if not pending:
+            return
+        await asyncio.wait(pending)
+        try:
+            async with self._parts.database.writing() as session:
+                await settle.release(session, [report for task in pending for report in running[task]])
+        except Exception:  # the database is away: then the leases end by themselves
+            log.exception("release-failed")
