@@ -10,8 +10,20 @@ import os
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from events import MAX_EVENTS
 
 MIB = 1024 * 1024
 
@@ -47,6 +59,27 @@ WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
 Positive = Annotated[Duration, AfterValidator(_positive)]
 
+_NAME = r"^[A-Za-z0-9._/-]{1,100}$"
+
+
+def _prefixes(value: Any) -> Any:
+    """The route prefixes of the service's `environments`; what else stands there, secrets too, is not kept."""
+    if not isinstance(value, dict):
+        return value
+    return [prefix for prefix, its in value.items() if not (isinstance(its, dict) and its.get("jobs") == "off")]
+
+
+Prefixes = Annotated[list[str], BeforeValidator(_prefixes)]
+
+
+class SharedPulse(BaseModel):
+    """What service and listener have in common: TC_TREEHERDER_PULSE__URL, or `pulse: {url: …}` in the file."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    url: SecretStr | None = Field(None, description="the service's, too")
+    user: str | None = Field(None, pattern=_NAME, description="the service's, too")
+
 
 class ListenerSettings(BaseSettings):
     model_config = SettingsConfigDict(
@@ -59,7 +92,7 @@ class ListenerSettings(BaseSettings):
     )
     service_timeout: Positive = Field(timedelta(seconds=30), description="for an answer of the service")
     first_retry: Positive = Field(timedelta(seconds=0.2), description="doubles with each failure, with jitter")
-    max_retry: Positive = timedelta(seconds=10)
+    max_retry: Positive = Field(timedelta(seconds=10), description="between two attempts at most")
     refused_retry: Positive = Field(
         timedelta(seconds=30), description="after an answer that only a person can mend, such as a wrong secret"
     )
@@ -76,7 +109,59 @@ class ListenerSettings(BaseSettings):
         timedelta(seconds=0.25), description="between two requests for leases while polls are under way"
     )
     linger: Duration = Field(timedelta(seconds=0.02), description="so that polls that end together are reported so")
-    drain: Duration = Field(timedelta(seconds=3), description="how long SIGTERM waits for polls under way")
+    drain: Duration = Field(timedelta(seconds=3), description="how long SIGTERM waits for work under way")
+
+    pulse: SharedPulse = SharedPulse()
+    pulse_url: SecretStr | None = Field(
+        None,
+        description="amqps://user:password@pulse.mozilla.org:5671/%2F; default: pulse.url, which the service has too",
+    )
+    pulse_user: str | None = Field(
+        None,
+        pattern=_NAME,
+        description="queues are named queue/<user>/…; default: pulse.user, else the user of the url",
+    )
+    pulse_queue: str = Field("tc-treeherder", pattern=_NAME, description="…/<this>/job-actions, …/<this>/tasks")
+    pulse_read: list[Literal["job-actions", "tasks", "pushes"]] = Field(
+        ["job-actions", "tasks"],
+        min_length=1,
+        description="the queues to read. tasks is left out while no environment is configured; pushes lets a "
+        "repository be polled as soon as a push is announced",
+    )
+    environments: Prefixes = Field(
+        [], description="the service's environments: the tasks of each route prefix are heard, unless its jobs are off"
+    )
+    pulse_job_actions: str = Field("exchange/treeherder/v1/job-actions", description="the exchange of pressed buttons")
+    pulse_tasks: str = Field(
+        "exchange/taskcluster-queue/v1/", description="what the names of Taskcluster's exchanges begin with"
+    )
+    pulse_pushes: str = Field("exchange/hgpushes/v2", description="the exchange of announced pushes; v1 is read too")
+    pulse_batch: int = Field(500, ge=1, le=MAX_EVENTS, description="messages in one request to the service")
+    pulse_linger: Duration = Field(
+        timedelta(milliseconds=100), description="between two batches that are not full, so that a flood comes in few"
+    )
+    pulse_prefetch: int = Field(
+        1_000,
+        ge=1,
+        le=65_535,
+        description="unacknowledged messages of a queue, and so what is held while the service is away",
+    )
+    pulse_timeout: Positive = Field(timedelta(seconds=10), description="for an answer of the broker")
+    pulse_blocked: Positive = Field(
+        timedelta(seconds=60), description="a connection that the broker blocks longer is given up for a new one"
+    )
+    pulse_heartbeat: int = Field(30, ge=1, le=3_600, description="seconds; two that are missed end the connection")
+    pulse_bind_every: Positive = Field(
+        timedelta(seconds=30), description="bindings are made again, and missing exchanges looked for"
+    )
+    pulse_report_every: Positive = Field(timedelta(minutes=1), description="the service is told that queues are read")
+    unhealthy_after: Positive = Field(
+        timedelta(minutes=2), description="without a connection to the broker, the probe answers 503"
+    )
+    probe_host: str = Field("127.0.0.1", description="where the probe answers; in a container 0.0.0.0")
+    probe_port: int | None = Field(
+        None, ge=0, le=65_535, description="/__lbheartbeat__ and /__heartbeat__ of the Pulse listener; none by default"
+    )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
@@ -96,6 +181,12 @@ class ListenerSettings(BaseSettings):
                 raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is no file")
             sources += (YamlConfigSettingsSource(settings_cls, yaml_file=path),)
         return sources
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ListenerSettings":
+        if self.pulse_prefetch < self.pulse_batch:
+            raise ValueError("pulse_prefetch must be at least pulse_batch, or no batch is ever full")
+        return self
 
     @property
     def service(self) -> str:

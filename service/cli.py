@@ -152,6 +152,15 @@ def pushlog() -> None:
     raise typer.Exit(run(configure))
 
 
+@listen.command()
+def pulse() -> None:
+    """Hear pressed buttons, task events and announced pushes on Pulse, and forward them."""
+    from listeners.pulse import main as run
+    from service.log import configure
+
+    raise typer.Exit(run(configure))
+
+
 @sandbox.callback(invoke_without_command=True)
 def run_sandbox(
     context: typer.Context,

@@ -1,0 +1,51 @@
+"""A listener as a process: settings, log, signals, and an exit code."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from listeners.settings import ListenerSettings, SettingsError, load
+
+log = structlog.get_logger()
+
+
+class Listener(Protocol):
+    def run(self) -> None:
+        """Listen until `stop()`."""
+
+    def stop(self) -> None:
+        """From any thread."""
+
+
+def run(make: Callable[[ListenerSettings], Listener], configure_log: Callable[[str, bool | None], None] | None) -> int:
+    """Run the listener until SIGTERM or SIGINT, and give the exit code: 2 when the settings are wrong.
+
+    `configure_log` gets the log level, and whether to log JSON.
+    """
+    # waited for on a thread: a handler would run between any two steps of the main thread, which may hold a lock
+    ends = {signal.SIGTERM, signal.SIGINT}
+    try:
+        settings = load()
+        if configure_log is not None:
+            configure_log(settings.log_level, settings.log_json)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+        listener = make(settings)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+    def stop_on_signal() -> None:
+        log.info("stopping", signal=signal.Signals(signal.sigwait(ends)).name)
+        listener.stop()
+
+    threading.Thread(target=stop_on_signal, name="signals", daemon=True).start()
+    try:
+        listener.run()
+    except Exception:
+        log.exception("listener-failed", remedy="this is a bug: report it; starting it again loses nothing")
+        return 1
+    return 0
