@@ -38,6 +38,10 @@ RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {
 """What is done for each kind of work; each table is leased by itself."""
 
 
+AWAY = 10.0
+"""Seconds between two looks, at most, while the database is away."""
+
+
 class Worker:
     """Runs steps until it is stopped. `wake` makes it look at once."""
 
@@ -61,14 +65,20 @@ class Worker:
         """Work until `stop`."""
         renewer = asyncio.create_task(self._renew())
         self._active = True
+        failures = 0
         try:
             while not self._stopping:
                 self._wake.clear()
                 try:
                     pause = await self._claim()
-                except Exception:  # the database is away: say so, and go on when it is back
-                    log.exception("claim-failed")
-                    pause = self._settings.idle.total_seconds()
+                except Exception as error:  # the database is away: say so, and go on when it is back
+                    failures += 1
+                    pause = min(self._settings.idle.total_seconds() * 2 ** min(failures, 10), AWAY)
+                    log.error("claim-failed", error=repr(error), again_in=pause, exc_info=failures == 1)
+                else:
+                    if failures:
+                        log.info("claims-again", after_failures=failures)
+                    failures = 0
                 try:
                     await asyncio.wait_for(self._wake.wait(), pause)
                 except TimeoutError:
