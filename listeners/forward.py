@@ -84,6 +84,7 @@ class Forwarder:
         self._trouble_lock = threading.Lock()
         self._trouble: str | None = None
         self._trouble_since = 0.0
+        self._well_at = 0.0
 
     def close(self) -> None:
         self._client.close()
@@ -99,6 +100,7 @@ class Forwarder:
         attempt = 0
         while True:
             attempt += 1
+            began = time.monotonic()
             try:
                 response = self._attempt(path, message, body)
             except httpx.RequestError as error:
@@ -109,7 +111,7 @@ class Forwarder:
                     self._well()
                     return _understood(answer, response)
                 kind, problem, pause = self._judge(response, len(body), attempt)
-            self._troubled(kind, problem)
+            self._troubled(kind, problem, began)
             if self._stop.is_set():
                 raise Stopped("the listener is to end")
             if until is not None and time.monotonic() + pause > until:
@@ -146,9 +148,9 @@ class Forwarder:
         longest = min(self._max_retry, self._first_retry * 2.0 ** min(attempt - 1, 30))
         return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
 
-    def _troubled(self, kind: str, problem: str) -> None:
+    def _troubled(self, kind: str, problem: str, began: float) -> None:
         with self._trouble_lock:
-            if self._trouble == kind:
+            if self._trouble == kind or began < self._well_at:  # another thread's attempt was answered since
                 return
             self._trouble_since = self._trouble_since or time.monotonic()
             self._trouble = kind
@@ -165,6 +167,7 @@ class Forwarder:
             log.warning(kind, service=self._service, problem=problem, remedy="it is asked again until it answers")
 
     def _well(self) -> None:
+        self._well_at = time.monotonic()
         if self._trouble is None:
             return
         with self._trouble_lock:

@@ -105,14 +105,32 @@ def test_an_outage_and_its_end_are_one_line_each() -> None:
         for thread in threads:
             thread.start()
         time.sleep(0.1)
-        script = Script(problem(503, "starting"), GOOD)
+        script = Script(GOOD)
         with serving(script, port):
             for thread in threads:
                 thread.join()
-    assert len(script.requests) >= 4
+    assert len(script.requests) == 3
     assert [line["event"] for line in logs] == ["service-away", "service-back"]
     assert "ConnectError" in logs[0]["problem"]
     assert logs[1]["after"] >= 0.1
+
+
+def test_a_failure_that_is_older_than_a_success_is_no_new_outage() -> None:
+    slow = threading.Event()
+
+    def answer(request: Request) -> Answer:
+        if request.body == b'"slow"' and not slow.is_set():
+            slow.wait()
+            return problem(503, "starting")
+        return GOOD
+
+    with capture_logs() as logs, serving(answer) as url, forwarding(url) as forwarder:
+        thread = threading.Thread(target=forwarder.post, args=(PATH, b'"slow"', Leases))
+        thread.start()
+        forwarder.post(PATH, b'"quick"', Leases)
+        slow.set()
+        thread.join()
+    assert logs == []
 
 
 def test_a_connection_that_is_dropped_is_an_outage_too() -> None:
