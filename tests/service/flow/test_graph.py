@@ -1,0 +1,507 @@
+"""From a push to its task graph: whether it gets one, what the plan says, and what is shown when there is none."""
+
+import itertools
+import random
+import re
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlmodel import col, select, update
+
+from sandbox.hg import NewChangeset
+from sandbox.hg.faults import Fault
+from service.database import now
+from service.errors import Unavailable
+from service.flow import graph
+from service.flow.graph import context_of, in_order, owner_of, plan_of, scopes_of, why_not
+from service.flow.ids import push_key, slugid
+from service.models import PlannedTask, Push, PushStep, Repository, State, StepKind
+from service.render import TemplateError
+from service.settings import Settings, load
+from tests.sandbox.taskcluster.support import is_valid
+from tests.service.world import World, node, push_event, world_of
+
+KEY = b"k" * 32
+
+
+def ids(count: int) -> list[str]:
+    return [slugid(KEY, str(number)) for number in range(count)]
+
+
+def repository_of(**fields: Any) -> Repository:
+    values = {"alias": "mc", "url": "https://hg.mozilla.org/mc", "host": "hg.mozilla.org", "level": "3", **fields}
+    return Repository(**{"last_push_id": 0, "scopes": ["assume:repo:x"], **values})
+
+
+def push_of(changesets: int = 1, kept: int | None = None, **fields: Any) -> Push:
+    nodes = [node(number) for number in range(changesets)]
+    full = [
+        {"node": each, "branch": "default", "desc": f"Bug {number}", "parents": [node(f"parent {number}"), node("p2")]}
+        for number, each in enumerate(nodes)
+    ][-(kept or changesets) :]
+    values = {
+        "repository_id": 1,
+        "generation": 0,
+        "push_id": 7,
+        "user": "dev@example.com",
+        "date": now(),
+        "revision": nodes[-1] if nodes else None,
+        "revision_hash": "f" * 40,
+        "changesets": full if nodes else [],
+        "nodes": nodes,
+    }
+    return Push(**{**values, **fields})
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load()
+
+
+# Whether it gets one
+
+
+def described(text: str | None) -> Push:
+    push = push_of()
+    push.changesets[-1]["desc"] = text
+    return push
+
+
+@pytest.mark.parametrize(
+    ("repository", "push", "reason"),
+    [
+        ({}, push_of(), None),
+        ({"graph": False}, push_of(), "graphs are off for mc"),
+        ({}, push_of(0), "no changesets are left"),
+        ({}, described("Bug 1 - fix DONTBUILD"), "DONTBUILD in the tip's message"),
+        ({}, described("Bug 1 - dontbuild"), None),
+        ({"contains": "try:"}, described("Bug 1"), "does not contain 'try:'"),
+        ({"contains": "try:"}, described("try: -b do"), None),
+        ({"contains": "try:"}, described(None), "does not contain 'try:'"),
+        ({"contains": ""}, described(None), None),
+        ({}, push_of(date=now() - timedelta(days=2, hours=23)), None),
+        ({}, push_of(date=now() - timedelta(days=3, seconds=1)), r"longer ago than max_push_age \(3 days"),
+        ({}, push_of(date=now() + timedelta(days=30)), None),
+    ],
+)
+def test_why_not(settings: Settings, repository: dict[str, Any], push: Push, reason: str | None) -> None:
+    found = why_not(settings, repository_of(**repository), push)
+    if reason is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert re.search(reason, found)
+
+
+def test_only_the_tip_decides(settings: Settings) -> None:
+    push = push_of(3)
+    push.changesets[0]["desc"] = "DONTBUILD"
+    assert why_not(settings, repository_of(), push) is None
+
+
+# What the template sees
+
+
+def test_context(settings: Settings) -> None:
+    push = push_of(2, date=now().replace(microsecond=999_999))
+    context = context_of(settings, repository_of(level="nss"), push, KEY)
+    assert context.pop("now").endswith("Z")
+    assert context == {
+        "tasks_for": "hg-push",
+        "push": {
+            "owner": "dev@example.com",
+            "revision": node(1),
+            "revision_hash": "f" * 40,
+            "base_revision": node("parent 0"),
+            "comment": "Bug 1",
+            "pushlog_id": 7,
+            "pushdate": int(push.date.timestamp()),
+        },
+        "repository": {"url": "https://hg.mozilla.org/mc", "project": "mc", "level": "nss", "type": "hg"},
+        "taskcluster_root_url": "https://firefox-ci-tc.services.mozilla.com",
+        "ownTaskId": slugid(KEY, "decision"),
+    }
+    assert isinstance(context["push"]["pushdate"], int)
+
+
+@pytest.mark.parametrize(
+    ("push", "base"),
+    [
+        (push_of(201, kept=200), "0" * 40),  # the first one's parents are not kept
+        (push_of(changesets=1, kept=1), node("parent 0")),
+    ],
+)
+def test_base_revision(settings: Settings, push: Push, base: str) -> None:
+    assert context_of(settings, repository_of(), push, KEY)["push"]["base_revision"] == base
+
+
+def test_the_first_commit_has_no_base(settings: Settings) -> None:
+    push = push_of()
+    push.changesets[0]["parents"] = []
+    assert context_of(settings, repository_of(), push, KEY)["push"]["base_revision"] == "0" * 40
+
+
+@pytest.mark.parametrize(
+    ("user", "owner"),
+    [
+        ("dev@example.com", "dev@example.com"),
+        ("ffxbld", "ffxbld@noreply.mozilla.org"),
+        ("A B <a@b.example>", "A B <a@b.example>@noreply.mozilla.org"),
+        ("", "@noreply.mozilla.org"),
+        ("a@b@c", "a@b@c@noreply.mozilla.org"),
+    ],
+)
+def test_owner(settings: Settings, user: str, owner: str) -> None:
+    push = push_of(user=user)
+    assert owner_of(settings, push) == owner
+    assert scopes_of(settings, repository_of(scopes=["a", "b"]), push) == [
+        "a",
+        "b",
+        f"queue:route:notify.email.{owner}.*",
+    ]
+
+
+# The plan
+
+
+def task(number: int = 0, **more: Any) -> dict[str, Any]:
+    base = {
+        "taskId": slugid(KEY, str(number)),
+        "taskQueueId": "prov/w",
+        "created": "2030-01-30T12:00:00.000Z",
+        "deadline": "2030-01-31T12:00:00.000Z",
+        "payload": {"n": None},
+        "metadata": {"name": f"t{number}", "description": "d", "owner": "o", "source": "https://example.com"},
+    }
+    return {**base, **more}
+
+
+STEP = PushStep(id=5, push_id=1, kind=StepKind.GRAPH, lane="graph x", plan_attempt=2)
+
+
+def test_plan() -> None:
+    one, two = ids(2)
+    plan = plan_of([task(0, dependencies=[two]), task(1, taskGroupId=one)], STEP)
+    assert [(t.task_id, t.position, t.name) for t in plan] == [(two, 0, "t1"), (one, 1, "t0")]
+    for planned in plan:
+        assert (planned.step_id, planned.plan_attempt, planned.label, planned.created) == (5, 2, "task", False)
+        assert planned.definition is not None
+        assert "taskId" not in planned.definition
+        assert is_valid(planned.definition, "queue/v1/create-task-request.json")
+        assert planned.definition["payload"] == {"n": None}
+    assert [t.definition["taskGroupId"] for t in plan if t.definition] == [one, one]
+
+
+def test_no_tasks_are_no_plan() -> None:
+    assert plan_of([], STEP) == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "why"),
+    [
+        ([1], r"\.taskcluster\.yml: task 1 has no taskId: give it one, such as \{\$eval: as_slugid\('build'\)\}"),
+        ([None], "task 1 has no taskId"),
+        ([task(), {"taskId": 1}], "task 2 has no taskId"),
+        ([task(taskId="build")], "task 1 has the taskId 'build', which is no slugid"),
+        ([task(taskId="A" * 22)], "no slugid"),
+        ([task(taskId=slugid(KEY, "0") + "\n")], "no slugid"),
+        ([task(taskId="../" * 7 + "A")], "no slugid"),
+        ([task(), task()], f"task 2 has the taskId {slugid(KEY, '0')} of an earlier one"),
+        ([task(payload=None)], r"task 1 \(t0\) is no task definition: payload: "),
+        ([task(metadata=None)], r"task 1 \(nameless\) is no task definition: metadata: "),
+        ([task(retries="5", priority="normal")], "priority: .*; retries: "),
+        ([task(created="tomorrow")], r"task: 'tomorrow' is no date-time"),
+        ([task(routes=["a"] * 2)], "task: routes names something twice"),
+        ([task(extra={"x": "y" * 10_500_000})], "is 10,500,.* bytes: Taskcluster takes 10,485,760 at most"),
+        ([task(0, dependencies=[ids(2)[1]]), task(1, dependencies=[ids(2)[0]])], "in a circle.*: t"),
+    ],
+)
+def test_what_is_no_plan_is_told(tasks: list[Any], why: str) -> None:
+    with pytest.raises(TemplateError, match=why) as refused:
+        plan_of(tasks, STEP)
+    assert len(str(refused.value)) < 1000
+    assert "errors.pydantic.dev" not in str(refused.value)
+
+
+# Its order
+
+
+@given(st.integers(0, 30), st.randoms(use_true_random=False))
+def test_each_task_comes_after_its_dependencies(count: int, chance: random.Random) -> None:
+    order = ids(count)
+    chance.shuffle(order)
+    definitions = {
+        order[number]: {"dependencies": chance.sample(order[:number], chance.randint(0, min(number, 4)))}
+        for number in chance.sample(range(count), count)
+    }
+    for definition in definitions.values():
+        definition["dependencies"].append(slugid(KEY, "of another group"))
+    found = in_order(definitions)
+    assert sorted(found) == sorted(definitions)
+    place = {task_id: position for position, task_id in enumerate(found)}
+    for task_id, definition in definitions.items():
+        assert all(place[d] < place[task_id] for d in definition["dependencies"] if d in place)
+
+
+def test_otherwise_as_they_stood() -> None:
+    order = ids(20)
+    assert in_order({task_id: {"dependencies": []} for task_id in order}) == order
+    assert (
+        in_order({task_id: {"dependencies": [order[0]] if task_id != order[0] else []} for task_id in order}) == order
+    )
+
+
+@given(st.integers(2, 10), st.randoms(use_true_random=False))
+def test_a_circle_is_named(count: int, chance: random.Random) -> None:
+    order = ids(count + 5)
+    definitions: dict[str, dict[str, Any]] = {
+        task_id: {"dependencies": [], "metadata": {"name": f"t{n}"}} for n, task_id in enumerate(order)
+    }
+    circle = chance.sample(order, count)
+    for one, other in zip(circle, circle[1:] + circle[:1], strict=True):
+        definitions[one]["dependencies"] = [other]
+    with pytest.raises(TemplateError, match="depend on each other in a circle") as refused:
+        in_order(definitions)
+    named = str(refused.value).rsplit(": ", 1)[1].split(", ")
+    assert set(named) <= {definitions[task_id]["metadata"]["name"] for task_id in circle}
+
+
+def test_a_task_may_wait_for_itself() -> None:
+    """Until it is scheduled by hand; the queue takes it."""
+    (one,) = ids(1)
+    assert in_order({one: {"dependencies": [one]}}) == [one]
+
+
+def test_long_chains_and_wide_graphs_are_ordered_at_once() -> None:
+    order = ids(5_000)
+    chain = {one: {"dependencies": [other]} for one, other in itertools.pairwise(order)}
+    chain[order[-1]] = {"dependencies": []}
+    wide = {task_id: {"dependencies": order[:1]} for task_id in order[1:]} | {order[0]: {"dependencies": []}}
+    began = time.monotonic()
+    assert in_order(chain) == order[::-1]
+    assert in_order(wide)[0] == order[0]
+    assert time.monotonic() - began < 1
+
+
+# The whole step
+
+YML = """\
+version: 1
+tasks:
+  - taskId: {$eval: ownTaskId}
+    taskQueueId: prov/w
+    schedulerId: test
+    created: {$fromNow: ""}
+    deadline: {$fromNow: "1 day"}
+    routes: ["tc-treeherder.v2.${repository.project}.${push.revision}.${push.pushlog_id}"]
+    payload: {}
+    metadata: &m {name: decision, description: d, owner: "${push.owner}", source: "${repository.url}"}
+  - taskId: {$eval: as_slugid("error")}
+    taskQueueId: prov/w
+    schedulerId: test
+    taskGroupId: {$eval: ownTaskId}
+    dependencies: [{$eval: ownTaskId}]
+    created: {$fromNow: ""}
+    deadline: {$fromNow: "1 day"}
+    payload: {}
+    metadata: *m
+"""
+
+
+async def pushed(world: World, yml: str | bytes | None = YML, *, message: str = "Bug 1", **repository: Any) -> Push:
+    """Push such a file, and store the push as the listener brings it."""
+    await world.add_repository(**repository)
+    files: dict[str, str | bytes | None] = {"a": "b"} if yml is None else {".taskcluster.yml": yml}
+    made = world.hg.push("mc", [NewChangeset(message=message, files=files)], user="dev@example.com")
+    entry = {"node": made.nodes[-1], "branch": "default", "desc": message, "parents": []}
+    (verdict,) = await world.store(push_event(made.id, changesets=[entry]))
+    assert verdict.verdict == "accepted"
+    (push,) = await world.pushes()
+    return push
+
+
+async def run(world: World) -> PushStep:
+    await graph.run(world.parts, await world.hold(StepKind.GRAPH))
+    return await world.step(StepKind.GRAPH)
+
+
+async def error_shown(world: World, step: PushStep) -> dict[str, Any]:
+    """The error task in Taskcluster."""
+    assert step.error_task is not None
+    definition = world.tc.queue.task(step.error_task)
+    assert definition["extra"]["error"] == step.error
+    assert definition["metadata"]["description"].endswith(str(step.error))
+    assert definition["extra"]["treeherder"]["symbol"] == "D"
+    return definition
+
+
+async def test_a_push_gets_its_graph(world: World) -> None:
+    push = await pushed(world)
+    step = await run(world)
+    assert (step.state, step.error, step.error_task) == (State.DONE, None, None)
+    plan = await world.planned()
+    assert [task.name for task in plan] == ["decision", "decision"]
+    assert all(task.created for task in plan)
+    async with world.database.reading() as session:
+        repository = (await session.exec(select(Repository))).one()
+    key = push_key(world.parts.secret, repository, push, 0)
+    assert [task.task_id for task in plan] == [slugid(key, "decision"), slugid(key, "error")]
+    for planned in plan:
+        assert world.tc.queue.task(planned.task_id) == planned.definition
+    assert world.tc.queue.task(plan[0].task_id)["routes"] == [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"]
+    assert world.tc.journal.calls == {"createTask": 2}
+
+
+async def test_again_is_the_same_graph(world: World) -> None:
+    """As after a crash before the end was written: stored plans are gone on with, not rendered anew."""
+    await pushed(world)
+    await run(world)
+    plan = [task.task_id for task in await world.planned()]
+    async with world.database.writing() as session:
+        await session.exec(update(PushStep).values(state=State.PENDING, due_at=now()))
+        await session.exec(update(PlannedTask).values(created=False))
+    world.hg_faults.add(Fault(repository="mc", kind="status"))
+    assert (await run(world)).state == State.DONE
+    assert [task.task_id for task in await world.planned()] == plan
+    assert len(world.tc.queue.tasks) == 2
+
+
+@pytest.mark.parametrize(
+    ("repository", "message", "yml", "reason"),
+    [
+        ({"graph": False}, "Bug 1", YML, "graphs are off"),
+        ({}, "Bug 1 DONTBUILD", YML, "DONTBUILD"),
+        ({"contains": "try:"}, "Bug 1", YML, "does not contain 'try:'"),
+        ({}, "Bug 1", None, r"no \.taskcluster\.yml at "),
+    ],
+)
+async def test_a_push_that_gets_none_says_why(
+    world: World, repository: dict[str, Any], message: str, yml: str | None, reason: str
+) -> None:
+    await pushed(world, yml, message=message, **repository)
+    step = await run(world)
+    assert step.state == State.SKIPPED
+    assert re.search(reason, str(step.error))
+    assert await world.planned() == []
+    assert world.tc.journal.calls == {}
+
+
+@pytest.mark.parametrize(
+    ("yml", "why"),
+    [
+        ("version: 1\ntasks: [", ".taskcluster.yml not YAML"),
+        ("version: 0", ".taskcluster.yml version is 0"),
+        ("version: 1\ntasks: [{$eval: nothing}]", ".taskcluster.yml does not render"),
+        ("version: 1\ntasks: [{}]", ".taskcluster.yml: task 1 has no taskId"),
+        (b"version: 1 # \xff", ".taskcluster.yml is not UTF-8"),
+        ("x" * 2_100_000, "is larger than 2,097,152 bytes"),
+        (YML.replace("dependencies: [{$eval: ownTaskId}]", "dependencies: [VAD5PL3ZTaq4b8iuQOXxBA]"), "non-existing"),
+        (YML.replace("routes: [", 'routes: ["secret.route", '), "queue:route:secret.route"),
+        (YML.replace("prov/w", "prov/w\n    scopes: [root]"), "lack root"),
+    ],
+)
+async def test_a_broken_template_is_shown_on_the_push(world: World, yml: str | bytes, why: str) -> None:
+    push = await pushed(world, yml)
+    step = await run(world)
+    assert step.state == State.FAILED
+    assert step.due_at is None
+    assert why in str(step.error)
+    definition = await error_shown(world, step)
+    assert definition["routes"] == [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"]
+    assert definition["scopes"] == []
+    for planned in await world.planned():
+        if planned.label != "error" and planned.task_id in world.tc.queue.tasks:
+            assert world.tc.queue.status(planned.task_id)["status"]["state"] == "exception"
+
+
+async def test_the_error_of_a_refused_plan_stands_beside_a_task_with_the_label_error(world: World) -> None:
+    """as_slugid("error") is the template's to use."""
+    await pushed(world, YML)
+    world.tc.faults.add("before", "createTask", status=403, times=1)
+    step = await run(world)
+    assert step.state == State.FAILED
+    await error_shown(world, step)
+    assert len({task.task_id for task in await world.planned()}) == 3
+
+
+async def test_where_even_the_error_task_is_refused_the_reason_stands_alone(world: World) -> None:
+    await pushed(world, "version: 2", scopes=["assume:nothing"])
+    step = await run(world)
+    assert (step.state, step.error_task) == (State.FAILED, None)
+    assert "version is 2" in str(step.error)
+    assert world.tc.queue.tasks == {}
+
+
+@pytest.mark.parametrize("template", [{"$eval": "nothing"}, [], "x", {"metadata": 1}])
+async def test_an_error_task_that_is_none_leaves_the_reason_alone(sqlite_url: str, template: Any) -> None:
+    async with world_of(sqlite_url, error_task={"$eval": "x"} if not isinstance(template, dict) else template) as world:
+        await pushed(world, "version: 2")
+        step = await run(world)
+        assert (step.state, step.error_task) == (State.FAILED, None)
+        assert "version is 2" in str(step.error)
+
+
+async def test_an_error_task_goes_on_after_a_crash(world: World) -> None:
+    await pushed(world, "version: 2")
+    world.tc.faults.add("before", "createTask", status=500, times=1)
+    with pytest.raises(Unavailable):
+        await run(world)
+    (planned,) = await world.planned()
+    async with world.database.writing() as session:
+        await session.exec(update(PushStep).values(due_at=now()))
+    step = await run(world)
+    assert (step.state, step.error_task) == (State.FAILED, planned.task_id)
+    await error_shown(world, step)
+    assert len(world.tc.queue.tasks) == 1
+
+
+async def test_a_task_id_of_another_push_is_told(world: World) -> None:
+    yml = YML.replace("{$eval: ownTaskId}\n    taskQueueId", "VAD5PL3ZTaq4b8iuQOXxBA\n    taskQueueId").split(
+        "  - taskId: {$eval: as"
+    )[0]
+    await pushed(world, yml)
+    assert (await run(world)).state == State.DONE
+    made = world.hg.push("mc", [NewChangeset(message="Bug 2")], user="dev@example.com")
+    await world.store(push_event(made.id, changesets=[{"node": made.nodes[-1]}]))
+    await graph.run(world.parts, await world.hold(StepKind.GRAPH))
+    async with world.database.reading() as session:
+        second = (
+            await session.exec(select(PushStep).where(PushStep.kind == StepKind.GRAPH, col(PushStep.push_id) == 2))
+        ).one()
+    assert second.state == State.FAILED
+    assert "taskId VAD5PL3ZTaq4b8iuQOXxBA is that of another push" in str(second.error)
+    await error_shown(world, second)
+
+
+@pytest.mark.parametrize("kind", ["status", "hangup"])
+async def test_a_mercurial_that_is_away_is_asked_again(world: World, kind: Any) -> None:
+    await pushed(world)
+    world.hg_faults.add(Fault(repository="mc", kind=kind, times=1))
+    with pytest.raises(Unavailable):
+        await run(world)
+    assert await world.planned() == []
+
+
+async def test_a_push_that_a_mirror_does_not_have_yet_is_no_push_without_a_file(world: World) -> None:
+    """A just-landed push can be missing on one mirror for a few seconds: 404 for another reason."""
+    await pushed(world)
+    world.hg_faults.add(Fault(repository="mc", kind="lag", upto=0, times=1))
+    with pytest.raises(Unavailable):
+        await run(world)
+    async with world.database.writing() as session:
+        await session.exec(update(PushStep).values(due_at=now()))
+    assert (await run(world)).state == State.DONE
+
+
+async def test_nobody_has_our_secret(world: World) -> None:
+    """Neither the plan nor the error task holds a secret of ours."""
+    await pushed(world, "version: 1\ntasks: [{$eval: push}, {$eval: repository}]")
+    step = await run(world)
+    definition = await error_shown(world, step)
+    for shown in (str(definition), str(step.error)):
+        assert "service-secret" not in shown
+        assert world.parts.secret.hex() not in shown
