@@ -35,8 +35,11 @@ async def lease_polls(request: Request, parts: PartsDep) -> Leases:
         except ValidationError as error:
             problems.append(reason_of(error))
     end = time.monotonic() + asked.wait
+    if asked.urls:
+        async with parts.database.writing() as session:
+            await poll.announced(session, asked.urls)
     while True:
-        leases, pause = await _lease(parts, results, asked.max)
+        leases, pause = await _lease(parts, results, asked.max, asked.urls)
         results = []
         left = end - time.monotonic()
         if leases or left <= 0 or not asked.max:
@@ -46,11 +49,13 @@ async def lease_polls(request: Request, parts: PartsDep) -> Leases:
             return Leases(leases=[], problems=problems)
 
 
-async def _lease(parts: Parts, results: list[PollResult], limit: int) -> tuple[list[LeasedRepository], float]:
+async def _lease(
+    parts: Parts, results: list[PollResult], limit: int, urls: list[str]
+) -> tuple[list[LeasedRepository], float]:
     if not results:
         async with parts.database.reading() as session:
             if not limit or not await poll.any_due(session):
                 return [], 0
     async with parts.database.writing() as session:
         await poll.report(session, parts.settings.poll, results)
-        return await poll.lease(session, parts.settings.poll, parts.settings.allowed_hosts, limit)
+        return await poll.lease(session, parts.settings.poll, parts.settings.allowed_hosts, limit, urls)

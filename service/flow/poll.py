@@ -6,6 +6,7 @@ request budget holds for all of them together, and a listener that dies keeps no
 
 import random
 from collections import Counter
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 import structlog
@@ -176,10 +177,28 @@ async def any_due(session: Session) -> bool:
     return due.first() is not None
 
 
+async def announced(session: Session, urls: list[str]) -> None:
+    """Let the repositories at these urls be due: one that somebody polls just now, as soon as that is over."""
+    at = now()
+    repositories = await session.exec(
+        select(Repository)
+        .where(
+            col(Repository.url).in_(urls),
+            col(Repository.due_at) > at,
+            col(Repository.enabled).is_(True),
+            col(Repository.deleted_at).is_(None),
+        )
+        .order_by(col(Repository.id))
+        .with_for_update()
+    )
+    for repository in repositories:
+        repository.due_at = repository.turn = at
+
+
 async def lease(
-    session: Session, settings: PollSettings, hosts: list[str], limit: int
+    session: Session, settings: PollSettings, hosts: list[str], limit: int, urls: Collection[str] = ()
 ) -> tuple[list[LeasedRepository], float]:
-    """Lease up to `limit` due repositories, as far as the budgets of their hosts go.
+    """Lease up to `limit` due repositories, as far as the budgets of their hosts go; with `urls`, of those only.
 
     Also says in how many seconds it is worth to ask again, if there were none for want of budget.
     """
@@ -187,14 +206,14 @@ async def lease(
     pauses: list[float] = []
     for host in sorted(hosts):  # sorted: two replicas lock the budgets in one order
         if len(leased) < limit:
-            more, pause = await _lease(session, settings, host, limit - len(leased))
+            more, pause = await _lease(session, settings, host, limit - len(leased), urls)
             leased += more
             pauses.append(pause)
     return leased, min(pauses, default=0)
 
 
 async def _lease(
-    session: Session, settings: PollSettings, host: str, limit: int
+    session: Session, settings: PollSettings, host: str, limit: int, urls: Collection[str]
 ) -> tuple[list[LeasedRepository], float]:
     at = now()
     bucket = await budget.refilled(session, f"hg {host}", at, settings.max_requests_per_host)
@@ -211,6 +230,7 @@ async def _lease(
             *ours,
             or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= at),
             col(Repository.due_at) <= at,
+            *([col(Repository.url).in_(urls)] if urls else []),
         )
         .order_by(col(Repository.turn), col(Repository.id))
         .limit(room)
