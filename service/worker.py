@@ -11,8 +11,8 @@ import structlog
 from service import work
 from service.database import now
 from service.errors import Unavailable, UpstreamError
-from service.flow import cancel, graph, notice, resultset, retrigger
-from service.models import Action, Notice, PushStep, StepKind, Work
+from service.flow import cancel, graph, heal, notice, resultset, retrigger
+from service.models import Action, GroupCheck, Notice, PushStep, StepKind, Work
 from service.parts import Parts
 from service.work import Hold, LeaseLostError
 
@@ -34,6 +34,7 @@ RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {
     PushStep: _push_step,
     Action: _action,
     Notice: notice.run,
+    GroupCheck: heal.list_group,
 }
 """What is done for each kind of work; each table is leased by itself."""
 
@@ -74,7 +75,7 @@ class Worker:
                 except Exception as error:  # the database is away: say so, and go on when it is back
                     failures += 1
                     pause = min(self._settings.idle.total_seconds() * 2 ** min(failures, 10), AWAY)
-                    log.error("claim-failed", error=repr(error), again_in=pause, exc_info=failures == 1)
+                    log.exception("claim-failed", error=type(error).__name__, again_in=pause, exc_info=failures == 1)
                 else:
                     if failures:
                         log.info("claims-again", after_failures=failures)

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 import httpx
 import pytest
+from sqlalchemy.engine import make_url
 
 from sandbox.stack import free_port
 from tests.facts import fact
+from tests.proxy import TcpProxy
 from tests.system.conftest import PATH, REPOSITORY, System
 
 Systems = Callable[..., System]
@@ -193,6 +195,30 @@ def test_a_resultset_whose_answer_was_lost_is_one_resultset(systems: Systems, sq
     system.treeherder.patch("/behaviour", json={"fail_after": 2}).raise_for_status()
     system.push()
     system.expect_exactly_once(pushes=1, tasks=2)
+
+
+def test_the_database_goes_away_for_a_while(systems: Systems, postgres_url: str) -> None:
+    url = make_url(postgres_url)
+    with TcpProxy(url.host or "127.0.0.1", url.port or 5432) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+        system = systems(through)
+        service = system.stack.service()
+        system.stack.listener()
+        system.add_repository()
+        system.taskcluster.post("/latency", json={"seconds": 0.05}).raise_for_status()
+        for _ in range(3):
+            system.push(tasks=10)
+        system.wait(lambda: system.creations() >= 5)
+        proxy.refuse()
+        proxy.cut()
+        system.push(tasks=10)
+        time.sleep(1.5)
+        heartbeat = httpx.get(f"{system.stack.service_url}/__heartbeat__", timeout=10)
+        assert heartbeat.status_code == 503
+        assert heartbeat.json()["checks"][0]["name"] == "database"
+        proxy.accept()
+        system.expect_exactly_once(pushes=4, tasks=10)
+        assert service.running()
 
 
 # --- many at once ------------------------------------------------------------------------------------------------
