@@ -110,7 +110,9 @@ class LeaseRequest(Event):
     max: int = Field(1, ge=0, le=100, description="repositories wanted")
     wait: float = Field(5, ge=0, le=5, description="seconds to wait when nothing is due")
     urls: list[str] = Field(
-        [], max_length=100, description="repositories that a push was announced of: due at once, and only they are leased"
+        [],
+        max_length=100,
+        description="repositories that a push was announced of: due at once, and only they are leased",
     )
 
 
