@@ -8,10 +8,11 @@ from fastapi import APIRouter, FastAPI
 
 from events import MAX_BYTES
 from service import errors
-from service.api import actions, dead_letters, events, health, listeners, polls, pushes, repositories
+from service.api import actions, dead_letters, events, health, listeners, polls, pushes, repositories, task_events
 from service.api.limit import BodyLimit
 from service.database import Database, check_schema_async
 from service.parts import parts
+from service.reporter import Reporter
 from service.settings import Settings, load
 from service.worker import Worker
 
@@ -29,14 +30,17 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
             async with parts(chosen, database) as made:
                 app.state.parts = made
                 app.state.worker = worker = Worker(made)
-                app.state.worker_task = None
+                app.state.reporter = reporter = Reporter(made)
+                app.state.worker_task = app.state.reporter_task = None
                 if work:
                     await made.renderer.start()
                     app.state.worker_task = asyncio.create_task(worker.run())
+                    app.state.reporter_task = asyncio.create_task(reporter.run())
                 yield
                 worker.stop()
+                reporter.stop()
                 if app.state.worker_task is not None:
-                    await app.state.worker_task
+                    await asyncio.gather(app.state.worker_task, app.state.reporter_task)
         finally:
             await database.close()
 
@@ -49,7 +53,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
     app.add_middleware(BodyLimit, limit=MAX_BYTES)
     errors.install(app)
     api = APIRouter(prefix="/api/v1")
-    for noun in (repositories, pushes, actions, dead_letters, polls, events, listeners):
+    for noun in (repositories, pushes, actions, dead_letters, polls, events, task_events, listeners):
         api.include_router(noun.router)
     app.include_router(api)
     app.include_router(health.router)

@@ -101,16 +101,22 @@ def work() -> None:
 async def _work(settings: "Settings") -> None:
     from service.database import Database
     from service.parts import parts
+    from service.reporter import Reporter
     from service.worker import Worker
 
     opened = Database(settings.database_url.get_secret_value(), settings.database_pool)
     try:
         async with parts(settings, opened) as made:
-            worker = Worker(made)
+            worker, reporter = Worker(made), Reporter(made)
+
+            def stop() -> None:
+                worker.stop()
+                reporter.stop()
+
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, worker.stop)
-            await worker.run()
+                loop.add_signal_handler(number, stop)
+            await asyncio.gather(worker.run(), reporter.run())
     finally:
         await opened.close()
 

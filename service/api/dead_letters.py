@@ -5,17 +5,17 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from sqlmodel import col, select
 
-from events import OversizedPush
+from events import OversizedPush, PulseMessage
 from service import work
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event, reason_of
-from service.database import Session
+from service.database import Session, now
 from service.door import NonsenseError, parse
 from service.errors import Problem
-from service.flow import action
+from service.flow import action, report
 from service.flow.action import Arrival
 from service.flow.push import store
-from service.models import Action, DeadLetter, Notice, PushStep, Work
+from service.models import Action, DeadLetter, JobReport, Notice, PushStep, Work
 from service.parts import Parts
 from service.schemas import DeadLetterRead, Page
 
@@ -61,7 +61,7 @@ async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, 
     async with parts.database.writing() as session:
         letter = await _find(session, letter_id)
         read = _read(letter)
-        work_id = letter.step_id or letter.action_id or letter.notice_id
+        work_id = letter.step_id or letter.action_id or letter.notice_id or letter.report_id
         if work_id is not None:
             buried = await session.get(_WORK.get(letter.kind, PushStep), work_id, with_for_update=True)
             if buried is None:
@@ -72,15 +72,19 @@ async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, 
         await session.delete(letter)
     log.info("dead-letter-replayed", dead_letter=letter_id, by=caller.name)
     request.app.state.worker.wake()
+    request.app.state.reporter.wake()
     return read
 
 
-_WORK: dict[str, type[Work]] = {"action": Action, "notice": Notice}
+_WORK: dict[str, type[Work]] = {"action": Action, "notice": Notice, "job-report": JobReport}
 """The kinds of dead letters that are buried work; of all others it is a step of a push."""
 
 
 async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
     """Take in an event as if it had just come."""
+    if letter.kind == "task-event":
+        await _take_task_event(session, parts, letter)
+        return
     try:
         parsed = parse(letter.payload or b"")
         event = job_action(parsed) if letter.kind == "job-action" else push_event(parsed)
@@ -99,6 +103,17 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
         (verdict,), _ = await store(session, parts.settings, [event])
     if verdict.verdict == "rejected" or (verdict.reason is not None and letter.kind != "job-action"):
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
+
+
+async def _take_task_event(session: Session, parts: Parts, letter: DeadLetter) -> None:
+    try:
+        event = PulseMessage.model_validate(parse(letter.payload or b""))
+        verdict, rows = report.judge(parts.settings, event, now())
+    except ValueError as error:
+        raise Problem(422, "Still not understood", report.reason_of(error)) from None
+    if verdict.verdict == "rejected":
+        raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
+    await report.upsert(session, rows)
 
 
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter")

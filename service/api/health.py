@@ -57,9 +57,10 @@ async def heartbeat(request: Request, response: Response, parts: PartsDep) -> He
     if checks[0].status == "ok":
         checks += [await _checked("work", _work, parts), await _checked("polls", _polls, parts)]
         checks.append(await _checked("pulse", _pulse, parts))
-    worker = request.app.state.worker_task
-    if worker is not None and worker.done():
-        checks.append(Check(name="worker", status="error", detail="the worker has ended: restart this process"))
+    for name in ("worker", "reporter"):
+        task = getattr(request.app.state, f"{name}_task")
+        if task is not None and task.done():
+            checks.append(Check(name=name, status="error", detail=f"the {name} has ended: restart this process"))
     order = ["ok", "warning", "error"]
     status = max((check.status for check in checks), key=order.index)
     response.status_code = 503 if status == "error" else 200

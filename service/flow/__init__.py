@@ -9,6 +9,11 @@
     or the API             ├─▶ cancel ─▶ Taskcluster
                            └─▶ notice ─▶ Pulse, Treeherder           who else is told how it ended
 
-The listeners drive poll, push and action over the API; the worker runs the others, each leased by `service.work`.
-definition, ids and routes say what a task's definition, id and routes are.
+    a task    ──▶ report ──▶ deliver ──▶ Treeherder                  what is known of each run; jobs, in bulk
+    event            ▲         └─▶ jobs, settle                      a run as a job; how batches are leased
+                     └─ heal ─▶ Taskcluster                          what was not heard of is asked about
+
+The listeners drive poll, push, action and report over the API; `service.reporter` runs deliver and heal; the worker
+runs the others, each leased by `service.work`. definition, ids and routes say what a task's definition, id and routes
+are.
 """

@@ -6,6 +6,7 @@ from sqlmodel import select
 
 from events import QueueReport, QueueState
 from service.database import Session, insert_new, now
+from service.flow import heal
 from service.models import PulseQueue
 
 ONCE = timedelta(minutes=1)
@@ -26,6 +27,8 @@ async def note(session: Session, report: QueueReport) -> QueueState:
         queue.deleted_at = queue.declared_at = at
         queue.deaf_from = queue.seen_at
         queue.deletions += 1
+        if report.events == "tasks":
+            await heal.queue_was_deleted(session)
     deleted = report.found != "there" and queue.deleted_at is not None and at - queue.deleted_at <= ONCE
     queue.events, queue.seen_at = report.events, at
     return QueueState(deleted=deleted, deaf_from=str(queue.deaf_from) if deleted else None)

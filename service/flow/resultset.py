@@ -10,6 +10,7 @@ from events import MAX_CHANGESETS_IN_FULL
 from service.clients.treeherder import hgpushes_message
 from service.database import Session
 from service.errors import Refusal
+from service.flow.settle import push_arrived
 from service.models import Push, PushStep, Repository, State
 from service.parts import Parts
 from service.work import Hold
@@ -72,7 +73,8 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     except Refusal as refusal:
         await hold.finish(State.FAILED, str(refusal))
         return
-    await hold.finish(State.DONE)
+    async with hold.finishing(State.DONE) as session:
+        await push_arrived(session, prefix, repository.alias)
 
 
 PUSHES_EXCHANGE = "v1/pushes"
