@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
 
 import httpx
 from fastapi import FastAPI
@@ -24,6 +26,9 @@ SECRETS = ["whsec_" + "bmV3" * 10, "whsec_" + "b2xk" * 10]
 ADMIN, WRITER, READER, RETRIER = (f"{name}-0123456789abcdef" for name in ("admin", "writer", "reader", "retrier"))
 TREEHERDER_SECRET = "treeherder-hawk-secret"
 NEVER_SHOWN = [*SECRETS, ADMIN, WRITER, READER, RETRIER, TREEHERDER_SECRET]
+
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""To read all CA certificates takes longer than most tests, and none here speaks TLS."""
 
 
 def settings_for(database_url: str, **more: Any) -> Settings:
@@ -182,10 +187,10 @@ async def running(settings: Settings, *, work: bool = False) -> AsyncIterator[Ap
     """The app, started and stopped as a server does. The worker rests unless `work`."""
     app = create_app(settings, work=work)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://service") as client,
-    ):
+    async with AsyncExitStack() as stack:
+        with mock.patch("ssl.create_default_context", return_value=NO_CERTIFICATES):
+            await stack.enter_async_context(app.router.lifespan_context(app))
+            client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://service"))
         app.state.parts.hg, real = PushlogEnds(), app.state.parts.hg
         yield Api(app, client, settings, app.state.parts.hg)
         app.state.parts.hg = real

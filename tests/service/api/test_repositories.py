@@ -55,84 +55,81 @@ async def test_everything_can_be_chosen_and_then_the_pushlog_is_not_asked(api: A
     assert api.hg.asked == []
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ("https://hg.mozilla.org/mozilla-central/", "https://hg.mozilla.org/mozilla-central"),
-        ("HTTPS://HG.Mozilla.ORG/integration/autoland//", "https://hg.mozilla.org/integration/autoland"),
-        ("http://localhost:8000/x", "http://localhost:8000/x"),
-        ("http://127.0.0.1:9/x", "http://127.0.0.1:9/x"),
-        ("http://[::1]:8000/x", "http://[::1]:8000/x"),
-    ],
-)
-async def test_urls_are_kept_in_one_form(sqlite_api: Api, given: str, kept: str) -> None:
-    created = await sqlite_api.add(url=given)
-    assert created["url"] == kept
-    host, _, path = kept.partition("://")[2].partition("/")
-    assert created["scopes"] == [f"assume:repo:{host}/{path}:branch:default"]
+async def test_urls_are_kept_in_one_form(sqlite_api: Api) -> None:
+    kept_of = {
+        "https://hg.mozilla.org/mozilla-central/": "https://hg.mozilla.org/mozilla-central",
+        "HTTPS://HG.Mozilla.ORG/integration/autoland//": "https://hg.mozilla.org/integration/autoland",
+        "http://localhost:8000/x": "http://localhost:8000/x",
+        "http://127.0.0.1:9/x": "http://127.0.0.1:9/x",
+        "http://[::1]:8000/x": "http://[::1]:8000/x",
+    }
+    for number, (given, kept) in enumerate(kept_of.items()):
+        created = await sqlite_api.add(f"r{number}", url=given)
+        assert created["url"] == kept
+        host, _, path = kept.partition("://")[2].partition("/")
+        assert created["scopes"] == [f"assume:repo:{host}/{path}:branch:default"]
 
 
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("https://hg.example.org/x", ["hg.example.org", "allowed_hosts", "hg.mozilla.org"]),
-        ("https://hg.mozilla.org:8443/x", ["hg.mozilla.org:8443", "allowed_hosts"]),
-        ("https://hg.mozilla.org.evil.example/x", ["allowed_hosts"]),
-        ("https://hg.mozilla.org\\@evil.example/x", ["url"]),
-        ("https://evil.example\\.hg.mozilla.org/x", ["allowed_hosts"]),
-        ("http://hg.mozilla.org/x", ["loopback"]),
-        ("http://hg.example.com/x", ["loopback"]),
-        ("ssh://hg.mozilla.org/x", ["https"]),
-        ("file:///etc/passwd", ["https"]),
-        ("mozilla-central", ["https"]),
-        ("", ["https"]),
-        ("https://", ["https"]),
-        ("https://hg.mozilla.org", ["path"]),
-        ("https://hg.mozilla.org///", ["path"]),
-        ("https://hg.mozilla.org/a/../b", ["path"]),
-        ("https://hg.mozilla.org/a//b", ["path"]),
-        ("https://hg.mozilla.org/x?a=1", ["scheme, host and path"]),
-        ("https://hg.mozilla.org/x#a", ["scheme, host and path"]),
-        ("https://me:secret@hg.mozilla.org/x", ["scheme, host and path"]),
-        ("https://hg.mozilla.org/a b", ["percent-encoded"]),
-        ("https://hg.mozilla.org/\u00e9", ["percent-encoded"]),
-        ("https://hg.mozilla.org/x\x7f", ["percent-encoded"]),
-        ("https://[::1/x", ["no URL"]),
-        ("https://hg.mozilla.org:http/x", ["no URL"]),
-        ("https://hg.mozilla.org:99999/x", ["no URL"]),
-        ("https://hg.mozilla.org/" + "x" * 1000, ["1000"]),
-        ("https://hg.mozilla.org/\0", ["NUL"]),
-        (None, ["url"]),
-        (5, ["url"]),
-    ],
-)
-async def test_urls_that_are_refused_and_why(sqlite_api: Api, url: Any, words: list[str]) -> None:
-    answer = await sqlite_api.post("/repositories", {"alias": "x", "url": url, "last_push_id": 1})
-    is_problem(answer, 422, "url", *words)
-    assert "secret" not in answer.text
+REFUSED_URLS: list[tuple[Any, list[str]]] = [
+    ("https://hg.example.org/x", ["hg.example.org", "allowed_hosts", "hg.mozilla.org"]),
+    ("https://hg.mozilla.org:8443/x", ["hg.mozilla.org:8443", "allowed_hosts"]),
+    ("https://hg.mozilla.org.evil.example/x", ["allowed_hosts"]),
+    ("https://hg.mozilla.org\\@evil.example/x", ["url"]),
+    ("https://evil.example\\.hg.mozilla.org/x", ["allowed_hosts"]),
+    ("http://hg.mozilla.org/x", ["loopback"]),
+    ("http://hg.example.com/x", ["loopback"]),
+    ("ssh://hg.mozilla.org/x", ["https"]),
+    ("file:///etc/passwd", ["https"]),
+    ("mozilla-central", ["https"]),
+    ("", ["https"]),
+    ("https://", ["https"]),
+    ("https://hg.mozilla.org", ["path"]),
+    ("https://hg.mozilla.org///", ["path"]),
+    ("https://hg.mozilla.org/a/../b", ["path"]),
+    ("https://hg.mozilla.org/a//b", ["path"]),
+    ("https://hg.mozilla.org/x?a=1", ["scheme, host and path"]),
+    ("https://hg.mozilla.org/x#a", ["scheme, host and path"]),
+    ("https://me:secret@hg.mozilla.org/x", ["scheme, host and path"]),
+    ("https://hg.mozilla.org/a b", ["percent-encoded"]),
+    ("https://hg.mozilla.org/\u00e9", ["percent-encoded"]),
+    ("https://hg.mozilla.org/x\x7f", ["percent-encoded"]),
+    ("https://[::1/x", ["no URL"]),
+    ("https://hg.mozilla.org:http/x", ["no URL"]),
+    ("https://hg.mozilla.org:99999/x", ["no URL"]),
+    ("https://hg.mozilla.org/" + "x" * 1000, ["1000"]),
+    ("https://hg.mozilla.org/\0", ["NUL"]),
+    (None, ["url"]),
+    (5, ["url"]),
+]
+
+
+async def test_urls_that_are_refused_and_why(sqlite_api: Api) -> None:
+    for url, words in REFUSED_URLS:
+        answer = await sqlite_api.post("/repositories", {"alias": "x", "url": url, "last_push_id": 1})
+        is_problem(answer, 422, "url", *words)
+        assert "secret" not in answer.text
     assert (await sqlite_api.get("/repositories")).json()["items"] == []
 
 
-@pytest.mark.parametrize(
-    ("field", "values"),
-    [
-        ("alias", ["", "x" * 51, "a b", "a/b", "\u00e9", "a\n", "\0", None, 1, ["a"]]),
-        ("level", ["", "a b", "1\n", 1, None, {}]),
-        ("scopes", ["x", [""], ["caf\u00e9"], ["a\nb"], [1], ["x" * 1001], {}]),
-        ("contains", ["\0", "x" * 1001, 1, []]),
-        ("graph", [None, "maybe", 2, []]),
-        ("enabled", [None, "maybe", 2, []]),
-        ("environments", ["tc-treeherder", ["nowhere"], ["tc-treeherder", "\0"], [1], {}]),
-        ("last_push_id", [-1, 2**31, "1", 1.5, True, []]),
-        ("generation", [1]),
-        ("unheard_of", [1]),
-    ],
-)
-async def test_values_that_are_refused_name_their_field(sqlite_api: Api, field: str, values: list[Any]) -> None:
-    for value in values:
-        answer = await sqlite_api.post("/repositories", {**MC, "last_push_id": 1, field: value})
-        body = is_problem(answer, 422, field)
-        assert body["title"], value
+REFUSED_VALUES: dict[str, list[Any]] = {
+    "alias": ["", "x" * 51, "a b", "a/b", "\u00e9", "a\n", "\0", None, 1, ["a"]],
+    "level": ["", "a b", "1\n", 1, None, {}],
+    "scopes": ["x", [""], ["caf\u00e9"], ["a\nb"], [1], ["x" * 1001], {}],
+    "contains": ["\0", "x" * 1001, 1, []],
+    "graph": [None, "maybe", 2, []],
+    "enabled": [None, "maybe", 2, []],
+    "environments": ["tc-treeherder", ["nowhere"], ["tc-treeherder", "\0"], [1], {}],
+    "last_push_id": [-1, 2**31, "1", 1.5, True, []],
+    "generation": [1],
+    "unheard_of": [1],
+}
+
+
+async def test_values_that_are_refused_name_their_field(sqlite_api: Api) -> None:
+    for field, values in REFUSED_VALUES.items():
+        for value in values:
+            answer = await sqlite_api.post("/repositories", {**MC, "last_push_id": 1, field: value})
+            is_problem(answer, 422, field)
     assert (await sqlite_api.get("/repositories")).json()["items"] == []
 
 
@@ -141,32 +138,32 @@ async def test_an_unknown_environment_is_named_with_those_that_are_known(sqlite_
     is_problem(answer, 422, "elsewhere", "tc-treeherder-stage")
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"alias": "mc", "url": "\\ud800"}',
-        b'{"alias": "\\udfff", "url": "https://hg.mozilla.org/x"}',
-        b'{"alias": "mc", "url": "https://hg.mozilla.org/x", "contains": "\\udc00"}',
-        b'{"\\ud800": 1}',
-        b'{"\\u0000": 1}',
-        b'{"alias": NaN, "url": Infinity, "last_push_id": 1e999}',
-        b'{"alias": "mc", "url": "https://hg.mozilla.org/x", "scopes": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
-        b'{"last_push_id": ' + b"9" * 5_000 + b"}",
-        b'{"scopes": [' + b"1," * 50_000 + b"1]}",
-        b"\xff\xfe",
-        b"{",
-        b"[]",
-        b"null",
-        b"",
-    ],
-)
-async def test_a_body_that_is_nonsense_gets_a_readable_answer(sqlite_api: Api, body: bytes) -> None:
-    answer = await sqlite_api.call(
-        "POST", "/api/v1/repositories", content=body, headers={"Content-Type": "application/json"}
-    )
-    assert answer.status_code in {400, 422}
-    is_problem(answer, answer.status_code)
-    assert len(answer.content) < 20_000
+NONSENSE = [
+    b'{"alias": "mc", "url": "\\ud800"}',
+    b'{"alias": "\\udfff", "url": "https://hg.mozilla.org/x"}',
+    b'{"alias": "mc", "url": "https://hg.mozilla.org/x", "contains": "\\udc00"}',
+    b'{"\\ud800": 1}',
+    b'{"\\u0000": 1}',
+    b'{"alias": NaN, "url": Infinity, "last_push_id": 1e999}',
+    b'{"alias": "mc", "url": "https://hg.mozilla.org/x", "scopes": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+    b'{"last_push_id": ' + b"9" * 5_000 + b"}",
+    b'{"scopes": [' + b"1," * 50_000 + b"1]}",
+    b"\xff\xfe",
+    b"{",
+    b"[]",
+    b"null",
+    b"",
+]
+
+
+async def test_a_body_that_is_nonsense_gets_a_readable_answer(sqlite_api: Api) -> None:
+    for body in NONSENSE:
+        answer = await sqlite_api.call(
+            "POST", "/api/v1/repositories", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code in {400, 422}, body[:100]
+        is_problem(answer, answer.status_code)
+        assert len(answer.content) < 20_000
 
 
 async def test_an_alias_that_is_taken_is_a_conflict_that_names_who_has_it(api: Api) -> None:
@@ -229,15 +226,15 @@ async def test_a_url_without_a_pushlog_is_a_422(sqlite_api: Api) -> None:
     is_problem(await sqlite_api.post("/repositories", MC), 422, "url", "no repository with a pushlog")
 
 
-@pytest.mark.parametrize("alias", ["nowhere", "x" * 300, "%00", "%ED%A0%80", "%ff", "\u00e9", "%F0%9F%98%80"])
-async def test_a_repository_that_is_not_there_is_a_404(api: Api, alias: str) -> None:
-    for answer in (
-        await api.get(f"/repositories/{alias}"),
-        await api.patch(f"/repositories/{alias}", {}),
-        await api.delete(f"/repositories/{alias}"),
-        await api.post(f"/repositories/{alias}/reset", {}),
-    ):
-        is_problem(answer, 404, "/api/v1/repositories")
+async def test_a_repository_that_is_not_there_is_a_404(api: Api) -> None:
+    for alias in ["nowhere", "x" * 300, "%00", "%ED%A0%80", "%ff", "\u00e9", "%F0%9F%98%80"]:
+        for answer in (
+            await api.get(f"/repositories/{alias}"),
+            await api.patch(f"/repositories/{alias}", {}),
+            await api.delete(f"/repositories/{alias}"),
+            await api.post(f"/repositories/{alias}/reset", {}),
+        ):
+            is_problem(answer, 404, "/api/v1/repositories")
 
 
 async def test_lists_come_in_pages_in_the_order_of_adding(api: Api) -> None:
@@ -256,16 +253,16 @@ async def test_lists_come_in_pages_in_the_order_of_adding(api: Api) -> None:
     assert pages == 2, "a full last page says that it is the last"
 
 
-@pytest.mark.parametrize("after", ["x", "!!!", "LTE=", "MTA=x", "", "99999999999999999999", "\u00e9", "\0", "A" * 201])
-async def test_a_cursor_that_is_none_is_a_422(sqlite_api: Api, after: str) -> None:
-    for path in ("/repositories", "/pushes", "/dead-letters"):
-        is_problem(await sqlite_api.get(path, params={"after": after}), 422, "after")
+async def test_a_cursor_that_is_none_is_a_422(sqlite_api: Api) -> None:
+    for after in ["x", "!!!", "LTE=", "MTA=x", "", "99999999999999999999", "\u00e9", "\0", "A" * 201]:
+        for path in ("/repositories", "/pushes", "/dead-letters"):
+            is_problem(await sqlite_api.get(path, params={"after": after}), 422, "after")
 
 
-@pytest.mark.parametrize("limit", ["0", "501", "-1", "x", "1.5", "9" * 5000])
-async def test_a_limit_that_is_none_is_a_422(sqlite_api: Api, limit: str) -> None:
-    for path in ("/repositories", "/pushes", "/dead-letters"):
-        is_problem(await sqlite_api.get(path, params={"limit": limit}), 422, "limit")
+async def test_a_limit_that_is_none_is_a_422(sqlite_api: Api) -> None:
+    for limit in ["0", "501", "-1", "x", "1.5", "9" * 5000]:
+        for path in ("/repositories", "/pushes", "/dead-letters"):
+            is_problem(await sqlite_api.get(path, params={"limit": limit}), 422, "limit")
 
 
 async def test_a_patch_changes_what_it_names_and_null_goes_back_to_the_default(api: Api) -> None:
@@ -303,7 +300,17 @@ async def test_alias_url_and_cursor_are_immutable(sqlite_api: Api) -> None:
     before = await sqlite_api.add()
     for field, value in {"alias": "x", "url": "https://hg.mozilla.org/x", "last_push_id": 1}.items():
         is_problem(await sqlite_api.patch("/repositories/mc", {field: value, "level": "3"}), 422, field, "delete")
-    for body in ({"generation": 5}, {"level": None}, {"graph": None}, {"environments": ["x"]}, [], "x", 1, None):
+    refused: list[Any] = [
+        {"generation": 5},
+        {"level": None},
+        {"graph": None},
+        {"environments": ["x"]},
+        [],
+        "x",
+        1,
+        None,
+    ]
+    for body in refused:
         is_problem(await sqlite_api.patch("/repositories/mc", body), 422)
     assert (await sqlite_api.get("/repositories/mc")).json() == before
 
@@ -418,7 +425,8 @@ async def test_a_reset_needs_to_know_the_end(sqlite_api: Api) -> None:
     await sqlite_api.add()
     sqlite_api.hg.end = Unavailable("hg", "it is being reset")
     is_problem(await sqlite_api.post("/repositories/mc/reset", {}), 502, "it is being reset", "last_push_id")
-    for body in ({"last_push_id": -1}, {"last_push_id": "1"}, {"cursor": 1}, [], None):
+    refused: list[Any] = [{"last_push_id": -1}, {"last_push_id": "1"}, {"cursor": 1}, [], None]
+    for body in refused:
         is_problem(await sqlite_api.post("/repositories/mc/reset", body), 422)
     assert (await sqlite_api.get("/repositories/mc")).json()["generation"] == 0
 

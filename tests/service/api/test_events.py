@@ -1,0 +1,495 @@
+"""Ingress: signed, judged event by event, and answered after the commit."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from events import MAX_BYTES, MAX_EVENTS
+from service.api.events import push_event as understand
+from tests.service.asgi import (
+    SECRETS,
+    TREEHERDER_SECRET,
+    Api,
+    changeset,
+    is_problem,
+    node,
+    push_event,
+    running,
+    settings_for,
+    signature,
+)
+from tests.service.strange import ANYTHING, api_in_a_loop
+
+PUSHES = "/api/v1/events/pushes"
+
+
+async def test_a_push_is_stored_with_its_steps_and_the_cursor_moves(api: Api) -> None:
+    await api.add()
+    (verdict,) = await api.push(push_event(101, date=1_700_000_000.25))
+    assert verdict == {"verdict": "accepted", "reason": None, "repository": "mc", "cursor": 101, "generation": 0}
+    (push,) = await api.pushes()
+    assert (push.push_id, push.user, push.revision) == (101, "pusher@example.com", node(101))
+    assert push.date == datetime.fromtimestamp(1_700_000_000.25, UTC)
+    assert {(s.kind, s.environment, s.state) for s in await api.steps()} == {
+        ("resultset", "tc-treeherder", "pending"),
+        ("resultset", "tc-treeherder-stage", "pending"),
+        ("graph", "", "pending"),
+    }
+    repository = (await api.get("/repositories/mc")).json()
+    assert (repository["last_push_id"], repository["last_changeset"]) == (101, node(101))
+
+
+async def test_the_same_batch_again_is_a_duplicate(api: Api) -> None:
+    await api.add()
+    batch = [push_event(n, since=100) for n in (101, 102, 103)]
+    assert [v["verdict"] for v in await api.push(*batch)] == ["accepted"] * 3
+    again = await api.push(*batch)
+    assert [(v["verdict"], v["cursor"]) for v in again] == [("duplicate", 103)] * 3
+    assert len(await api.pushes()) == 3
+    assert len(await api.steps()) == 9
+
+
+async def test_twice_in_one_batch_is_once(api: Api) -> None:
+    await api.add()
+    assert [v["verdict"] for v in await api.push(push_event(101), push_event(101))] == ["accepted", "duplicate"]
+    assert len(await api.pushes()) == 1
+
+
+async def test_the_same_batches_at_once_store_each_push_once(api: Api) -> None:
+    for alias in ("mc", "other"):
+        await api.add(alias)
+    batch = [push_event(n, since=100, alias=alias) for n in range(101, 111) for alias in ("mc", "other")]
+    answers = await asyncio.gather(*(api.push(*(batch if n % 2 else reversed(batch))) for n in range(6)))
+    taken = [verdict["verdict"] for verdicts in answers for verdict in verdicts]
+    assert (taken.count("accepted"), taken.count("duplicate")) == (20, 100)
+    assert len(await api.pushes()) == 20
+    assert len(await api.steps()) == 60
+
+
+async def test_a_push_that_came_by_another_way_skips_nothing(api: Api) -> None:
+    await api.add()
+    (verdict,) = await api.push(push_event(105, since=104))
+    assert (verdict["verdict"], verdict["cursor"]) == ("accepted", 100)
+    listed = await api.push(*(push_event(n, since=100) for n in range(101, 107)))
+    assert [v["verdict"] for v in listed] == ["accepted"] * 4 + ["duplicate", "accepted"]
+    assert {v["cursor"] for v in listed} == {106}
+
+
+async def test_a_late_batch_does_not_take_the_cursor_back(api: Api) -> None:
+    await api.add()
+    await api.push(push_event(105, since=100))
+    (verdict,) = await api.push(push_event(103, since=100))
+    assert (verdict["verdict"], verdict["cursor"]) == ("accepted", 105)
+    assert (await api.get("/repositories/mc")).json()["last_changeset"] == node(105)
+
+
+async def test_the_same_id_with_another_revision_is_evidence_of_a_reset_and_no_duplicate(api: Api) -> None:
+    await api.add()
+    await api.push(push_event(101))
+    (verdict,) = await api.push(push_event(101, changesets=[changeset("another")]))
+    assert verdict["verdict"] == "rejected"
+    assert node(101) in verdict["reason"]
+    assert (await api.get("/repositories/mc")).json()["reset_suspected_at"] is not None
+    assert len(await api.pushes()) == 1
+    assert await api.letters() == [], "nothing was wrong with the event"
+
+
+async def test_another_generation_is_rejected_and_told_the_present_one(api: Api) -> None:
+    await api.add()
+    for generation in (1, 2**80):
+        (verdict,) = await api.push({**push_event(101), "generation": generation})
+        assert (verdict["verdict"], verdict["generation"], verdict["cursor"]) == ("rejected", 0, 100)
+    assert await api.pushes() == []
+
+
+async def test_a_repository_that_is_not_monitored_is_rejected(api: Api) -> None:
+    (verdict,) = await api.push(push_event(1, alias="nowhere"))
+    assert verdict["verdict"] == "rejected"
+    assert "nowhere" in verdict["reason"]
+    assert verdict["cursor"] is None
+
+
+async def test_a_push_without_changesets_is_stored(api: Api) -> None:
+    await api.add()
+    (verdict,) = await api.push(push_event(101, changesets=[]))
+    assert (verdict["verdict"], verdict["cursor"]) == ("accepted", 101)
+    assert (await api.pushes())[0].revision is None
+
+
+async def test_a_push_of_5000_changesets_is_stored_with_the_last_200_in_full(api: Api) -> None:
+    await api.add()
+    bare = [{"node": node(n), "branch": "default"} for n in range(4_800)]
+    await api.push(push_event(101, changesets=bare + [changeset(n) for n in range(4_800, 5_000)]))
+    push = (await api.get("/pushes/mc/101")).json()
+    assert push["changesets_count"] == 5_000
+    assert [c["node"] for c in push["changesets"]] == [node(n) for n in range(5_000)]
+    assert [c["desc"] is not None for c in push["changesets"]] == [False] * 4_800 + [True] * 200
+
+
+async def test_a_push_too_large_to_send_is_a_dead_letter_and_the_cursor_goes_on(api: Api) -> None:
+    await api.add()
+    large = {"repository": "mc", "generation": 0, "since": 100, "lastpushid": 102, "oversized": True, "push_id": 101}
+    verdicts = await api.push({**large, "reason": "40,000,000 bytes"}, push_event(102, since=100))
+    assert [(v["verdict"], v["cursor"]) for v in verdicts] == [("accepted", 102)] * 2
+    (letter,) = await api.letters()
+    assert (letter.kind, letter.subject, letter.reason) == ("push-event", "mc, push 101", "40,000,000 bytes")
+    assert json.loads(letter.payload or b"")["push_id"] == 101
+    (again,) = await api.push({**large, "reason": "40,000,000 bytes"})
+    assert again["verdict"] == "duplicate"
+    assert len(await api.letters()) == 1, "the same batch again says nothing new"
+
+
+# --- what is not understood
+
+
+async def test_a_bad_event_is_kept_as_it_came_and_spoils_nothing(api: Api) -> None:
+    await api.add()
+    good = [json.dumps(push_event(n, since=100)).encode() for n in (101, 103)]
+    bad = b'{ "repository":"mc", "push" :{"id":102.0,\t"user": "\\udce9\\u0000", "date": NaN, "x":[1E2, -0.0 ]} }'
+    answer = await api.signed("/events/pushes", b'{"events": [' + good[0] + b" , " + bad + b"," + good[1] + b"]}")
+    verdicts = answer.json()["verdicts"]
+    assert [v["verdict"] for v in verdicts] == ["accepted", "rejected", "accepted"]
+    assert "dead letter" in verdicts[1]["reason"]
+    assert "generation" in verdicts[1]["reason"], "it says what is wrong"
+    (letter,) = await api.letters()
+    assert (letter.payload, letter.kind, letter.subject) == (bad, "push-event", "mc, push 102.0")
+    assert [push.push_id for push in await api.pushes()] == [101, 103]
+
+
+async def test_the_same_bad_event_again_is_kept_once(api: Api) -> None:
+    bad = {"repository": "mc", "push": {"id": 7}}
+    for _ in range(3):
+        verdicts = await api.push(bad, bad, {"repository": "mc", "push": {"id": 8}})
+        assert {v["verdict"] for v in verdicts} == {"rejected"}
+    assert [letter.subject for letter in await api.letters()] == ["mc, push 7", "mc, push 8"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"events": 5, "events": [%s, 1]}',
+        b'{"events": [], "events": [%s, 1]}',
+        b'{"events": {"a": "]"}, "\\u0065vents": [%s, 1], "more": {"events": [2]}}',
+        b' \n{ "x" : "}]," , "events"\t: [ %s ,\r\n 1 ] , "y":-1.5e3}\n',
+        b'{"events": "[1]", "events": null, "events": [%s,1]}',
+    ],
+)
+async def test_the_original_bytes_are_found_whatever_surrounds_them(sqlite_api: Api, body: bytes) -> None:
+    bad = '{"push": ["\u00e9 , ] }", {}, [], "\\"" ]}'.encode()
+    answer = await sqlite_api.signed("/events/pushes", body % bad)
+    assert answer.status_code == 202, answer.text
+    assert [letter.payload for letter in await sqlite_api.letters()] == [bad, b"1"]
+
+
+async def test_what_no_database_stores_is_made_visible(api: Api) -> None:
+    await api.add()
+    odd = changeset(
+        "odd", desc="\x00\x01\ud83d \U0001f600", author="\udcff", files=["latin-\udce9.txt"], branch="\ud800"
+    )
+    raw = json.dumps({"events": [push_event(101, user="\udce9\x00", changesets=[odd])]}).encode()
+    verdict = (await api.signed("/events/pushes", raw)).json()["verdicts"][0]
+    assert verdict["verdict"] == "accepted"
+    push = (await api.get("/pushes/mc/101")).json()
+    assert push["user"] == "\\udce9\\u0000"
+    (stored,) = push["changesets"]
+    assert stored["desc"] == "\\u0000\x01\\ud83d \U0001f600"
+    assert (stored["author"], stored["files"], stored["branch"]) == ("\\udcff", ["latin-\\udce9.txt"], "\\ud800")
+
+
+WHOLE = push_event(101, since=100)
+
+
+def _changed(**values: Any) -> dict[str, Any]:
+    return {**WHOLE, **values}
+
+
+def _with_push(**values: Any) -> dict[str, Any]:
+    return {**WHOLE, "push": {**WHOLE["push"], **values}}
+
+
+def _with_changeset(**values: Any) -> dict[str, Any]:
+    return _with_push(changesets=[{**changeset(1), **values}])
+
+
+def _of(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+async def test_events_of_wrong_types_are_rejected_by_themselves(api: Api) -> None:
+    await api.add()
+    nan, infinity, huge = float("nan"), float("inf"), 10**400
+    bad: Any = [
+        *(None, 1, "x", [], {}, [[]], True, nan),
+        *(_changed(repository=value) for value in _of(None, 1, "", "a b", "\0", "x" * 51, ["mc"], {})),
+        *(_changed(generation=value) for value in _of(None, "0", -1, 0.0, True, nan, [])),
+        *(_changed(since=value) for value in _of(None, "100", -1, 2**31, huge, 1.0)),
+        *(_changed(lastpushid=value) for value in _of(None, "101", -1, 2**31)),
+        *(_changed(push=value) for value in _of(None, 1, [], {}, "x")),
+        *(_with_push(id=value) for value in _of(None, "101", -1, 2**31, huge, 101.0, True, nan)),
+        *(_with_push(user=value) for value in _of(None, 1, [], {})),
+        *(_with_push(date=value) for value in _of(None, -1, 1e300, 1e18, huge, nan, infinity, "x", "NaN", "inf", [])),
+        *(_with_push(changesets=value) for value in _of(None, 1, {}, [1], [[]], [{}])),
+        *(_with_changeset(node=value) for value in _of(None, 1, "", node(1)[:-1], node(1).upper(), node(1) + "\n")),
+        *(_with_changeset(branch=value) for value in _of(None, 1, "x" * 1001)),
+        *(_with_changeset(files=value) for value in _of(1, "a", [1], ["x"] * 1001)),
+        *(_with_changeset(parents=value) for value in _of(1, ["x"], [None])),
+        *(_with_changeset(files_count=value) for value in _of("x", -1, huge, nan, infinity, 2**63)),
+        *(_with_changeset(desc=value) for value in _of(1, [])),
+        {"oversized": True},
+        {**WHOLE, "oversized": True, "push_id": -1, "reason": "x"},
+        {**WHOLE, "oversized": True, "push_id": 101, "reason": None},
+    ]
+    verdicts = await api.push(*bad, WHOLE)
+    taken = [event for event, verdict in zip(bad, verdicts, strict=False) if verdict["verdict"] != "rejected"]
+    assert taken == []
+    assert verdicts[-1]["verdict"] == "accepted"
+    assert len(await api.pushes()) == 1
+    assert {letter.payload for letter in await api.letters()} == {json.dumps(event).encode() for event in bad}
+
+
+PATHS: list[list[Any]] = [
+    *([name] for name in WHOLE),
+    *(["push", name] for name in WHOLE["push"]),
+    *(["push", "changesets", 0, name] for name in changeset(1)),
+    ["oversized"],
+    ["push_id"],
+]
+
+
+def _mangled(event: Any, path: list[Any], value: Any) -> Any:
+    copy = json.loads(json.dumps(event))
+    place = copy
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return copy
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mangles=st.lists(st.tuples(st.sampled_from(PATHS), ANYTHING), min_size=1, max_size=30), junk=ANYTHING)
+@example(mangles=[(["push", "date"], "nan"), (["push", "date"], "inf")], junk=None)
+def test_mangled_events_are_never_our_fault(loop_api: Any, mangles: list[tuple[list[Any], Any]], junk: Any) -> None:
+    api, run = loop_api
+    events = [_mangled(WHOLE, path, value) for path, value in mangles] + [junk]
+    answer = run(api.signed("/events/pushes", {"events": events}))
+    assert answer.status_code == 202, answer.text
+    verdicts = answer.json()["verdicts"]
+    assert len(verdicts) == len(events)
+    for event, verdict in zip(events, verdicts, strict=True):
+        assert verdict["verdict"] in {"accepted", "duplicate", "rejected"}
+        assert (verdict["reason"] is not None) or verdict["verdict"] != "rejected", event
+    listed = run(api.get("/dead-letters", params={"limit": 500}))
+    assert listed.status_code == 200
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=200) | st.builds(lambda value: json.dumps(value).encode(), ANYTHING))
+@example(body=b'{"events": [' + b"[" * 200_000)
+@example(body=b'{"events": [' + b"[" * 3_000 + b"]" * 3_000 + b"]}")
+@example(body=b'{"events": [' + b"[" * 300 + b"]" * 300 + b"]}")
+@example(body=b'{"events": [' + b"9" * 5_000 + b"]}")
+@example(body=b'{"events": [1e999, -1e999, NaN, -Infinity, "\\ud800", {"\\u0000": 1}]}')
+@example(body=b'\xef\xbb\xbf{"events": []}')
+@example(body=b'{"events": []} {}')
+@example(body=b"")
+def test_any_bytes_get_an_answer_that_blames_nobody_else(loop_api: Any, body: bytes) -> None:
+    api, run = loop_api
+    headers = signature(body) if _is_text(body) else signature(b"")
+    answer = run(api.client.post(PUSHES, content=body, headers=headers))
+    assert answer.status_code in {202, 400, 401, 422}, answer.text
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@pytest.fixture
+def loop_api(database_url: str) -> Any:
+    with api_in_a_loop(database_url) as made:
+        yield made
+
+
+async def test_a_body_that_is_no_batch_says_what_one_is(sqlite_api: Api) -> None:
+    for body in (b"[]", b"{}", b"1", b"null", b'{"events": {}}', b'{"events": null}', b'"events"'):
+        is_problem(await sqlite_api.signed("/events/pushes", body), 422, "events")
+    for body in (b"", b"{", b"nonsense", b'{"events": [\x00]}', b"\xef\xbb\xbf[]"):
+        is_problem(await sqlite_api.signed("/events/pushes", body), 400, "not JSON")
+    assert await sqlite_api.push() == []
+
+
+# --- the signature
+
+
+async def test_every_secret_is_accepted_so_that_they_can_be_rotated(sqlite_api: Api) -> None:
+    for secret in SECRETS:
+        assert (await sqlite_api.signed("/events/pushes", {"events": []}, secret)).status_code == 202
+    is_problem(await sqlite_api.signed("/events/pushes", {"events": []}, "whsec_" + "b3RoZXI=" * 6), 401)
+
+
+async def test_signatures_of_every_malformed_kind_are_401(sqlite_api: Api) -> None:
+    raw = json.dumps({"events": []}).encode()
+    good = signature(raw)
+    value = good["webhook-signature"]
+    now = datetime.now(UTC)
+    bad: list[dict[str, str]] = [
+        {},
+        *({k: v for k, v in good.items() if k != missing} for missing in good if missing != "content-type"),
+        *({**good, name: ""} for name in good if name != "content-type"),
+        *(
+            {**good, "webhook-signature": text}
+            for text in (
+                *("v1", "v1,", "v1,=", "v1,x", "v1,%%%%", "v1,a,b", ",", " ", "  v1,x", "v2," + value[3:], "v1a,x"),
+                *(
+                    value[:-4],
+                    value[:-1] + "\u00e9",
+                    "v1,\u00e9",
+                    "\u00e9",
+                    value.swapcase(),
+                    value[3:],
+                    "v1 " + value[3:],
+                ),
+                *("v1,AAAA " * 5_000, "x" * 60_000),
+            )
+        ),
+        *(
+            {**good, "webhook-timestamp": text}
+            for text in (
+                *("x", "nan", "inf", "-inf", "1e400", "1e17", "-1", "0", "9" * 400, "9" * 5_000, "\u0661", "1_0"),
+                str((now - timedelta(minutes=6)).timestamp()),
+                str((now + timedelta(minutes=6)).timestamp()),
+                str(int(now.timestamp()) + 1),
+            )
+        ),
+        {**good, "webhook-id": "msg_2"},
+        {**good, "webhook-id": "\u00e9"},
+        signature(raw + b" "),
+        signature(raw, at=now - timedelta(minutes=6)),
+    ]
+    for path in (PUSHES, "/api/v1/polls/lease"):
+        for headers in bad:
+            encoded = {k.encode(): v.encode() for k, v in headers.items()}
+            answer = await sqlite_api.client.post(path, content=raw, headers=encoded)
+            is_problem(answer, 401, "Standard Webhooks")
+    assert (await sqlite_api.client.post(PUSHES, content=raw, headers=good)).status_code == 202
+
+
+async def test_a_signature_beside_others_is_found(sqlite_api: Api) -> None:
+    raw = json.dumps({"events": []}).encode()
+    good = signature(raw)
+    several = f"v2,AAAA v1,AAAA {good['webhook-signature']}"
+    answer = await sqlite_api.client.post(PUSHES, content=raw, headers={**good, "webhook-signature": several})
+    assert answer.status_code == 202
+
+
+async def test_the_raw_bytes_are_verified_before_they_are_looked_at(sqlite_api: Api) -> None:
+    headers = signature(b'{"events": []}')
+    for raw in (b'{"events":[]}', b"{", b"\xff", b"", b"[" * 100_000, b'{"events": [' + b"1," * 2_000 + b"1]}"):
+        is_problem(await sqlite_api.client.post(PUSHES, content=raw, headers=headers), 401)
+
+
+async def test_a_token_is_no_signature_and_a_signature_no_token(sqlite_api: Api) -> None:
+    is_problem(await sqlite_api.post("/events/pushes", {"events": []}), 401, "webhook_secrets")
+    body = b'{"alias": "x", "url": "https://hg.mozilla.org/x"}'
+    answer = await sqlite_api.client.post("/api/v1/repositories", content=body, headers=signature(body))
+    is_problem(answer, 401)
+
+
+async def test_without_secrets_nothing_is_believed(sqlite_url: str) -> None:
+    async with running(settings_for(sqlite_url, webhook_secrets=[], tokens=[])) as api:
+        is_problem(await api.signed("/events/pushes", {"events": []}), 401, "no webhook_secrets")
+
+
+# --- limits
+
+
+async def test_a_thousand_events_are_taken_and_one_more_is_413(sqlite_api: Api) -> None:
+    await sqlite_api.add()
+    events = [push_event(101 + n, since=100) for n in range(MAX_EVENTS)]
+    is_problem(await sqlite_api.signed("/events/pushes", {"events": [*events, WHOLE]}), 413, "1001", "1000")
+    assert await sqlite_api.pushes() == []
+    verdicts = await sqlite_api.push(*events)
+    assert {v["verdict"] for v in verdicts} == {"accepted"}
+    assert verdicts[0]["cursor"] == 100 + MAX_EVENTS
+
+
+async def test_32_mib_are_read_and_more_is_413_with_or_without_a_length(sqlite_api: Api) -> None:
+    whole = b'{"events": [], "x": "' + b"x" * (MAX_BYTES - 23) + b'"}'
+    assert len(whole) == MAX_BYTES
+    assert (await sqlite_api.signed("/events/pushes", whole)).status_code == 202
+
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 3 * MAX_BYTES:
+            sent += 1024 * 1024
+            yield b" " * 1024 * 1024
+
+    headers = signature(b" ")
+    answer = await sqlite_api.client.post(PUSHES, content=chunks(), headers=headers)
+    is_problem(answer, 413, "33,554,432")
+    assert "content-length" not in answer.request.headers
+    assert sent <= MAX_BYTES + 2 * 1024 * 1024, "the rest was not read"
+    is_problem(await sqlite_api.client.post(PUSHES, content=whole + b" ", headers=headers), 413, "33,554,432")
+    is_problem(await sqlite_api.call("POST", "/api/v1/repositories", content=whole + b" ", token=None), 413)
+
+
+async def test_a_connection_that_ends_early_is_no_bug_of_ours(sqlite_api: Api) -> None:
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": PUSHES, "query_string": b"", "headers": []}
+    await sqlite_api.app(scope, receive, send)
+    assert sent[0]["status"] == 400
+
+
+# --- the promise
+
+
+async def test_nothing_is_acknowledged_before_the_commit(api: Api) -> None:
+    await api.add()
+    batch = {"events": [push_event(101), {"bad": 1}]}
+    with api.commits_fail():
+        answer = await api.signed("/events/pushes", batch)
+    is_problem(answer, 500, "Try again")
+    assert await api.pushes() == []
+    assert await api.letters() == []
+    assert (await api.get("/repositories/mc")).json()["last_push_id"] == 100
+    assert [v["verdict"] for v in await api.push(*batch["events"])] == ["accepted", "rejected"]
+
+
+async def test_the_answer_waits_for_the_commit(sqlite_api: Api) -> None:
+    await sqlite_api.add()
+    async with sqlite_api.database.writing():
+        call = asyncio.create_task(sqlite_api.push(push_event(101)))
+        await asyncio.sleep(0.1)
+        assert not call.done(), "another transaction holds the lock: nothing can be committed yet"
+    assert [v["verdict"] for v in await call] == ["accepted"]
+
+
+async def test_no_secret_is_in_what_is_answered_or_shown(sqlite_api: Api) -> None:
+    answer: httpx.Response = await sqlite_api.signed("/events/pushes", b"{", SECRETS[1])
+    shown = [answer.text, repr(sqlite_api.parts.settings), str(sqlite_api.parts.settings)]
+    for secret in (*SECRETS, TREEHERDER_SECRET):
+        assert not any(secret in text for text in shown)
+
+
+def test_only_true_marks_an_oversized_push() -> None:
+    assert type(understand({**WHOLE, "oversized": 1})).__name__ == "PushEvent"
+    assert type(understand({**WHOLE, "oversized": True, "push_id": 1, "reason": ""})).__name__ == "OversizedPush"

@@ -1,0 +1,121 @@
+"""Dockerflow's endpoints: open to all, and quick whatever is broken."""
+
+import asyncio
+import json
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlmodel import select
+
+from service.api import health
+from service.database import now
+from service.models import PushStep, State
+from tests.service.asgi import Api, push_event, running, settings_for
+
+
+async def heartbeat(api: Api) -> tuple[int, str, dict[str, Any]]:
+    answer = await api.call("GET", "/__heartbeat__", token=None)
+    body = answer.json()
+    return answer.status_code, body["status"], {check["name"]: check for check in body["checks"]}
+
+
+async def test_all_is_well_on_an_empty_database(api: Api) -> None:
+    status, overall, checks = await heartbeat(api)
+    assert (status, overall) == (200, "ok")
+    assert {"database", "work", "polls"} <= set(checks)
+    assert {check["status"] for check in checks.values()} == {"ok"}
+
+
+async def test_the_load_balancer_gets_an_answer_whatever_the_database_does(sqlite_api: Api) -> None:
+    await sqlite_api.database.close()
+    async with sqlite_api.database.writing():
+        answer = await sqlite_api.call("GET", "/__lbheartbeat__", token=None)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_old_unfinished_work_is_a_warning(api: Api) -> None:
+    await api.add()
+    await api.push(push_event(101))
+    assert (await heartbeat(api))[1] == "ok"
+    async with api.database.writing() as session:
+        for step in await session.exec(select(PushStep)):
+            step.since = now() - timedelta(minutes=11)
+    status, overall, checks = await heartbeat(api)
+    assert (status, overall, checks["work"]["status"]) == (200, "warning", "warning")
+    assert "state=pending" in checks["work"]["detail"]
+    await api.end_steps(State.DONE)
+    assert (await heartbeat(api))[1] == "ok"
+
+
+async def test_repositories_that_nobody_polls_are_a_warning(api: Api) -> None:
+    for alias in ("mc", "off", "gone", "fine"):
+        await api.add(alias)
+    old = now() - timedelta(minutes=11)
+    for alias in ("mc", "off", "gone"):
+        await api.change_repository(alias, created_at=old)
+    await api.change_repository("off", enabled=False)
+    await api.delete("/repositories/gone")
+    status, overall, checks = await heartbeat(api)
+    assert (status, overall, checks["polls"]["status"]) == (200, "warning", "warning")
+    assert "of 1 repositories: is a listener running?" in checks["polls"]["detail"]
+    await api.change_repository(last_good_poll_at=now())
+    assert (await heartbeat(api))[1] == "ok"
+
+
+async def test_a_database_that_is_away_is_an_error(sqlite_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> None:
+        raise ConnectionError("postgresql://user:secret@host is away")
+
+    monkeypatch.setattr(sqlite_api.database, "reading", away)
+    status, overall, checks = await heartbeat(sqlite_api)
+    assert (status, overall) == (503, "error")
+    assert checks == {"database": {"name": "database", "status": "error", "detail": "ConnectionError"}}
+
+
+async def test_a_check_that_hangs_is_an_error_in_time(sqlite_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hangs(_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(health, "TIME_LIMIT", 0.05)
+    monkeypatch.setattr(health, "_work", hangs)
+    status, overall, checks = await asyncio.wait_for(heartbeat(sqlite_api), 5)
+    assert (status, overall) == (503, "error")
+    assert checks["work"]["detail"] == "no answer within 0.05 s"
+    assert checks["database"]["status"] == "ok"
+
+
+async def test_a_worker_that_ended_is_an_error(sqlite_url: str) -> None:
+    async with running(settings_for(sqlite_url), work=True) as api:
+        assert (await heartbeat(api))[:2] == (200, "ok")
+        api.app.state.worker.stop()
+        await api.app.state.worker_task
+        status, overall, checks = await heartbeat(api)
+        assert (status, overall) == (503, "error")
+        assert "restart" in checks["worker"]["detail"]
+
+
+async def test_nobody_learns_names_from_it_who_may_not_read(sqlite_api: Api) -> None:
+    await sqlite_api.add("top-secret-project")
+    await sqlite_api.change_repository("top-secret-project", created_at=now() - timedelta(minutes=11))
+    answer = await sqlite_api.call("GET", "/__heartbeat__", token=None)
+    assert answer.json()["status"] == "warning"
+    assert "top-secret-project" not in answer.text
+
+
+async def test_the_version_is_that_of_the_package_or_of_the_image(
+    sqlite_api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = await sqlite_api.call("GET", "/__version__", token=None)
+    assert answer.json()["version"] == version("tc-treeherder")
+    image = {"source": "https://example.com", "version": "1.2.3", "commit": "abc", "build": "https://ci"}
+    (tmp_path / "version.json").write_text(json.dumps(image))
+    answer = await sqlite_api.call("GET", "/__version__", token=None)
+    assert (answer.status_code, answer.json()) == (200, image)
+
+
+async def test_dockerflows_error_endpoint_is_left_out(sqlite_api: Api) -> None:
+    assert (await sqlite_api.call("GET", "/__error__")).status_code == 404
