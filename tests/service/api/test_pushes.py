@@ -30,7 +30,13 @@ async def plan(api: Api, *names: str, attempt: int = 0, label: str = "task", cre
         step.plan_attempt = attempt
         for position, name in enumerate(names):
             task_id = f"{name}-{attempt}"
-            values: dict[str, Any] = {"position": position, "label": label, "name": name, "definition": {"x": 1}, "created": created}
+            values: dict[str, Any] = {
+                "position": position,
+                "label": label,
+                "name": name,
+                "definition": {"x": 1},
+                "created": created,
+            }
             session.add(PlannedTask(task_id=task_id, step_id=step.id or 0, plan_attempt=attempt, **values))
 
 
