@@ -16,7 +16,8 @@ from service.settings import TaskclusterSettings
 
 log = structlog.get_logger()
 
-logging.getLogger("taskcluster").setLevel(logging.WARNING)  # at DEBUG it logs the Authorization header
+for _name in ("taskcluster", "mohawk"):  # at DEBUG they log the Authorization header
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 Definition = dict[str, Any]
 Status = dict[str, Any]
@@ -66,7 +67,10 @@ class Queue(Protocol):
 
 
 class TaskclusterQueue:
-    """The real one. It retries nothing: the work that calls it does, so that nothing is tried in two places."""
+    """The real one. It retries nothing: the work that calls it does, so that nothing is tried in two places.
+
+    Only aiohttp, underneath, sends a request once more whose connection went away before any answer.
+    """
 
     def __init__(self, settings: TaskclusterSettings) -> None:
         self._settings = settings
