@@ -2,6 +2,7 @@
 
     POST /api/project/<project>/resultset/    pushes      GET the same with ?revision= or ?revision_hash=
     POST /api/project/<project>/jobs/         jobs        GET the same with ?job_guid=
+    POST /api/project/<project>/artifact/     artifacts of jobs that are there
     GET  /api/project/<project>/push/?revision=           GET /api/repository/
     GET  /                                    the page for people: pushes with their jobs
     GET  /__control__/state, /__control__/counters        what it holds, what it was asked
@@ -65,6 +66,7 @@ class Behaviour(BaseModel):
     fail_after: int = Field(0, ge=ALWAYS, description="submissions that are stored and answered 500 all the same")
     refuse_jobs: frozenset[str] = Field(frozenset(), description="job guids whose bulk is never taken")
     bad_job_status: Literal[400, 500] = Field(400, description="answer to a bulk with a job that breaks a rule")
+    artifact_call: bool = Field(True, description="whether artifacts can be posted by themselves, after their job")
     unknown_push: Literal["error", "drop"] = Field("error", description="jobs before their push: 500, or 200 and lost")
     throttle: bool = Field(False, description="whether the limits below hold, for each credential")
     jobs_per_minute: int = Field(220, ge=0)
@@ -145,6 +147,7 @@ def create_app(state: State) -> ASGIApp:
             Route("/api/project/{project}/resultset/", api.get_resultsets),
             Route("/api/project/{project}/push/", api.get_pushes),
             Route("/api/project/{project}/jobs/", api.post_jobs, methods=["POST"]),
+            Route("/api/project/{project}/artifact/", api.post_artifacts, methods=["POST"]),
             Route("/api/project/{project}/jobs/", api.get_jobs),
             Route("/api/repository/", api.get_repositories),
             Route("/", control.page),
@@ -204,9 +207,9 @@ async def _cut(receive: Receive, send: Send) -> None:
 
 
 def _kind(path: str) -> str:
-    """`resultset`, `jobs`, `push` or `repository`: the last word of the path; `other` for what is no view of ours."""
+    """`resultset`, `jobs`, `artifact`, `push` or `repository`: the last word of the path; `other` where no view is."""
     last = path.strip("/").rsplit("/", 1)[-1]
-    return last if last in ("resultset", "jobs", "push", "repository") else "other"
+    return last if last in ("resultset", "jobs", "artifact", "push", "repository") else "other"
 
 
 class _Api:
@@ -237,6 +240,17 @@ class _Api:
         except SubmissionError as error:
             raise HTTPException(behaviour.bad_job_status, str(error)) from None
         return self._done("Job successfully updated")
+
+    async def post_artifacts(self, request: Request) -> Response:
+        behaviour = self._state.behaviour
+        if not behaviour.artifact_call:
+            raise HTTPException(404, "Not found.")
+        project, artifacts = await self._submission(request, "artifact", behaviour.jobs_per_minute)
+        try:
+            self._state.store.store_artifacts(project, artifacts)
+        except SubmissionError as error:
+            raise HTTPException(400, str(error)) from None
+        return self._done("Artifacts stored successfully")
 
     def _done(self, message: str) -> Response:
         if self._state.behaviour.uses_up("fail_after"):
@@ -494,6 +508,7 @@ def _job_inside(job: Job) -> dict[str, Any]:
             for at, state, result, outcome in job.history
         ],
         "job": job.body,
+        "artifacts": list(job.artifacts.values()),
     }
 
 

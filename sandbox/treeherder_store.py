@@ -41,6 +41,7 @@ _JOB_TEXTS: Lengths = {
     "machine": (1, 100),
 }
 _PLATFORM_TEXTS: Lengths = {"platform": (1, 100), "os_name": (1, 25), "architecture": (1, 25)}
+_ARTIFACT_TEXTS: Lengths = {"type": (1, None), "name": (1, None), "blob": (0, None)}
 _LOG_TEXTS: Lengths = {"url": (1, 255), "name": (1, 50)}
 _JOB_REQUIRED = {
     *_JOB_TEXTS,
@@ -107,6 +108,8 @@ class Job:
     push: Push
     body: dict[str, Any]
     history: list[tuple[float, str, str, Literal["stored", "updated", "ignored"]]]
+    artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: those that came after the job, by a call of their own."""
 
 
 class Store:
@@ -193,6 +196,23 @@ class Store:
         now = time.time()
         for push, job in found:
             self._store_job(now, push, job)
+
+    def store_artifacts(self, project: str, artifacts: Any) -> None:
+        """Take a whole body of artifacts, or nothing of it; each is for a job that is there, even a completed one.
+
+        Raises SubmissionError.
+        """
+        found: list[tuple[Job, dict[str, Any]]] = []
+        for position, artifact in enumerate(_list("the body", artifacts)):
+            where = f"[{position}]"
+            _keys(where, artifact, {"type", "name", "blob", "job_guid"})
+            _texts(where, artifact, _ARTIFACT_TEXTS)
+            job = self.jobs.get((project, artifact["job_guid"]))
+            if job is None:
+                raise SubmissionError(f"{where}.job_guid {artifact['job_guid']!r} is no job of {project!r}")
+            found.append((job, artifact))
+        for job, artifact in found:
+            job.artifacts[artifact["name"]] = artifact
 
     def _store_job(self, now: float, push: Push, body: dict[str, Any]) -> None:
         key = push.project, body["job_guid"]
@@ -298,7 +318,7 @@ def _check_job(where: str, job: Any) -> None:
     for position, artifact in enumerate(_list(f"{where}.artifacts", job.get("artifacts", []))):
         here = f"{where}.artifacts[{position}]"
         _keys(here, artifact, {"type", "name", "blob"}, {"job_guid"})
-        _texts(here, artifact, {"type": (1, None), "name": (1, None), "blob": (0, None)})
+        _texts(here, artifact, _ARTIFACT_TEXTS)
 
 
 def _check_options(where: str, options: Any) -> None:

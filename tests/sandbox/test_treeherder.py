@@ -22,6 +22,7 @@ GUID = "037e6659-346e-426c-a3f3-cc8c9c81747c/0"
 HEADERS = {"User-Agent": "tc-treeherder/test", "Accept": "application/json; version=1.0"}
 RESULTSET = "/api/project/autoland/resultset/"
 JOBS = "/api/project/autoland/jobs/"
+ARTIFACTS = "/api/project/autoland/artifact/"
 
 
 class Treeherder(httpx.AsyncClient):
@@ -233,6 +234,24 @@ async def test_a_completed_job_is_immutable_and_running_stays_running(th: Treehe
     assert await th.outcomes() == ["stored", "ignored", "updated", "ignored", "ignored"]
     (job,) = (await th.get(JOBS, params={"job_guid": GUID})).json()["results"]
     assert (job["state"], job["result"]) == ("completed", "success")
+
+
+async def test_a_completed_job_takes_artifacts_by_a_call_of_their_own(th: Treeherder) -> None:
+    artifact = {"job_guid": GUID, "type": "json", "name": "Job Info", "blob": "{}"}
+    assert (await th.submit(RESULTSET, [resultset()])).status_code == 200
+    early = await th.submit(ARTIFACTS, [artifact])
+    assert early.status_code == 400
+    assert GUID in early.json()["detail"]
+    done = {"state": "completed", "result": "success", "end_timestamp": 1561576500}
+    assert (await th.submit(JOBS, [entry(**done)])).status_code == 200
+    for blob in ("{}", '{"job_details": []}'):
+        assert (await th.submit(ARTIFACTS, [{**artifact, "blob": blob}])).status_code == 200
+    (job,) = (await th.inside(job_guid=GUID))["jobs"]
+    assert job["artifacts"] == [{**artifact, "blob": '{"job_details": []}'}]
+    for bad in ({**artifact, "blob": 1}, {"job_guid": GUID}):
+        assert (await th.submit(ARTIFACTS, [bad])).status_code == 400
+    await th.behave(artifact_call=False)
+    assert (await th.submit(ARTIFACTS, [artifact])).status_code == 404
 
 
 async def test_jobs_survive_that_their_resultset_is_posted_again(th: Treeherder) -> None:
