@@ -199,8 +199,8 @@ class TaskclusterQueue:
         except (aiohttp.ClientError, exceptions.TaskclusterConnectionError, TimeoutError) as error:
             cause = getattr(error, "superExc", None) or error
             raise Unavailable("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
-        if isinstance(answer, dict) and isinstance(answer.get("response"), aiohttp.ClientResponse):
-            raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON")
+        if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):
+            raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON object")
         return answer
 
 
