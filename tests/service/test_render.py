@@ -29,8 +29,10 @@ CONTEXT: dict[str, Any] = {
 @asynccontextmanager
 async def renderer_of(processes: int = 2, **limits: Any) -> AsyncIterator[Renderer]:
     made = Renderer(RenderLimits(**limits), processes)
-    yield made
-    await made.close()
+    try:
+        yield made
+    finally:
+        await made.close()
     assert children() == []
 
 

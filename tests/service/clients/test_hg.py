@@ -25,8 +25,10 @@ FILE = ".taskcluster.yml"
 @asynccontextmanager
 async def client(seconds: float = 5) -> AsyncIterator[HttpHg]:
     made = HttpHg(load(hg_timeout=seconds))
-    yield made
-    await made.close()
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 @pytest.fixture

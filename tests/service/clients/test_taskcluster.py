@@ -1,0 +1,320 @@
+"""Taskcluster's queue through the official client: what each answer means, and how little it is asked."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sandbox.taskcluster import Client, Taskcluster, create_app
+from sandbox.taskcluster.clock import DAY, HOUR, iso
+from service.clients.taskcluster import TaskclusterQueue
+from service.errors import Refusal, Unavailable
+from service.flow.ids import slugid
+from service.settings import TaskclusterSettings
+from tests.service.world import ROOT, serving
+
+TASK = slugid(b"k", "a")
+CREATE = [
+    "queue:create-task:project:none",
+    "queue:scheduler-id:test",
+    "queue:create-task:lowest:prov/w",
+]
+
+
+def settings_of(url: str, **more: Any) -> TaskclusterSettings:
+    values = {"client_id": ROOT.client_id, "access_token": ROOT.access_token, "timeout": 5, **more}
+    return TaskclusterSettings(root_url=url, **values)
+
+
+@asynccontextmanager
+async def queue_at(url: str, **more: Any) -> AsyncIterator[TaskclusterQueue]:
+    made = TaskclusterQueue(settings_of(url, **more))
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@pytest.fixture
+def tc() -> Taskcluster:
+    return Taskcluster([ROOT, Client("reader", "reader-secret", ("queue:get-task:*",))], claim_wait=0)
+
+
+@pytest.fixture
+async def url(tc: Taskcluster) -> AsyncIterator[str]:
+    async with serving(create_app(tc)) as made:
+        yield made
+
+
+@pytest.fixture
+async def queue(url: str) -> AsyncIterator[TaskclusterQueue]:
+    async with queue_at(url) as made:
+        yield made
+
+
+def define(tc: Taskcluster, **more: Any) -> dict[str, Any]:
+    at = tc.clock.now()
+    return {
+        "taskQueueId": "prov/w",
+        "schedulerId": "test",
+        "created": iso(at),
+        "deadline": iso(at + HOUR),
+        "expires": iso(at + DAY),
+        "payload": {"none": None, "\u00e4": 1.5},
+        "metadata": {"name": "n", "description": "d", "owner": "o", "source": "https://example.com"},
+        **more,
+    }
+
+
+# What is done
+
+
+async def test_create_read_schedule_and_cancel(tc: Taskcluster, queue: TaskclusterQueue) -> None:
+    assert await queue.task(TASK) is None
+    assert await queue.status(TASK) is None
+    status = await queue.create_task(TASK, define(tc), CREATE)
+    assert (status["taskId"], status["state"]) == (TASK, "pending")
+    definition = await queue.task(TASK)
+    assert definition == tc.queue.task(TASK)
+    assert definition is not None
+    assert definition["payload"] == {"none": None, "\u00e4": 1.5}
+    found = await queue.status(TASK)
+    assert found is not None
+    assert found["state"] == "pending"
+    status = await queue.cancel_task(TASK, f"queue:cancel-task:test/{TASK}/{TASK}")
+    assert status["state"] == "exception"
+
+    other = slugid(b"k", "b")
+    tc.faults.add("crash", "createTask", times=1)
+    with pytest.raises(Unavailable):
+        await queue.create_task(other, define(tc), CREATE)
+    status = await queue.schedule_task(other, f"queue:schedule-task:test/{other}/{other}")
+    assert status["state"] == "pending"
+
+
+async def test_many_at_once(tc: Taskcluster, queue: TaskclusterQueue) -> None:
+    ids = [slugid(b"k", str(n)) for n in range(1_050)]
+    for task_id in ids[:1_020]:
+        tc.queue.create_task(task_id, define(tc))
+    assert set(await queue.statuses(ids)) == set(ids[:1_020])
+    tasks = await queue.tasks(ids)
+    assert set(tasks) == set(ids[:1_020])
+    assert tasks[ids[0]] == tc.queue.task(ids[0])
+    assert await queue.statuses([]) == {}
+
+
+async def test_calls_go_in_parallel_over_one_session(tc: Taskcluster, queue: TaskclusterQueue) -> None:
+    tc.latency = 0.1
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    ids = [slugid(b"k", str(n)) for n in range(20)]
+    await asyncio.gather(*(queue.create_task(task_id, define(tc), CREATE) for task_id in ids))
+    assert loop.time() - began < 1
+    assert set(tc.queue.tasks) == set(ids)
+
+
+# With which rights
+
+
+async def test_authorized_scopes_cut_our_rights_down(tc: Taskcluster, queue: TaskclusterQueue) -> None:
+    for missing in CREATE:
+        with pytest.raises(Refusal) as refused:
+            await queue.create_task(TASK, define(tc), [scope for scope in CREATE if scope != missing])
+        assert refused.value.status == 403
+        assert missing in str(refused.value)
+        assert "missing the following scopes" in str(refused.value)
+        assert "---" not in str(refused.value)
+    with pytest.raises(Refusal):
+        await queue.create_task(TASK, define(tc), [])
+    assert await queue.status(TASK) is None  # reads go with all our rights
+    await queue.create_task(TASK, define(tc), CREATE)
+    for scope in ("queue:cancel-task:test/x/y", f"queue:schedule-task:test/{TASK}/{TASK}"):
+        with pytest.raises(Refusal):
+            await queue.cancel_task(TASK, scope)
+
+
+async def test_a_scope_that_cannot_be_sent_is_left_out(tc: Taskcluster, queue: TaskclusterQueue) -> None:
+    """It would make every call 401."""
+    odd = ["queue:route:notify.email.\u00e4@example.com.*", "a\nb", "a\0", "\ud800"]
+    status = await queue.create_task(TASK, define(tc), [*CREATE, *odd])
+    assert status["state"] == "pending"
+
+
+async def test_credentials_stay_as_they_were(url: str, tc: Taskcluster) -> None:
+    """The client changes the dict that it is given: the certificate and the scopes of one call would stay in it."""
+    settings = settings_of(url)
+    before = settings.model_dump_json(), settings.access_token
+    queue = TaskclusterQueue(settings)
+    await queue.create_task(TASK, define(tc), CREATE)
+    with pytest.raises(Refusal):
+        await queue.create_task(TASK, define(tc), CREATE[:1])
+    await queue.create_task(TASK, tc.queue.task(TASK), CREATE)
+    await queue.close()
+    assert (settings.model_dump_json(), settings.access_token) == before
+
+
+async def test_temporary_credentials(url: str, tc: Taskcluster) -> None:
+    at = tc.clock.now()
+    made = tc.auth.temporary_credentials(ROOT.client_id, "temporary", ["*"], at - HOUR, at + HOUR)
+    async with queue_at(
+        url, client_id=made["clientId"], access_token=made["accessToken"], certificate=made["certificate"]
+    ) as queue:
+        await queue.create_task(TASK, define(tc), CREATE)
+        assert await queue.task(TASK) is not None
+        with pytest.raises(Refusal):
+            await queue.create_task(slugid(b"k", "b"), define(tc), CREATE[1:])
+
+
+async def test_without_credentials_it_asks_as_anybody(url: str, tc: Taskcluster) -> None:
+    async with queue_at(url, client_id=None, access_token=None) as queue:
+        with pytest.raises(Refusal) as refused:
+            await queue.create_task(TASK, define(tc), CREATE)
+    assert refused.value.status == 403
+
+
+async def test_reads_that_are_not_allowed(url: str, tc: Taskcluster) -> None:
+    async with queue_at(url, client_id="reader", access_token="reader-secret") as queue:
+        assert await queue.task(TASK) is None
+        with pytest.raises(Refusal) as refused:
+            await queue.status(TASK)
+    assert refused.value.status == 403
+
+
+async def test_wrong_credentials_can_be_mended(url: str, tc: Taskcluster) -> None:
+    async with queue_at(url, access_token="wrong-secret") as queue:
+        with pytest.raises(Unavailable, match="refuses our credentials") as refused:
+            await queue.status(TASK)
+    assert "wrong-secret" not in str(refused.value)
+
+
+# What goes wrong
+
+
+async def test_what_is_refused_for_good(tc: Taskcluster, queue: TaskclusterQueue) -> None:
+    await queue.create_task(TASK, define(tc), CREATE)
+    for definition, status in (
+        (define(tc, payload={"other": 1}), 409),
+        (define(tc, retries=99), 400),
+        (define(tc, dependencies=[slugid(b"k", "missing")]), 400),
+    ):
+        with pytest.raises(Refusal) as refused:
+            await queue.create_task(TASK if status == 409 else slugid(b"k", "b"), definition, CREATE)
+        assert (refused.value.status, refused.value.system) == (status, "taskcluster")
+        assert len(str(refused.value)) > 20
+
+
+STATUSES: list[tuple[int, type[Exception]]] = [
+    (status, Refusal) for status in (400, 403, 404, 405, 409, 410, 413, 418, 422)
+]
+LATER: list[tuple[int, type[Exception]]] = [
+    (status, Unavailable) for status in (401, 408, 429, 500, 502, 503, 504, 599)
+]
+
+
+@pytest.mark.parametrize(("status", "error"), STATUSES + LATER)
+@pytest.mark.parametrize("body", ["ours", "nothing", "html"])
+async def test_each_status(status: int, error: type[Exception], body: str) -> None:
+    said = {
+        "ours": json.dumps({"code": "Some", "message": "because\n---\nmore", "requestInfo": {}}),
+        "nothing": "",
+        "html": "<html>\0",
+    }[body]
+    calls = 0
+
+    async def answer(_: Request) -> Response:
+        nonlocal calls
+        calls += 1
+        return Response(said, status, media_type="application/json" if body == "ours" else "text/html")
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
+    async with serving(app) as url, queue_at(url) as queue:
+        with pytest.raises(error) as raised:
+            await queue.create_task(TASK, {}, ["a"])
+        assert getattr(raised.value, "status", None) in {None, status}
+        if status == 404:
+            assert await queue.task(TASK) is None
+        else:
+            with pytest.raises(error):
+                await queue.task(TASK)
+    assert calls == 2, "the library must retry nothing: our own work does"
+    assert ROOT.access_token not in str(raised.value)
+
+
+@pytest.mark.parametrize("said", ["", "<html>", "[1]", "null", '"x"'])
+@pytest.mark.parametrize("kind", ["application/json", "text/html"])
+async def test_a_success_that_is_none(said: str, kind: str) -> None:
+    async def answer(_: Request) -> Response:
+        return Response(said, media_type=kind)
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
+    async with serving(app) as url, queue_at(url) as queue:
+        with pytest.raises(Unavailable, match="answered something"):
+            await queue.create_task(TASK, {}, ["a"])
+        with pytest.raises(Unavailable, match="answered something"):
+            await queue.task(TASK)
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("drop", 2), ("drop-after", 2), ("hang", 1)])
+async def test_a_call_without_an_answer_ends(url: str, tc: Taskcluster, kind: str, calls: int) -> None:
+    """aiohttp sends it once more when the connection went away, which does no harm: it is the same request."""
+    tc.faults.add(kind, "createTask")
+    async with queue_at(url, timeout=0.3) as queue:
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await queue.create_task(TASK, define(tc), CREATE)
+        assert tc.journal.calls["createTask"] == calls
+        status = await queue.status(TASK)
+    tc.faults.remove()
+    assert (status is not None) == (kind == "drop-after")
+
+
+async def test_a_taskcluster_that_is_away() -> None:
+    async with serving(Starlette()) as url:
+        pass
+    async with queue_at(url) as queue:
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await queue.status(TASK)
+
+
+async def test_a_throttled_call_is_later(tc: Taskcluster, queue: TaskclusterQueue) -> None:
+    tc.faults.add("throttle", "createTask", times=1)
+    with pytest.raises(Unavailable, match="429") as refused:
+        await queue.create_task(TASK, define(tc), CREATE)
+    assert refused.value.retry_after is None
+    await queue.create_task(TASK, define(tc), CREATE)
+
+
+async def test_the_authorization_is_not_logged(
+    tc: Taskcluster, queue: TaskclusterQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        await queue.create_task(TASK, define(tc), CREATE)
+        tc.faults.add("before", "createTask", times=1)
+        with pytest.raises(Unavailable):
+            await queue.create_task(TASK, define(tc), CREATE)
+    assert "Hawk" not in caplog.text
+    assert ROOT.access_token not in caplog.text
+
+
+async def test_clients_of_many_projects_do_not_pile_up(tc: Taskcluster, queue: TaskclusterQueue) -> None:
+    for number in range(520):
+        queue._queue([f"scope:{number}"])
+    assert len(queue._clients) == 500
+    await queue.create_task(TASK, define(tc), CREATE)
+
+
+async def test_closing_leaves_no_connection(url: str, tc: Taskcluster) -> None:
+    queue = TaskclusterQueue(settings_of(url))
+    await queue.close()  # nothing was opened yet
+    await queue.status(TASK)
+    session = queue._session
+    await queue.close()
+    assert session is not None
+    assert session.closed
