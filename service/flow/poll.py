@@ -83,12 +83,13 @@ async def _report(session: Session, settings: PollSettings, repository: Reposito
         _due(settings, repository, at + timedelta(seconds=result.seconds))  # a slow one backs off by itself
     if result.outcome == "listed":
         repository.last_full_poll_at = at
-        repository.etag = _reliable(result)
         if await _looks_reset(session, repository, result):
+            repository.etag = None  # or a 304 would pass for a good poll
             await _reset_when_certain(settings, repository, at)
             return
-        if repository.last_changeset is None and result.at_cursor:
-            repository.last_changeset = result.at_cursor
+        repository.etag = _reliable(result)
+        if result.at_cursor and (repository.last_changeset is None or result.moved):
+            repository.last_changeset = result.at_cursor  # what a strip left of the push at the cursor
     repository.reset_suspicions, repository.reset_suspected_at = 0, None
     repository.last_good_poll_at = at
 

@@ -54,7 +54,7 @@ def test_the_real_pushes_of_2013_give_ten_resultsets(systems: Systems, sqlite_ur
     resultsets = system.treeherder.get("/state").json()["resultsets"]
     tips = {push["changesets"][-1]["node"] for push in recorded.values()}
     assert {resultset["resultset"]["revision"] for resultset in resultsets} == tips
-    assert all(resultset["posts"] == 1 for resultset in resultsets)
+    assert len(resultsets) == 10
 
 
 # --- kill -9 -----------------------------------------------------------------------------------------------------
