@@ -1,5 +1,6 @@
 """Treeherder: its REST submission (Hawk), and for one that listens on Pulse the message that it reads."""
 
+import asyncio
 import io
 import json
 from datetime import UTC, datetime, timedelta
@@ -86,15 +87,19 @@ class RestTreeherder:
 
     async def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
         try:
-            response = await self._client.request(method, url, timeout=self._timeout, **more)
+            # httpx's own time limits are for each step: a server that sends a byte now and then exceeds none
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.request(method, url, timeout=self._timeout, **more)
+        except TimeoutError:
+            raise Unavailable("treeherder", f"{url}: no whole answer within {self._timeout:g} s") from None
         except httpx.HTTPError as error:
             raise Unavailable("treeherder", f"{url}: {type(error).__name__} {error}".strip()) from error
         status = response.status_code
         if response.is_success:
             return response
         answer = f"{url} answers {status}: {_detail(response)}"
-        if response.is_server_error or status in {401, 403, 404, 408, 429}:
-            # 403 and 404 are mended by an operator: credentials there, or the project added to Treeherder
+        if response.is_server_error or response.is_redirect or status in {401, 403, 404, 408, 429}:
+            # most are mended by an operator: credentials there, the project added to Treeherder, the url in the settings
             raise Unavailable("treeherder", answer, _retry_after(response), status)
         raise Refusal("treeherder", answer, status)
 
