@@ -1,0 +1,236 @@
+"""Treeherder: REST submission against the stand-in, and the message for one that listens on Pulse."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from sandbox import treeherder
+from sandbox.treeherder_store import Repository, Store
+from service.clients.treeherder import RestTreeherder, hgpushes_message
+from service.errors import Refusal, Unavailable, UpstreamError
+from service.settings import Environment
+from tests.facts import fact
+from tests.service.world import TREEHERDER_ID, TREEHERDER_SECRET, node, serving
+
+RESULTSET: dict[str, Any] = {
+    "revision": node(1),
+    "revision_hash": node("hash"),
+    "push_timestamp": 1_700_000_000,
+    "author": "dev@example.com",
+    "type": "push",
+    "active_status": "active",
+    "revisions": [],
+}
+
+
+@pytest.fixture
+def state() -> treeherder.State:
+    return treeherder.State(Store([Repository("mc")]), {TREEHERDER_ID: TREEHERDER_SECRET})
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(headers={"User-Agent": "tc-treeherder"}) as made:
+        yield made
+
+
+def client_of(http: httpx.AsyncClient, url: str, **more: Any) -> RestTreeherder:
+    values = {"client_id": TREEHERDER_ID, "secret": TREEHERDER_SECRET, "timeout": 5, **more}
+    return RestTreeherder(Environment(url=url, **values), http)
+
+
+@pytest.fixture
+async def th(state: treeherder.State, http: httpx.AsyncClient) -> AsyncIterator[RestTreeherder]:
+    async with serving(treeherder.create_app(state)) as url:
+        yield client_of(http, url)
+
+
+def resultset() -> dict[str, Any]:
+    """One that passes the stand-in's rules."""
+    revision = node(1)
+    return {
+        **RESULTSET,
+        "revision_hash": hashlib.sha1(f"{revision}default".encode(), usedforsecurity=False).hexdigest(),
+        "revisions": [
+            {
+                "revision": revision,
+                "author": "D\u00e4v <dev@example.com>",
+                "comment": "Bug 1 \u2014 \U0001f600",
+                "files": [],
+                "branch": "default",
+                "repository": "mc",
+            }
+        ],
+    }
+
+
+async def test_a_resultset_is_taken(th: RestTreeherder, state: treeherder.State) -> None:
+    for _ in range(2):
+        await th.post_resultset("mc", resultset())
+    (push,) = state.store.pushes
+    assert push.body == resultset()
+    assert push.posts == 2
+
+
+async def test_the_same_at_the_same_time(th: RestTreeherder, state: treeherder.State) -> None:
+    """Each signature has a nonce of its own."""
+    await asyncio.gather(*(th.post_resultset("mc", resultset()) for _ in range(20)))
+    assert state.counters["POST resultset 200"] == 20
+
+
+@pytest.mark.parametrize(("name", "value"), [("client_id", "nobody"), ("secret", "wrong-secret")])
+async def test_wrong_credentials_can_be_mended(
+    state: treeherder.State, http: httpx.AsyncClient, name: str, value: str
+) -> None:
+    async with serving(treeherder.create_app(state)) as url:
+        with pytest.raises(Unavailable, match="answers 403") as refused:
+            await client_of(http, url, **{name: value}).post_resultset("mc", resultset())
+    assert "wrong-secret" not in str(refused.value)
+
+
+async def test_a_project_that_is_not_there_yet(th: RestTreeherder) -> None:
+    with pytest.raises(Unavailable, match=r"/api/project/other/resultset/ answers 404: "):
+        await th.post_resultset("other", resultset())
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_throttled(th: RestTreeherder, state: treeherder.State, told: bool) -> None:
+    state.behaviour.too_many, state.behaviour.retry_after = 1, told
+    with pytest.raises(Unavailable, match="answers 429") as refused:
+        await th.post_resultset("mc", resultset())
+    if told:
+        assert refused.value.retry_after is not None
+        assert timedelta() < refused.value.retry_after <= timedelta(minutes=1)
+    else:
+        assert refused.value.retry_after is None
+    await th.post_resultset("mc", resultset())
+
+
+async def test_a_failure_after_the_work(th: RestTreeherder, state: treeherder.State) -> None:
+    state.behaviour.fail_after = 1
+    with pytest.raises(Unavailable, match="answers 500"):
+        await th.post_resultset("mc", resultset())
+    await th.post_resultset("mc", resultset())
+    assert len(state.store.pushes) == 1
+
+
+@pytest.mark.parametrize("how", ["503", "drop"])
+async def test_down_for_a_while(th: RestTreeherder, state: treeherder.State, how: Any) -> None:
+    state.behaviour.down_how, state.behaviour.down = how, 1
+    with pytest.raises(Unavailable):
+        await th.post_resultset("mc", resultset())
+    await th.post_resultset("mc", resultset())
+
+
+def answering(response: Response) -> Starlette:
+    async def answer(_: Request) -> Response:
+        return response
+
+    return Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "said"),
+    [
+        (JSONResponse({"detail": "because"}, 400), Refusal, "answers 400: because"),
+        (JSONResponse({"message": "because"}, 422), Refusal, "answers 422: because"),
+        (JSONResponse(["because"], 400), Refusal, "because"),
+        (JSONResponse({"detail": "x" * 5_000}, 400), Refusal, "answers 400: x"),
+        (Response(b"\xff\x00" * 400, 400), Refusal, "answers 400"),
+        (JSONResponse({"detail": "because"}, 401), Unavailable, "answers 401: because"),
+        (Response("", 408), Unavailable, "answers 408"),
+        (Response("", 500), Unavailable, "answers 500"),
+        (Response("<html>gone", 502), Unavailable, "answers 502: <html>gone"),
+        (Response("", 503, {"retry-after": "7"}), Unavailable, "answers 503"),
+        (RedirectResponse("http://127.0.0.1:9/login", 302), Unavailable, "answers 302"),
+    ],
+)
+async def test_what_other_answers_mean(
+    http: httpx.AsyncClient, response: Response, error: type[UpstreamError], said: str
+) -> None:
+    async with serving(answering(response)) as url:
+        with pytest.raises(error, match=said) as raised:
+            await client_of(http, url).post_resultset("mc", resultset())
+    assert len(str(raised.value)) < 800
+    assert raised.value.system == "treeherder"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("999999999999", 3600),
+        ("-1", None),
+        ("soon", None),
+        ("1.5", None),
+        ("\u0663", None),
+        ("", None),
+    ],
+)
+async def test_retry_after(http: httpx.AsyncClient, value: str, seconds: int | None) -> None:
+    response = Response("", 429)
+    response.raw_headers.append((b"retry-after", value.encode()))
+    async with serving(answering(response)) as url:
+        with pytest.raises(Unavailable) as refused:
+            await client_of(http, url).post_resultset("mc", resultset())
+    assert refused.value.retry_after == (None if seconds is None else timedelta(seconds=seconds))
+
+
+async def test_a_server_that_says_nothing_is_left(http: httpx.AsyncClient) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.sleep(5)
+        yield b""
+
+    async with serving(answering(StreamingResponse(nothing()))) as url:
+        with pytest.raises(Unavailable):
+            await client_of(http, url, timeout=0.2).post_resultset("mc", resultset())
+
+
+async def test_a_server_that_drips_is_left(http: httpx.AsyncClient) -> None:
+    async def drip() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    async with serving(answering(StreamingResponse(drip()))) as url, asyncio.timeout(2):
+        with pytest.raises(Unavailable):
+            await client_of(http, url, timeout=0.3).post_resultset("mc", resultset())
+
+
+async def test_a_treeherder_that_is_away(http: httpx.AsyncClient) -> None:
+    async with serving(Starlette()) as url:
+        pass
+    with pytest.raises(Unavailable, match="ConnectError"):
+        await client_of(http, url).post_resultset("mc", resultset())
+
+
+def shape(value: Any) -> Any:
+    """The types of a JSON value, with the names of its fields."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return type(value).__name__
+
+
+def test_the_message_has_the_form_of_hgpushes_v1() -> None:
+    real = fact("pulse/hgpushes-v1.json")["payload"]
+    (push,) = real["pushlog_pushes"]
+    push["push_json_url"] = push["push_json_url"].replace(" ", "")  # its own is broken
+    at = datetime.fromtimestamp(push["time"], UTC)
+    made = hgpushes_message(real["repo_url"], "try", push["pushid"], push["user"], at, real["heads"][0])["payload"]
+    assert shape(made) == shape(real)
+    sent = made["_meta"].pop("sent")
+    assert abs(datetime.fromisoformat(sent) - datetime.now(UTC)) < timedelta(minutes=1)
+    del real["_meta"]["sent"]
+    assert made == real
