@@ -99,7 +99,7 @@ class RestTreeherder:
             return response
         answer = f"{url} answers {status}: {_detail(response)}"
         if response.is_server_error or response.is_redirect or status in {401, 403, 404, 408, 429}:
-            # most are mended by an operator: credentials there, the project added to Treeherder, the url in the settings
+            # mended by an operator: credentials there, the project added to Treeherder, the url in the settings
             raise Unavailable("treeherder", answer, _retry_after(response), status)
         raise Refusal("treeherder", answer, status)
 
