@@ -4,12 +4,15 @@ import asyncio
 import ipaddress
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from service.settings import Settings
 
 # Every command imports what it needs by itself: a listener is to stay small, and has no use for the service's half.
@@ -45,13 +48,30 @@ def _ready_schema(settings: "Settings") -> None:
     from service import database
 
     url = settings.database_url.get_secret_value()
-    try:
+    with _readable_errors(url):
         if settings.sqlite:
             database.upgrade(url)
         else:
             database.check_schema(url)
-    except database.SchemaBehindError as error:
+
+
+@contextmanager
+def _readable_errors(url: str) -> "Iterator[None]":
+    """What an operator can mend is said in one line and ends the program with 2."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError
+
+    from service.database import SchemaBehindError, shown
+
+    try:
+        yield
+    except SchemaBehindError as error:
         _fail(str(error))
+    except DBAPIError as error:
+        words = " ".join(str(error.orig).split())
+        _fail(f"the database {shown(url)} cannot be used: {words}. Start it, or change TC_TREEHERDER_DATABASE_URL.")
+    except CommandError as error:
+        _fail(f"the schema of {shown(url)} stays as it is: {error}")
 
 
 @app.command()
@@ -136,7 +156,9 @@ def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
     """Bring the schema to the newest migration."""
     from service import database
 
-    database.upgrade(_settings().database_url.get_secret_value(), revision)
+    url = _settings().database_url.get_secret_value()
+    with _readable_errors(url):
+        database.upgrade(url, revision)
     typer.echo(f"the schema is at {revision}")
 
 
@@ -145,7 +167,9 @@ def downgrade(revision: Annotated[str, typer.Argument(help="a revision; base: no
     """Take the schema back."""
     from service import database
 
-    database.downgrade(_settings().database_url.get_secret_value(), revision)
+    url = _settings().database_url.get_secret_value()
+    with _readable_errors(url):
+        database.downgrade(url, revision)
     typer.echo(f"the schema is at {revision}")
 
 

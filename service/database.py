@@ -55,15 +55,17 @@ Json = JSON(none_as_null=True)
 
 
 class Database:
-    """One engine and its sessions."""
+    """One engine and its sessions. Its errors hold no parameters: secrets and whole pushes are among them."""
 
     def __init__(self, url: str, pool: int = 10) -> None:
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
-            self.engine = create_async_engine(url, connect_args={"timeout": 30})
+            self.engine = create_async_engine(url, connect_args={"timeout": 30}, hide_parameters=True)
             _prepare_sqlite(self.engine.sync_engine)
         else:
-            self.engine = create_async_engine(url, pool_size=pool, max_overflow=0, pool_pre_ping=True)
+            self.engine = create_async_engine(
+                url, pool_size=pool, max_overflow=0, pool_pre_ping=True, hide_parameters=True
+            )
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
 
@@ -126,6 +128,11 @@ def _config(url: str) -> Config:
     return config
 
 
+def shown(url: str) -> str:
+    """`url` as it may be shown: without its password, and without parameters, among which one can be."""
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
+
+
 def _sync(url: str) -> str:
     return url.replace("sqlite+aiosqlite:", "sqlite:")
 
@@ -151,7 +158,7 @@ def check_schema(url: str) -> None:
         engine.dispose()
     if current != head:
         raise SchemaBehindError(
-            f"the database {make_url(url).render_as_string(hide_password=True)} is at schema {current or 'none'}, "
+            f"the database {shown(url)} is at schema {current or 'none'}, "
             f"this release needs {head}: run `tc-treeherder db upgrade` first"
         )
 

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from service.flow.error_task import DEFAULT_ERROR_TASK
 
@@ -66,6 +68,20 @@ Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta()
 
 
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
+
+
+def _database_url(url: SecretStr) -> SecretStr:
+    text = url.get_secret_value()
+    try:
+        parsed = make_url(text)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.drivername not in {"sqlite+aiosqlite", "postgresql+psycopg"} or not parsed.database:
+        raise ValueError("must be sqlite+aiosqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    return url
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 
 
 class TaskclusterSettings(Strict):
@@ -178,7 +194,7 @@ class Settings(BaseSettings):
         env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
     )
 
-    database_url: SecretStr = Field(
+    database_url: DatabaseUrl = Field(
         SecretStr("sqlite+aiosqlite:///tc-treeherder.sqlite"),
         description="sqlite+aiosqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
     )
