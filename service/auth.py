@@ -39,11 +39,12 @@ def caller_of(settings: Settings, request: Request) -> Caller:
         return ANYBODY
     kind, _, value = header.partition(" ")
     if kind.lower() == "bearer":
+        sent = value.strip().encode("latin-1")  # the header's bytes, as they came
         # every token is compared, so that the time tells nothing
         matches = [
             token
             for token in settings.tokens
-            if hmac.compare_digest(token.value.get_secret_value().encode(), value.strip().encode())
+            if hmac.compare_digest(token.value.get_secret_value().encode(), sent)
         ]
         if matches:
             return Caller(matches[0].name, tuple(matches[0].scopes))
