@@ -98,6 +98,7 @@ async def test_a_queue_that_nobody_reads_is_warned_of(api: Api) -> None:
 
 
 async def test_nonsense_and_strangers_are_refused(api: Api) -> None:
-    for body in ([], {}, {"queue": "q", "events": "x", "found": "there"}, {"queue": "q", "events": "tasks"}):
+    bodies: list[Any] = [[], {}, {"queue": "q", "events": "x", "found": "there"}, {"queue": "q", "events": "tasks"}]
+    for body in bodies:
         is_problem(await api.signed("/listeners/report", body), 422)
     is_problem(await api.post("/listeners/report", {"queue": "q", "events": "tasks", "found": "there"}), 401)
