@@ -50,6 +50,8 @@ class PulsePublisher:
         self._parameters = pika.URLParameters(settings.url.get_secret_value())
         self._parameters.socket_timeout = self._parameters.blocked_connection_timeout = settings.timeout.total_seconds()
         self._timeout = settings.timeout.total_seconds()
+        if self._parameters.heartbeat is None:  # a broker that went away without a word is noticed within two of them
+            self._parameters.heartbeat = max(int(self._timeout), 10)
         self._prefix = f"exchange/{settings.user}/"
         self._messages: queue.Queue[_Message | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="pulse-publisher", daemon=True)
@@ -68,14 +70,19 @@ class PulsePublisher:
             ) from None
 
     async def close(self) -> None:
+        """End the thread and the connection; one that hangs at a silent broker is left to end with the process."""
         self._messages.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, self._timeout)
+        if self._thread.is_alive():
+            log.warning("pulse-not-closed", why=f"the broker did not answer within {self._timeout:g} s")
 
     def _run(self) -> None:
         connection: pika.BlockingConnection | None = None
         channel: Any = None
         declared: set[str] = set()
         while (message := self._next(connection)) is not None:
+            if message.confirmed.done():
+                continue  # nobody waits for it any more, and whoever did will try again
             try:
                 if connection is None or connection.is_closed:
                     connection = pika.BlockingConnection(self._parameters)
@@ -88,8 +95,8 @@ class PulsePublisher:
                     content_type="application/json", content_encoding="utf-8", delivery_mode=2
                 )
                 channel.basic_publish(message.exchange, message.routing_key, message.body, properties)
-            except (pika.exceptions.AMQPError, OSError) as error:
-                log.warning("publish-failed", exchange=message.exchange, error=type(error).__name__)
+            except Exception as error:  # the thread must outlive whatever it meets
+                log.warning("publish-failed", exchange=message.exchange, error=type(error).__name__, exc_info=True)
                 message.settle(Unavailable("pulse", f"{message.exchange}: {type(error).__name__} {error}".strip()))
                 _close(connection)
                 connection = None
