@@ -1,0 +1,102 @@
+"""The app as a whole: how it starts and stops, and what holds for every route."""
+
+import asyncio
+
+import pytest
+
+from service.app import create_app
+from service.database import SchemaBehindError, now
+from service.models import State
+from tests.service.asgi import ADMIN, NEVER_SHOWN, Api, is_problem, push_event, running, settings_for
+
+
+async def test_it_does_not_start_on_a_schema_that_is_behind(empty_database_url: str) -> None:
+    app = create_app(settings_for(empty_database_url), work=False)
+    with pytest.raises(SchemaBehindError, match="tc-treeherder db upgrade"):
+        async with app.router.lifespan_context(app):
+            pytest.fail("it started")
+
+
+async def test_its_worker_begins_on_what_is_taken_in_and_ends_with_it(sqlite_url: str) -> None:
+    async with running(settings_for(sqlite_url, environments={}), work=True) as api:
+        await api.add(graph=False)
+        await api.push(push_event(101))
+        worker = api.app.state.worker_task
+        for _ in range(200):
+            graph = (await api.get("/pushes/mc/101")).json()["graph"]
+            if graph["state"] != "pending":
+                break
+            await asyncio.sleep(0.02)
+        assert (graph["state"], graph["reason"]) == ("skipped", "graphs are off for mc")
+    assert worker.done()
+    assert worker.exception() is None
+
+
+async def test_without_a_worker_the_work_is_left_to_others(sqlite_url: str) -> None:
+    async with running(settings_for(sqlite_url)) as api:
+        await api.add()
+        await api.push(push_event(101))
+        assert {step.state for step in await api.steps()} == {State.PENDING}
+        assert all(step.due_at is not None and step.due_at <= now() and step.lease == 0 for step in await api.steps())
+
+
+async def test_two_apps_share_one_secret(database_url: str) -> None:
+    async with running(settings_for(database_url)) as one, running(settings_for(database_url)) as two:
+        assert one.parts.secret == two.parts.secret
+        assert len(one.parts.secret) == 32
+
+
+async def test_no_route_but_health_answers_a_stranger(sqlite_api: Api) -> None:
+    """Whatever is added later, too."""
+    action = {"action": "retrigger", "project": "mc", "task_id": "fN1SbArXTPSVFNUvaOlinQ"}
+    paths = sqlite_api.app.openapi()["paths"]
+    seen = 0
+    for template, operations in paths.items():
+        if not template.startswith("/api/v1"):
+            assert template.startswith("/__"), template
+            continue
+        path = template.replace("{alias}", "mc").replace("{push_id}", "1").replace("{letter_id}", "1")
+        path = path.replace("{action_id}", "1")
+        for method in operations:
+            answer = await sqlite_api.call(method.upper(), path, token=None, json=action)
+            is_problem(answer, 401)
+            seen += 1
+    assert seen >= 14
+
+
+async def test_every_route_has_a_name_and_the_listeners_are_marked_internal(sqlite_api: Api) -> None:
+    paths = sqlite_api.app.openapi()["paths"]
+    operations = [(path, operation) for path, methods in paths.items() for operation in methods.values()]
+    names = [operation["operationId"] for _, operation in operations]
+    assert len(set(names)) == len(names)
+    assert all(name.isalnum() for name in names)
+    for path, operation in operations:
+        assert operation.get("summary") or operation.get("description"), path
+        assert ("internal" in operation["tags"]) == path.startswith(
+            ("/api/v1/events", "/api/v1/polls", "/api/v1/listen")
+        )
+
+
+async def test_the_description_is_served_without_secrets(sqlite_api: Api) -> None:
+    assert (await sqlite_api.call("GET", "/docs", token=None)).status_code == 200
+    answer = await sqlite_api.call("GET", "/openapi.json", token=None)
+    assert answer.status_code == 200
+    assert not any(secret in answer.text for secret in NEVER_SHOWN)
+
+
+async def test_nothing_shows_a_secret(sqlite_api: Api, capfd: pytest.CaptureFixture[str]) -> None:
+    await sqlite_api.add()
+    bad = await sqlite_api.call("GET", "/api/v1/pushes", token=ADMIN + "x")
+    with sqlite_api.commits_fail():
+        broken = await sqlite_api.signed("/events/pushes", {"events": [push_event(101)]})
+    shown = [
+        repr(sqlite_api.settings),
+        str(sqlite_api.settings),
+        bad.text,
+        broken.text,
+        repr(sqlite_api.parts.settings),
+    ]
+    shown += [repr(sqlite_api.settings.tokens), repr(sqlite_api.settings.environments), "".join(capfd.readouterr())]
+    for secret in NEVER_SHOWN:
+        assert not any(secret in text for text in shown)
+    assert repr(sqlite_api.parts.secret) not in "".join(shown)

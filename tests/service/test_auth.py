@@ -1,0 +1,135 @@
+"""Who may call, and what they are told when they may not."""
+
+import hmac
+from typing import Any
+
+import pytest
+from fastapi import Request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.auth import ANYBODY, LOCAL, Caller, caller_of, may_read, require
+from service.errors import Problem
+from service.settings import Settings
+from tests.service.asgi import ADMIN, READER, WRITER, settings_for
+
+DATABASE = "sqlite+aiosqlite:///x.sqlite"
+
+
+def request(*authorization: bytes) -> Request:
+    return Request({"type": "http", "headers": [(b"authorization", value) for value in authorization]})
+
+
+def known(**more: Any) -> Settings:
+    return settings_for(DATABASE, **more)
+
+
+@pytest.mark.parametrize(
+    ("held", "scope", "has"),
+    [
+        ("a:b", "a:b", True),
+        ("a:b", "a:b:c", False),
+        ("a:b", "a", False),
+        ("a:*", "a:b", True),
+        ("a:*", "a:", True),
+        ("a:*", "a", False),
+        ("a*", "a", True),
+        ("*", "anything at all", True),
+        ("*", "", True),
+        ("a:*:c", "a:b:c", False),
+        ("a:b", "a:*", False),
+        ("", "a", False),
+    ],
+)
+def test_a_star_at_the_end_satisfies_all_that_begin_so(held: str, scope: str, has: bool) -> None:
+    assert Caller("x", (held,)).has(scope) is has
+    assert Caller("x", ("z", held)).has(scope) is has
+
+
+@settings(max_examples=50)
+@given(st.lists(st.text(max_size=5), max_size=4), st.text(max_size=6))
+def test_scopes_follow_taskclusters_rule(held: list[str], scope: str) -> None:
+    expected = any(scope.startswith(h[:-1]) if h.endswith("*") else scope == h for h in held)
+    assert Caller("x", tuple(held)).has(scope) is expected
+
+
+@pytest.mark.parametrize("header", [f"Bearer {WRITER}", f"bearer {WRITER}", f"BEARER   {WRITER} "])
+def test_a_token_is_its_owner(header: str) -> None:
+    assert caller_of(known(), request(header.encode())) == Caller("writer", ("tc-treeherder:repositories:write",))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"Bearer",
+        b"Bearer ",
+        b"Bearer x",
+        WRITER.encode(),
+        b"Bearer " + WRITER[:-1].encode(),
+        b"Bearer " + WRITER.encode() + b"x",
+        b"Bearer " + WRITER.upper().encode(),
+        b"Bearer " + WRITER.encode() + b"\x00",
+        b"Bearer " + WRITER.encode() + b" " + ADMIN.encode(),
+        b"Basic " + WRITER.encode(),
+        b"Hawk id=x",
+        b"Bearer \xff\xfe\x00",
+        b"Bearer " + b"x" * 100_000,
+    ],
+)
+def test_anything_else_is_a_401_that_says_what_to_send(header: bytes) -> None:
+    for public in (False, True):
+        with pytest.raises(Problem) as refused:
+            caller_of(known(public_reads=public), request(header))
+        assert refused.value.status == 401
+        assert "Authorization: Bearer <token>" in refused.value.detail
+        assert refused.value.headers == {"WWW-Authenticate": "Bearer"}
+        assert WRITER not in refused.value.detail
+
+
+def test_a_token_may_have_any_characters() -> None:
+    token = "schl\u00fcssel-\u20ac-0123456789"
+    those = known(tokens=[{"name": "x", "value": token}])
+    assert caller_of(those, request(b"Bearer " + token.encode())).name == "x"
+
+
+def test_every_token_is_compared_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def count(a: bytes, b: bytes) -> bool:
+        compared.append(a)
+        return a == b
+
+    monkeypatch.setattr(hmac, "compare_digest", count)
+    those = known()
+    caller_of(those, request(f"Bearer {ADMIN}".encode()))
+    assert len(compared) == len(those.tokens), "the first one's match took as long as any"
+    with pytest.raises(Problem):
+        caller_of(those, request(b"Bearer x"))
+    assert len(compared) == 2 * len(those.tokens)
+
+
+def test_without_a_header_one_is_anybody_and_without_tokens_all_are_local() -> None:
+    assert caller_of(known(), request()) is ANYBODY
+    assert caller_of(known(tokens=[]), request()) is LOCAL
+    assert caller_of(known(tokens=[]), request(b"Bearer whatever")) is LOCAL
+    assert LOCAL.has("anything")
+    assert not ANYBODY.has("")
+
+
+def test_what_is_missing_is_named() -> None:
+    require(Caller("x", ("a",)), "a")
+    with pytest.raises(Problem, match="x needs the scope b") as refused:
+        require(Caller("x", ("a",)), "b")
+    assert (refused.value.status, refused.value.more) == (403, {"missing_scope": "b"})
+    with pytest.raises(Problem, match="the scope b") as refused:
+        require(ANYBODY, "b")
+    assert (refused.value.status, refused.value.more) == (401, {"missing_scope": "b"})
+
+
+def test_reads_are_closed_unless_public() -> None:
+    may_read(known(), caller_of(known(), request(f"Bearer {READER}".encode())))
+    may_read(known(public_reads=True), ANYBODY)
+    with pytest.raises(Problem, match="public_reads") as refused:
+        may_read(known(), ANYBODY)
+    assert refused.value.status == 401
