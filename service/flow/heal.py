@@ -78,12 +78,11 @@ async def _claim(session: Session, quiet: timedelta) -> list[tuple[str, str, str
         .with_for_update(skip_locked=True)
         .cte()
     )
-    claimed = await session.execute(
+    claimed = await (await session.connection()).execute(
         update(JobReport)
         .where(col(JobReport.id).in_(select(due.c.id)))
         .values(heard_at=at)
-        .returning(_R.task_id, _R.environment, _R.project, _R.revision, _R.revision_hash),
-        execution_options={"synchronize_session": False},
+        .returning(_R.task_id, _R.environment, _R.project, _R.revision, _R.revision_hash)
     )
     return [(row[0], row[1], row[2], row[3], row[4]) for row in claimed]
 

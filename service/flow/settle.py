@@ -103,7 +103,9 @@ async def _lock(session: Session, reports: Sequence[JobReport]) -> None:
         return
     ids = [report.id for report in reports]
     in_order = [collate(_R.task_id, "C"), _R.run_id, collate(_R.environment, "C")]
-    await session.execute(select(_R.id).where(_R.id.in_(ids)).order_by(*in_order).with_for_update())
+    await (await session.connection()).execute(
+        select(_R.id).where(_R.id.in_(ids)).order_by(*in_order).with_for_update()
+    )
 
 
 def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
@@ -129,8 +131,8 @@ def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
 
 async def _bury(session: Session, outcome: Outcome, values: dict[str, Any]) -> None:
     report = outcome.report
-    held = await session.execute(_BURIED, values)
-    if held.rowcount != 1:  # type: ignore[attr-defined]  # of an update
+    held = await (await session.connection()).execute(_BURIED, values)
+    if held.rowcount != 1:
         return
     why = visible(outcome.reason or "")
     session.add(report.dead_letter(why))
@@ -159,4 +161,4 @@ async def push_arrived(session: Session, environment: str, project: str) -> None
         .with_for_update(skip_locked=True)  # what is locked has just been claimed, or heard of
         .cte()
     )
-    await session.execute(update(_REPORT).where(_R.id.in_(select(waiting.c.id))).values(due_at=at))
+    await (await session.connection()).execute(update(_REPORT).where(_R.id.in_(select(waiting.c.id))).values(due_at=at))
