@@ -21,8 +21,14 @@ def plain(kind: str, item: object, _: object) -> str | bool:
     return False
 
 
-engine = create_engine(context.config.attributes["url"], poolclass=NullPool)
+url = context.config.attributes["url"]
+waits = {"timeout": 60} if url.startswith("sqlite") else {}
+engine = create_engine(url, poolclass=NullPool, connect_args=waits)
 with engine.begin() as connection:
+    if engine.dialect.name == "sqlite":
+        # the driver begins nothing before DDL: a migration that broke would leave a part behind, and two that start
+        # together would both make the tables
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
     if engine.dialect.name == "postgresql":
         # two pods that start together: the second waits, then finds nothing to do
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
