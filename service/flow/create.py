@@ -136,7 +136,7 @@ async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list
                 raise RefusedError(_readable(task, refusal)) from None
             await _stamp_anew(parts, hold, task)  # not there, and stale
         else:
-            if hold.item.attempts > 1 or repeat:
+            if hold.item.lease > 1 or repeat:  # somebody may have tried before
                 await _schedule_if_forgotten(queue, task, status)
             return
 
