@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from service.commands import Commands
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 # Every command imports what it needs by itself: a listener is to stay small, and has no use for the service's half.
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 db = typer.Typer(no_args_is_help=True, help="The database's schema.")
 listen = typer.Typer(no_args_is_help=True, help="The listeners: they read, forward, and keep no state.")
 sandbox = typer.Typer(help="Stand-ins for Mercurial, Taskcluster and Treeherder, for trying things out.")

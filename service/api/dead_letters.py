@@ -35,8 +35,8 @@ def _read(letter: DeadLetter) -> DeadLetterRead:
     )
 
 
-async def _find(session: Session, letter_id: int) -> DeadLetter:
-    letter = await session.get(DeadLetter, letter_id, with_for_update=True) if 0 < letter_id < 2**31 else None
+async def _find(session: Session, letter_id: int, *, lock: bool = True) -> DeadLetter:
+    letter = await session.get(DeadLetter, letter_id, with_for_update=lock) if 0 < letter_id < 2**31 else None
     if letter is None:
         raise Problem(404, "Unknown dead letter", f"there is no dead letter {letter_id}; it may be replayed or dropped")
     return letter
@@ -53,6 +53,12 @@ async def list_dead_letters(
     found = (await session.exec(query.limit(limit + 1))).all()
     last = found[limit - 1].id if len(found) > limit else None
     return Page(items=[_read(letter) for letter in found[:limit]], next=None if last is None else opaque(last))
+
+
+@router.get("/{letter_id}", operation_id="getDeadLetter")
+async def get_dead_letter(letter_id: int, session: Reading, _: Reader) -> DeadLetterRead:
+    """One dead letter."""
+    return _read(await _find(session, letter_id, lock=False))
 
 
 @router.post("/{letter_id}/replay", status_code=202, operation_id="replayDeadLetter")

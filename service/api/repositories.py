@@ -45,7 +45,9 @@ def normal_url(settings: Settings, url: str) -> tuple[str, str]:
     if parts.scheme not in {"https", "http"} or not name:
         raise wrong("is no https URL")
     if host not in settings.allowed_hosts:
-        raise wrong(f"is on {host}, which is not among allowed_hosts ({', '.join(settings.allowed_hosts)})")
+        refusal = wrong(f"is on {host}, which is not among allowed_hosts ({', '.join(settings.allowed_hosts)})")
+        refusal.more["host_not_allowed"] = host
+        raise refusal
     if parts.scheme == "http" and not _loopback(name):
         raise wrong("is http; only a host on loopback may be asked without TLS")
     if not path.strip("/") or any(part in {"", ".", ".."} for part in path.strip("/").split("/")):
@@ -140,6 +142,17 @@ async def add_repository(
     log.info("repository-added", repository=read.alias, url=read.url, cursor=read.last_push_id, by=caller.name)
     response.headers["Location"] = f"/api/v1/repositories/{read.alias}"
     return read
+
+
+@router.post("/plan", operation_id="planRepository")
+async def plan_repository(asked: RepositoryCreate, parts: PartsDep, _: Reader) -> RepositoryCreate:
+    """Whether this could be added, and as what: the pushlog is not asked, and nothing changes."""
+    url, _host = normal_url(parts.settings, asked.url)
+    _known_environments(parts.settings, asked.environments)
+    async with parts.database.reading() as session:
+        await _taken(session, asked.alias, url)
+    scopes = asked.scopes if asked.scopes is not None else default_scopes(url)
+    return asked.model_copy(update={"url": url, "scopes": scopes})
 
 
 async def _taken(session: Session, alias: str, url: str) -> None:

@@ -1,0 +1,161 @@
+"""`tc-treeherder actions`: retriggers and cancels, asked for and looked up."""
+
+import time
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from service.commands import FAILED, Failed, output
+from service.commands.client import DEFAULT_URL, Service, Url
+from service.commands.output import AsJson, when
+
+app = typer.Typer(no_args_is_help=True, help="Retriggers and cancels, and what became of each.")
+
+LOOK = 0.5
+"""Seconds between two looks at an action that is waited for."""
+
+GOOD_ENDS = {"done", "nothing-to-do"}
+ENDS = {*GOOD_ENDS, "failed", "rejected"}
+
+
+class Kind(StrEnum):
+    RETRIGGER = "retrigger"
+    CANCEL = "cancel"
+
+
+@app.command("list")
+def list_actions(
+    project: Annotated[str | None, typer.Option("--project", "-p", help="of this alias alone")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="received, planned, done, failed, rejected or nothing-to-do")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Actions, the newest first."""
+    with Service(url) as service:
+        actions = list(service.pages("actions", limit=limit, project=project, state=state))
+    if as_json:
+        output.document(actions)
+        return
+    output.table(
+        ("ID", "ACTION", "PROJECT", "TASK", "REQUESTER", "FROM", "RECEIVED", "STATE", "TASKS", "WHY"),
+        (
+            (
+                each["id"],
+                each["action"],
+                each["project"],
+                each["task_id"],
+                each["requester"],
+                each["source"],
+                when(each["received_at"]),
+                each["state"],
+                f"{each['tasks_created']}/{each['tasks_planned']}",
+                each["reason"] or "",
+            )
+            for each in actions
+        ),
+        "no such actions",
+    )
+
+
+@app.command()
+def show(action_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """One action, with the tasks that it made."""
+    with Service(url) as service:
+        action = service.get("actions", action_id)
+    _show(action, as_json)
+
+
+@app.command()
+def run(
+    action: Annotated[Kind, typer.Argument()],
+    project: Annotated[str, typer.Argument(help="alias of the repository that the task belongs to")],
+    task_id: Annotated[str, typer.Argument(help="put -- before one that begins with a dash")],
+    run_id: Annotated[int | None, typer.Option(min=0, help="the latest run, if not given")] = None,
+    requester: Annotated[str | None, typer.Option(help="on whose behalf; your token's name, if not given")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Idempotency-Key: the same call with the same key is the same action, done once")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what it would do, and do nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 1 when it fails.")] = False,
+    wait_seconds: Annotated[float, typer.Option(min=0, help="how long at most")] = 300,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Retrigger or cancel a task."""
+    asked = {"action": action.value, "project": project, "task_id": task_id, "run_id": run_id, "requester": requester}
+    with Service(url) as service:
+        if plan:
+            with output.waiting("planning"):
+                planned = service.send("POST", "actions", "plan", body=asked)
+            _show_plan(planned, as_json)
+            return
+        headers = {} if key is None else {"Idempotency-Key": key}
+        made = service.send("POST", "actions", body=asked, headers=headers)
+        if wait:
+            made = _wait(service, made, wait_seconds)
+    _show(made, as_json)
+    if made["state"] in ENDS - GOOD_ENDS:
+        raise Failed(f"action {made['id']} {made['state']}: {made['reason']}")
+    if wait and made["state"] not in ENDS:
+        raise Failed(f"action {made['id']} has not ended within {wait_seconds:g} s; it goes on")
+
+
+def _wait(service: Service, action: dict[str, Any], seconds: float) -> dict[str, Any]:
+    end = time.monotonic() + seconds
+    with output.waiting(f"waiting for action {action['id']}"):
+        while action["state"] not in ENDS and time.monotonic() < end:
+            time.sleep(min(LOOK, seconds))
+            action = service.get("actions", action["id"])
+    return action
+
+
+def _show(action: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.document(action)
+        return
+    run_id = "" if action["run_id"] is None else f", run {action['run_id']}"
+    pairs: list[tuple[str, Any]] = [
+        ("action", f"{action['id']}: {action['action']} of {action['task_id']}{run_id} in {action['project']}"),
+        ("requester", f"{action['requester']} ({action['source']})"),
+        ("received", when(action["received_at"])),
+        ("state", action["state"]),
+    ]
+    if action["reason"]:
+        pairs.append(("why", action["reason"]))
+    if action["done_at"]:
+        pairs.append(("ended", when(action["done_at"])))
+    elif action["next_attempt_at"]:
+        pairs.append(("next attempt", when(action["next_attempt_at"])))
+    pairs += [("note", note) for note in action["notes"]]
+    pairs.append(
+        ("tasks", [f"{t['task_id']}  {'created' if t['created'] else 'not yet'}  {t['name']}" for t in action["tasks"]])
+    )
+    output.fields([*pairs, *_left_out(action)])
+
+
+def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
+    good = plan["state"] in {"planned", *GOOD_ENDS}
+    if as_json:
+        output.document(plan)
+    else:
+        pairs: list[tuple[str, Any]] = [
+            ("plan", f"{plan['action']} of {plan['task_id']} in {plan['project']}; nothing is done"),
+            ("state", plan["state"]),
+        ]
+        if plan["reason"]:
+            pairs.append(("why", plan["reason"]))
+        pairs += [("note", note) for note in plan["notes"]]
+        if plan["action"] == Kind.RETRIGGER and plan["state"] == "planned":
+            pairs.append(("copies", [f"{t['copy_of']}  {t['name']}" for t in plan["tasks"]]))
+        output.fields([*pairs, *_left_out(plan)])
+    if not good:
+        raise Failed(f"it would be {plan['state']}: {plan['reason']}", FAILED)
+
+
+def _left_out(of: dict[str, Any]) -> list[tuple[str, Any]]:
+    entries = [f"{each['task_id']}  {each['name']}: {each['reason']}" for each in of["left_out"]]
+    return [("left out", entries)] if entries else []

@@ -1,0 +1,121 @@
+"""`tc-treeherder pushes`: what was pushed, and what became of each step."""
+
+from typing import Annotated, Any
+
+import typer
+
+from service.commands import output
+from service.commands.client import DEFAULT_URL, Service, Url
+from service.commands.output import AsJson, when
+
+app = typer.Typer(no_args_is_help=True, help="Pushes, and what became of each step.")
+
+Alias = Annotated[str, typer.Argument(help="alias of the repository")]
+PushId = Annotated[int, typer.Argument(help="the pushlog's number", min=0)]
+Generation = Annotated[int | None, typer.Option(help="of the repository; the newest that has the push", min=0)]
+
+
+@app.command("list")
+def list_pushes(
+    repository: Annotated[str | None, typer.Option("--repository", "-r", help="of this alias alone")] = None,
+    state: Annotated[str | None, typer.Option(help="with a step that is pending, done, skipped or failed")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Pushes, the newest first."""
+    with Service(url) as service:
+        pushes = list(service.pages("pushes", limit=limit, repository=repository, state=state))
+    if as_json:
+        output.document(pushes)
+        return
+    output.table(
+        ("REPOSITORY", "PUSH", "TIP", "USER", "NOTICED", "TREEHERDER", "GRAPH", "TASKS", "WHY"),
+        (
+            (
+                push["repository"],
+                push["push_id"],
+                (push["revision"] or "-")[:12],
+                push["user"],
+                when(push["noticed_at"]),
+                _resultsets(push),
+                push["graph"] and push["graph"]["state"],
+                push["graph"] and len(push["graph"]["tasks"]),
+                _why(push),
+            )
+            for push in pushes
+        ),
+        "no such pushes",
+    )
+
+
+def _resultsets(push: dict[str, Any]) -> str | None:
+    states = [resultset["state"] for resultset in push["resultsets"]]
+    if len(set(states)) <= 1:
+        return states[0] if states else None
+    return ", ".join(f"{each['environment']} {each['state']}" for each in push["resultsets"])
+
+
+def _why(push: dict[str, Any]) -> str:
+    errors = [(push["graph"] or {}).get("reason"), *(each["error"] for each in push["resultsets"])]
+    return "; ".join(dict.fromkeys(error for error in errors if error))
+
+
+@app.command()
+def show(
+    alias: Alias, push_id: PushId, generation: Generation = None, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """One push, with its steps, tasks and changesets."""
+    with Service(url) as service:
+        push = service.get("pushes", alias, push_id, generation=generation)
+    _show(push, as_json)
+
+
+@app.command()
+def retry(
+    alias: Alias, push_id: PushId, generation: Generation = None, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """Do the failed steps of a push again."""
+    with Service(url) as service:
+        push = service.send("POST", "pushes", alias, push_id, "retry", query={"generation": generation})
+    _show(push, as_json)
+
+
+def _show(push: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        output.document(push)
+        return
+    graph = push["graph"]
+    pairs: list[tuple[str, Any]] = [
+        ("push", f"{push['push_id']} of {push['repository']}, generation {push['generation']}"),
+        ("user", push["user"]),
+        ("pushed", when(push["date"])),
+        ("noticed", when(push["noticed_at"])),
+        ("tip", push["revision"]),
+        ("revision_hash", push["revision_hash"]),
+        ("changesets", push["changesets_count"]),
+    ]
+    for each in push["resultsets"]:
+        pairs += _step(f"resultset {each['environment']}", each, each["error"])
+    if graph is not None:
+        pairs += _step("graph", graph, graph["reason"])
+        if graph["error_task"]:
+            pairs.append(("error task", graph["error_task"]))
+        pairs.append(
+            (
+                "tasks",
+                [f"{t['task_id']}  {'created' if t['created'] else 'not yet'}  {t['name']}" for t in graph["tasks"]],
+            )
+        )
+    output.fields(pairs)
+
+
+def _step(name: str, step: dict[str, Any], error: str | None) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = [(name, step["state"]), ("  attempts", step["attempts"])]
+    if error:
+        pairs.append(("  why", error))
+    if step["next_attempt_at"]:
+        pairs.append(("  next attempt", when(step["next_attempt_at"])))
+    if step["at"]:
+        pairs.append(("  ended", when(step["at"])))
+    return pairs
