@@ -34,6 +34,12 @@ PULSE_EXCHANGE = "v1/jobs"
 FAILURES_IN_A_ROW = 6
 """A bulk that is answered 500 may hold a bad job, or Treeherder is ill; after so many without a success it is ill."""
 
+ALONE = 3
+"""A job that is answered 500 by itself is bad when that was its third attempt, and Treeherder is well."""
+
+WELL = 60.0
+"""Seconds since Treeherder last took jobs, after which nothing is known of how it is."""
+
 ASK_AGAIN = 2.0
 """Seconds for which Treeherder is not asked again for a push that it did not know."""
 
@@ -110,6 +116,7 @@ class Deliverer:
         self._tips: Recent[PushKey, str] = Recent(5_000)
         self._unknown: Recent[PushKey, float] = Recent(5_000)
         self._failures = 0
+        self._took_at = -WELL
         self._takes_artifacts = True
 
     async def jobs(self, reports: list[JobReport]) -> Delivered:
@@ -217,10 +224,15 @@ class Deliverer:
         if missing:
             own = await self._own(missing)
             for push in sorted(missing, key=str):
+                if done.pause is not None:
+                    waiting[push] = "Treeherder cannot be asked for its push now"
+                    continue
                 try:
                     tip, reason = await self._find(push, own, refused)
                 except (Unavailable, Refusal) as error:
                     waiting[push] = str(error)
+                    if isinstance(error, Unavailable) and error.status != 404:
+                        done.pause = self._pause(error)
                     continue
                 if tip is None:
                     waiting[push] = reason
@@ -374,10 +386,11 @@ class Deliverer:
                 else:
                     alone.append((chunk[0][0], str(error)))
             else:
-                failed, went_through, self._failures = 0, True, 0
+                failed, went_through, self._failures, self._took_at = 0, True, 0, time.monotonic()
                 done.outcomes += [self._sent(report) for report, _ in chunk]
         for report, reason in alone:
-            done.outcomes.append(Outcome(report, End.BURIED, reason) if went_through else self._later(report, reason))
+            bad = report.attempts >= ALONE and time.monotonic() - self._took_at < WELL
+            done.outcomes.append(Outcome(report, End.BURIED, reason) if bad else self._later(report, reason))
 
     def _halve(self, chunk: list[Item], reason: str, waiting: deque[list[Item]], done: Delivered) -> None:
         if len(chunk) == 1:
@@ -391,10 +404,14 @@ class Deliverer:
         if error.status == 404:
             done.outcomes += [self._later(report, str(error)) for report, _ in items]
             return
+        done.pause = self._pause(error)
+        done.outcomes += [self._later(report, str(error), done.pause) for report, _ in items]
+
+    def _pause(self, error: Unavailable) -> timedelta:
+        """How long to leave a Treeherder alone that is away, or has had enough."""
         self._failures += 1
         pause = timedelta(seconds=min(2.0 ** min(self._failures - 1, 20), self._settings.max_pause.total_seconds()))
-        done.pause = max(pause, error.retry_after or timedelta())
-        done.outcomes += [self._later(report, str(error), done.pause) for report, _ in items]
+        return max(pause, error.retry_after or timedelta())
 
     def _sent(self, report: JobReport) -> Outcome:
         more = (

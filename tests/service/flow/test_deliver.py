@@ -1,0 +1,449 @@
+"""Delivery to a Treeherder that refuses, is away, throttles, or does not know the push; links; the shared budget."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlmodel import select, update
+
+from service import work
+from service.budget import burst
+from service.database import now
+from service.flow.deliver import Recent
+from service.flow.jobs import job_guid
+from service.flow.push import store
+from service.flow.resultset import run as post_resultset
+from service.models import Budget, JobReport, Push, PushStep, State, StepKind
+from service.reporter import Desk, Reporter
+from service.work import Hold, claim
+from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, newsroom, resultset, revision, route
+from tests.service.world import add_repository, node, push_event
+
+
+@asynccontextmanager
+async def only_first(database_url: str, **more: Any) -> AsyncIterator[Newsroom]:
+    """A room in which the second Treeherder is none of ours."""
+    async with newsroom(database_url, **more) as made:
+        made.parts.settings.environments[STAGE].jobs = "off"
+        yield made
+
+
+@pytest.fixture
+async def room(database_url: str) -> AsyncIterator[Newsroom]:
+    async with only_first(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def sqlite_room(sqlite_url: str) -> AsyncIterator[Newsroom]:
+    async with only_first(sqlite_url) as made:
+        yield made
+
+
+async def until(what: Callable[[], bool], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not what():  # noqa: ASYNC110 - the stand-in tells nobody
+            await asyncio.sleep(0.01)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_one_job_that_is_always_refused_becomes_a_dead_letter_and_the_others_go_through(
+    room: Newsroom, status: int
+) -> None:
+    ids = [room.create() for _ in range(50)]
+    bad = job_guid(ids[17], 0)
+    room.th[PREFIX].behaviour.refuse_jobs = frozenset({bad})
+    room.th[PREFIX].behaviour.bad_job_status = status  # type: ignore[assignment]  # a literal
+    await room.told()
+    assert set(room.jobs()) == {f"{task_id}/0" for task_id in ids if task_id != ids[17]}
+    (letter,) = await room.letters()
+    assert letter.kind == "job-report"
+    assert ids[17] in letter.subject
+    assert bad in letter.reason, "the answer says which and why"
+    (report,) = (each for each in await room.reports() if each.task_id == ids[17])
+    assert report.state == State.FAILED
+    assert report.id == letter.report_id
+
+
+async def test_several_bad_jobs_among_many(sqlite_room: Newsroom) -> None:
+    ids = [sqlite_room.create() for _ in range(60)]
+    bad = {ids[n] for n in (0, 1, 29, 30, 59)}
+    sqlite_room.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(each, 0) for each in bad)
+    await sqlite_room.told()
+    assert set(sqlite_room.jobs()) == {f"{each}/0" for each in set(ids) - bad}
+    assert len(await sqlite_room.letters()) == len(bad)
+
+
+async def test_a_later_event_of_a_buried_report_is_tried_again(sqlite_room: Newsroom) -> None:
+    task_id = sqlite_room.create()
+    sqlite_room.th[PREFIX].behaviour.refuse_jobs = frozenset({job_guid(task_id, 0)})
+    await sqlite_room.told()
+    sqlite_room.th[PREFIX].behaviour.refuse_jobs = frozenset()
+    sqlite_room.end(task_id, "completed")
+    await sqlite_room.told()
+    assert sqlite_room.jobs() == {f"{task_id}/0": ("completed", "success")}
+
+
+async def test_a_platform_that_this_treeherder_does_not_know_is_skipped(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, environment={"platforms": ["linux64"]}) as room:
+        known = room.create()
+        room.create(extra={"treeherder": {"symbol": "B", "machine": {"platform": "amiga"}}})
+        await room.told()
+        assert set(room.jobs()) == {f"{known}/0"}
+        (skipped,) = (each for each in await room.reports() if each.state == State.SKIPPED)
+        assert "amiga" in (skipped.error or "")
+
+
+# --- away ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{"down": 5}, {"down": 5, "down_how": "drop"}, {"too_many": 5}, {"fail_after": 3}])
+async def test_a_treeherder_that_is_away_for_a_while(room: Newsroom, how: dict[str, Any]) -> None:
+    behaviour = room.th[PREFIX].behaviour
+    for name, value in how.items():
+        setattr(behaviour, name, value)
+    ids = [room.create() for _ in range(3)]
+    for task_id in ids:
+        room.end(task_id, "failed")
+    await room.told()
+    assert room.jobs() == {f"{task_id}/0": ("completed", "testfailed") for task_id in ids}
+    assert await room.letters() == []
+
+
+async def test_an_outage_costs_one_request_a_pause_however_much_waits(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"batch": 10, "max_pause": 0.3}) as room:
+        for _ in range(100):
+            room.create()
+        room.th[PREFIX].behaviour.down = -1
+        await room.take_all()
+        reporter = Reporter(room.parts)
+        running = asyncio.create_task(reporter.run())
+        await asyncio.sleep(1.5)
+        asked = sum(room.th[PREFIX].counters.values())
+        assert 3 <= asked <= 14, room.th[PREFIX].counters
+        room.th[PREFIX].behaviour.down = 0
+        reporter.stop()
+        await running
+        await room.report()
+        assert len(room.jobs()) == 100
+
+
+async def test_retry_after_is_obeyed(sqlite_room: Newsroom) -> None:
+    room = sqlite_room
+    room.th[PREFIX].behaviour.retry_after = True
+    room.th[PREFIX].behaviour.too_many = 1
+    room.create()
+    await room.take_all()
+    reporter = Reporter(room.parts)
+    running = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0.5)
+    reporter.stop()
+    await running
+    assert room.th[PREFIX].counters["POST jobs 429"] == 1
+    (report,) = await room.reports()
+    assert report.due_at is not None
+    assert report.due_at > now() + timedelta(seconds=55)
+    async with room.database.reading() as session:
+        bucket = (await session.exec(select(Budget))).one()
+    assert bucket.blocked_until is not None
+    assert bucket.blocked_until > now() + timedelta(seconds=55)
+
+
+async def test_taskcluster_away_delays_and_loses_nothing(sqlite_room: Newsroom) -> None:
+    sqlite_room.tc.faults.add("before", "tasks", times=3)
+    task_id = sqlite_room.create()
+    await sqlite_room.told()
+    assert sqlite_room.jobs() == {f"{task_id}/0": ("pending", "unknown")}
+
+
+async def test_given_up_after_a_day(sqlite_room: Newsroom) -> None:
+    sqlite_room.th[PREFIX].behaviour.down = -1
+    sqlite_room.create()
+    await sqlite_room.take_all()
+    async with sqlite_room.database.writing() as session:
+        await session.exec(update(JobReport).values(since=now() - timedelta(days=2)))
+    sqlite_room.parts.settings.reports.push_wait = timedelta(days=9)
+    await sqlite_room.report()
+    (letter,) = await sqlite_room.letters()
+    assert "503" in letter.reason
+    assert "given up" in letter.reason
+
+
+# --- pushes ----------------------------------------------------------------------------------------------------------
+
+OTHER = "c3" * 20
+
+
+async def test_a_job_of_a_push_that_treeherder_does_not_know_waits_for_it(room: Newsroom) -> None:
+    room.th[PREFIX].behaviour.unknown_push = "drop"  # a 200 proves nothing
+    task_id = room.create(routes=[f"{PREFIX}.v2.mc.{OTHER}"])
+    await room.take_all()
+    reporter = Reporter(room.parts)
+    running = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0.3)
+    assert room.posts() == 0
+    (report,) = await room.reports()
+    assert f"no push {OTHER} of mc" in (report.error or "")
+    room.th[PREFIX].store.store_resultsets("mc", [resultset("mc", OTHER)])
+    await until(lambda: room.jobs() == {f"{task_id}/0": ("pending", "unknown")})
+    asked = room.th[PREFIX].counters["GET push 200"]
+    room.end(task_id, "completed")
+    await room.take_all()
+    await until(lambda: room.jobs() == {f"{task_id}/0": ("completed", "success")})
+    assert room.th[PREFIX].counters["GET push 200"] == asked, "what is known is not asked again"
+    reporter.stop()
+    await running
+
+
+async def test_after_an_hour_without_its_push_a_report_is_buried(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"push_wait": 0.3}) as room:
+        room.create(routes=[f"{PREFIX}.v2.mc.{OTHER}"])
+        await room.told()
+        (letter,) = await room.letters()
+        assert f"no push {OTHER} of mc" in letter.reason
+        assert "0:00:00.3" in letter.reason
+
+
+async def test_a_project_that_treeherder_does_not_know_is_buried_after_an_hour(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"push_wait": 0.3}) as room:
+        room.create(routes=[f"{PREFIX}.v2.nowhere.{OTHER}"])
+        fine = room.create()
+        await room.told()
+        (letter,) = await room.letters()
+        assert "No project with name nowhere" in letter.reason
+        assert set(room.jobs()) == {f"{fine}/0"}, "another project does not wait for it"
+
+
+async def own_push(room: Newsroom, alias: str = "mc") -> tuple[str, str]:
+    """A push of ours whose resultset is not there yet: its revision and revision_hash."""
+    await add_repository(room.database, alias)
+    async with room.database.writing() as session:
+        await store(session, room.parts.settings, [push_event(1, alias=alias)])
+    async with room.database.reading() as session:
+        push = (await session.exec(select(Push))).one()
+    return push.revision or "", push.revision_hash
+
+
+async def create_resultset(room: Newsroom) -> None:
+    async with room.database.writing() as session:
+        (step,) = await claim(session, PushStep, f"resultset {PREFIX}", 1, timedelta(seconds=30))
+    assert step.kind == StepKind.RESULTSET
+    await post_resultset(room.parts, Hold(room.database, room.parts.settings.work, step))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_job_of_our_own_push_waits_until_we_have_created_it(room: Newsroom, version: int) -> None:
+    room.parts.settings.reports.max_pause = timedelta(hours=1)
+    room.parts.settings.work.first_retry = timedelta(hours=1)
+    tip, revision_hash = await own_push(room)
+    assert tip == node("mc 1")
+    task_id = room.create(routes=[f"{PREFIX}.mc.{revision_hash}" if version == 1 else f"{PREFIX}.v2.mc.{tip}.1"])
+    await room.take_all()
+    reporter = Reporter(room.parts)
+    running = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0.2)
+    (report,) = await room.reports()
+    assert "about to create it" in (report.error or "")
+    assert room.th[PREFIX].counters["GET push 200"] == 0, "nobody needs to be asked"
+    await create_resultset(room)
+    # it was to be tried again in an hour; the resultset makes it due
+    await until(lambda: bool(room.jobs()))
+    reporter.stop()
+    await running
+    assert room.jobs() == {f"{task_id}/0": ("pending", "unknown")}
+
+
+async def test_a_v1_route_of_a_push_of_others_is_found_by_its_hash(sqlite_room: Newsroom) -> None:
+    revision_hash = resultset("mc")["revision_hash"]
+    task_id = sqlite_room.create(routes=[f"{PREFIX}.mc.{revision_hash}"])
+    await sqlite_room.told()
+    assert sqlite_room.jobs() == {f"{task_id}/0": ("pending", "unknown")}
+    (job,) = sqlite_room.th[PREFIX].store.jobs.values()
+    assert job.push.revision == revision("mc")
+
+
+async def test_routes_that_disagree_about_our_own_push_are_refused(sqlite_room: Newsroom) -> None:
+    tip, revision_hash = await own_push(sqlite_room)
+    sqlite_room.create(routes=[f"{PREFIX}.v2.mc.{tip}.1", f"{PREFIX}.mc.{'d' * 40}"])
+    await create_resultset(sqlite_room)
+    await sqlite_room.told()
+    (report,) = await sqlite_room.reports()
+    assert report.state == State.SKIPPED
+    assert revision_hash in (report.error or "")
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def upload(room: Newsroom, task_id: str, *names: str) -> None:
+    for name in names:
+        room.tc.artifacts.store(task_id, 0, name, b"x")
+
+
+async def test_links_follow_the_colour(room: Newsroom) -> None:
+    task_id = room.create()
+    room.claim(task_id)
+    upload(room, task_id, *(f"public/{n:04}.txt" for n in range(1_200)), "public/x/0001.txt")
+    room.tc.queue.report_completed(task_id, 0)
+    await room.told()
+    links = room.links(task_id)
+    assert links[0] == (f"{room.parts.settings.taskcluster.root}/tasks/{task_id}/runs/0", task_id)
+    assert len(links) == 1 + 1_201, "all pages"
+    assert ("0001-2.txt") in [text for _, text in links]
+    assert room.tc.journal.calls["listArtifacts"] == 2
+    assert room.th[PREFIX].counters["POST artifact 200"] == 1
+    assert {each.state for each in await room.reports()} == {State.DONE}
+
+
+async def test_a_colour_never_waits_for_links(sqlite_room: Newsroom) -> None:
+    first = sqlite_room.create()
+    sqlite_room.claim(first)
+    upload(sqlite_room, first, "public/a.txt")
+    sqlite_room.tc.queue.report_completed(first, 0)
+    sqlite_room.tc.faults.add("delay", "listArtifacts", seconds=1.0)
+    await sqlite_room.take_all()
+    reporter = Reporter(sqlite_room.parts)
+    running = asyncio.create_task(reporter.run())
+    await until(lambda: bool(sqlite_room.jobs()))
+    began = time.monotonic()
+    second = sqlite_room.create()
+    await sqlite_room.take_all()
+    reporter.wake()
+    await until(lambda: f"{second}/0" in sqlite_room.jobs())
+    assert time.monotonic() - began < 0.8
+    assert sqlite_room.links(first) == []
+    reporter.stop()
+    await running
+    await sqlite_room.report()
+    assert [text for _, text in sqlite_room.links(first)] == [first, "a.txt"]
+
+
+async def test_a_treeherder_without_the_call_gets_links_with_the_job(sqlite_room: Newsroom) -> None:
+    sqlite_room.th[PREFIX].behaviour.artifact_call = False
+    task_id = sqlite_room.create()
+    sqlite_room.claim(task_id)
+    upload(sqlite_room, task_id, "public/a.txt")
+    sqlite_room.tc.queue.report_completed(task_id, 0)
+    await sqlite_room.told()
+    (job,) = sqlite_room.th[PREFIX].store.jobs.values()
+    assert len(job.history) == 2
+    assert {each.state for each in await sqlite_room.reports()} == {State.DONE}
+    assert sqlite_room.th[PREFIX].counters["POST artifact 404"] == 1
+
+
+async def test_links_that_cannot_be_had_are_given_up_without_a_dead_letter(sqlite_room: Newsroom) -> None:
+    sqlite_room.tc.faults.add("before", "listArtifacts")
+    sqlite_room.parts.settings.work.give_up = timedelta(seconds=0.2)
+    sqlite_room.end(sqlite_room.create(), "completed")
+    await sqlite_room.told()
+    assert await sqlite_room.letters() == []
+    assert {each.state for each in await sqlite_room.reports()} == {State.DONE}
+
+
+async def test_links_can_be_left_out(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, environment={"artifact_links": False}) as room:
+        room.end(room.create(), "completed")
+        await room.told()
+        assert room.tc.journal.calls["listArtifacts"] == 0
+
+
+# --- budget and turns ------------------------------------------------------------------------------------------------
+
+
+async def test_the_budget_holds_for_all_replicas_and_treeherder_never_throttles(database_url: str) -> None:
+    limit = 60
+    async with only_first(database_url, environment={"jobs_per_minute": limit}, reports={"batch": 2}) as room:
+        for _ in range(8):
+            room.create()
+        await room.take_all()
+        began = time.monotonic()
+        others = [Reporter(room.parts) for _ in range(2)]
+        running = [asyncio.create_task(other.run()) for other in others]
+        await room.report()
+        for other in others:
+            other.stop()
+        await asyncio.gather(*running)
+        assert len(room.jobs()) == 8
+        assert room.posts() == 4
+        # one request is in the bucket, the others come at one a second
+        assert time.monotonic() - began > 2.5
+
+
+def test_the_rate_leaves_room_for_a_full_bucket_at_the_start_of_a_minute() -> None:
+    for limit in (60, 220, 1000):
+        rate = limit / 60 * (1 - 1 / 61)
+        assert 60 * rate + burst(rate) <= limit + 0.02 or limit == 60
+
+
+async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"turn": 1, "gather": 0.1}) as room:
+        desk = Desk(room.parts, PREFIX)
+        small, large, links = f"job {PREFIX} try", f"job {PREFIX} mc", f"links {PREFIX} mc"
+        at = time.monotonic()
+        desk._served = {small: at - 0.5, large: at - 0.5, links: at - 9}
+        assert desk._next({small: 1, large: 500, links: 900})[0] == large
+        desk._served[small] = at - 1.5
+        assert desk._next({small: 1, large: 500})[0] == small
+        desk._served = {small: at, large: at}
+        lane, pause = desk._next({small: 1})
+        assert lane is None
+        assert 0 < pause <= 0.1
+        assert desk._next({small: 1, large: 200})[0] == large, "a full batch does not wait"
+        assert desk._next({links: 1})[0] == links
+        assert desk._next({small: 1, links: 900})[0] is None, "links wait for jobs"
+
+
+async def test_projects_take_turns(sqlite_room: Newsroom) -> None:
+    sqlite_room.parts.settings.reports.batch = 5
+    for _ in range(20):
+        sqlite_room.create()
+    last = sqlite_room.create(routes=[route(PREFIX, "try")])
+    await sqlite_room.told()
+    assert sqlite_room.jobs()[f"{last}/0"] == ("pending", "unknown")
+    assert len(sqlite_room.jobs()) == 21
+
+
+# --- restarts --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_dead_holder_had_is_done_by_another(room: Newsroom) -> None:
+    room.parts.settings.work.lease = timedelta(seconds=0.3)
+    task_id = room.create()
+    await room.take_all()
+    async with room.database.writing() as session:
+        held = await work.claim(session, JobReport, f"job {PREFIX} mc", 10, timedelta(seconds=0.3))
+    assert len(held) == 1  # and its holder is never heard of again
+    await room.report()
+    assert room.jobs() == {f"{task_id}/0": ("pending", "unknown")}
+
+
+async def test_stopping_gives_back_what_takes_too_long(sqlite_room: Newsroom) -> None:
+    sqlite_room.parts.settings.work.drain = timedelta(seconds=0.1)
+    sqlite_room.th[PREFIX].behaviour.delay = 2
+    sqlite_room.create()
+    await sqlite_room.take_all()
+    reporter = Reporter(sqlite_room.parts)
+    running = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0.3)
+    reporter.stop()
+    async with asyncio.timeout(2):
+        await running
+    (report,) = await sqlite_room.reports()
+    assert report.due_at is not None
+    assert report.due_at <= now()
+
+
+def test_recent_keeps_the_most_recently_used() -> None:
+    recent: Recent[str, int] = Recent(2)
+    recent.put("a", 1)
+    recent.put("b", 2)
+    assert recent.get("a") == 1
+    recent.put("c", 3)
+    assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 3)
