@@ -87,7 +87,7 @@ def install(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         detail = str(error.detail)
         if error.status_code == 404:
-            # not request.url: that cannot be read when the Host header is nonsense
+            # not request.url: that cannot be read when the query is not UTF-8
             detail = f"there is nothing at {request.scope['path']}; /docs lists what is"
         return problem(error.status_code, HTTPStatus(error.status_code).phrase, detail, dict(error.headers or {}))
 

@@ -1,7 +1,7 @@
 """Every error reaches the caller as problem+json, whatever is in it."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -71,6 +71,27 @@ async def test_a_bug_says_nothing_of_its_inside(client: httpx.AsyncClient) -> No
     is_problem(answer, 500, "the log")
     assert "secret" not in answer.text
     assert "RuntimeError" not in answer.text
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/bug", 500), ("/problem", 409), ("/number", 422)])
+async def test_no_query_is_too_strange(path: str, status: int, client: httpx.AsyncClient) -> None:
+    """Bytes that no client library sends."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"n=\xff&\xed\xa0\x80", "headers": []}
+    app: Any = client._transport.app  # type: ignore[attr-defined]  # httpx has no other way to it
+    try:
+        await app(scope, receive, send)
+    except RuntimeError:
+        assert status == 500  # the server is to log it, so it goes on
+    assert sent[0]["status"] == status
+    assert (b"content-type", b"application/problem+json") in sent[0]["headers"]
 
 
 @pytest.mark.parametrize("host", ["[", "a b", "\u00e9", "", "x" * 10_000, "[::1", "x:99999999"])

@@ -383,6 +383,7 @@ async def test_re_creation_keeps_nothing_of_the_old_poll(api: Api) -> None:
     row = await api.repository()
     assert row.etag is None
     assert row.leased_until is None
+    await api.lease()
     result = {"repository": "mc", "lease": lease["lease"], "outcome": "failed", "error": "of the one before"}
     await api.lease([result], maximum=0)
     assert (await api.get("/repositories/mc")).json()["poll_error"] is None
