@@ -9,9 +9,10 @@ SERVICE = Client(
     "sandbox/tc-treeherder",
     "sandbox-service-token-that-is-no-secret-0000",
     (
-        # createTask is done with `authorizedScopes` of a project: its role, and mail to whoever pushed
+        # createTask is done with `authorizedScopes` of a project: its role, and mail to whoever pushed; a copy of a task
+        # may notify as its original did
         "assume:repo:*",
-        "queue:route:notify.email.*",
+        "queue:route:notify.*",
         "queue:get-task:*",
         "queue:status:*",
         "queue:list-task-group:*",

@@ -4,7 +4,8 @@
 
 Control, all in JSON and without credentials:
 
-    GET    /__control__/tasks            every task with its status
+    GET    /__control__/tasks            every task with its status (?taskId=: that one);
+                                         POST creates some: {"tasks": [{"taskId", "task"}]}
     GET    /__control__/calls            calls and answers by method, createTask in order; DELETE begins anew
     GET    /__control__/faults           the faults; POST sets one (see faults.py); DELETE removes all, or /{id} one
     POST   /__control__/clock            {"advance": seconds} | {"freeze": true} | {"reset": true}; GET tells the time
@@ -536,7 +537,16 @@ def _control(tc: Taskcluster) -> list[Route]:
     """The routes for tests and demos."""
 
     async def tasks(request: HttpRequest) -> Response:
-        found = [{"status": task.status(), "task": task.definition} for task in tc.queue.tasks.values()]
+        if request.method == "POST":
+            try:
+                for each in (await request.json())["tasks"]:
+                    tc.queue.create_task(each["taskId"], each["task"])
+            except ApiError as error:
+                return JSONResponse({"code": error.code, "message": error.message}, error.status)
+            return JSONResponse({"tasks": len(tc.queue.tasks)}, 201)
+        one = request.query_params.get("taskId")
+        wanted = [task for task in tc.queue.tasks.values() if one in {None, task.task_id}]
+        found = [{"status": task.status(), "task": task.definition} for task in wanted]
         return JSONResponse({"tasks": found})
 
     async def calls(request: HttpRequest) -> Response:
@@ -586,7 +596,7 @@ def _control(tc: Taskcluster) -> list[Route]:
         return Response(body, media_type=kind)
 
     return [
-        Route("/__control__/tasks", tasks),
+        Route("/__control__/tasks", tasks, methods=["GET", "POST"]),
         Route("/__control__/calls", calls, methods=["GET", "DELETE"]),
         Route("/__control__/faults", faults, methods=["GET", "POST", "DELETE"]),
         Route("/__control__/faults/{id:int}", faults, methods=["DELETE"]),

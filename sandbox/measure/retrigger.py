@@ -1,0 +1,279 @@
+"""How fast retriggers are, what they cost, and how that grows: `bin/measure-retrigger`."""
+
+import asyncio
+import contextlib
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+from pydantic import SecretStr
+
+from sandbox.stack import Process, Stack, wait_for
+from service.clients.taskcluster import TaskclusterQueue
+from service.flow.definition import stamp
+from service.flow.ids import slugid
+from service.settings import TaskclusterSettings
+
+PROJECT = "try"
+SETTINGS = {"TC_TREEHERDER_LOG_LEVEL": "WARNING"}
+BATCH = 1_000
+CONNECTIONS = 10
+
+FIRST = {"decision": "completed", "failed": "failed"}
+"""How the first runs of tasks with these names end; all others hang."""
+
+Json = dict[str, Any]
+
+
+def task_id(name: str) -> str:
+    return slugid(b"measure", name)
+
+
+def definition(name: str, group: str, dependencies: list[str]) -> Json:
+    """A definition of some 3 kB, which names the tasks that it depends on here and there, as real ones do."""
+    at = datetime.now(UTC)
+    urls = {f"GECKO_{n}": f"https://queue/v1/task/{d}/artifacts/public/build" for n, d in enumerate(dependencies[:5])}
+    return {
+        "taskQueueId": "sandbox/measure",
+        "schedulerId": "measure",
+        "taskGroupId": group,
+        "dependencies": [group, *dependencies] if group != task_id(name) else [],
+        "created": stamp(at),
+        "deadline": stamp(at + timedelta(days=1)),
+        "expires": stamp(at + timedelta(days=365)),
+        "routes": [f"tc-treeherder.v2.{PROJECT}.{'ab' * 20}.7"],
+        "payload": {
+            # the first run of a name ends as `once` says; copies hang, so that nothing runs while it is measured
+            "sandbox": {"seconds": 0, "result": "hang", "once": FIRST.get(name, "hang")},
+            "image": {"type": "task-image", "taskId": group, "path": "public/image.tar.zst"},
+            "env": {"SUITE": name, "WORK": "/builds/worker/workspace", **urls}
+            | {f"SETTING_{number}": "some value of a variable, as there are many" for number in range(15)},
+            "command": ["/builds/worker/bin/run-task", "--", "/builds/worker/bin/test.sh", f"--suite={name}"],
+            "artifacts": {
+                f"public/logs/{number}": {"type": "directory", "path": "/x", "expires": stamp(at + timedelta(days=365))}
+                for number in range(3)
+            },
+            "maxRunTime": 5400,
+        },
+        "metadata": {"name": name, "description": "d " * 80, "owner": "d@example.com", "source": "https://example.com"},
+        "extra": {"parent": group, "treeherder": {"symbol": "t", "machine": {"platform": "linux64"}}},
+    }
+
+
+def graph(kind: str, size: int) -> list[tuple[str, Json]]:
+    """A decision task, a task that fails, and `size` - 1 that depend on it: each directly, or in a chain."""
+    group = task_id("decision")
+    failed = task_id("failed")
+    tasks = [(group, definition("decision", group, [])), (failed, definition("failed", group, []))]
+    before = failed
+    for number in range(size - 1):
+        name = f"t{number}"
+        tasks.append((task_id(name), definition(name, group, [failed if kind == "fan" else before])))
+        before = task_id(name)
+    return tasks
+
+
+@dataclass
+class Cost:
+    """Seconds until all was done and until the first createTask; CPU seconds of the service; calls; peak of memory."""
+
+    seconds: float
+    first: float
+    cpu: float
+    plan_cpu: float
+    calls: dict[str, int]
+    growth: float
+    """MB that the service's resident memory grew by, at most."""
+
+
+class Measured:
+    """A running stack whose service is looked at."""
+
+    def __init__(self, stack: Stack, service: Process, database: Path) -> None:
+        self.api, self.taskcluster = stack.api(), stack.control("taskcluster")
+        self._process = psutil.Process(service.pid)
+        self._database = database
+        self._stack = stack
+        url = stack.sandbox["repositories"][PROJECT]
+        self.api.post("/repositories", json={"alias": PROJECT, "url": url, "last_push_id": 0}).raise_for_status()
+
+    def load(self, tasks: list[tuple[str, Json]]) -> None:
+        """Put tasks into an empty Taskcluster, and wait until the one that fails has."""
+        self.taskcluster.post("/latency", json={"seconds": 0}).raise_for_status()
+        self.taskcluster.post("/clear").raise_for_status()
+        for start in range(0, len(tasks), BATCH):
+            some = [{"taskId": each, "task": task} for each, task in tasks[start : start + BATCH]]
+            self.taskcluster.post("/tasks", json={"tasks": some}, timeout=120).raise_for_status()
+        wait_for(lambda: self._state(task_id("failed")) == "failed", 60)
+        self.taskcluster.delete("/calls").raise_for_status()
+
+    def _state(self, wanted: str) -> str:
+        (found,) = self.taskcluster.get("/tasks", params={"taskId": wanted}).json()["tasks"]
+        return str(found["status"]["state"])
+
+    def retrigger(self, wanted: str, latency: float) -> Cost:
+        """Have a task retriggered, and wait until that is done."""
+        self.taskcluster.post("/latency", json={"seconds": latency}).raise_for_status()
+        with self._memory() as peak:
+            cpu, began = self._cpu(), time.perf_counter()
+            body = {"action": "retrigger", "project": PROJECT, "task_id": wanted}
+            action_id = self.api.post("/actions", json=body).raise_for_status().json()["id"]
+            while not self._calls().get("createTask"):
+                time.sleep(0.005)
+            first, plan_cpu = time.perf_counter() - began, self._cpu() - cpu
+            while (state := self._action(action_id)) == "pending":
+                time.sleep(0.005)
+            seconds, spent = time.perf_counter() - began, self._cpu() - cpu
+        if state != "done":
+            raise typer.BadParameter(f"the retrigger is {state}: {self.api.get(f'/actions/{action_id}').json()}")
+        return Cost(seconds, first, spent, plan_cpu, self._calls(), peak[0])
+
+    def _calls(self) -> dict[str, int]:
+        calls: dict[str, int] = self.taskcluster.get("/calls").json()["calls"]
+        return calls
+
+    def _action(self, action_id: int) -> str:
+        """Its state, past the service, whose CPU is measured."""
+        with contextlib.closing(sqlite3.connect(self._database, timeout=30)) as connection:
+            (state,) = connection.execute("SELECT state FROM action WHERE id = ?", (action_id,)).fetchone()
+        return str(state)
+
+    def _cpu(self) -> float:
+        times = self._process.cpu_times()
+        return times.user + times.system
+
+    @contextlib.contextmanager
+    def _memory(self) -> Iterator[list[float]]:
+        """MB that resident memory grows by meanwhile, looked at every few milliseconds."""
+        before = self._process.memory_info().rss
+        grown, stop = [0.0], threading.Event()
+
+        def look() -> None:
+            while not stop.wait(0.005):
+                grown[0] = max(grown[0], (self._process.memory_info().rss - before) / 1e6)
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield grown
+        finally:
+            stop.set()
+            thread.join()
+
+
+@contextlib.contextmanager
+def measured(folder: Path) -> Iterator[Measured]:
+    with Stack(folder, settings=SETTINGS) as stack:
+        yield Measured(stack, stack.service(), folder / "tc-treeherder.sqlite")
+
+
+async def bare(stack: Stack, tasks: list[tuple[str, Json]]) -> float:
+    """The same definitions created by a plain loop over the same client, as many at a time; in seconds."""
+    client = stack.sandbox["credentials"]["taskcluster"]
+    queue = TaskclusterQueue(
+        TaskclusterSettings.model_validate(
+            {
+                "root_url": stack.sandbox["taskcluster"],
+                "client_id": client["clientId"],
+                "access_token": SecretStr(client["accessToken"]),
+            }
+        )
+    )
+    host = stack.sandbox["repositories"][PROJECT].removeprefix("http://")
+    scopes = [f"assume:repo:{host}:branch:default", "queue:route:notify.*"]
+    left = iter(tasks)
+
+    async def work() -> None:
+        for each, task in left:
+            await queue.create_task(each, task, scopes)
+
+    try:
+        for each, task in [next(left), next(left)]:
+            await queue.create_task(each, task, scopes)
+        began = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
+        return time.perf_counter() - began
+    finally:
+        await queue.close()
+
+
+def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) -> None:
+    """Retriggers of graphs that get larger."""
+    typer.echo(f"{kind}: tasks, ms a call: seconds (first createTask), CPU (planning), calls, memory")
+    with measured(folder) as stack:
+        for latency in latencies:
+            for size in sizes:
+                stack.load(graph(kind, size))
+                cost = stack.retrigger(task_id("failed"), latency)
+                others = {name: count for name, count in cost.calls.items() if name != "createTask"}
+                limit = size + (size + 1) / 1_000 + 30
+                typer.echo(
+                    f"  {size:5}, {latency * 1000:2.0f} ms: {cost.seconds:6.2f} s ({cost.first:.2f} s), "
+                    f"CPU {cost.cpu:5.2f} s ({cost.plan_cpu:.2f} s), {sum(cost.calls.values())} calls "
+                    f"(limit {limit:.0f}; {', '.join(f'{n} {c}' for n, c in sorted(others.items()))}), "
+                    f"+{cost.growth:.0f} MB"
+                )
+
+
+def rate(folder: Path, size: int) -> None:
+    """Tasks created a second, by turns with a bare loop over the same client."""
+    typer.echo(f"rate: {size} tasks, {CONNECTIONS} connections, 0 ms a call")
+    tasks = graph("fan", size)
+    with Stack(folder, settings=SETTINGS) as stack:
+        one = Measured(stack, stack.service(), folder / "tc-treeherder.sqlite")
+        for _ in range(3):
+            one.load(tasks)
+            cost = one.retrigger(task_id("failed"), 0)
+            ours = size / (cost.seconds - cost.first)
+            one.taskcluster.post("/clear").raise_for_status()
+            theirs = (size - 1) / asyncio.run(bare(stack, tasks))
+            typer.echo(f"  service {ours:.0f} a second, bare loop {theirs:.0f}: {ours / theirs:.0%}")
+
+
+def leaf(folder: Path, size: int) -> None:
+    """One failed leaf in a large group."""
+    group = task_id("decision")
+    tasks = graph("fan", 1) + [
+        (task_id(f"other{number}"), definition(f"other{number}", group, [])) for number in range(size - 2)
+    ]
+    with measured(folder) as stack:
+        stack.load(tasks)
+        for latency in (0.0, 0.02):
+            stack.taskcluster.delete("/calls").raise_for_status()
+            cost = stack.retrigger(task_id("failed"), latency)
+            typer.echo(
+                f"leaf in a group of {size}, {latency * 1000:.0f} ms a call: {cost.seconds:.2f} s, "
+                f"CPU {cost.cpu:.2f} s, {sum(cost.calls.values())} calls, +{cost.growth:.0f} MB"
+            )
+
+
+def main(
+    what: Annotated[list[str] | None, typer.Argument(help="fan, chain, rate, leaf; default: all four")] = None,
+    sizes: Annotated[str, typer.Option(help="tasks of each graph")] = "10,100,1000,5000",
+    group: Annotated[int, typer.Option(help="tasks of the leaf's group")] = 20_000,
+) -> None:
+    """Measure retriggers on this machine: service on SQLite and Taskcluster's stand-in, each a process."""
+    numbers = [int(size) for size in sizes.split(",")]
+    for each in what or ["fan", "chain", "rate", "leaf"]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
+            if each in {"fan", "chain"}:
+                growth(path, each, [n for n in numbers if each == "fan" or n <= 1_000], [0, 0.02])
+            elif each == "rate":
+                rate(path, max(numbers))
+            elif each == "leaf":
+                leaf(path, group)
+            else:
+                raise typer.BadParameter(f"{each!r} is none of fan, chain, rate, leaf")
+
+
+if __name__ == "__main__":
+    typer.run(main)
