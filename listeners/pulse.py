@@ -259,6 +259,8 @@ def parameters(settings: ListenerSettings) -> Any:
     """How to connect. TLS by `amqps://`, with the certificate and its host name verified. Raises SettingsError."""
     url = _url(settings)
     try:
+        if urlsplit(url).scheme not in {"amqp", "amqps"}:
+            raise ValueError("pika takes http for amqp")
         made = pika.URLParameters(url)
     except Exception as error:  # noqa: BLE001 - pika raises whatever its parts do
         # the error may hold the password
