@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from service.app import create_app
 from service.database import SchemaBehindError, now
-from service.models import State
+from service.models import Secret, State
 from tests.service.asgi import ADMIN, NEVER_SHOWN, Api, is_problem, push_event, running, settings_for
 
 
@@ -82,6 +83,14 @@ async def test_the_description_is_served_without_secrets(sqlite_api: Api) -> Non
     answer = await sqlite_api.call("GET", "/openapi.json", token=None)
     assert answer.status_code == 200
     assert not any(secret in answer.text for secret in NEVER_SHOWN)
+
+
+async def test_an_error_of_the_database_holds_no_values(api: Api) -> None:
+    with pytest.raises(IntegrityError) as error:
+        async with api.database.writing() as session:
+            session.add(Secret(name="task-ids", value=b"hunter2"))
+    assert "task-ids" in str(error.value.orig) or "secret.name" in str(error.value.orig)
+    assert "hunter2" not in str(error.value)
 
 
 async def test_nothing_shows_a_secret(sqlite_api: Api, capfd: pytest.CaptureFixture[str]) -> None:

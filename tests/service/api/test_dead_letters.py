@@ -79,7 +79,7 @@ async def test_an_event_that_came_again_meanwhile_is_done_with(api: Api) -> None
         (json.dumps(push_event(101, alias="nowhere")).encode(), 409, "nowhere"),
         (json.dumps({**push_event(101), "generation": 5}).encode(), 409, "generation"),
         (
-            json.dumps({**push_event(1), "oversized": True, "push_id": 101, "reason": "40 MB"}).encode(),
+            json.dumps({**push_event(1), "oversized": True, "push_id": 100, "reason": "40 MB"}).encode(),
             409,
             "too large",
         ),

@@ -5,10 +5,11 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlmodel import select
 
 from service.clients.hg import HttpHg
 from service.errors import Refusal, Unavailable
-from service.models import State
+from service.models import PushStep, State, StepKind
 from tests.service.asgi import READER, WRITER, Api, is_problem, node, push_event
 
 MC = {"alias": "mc", "url": "https://hg.mozilla.org/mozilla-central"}
@@ -352,6 +353,21 @@ async def test_delete_with_unfinished_work_is_a_conflict_unless_it_is_forced(api
         assert (step.state, step.due_at, step.error) == (State.FAILED, None, "the repository was deleted by writer")
         assert step.lease == 1, "whoever works on it has lost it"
         assert step.done_at is not None
+
+
+async def test_what_a_worker_ends_meanwhile_is_not_buried(api: Api) -> None:
+    await api.add()
+    await api.push(push_event(101))
+    async with api.database.writing() as session:
+        step = (await session.exec(select(PushStep).where(PushStep.kind == StepKind.GRAPH))).one()
+        step.state, step.due_at = State.DONE, None
+        await session.flush()
+        call = asyncio.create_task(api.delete("/repositories/mc", params={"force": "true"}))
+        await asyncio.sleep(0.3)  # it has come to the step, and waits
+        assert not call.done()
+    assert (await call).status_code == 204
+    assert {step.kind: step.state for step in await api.steps()} == {"graph": "done", "resultset": "failed"}
+    assert [letter.kind for letter in await api.letters()] == ["resultset", "resultset"]
 
 
 async def test_the_generation_survives_re_creation_under_any_alias(api: Api) -> None:
