@@ -57,5 +57,5 @@ async def _lease(
             if not limit or not await poll.any_due(session):
                 return [], 0
     async with parts.database.writing() as session:
-        await poll.report(session, parts.settings.poll, results)
-        return await poll.lease(session, parts.settings.poll, parts.settings.allowed_hosts, limit, urls)
+        spent = await poll.report(session, parts.settings.poll, results)
+        return await poll.lease(session, parts.settings.poll, parts.settings.allowed_hosts, limit, urls, spent)

@@ -6,7 +6,7 @@ request budget holds for all of them together, and a listener that dies keeps no
 
 import random
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 import structlog
@@ -35,10 +35,14 @@ MAX_TAG = 15
 """Digits of a time in seconds, and some to spare: a longer number is none, and may not even fit a float."""
 
 
-async def report(session: Session, settings: PollSettings, results: list[PollResult]) -> None:
-    """Write down how leased polls went."""
+async def report(session: Session, settings: PollSettings, results: list[PollResult]) -> Mapping[str, int]:
+    """Write down how leased polls went.
+
+    Returns what they took of each host's budget beside their leases: for `lease`, which alone locks budgets, so that
+    no two replicas wait for each other's in a circle.
+    """
     if not results:
-        return
+        return {}
     aliases = {result.repository for result in results}
     repositories = await session.exec(
         select(Repository)
@@ -54,10 +58,7 @@ async def report(session: Session, settings: PollSettings, results: list[PollRes
             continue  # deleted, or leased to somebody else since
         extra[repository.host] += max(result.requests - 1, 0)  # the first was taken with the lease
         await _report(session, settings, repository, result)
-    for host, requests in sorted(extra.items()):
-        if requests:
-            bucket = await budget.refilled(session, f"hg {host}", now(), settings.max_requests_per_host)
-            bucket.tokens -= requests
+    return extra
 
 
 async def _report(session: Session, settings: PollSettings, repository: Repository, result: PollResult) -> None:
@@ -138,7 +139,8 @@ async def _reset_when_certain(settings: PollSettings, repository: Repository, at
         new_generation=repository.generation + 1,
         pushes_only_recorded_before=str(repository.last_good_poll_at),
     )
-    reset(repository, last_push_id=0, record_before=repository.last_good_poll_at)
+    # without any good poll none of the old pushes was ever ours to process
+    reset(repository, last_push_id=0, record_before=repository.last_good_poll_at or repository.created_at)
 
 
 def reset(repository: Repository, last_push_id: int, record_before: datetime | None) -> None:
@@ -197,15 +199,24 @@ async def announced(session: Session, urls: list[str]) -> None:
 
 
 async def lease(
-    session: Session, settings: PollSettings, hosts: list[str], limit: int, urls: Collection[str] = ()
+    session: Session,
+    settings: PollSettings,
+    hosts: list[str],
+    limit: int,
+    urls: Collection[str] = (),
+    spent: Mapping[str, int] | None = None,
 ) -> tuple[list[LeasedRepository], float]:
     """Lease up to `limit` due repositories, as far as the budgets of their hosts go; with `urls`, of those only.
 
-    Also says in how many seconds it is worth to ask again, if there were none for want of budget.
+    What was `spent` of each host's budget is taken off first. Also says in how many seconds it is worth to ask again,
+    if there were none for want of budget.
     """
     leased: list[LeasedRepository] = []
     pauses: list[float] = []
     for host in sorted(hosts):  # sorted: two replicas lock the budgets in one order
+        if requests := (spent or {}).get(host, 0):
+            bucket = await budget.refilled(session, f"hg {host}", now(), settings.max_requests_per_host)
+            bucket.tokens -= requests
         if len(leased) < limit:
             more, pause = await _lease(session, settings, host, limit - len(leased), urls)
             leased += more
