@@ -1,0 +1,71 @@
+# The image of tc-treeherder: `bin/build-image` builds it. Service and listeners are one image with different arguments.
+#
+# BASE_IMAGE    any Debian-like image with Python >= 3.11 as python3, and its pip and venv
+# secrets       `pip`: a pip.conf, where packages come from elsewhere; `ca`: the CA certificates to trust meanwhile.
+#               Neither is left in the image.
+ARG BASE_IMAGE=docker.io/library/python:3.13-slim
+
+FROM ${BASE_IMAGE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    PIP_CONFIG_FILE=/run/secrets/pip
+WORKDIR /src
+
+# /build has the tools and stays behind; /opt/tc-treeherder goes into the image and has no pip.
+RUN python3 -m venv /build && python3 -m venv --without-pip /opt/tc-treeherder
+COPY requirements.lock requirements-build.lock ./
+# Wheels only: a source package would fetch what builds it from outside the locks.
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi \
+    && /build/bin/pip install --require-hashes --only-binary :all: --requirement requirements-build.lock \
+    && /build/bin/pip --python /opt/tc-treeherder/bin/python install \
+        --require-hashes --only-binary :all: --requirement requirements.lock
+
+COPY pyproject.toml README.md LICENSE events.py ./
+COPY alembic alembic/
+COPY listeners listeners/
+COPY sandbox sandbox/
+COPY service service/
+RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /dist . \
+    && /build/bin/pip --python /opt/tc-treeherder/bin/python install --no-deps --no-index /dist/*.whl
+
+# https://github.com/mozilla-services/Dockerflow/blob/main/docs/version_object.md
+ARG VERSION=""
+ARG COMMIT=""
+ARG SOURCE=""
+ARG BUILD=""
+RUN mkdir /app && python3 -c 'import json, os; \
+    print(json.dumps({name: os.environ[name.upper()] for name in ("source", "version", "commit", "build")}))' \
+    > /app/version.json
+
+
+FROM ${BASE_IMAGE}
+# The number is what Kubernetes' runAsNonRoot looks at; the name is for programs that ask who they are.
+RUN groupadd --gid 10001 tc-treeherder \
+    && useradd --uid 10001 --gid 10001 --no-log-init --home-dir /tmp --shell /usr/sbin/nologin tc-treeherder \
+    && install --directory --owner 10001 --group 10001 /data
+COPY --from=build /opt/tc-treeherder /opt/tc-treeherder
+COPY --from=build /app /app
+
+# 0.0.0.0: a container's loopback is nobody's. Without tokens the service then refuses to start, and says so.
+ENV PATH=/opt/tc-treeherder/bin:$PATH \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TC_TREEHERDER_HOST=0.0.0.0
+
+# Only an SQLite database is written, here unless database_url says otherwise; all else may be read-only.
+WORKDIR /data
+USER 10001:10001
+EXPOSE 8080
+ENTRYPOINT ["tc-treeherder"]
+CMD ["serve"]
+
+ARG VERSION=""
+ARG COMMIT=""
+ARG SOURCE=""
+LABEL org.opencontainers.image.title="tc-treeherder" \
+    org.opencontainers.image.description="Ties Mercurial's pushlog, Taskcluster and Treeherder together" \
+    org.opencontainers.image.licenses="MPL-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${COMMIT}" \
+    org.opencontainers.image.source="${SOURCE}"
