@@ -3,6 +3,7 @@
 The rules are those of the queue's create-task-request schema; the tests hold this model against it.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -87,6 +88,7 @@ class TaskDefinition(BaseModel):
         return self
 
 
+@functools.lru_cache(maxsize=10_000)  # the tasks of a group have most of their dates in common
 def date(text: str) -> datetime:
     """A date of a definition. Raises ValueError.
 
@@ -114,7 +116,7 @@ def complete(task_id: str, definition: dict[str, Any]) -> dict[str, Any]:
     """
     task = TaskDefinition.model_validate(definition)
     left_out = set(TaskDefinition.model_fields) - task.model_fields_set
-    whole = {**task.model_dump(include=left_out, exclude_none=True), **definition}
+    whole = {**(task.model_dump(include=left_out, exclude_none=True) if left_out else {}), **definition}
     if task.taskQueueId is None:
         whole["taskQueueId"] = f"{task.provisionerId}/{task.workerType}"
     else:

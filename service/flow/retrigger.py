@@ -481,12 +481,12 @@ def _copy(
         raise FailedError(f"the definition of {visible(name_of(old))} is nested too deeply to be copied") from None
 
 
-_ALPHABET = "A-Za-z0-9_-"
-_RUN = re.compile(rf"(?<![{_ALPHABET}])[{_ALPHABET}]{{22,}}")
+ID_LENGTH = 22
+
+_RUN = re.compile(rf"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{{{ID_LENGTH},}}")
 """Whole runs of the characters of task ids, as long as an id or longer."""
 
-_IDS = re.compile(rf"(?=([{_ALPHABET}]{{8}}[Q-T][{_ALPHABET}][CGKOSWaeimquy26-][{_ALPHABET}]{{10}}[AQgw]))")
-"""Everything in a run that has the form of a task id; they may overlap."""
+_PLAIN = frozenset({int, float, bool, type(None)})
 
 
 def replace_ids(value: Any, new_ids: Mapping[str, str]) -> Any:
@@ -494,22 +494,31 @@ def replace_ids(value: Any, new_ids: Mapping[str, str]) -> Any:
 
     One pass: what it costs grows with the size of `value`, not with the number of ids.
     """
-    if isinstance(value, str):
-        return _RUN.sub(lambda run: _replace_in(run[0], new_ids), value) if len(value) >= 22 else value
-    if isinstance(value, dict):
-        return {replace_ids(name, new_ids): replace_ids(item, new_ids) for name, item in value.items()}
-    if isinstance(value, list):
-        return [replace_ids(item, new_ids) for item in value]
-    return value
+
+    def in_text(text: str) -> str:
+        return _RUN.sub(lambda run: _replace_in(run[0], new_ids), text) if len(text) >= ID_LENGTH else text
+
+    def in_any(item: Any) -> Any:
+        kind = type(item)
+        if kind is str:
+            return in_text(item)
+        if kind is dict:
+            return {in_text(name): each if type(each) in _PLAIN else in_any(each) for name, each in item.items()}
+        if kind is list:
+            return [each if type(each) in _PLAIN else in_any(each) for each in item]
+        return item
+
+    return in_any(value)
 
 
 def _replace_in(run: str, new_ids: Mapping[str, str]) -> str:
-    if len(run) == 22:
+    if len(run) == ID_LENGTH:
         return new_ids.get(run, run)
-    pieces, at = [], 0
-    for found in _IDS.finditer(run):
-        new_id = new_ids.get(found[1])
-        if new_id is not None and found.start() >= at:
-            pieces += [run[at : found.start()], new_id]
-            at = found.start() + 22
-    return "".join(pieces) + run[at:] if pieces else run
+    # an id may begin anywhere, for what stands before it may be of the same characters
+    pieces, kept = [], 0
+    for at in range(len(run) - ID_LENGTH + 1):
+        new_id = new_ids.get(run[at : at + ID_LENGTH]) if at >= kept else None
+        if new_id is not None:
+            pieces += [run[kept:at], new_id]
+            kept = at + ID_LENGTH
+    return "".join(pieces) + run[kept:] if pieces else run
