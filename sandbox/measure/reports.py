@@ -1,0 +1,454 @@
+"""How fast task events become jobs, and what that costs: `bin/measure-reports`.
+
+The tasks are made in a queue in this process, which answers for their definitions; their messages are published to a
+real RabbitMQ (or, for `store`, sent to the service as the listener does). A run has about four events, as in
+production: defined, pending, running, completed.
+"""
+
+import asyncio
+import contextlib
+import json
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import pika
+import psutil
+import typer
+import uvicorn
+from standardwebhooks import Webhook
+
+from sandbox import credentials, taskcluster
+from sandbox.measure.pushes import memory
+from sandbox.stack import ENVIRONMENT, Process, Stack, free_port, wait_for
+from sandbox.taskcluster.queue import Message
+from sandbox.treeherder_store import revision_hash
+
+PROJECTS = ("autoland", "try", "central")
+TIP = {project: project.encode().hex().ljust(40, "0")[:40] for project in PROJECTS}
+WORKER = {"workerGroup": "wg", "workerId": "w1"}
+APART = 1_000
+"""Runs between an event of a run and its next: so that few are made one before they are posted."""
+
+QUIET = {"TC_TREEHERDER_LOG_LEVEL": "WARNING"}
+
+
+class Load:
+    """Tasks in a queue of this process, and their messages."""
+
+    def __init__(self) -> None:
+        self.tc = taskcluster.Taskcluster([credentials.SERVICE], credentials.ROLES)
+        self._messages: list[Message] = []
+        self.tc.queue.listeners.append(self._hear)
+        self._serial = 0
+
+    def _hear(self, message: Message) -> None:
+        if not message.exchange.endswith("task-group-resolved"):
+            self._messages.append(message)
+
+    def events(self, runs: int, apart: int = APART) -> Iterator[Message]:
+        """The messages of so many runs, those of one run apart from each other."""
+        ids: list[str] = []
+        for number in range(runs + 2 * apart):
+            if number < runs:
+                ids.append(self._create(number))
+            if 0 <= number - apart < runs:
+                self.tc.queue.claim_task(ids[number - apart], 0, WORKER)
+            if 0 <= number - 2 * apart < runs:
+                self.tc.queue.report_completed(ids[number - 2 * apart], 0)
+            yield from self._messages
+            self._messages.clear()
+
+    def _create(self, number: int) -> str:
+        task_id = taskcluster_id()
+        at = datetime.now(UTC)
+        project = PROJECTS[number % len(PROJECTS)]
+        self.tc.queue.create_task(
+            task_id,
+            {
+                "taskQueueId": "measure/linux",
+                "schedulerId": "measure",
+                "created": _iso(at),
+                "deadline": _iso(at + timedelta(days=1)),
+                "routes": [f"{ENVIRONMENT}.v2.{project}.{TIP[project]}.{1}"],
+                "payload": {"maxRunTime": 3600, "command": ["bash", "-c", "x" * 500]},
+                "tags": {"kind": "test", "os": "linux", "label": f"test-linux64/opt-mochitest-{number}"},
+                "metadata": {
+                    "name": f"test-linux64/opt-mochitest-{number}",
+                    "description": "Mochitest run",
+                    "owner": "dev@example.com",
+                    "source": "https://hg.example/x",
+                },
+                "extra": {
+                    "treeherder": {
+                        "symbol": "bc",
+                        "groupSymbol": "M",
+                        "groupName": "Mochitests",
+                        "machine": {"platform": "linux64"},
+                        "collection": {"opt": True},
+                        "tier": 1,
+                    }
+                },
+            },
+        )
+        return task_id
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        """The queue's API, on a thread of its own."""
+        port = free_port()
+        config = uvicorn.Config(
+            taskcluster.create_app(self.tc), port=port, lifespan="off", log_config=None, access_log=False
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+        thread.start()
+        wait_for(lambda: server.started, 10)
+        yield f"http://127.0.0.1:{port}"
+        server.should_exit = True
+        thread.join()
+
+
+def taskcluster_id() -> str:
+    import base64
+
+    drawn = bytearray(uuid.uuid4().bytes)
+    drawn[0] &= 0x7F  # a "nice" one does not begin with a dash
+    return base64.urlsafe_b64encode(bytes(drawn)).decode().rstrip("=")
+
+
+def _iso(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+@contextlib.contextmanager
+def system(
+    folder: Path, load: Load, database_url: str | None, limit: int, amqp_url: str | None = None, **more: str
+) -> Iterator[tuple[Stack, dict[str, Any]]]:
+    """A sandbox's Treeherder with a push for each project, and the settings for service and listener."""
+    with load.serving() as taskcluster_url, Stack(folder, database_url=database_url, settings=QUIET) as stack:
+        if database_url is not None:
+            stack.upgrade()
+        hawk = stack.sandbox["credentials"]["treeherder"]
+        environment = {
+            "url": stack.sandbox["treeherder"],
+            "client_id": hawk["id"],
+            "secret": hawk["key"],
+            "jobs_per_minute": limit,
+            "artifact_links": False,
+        }
+        settings: dict[str, Any] = {
+            "TC_TREEHERDER_TASKCLUSTER__ROOT_URL": taskcluster_url,
+            "TC_TREEHERDER_ENVIRONMENTS": json.dumps({ENVIRONMENT: environment}),
+            **more,
+        }
+        if amqp_url is not None:
+            settings["TC_TREEHERDER_PULSE_URL"] = amqp_url
+            settings["TC_TREEHERDER_PULSE_TASKS"] = f"exchange/{_user(amqp_url)}/measure-{folder.name}/"
+            settings["TC_TREEHERDER_PULSE_QUEUE"] = f"measure-{folder.name}"
+            settings["TC_TREEHERDER_PULSE_READ"] = '["tasks"]'
+        with stack.control("treeherder") as treeherder:
+            for project in PROJECTS:
+                treeherder.post("/repositories", json={"name": project, "url": ""}).raise_for_status()
+        asyncio.run(_push(stack))
+        yield stack, settings
+
+
+async def _push(stack: Stack) -> None:
+    from service.clients.treeherder import RestTreeherder
+    from service.settings import Environment
+
+    hawk = stack.sandbox["credentials"]["treeherder"]
+    environment = Environment.model_validate(
+        {"url": stack.sandbox["treeherder"], "client_id": hawk["id"], "secret": hawk["key"]}
+    )
+    async with httpx.AsyncClient(headers={"User-Agent": "measure"}) as client:
+        for project in PROJECTS:
+            revision = {"revision": TIP[project], "author": "dev", "comment": "c", "files": [], "branch": "default"}
+            revisions = [{**revision, "repository": project}]
+            resultset = {
+                "revision": TIP[project],
+                "revision_hash": revision_hash(revisions),
+                "push_timestamp": 1_700_000_000,
+                "author": "dev",
+                "type": "push",
+                "active_status": "active",
+                "revisions": revisions,
+            }
+            await RestTreeherder(environment, client).post_resultset(project, resultset)
+
+
+def _user(amqp_url: str) -> str:
+    return str(pika.URLParameters(amqp_url).credentials.username)
+
+
+class Broker:
+    """Publishes messages to exchanges of this measurement's own."""
+
+    def __init__(self, amqp_url: str, prefix: str) -> None:
+        self._prefix = prefix
+        self._connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
+        self._channel = self._connection.channel()
+        self._exchanges = [
+            f"{prefix}task-{event}" for event in ("defined", "pending", "running", "completed", "failed", "exception")
+        ]
+        for exchange in self._exchanges:
+            self._channel.exchange_declare(exchange, "topic", durable=True)
+
+    def publish(self, message: Message) -> None:
+        properties = pika.BasicProperties(content_type="application/json", headers={"CC": list(message.cc)})
+        exchange = self._prefix + message.exchange.rsplit("/", 1)[-1]
+        self._channel.basic_publish(exchange, message.routing_key, json.dumps(message.payload).encode(), properties)
+
+    def waiting(self, queue: str) -> int:
+        """Messages in the queue that nobody has taken."""
+        try:
+            return int(self._channel.queue_declare(queue, passive=True).method.message_count)
+        except pika.exceptions.ChannelClosedByBroker:
+            self._channel = self._connection.channel()
+            return -1
+
+    def close(self, queue: str) -> None:
+        self._channel.queue_delete(queue)
+        for exchange in self._exchanges:
+            self._channel.exchange_delete(exchange)
+        self._connection.close()
+
+
+@contextlib.contextmanager
+def broker(amqp_url: str, settings: dict[str, str]) -> Iterator[tuple[Broker, str]]:
+    """The broker, and the queue's name."""
+    made = Broker(amqp_url, settings["TC_TREEHERDER_PULSE_TASKS"])
+    queue = f"queue/{_user(amqp_url)}/{settings['TC_TREEHERDER_PULSE_QUEUE']}/tasks"
+    try:
+        yield made, queue
+    finally:
+        made.close(queue)
+
+
+def cpu(processes: dict[str, Process]) -> dict[str, float]:
+    """Seconds of CPU that each has used."""
+    spent = {}
+    for name, process in processes.items():
+        if process.running():
+            times = psutil.Process(process.pid).cpu_times()
+            spent[name] = float(times.user + times.system)
+    return spent
+
+
+# --- into the store alone --------------------------------------------------------------------------------------------
+
+
+def store(folder: Path, database_url: str | None, events: int) -> None:
+    """Batches of 500 signed events, one after the other, to a service that reports nothing meanwhile."""
+    load = Load()
+    with system(folder, load, database_url, 0) as (stack, settings):
+        service = stack.service("service", "--no-worker", **settings)
+        secret = json.loads(stack.environment["TC_TREEHERDER_WEBHOOK_SECRETS"])[0]
+        bodies = list(_bodies(load, events))
+        with httpx.Client(base_url=stack.service_url, timeout=60) as client:
+            before, began = cpu({"service": service}), time.perf_counter()
+            for body in bodies:
+                headers = _signed(secret, body)
+                answer = client.post("/api/v1/events/tasks", content=body, headers=headers)
+                assert answer.status_code == 202, answer.text
+                assert b'"rejected"' not in answer.content, answer.text
+            took = time.perf_counter() - began
+        spent = cpu({"service": service})["service"] - before["service"]
+        print(f"{events} events into the store alone, {_name(database_url)}:")
+        print(f"  {events / took:.0f} events a second (aim: 3,000), {spent * 1e6 / events:.0f} µs of CPU an event")
+
+
+def _bodies(load: Load, events: int) -> Iterator[bytes]:
+    batch: list[dict[str, Any]] = []
+    for message in load.events(events // 4):
+        batch.append(
+            {
+                "delivery": str(uuid.uuid4()),
+                "channel": str(uuid.UUID(int=1)),
+                "redelivered": False,
+                "exchange": message.exchange,
+                "routing_key": message.routing_key,
+                "cc": list(message.cc),
+                "body": json.dumps(message.payload),
+                "encoding": "utf-8",
+            }
+        )
+        if len(batch) == 500:
+            yield json.dumps({"events": batch}).encode()
+            batch = []
+    if batch:
+        yield json.dumps({"events": batch}).encode()
+
+
+def _signed(secret: str, body: bytes) -> dict[str, str]:
+    at = datetime.now(UTC)
+    return {
+        "webhook-id": "m",
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Webhook(secret).sign("m", at, body.decode()),
+        "content-type": "application/json",
+    }
+
+
+# --- from RabbitMQ to Treeherder -------------------------------------------------------------------------------------
+
+
+def through(folder: Path, database_url: str | None, amqp_url: str, events: int) -> None:
+    """All events wait in the queue when the listener starts; until the last job stands in Treeherder."""
+    load = Load()
+    with system(folder, load, database_url, 0, amqp_url) as (stack, settings):
+        stack.service("service", **settings)
+        with broker(amqp_url, settings) as (rabbit, queue):
+            listener = stack.listener("listener", "pulse", **settings)
+            wait_for(lambda: rabbit.waiting(queue) >= 0, 20, listener)
+            time.sleep(1)  # it binds after it has declared
+            listener.stop()
+            for message in load.events(events // 4):
+                rabbit.publish(message)
+            wait_for(lambda: rabbit.waiting(queue) == events, 60)
+            before, began = cpu(stack.processes), time.perf_counter()
+            listener = stack.listener("listener", "pulse", **settings)
+            emptied, took, counters = _until_told(stack, rabbit, queue, events // 4, began)
+            spent = cpu(stack.processes)
+            print(f"{events} events from RabbitMQ to Treeherder, {_name(database_url)}:")
+            print(f"  {events / took:.0f} events a second (aim: 1,000); the queue was empty after {emptied:.1f} s")
+            received = counters["requests"].get("jobs received", 0)
+            requests = counters["requests"].get("POST jobs 200", 0)
+            print(f"  {received} jobs were posted in {requests} requests")
+            for name, seconds in spent.items():
+                used = seconds - before.get(name, 0)
+                print(f"  {name:<9} {used * 1e6 / events:.0f} µs of CPU an event")
+            print(f"  memory    {memory(stack)}")
+
+
+def _until_told(stack: Stack, rabbit: Broker, queue: str, runs: int, began: float) -> tuple[float, float, Any]:
+    """When the queue was empty, when the last job was posted (s after `began`), and Treeherder's counters."""
+    emptied = 0.0
+    told, counters, changed = -1, {}, began
+    with stack.control("treeherder") as treeherder:
+        while time.perf_counter() - changed < 3 or not emptied:
+            if not emptied and rabbit.waiting(queue) == 0:
+                emptied = time.perf_counter() - began
+            counters = treeherder.get("/counters").json()
+            received = counters["requests"].get("jobs received", 0)
+            if received != told:
+                told, changed = received, time.perf_counter()
+            time.sleep(0.2)
+        ended = [job["job"]["state"] for job in treeherder.get("/state").json()["jobs"]]
+    assert ended == ["completed"] * runs, f"{len(ended)} jobs, {ended.count('completed')} of them completed"
+    return emptied, changed - began, counters
+
+
+# --- how long one takes ----------------------------------------------------------------------------------------------
+
+
+def latency(folder: Path, database_url: str | None, amqp_url: str, rate: int, seconds: int) -> None:
+    """So many events a second over three projects, within Treeherder's limit of requests."""
+    load = Load()
+    with system(folder, load, database_url, 220, amqp_url) as (stack, settings):
+        with stack.control("treeherder") as treeherder:
+            treeherder.patch("/behaviour", json={"throttle": True}).raise_for_status()
+        stack.service("service", **settings)
+        with broker(amqp_url, settings) as (rabbit, queue):
+            listener = stack.listener("listener", "pulse", **settings)
+            wait_for(lambda: rabbit.waiting(queue) >= 0, 20, listener)
+            time.sleep(1)
+            published: list[tuple[str, str, float]] = []
+            began = time.perf_counter()
+            for number, message in enumerate(load.events(rate * seconds // 4, apart=rate)):
+                time.sleep(max(0.0, began + number / rate - time.perf_counter()))
+                rabbit.publish(message)
+                published.append((message.payload["status"]["taskId"], message.exchange, time.time()))
+            time.sleep(5)
+            with stack.control("treeherder") as treeherder:
+                state = treeherder.get("/state").json()
+            waits = sorted(_waits(published, state["jobs"]))
+            print(f"{rate} events a second over {len(PROJECTS)} projects, {seconds} s, {_name(database_url)}:")
+            median, p95 = waits[len(waits) // 2], waits[len(waits) * 95 // 100]
+            print(f"  message to posted job: median {median:.2f} s, p95 {p95:.2f} s")
+            print(f"  (aim: p95 below 1.5 s); the longest {waits[-1]:.2f} s, of {len(waits)} events")
+            print(f"  429 answers: {state['requests'].get('POST jobs 429', 0)}")
+
+
+_REACHED = {"pending": 1, "running": 2, "completed": 3}
+
+
+def _waits(published: list[tuple[str, str, float]], jobs: list[dict[str, Any]]) -> Iterator[float]:
+    """For each message, how long it took until Treeherder knew what it says, or more."""
+    from service.flow.jobs import job_guid
+
+    histories = {job["job"]["job_guid"]: job["history"] for job in jobs}
+    for task_id, exchange, at in published:
+        stage = _REACHED.get(exchange.rsplit("-", 1)[-1], 1)
+        told = [entry["at"] for entry in histories[job_guid(task_id, 0)] if _REACHED[entry["state"]] >= stage]
+        yield max(0.0, min(told) - at)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def flat(folder: Path, database_url: str | None, amqp_url: str, events: int, rate: int) -> None:
+    """The memory of each process while so many events go through."""
+    load = Load()
+    with system(folder, load, database_url, 0, amqp_url) as (stack, settings):
+        stack.service("service", **settings)
+        with broker(amqp_url, settings) as (rabbit, queue):
+            listener = stack.listener("listener", "pulse", **settings)
+            wait_for(lambda: rabbit.waiting(queue) >= 0, 20, listener)
+            time.sleep(1)
+            print(f"memory over {events} events at {rate} a second at most, {_name(database_url)}:")
+            began = time.perf_counter()
+            for number, message in enumerate(load.events(events // 4)):
+                rabbit.publish(message)
+                if number % 100 == 0:
+                    time.sleep(max(0.0, began + number / rate - time.perf_counter()))
+                if number % 1_000 == 0:
+                    while rabbit.waiting(queue) > 5_000:
+                        time.sleep(0.2)
+                if number % (events // 10) == 0:
+                    print(f"  after {number:>7}: {memory(stack)}", flush=True)
+            while rabbit.waiting(queue):
+                time.sleep(0.2)
+            time.sleep(5)
+            took = time.perf_counter() - began
+            print(f"  at the end   : {memory(stack)} ({events / took:.0f} events a second)")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _name(database_url: str | None) -> str:
+    return "SQLite" if database_url is None else "PostgreSQL"
+
+
+def main(
+    what: Annotated[list[str] | None, typer.Argument(help="store, through, latency, memory; default: all")] = None,
+    database_url: Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")] = None,
+    amqp_url: Annotated[str, typer.Option(help="a RabbitMQ")] = "amqp://guest:guest@127.0.0.1:5672/%2F",
+    events: int = 40_000,
+    many: Annotated[int, typer.Option(help="events, for memory")] = 200_000,
+    rate: Annotated[int, typer.Option(help="events a second, for latency")] = 50,
+    seconds: Annotated[int, typer.Option(help="for latency")] = 60,
+    pace: Annotated[int, typer.Option(help="events a second, for memory")] = 1_000,
+) -> None:
+    """Measure how task events become jobs."""
+    measures = {
+        "store": lambda folder: store(folder, database_url, events),
+        "through": lambda folder: through(folder, database_url, amqp_url, events),
+        "latency": lambda folder: latency(folder, database_url, amqp_url, rate, seconds),
+        "memory": lambda folder: flat(folder, database_url, amqp_url, many, pace),
+    }
+    for name in what or list(measures):
+        with tempfile.TemporaryDirectory() as folder:
+            measures[name](Path(folder))
+
+
+if __name__ == "__main__":
+    typer.run(main)
