@@ -6,10 +6,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
-from events import MAX_BYTES
 from service import errors
 from service.api import actions, dead_letters, events, health, listeners, polls, pushes, repositories, task_events
-from service.api.limit import BodyLimit
+from service.api.limit import BodyLimit, Writes
 from service.database import Database, check_schema_async
 from service.parts import parts
 from service.reporter import Reporter
@@ -50,7 +49,8 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
         version="1",
         lifespan=lifespan,
     )
-    app.add_middleware(BodyLimit, limit=MAX_BYTES)
+    app.state.writes = Writes(chosen.writes_per_minute)
+    app.add_middleware(BodyLimit, seconds=chosen.request_timeout.total_seconds())
     errors.install(app)
     api = APIRouter(prefix="/api/v1")
     for noun in (repositories, pushes, actions, dead_letters, polls, events, task_events, listeners):

@@ -1,14 +1,20 @@
-"""Who may call: listeners sign, people and programs bring a bearer token of the settings."""
+"""Who may call: listeners sign, people and programs bring a bearer token of the settings or Taskcluster credentials."""
 
+import base64
+import hashlib
 import hmac
+import ipaddress
 from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
 
 import structlog
 from fastapi import Request
 from standardwebhooks import Webhook, WebhookVerificationError
+from starlette.requests import ClientDisconnect
 
-from service.errors import Problem
-from service.settings import Settings
+from service.clients.auth import Logins, Signed
+from service.errors import Problem, Refusal, Unavailable
+from service.settings import READ, Settings
 
 log = structlog.get_logger()
 
@@ -19,6 +25,12 @@ class Caller:
 
     name: str
     scopes: tuple[str, ...]
+    taskcluster: bool = False  # `name` is a clientId
+
+    @property
+    def key(self) -> str:
+        """What tells a token and a Taskcluster client of the same name apart."""
+        return f"taskcluster {self.name}" if self.taskcluster else self.name
 
     def has(self, scope: str) -> bool:
         """Taskcluster's rule: a scope that ends in `*` satisfies all that begin so."""
@@ -30,11 +42,70 @@ LOCAL = Caller("local", ("*",))
 """Without any credentials configured the service listens on loopback only, and whoever is there may do all."""
 
 
-def caller_of(settings: Settings, request: Request) -> Caller:
-    """Who sent this request. Raises a 401 for credentials that are no good."""
-    if not settings.has_credentials:
-        return LOCAL
+MAX_SIGNATURE = 4096
+"""Characters of a Hawk header that are looked at (`maxMatchLength` of Hawk's reference implementation)."""
+
+
+async def identify(settings: Settings, request: Request, logins: Logins | None) -> Caller:
+    """Who sent this request. Raises a 401 for credentials that are no good, a 503 when Taskcluster cannot tell."""
     header = request.headers.get("authorization")
+    if header is None:
+        signed = request.method in {"GET", "HEAD"} and "bewit" in request.query_params
+    else:
+        signed = header[:5].lower() == "hawk "
+    if logins is None or not signed:
+        return caller_of(settings, request)
+    if header is not None and len(header) > MAX_SIGNATURE:
+        raise _refused(settings, f"a Hawk header of {len(header):,} characters: {MAX_SIGNATURE:,} are looked at")
+    try:
+        login = await logins.check(_signed(settings, request, header))
+    except Refusal as refusal:
+        raise _refused(settings, f"Taskcluster says of these credentials: {refusal}") from None
+    except Unavailable as error:
+        detail = f"whose credentials these are cannot be checked: {error}. Try again, or use a token of this service."
+        raise Problem(503, "Taskcluster unavailable", detail, {"Retry-After": "5"}) from None
+    if login.payload_hash is not None and not hmac.compare_digest(
+        login.payload_hash.encode(), await _payload_hash(request)
+    ):
+        raise _refused(settings, "the body or its Content-Type is not the one that was signed")
+    return Caller(login.client_id, login.scopes, taskcluster=True)
+
+
+def _signed(settings: Settings, request: Request, header: str | None) -> Signed:
+    """The request as the caller must have signed it: for our public address, whatever a header says.
+
+    A Host header that was believed would let whoever is sent a signature for another address use it here.
+    """
+    assert settings.public_url is not None
+    assert settings.public_url.host is not None
+    assert settings.public_url.port is not None
+    raw_path = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
+    prefix = (settings.public_url.path or "").rstrip("/")
+    query = request.scope["query_string"].decode("latin-1")
+    resource = prefix + raw_path.decode("latin-1") + (f"?{query}" if query else "")
+    return Signed(request.method, resource, settings.public_url.host, settings.public_url.port, header)
+
+
+async def _payload_hash(request: Request) -> bytes:
+    """Hawk's hash of the body that came."""
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise Problem(400, "Incomplete", "the connection ended before the body did: send it again") from None
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    digest = hashlib.sha256(b"hawk.1.payload\n" + kind.encode("latin-1") + b"\n" + body + b"\n")
+    return base64.b64encode(digest.digest())
+
+
+def caller_of(settings: Settings, request: Request) -> Caller:
+    """Who sent this request, by its token. Raises a 401 for one that is not known."""
+    header = request.headers.get("authorization")
+    if not settings.has_credentials:
+        host = request.headers.get("host", "localhost")
+        if not loopback(host):  # a page of elsewhere in a browser here, or a proxy that forwards to us
+            detail = f"without credentials in its settings this service answers on loopback only, and not as {host!r}"
+            raise Problem(403, "Not local", f"{detail}: set TC_TREEHERDER_TOKENS")
+        return LOCAL
     if header is None:
         return ANYBODY
     kind, _, value = header.partition(" ")
@@ -42,39 +113,55 @@ def caller_of(settings: Settings, request: Request) -> Caller:
         sent = value.strip().encode("latin-1")  # the header's bytes, as they came
         # every token is compared, so that the time tells nothing
         matches = [
-            token
-            for token in settings.tokens
-            if hmac.compare_digest(token.value.get_secret_value().encode(), sent)
+            token for token in settings.tokens if hmac.compare_digest(token.value.get_secret_value().encode(), sent)
         ]
         if matches:
             return Caller(matches[0].name, tuple(matches[0].scopes))
-    raise Problem(
-        401,
-        "Unknown credentials",
-        "the Authorization header holds no token that this service knows: send `Authorization: Bearer <token>`",
-        {"WWW-Authenticate": "Bearer"},
-    )
+    raise _refused(settings, "the Authorization header holds no token that this service knows")
 
 
-def require(caller: Caller, scope: str) -> None:
+def loopback(host: str) -> bool:
+    """Whether a Host header, or the host that we listen on, is this machine's own."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _refused(settings: Settings, why: str) -> Problem:
+    return Problem(401, "Unknown credentials", f"{why}: {_what_to_send(settings)}", _challenge(settings))
+
+
+def _what_to_send(settings: Settings) -> str:
+    more = " or sign with Taskcluster credentials (Hawk)" if settings.taskcluster_logins else ""
+    return f"send `Authorization: Bearer <token>`{more}"
+
+
+def _challenge(settings: Settings) -> dict[str, str]:
+    return {"WWW-Authenticate": "Bearer, Hawk" if settings.taskcluster_logins else "Bearer"}
+
+
+def require(settings: Settings, caller: Caller, scope: str) -> None:
     """Raise a 401 or 403 that names the scope, unless `caller` has it."""
     if caller.has(scope):
         return
     if caller is ANYBODY:
-        detail = f"this needs credentials with the scope {scope}: send `Authorization: Bearer <token>`"
-        raise Problem(401, "Credentials needed", detail, {"WWW-Authenticate": "Bearer"}, missing_scope=scope)
+        detail = f"this needs credentials with the scope {scope}: {_what_to_send(settings)}"
+        raise Problem(401, "Credentials needed", detail, _challenge(settings), missing_scope=scope)
     raise Problem(403, "Scope missing", f"{caller.name} needs the scope {scope} for this", missing_scope=scope)
 
 
 def may_read(settings: Settings, caller: Caller) -> None:
-    """Raise a 401 unless reads are public or the caller is known."""
-    if caller is ANYBODY and not settings.public_reads:
-        raise Problem(
-            401,
-            "Credentials needed",
-            "reads need a token too (public_reads is off): send `Authorization: Bearer <token>`",
-            {"WWW-Authenticate": "Bearer"},
-        )
+    """Raise a 401 or 403 unless reads are public, or the caller has a token or any scope of ours in Taskcluster."""
+    if settings.public_reads:
+        return
+    if caller is ANYBODY:
+        detail = f"reads need credentials too (public_reads is off): {_what_to_send(settings)}"
+        raise Problem(401, "Credentials needed", detail, _challenge(settings), missing_scope=READ)
+    # a token is given by the operator; to Taskcluster's clients anybody may belong
+    if caller.taskcluster and not any(scope.startswith("tc-treeherder:") for scope in caller.scopes):
+        require(settings, caller, READ)
 
 
 def verify_signature(settings: Settings, request: Request, body: bytes) -> None:

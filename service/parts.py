@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 from sqlmodel import select
 
+from service.clients.auth import Logins, TaskclusterLogins
 from service.clients.hg import Hg, HttpHg
 from service.clients.pulse import Publisher, PulsePublisher
 from service.clients.taskcluster import Queue, TaskclusterQueue
@@ -28,6 +29,7 @@ class Parts:
     publisher: Publisher | None
     renderer: Renderer
     secret: bytes  # the key behind derived task ids
+    logins: Logins | None = None  # None: Taskcluster credentials are not taken
 
 
 @asynccontextmanager
@@ -38,6 +40,10 @@ async def parts(settings: Settings, database: Database) -> AsyncIterator[Parts]:
         stack.push_async_callback(hg.close)
         queue = TaskclusterQueue(settings.taskcluster)
         stack.push_async_callback(queue.close)
+        logins = None
+        if settings.taskcluster_logins:
+            logins = TaskclusterLogins(settings.taskcluster)
+            stack.push_async_callback(logins.close)
         http = await stack.enter_async_context(httpx.AsyncClient(headers={"User-Agent": "tc-treeherder"}))
         publisher = None
         if settings.pulse.url is not None:
@@ -50,7 +56,8 @@ async def parts(settings: Settings, database: Database) -> AsyncIterator[Parts]:
             for prefix, environment in settings.environments.items()
             if "rest" in {environment.pushes, environment.jobs}
         }
-        yield Parts(settings, database, hg, queue, treeherders, publisher, renderer, await _secret(database))
+        secret = await _secret(database)
+        yield Parts(settings, database, hg, queue, treeherders, publisher, renderer, secret, logins)
 
 
 async def _secret(database: Database) -> bytes:

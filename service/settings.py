@@ -28,6 +28,9 @@ from service.flow.error_task import DEFAULT_ERROR_TASK
 REPOSITORIES_WRITE = "tc-treeherder:repositories:write"
 """The scope that creates, changes and deletes repositories and handles dead letters."""
 
+READ = "tc-treeherder:read"
+"""The scope that reads, where reads are closed. Only Taskcluster's callers need it, and then any other of ours does."""
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -199,10 +202,22 @@ class Settings(BaseSettings):
         description="sqlite+aiosqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
     )
     database_pool: int = Field(10, ge=1, description="connections to PostgreSQL in one process")
-    host: str = Field("127.0.0.1", description="address that the API listens on; beyond loopback only with tokens")
+    host: str = Field("127.0.0.1", description="address that the API listens on; beyond loopback only with credentials")
     port: int = Field(8080, ge=0, le=65535, description="its port")
     tokens: list[Token] = Field([], description="who may call the API")
+    taskcluster_logins: bool = Field(
+        False, description="callers may bring Taskcluster credentials too, as Hawk header or bewit; needs public_url"
+    )
+    public_url: HttpUrl | None = Field(
+        None,
+        description="where callers reach this service, such as https://tc-treeherder.example.com; their signatures "
+        "must be for this host and port, whatever a Host or X-Forwarded header says",
+    )
     public_reads: bool = Field(False, description="everybody may read")
+    writes_per_minute: int = Field(600, ge=0, description="of one caller, in one process; more are a 429. 0: any")
+    request_timeout: Duration = Field(
+        timedelta(seconds=30), description="for the head of a request, and again for its body"
+    )
     webhook_secrets: list[WebhookSecret] = Field(
         [], description="listeners sign with the first; any of them is accepted, so that they can be rotated"
     )
@@ -250,6 +265,8 @@ class Settings(BaseSettings):
             for name in ("pushes", "jobs"):
                 if getattr(environment, name) == "pulse" and self.pulse.url is None:
                     raise ValueError(f"environments.{prefix}.{name} is pulse: that needs pulse.url")
+        if self.taskcluster_logins and self.public_url is None:
+            raise ValueError("taskcluster_logins needs public_url: a signature is for the address that was called")
         if self.taskcluster.timeout >= self.work.lease:
             raise ValueError("work.lease must be longer than taskcluster.timeout, or a slow call loses its lease")
         names = [token.name for token in self.tokens]
@@ -260,7 +277,7 @@ class Settings(BaseSettings):
     @cached_property
     def has_credentials(self) -> bool:
         """Whether anybody is told apart; if not, the service answers on loopback only."""
-        return bool(self.tokens)
+        return bool(self.tokens) or self.taskcluster_logins
 
     @property
     def sqlite(self) -> bool:

@@ -60,7 +60,7 @@ async def create_action(
     key: IdempotencyKey = None,
 ) -> ActionRead:
     """Have a task retriggered or cancelled. The action is stored when this answers; `Location` tells how it goes."""
-    _require(caller, asked)
+    _require(parts, caller, asked)
     worker: Worker = request.app.state.worker
     requester = caller.name if asked.requester is None else asked.requester
     wanted = new_action(asked.action, asked.project, asked.task_id, asked.run_id, requester, Source.API)
@@ -71,7 +71,7 @@ async def create_action(
             session.add(wanted)
         else:
             digest = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
-            action = await called(session, wanted, f"api {caller.name} {key}", digest)
+            action = await called(session, wanted, f"api {caller.key} {key}", digest)
         if action is None:
             detail = f"the Idempotency-Key {key!r} was used for another action: choose a new one for each"
             raise Problem(422, "Key used before", detail)
@@ -90,7 +90,7 @@ async def create_action(
 @router.post("/plan", operation_id="planAction")
 async def plan_action(asked: ActionCreate, parts: PartsDep, caller: CallerDep) -> ActionPlan:
     """What that action would do now. Changes nothing."""
-    _require(caller, asked)
+    _require(parts, caller, asked)
     plan = ActionPlan(
         **asked.model_dump(exclude={"requester"}),
         state=ActionState.PLANNED,
@@ -136,8 +136,8 @@ async def _plan(parts: Parts, asked: ActionCreate, plan: ActionPlan) -> None:
     ]
 
 
-def _require(caller: auth.Caller, asked: ActionCreate) -> None:
-    auth.require(caller, f"tc-treeherder:action:{asked.action}:{asked.project}")
+def _require(parts: Parts, caller: auth.Caller, asked: ActionCreate) -> None:
+    auth.require(parts.settings, caller, f"tc-treeherder:action:{asked.action}:{asked.project}")
 
 
 @router.get("", operation_id="listActions")

@@ -2,21 +2,21 @@
 
 import base64
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Depends, Query, Request, Security
-from fastapi.security import HTTPBearer
+from fastapi import Depends, Query, Request
 
 from service import auth
+from service.api.limit import Writes
 from service.database import Session
 from service.errors import Problem
 from service.parts import Parts
 from service.settings import REPOSITORIES_WRITE, Settings
 
-_bearer = HTTPBearer(auto_error=False, description="a token of the setting `tokens`")
+# all of them async: a plain function would be sent to a thread, for each request
 
 
-def get_parts(request: Request) -> Parts:
+async def get_parts(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
 
@@ -24,7 +24,7 @@ def get_parts(request: Request) -> Parts:
 PartsDep = Annotated[Parts, Depends(get_parts)]
 
 
-def get_settings(parts: PartsDep) -> Settings:
+async def get_settings(parts: PartsDep) -> Settings:
     return parts.settings
 
 
@@ -46,14 +46,18 @@ Reading = Annotated[Session, Depends(reading, scope="function")]
 Writing = Annotated[Session, Depends(writing, scope="function")]
 
 
-def get_caller(request: Request, settings: SettingsDep, _: Annotated[Any, Security(_bearer)]) -> auth.Caller:
-    return auth.caller_of(settings, request)
+async def get_caller(request: Request, parts: PartsDep) -> auth.Caller:
+    caller = await auth.identify(parts.settings, request, parts.logins)
+    if request.method not in {"GET", "HEAD"} and caller is not auth.ANYBODY:
+        writes: Writes = request.app.state.writes
+        writes.spend(caller.key)
+    return caller
 
 
 CallerDep = Annotated[auth.Caller, Depends(get_caller)]
 
 
-def reader(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
+async def reader(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
     auth.may_read(settings, caller)
     return caller
 
@@ -61,8 +65,8 @@ def reader(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
 Reader = Annotated[auth.Caller, Depends(reader)]
 
 
-def writer(caller: CallerDep) -> auth.Caller:
-    auth.require(caller, REPOSITORIES_WRITE)
+async def writer(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
+    auth.require(settings, caller, REPOSITORIES_WRITE)
     return caller
 
 

@@ -61,7 +61,7 @@ async def retry_push(
     alias: str, push_id: int, request: Request, parts: PartsDep, caller: CallerDep, generation: Generation = None
 ) -> PushRead:
     """Do the failed steps again: with the stored plan where nothing was refused, otherwise rendered anew."""
-    auth.require(caller, f"tc-treeherder:action:retry:{alias}")
+    auth.require(parts.settings, caller, f"tc-treeherder:action:retry:{alias}")
     async with parts.database.writing() as session:
         push = await _find(session, alias, push_id, generation)
         failed = (

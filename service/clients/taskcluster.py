@@ -25,6 +25,9 @@ Status = dict[str, Any]
 PAGE = 1_000
 """Tasks that the queue gives in one answer."""
 
+MAX_ANSWER = 128 * 1024 * 1024
+"""Bytes of one answer: a page of a thousand tasks with definitions of 128 KiB each."""
+
 
 @dataclass
 class Page:
@@ -97,7 +100,7 @@ class TaskclusterQueue:
         return {each["taskId"]: each["status"] for each in found}
 
     async def dependents(self, task_id: str, token: str | None = None) -> Page:
-        answer = await self._call(lambda: self._queue().listDependentTasks(task_id, query=_after(token)))
+        answer = await answer_of(lambda: self._queue().listDependentTasks(task_id, query=_after(token)))
         return Page([(each["status"], each["task"]) for each in answer["tasks"]], answer.get("continuationToken"))
 
     async def group_sealed(self, group_id: str) -> bool:
@@ -107,7 +110,7 @@ class TaskclusterQueue:
     async def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
         token: str | None = None
         while True:
-            answer = await self._call(lambda: self._queue().listTaskGroup(group_id, query=_after(token)))  # noqa: B023 - awaited before the token changes
+            answer = await answer_of(lambda: self._queue().listTaskGroup(group_id, query=_after(token)))  # noqa: B023 - awaited before the token changes
             yield [(each["status"], each["task"]) for each in answer["tasks"]]
             token = answer.get("continuationToken")
             if token is None:
@@ -119,7 +122,7 @@ class TaskclusterQueue:
             asked = {"taskIds": list(task_ids[start : start + PAGE])}
             token: str | None = None
             while True:
-                answer = await self._call(lambda: call(payload=asked, query=_after(token)))  # noqa: B023 - awaited before they change
+                answer = await answer_of(lambda: call(payload=asked, query=_after(token)))  # noqa: B023 - awaited before they change
                 found += answer[key]
                 token = answer.get("continuationToken")
                 if token is None:
@@ -154,9 +157,9 @@ class TaskclusterQueue:
             self._clients.move_to_end(key)
             return self._clients[key]
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=self._settings.timeout.total_seconds())
-            self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=100))
-        options: dict[str, Any] = {"rootUrl": self._settings.root, "maxRetries": 0}
+            self._session = session_of(self._settings.timeout.total_seconds(), 100)
+        # an empty dict: without any the client takes credentials from environment variables of its own
+        options: dict[str, Any] = {"rootUrl": self._settings.root, "maxRetries": 0, "credentials": {}}
         if self._settings.client_id and self._settings.access_token:
             # a new dict each: the client changes the one it is given
             options["credentials"] = {
@@ -173,35 +176,76 @@ class TaskclusterQueue:
         return self._clients[key]
 
     async def _status(self, call: Callable[[], Awaitable[Any]]) -> Status:
-        status: Status = (await self._call(call))["status"]
+        status: Status = (await answer_of(call))["status"]
         return status
 
     async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            return await self._call(call)
+            return await answer_of(call)
         except Refusal as refusal:
             if refusal.status == 404:
                 return None
             raise
 
-    async def _call(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        try:
-            answer = await call()
-        except exceptions.TaskclusterAuthFailure as error:
-            # our credentials, not the caller's doing: an operator can mend it, and then the work goes on
-            raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {_text(error)}") from None
-        except exceptions.TaskclusterRestFailure as error:
-            if error.status_code in {408, 429} or error.status_code < 400:
-                raise Unavailable("taskcluster", f"Taskcluster answers {error.status_code}: {_text(error)}") from None
-            raise Refusal("taskcluster", _text(error), error.status_code) from None
-        except aiohttp.ClientResponseError as error:
-            raise Unavailable("taskcluster", f"Taskcluster answers {error.status}") from None
-        except (aiohttp.ClientError, exceptions.TaskclusterConnectionError, TimeoutError) as error:
-            cause = getattr(error, "superExc", None) or error
-            raise Unavailable("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
-        if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):
-            raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON object")
-        return answer
+
+class _UnusableError(aiohttp.ClientError):
+    """An answer that is not read; the message says why."""
+
+
+class _Answer(aiohttp.ClientResponse):
+    """An answer that is read up to a limit, and not at all when it is a redirect, whatever its body says."""
+
+    async def read(self) -> bytes:
+        if self._body is None:
+            try:
+                self._body = await self._limited()
+            except BaseException:
+                self.close()
+                raise
+        return await super().read()
+
+    async def _limited(self) -> bytes:
+        if 300 <= self.status < 400:
+            where = self.headers.get("location", "nowhere")
+            raise _UnusableError(f"a redirect to {where}, and redirects are not followed: set taskcluster.root_url")
+        body = bytearray()
+        async for chunk in self.content.iter_any():
+            body += chunk
+            if len(body) > MAX_ANSWER:
+                raise _UnusableError(f"more than {MAX_ANSWER:,} bytes, and so much is not read")
+        return bytes(body)
+
+
+def session_of(seconds: float, connections: int) -> aiohttp.ClientSession:
+    """A session whose calls take at most `seconds`, the wait for one of the connections among them."""
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=seconds),
+        connector=aiohttp.TCPConnector(limit=connections),
+        response_class=_Answer,
+    )
+
+
+async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+    """What the official client's `call` is answered. Raises Unavailable and Refusal."""
+    try:
+        answer = await call()
+    except exceptions.TaskclusterAuthFailure as error:
+        # our credentials, not the caller's doing: an operator can mend it, and then the work goes on
+        raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {_text(error)}") from None
+    except exceptions.TaskclusterRestFailure as error:
+        if error.status_code in {408, 429} or error.status_code < 400:
+            raise Unavailable("taskcluster", f"Taskcluster answers {error.status_code}: {_text(error)}") from None
+        raise Refusal("taskcluster", _text(error), error.status_code) from None
+    except aiohttp.ClientResponseError as error:
+        raise Unavailable("taskcluster", f"Taskcluster answers {error.status}") from None
+    except (aiohttp.ClientError, exceptions.TaskclusterConnectionError, TimeoutError) as error:
+        cause = getattr(error, "superExc", None) or error
+        if isinstance(cause, _UnusableError):
+            raise Unavailable("taskcluster", f"Taskcluster answers {cause}") from None
+        raise Unavailable("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
+    if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):
+        raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON object")
+    return answer
 
 
 def _after(token: str | None) -> dict[str, str]:

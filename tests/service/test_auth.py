@@ -118,12 +118,12 @@ def test_without_a_header_one_is_anybody_and_without_tokens_all_are_local() -> N
 
 
 def test_what_is_missing_is_named() -> None:
-    require(Caller("x", ("a",)), "a")
+    require(known(), Caller("x", ("a",)), "a")
     with pytest.raises(Problem, match="x needs the scope b") as refused:
-        require(Caller("x", ("a",)), "b")
+        require(known(), Caller("x", ("a",)), "b")
     assert (refused.value.status, refused.value.more) == (403, {"missing_scope": "b"})
     with pytest.raises(Problem, match="the scope b") as refused:
-        require(ANYBODY, "b")
+        require(known(), ANYBODY, "b")
     assert (refused.value.status, refused.value.more) == (401, {"missing_scope": "b"})
 
 
