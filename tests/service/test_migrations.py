@@ -165,10 +165,10 @@ def test_upgrades_at_once_wait_for_each_other(empty_database_url: str) -> None:
     program = [str(Path(sys.executable).with_name("tc-treeherder")), "db", "upgrade"]
     running = [
         subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     outputs = [process.communicate(timeout=60)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    assert [process.returncode for process in running] == [0, 0], outputs
     assert on(empty_database_url, drift) == []
     assert on(empty_database_url, lambda c: c.execute(text("SELECT count(*) FROM alembic_version")).scalar()) == 1
 
