@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 from sqlmodel import select
 
+from service import metrics
 from service.clients.auth import Logins, TaskclusterLogins
 from service.clients.hg import Hg, HttpHg
 from service.clients.pulse import Publisher, PulsePublisher
@@ -44,7 +45,9 @@ async def parts(settings: Settings, database: Database) -> AsyncIterator[Parts]:
         if settings.taskcluster_logins:
             logins = TaskclusterLogins(settings.taskcluster)
             stack.push_async_callback(logins.close)
-        http = await stack.enter_async_context(httpx.AsyncClient(headers={"User-Agent": "tc-treeherder"}))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(transport=metrics.MeteredTransport("treeherder"), headers={"User-Agent": "tc-treeherder"})
+        )
         publisher = None
         if settings.pulse.url is not None:
             publisher = PulsePublisher(settings.pulse)

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import func
 from sqlmodel import col, select, update
 
+from service import metrics
 from service.database import Database, Session, now
 from service.door import visible
 from service.models import State, Work
@@ -63,6 +64,7 @@ class Hold(Generic[W]):
             if state in {State.FAILED, State.REJECTED}:
                 session.add_all(self.item.failure_notices())
             yield session
+        metrics.work_ended(self.item, state.value)
 
     async def finish(self, state: State, reason: str | None = None, **values: Any) -> None:
         """The work is done with, and nothing else is to be written."""
@@ -78,6 +80,7 @@ class Hold(Generic[W]):
         pause = max(backoff(self._settings, self.item.attempts), wait or timedelta())
         async with self._ending() as session:
             await self._set(session, error=reason, due_at=at + pause)
+        metrics.work_ended(self.item, "retried")
 
     async def release(self) -> None:
         """Give it back untouched, for another worker to take at once."""
@@ -87,6 +90,7 @@ class Hold(Generic[W]):
     async def _bury(self, reason: str) -> None:
         async with self.finishing(State.FAILED, reason) as session:
             session.add(self.item.dead_letter(visible(reason)))
+        metrics.work_ended(self.item, "buried")
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
     @asynccontextmanager

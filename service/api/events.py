@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from sqlmodel import col, select
 
 from events import OversizedPush, PulseMessage, PushEvent, Verdict, Verdicts
+from service import metrics
 from service.api.deps import PartsDep
 from service.api.signed import events_of, signed_json
 from service.database import Session
@@ -50,12 +51,12 @@ async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
         log.warning("event-not-understood", subject=letter.subject, reason=letter.reason)
     worker.begin(taken)
     verdicts = dict(zip(understood, stored, strict=True))
-    return Verdicts(
-        verdicts=[
-            verdicts.get(number) or Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter")
-            for number in range(len(events))
-        ]
-    )
+    answers = [
+        verdicts.get(number) or Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter")
+        for number in range(len(events))
+    ]
+    metrics.event_in("push", answers)
+    return Verdicts(verdicts=answers)
 
 
 async def _new(session: Session, letters: list[DeadLetter]) -> list[DeadLetter]:
@@ -105,12 +106,12 @@ async def take_job_actions(request: Request, parts: PartsDep) -> Verdicts:
             log.warning("action-rejected", reason=verdict.reason)
     for letter in letters:
         log.warning("event-not-understood", subject=letter.subject, reason=letter.reason)
-    return Verdicts(
-        verdicts=[
-            verdicts.get(number) or Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter")
-            for number in range(len(events))
-        ]
-    )
+    answers = [
+        verdicts.get(number) or Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter")
+        for number in range(len(events))
+    ]
+    metrics.event_in("job-action", answers)
+    return Verdicts(verdicts=answers)
 
 
 def job_action(event: Any) -> action.Arrival:

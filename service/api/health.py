@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import func
 from sqlmodel import col, select
 
+from service import metrics
 from service.api.deps import PartsDep
 from service.database import now
 from service.models import PulseQueue, PushStep, Repository
@@ -48,6 +49,13 @@ async def get_version() -> dict[str, Any]:
             found: dict[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
             return found
     return {"source": "", "version": version("tc-treeherder"), "commit": "", "build": ""}
+
+
+@router.get("/metrics", operation_id="metrics", response_class=Response)
+async def get_metrics(parts: PartsDep) -> Response:
+    """Prometheus' text format."""
+    body = await asyncio.wait_for(metrics.exposition(parts.database), TIME_LIMIT * 3)
+    return Response(body, media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/__heartbeat__", operation_id="heartbeat", responses={503: {"model": Heartbeat}})

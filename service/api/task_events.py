@@ -6,6 +6,7 @@ import structlog
 from fastapi import APIRouter, Request
 
 from events import PulseMessage, Verdict, Verdicts
+from service import metrics
 from service.api.deps import PartsDep
 from service.api.signed import events_of, signed_json
 from service.database import now
@@ -49,6 +50,7 @@ async def take_task_events(request: Request, parts: PartsDep) -> Verdicts:
         log.warning("event-not-understood", subject=letter.subject, reason=letter.reason)
     if rows:
         request.app.state.reporter.wake()
+    metrics.event_in("task", verdicts)
     return Verdicts(verdicts=verdicts)
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import httpx
 
+from service import metrics
 from service.errors import Refusal, Unavailable
 from service.settings import Settings
 
@@ -32,6 +33,7 @@ class HttpHg:
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.hg_timeout.total_seconds()
         self._client = httpx.AsyncClient(
+            transport=metrics.MeteredTransport("hg"),
             timeout=self._timeout,
             headers={"User-Agent": "tc-treeherder"},
             follow_redirects=False,

@@ -11,6 +11,7 @@ import structlog
 from taskcluster import exceptions
 from taskcluster.aio import Queue as Client
 
+from service import metrics
 from service.errors import Refusal, Unavailable
 from service.settings import TaskclusterSettings
 
@@ -222,6 +223,7 @@ def session_of(seconds: float, connections: int) -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(total=seconds),
         connector=aiohttp.TCPConnector(limit=connections),
         response_class=_Answer,
+        trace_configs=[metrics.metered_aiohttp("taskcluster")],
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
+from service import metrics
 from service.clients.taskcluster import Definition
 from service.database import now
 from service.errors import Refusal
@@ -52,6 +53,7 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
             made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
             async with hold.finishing(State.DONE) as session:
                 await record(session, made)
+            metrics.graph_created(push.noticed_at)
             log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
             return
         except (TemplateError, RefusedError) as error:

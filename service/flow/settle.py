@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy import Table, bindparam, case, collate, func, null, update
 from sqlmodel import col, select
 
+from service import metrics
 from service.database import Session, Utc, now
 from service.door import visible
 from service.flow.deliver import End, Outcome
@@ -95,6 +96,10 @@ async def settle(session: Session, outcomes: Sequence[Outcome]) -> None:
     connection = await session.connection()
     for statement, rows in writes.items():
         await connection.execute(statement, rows)
+    for outcome in outcomes:
+        metrics.work_ended(outcome.report, outcome.end.name.lower())
+        if outcome.end in {End.DONE, End.LINKS} and not outcome.report.lane.startswith("links "):
+            metrics.job_reported(outcome.report.heard_at)
 
 
 async def _lock(session: Session, reports: Sequence[JobReport]) -> None:

@@ -1,0 +1,204 @@
+"""What Prometheus reads at /metrics. Names begin with `tc_treeherder_`; durations are in seconds.
+
+Counters and histograms are this process's own; the gauges of work and polls are read from the database when they are
+asked for, so every replica tells the same.
+"""
+
+import re
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import httpx
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from sqlalchemy import func
+from sqlalchemy.pool import QueuePool
+from sqlmodel import col, select
+
+from events import Verdict
+from service.database import Database, Session, now
+from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Repository, Work
+
+REGISTRY = CollectorRegistry()
+_PREFIX = "tc_treeherder_"
+_LONG = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200)
+
+_events = Counter(_PREFIX + "events", "events that listeners sent", ["kind", "verdict"], registry=REGISTRY)
+_attempts = Counter(_PREFIX + "work_attempts", "pieces of work that ended", ["work", "outcome"], registry=REGISTRY)
+_upstream = Histogram(
+    _PREFIX + "upstream_seconds",
+    "requests that we made; status is HTTP's, or error where there was no answer",
+    ["system", "method", "status"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=REGISTRY,
+)
+_graph = Histogram(
+    _PREFIX + "notice_to_graph_seconds", "from a push's notice to its graph", buckets=_LONG, registry=REGISTRY
+)
+_job = Histogram(_PREFIX + "event_to_job_seconds", "from a task event to its job", buckets=_LONG, registry=REGISTRY)
+
+_waiting = Gauge(_PREFIX + "work_waiting", "unfinished pieces of work", ["work", "lane"], registry=REGISTRY)
+_oldest = Gauge(
+    _PREFIX + "work_oldest_seconds", "how long the oldest of them has waited", ["work", "lane"], registry=REGISTRY
+)
+_letters = Gauge(_PREFIX + "dead_letters", "dead letters that wait for a person", ["kind"], registry=REGISTRY)
+_poll_age = Gauge(
+    _PREFIX + "last_good_poll_seconds", "since the last good poll of a repository", ["repository"], registry=REGISTRY
+)
+_poll_failures = Gauge(
+    _PREFIX + "poll_failures", "polls in a row of a repository that failed", ["repository"], registry=REGISTRY
+)
+_queue_age = Gauge(_PREFIX + "pulse_queue_read_seconds", "since a queue was last read", ["queue"], registry=REGISTRY)
+_deletions = Gauge(
+    _PREFIX + "pulse_queue_deletions",
+    "how often a queue was found deleted: what it held is lost",
+    ["queue"],
+    registry=REGISTRY,
+)
+_pool = Gauge(_PREFIX + "database_connections", "connections of this process's pool", ["state"], registry=REGISTRY)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def event_in(kind: str, verdicts: Iterable[Verdict]) -> None:
+    """Events came in; `kind` is push, job-action or task."""
+    for verdict in verdicts:
+        _events.labels(kind, verdict.verdict).inc()
+
+
+def work_ended(item: Work, outcome: str) -> None:
+    """An attempt ended: done, skipped, failed, retried, buried, ..."""
+    _attempts.labels(_kind(item), outcome).inc()
+
+
+def graph_created(noticed_at: datetime) -> None:
+    """The graph of a push stands."""
+    _graph.observe((now() - noticed_at).total_seconds())
+
+
+def job_reported(heard_at: datetime) -> None:
+    """A job is posted; `heard_at` is when the event came that it tells of."""
+    _job.observe((now() - heard_at).total_seconds())
+
+
+def _kind(item: Work) -> str:
+    return str(item.kind) if isinstance(item, PushStep | Action) else type(item).__tablename__  # type: ignore[return-value]  # a str in every table
+
+
+# --- requests that we make -----------------------------------------------------------------------------------------
+
+_WORDS = re.compile(r"[a-z][a-z-]*[a-z]")
+_NAMED = re.compile(r"/(raw-file|json-pushes)\b")
+
+
+def method_of(system: str, verb: str, path: str) -> str:
+    """What was asked for, without the ids in it: a label must not have a value for each task."""
+    if system == "hg":
+        named = _NAMED.search(path)
+        return named[1] if named else "other"
+    if system == "treeherder":
+        return f"{verb} {path.rstrip('/').rsplit('/', 1)[-1]}"
+    words = path.removeprefix("/api/").split("/")[2:]
+    known = {"task", "tasks", "task-group", "status", "list", "dependents", "schedule", "cancel", "runs", "artifacts"}
+    return " ".join([verb, *(word for word in words if word in known or word == "authenticate-hawk")])
+
+
+def asked(system: str, verb: str, path: str, status: int | str, seconds: float) -> None:
+    """A request was answered, or not (`error`)."""
+    _upstream.labels(system, method_of(system, verb, path), str(status)).observe(seconds)
+
+
+class MeteredTransport(httpx.AsyncHTTPTransport):
+    """httpx's own transport, which counts and times requests."""
+
+    def __init__(self, system: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._system = system
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        began = time.perf_counter()
+        status: int | str = "error"
+        try:
+            response = await super().handle_async_request(request)
+            status = response.status_code
+            return response
+        finally:
+            asked(self._system, request.method, request.url.path, status, time.perf_counter() - began)
+
+
+def metered_aiohttp(system: str) -> aiohttp.TraceConfig:
+    """The same for an aiohttp session."""
+    trace = aiohttp.TraceConfig()
+
+    async def start(_: Any, context: SimpleNamespace, __: Any) -> None:
+        context.began = time.perf_counter()
+
+    async def end(_: Any, context: SimpleNamespace, params: aiohttp.TraceRequestEndParams) -> None:
+        seconds = time.perf_counter() - context.began
+        asked(system, params.method, params.url.path, params.response.status, seconds)
+
+    async def failed(_: Any, context: SimpleNamespace, params: aiohttp.TraceRequestExceptionParams) -> None:
+        asked(system, params.method, params.url.path, "error", time.perf_counter() - context.began)
+
+    trace.on_request_start.append(start)
+    trace.on_request_end.append(end)
+    trace.on_request_exception.append(failed)
+    return trace
+
+
+# --- what is asked of the database -----------------------------------------------------------------------------------
+
+_TABLES: tuple[type[Work], ...] = (PushStep, Action, Notice, JobReport, GroupCheck)
+
+
+async def exposition(database: Database) -> bytes:
+    """All metrics in Prometheus' text format."""
+    async with database.reading() as session:
+        await _read_work(session)
+        await _read_polls(session)
+    pool = database.engine.sync_engine.pool
+    if isinstance(pool, QueuePool):
+        _pool.labels("in use").set(pool.checkedout())
+        _pool.labels("idle").set(pool.checkedin())
+    return generate_latest(REGISTRY)
+
+
+async def _read_work(session: Session) -> None:
+    at = now()
+    _waiting.clear()
+    _oldest.clear()
+    for model in _TABLES:
+        rows = await session.exec(
+            select(model.lane, func.count(), func.min(model.since))
+            .where(col(model.due_at).is_not(None))
+            .group_by(model.lane)
+        )
+        for lane, count, since in rows:
+            name = str(model.__tablename__)
+            _waiting.labels(name, lane).set(count)
+            _oldest.labels(name, lane).set((at - since).total_seconds())
+    _letters.clear()
+    for kind, count in await session.exec(select(DeadLetter.kind, func.count()).group_by(DeadLetter.kind)):
+        _letters.labels(kind).set(count)
+
+
+async def _read_polls(session: Session) -> None:
+    at = now()
+    _poll_age.clear()
+    _poll_failures.clear()
+    rows = await session.exec(
+        select(Repository.alias, Repository.last_good_poll_at, Repository.created_at, Repository.poll_failures).where(
+            col(Repository.deleted_at).is_(None), col(Repository.enabled).is_(True)
+        )
+    )
+    for alias, good, created, failures in rows:
+        _poll_age.labels(alias).set((at - (good or created)).total_seconds())
+        _poll_failures.labels(alias).set(failures)
+    _queue_age.clear()
+    _deletions.clear()
+    for queue in await session.exec(select(PulseQueue)):
+        _queue_age.labels(queue.name).set((at - queue.seen_at).total_seconds())
+        _deletions.labels(queue.name).set(queue.deletions)

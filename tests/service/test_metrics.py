@@ -1,0 +1,83 @@
+"""What Prometheus reads."""
+
+import re
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+from sqlmodel import update
+
+from service import metrics
+from service.database import Database
+from service.flow.push import store
+from service.models import PushStep, State, StepKind
+from service.worker import Worker
+from tests.service.asgi import Api, settings_for
+from tests.service.world import World, add_repository, push_event
+
+
+async def told(database: Database, name: str, **labels: str) -> float:
+    """The sum of the samples of that name that have these labels."""
+
+    def matches(sample: Sample) -> bool:
+        return sample.name == f"tc_treeherder_{name}" and labels.items() <= sample.labels.items()
+
+    text = (await metrics.exposition(database)).decode()
+    families = text_string_to_metric_families(text)
+    return sum(sample.value for family in families for sample in family.samples if matches(sample))
+
+
+async def test_waiting_work_is_counted_by_lane_and_gone_when_done(database: Database) -> None:
+    await add_repository(database, "mc")
+    async with database.writing() as session:
+        await store(session, settings_for("sqlite+aiosqlite:///unused"), [push_event(1), push_event(2)])
+    lane = "graph hg.mozilla.org"
+    assert await told(database, "work_waiting", work="push_step", lane=lane) == 2
+    assert 0 < await told(database, "work_oldest_seconds", lane=lane) < 60
+    assert 0 < await told(database, "last_good_poll_seconds", repository="mc") < 60
+    async with database.writing() as session:
+        await session.exec(update(PushStep).values(due_at=None, state=State.DONE))
+    assert await told(database, "work_waiting") == 0
+
+
+async def test_an_attempt_and_every_call_upstream_are_counted(world: World) -> None:
+    await world.add_repository()
+    await world.store(push_event(1))
+    asked = await told(world.database, "upstream_seconds_count", system="hg", method="raw-file")
+    ended = await told(world.database, "work_attempts_total", work="graph")
+    await Worker(world.parts)._do(await world.hold(StepKind.GRAPH))
+    assert await told(world.database, "upstream_seconds_count", system="hg", method="raw-file") == asked + 1
+    assert await told(world.database, "work_attempts_total", work="graph") == ended + 1
+
+
+async def test_calls_of_taskcluster_are_counted_by_what_they_are_and_how_they_were_answered(world: World) -> None:
+    labels = {"system": "taskcluster", "method": "GET task status", "status": "404"}
+    before = await told(world.database, "upstream_seconds_count", **labels)
+    assert await world.parts.queue.status("Q47ciBXISJ-kc4l49EAI-A") is None
+    assert await told(world.database, "upstream_seconds_count", **labels) == before + 1
+
+
+def test_labels_hold_no_ids() -> None:
+    task = "Q47ciBXISJ-kc4l49EAI-A"
+    asked = metrics.method_of("taskcluster", "GET", f"/api/queue/v1/task/{task}/runs/0/artifacts")
+    assert asked == "GET task runs artifacts"
+    assert metrics.method_of("taskcluster", "PUT", f"/api/queue/v1/task/{task}") == "PUT task"
+    assert metrics.method_of("treeherder", "POST", "/api/project/try/resultset/") == "POST resultset"
+    assert metrics.method_of("hg", "GET", "/try/raw-file/" + "a" * 40 + "/.taskcluster.yml") == "raw-file"
+
+
+async def test_a_request_without_an_answer_is_counted_as_an_error(sqlite: Database) -> None:
+    labels = {"system": "treeherder", "method": "GET jobs", "status": "error"}
+    before = await told(sqlite, "upstream_seconds_count", **labels)
+    async with httpx.AsyncClient(transport=metrics.MeteredTransport("treeherder")) as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get("http://127.0.0.1:1/api/project/try/jobs/")
+    assert await told(sqlite, "upstream_seconds_count", **labels) == before + 1
+
+
+async def test_metrics_are_open_and_in_prometheus_form(sqlite_api: Api) -> None:
+    answer = await sqlite_api.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert re.search(r"^# TYPE tc_treeherder_events_total counter$", answer.text, re.MULTILINE)
