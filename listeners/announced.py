@@ -48,6 +48,9 @@ class Announced:
         self._settings, self._forwarder, self._stop = settings, forwarder, stop
         self._pushlogs = Pushlogs(settings.hg_timeout.total_seconds(), settings.max_listing, 1, tls)
 
+    def close(self) -> None:
+        self._pushlogs.close()
+
     def __call__(self, urls: list[str]) -> None:
         due = sorted({url for url in urls if url})[:MOST]
         results: list[PollResult] = []

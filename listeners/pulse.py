@@ -148,6 +148,7 @@ class PulseListener:
         self._settings = settings
         self._stop = threading.Event()
         self._failure: Exception | None = None
+        self._announced: Announced | None = None
         self._parameters = parameters(settings)
         self._user = user(settings)
         kinds = [kind for kind in settings.pulse_read if kind != "tasks" or settings.environments]
@@ -170,7 +171,8 @@ class PulseListener:
         read: Callable[[str, Any, Any, bytes], Any] = pulse_message
         give: Callable[[list[Any]], None]
         if kind == "pushes":
-            read, give = announced_url, Announced(settings, self._forwarder, self._stop, self._tls)
+            self._announced = Announced(settings, self._forwarder, self._stop, self._tls)
+            read, give = announced_url, self._announced
         else:
             give = Post(f"/api/v1/events/{kind}", self._forwarder, settings, self._stop, judged)
         consumer = Consumer(queue, bindings(kind, settings), settings, self._parameters, self._stop, read, give, report)
@@ -214,6 +216,8 @@ class PulseListener:
             log.warning("abandoned", work=abandoned, reason="what was not acknowledged is delivered again")
         else:
             self._forwarder.close()
+            if self._announced is not None:
+                self._announced.close()
         log.info("stopped")
 
     def _guarded(self, work: Callable[[], None]) -> None:

@@ -170,6 +170,8 @@ class FakeService:
         end = time.monotonic() + asked.wait
         with self.lock:
             self.leases_asked.append(asked)
+            for repository in self.repositories.values():
+                repository.due = 0.0 if repository.url in asked.urls else repository.due
             for told in asked.results:
                 result = PollResult.model_validate(told)
                 repository = self.repositories[result.repository]
@@ -180,15 +182,17 @@ class FakeService:
                 repository.due = time.monotonic() + (0 if result.more else self.interval)
                 if result.outcome == "listed":
                     repository.etag = reliable(result)
-            while not (leases := self._leases(asked.max)) and (left := end - time.monotonic()) > 0:
+            while not (leases := self._leases(asked.max, asked.urls)) and (left := end - time.monotonic()) > 0:
                 self.lock.release()
                 time.sleep(min(left, 0.005))
                 self.lock.acquire()
         return Answer(200, Leases.model_validate({"leases": leases}).model_dump_json().encode())
 
-    def _leases(self, limit: int) -> list[dict[str, Any]]:
+    def _leases(self, limit: int, urls: list[str]) -> list[dict[str, Any]]:
         leases: list[dict[str, Any]] = []
         for alias, repository in self.repositories.items():
+            if urls and repository.url not in urls:
+                continue
             if len(leases) < limit and not repository.leased and repository.due <= time.monotonic():
                 repository.leased = True
                 repository.lease += 1
