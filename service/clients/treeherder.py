@@ -51,6 +51,14 @@ class RestTreeherder:
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
         await self._post(self._of(project, "resultset"), [resultset])
 
+    async def post_nothing(self, project: str) -> None:
+        """Prove the credentials: a signed list of no resultsets, of which nothing is stored.
+
+        Treeherder's own `store_push_data` (in older releases `store_result_set_data`) goes home on an empty list; all
+        that is left of it is one request in the credential's limit of a minute.
+        """
+        await self._post(self._of(project, "resultset"), [])
+
     async def post_jobs(self, project: str, entries: list[dict[str, Any]]) -> None:
         await self._post(self._of(project, "jobs"), entries)
 

@@ -40,6 +40,7 @@ _MODULES = {
     "pushes": "service.commands.pushes",
     "actions": "service.commands.actions",
     "dead-letters": "service.commands.dead_letters",
+    "doctor": "service.commands.doctor",
 }
 
 

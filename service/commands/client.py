@@ -4,6 +4,7 @@ The token comes from the environment only: arguments are seen by everybody on th
 """
 
 import os
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -26,6 +27,9 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 
 TIME_LIMIT = httpx.Timeout(90, connect=5)
 """Seconds. To add a repository the service asks its pushlog first, for up to `hg_timeout`."""
+
+LEAST_WAIT, MOST_WAIT = 0.1, 60.0
+"""Seconds between two attempts where the service asked for a pause (`writes_per_minute`)."""
 
 PAGE = 100
 
@@ -86,6 +90,9 @@ class Service:
         given = {name: value for name, value in (query or {}).items() if value is not None}
         try:
             answer = self._client.request(method, url, params=given, json=body, headers=headers)
+            while (pause := _asked_to_wait(answer)) is not None:  # it did nothing: the limit comes first
+                time.sleep(pause)
+                answer = self._client.request(method, url, params=given, json=body, headers=headers)
         except httpx.ConnectError as error:
             raise Unreachable(f"no service answers at {self._at} ({error}): is it running, is --url right?") from None
         except httpx.TransportError as error:
@@ -129,6 +136,14 @@ class Service:
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             message += f" ({TOKEN} is {'set, but not known there' if self._has_token else 'not set'})"
         return Refused(message, answer.status_code, problem)
+
+
+def _asked_to_wait(answer: httpx.Response) -> float | None:
+    """Seconds after which a call over the service's limit of writes may be made again."""
+    value = answer.headers.get("retry-after", "")
+    if answer.status_code != httpx.codes.TOO_MANY_REQUESTS or not (value.isascii() and value.isdigit()):
+        return None
+    return min(max(int(value), LEAST_WAIT), MOST_WAIT)
 
 
 def checked(url: str) -> str:

@@ -1,0 +1,49 @@
+"""The hosts of monitored repositories."""
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import httpx
+
+from service.auth import loopback
+from service.commands.doctor.finding import Examination, Report, some, told
+
+
+def check(host: str) -> Callable[[Report, Examination], Awaitable[None]]:
+    """The check that the host resolves and answers."""
+
+    async def checked(report: Report, ex: Examination) -> None:
+        try:
+            answer = await ex.http.get(f"{_scheme(ex, host)}://{host}/")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            words = told(error) if isinstance(error, httpx.HTTPError) else "it is no host name"
+            report.error(host, words, "check allowed_hosts, name resolution, and what is between here and there")
+            return
+        if answer.is_server_error:
+            report.error(
+                host, f"it answers {answer.status_code}", "its own operators must look; pushes are taken later"
+            )
+        else:
+            report.ok(host, f"it answers {answer.status_code}")
+
+    return checked
+
+
+def _scheme(ex: Examination, host: str) -> str:
+    """As its repositories have it; only a host on loopback may be asked without TLS."""
+    known = {urlsplit(repository.url).scheme for repository in ex.repositories or [] if repository.host == host}
+    if known:
+        return known.pop()
+    return "http" if loopback(host) else "https"
+
+
+async def repositories(report: Report, ex: Examination) -> None:
+    """On hosts that may be asked."""
+    stray: dict[str, list[str]] = defaultdict(list)
+    for repository in ex.monitored:
+        if repository.host not in ex.settings.allowed_hosts:
+            stray[repository.host].append(repository.alias)
+    for host, aliases in stray.items():
+        detail = f"{host} is not among allowed_hosts: {some(aliases)} cannot be polled"
+        report.error("allowed_hosts", detail, f"add {host} to allowed_hosts, or remove these repositories")

@@ -1,0 +1,137 @@
+"""What is our own: the settings, the database, the service."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlmodel import col, select
+
+from service.api.health import get_version
+from service.commands.doctor.finding import Examination, Report, apart, told
+from service.database import Database, SchemaBehindError, check_schema, shown
+from service.models import Repository
+from service.settings import Settings
+
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound to
+
+
+def own_address(settings: Settings) -> str:
+    """Where a service with these settings answers on this machine."""
+    host = settings.host
+    bracketed = f"[{host}]" if ":" in host else host
+    return f"http://{_WILDCARDS.get(host, bracketed)}:{settings.port}"
+
+
+def settings(report: Report, ex: Examination) -> None:
+    """What is set, where nothing works without."""
+    of = ex.settings
+    if of.webhook_secrets:
+        report.ok("webhook_secrets", f"{len(of.webhook_secrets)}; listeners sign with the first")
+    else:
+        remedy = (
+            "set TC_TREEHERDER_WEBHOOK_SECRETS for service and listeners: a JSON list of whsec_ and base64 of 32 bytes"
+        )
+        report.error("webhook_secrets", "none: nothing that a listener sends is believed", remedy)
+    if ex.listeners is not None and of.webhook_secrets:
+        first = ex.listeners.webhook_secrets[0].get_secret_value()
+        if first not in {secret.get_secret_value() for secret in of.webhook_secrets}:
+            remedy = "add the listeners' first secret to the service's webhook_secrets"
+            report.error("listeners", "they sign with a secret that the service does not know", remedy)
+    if of.has_credentials:
+        report.ok("credentials", "callers are told apart")
+    else:
+        remedy = "set TC_TREEHERDER_TOKENS to let others in"
+        report.warning("credentials", "none: the API answers on loopback only, and whoever is there may do all", remedy)
+    if not of.environments:
+        report.warning("environments", "none: pushes and jobs are shown nowhere", "name each Treeherder there")
+
+
+def _not_there(file: str | None) -> bool:
+    return bool(file) and file != ":memory:" and not Path(file or "").is_file()
+
+
+async def database(report: Report, ex: Examination) -> None:
+    """Reachable, its schema the newest; and the repositories, which other checks need."""
+    url = ex.settings.database_url.get_secret_value()
+    try:
+        where = shown(url)
+        file = make_url(url).database
+    except (ArgumentError, ValueError):
+        # the words of either may hold a piece of the password
+        remedy = "set TC_TREEHERDER_DATABASE_URL to postgresql+psycopg://USER:PASSWORD@HOST/NAME, percent-encoded"
+        report.error("connection", "database_url cannot be understood", remedy)
+        return
+    if ex.settings.sqlite and _not_there(file):
+        # to connect would make it
+        report.warning(
+            "connection", f"{where} is not there yet", "`tc-treeherder serve` makes it; is it the right path?"
+        )
+        return
+    try:
+        await apart(lambda: check_schema(url))
+    except SchemaBehindError as error:
+        report.error("schema", str(error), "run `tc-treeherder db upgrade` with the release that is to run")
+        return
+    except (DBAPIError, ModuleNotFoundError) as error:
+        words = " ".join(str(getattr(error, "orig", None) or error).split())
+        report.error("connection", f"{where} cannot be used: {words}", "start it, or set TC_TREEHERDER_DATABASE_URL")
+        return
+    report.ok("connection", where)
+    report.ok("schema", "the newest")
+    opened = Database(url, 1)
+    try:
+        async with opened.reading() as session:
+            query = select(Repository).where(col(Repository.deleted_at).is_(None)).order_by(col(Repository.id))
+            ex.repositories = list(await session.exec(query))
+    finally:
+        await opened.close()
+    if not ex.monitored:
+        remedy = "`tc-treeherder repositories add` or `import`"
+        report.warning("repositories", "none is monitored", remedy)
+
+
+async def service(report: Report, ex: Examination) -> None:
+    """Answers, in this version, and is well."""
+    try:
+        beat = await ex.http.get(f"{ex.service_url}/__heartbeat__")
+        version = await ex.http.get(f"{ex.service_url}/__version__")
+    except httpx.HTTPError as error:
+        remedy = "start `tc-treeherder serve`, or give --url or TC_TREEHERDER_SERVICE_URL"
+        report.error("answer", f"{ex.service_url}: {told(error)}", remedy)
+        return
+    _heartbeat(report, ex, beat)
+    ours = await get_version()
+    theirs = _object(version)
+    told_as = f"{theirs.get('version')} {theirs.get('commit') or ''}".strip()
+    if (theirs.get("version"), theirs.get("commit")) == (ours.get("version"), ours.get("commit")):
+        report.ok("version", told_as)
+    else:
+        here = f"{ours.get('version')} {ours.get('commit') or ''}".strip()
+        report.warning("version", f"{told_as} there, {here} here", "run the same release everywhere")
+
+
+def _heartbeat(report: Report, ex: Examination, answer: httpx.Response) -> None:
+    checks = _object(answer).get("checks")
+    if not isinstance(checks, list):
+        detail = f"{ex.service_url}/__heartbeat__ answers {answer.status_code} and no list of checks"
+        report.error("answer", detail, "is that tc-treeherder's address?")
+        return
+    report.ok("answer", ex.service_url)
+    for each in checks:
+        name, detail = f"heartbeat: {each.get('name')}", str(each.get("detail") or "")
+        if each.get("status") == "ok":
+            report.ok(name, detail)
+        elif each.get("status") == "warning":
+            report.warning(name, detail, "see its log, and what the detail says")
+        else:
+            report.error(name, detail, "see its log, and what the detail says")
+
+
+def _object(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        found = answer.json()
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

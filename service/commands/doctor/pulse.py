@@ -1,0 +1,195 @@
+"""Pulse: it lets us in, over TLS; our user may declare; the exchanges are there, and the queues are read."""
+
+import contextlib
+import logging
+import secrets
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import pika
+import pika.exceptions
+
+from listeners import pulse as listening
+from listeners.consumer import remedy as remedy_of
+from listeners.consumer import told
+from listeners.settings import ListenerSettings
+from listeners.settings import SettingsError as ListenerSettingsError
+from service.auth import loopback
+from service.commands.doctor.finding import Examination, Report, apart
+from service.flow.notice import RETRIGGER_EXCHANGE
+
+NOT_FOUND = 404
+
+MANY, TOO_MANY = 500, 2_000
+"""Messages that wait in a queue: Pulse deletes one of a few thousand."""
+
+PERMISSIONS = "user and password in the URL must be a Pulse user's, and exchanges and queues named after that user"
+
+
+async def publisher(report: Report, ex: Examination) -> None:
+    """Where the service publishes."""
+    settings = ex.settings.pulse
+    if settings.url is None:
+        return
+    try:
+        parameters = pika.URLParameters(settings.url.get_secret_value())
+    except Exception as error:  # noqa: BLE001 - pika raises whatever its parts do
+        # its words may hold the password
+        detail = f"pulse.url cannot be understood ({type(error).__name__})"
+        report.error("connection", detail, "set TC_TREEHERDER_PULSE__URL to amqps://user:password@host:5671/%2F")
+        return
+    exchange = f"exchange/{settings.user}/{RETRIGGER_EXCHANGE}"
+
+    def look() -> None:
+        with _connected(report, parameters, ex.seconds) as connection:
+            if connection is None:
+                return
+            # as the publisher does it, whenever it first publishes there
+            declared = _try(connection, lambda channel: channel.exchange_declare(exchange, "topic", durable=True))
+            if isinstance(declared, Exception):
+                report.error("exchange", f"{exchange}: {told(declared)}", f"check pulse.user: {PERMISSIONS}")
+            else:
+                report.ok("exchange", exchange)
+
+    await apart(look)
+
+
+async def listener(report: Report, ex: Examination) -> None:
+    """What the Pulse listener reads."""
+    settings = ex.listeners
+    if settings is None:
+        report.warning("connection", "not checked: the listeners' settings are wrong", "see the finding on settings")
+        return
+    if (settings.pulse_url or settings.pulse.url) is None:
+        detail = "no pulse_url: buttons of Treeherder are not heard, and jobs are not reported"
+        report.warning("connection", detail, listening.URL_FORM)
+        return
+    try:
+        parameters, user = listening.parameters(settings), listening.user(settings)
+    except ListenerSettingsError as error:
+        report.error("connection", str(error), listening.URL_FORM)
+        return
+
+    def look() -> None:
+        with _connected(report, parameters, ex.seconds) as connection:
+            if connection is not None:
+                _permission(report, connection, f"queue/{user}/{settings.pulse_queue}")
+                _exchanges(report, connection, settings)
+                _queues(report, connection, settings, user)
+
+    await apart(look)
+
+
+@contextlib.contextmanager
+def _connected(report: Report, parameters: Any, seconds: float) -> Iterator[Any]:
+    """A connection; None when there is none, which is reported."""
+    where = f"{parameters.host}:{parameters.port}"
+    parameters.socket_timeout = min(parameters.socket_timeout, seconds)
+    parameters.stack_timeout = parameters.socket_timeout + 1
+    parameters.connection_attempts = 1
+    try:
+        connection = pika.BlockingConnection(parameters)
+    except (pika.exceptions.AMQPError, OSError) as error:
+        remedy = remedy_of(error).get("remedy", "check host and port in the URL, and the way there")
+        report.error("connection", f"{where}: {told(error)}", remedy)
+        yield None
+        return
+    try:
+        _judge_tls(report, parameters, where)
+        yield connection
+    finally:
+        with contextlib.suppress(pika.exceptions.AMQPError, OSError):  # nothing is left that a close could lose
+            connection.close()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """pika tells every failure several times, and with a traceback; each is a finding here."""
+    logger = logging.getLogger("pika")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _judge_tls(report: Report, parameters: Any, where: str) -> None:
+    if parameters.ssl_options is not None:
+        context = parameters.ssl_options.context
+        if context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname:
+            report.ok("connection", f"{where}, TLS verified")
+        else:
+            remedy = "leave ssl_options out of the URL; name your own CA in SSL_CERT_FILE"
+            report.error("connection", f"{where}: whose certificate it shows is not verified", remedy)
+    elif loopback(f"[{parameters.host}]" if ":" in parameters.host else parameters.host):
+        report.ok("connection", where)
+    else:
+        report.warning(
+            "connection", f"{where} without TLS: password and messages are readable on the way", "use amqps://"
+        )
+
+
+def _try(connection: Any, call: Any) -> Any:
+    """What `call` of a new channel returns, or why the broker closed the channel."""
+    channel = connection.channel()
+    try:
+        answer = call(channel)
+    except pika.exceptions.ChannelClosedByBroker as error:
+        return error
+    channel.close()
+    return answer
+
+
+def _permission(report: Report, connection: Any, prefix: str) -> None:
+    # a queue of our own that is bound to nothing, and goes with the connection
+    name = f"{prefix}/doctor-{secrets.token_hex(4)}"
+    declared = _try(
+        connection, lambda channel: channel.queue_declare(name, durable=False, exclusive=True, auto_delete=True)
+    )
+    if isinstance(declared, Exception):
+        report.error("declare", f"{prefix}/…: {told(declared)}", f"check pulse_user: {PERMISSIONS}")
+    else:
+        report.ok("declare", f"{prefix}/… may be declared")
+
+
+def _kinds(settings: ListenerSettings) -> list[str]:
+    return [kind for kind in settings.pulse_read if kind != "tasks" or settings.environments]
+
+
+def _exchanges(report: Report, connection: Any, settings: ListenerSettings) -> None:
+    """Other people's exchanges are looked for only, never made."""
+    wanted = {binding.exchange for kind in _kinds(settings) for binding in listening.bindings(kind, settings)}
+    for exchange in sorted(wanted):
+        found = _try(connection, lambda channel, name=exchange: channel.exchange_declare(name, passive=True))
+        if isinstance(found, Exception):
+            remedy = "check the names pulse_job_actions, pulse_tasks, pulse_pushes: nothing is heard from it"
+            report.error("exchange", f"{exchange}: {told(found)}", remedy)
+        else:
+            report.ok("exchange", exchange)
+
+
+def _queues(report: Report, connection: Any, settings: ListenerSettings, user: str) -> None:
+    for kind in _kinds(settings):
+        name = f"queue/{user}/{settings.pulse_queue}/{kind}"
+        found = _try(connection, lambda channel, queue=name: channel.queue_declare(queue, passive=True))
+        if isinstance(found, Exception):
+            if getattr(found, "reply_code", None) == NOT_FOUND:
+                report.warning(
+                    "queue", f"{name} is not there: nothing is kept for us", "`tc-treeherder listen pulse` makes it"
+                )
+            else:
+                report.error("queue", f"{name}: {told(found)}", PERMISSIONS)
+            continue
+        waiting, readers = found.method.message_count, found.method.consumer_count
+        state = f"{name}: {waiting:,} messages wait, {readers} read it"
+        remedy = (
+            "start `tc-treeherder listen pulse`; when it runs, see its log: Pulse deletes a queue of a few thousand"
+        )
+        if waiting >= TOO_MANY:
+            report.error("queue", state, remedy)
+        elif waiting >= MANY or not readers:
+            report.warning("queue", state, remedy)
+        else:
+            report.ok("queue", state)

@@ -1,0 +1,133 @@
+"""Taskcluster: it answers, our clocks agree, the credentials are good, and they have the scopes that we need."""
+
+from collections import defaultdict
+
+import httpx
+from taskcluster.aio import Auth
+
+from service.auth import Caller
+from service.clients.taskcluster import answer_of, session_of
+from service.commands.doctor.finding import Examination, Report, ask, judge_clock, some, told
+from service.errors import Refusal, Unavailable
+from service.flow import retrigger
+from service.flow.create import missing_scopes
+
+_PING = "/api/auth/v1/ping"
+
+READS = {
+    "queue:get-task:*": "retriggers, cancels and jobs read tasks",
+    "queue:status:*": "graphs are checked, retriggers and cancels read the state of tasks",
+    "queue:list-task-group:*": "retriggers ask whether a task group is sealed, and copy decision tasks",
+    "queue:list-dependent-tasks:*": "retriggers copy what depends on a task",
+}
+"""Scopes for what we read, and what for; a task's id says nothing of its project, so only the star helps."""
+
+NOTIFY_PUSHER = "queue:route:notify.email.*"
+"""In `authorizedScopes` of each graph (flow/graph.py): without it every createTask is 401."""
+
+
+async def ping(report: Report, ex: Examination) -> None:
+    """It answers, and its clock is ours."""
+    root = ex.settings.taskcluster.root
+    remedy = "check TC_TREEHERDER_TASKCLUSTER__ROOT_URL, and the way there"
+    try:
+        answer, drift = await ask(ex, root + _PING)
+    except httpx.HTTPError as error:
+        report.error("ping", f"{root}: {told(error)}", remedy)
+        return
+    if answer.status_code != httpx.codes.OK:
+        report.error("ping", f"{root}{_PING} answers {answer.status_code}", remedy)
+        return
+    report.ok("ping", root)
+    judge_clock(report, "clock", drift)
+
+
+async def scopes(report: Report, ex: Examination) -> None:
+    """The credentials are good, and have what is needed."""
+    settings = ex.settings.taskcluster
+    if not settings.client_id or settings.access_token is None:
+        remedy = "set TC_TREEHERDER_TASKCLUSTER__CLIENT_ID and …__ACCESS_TOKEN"
+        report.error("credentials", "none: no task can be created or cancelled", remedy)
+        return
+    try:
+        held = await _current_scopes(ex)
+    except Refusal as error:
+        # they are good, for others are told 401; but what they may do cannot be asked
+        lacking = ", ".join(missing_scopes(str(error))) or "auth:current-scopes"
+        remedy = f"give client {settings.client_id} the scope {lacking}"
+        report.warning("scopes", f"not checked: {settings.client_id} may not ask for its own (no {lacking})", remedy)
+        return
+    except Unavailable as error:
+        remedy = (
+            f"is client {settings.client_id} enabled, not expired, and the access token its own? Else make a new one"
+        )
+        report.error("credentials", str(error), remedy)
+        return
+    except (ValueError, TypeError):
+        # of the client's own making, from the certificate
+        remedy = "set TC_TREEHERDER_TASKCLUSTER__CERTIFICATE to its JSON, or leave it out with permanent credentials"
+        report.error("credentials", "the certificate is not the JSON of temporary credentials", remedy)
+        return
+    report.ok("credentials", f"{settings.client_id}, {len(held)} scopes")
+    caller = Caller(settings.client_id, tuple(held))
+    for scope, why in READS.items():
+        if caller.has(scope):
+            report.ok(scope, why)
+        else:
+            report.error(scope, f"missing: {why}", f"give client {settings.client_id} the scope {scope}")
+    if any(each.artifact_links and each.jobs != "off" for each in ex.settings.environments.values()):
+        _wanted(report, caller, "queue:list-artifacts:*", "jobs link to what runs have uploaded")
+    _some_of(report, caller, "queue:cancel-task:", "cancels")
+    _some_of(report, caller, "queue:schedule-task:", "tasks that Taskcluster left unscheduled are mended")
+    _projects(report, ex, caller)
+
+
+async def _current_scopes(ex: Examination) -> list[str]:
+    settings = ex.settings.taskcluster
+    assert settings.access_token is not None
+    credentials = {"clientId": settings.client_id, "accessToken": settings.access_token.get_secret_value()}
+    if settings.certificate is not None:
+        credentials["certificate"] = settings.certificate.get_secret_value()
+    async with session_of(ex.seconds, 1) as session:
+        client = Auth({"rootUrl": settings.root, "maxRetries": 0, "credentials": credentials}, session=session)
+        found = (await answer_of(client.currentScopes)).get("scopes")
+    if not isinstance(found, list):
+        raise Unavailable("taskcluster", "auth.currentScopes answers no list of scopes: is that Taskcluster?")
+    return [str(scope) for scope in found]
+
+
+def _wanted(report: Report, caller: Caller, scope: str, why: str) -> None:
+    if caller.has(scope):
+        report.ok(scope, why)
+    else:
+        report.warning(scope, f"missing: {why}", f"give client {caller.name} the scope {scope}")
+
+
+def _some_of(report: Report, caller: Caller, prefix: str, why: str) -> None:
+    """Scopes `<prefix><schedulerId>/<taskGroupId>/<taskId>`: all of them, or those of some schedulers."""
+    scope = f"{prefix}*"
+    if caller.has(scope):
+        report.ok(scope, why)
+        return
+    remedy = (
+        f"give client {caller.name} the scope {scope}, or {prefix}<schedulerId>/* for each scheduler of your projects"
+    )
+    if narrower := [held for held in caller.scopes if held.startswith(prefix)]:
+        report.warning(scope, f"only {some(narrower)}: {why}, for tasks of these schedulers alone", remedy)
+    else:
+        report.error(scope, f"missing: {why}", remedy)
+
+
+def _projects(report: Report, ex: Examination, caller: Caller) -> None:
+    """`authorizedScopes` of each repository's graphs and copies are satisfied by ours."""
+    repositories = [repository for repository in ex.monitored if repository.graph]
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for repository in repositories:
+        for scope in dict.fromkeys([*retrigger.scopes_of(repository), NOTIFY_PUSHER]):
+            if not caller.has(scope):
+                lacking[scope].append(repository.alias)
+    for scope, aliases in lacking.items():
+        detail = f"missing {scope}: no task can be created for {some(aliases)}"
+        report.error("repositories", detail, f"give client {caller.name} the scope {scope}")
+    if repositories and not lacking:
+        report.ok("repositories", f"ours satisfy the scopes of all {len(repositories)}")
