@@ -19,6 +19,7 @@ SERVICE = Client(
         "queue:list-dependent-tasks:*",
         "queue:schedule-task:*",
         "queue:cancel-task:*",
+        "auth:current-scopes",  # `tc-treeherder doctor` asks what the above amounts to
     ),
 )
 """The Taskcluster client of tc-treeherder itself."""
