@@ -1,4 +1,5 @@
-"""Dockerflow's endpoints: `/__lbheartbeat__` for load balancers, `/__heartbeat__` for people, `/__version__`."""
+"""Dockerflow's endpoints: `/__lbheartbeat__` for load balancers, `/__heartbeat__` for people, `/__version__`; and
+`/__readiness__` for Kubernetes."""
 
 import asyncio
 import json
@@ -34,10 +35,20 @@ FORGOTTEN = timedelta(days=7)
 """A queue that nobody has read for so long was given up or renamed."""
 
 
-@router.get("/__lbheartbeat__", operation_id="lbHeartbeat")
-async def lb_heartbeat() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
+@router.get("/__lbheartbeat__", operation_id="lbHeartbeat", responses={503: {"description": "Restart it"}})
+async def lb_heartbeat(request: Request, response: Response) -> dict[str, str]:
+    """The process answers, and its worker lives: 503 is mended by a restart and by nothing else."""
+    ended = _ended(request)
+    response.status_code = 503 if ended else 200
+    return {"status": "error" if ended else "ok"}
+
+
+@router.get("/__readiness__", operation_id="readiness", responses={503: {"model": Check}})
+async def readiness(response: Response, parts: PartsDep) -> Check:
+    """The database answers. Nothing else counts: while Treeherder is away, what comes in must still be stored."""
+    check = await _checked("database", _database, parts)
+    response.status_code = 200 if check.status == "ok" else 503
+    return check
 
 
 @router.get("/__version__", operation_id="version")
@@ -65,14 +76,18 @@ async def heartbeat(request: Request, response: Response, parts: PartsDep) -> He
     if checks[0].status == "ok":
         checks += [await _checked("work", _work, parts), await _checked("polls", _polls, parts)]
         checks.append(await _checked("pulse", _pulse, parts))
-    for name in ("worker", "reporter"):
-        task = getattr(request.app.state, f"{name}_task")
-        if task is not None and task.done():
-            checks.append(Check(name=name, status="error", detail=f"the {name} has ended: restart this process"))
+    for name in _ended(request):
+        checks.append(Check(name=name, status="error", detail=f"the {name} has ended: restart this process"))
     order = ["ok", "warning", "error"]
     status = max((check.status for check in checks), key=order.index)
     response.status_code = 503 if status == "error" else 200
     return Heartbeat(status=status, checks=checks)
+
+
+def _ended(request: Request) -> list[str]:
+    """What should run in this process as long as it does, and does not."""
+    tasks = {name: getattr(request.app.state, f"{name}_task") for name in ("worker", "reporter")}
+    return [name for name, task in tasks.items() if task is not None and task.done()]
 
 
 async def _checked(name: str, check: Callable[[Parts], Awaitable[Check]], parts: Parts) -> Check:
@@ -106,8 +121,8 @@ async def _pulse(parts: Parts) -> Check:
     async with parts.database.reading() as session:
         queues = (await session.exec(select(PulseQueue).where(col(PulseQueue.seen_at) > at - FORGOTTEN))).all()
     warnings = [
-        f"{queue.name} was found deleted at {queue.deleted_at:%F %T}Z: its {queue.events} since {queue.deaf_from:%F %T}Z "
-        "may be lost; whoever pressed a button then may have to press again"
+        f"{queue.name} was found deleted at {queue.deleted_at:%F %T}Z: its {queue.events} since "
+        f"{queue.deaf_from:%F %T}Z may be lost; whoever pressed a button then may have to press again"
         for queue in queues
         if queue.deleted_at is not None and queue.deaf_from is not None and at - queue.deleted_at < DELETED
     ]

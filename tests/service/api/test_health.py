@@ -75,6 +75,22 @@ async def test_a_database_that_is_away_is_an_error(sqlite_api: Api, monkeypatch:
     assert checks == {"database": {"name": "database", "status": "error", "detail": "ConnectionError"}}
 
 
+async def test_readiness_is_the_database_alone(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_: object) -> None:
+        raise ConnectionError("Treeherder is away")
+
+    for check in ("_work", "_polls", "_pulse"):
+        monkeypatch.setattr(health, check, broken)
+    assert (await heartbeat(api))[0] == 503
+    answer = await api.call("GET", "/__readiness__", token=None)
+    assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+
+    monkeypatch.setattr(health, "_database", broken)
+    answer = await api.call("GET", "/__readiness__", token=None)
+    assert answer.status_code == 503
+    assert answer.json() == {"name": "database", "status": "error", "detail": "ConnectionError"}
+
+
 async def test_a_check_that_hangs_is_an_error_in_time(sqlite_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     async def hangs(_: object) -> None:
         await asyncio.sleep(60)
@@ -90,11 +106,14 @@ async def test_a_check_that_hangs_is_an_error_in_time(sqlite_api: Api, monkeypat
 async def test_a_worker_that_ended_is_an_error(sqlite_url: str) -> None:
     async with running(settings_for(sqlite_url), work=True) as api:
         assert (await heartbeat(api))[:2] == (200, "ok")
+        assert (await api.call("GET", "/__lbheartbeat__", token=None)).status_code == 200
         api.app.state.worker.stop()
         await api.app.state.worker_task
         status, overall, checks = await heartbeat(api)
         assert (status, overall) == (503, "error")
         assert "restart" in checks["worker"]["detail"]
+        answer = await api.call("GET", "/__lbheartbeat__", token=None)
+        assert (answer.status_code, answer.json()) == (503, {"status": "error"})
 
 
 async def test_nobody_learns_names_from_it_who_may_not_read(sqlite_api: Api) -> None:
