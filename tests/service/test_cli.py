@@ -218,7 +218,7 @@ def test_on_sqlite_it_starts_on_nothing_takes_a_push_and_ends_well(tmp_path: Pat
             odd = client.get("/nowhere", headers={"Host": "["})
             assert odd.status_code in {400, 404}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(8) == 0, log.read_text()
+        assert process.wait(15) == 0, log.read_text()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"repository-added", "push-stored"} <= {line["Type"] for line in lines}
     assert [line for line in lines if line["Severity"] < 4] == []
@@ -229,7 +229,7 @@ def test_on_postgresql_it_starts_once_the_schema_is_there(tmp_path: Path, postgr
     with serving(tmp_path, "--no-worker", DATABASE_URL=postgres_url) as (process, address, log):
         assert wait_for(process, address, log).json()["status"] == "ok"
         process.send_signal(signal.SIGINT)
-        assert process.wait(8) == 0, log.read_text()
+        assert process.wait(15) == 0, log.read_text()
 
 
 def test_a_port_that_is_taken_ends_it(tmp_path: Path) -> None:

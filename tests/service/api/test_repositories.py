@@ -481,7 +481,7 @@ async def test_who_may_not_write_learns_that_before_anything_else(sqlite_api: Ap
 
 async def test_a_stranger_does_not_hold_the_databases_only_write_lock(sqlite_api: Api) -> None:
     async with sqlite_api.database.writing():
-        answer = await asyncio.wait_for(sqlite_api.delete("/repositories/mc", token=None), 2)
+        answer = await asyncio.wait_for(sqlite_api.delete("/repositories/mc", token=None), 15)
         assert answer.status_code == 401
 
 
