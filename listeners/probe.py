@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+LOOK = 0.2
+"""Seconds between two looks whether it is to end."""
+
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
@@ -14,7 +17,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class Probe(AbstractContextManager["Probe"]):
-    """Answers on `port` of `host` (0: any that is free) while it is entered; raises OSError when it cannot.
+    """Answers on `port` of `host` (0: any that is free) while it is entered. Raises OSError when it cannot.
 
     `state` gives what is told as JSON; its `status` is ok, warning or error, and error is answered 503.
     """
@@ -40,7 +43,7 @@ class Probe(AbstractContextManager["Probe"]):
                 """A probe comes every few seconds: say nothing."""
 
         self._server = _Server((host, port), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="probe", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(LOOK,), name="probe", daemon=True)
 
     @property
     def port(self) -> int:

@@ -13,6 +13,10 @@ from listeners.settings import ListenerSettings, SettingsError, load
 log = structlog.get_logger()
 
 
+Configure = Callable[[ListenerSettings], None]
+"""Sets up the log of the process; the service's way is not this package's to know."""
+
+
 class Listener(Protocol):
     def run(self) -> None:
         """Listen until `stop()`."""
@@ -21,17 +25,17 @@ class Listener(Protocol):
         """From any thread."""
 
 
-def run(make: Callable[[ListenerSettings], Listener], configure_log: Callable[[str, bool | None], None] | None) -> int:
+def run(make: Callable[[ListenerSettings], Listener], configure_log: Configure | None) -> int:
     """Run the listener until SIGTERM or SIGINT, and give the exit code: 2 when the settings are wrong.
 
-    `configure_log` gets the log level, and whether to log JSON.
+    `configure_log` gets the settings.
     """
     # waited for on a thread: a handler would run between any two steps of the main thread, which may hold a lock
     ends = {signal.SIGTERM, signal.SIGINT}
     try:
         settings = load()
         if configure_log is not None:
-            configure_log(settings.log_level, settings.log_json)
+            configure_log(settings)
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         listener = make(settings)
     except SettingsError as error:

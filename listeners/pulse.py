@@ -26,7 +26,7 @@ from listeners.announced import Announced, announced_url
 from listeners.consumer import Binding, Consumer, Found
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, encode
 from listeners.probe import Probe
-from listeners.process import run
+from listeners.process import Configure, run
 from listeners.settings import ListenerSettings, SettingsError
 
 log = structlog.get_logger()
@@ -157,6 +157,15 @@ class PulseListener:
         self._tls = httpx.create_ssl_context()  # one for all clients: it takes megabytes
         self._forwarder = Forwarder(settings, self._stop, connections=len(kinds), tls=self._tls)
         self.consumers: dict[str, Consumer[Any]] = {kind: self._consumer(kind) for kind in kinds}
+        self._probe = self._listening(settings.probe_host, settings.probe_port)
+
+    def _listening(self, host: str, port: int | None) -> Probe | None:
+        try:
+            return None if port is None else Probe(host, port, self.state)
+        except OSError as error:
+            raise SettingsError(
+                f"probe_port: {host}:{port} cannot be listened on ({error}): set TC_TREEHERDER_PROBE_PORT to another"
+            ) from None
 
     def _consumer(self, kind: str) -> Consumer[Any]:
         settings = self._settings
@@ -190,12 +199,12 @@ class PulseListener:
         self._stop.set()
 
     def run(self) -> None:
-        """Listen until `stop()`. What is not given within `drain` stays at the broker. Raises OSError for the probe."""
+        """Listen until `stop()`. What is not given within `drain` stays at the broker."""
         settings = self._settings
         with ExitStack() as stack:
-            if settings.probe_port is not None:
-                probe = stack.enter_context(Probe(settings.probe_host, settings.probe_port, self.state))
-                log.info("probe", host=settings.probe_host, port=probe.port)
+            if self._probe is not None:
+                stack.enter_context(self._probe)
+                log.info("probe", host=settings.probe_host, port=self._probe.port)
             log.info("listening", service=settings.service, queues=[each.queue for each in self.consumers.values()])
             # daemons: a broker or service that says nothing must not hold up the end of the process
             threads = [
@@ -291,7 +300,7 @@ def _url(settings: ListenerSettings) -> str:
     return url.get_secret_value()
 
 
-def main(configure_log: Callable[[str, bool | None], None] | None = None) -> int:
+def main(configure_log: Configure | None = None) -> int:
     """Run the listener until SIGTERM or SIGINT; see `process.run`."""
 
     def make(settings: ListenerSettings) -> PulseListener:

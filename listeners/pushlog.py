@@ -6,11 +6,8 @@ It keeps no state: cursors, ETags and suspicions are the service's, and what is 
 """
 
 import queue
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal
 
@@ -29,7 +26,8 @@ from listeners.listing import (
     tip_and_nodes,
     trim,
 )
-from listeners.settings import ListenerSettings, SettingsError, load
+from listeners.process import Configure, run
+from listeners.settings import ListenerSettings
 
 log = structlog.get_logger()
 
@@ -385,31 +383,6 @@ class PushlogListener:
             return PollResult(repository=lease.repository, lease=lease.lease, outcome="failed", error=error_text)
 
 
-def main(configure_log: Callable[[str, bool | None], None] | None = None) -> int:
-    """Run the listener until SIGTERM or SIGINT, and give the exit code: 2 when the settings are wrong.
-
-    `configure_log` gets the log level, and whether to log JSON.
-    """
-    try:
-        settings = load()
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    if configure_log is not None:
-        configure_log(settings.log_level, settings.log_json)
-    # waited for on a thread: a handler would run between any two steps of the main thread, which may hold a lock
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    listener = PushlogListener(settings)
-
-    def stop_on_signal() -> None:
-        log.info("stopping", signal=signal.Signals(signal.sigwait(ends)).name)
-        listener.stop()
-
-    threading.Thread(target=stop_on_signal, name="signals", daemon=True).start()
-    try:
-        listener.run()
-    except Exception:
-        log.exception("listener-failed", remedy="this is a bug: report it; starting it again loses nothing")
-        return 1
-    return 0
+def main(configure_log: Configure | None = None) -> int:
+    """Run the listener until SIGTERM or SIGINT; see `process.run`."""
+    return run(PushlogListener, configure_log)

@@ -165,6 +165,7 @@ class ListenerSettings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
+    sentry_dsn: SecretStr | None = Field(None, description="errors are reported to this Sentry")
 
     @classmethod
     def settings_customise_sources(

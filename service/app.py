@@ -9,6 +9,7 @@ from fastapi import APIRouter, FastAPI
 from service import errors
 from service.api import actions, dead_letters, events, health, listeners, polls, pushes, repositories, task_events
 from service.api.limit import BodyLimit, Writes
+from service.api.trace import Trace
 from service.database import Database, check_schema_async
 from service.parts import parts
 from service.reporter import Reporter
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
     )
     app.state.writes = Writes(chosen.writes_per_minute)
     app.add_middleware(BodyLimit, seconds=chosen.request_timeout.total_seconds())
+    app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
     api = APIRouter(prefix="/api/v1")
     for noun in (repositories, pushes, actions, dead_letters, polls, events, task_events, listeners):

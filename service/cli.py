@@ -43,7 +43,7 @@ def _settings() -> "Settings":
         settings = load()
     except SettingsError as error:
         _fail(str(error))
-    log.configure(settings.log_level, settings.log_json)
+    log.configure(settings.log_level, settings.log_json, settings.sentry_dsn)
     return settings
 
 
@@ -83,15 +83,19 @@ def serve(
     worker: Annotated[bool, typer.Option(help="Run the worker in this process too.")] = True,
 ) -> None:
     """Run the API, and the worker in it."""
+    from functools import partial
+
     import uvicorn
 
     from service.app import create_app
+    from service.server import Protocol
 
     settings = _settings()
     if not settings.has_credentials and not _loopback(settings.host):
         _fail(
             f"host is {settings.host}, but no tokens are configured: without credentials the service listens on "
-            "loopback only. Set TC_TREEHERDER_TOKENS, or TC_TREEHERDER_HOST=127.0.0.1."
+            "loopback only. Set TC_TREEHERDER_TOKENS or TC_TREEHERDER_TASKCLUSTER_LOGINS, or "
+            "TC_TREEHERDER_HOST=127.0.0.1."
         )
     _ready_schema(settings)
     # uvicorn raises the signal that stopped it once more: being told to stop is a good end
@@ -100,6 +104,9 @@ def serve(
         create_app(settings, work=worker),
         host=settings.host,
         port=settings.port,
+        http=partial(Protocol, seconds=settings.request_timeout.total_seconds()),  # type: ignore[arg-type]  # makes one
+        ws="none",
+        proxy_headers=False,  # who calls is known by credentials, and our address by public_url
         log_config=None,
         access_log=False,
         server_header=False,
@@ -183,7 +190,7 @@ def pushlog() -> None:
     from listeners.pushlog import main as run
     from service.log import configure
 
-    raise typer.Exit(run(configure))
+    raise typer.Exit(run(lambda settings: configure(settings.log_level, settings.log_json, settings.sentry_dsn)))
 
 
 @listen.command()
@@ -192,7 +199,7 @@ def pulse() -> None:
     from listeners.pulse import main as run
     from service.log import configure
 
-    raise typer.Exit(run(configure))
+    raise typer.Exit(run(lambda settings: configure(settings.log_level, settings.log_json, settings.sentry_dsn)))
 
 
 @sandbox.callback(invoke_without_command=True)

@@ -4,9 +4,11 @@ import logging
 import os
 import socket
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import structlog
+from pydantic import SecretStr
 
 _SEVERITY = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
@@ -38,7 +40,7 @@ def _nanoseconds(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
-def configure(level: str, as_json: bool | None) -> None:
+def configure(level: str, as_json: bool | None, sentry_dsn: SecretStr | None = None) -> None:
     """Set up structlog and make the standard library's loggers speak through it. `as_json` None: not on a terminal."""
     if as_json is None:
         as_json = not sys.stderr.isatty()
@@ -75,3 +77,29 @@ def configure(level: str, as_json: bool | None) -> None:
     # these print requests with their headers, or every step of a connection
     for chatty in ("httpx", "httpcore", "pika", "taskcluster", "aiohttp", "mohawk", "asyncio", "alembic", "aiosqlite"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    _report_errors(sentry_dsn)
+
+
+def _report_errors(dsn: SecretStr | None) -> None:
+    """Report what is logged at ERROR, and what nobody caught, to Sentry: without requests, variables or senders."""
+    if dsn is None:
+        return
+    # some megabytes, for those who use it
+    import sentry_sdk  # noqa: PLC0415
+    from sentry_sdk.integrations.atexit import AtexitIntegration  # noqa: PLC0415
+    from sentry_sdk.integrations.excepthook import ExcepthookIntegration  # noqa: PLC0415
+    from sentry_sdk.integrations.logging import LoggingIntegration  # noqa: PLC0415
+
+    sentry_sdk.init(
+        dsn.get_secret_value(),
+        release=version("tc-treeherder"),
+        send_default_pii=False,
+        include_local_variables=False,
+        max_request_body_size="never",
+        default_integrations=False,
+        integrations=[
+            LoggingIntegration(event_level=logging.ERROR),
+            ExcepthookIntegration(),
+            AtexitIntegration(),
+        ],
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import httpx
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from sqlalchemy import func
 from sqlalchemy.pool import QueuePool
@@ -21,6 +22,8 @@ from sqlmodel import col, select
 from events import Verdict
 from service.database import Database, Session, now
 from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Repository, Work
+
+log = structlog.get_logger()
 
 REGISTRY = CollectorRegistry()
 _PREFIX = "tc_treeherder_"
@@ -108,7 +111,9 @@ def method_of(system: str, verb: str, path: str) -> str:
 
 def asked(system: str, verb: str, path: str, status: int | str, seconds: float) -> None:
     """A request was answered, or not (`error`)."""
-    _upstream.labels(system, method_of(system, verb, path), str(status)).observe(seconds)
+    method = method_of(system, verb, path)
+    _upstream.labels(system, method, str(status)).observe(seconds)
+    log.debug("upstream-asked", system=system, method=method, path=path, status=status, ms=round(seconds * 1000, 1))
 
 
 class MeteredTransport(httpx.AsyncHTTPTransport):

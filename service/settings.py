@@ -242,6 +242,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
     log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
+    sentry_dsn: SecretStr | None = Field(None, description="errors are reported to this Sentry")
 
     @classmethod
     def settings_customise_sources(

@@ -209,7 +209,9 @@ async def _counts(session: Session, actions: Sequence[Action]) -> dict[int, tupl
 async def _tasks(session: Session, actions: Sequence[Action], first: int | None = None) -> dict[int, list[MadeTask]]:
     """The copies of each action; without their definitions, which can be large."""
     query = (
-        select(PlannedTask.action_id, PlannedTask.copy_of, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)
+        select(  # type: ignore[call-overload]  # SQLModel has types for four columns
+            PlannedTask.action_id, PlannedTask.copy_of, PlannedTask.task_id, PlannedTask.name, PlannedTask.created
+        )
         .join(Action, col(Action.id) == PlannedTask.action_id)
         .where(col(Action.id).in_(_ids(actions)), PlannedTask.plan_attempt == Action.plan_attempt)
         .order_by(col(PlannedTask.position))
@@ -234,9 +236,10 @@ async def _read(session: Session, action: Action) -> ActionRead:
 
 
 def _summary(action: Action, counts: tuple[int, int], tasks: list[MadeTask]) -> dict[str, object]:
-    names = {"id", "project", "task_id", "run_id", "requester", "source", "notes", "attempts"}
+    names = ["id", "project", "task_id", "run_id", "requester", "source", "notes", "attempts"]
+    names += ["received_at", "planned_at", "done_at"]
     return {
-        **action.model_dump(include=names | {"received_at", "planned_at", "done_at"}),
+        **{name: getattr(action, name) for name in names},
         "action": action.kind,
         "state": _state(action),
         "reason": action.error,

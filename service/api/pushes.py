@@ -116,7 +116,7 @@ async def _tasks(session: Session, steps: list[PushStep]) -> dict[int, list[Task
     """The tasks of each graph's present plan; without their definitions, which can be large."""
     tasks: dict[int, list[TaskRead]] = defaultdict(list)
     rows = await session.exec(
-        select(PlannedTask.step_id, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)
+        select(PushStep.id, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)
         .join(PushStep, col(PushStep.id) == PlannedTask.step_id)
         .where(
             col(PlannedTask.step_id).in_([step.id for step in steps if step.kind == StepKind.GRAPH]),
@@ -126,7 +126,7 @@ async def _tasks(session: Session, steps: list[PushStep]) -> dict[int, list[Task
         .order_by(col(PlannedTask.position))
     )
     for step_id, task_id, name, created in rows:
-        tasks[step_id].append(TaskRead(task_id=task_id, name=name, created=created))
+        tasks[step_id or 0].append(TaskRead(task_id=task_id, name=name, created=created))
     return tasks
 
 

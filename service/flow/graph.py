@@ -42,6 +42,7 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     async with parts.database.reading() as session:
         push, repository = await push_of(session, step)
         plan = await _stored_plan(session, step)
+    structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
     if step.refused is None:
         try:
             if not plan:

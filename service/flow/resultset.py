@@ -4,6 +4,7 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from sqlmodel import col, select
 
 from events import MAX_CHANGESETS_IN_FULL
@@ -54,6 +55,7 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     """Post or announce the push in the step's environment."""
     async with parts.database.reading() as session:
         push, repository = await push_of(session, hold.item)
+    structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
     prefix = hold.item.environment
     environment = parts.settings.environments.get(prefix)
     if environment is None or environment.pushes == "off":

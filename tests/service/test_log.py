@@ -1,9 +1,12 @@
 """Logs as data. Each is written by a process of its own: logging is set up once a process."""
 
+import gzip
 import json
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 SCRIPT = """
@@ -78,3 +81,31 @@ def test_for_people_it_is_one_line_an_event_and_no_local_variables() -> None:
 
 def test_the_level_holds() -> None:
     assert [json.loads(line)["Type"] for line in written("ERROR", "json")] == ["step-broke", "end-is-near"]
+
+
+def test_errors_reach_sentry_without_variables() -> None:
+    received: list[bytes] = []
+
+    class Sentry(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.append(gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on standard error."""
+
+    with HTTPServer(("127.0.0.1", 0), Sentry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        dsn = f"http://key@127.0.0.1:{server.server_port}/1"
+        script = SCRIPT.replace(
+            'configure(sys.argv[1], {"json": True, "text": False, "none": None}[sys.argv[2]])',
+            f'configure("INFO", True, SecretStr("{dsn}"))',
+        )
+        subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=True)
+        server.shutdown()
+    reports = b"\n".join(received)
+    assert b"step-broke" in reports
+    assert b"ValueError" in reports
+    assert b"hunter2" not in reports
