@@ -121,7 +121,7 @@ def caller_of(settings: Settings, request: Request) -> Caller:
 
 
 def loopback(host: str) -> bool:
-    """Whether a Host header, or the host that we listen on, is this machine's own."""
+    """Whether a Host header names this machine for itself."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback

@@ -209,9 +209,7 @@ async def _counts(session: Session, actions: Sequence[Action]) -> dict[int, tupl
 async def _tasks(session: Session, actions: Sequence[Action], first: int | None = None) -> dict[int, list[MadeTask]]:
     """The copies of each action; without their definitions, which can be large."""
     query = (
-        select(  # type: ignore[call-overload]  # SQLModel has types for four columns
-            PlannedTask.action_id, PlannedTask.copy_of, PlannedTask.task_id, PlannedTask.name, PlannedTask.created
-        )
+        select(PlannedTask.action_id, PlannedTask.copy_of, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)
         .join(Action, col(Action.id) == PlannedTask.action_id)
         .where(col(Action.id).in_(_ids(actions)), PlannedTask.plan_attempt == Action.plan_attempt)
         .order_by(col(PlannedTask.position))

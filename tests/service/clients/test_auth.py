@@ -1,0 +1,167 @@
+"""Taskcluster's auth service through the official client: what each answer means, and that nothing else is a login."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import mohawk
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from taskcluster.aio import asyncclient
+
+from sandbox.taskcluster import Client, Taskcluster, create_app
+from service.clients.auth import Login, Signed, TaskclusterLogins
+from service.errors import Refusal, Unavailable
+from service.settings import TaskclusterSettings
+from tests.service.world import serving
+
+PERSON = Client("person", "person-secret-0123456789", ("a:b", "c:*"))
+URL = "https://us.example.com/api/v1/repositories?x=1"
+SUCCESS = {
+    "status": "auth-success",
+    "scheme": "hawk",
+    "clientId": "person",
+    "scopes": ["a"],
+    "expires": "2040-01-01T00:00:00.000Z",
+}
+
+
+@asynccontextmanager
+async def logins_at(url: str, **more: Any) -> AsyncIterator[TaskclusterLogins]:
+    made = TaskclusterLogins(TaskclusterSettings(root_url=url, **more))
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@asynccontextmanager
+async def answering(answer: Response | Any, delay: float = 0) -> AsyncIterator[tuple[TaskclusterLogins, list[Request]]]:
+    """A Taskcluster with one answer, and what it was asked."""
+    asked: list[Request] = []
+
+    async def any_path(request: Request) -> Response:
+        asked.append(request)
+        await request.body()
+        await asyncio.sleep(delay)
+        return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+    methods = ["GET", "POST"]
+    app = Starlette(routes=[Route("/{path:path}", any_path, methods=methods)])
+    async with serving(app) as url, logins_at(url, timeout=1) as made:
+        yield made, asked
+
+
+def signed(url: str = URL, method: str = "GET", key: str = PERSON.access_token, **more: Any) -> Signed:
+    sender = mohawk.Sender(
+        {"id": PERSON.client_id, "key": key, "algorithm": "sha256"}, url, method, always_hash_content=False, **more
+    )
+    return Signed(method, "/api/v1/repositories?x=1", "us.example.com", 443, sender.request_header)
+
+
+async def test_who_signed_and_with_which_scopes() -> None:
+    tc = Taskcluster([PERSON])
+    async with serving(create_app(tc)) as url, logins_at(url) as logins:
+        login = await logins.check(signed())
+        assert login.client_id == "person"
+        assert {"a:b", "c:*"} <= set(login.scopes)
+        assert login.payload_hash is None
+        body = signed(method="POST", content=b"{}", content_type="application/json")
+        assert (await logins.check(body)).payload_hash is not None
+        for bad in (
+            signed(key="another"),
+            signed("https://other.example.com/api/v1/repositories?x=1"),
+            signed("https://us.example.com:8443/api/v1/repositories?x=1"),
+            signed("http://us.example.com/api/v1/repositories?x=1"),
+            signed("https://us.example.com/api/v1/repositories?x=2"),
+            signed("https://us.example.com/api/v1/repositories"),
+            Signed("PATCH", "/api/v1/repositories?x=1", "us.example.com", 443, signed().authorization),
+        ):
+            with pytest.raises(Refusal, match="Bad mac") as refused:
+                await logins.check(bad)
+            assert refused.value.status == 401
+        with pytest.raises(Refusal, match="no signature") as refused:
+            await logins.check(Signed("GET", "/x", "us.example.com", 443, None))
+        assert refused.value.status == 401
+
+
+async def test_it_is_asked_without_any_credentials_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = {"clientId": "from", "accessToken": "the environment"}
+    monkeypatch.setitem(asyncclient._defaultConfig, "credentials", elsewhere)
+    async with answering(SUCCESS) as (logins, asked):
+        assert await logins.check(signed()) == Login("person", ("a",), None)
+        (request,) = asked
+        assert request.url.path == "/api/auth/v1/authenticate-hawk"
+        assert "authorization" not in request.headers
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        [],
+        "auth-success",
+        {**SUCCESS, "status": "ok"},
+        {**SUCCESS, "scheme": "none"},
+        {**SUCCESS, "scheme": "basic"},
+        {**SUCCESS, "clientId": None},
+        {**SUCCESS, "clientId": ""},
+        {**SUCCESS, "clientId": "a\nb"},
+        {**SUCCESS, "clientId": "a" * 1001},
+        {**SUCCESS, "scopes": "*"},
+        {**SUCCESS, "scopes": ["a", 1]},
+        {**SUCCESS, "scopes": None},
+        {**SUCCESS, "hash": 7},
+        {key: value for key, value in SUCCESS.items() if key != "scopes"},
+        Response("<html>", 200),
+        JSONResponse(SUCCESS, 302, {"Location": "/api/auth/v1/authenticate-hawk"}),
+        JSONResponse(SUCCESS, 307, {"Location": "/elsewhere"}),
+        JSONResponse(SUCCESS, 500),
+        JSONResponse(SUCCESS, 503),
+        JSONResponse({"message": "slow down"}, 429),
+        JSONResponse({"message": "no such method"}, 404),
+        JSONResponse({"message": "no"}, 403),
+    ],
+)
+async def test_whatever_else_is_answered_is_no_login(answer: Any) -> None:
+    async with answering(answer) as (logins, asked):
+        with pytest.raises(Unavailable):
+            await logins.check(signed())
+        assert len(asked) == 1
+
+
+async def test_a_request_that_it_does_not_understand_is_the_callers() -> None:
+    async with answering(JSONResponse({"message": "input is wrong"}, 400)) as (logins, _):
+        with pytest.raises(Refusal, match="input is wrong") as refused:
+            await logins.check(signed())
+        assert refused.value.status == 401
+
+
+async def test_what_it_says_is_cut_and_storable() -> None:
+    async with answering({"status": "auth-failed", "message": "\x00" + "x" * 9_000}) as (logins, _):
+        with pytest.raises(Refusal, match=r"^\\u0000xxx") as refused:
+            await logins.check(signed())
+        assert len(str(refused.value)) == 500
+
+
+async def test_no_answer_is_no_login_and_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with answering(SUCCESS, delay=30) as (logins, _):
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            await logins.check(signed())
+        assert time.monotonic() - begun < 5
+    async with logins_at("http://127.0.0.1:9") as logins:
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await logins.check(signed())
+
+
+async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.clients.taskcluster.MAX_ANSWER", 1_000)
+    async with answering({**SUCCESS, "expires": "x" * 2_000}) as (logins, _):
+        with pytest.raises(Unavailable, match="more than 1,000 bytes"):
+            await logins.check(signed())
