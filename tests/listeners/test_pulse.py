@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import pika
 import psutil
 import pytest
@@ -84,7 +86,7 @@ class Service:
             return [event for batch in self.batches[path] for event in batch]
 
 
-def eventually(what: Callable[[], Any], seconds: float = 10) -> Any:
+def eventually(what: Callable[[], Any], seconds: float = 30) -> Any:
     end = time.monotonic() + seconds
     while not (told := what()):
         assert time.monotonic() < end, "it did not happen in time"
@@ -835,10 +837,27 @@ def ends(running: subprocess.Popen[str], number: signal.Signals, seconds: float)
     return output
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def test_a_probe_that_cannot_listen_is_told(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with process(world, TC_TREEHERDER_PROBE_PORT=str(port)) as running:
+            output, _ = running.communicate(timeout=30)
+    assert running.returncode == 2
+    assert f"probe_port: 127.0.0.1:{port} cannot be listened on" in output
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(world: World, number: signal.Signals) -> None:
-    with process(world, TC_TREEHERDER_PROBE_PORT="0") as running:
-        eventually(lambda: world.service.reports, 20)
+    port = free_port()
+    with process(world, TC_TREEHERDER_PROBE_PORT=str(port)) as running:
+        eventually(lambda: world.service.reports, 60)
+        told = httpx.get(f"http://127.0.0.1:{port}/__heartbeat__").json()
+        assert (told["status"], told["queues"][world.queue]["connected"]) == ("ok", True)
         world.press("1")
         eventually(lambda: world.service.bodies() == ["1"])
         # 55 MB when this was written; a leak or a heavy import would show
@@ -858,7 +877,7 @@ def test_sigterm_ends_it_within_5_seconds_though_service_and_broker_say_nothing(
 
     world.service.before = hang
     with process(world, TC_TREEHERDER_PULSE_URL=world.broker) as running:
-        eventually(lambda: world.service.reports, 20)
+        eventually(lambda: world.service.reports, 60)
         world.press("1")
         eventually(lambda: world.waiting() == 0)
         proxy.hold()
@@ -882,7 +901,7 @@ def test_killed_at_any_moment_it_loses_nothing(world: World) -> None:
     while len(set(world.service.bodies())) < 400:
         enough = len(world.service.events()) + 1 + kills % 5 * 40
         with process(world, TC_TREEHERDER_PULSE_BATCH="25", TC_TREEHERDER_PULSE_LINGER="0") as running:
-            eventually(lambda: len(world.service.events()) >= enough or len(set(world.service.bodies())) == 400, 20)  # noqa: B023 - called at once
+            eventually(lambda: len(world.service.events()) >= enough or len(set(world.service.bodies())) == 400, 60)  # noqa: B023 - called at once
             running.kill()
         kills += 1
     assert kills > 2

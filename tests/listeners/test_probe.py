@@ -1,0 +1,49 @@
+import json
+import socket
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from listeners.probe import Probe
+
+
+def test_both_paths_answer_and_an_error_is_a_503() -> None:
+    state: dict[str, Any] = {"status": "ok", "queues": {"q": {"waiting": 1}}}
+    with Probe("127.0.0.1", 0, lambda: state) as probe:
+        url = f"http://127.0.0.1:{probe.port}"
+        for status, code in (("ok", 200), ("warning", 200), ("error", 503)):
+            state["status"] = status
+            short, long = httpx.get(f"{url}/__lbheartbeat__"), httpx.get(f"{url}/__heartbeat__")
+            assert (short.status_code, short.json()) == (code, {"status": status})
+            assert (long.status_code, long.json()) == (code, state)
+        assert httpx.get(f"{url}/").status_code == 404
+        assert httpx.post(f"{url}/__heartbeat__").status_code == 501
+
+
+def test_who_connects_and_says_nothing_keeps_nobody_from_asking() -> None:
+    with Probe("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
+        silent = [socket.create_connection(("127.0.0.1", probe.port)) for _ in range(5)]
+        assert httpx.get(f"http://127.0.0.1:{probe.port}/__lbheartbeat__").status_code == 200
+        for each in silent:
+            each.close()
+
+
+def test_it_ends_at_once() -> None:
+    began = time.monotonic()
+    with Probe("127.0.0.1", 0, lambda: {"status": "ok"}):
+        pass
+    assert time.monotonic() - began < 0.45
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with Probe("127.0.0.1", 0, lambda: {}) as probe, pytest.raises(OSError, match="in use"):
+        Probe("127.0.0.1", probe.port, lambda: {})
+
+
+def test_what_it_says_is_json() -> None:
+    with Probe("127.0.0.1", 0, lambda: {"status": "ok", "ü": "é"}) as probe:
+        answer = httpx.get(f"http://127.0.0.1:{probe.port}/__heartbeat__")
+    assert answer.headers["content-type"] == "application/json"
+    assert json.loads(answer.content) == {"status": "ok", "ü": "é"}
