@@ -1,0 +1,515 @@
+"""Actions over the API and from listeners: once each, whatever comes twice."""
+
+import asyncio
+import base64
+import json
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sqlmodel import col, select
+
+from service.database import now
+from service.flow.action import KINDS, JobAction
+from service.models import Action, Delivery, PlannedTask, Source, State
+from tests.facts import fact
+from tests.service.asgi import ADMIN, READER, RETRIER, Api, is_problem, running, settings_for, signature
+
+TASK, RUN = "Vg7hTWNXSTyVNsVjBpOyCQ", "560ee14d-6357-493c-9536-c5630693b209"
+WANTED = {"action": "retrigger", "project": "mc", "task_id": TASK}
+
+
+def channel(number: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"channel {number}"))
+
+
+def message(delivery: int, *, on: int = 1, redelivered: bool = False, **press: Any) -> dict[str, Any]:
+    """A message as the listener sends it; `press` are fields of its body."""
+    body = {
+        "version": 1,
+        "project": "mc",
+        "job_guid": f"{RUN}/0",
+        "action": "retrigger",
+        "requester": "sheriff@example.com",
+        "job_id": 17,
+        **press,
+    }
+    return {
+        "delivery": str(uuid.uuid5(uuid.NAMESPACE_OID, f"delivery {delivery}")),
+        "channel": channel(on),
+        "redelivered": redelivered,
+        "exchange": "exchange/treeherder/v1/job-actions",
+        "routing_key": f"taskcluster.mc.{body['action']}",
+        "cc": [],
+        "body": json.dumps(body),
+        "encoding": "utf-8",
+    }
+
+
+async def press(api: Api, *messages: Any) -> list[str]:
+    """Post a batch that must be taken; the verdicts."""
+    answer = await api.signed("/events/job-actions", {"events": messages})
+    assert answer.status_code == 202, answer.text
+    verdicts = answer.json()["verdicts"]
+    assert len(verdicts) == len(messages)
+    return [verdict["verdict"] for verdict in verdicts]
+
+
+async def actions(api: Api) -> list[Action]:
+    async with api.database.reading() as session:
+        return list(await session.exec(select(Action).order_by(col(Action.id))))
+
+
+# --- from Pulse --------------------------------------------------------------------------------------------------
+
+
+async def test_a_pressed_button_is_an_action(api: Api) -> None:
+    assert await press(api, message(1, job_guid=f"{RUN}/3")) == ["accepted"]
+    (action,) = (await api.get("/actions")).json()["items"]
+    assert action["id"] == 1
+    expected = {
+        "action": "retrigger",
+        "project": "mc",
+        "task_id": TASK,
+        "run_id": 3,
+        "requester": "sheriff@example.com",
+        "source": "pulse",
+        "state": "received",
+        "reason": None,
+        "tasks": [],
+        "tasks_planned": 0,
+        "planned_at": None,
+        "done_at": None,
+    }
+    assert {name: action[name] for name in expected} == expected
+    assert action["received_at"].endswith("Z")
+
+
+async def test_a_batch_posted_again_is_known_and_so_is_a_key_twice_in_one(api: Api) -> None:
+    batch = [message(1), message(2, action="cancel"), message(1)]
+    assert await press(api, *batch) == ["accepted", "accepted", "duplicate"]
+    assert await press(api, *batch) == ["duplicate"] * 3
+    assert await press(api, message(3), *batch) == ["accepted", *["duplicate"] * 3]
+    assert len(await actions(api)) == 3
+
+
+async def test_two_presses_are_two_actions(api: Api) -> None:
+    assert await press(api, message(1), message(2)) == ["accepted", "accepted"]
+    assert len(await actions(api)) == 2
+
+
+async def test_a_redelivered_message_is_one_action(api: Api) -> None:
+    assert await press(api, message(1, on=1)) == ["accepted"]
+    assert await press(api, message(2, on=2, redelivered=True)) == ["duplicate"]
+    assert await press(api, message(3, on=3, redelivered=True)) == ["duplicate"]  # killed once more
+    assert len(await actions(api)) == 1
+
+
+async def test_two_presses_that_are_both_redelivered_are_two_actions(api: Api) -> None:
+    # both were stored, neither was acknowledged
+    assert await press(api, message(1, on=1), message(2, on=1)) == ["accepted", "accepted"]
+    again = [message(3, on=2, redelivered=True), message(4, on=2, redelivered=True)]
+    assert await press(api, *again) == ["duplicate", "duplicate"]
+    assert await press(api, message(5, on=3, redelivered=True)) == ["duplicate"]
+    assert await press(api, message(6, on=3, redelivered=True)) == ["duplicate"]
+    assert len(await actions(api)) == 2
+
+
+async def test_two_presses_of_which_none_was_stored_before_are_two_actions_too(api: Api) -> None:
+    again = [message(1, on=2, redelivered=True), message(2, on=2, redelivered=True)]
+    assert await press(api, *again) == ["accepted", "accepted"]
+    # and of which only the first was
+    assert await press(api, message(3, on=5, job_guid=f"{RUN}/1")) == ["accepted"]
+    both = [message(n, on=6, redelivered=True, job_guid=f"{RUN}/1") for n in (4, 5)]
+    assert await press(api, *both) == ["duplicate", "accepted"]
+    assert len(await actions(api)) == 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"requester": "another@example.com"},
+        {"action": "cancel"},
+        {"project": "try"},
+        {"job_guid": f"{RUN}/1"},
+        {"job_guid": "660ee14d-6357-493c-9536-c5630693b209/0"},
+    ],
+)
+async def test_only_an_equal_action_is_matched(sqlite_api: Api, other: dict[str, Any]) -> None:
+    assert await press(sqlite_api, message(1, on=1)) == ["accepted"]
+    assert await press(sqlite_api, message(2, on=2, redelivered=True, **other)) == ["accepted"]
+
+
+async def test_only_the_last_day_is_matched_and_no_action_of_the_api(api: Api) -> None:
+    assert (await api.post("/actions", {**WANTED, "run_id": 0, "requester": "sheriff@example.com"})).status_code == 202
+    assert await press(api, message(1, on=2, redelivered=True)) == ["accepted"]
+    async with api.database.writing() as session:
+        for action in await session.exec(select(Action)):
+            action.received_at = now() - timedelta(hours=25)
+    assert await press(api, message(2, on=3, redelivered=True)) == ["accepted"]
+    assert len(await actions(api)) == 3
+
+
+async def test_replicas_that_take_the_same_batches_at_once_make_each_action_once(postgres_url: str) -> None:
+    async with running(settings_for(postgres_url)) as one, running(settings_for(postgres_url)) as two:
+        first = [message(n, on=1) for n in range(40)]
+        posts = [press(api, *batch) for api in (one, two) for batch in (first, first[::-1])]
+        verdicts = await asyncio.gather(*posts)
+        assert sum(verdict.count("accepted") for verdict in verdicts) == 40
+        # redelivered to two listeners at once, half of them each
+        again = [message(100 + n, on=2 + n % 2, redelivered=True) for n in range(40)]
+        answers = await asyncio.gather(press(one, *again[::2]), press(two, *again[1::2]))
+        assert [*answers[0], *answers[1]] == ["duplicate"] * 40
+        assert len(await actions(one)) == 40
+
+
+async def test_the_202_is_lost_after_the_commit_and_the_batch_comes_again(api: Api) -> None:
+    raw = json.dumps({"events": [message(1)]}).encode()
+    lost = await api.client.post("/api/v1/events/job-actions", content=raw, headers=signature(raw))
+    assert lost.status_code == 202  # nobody hears it
+    assert await press(api, message(1)) == ["duplicate"]
+    assert len(await actions(api)) == 1
+
+
+async def test_nothing_is_promised_before_the_commit(api: Api) -> None:
+    with api.commits_fail():
+        answer = await api.signed("/events/job-actions", {"events": [message(1)]})
+        assert answer.status_code == 500
+        assert (await api.post("/actions", WANTED, headers={"Idempotency-Key": "k"})).status_code == 500
+    assert await press(api, message(1)) == ["accepted"]
+    assert (await api.post("/actions", WANTED, headers={"Idempotency-Key": "k"})).status_code == 202
+    assert len(await actions(api)) == 2
+
+
+@pytest.mark.parametrize("action", ["backfill", "retriggerall", ""])
+async def test_other_actions_are_recorded_as_rejected(api: Api, action: str) -> None:
+    assert await press(api, message(1, action=action)) == ["rejected"]
+    assert await press(api, message(2, on=2, redelivered=True, action=action)) == ["duplicate"]
+    (stored,) = (await api.get("/actions?state=rejected")).json()["items"]
+    assert stored["action"] == action
+    assert repr(action) in stored["reason"]
+    assert "retrigger and cancel" in stored["reason"]
+    assert stored["next_attempt_at"] is None
+    assert await api.letters() == []
+
+
+BAD_BODIES = [
+    ("{", "not JSON"),
+    ("[]", "not understood"),
+    ("null", "not understood"),
+    (json.dumps({"version": 1}), "job_guid"),
+    (message(1, version=2)["body"], "version"),
+    (message(1, job_guid="somejob/0")["body"], "somejob"),
+    (message(1, job_guid=RUN)["body"], "job_guid"),
+    (message(1, job_guid=f"{RUN}/-1")["body"], "job_guid"),
+    (message(1, job_guid=5)["body"], "job_guid"),
+    (message(1, requester=None)["body"], "requester"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), BAD_BODIES)
+async def test_what_cannot_be_understood_is_a_dead_letter_once(sqlite_api: Api, body: str, words: str) -> None:
+    bad = {**message(1), "body": body}
+    answer = await sqlite_api.signed("/events/job-actions", {"events": [message(2), bad, message(3)]})
+    verdicts = answer.json()["verdicts"]
+    assert [verdict["verdict"] for verdict in verdicts] == ["accepted", "rejected", "accepted"]
+    assert words in verdicts[1]["reason"]
+    assert "dead letter" in verdicts[1]["reason"]
+    assert await press(sqlite_api, bad) == ["duplicate"]
+    (letter,) = await sqlite_api.letters()
+    assert letter.kind == "job-action"
+    assert json.loads(letter.payload or b"") == bad
+
+
+async def test_bodies_that_are_no_text_come_as_base64(api: Api) -> None:
+    good = message(1)
+    coded = {**good, "encoding": "base64", "body": base64.b64encode(good["body"].encode()).decode()}
+    bad = {**message(2), "encoding": "base64", "body": base64.b64encode(b"\xff\xfe").decode()}
+    worse = {**message(3), "encoding": "base64", "body": "!"}
+    assert await press(api, coded, bad, worse) == ["accepted", "rejected", "rejected"]
+    assert len(await api.letters()) == 2
+
+
+async def test_an_event_that_is_no_message_is_a_dead_letter_too(api: Api) -> None:
+    assert await press(api, 5, {"delivery": "x"}, message(1)) == ["rejected", "rejected", "accepted"]
+    assert await press(api, 5) == ["rejected"]
+    assert len(await api.letters()) == 2
+
+
+async def test_what_no_database_takes_is_made_visible(api: Api) -> None:
+    strange = message(1, requester="a\0b\ud800c", project="m\0c")
+    assert await press(api, strange) == ["accepted"]
+    (action,) = await actions(api)
+    assert action.requester == "a\\u0000b\\ud800c"
+    assert action.project == "m\\u0000c"
+
+
+async def test_only_what_is_signed_is_believed(sqlite_api: Api) -> None:
+    is_problem(await sqlite_api.post("/events/job-actions", {"events": [message(1)]}), 401)
+    assert await actions(sqlite_api) == []
+
+
+async def test_a_dead_letter_is_taken_in_again_or_stays(api: Api) -> None:
+    bad = {**message(1), "body": "{"}
+    await press(api, bad)
+    (letter,) = await api.letters()
+    is_problem(await api.post(f"/dead-letters/{letter.id}/replay"), 422, "not JSON")
+    async with api.database.writing() as session:
+        kept = await session.get_one(type(letter), letter.id)
+        kept.payload = json.dumps(message(1)).encode()  # what it would be if this release understood it
+    assert (await api.post(f"/dead-letters/{letter.id}/replay")).status_code == 202
+    assert await api.letters() == []
+    assert [action.task_id for action in await actions(api)] == [TASK]
+
+
+async def test_a_buried_action_is_taken_up_again(api: Api) -> None:
+    await press(api, message(1))
+    async with api.database.writing() as session:
+        (action,) = await session.exec(select(Action))
+        action.state, action.due_at, action.attempts = State.FAILED, None, 9
+        session.add(action.dead_letter("given up"))
+    (letter,) = (await api.get("/dead-letters")).json()["items"]
+    assert letter["kind"] == "action"
+    assert TASK in letter["subject"]
+    assert (await api.post(f"/dead-letters/{letter['id']}/replay")).status_code == 202
+    (action,) = await actions(api)
+    assert (action.state, action.attempts) == ("pending", 0)
+    assert action.due_at is not None
+
+
+GUIDS = st.builds(lambda u, r: f"{u}/{r}", st.uuids(), st.integers(0, 9999))
+MESSAGES = st.fixed_dictionaries(
+    {
+        "version": st.sampled_from([1, 2, "1"]),
+        "project": st.one_of(st.text(max_size=20), st.none()),
+        "job_guid": GUIDS,
+        "action": st.sampled_from([*KINDS, "backfill", 7]),
+        "requester": st.one_of(st.text(max_size=20), st.integers()),
+    },
+    optional={"job_id": st.one_of(st.integers(), st.floats(allow_nan=False), st.text()), "more": st.integers()},
+)
+
+
+@given(sent=MESSAGES)
+def test_our_model_takes_what_the_published_schema_takes(sent: dict[str, Any]) -> None:
+    schema = jsonschema.Draft4Validator(fact("treeherder/job-action-message.json"))
+    try:
+        JobAction.model_validate(sent)
+        taken = True
+    except ValidationError:
+        taken = False
+    assert taken == schema.is_valid(sent)
+
+
+# --- over the API ------------------------------------------------------------------------------------------------
+
+
+async def test_an_action_is_stored_and_told_where(api: Api) -> None:
+    answer = await api.post("/actions", {**WANTED, "run_id": 2, "requester": "sheriff@example.com"})
+    assert answer.status_code == 202
+    created = answer.json()
+    assert answer.headers["location"] == f"/api/v1/actions/{created['id']}"
+    expected = {**WANTED, "run_id": 2, "requester": "sheriff@example.com", "source": "api", "state": "received"}
+    assert {name: created[name] for name in expected} == expected
+    assert (await api.get(f"/actions/{created['id']}")).json() == created
+    mine = (await api.post("/actions", WANTED)).json()
+    assert (mine["requester"], mine["run_id"]) == ("admin", None)
+
+
+async def test_a_call_repeated_with_its_key_is_the_same_action(api: Api) -> None:
+    key = {"Idempotency-Key": "once"}
+    first = await api.post("/actions", WANTED, headers=key)
+    again = await api.post("/actions", WANTED, headers=key)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["id"] == again.json()["id"]
+    assert first.headers["location"] == again.headers["location"]
+    is_problem(await api.post("/actions", {**WANTED, "action": "cancel"}, headers=key), 422, "once", "another")
+    other = await api.post("/actions", WANTED, headers={"Idempotency-Key": "twice"})
+    assert other.json()["id"] != first.json()["id"]
+    without = [(await api.post("/actions", WANTED)).json()["id"] for _ in range(2)]
+    assert len({*without, other.json()["id"], first.json()["id"]}) == 4
+
+
+async def test_keys_of_two_callers_have_nothing_to_do_with_each_other(sqlite_url: str) -> None:
+    tokens = [{"name": name, "value": f"{name}-0123456789abcdef", "scopes": ["*"]} for name in ("one", "two")]
+    async with running(settings_for(sqlite_url, tokens=tokens)) as api:
+        ids = [
+            (await api.post("/actions", WANTED, token=each["value"], headers={"Idempotency-Key": "k"})).json()["id"]
+            for each in tokens
+        ]
+    assert len(set(ids)) == 2
+
+
+async def test_calls_with_one_key_at_once_are_one_action(api: Api) -> None:
+    key = {"Idempotency-Key": "once"}
+    answers = await asyncio.gather(*(api.post("/actions", WANTED, headers=key) for _ in range(8)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(await actions(api)) == 1
+
+
+@pytest.mark.parametrize("path", ["/actions", "/actions/plan"])
+async def test_it_takes_the_scope_of_the_action_and_the_project(sqlite_url: str, path: str) -> None:
+    scopes = ["tc-treeherder:action:retrigger:mc"]
+    sheriff = {"name": "sheriff", "value": "sheriff-0123456789", "scopes": scopes}
+    reader = {"name": "reader", "value": READER}
+    async with running(settings_for(sqlite_url, tokens=[sheriff, reader])) as api:
+        for token, body, status, missing in (
+            (None, WANTED, 401, "tc-treeherder:action:retrigger:mc"),
+            (READER, WANTED, 403, "tc-treeherder:action:retrigger:mc"),
+            (sheriff["value"], {**WANTED, "action": "cancel"}, 403, "tc-treeherder:action:cancel:mc"),
+            (sheriff["value"], {**WANTED, "project": "try"}, 403, "tc-treeherder:action:retrigger:try"),
+        ):
+            problem = is_problem(await api.post(path, body, token=token), status, missing)
+            assert problem["missing_scope"] == missing
+        assert await actions(api) == []
+        if path == "/actions":
+            assert (await api.post(path, WANTED, token=str(sheriff["value"]))).status_code == 202
+
+
+async def test_reads_need_credentials_and_no_scope(sqlite_api: Api) -> None:
+    await sqlite_api.post("/actions", WANTED)
+    for path in ("/actions", "/actions/1"):
+        is_problem(await sqlite_api.get(path, token=None), 401)
+        assert (await sqlite_api.get(path, token=READER)).status_code == 200
+        assert (await sqlite_api.get(path, token=RETRIER)).status_code == 200
+
+
+BAD_CALLS: list[tuple[Any, str]] = [
+    ({**WANTED, "action": "backfill"}, "action"),
+    ({**WANTED, "task_id": "x"}, "task_id"),
+    ({**WANTED, "task_id": RUN}, "task_id"),
+    ({**WANTED, "task_id": TASK + "\n"}, "task_id"),
+    ({**WANTED, "project": "a/b"}, "project"),
+    ({**WANTED, "project": None}, "project"),
+    ({**WANTED, "run_id": -1}, "run_id"),
+    ({**WANTED, "run_id": 2**40}, "run_id"),
+    ({**WANTED, "requester": "a\0"}, "requester"),
+    ({**WANTED, "more": 1}, "more"),
+    ({}, "action"),
+    ([], "body"),
+]
+
+
+@pytest.mark.parametrize("path", ["/actions", "/actions/plan"])
+@pytest.mark.parametrize(("body", "word"), BAD_CALLS)
+async def test_nonsense_is_refused_by_name(sqlite_api: Api, path: str, body: Any, word: str) -> None:
+    is_problem(await sqlite_api.post(path, body), 422, word)
+    assert await actions(sqlite_api) == []
+
+
+async def test_unknown_actions_are_404(sqlite_api: Api) -> None:
+    for number in (0, 1, -1, 2**31, 2**70):
+        is_problem(await sqlite_api.get(f"/actions/{number}"), 404, str(number), "/api/v1/actions")
+    is_problem(await sqlite_api.get("/actions/x"), 422)
+
+
+@pytest.fixture
+async def several(api: Api) -> Api:
+    """Twelve actions, two in each state, on two projects."""
+    states = [
+        (State.PENDING, None),
+        (State.PENDING, now()),
+        (State.DONE, now()),
+        (State.FAILED, now()),
+        (State.REJECTED, None),
+        (State.NOTHING_TO_DO, None),
+    ]
+    async with api.database.writing() as session:
+        for number in range(12):
+            state, planned_at = states[number // 2]
+            action = Action(
+                kind="retrigger",
+                project=("mc", "try")[number % 2],
+                task_id=TASK,
+                requester="x",
+                source=Source.API,
+                lane="none",
+                state=state,
+                planned_at=planned_at,
+                due_at=None,
+            )
+            session.add(action)
+            await session.flush()
+    return api
+
+
+@pytest.mark.parametrize("state", ["received", "planned", "done", "failed", "rejected", "nothing-to-do"])
+async def test_lists_are_filtered_by_state_and_project(several: Api, state: str) -> None:
+    found = (await several.get(f"/actions?state={state}")).json()["items"]
+    assert len(found) == 2
+    assert {action["state"] for action in found} == {state}
+    (one,) = (await several.get(f"/actions?state={state}&project=try")).json()["items"]
+    assert one["project"] == "try"
+    assert (await several.get(f"/actions/{one['id']}")).json()["state"] == state
+
+
+async def test_lists_come_in_pages_the_newest_first(several: Api) -> None:
+    seen: list[int] = []
+    path = "/actions?limit=5"
+    while True:
+        page = (await several.get(path)).json()
+        seen += [action["id"] for action in page["items"]]
+        if page["next"] is None:
+            break
+        path = f"/actions?limit=5&after={page['next']}"
+    assert seen == sorted(seen, reverse=True)
+    assert len(seen) == 12
+    is_problem(await several.get("/actions?state=sleeping"), 422, "state")
+    is_problem(await several.get("/actions?after=x"), 422, "after")
+
+
+async def test_the_tasks_of_an_action_are_shown_and_in_a_list_the_first_of_them(several: Api) -> None:
+    async with several.database.writing() as session:
+        for attempt in (0, 1):
+            for position in range(30):
+                session.add(
+                    PlannedTask(
+                        task_id=f"new-{attempt}-{position}",
+                        action_id=5,
+                        copy_of=f"old-{position}",
+                        plan_attempt=attempt,
+                        position=position,
+                        label="copy",
+                        name=f"t{position}",
+                        definition={},
+                        created=position < 7,
+                    )
+                )
+        action = await session.get_one(Action, 5)
+        action.plan_attempt = 1
+        action.left_out = [{"task_id": "x", "name": "x", "reason": "it is elsewhere"}]
+        action.notes = ["a note"]
+    read = (await several.get("/actions/5")).json()
+    assert [task["task_id"] for task in read["tasks"]] == [f"new-1-{n}" for n in range(30)]
+    assert read["tasks"][7] == {"copy_of": "old-7", "task_id": "new-1-7", "name": "t7", "created": False}
+    assert (read["tasks_planned"], read["tasks_created"], read["notes"]) == (30, 7, ["a note"])
+    assert read["left_out"] == [{"task_id": "x", "name": "x", "reason": "it is elsewhere"}]
+    (listed,) = [each for each in (await several.get("/actions")).json()["items"] if each["id"] == 5]
+    assert listed["tasks"] == read["tasks"][:20]
+    assert (listed["tasks_planned"], listed["tasks_created"], listed["left_out_count"]) == (30, 7, 1)
+
+
+async def test_keys_outlast_what_they_brought(sqlite_api: Api) -> None:
+    await press(sqlite_api, message(1))
+    async with sqlite_api.database.writing() as session:
+        (action,) = await session.exec(select(Action))
+        await session.delete(action)
+    assert await press(sqlite_api, message(1)) == ["duplicate"]
+    async with sqlite_api.database.reading() as session:
+        assert len((await session.exec(select(Delivery))).all()) == 1
+
+
+async def test_every_answer_is_in_the_description(sqlite_api: Api) -> None:
+    described = sqlite_api.app.openapi()["paths"]
+    assert set(described["/api/v1/actions"]) == {"get", "post"}
+    assert set(described["/api/v1/actions/plan"]) == {"post"}
+    header = [each for each in described["/api/v1/actions"]["post"]["parameters"] if each["in"] == "header"]
+    assert [each["name"] for each in header] == ["Idempotency-Key"]
+    assert described["/api/v1/events/job-actions"]["post"]["tags"] == ["internal"]
+    assert ADMIN not in json.dumps(described)
