@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 
-from service import errors
+from service import errors, sweep
 from service.api import actions, dead_letters, events, health, listeners, polls, pushes, repositories, task_events
 from service.api.limit import BodyLimit, Writes
 from service.api.trace import Trace
@@ -31,15 +31,17 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
                 app.state.parts = made
                 app.state.worker = worker = Worker(made)
                 app.state.reporter = reporter = Reporter(made)
-                app.state.worker_task = app.state.reporter_task = None
+                app.state.worker_task = app.state.reporter_task = sweeper = None
                 if work:
                     await made.renderer.start()
                     app.state.worker_task = asyncio.create_task(worker.run())
                     app.state.reporter_task = asyncio.create_task(reporter.run())
+                    sweeper = asyncio.create_task(sweep.run(database, chosen.retention))
                 yield
                 worker.stop()
                 reporter.stop()
-                if app.state.worker_task is not None:
+                if sweeper is not None:
+                    sweeper.cancel()
                     await asyncio.gather(app.state.worker_task, app.state.reporter_task)
         finally:
             await database.close()

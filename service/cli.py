@@ -130,6 +130,7 @@ def work() -> None:
 
 
 async def _work(settings: "Settings") -> None:
+    from service import sweep
     from service.database import Database
     from service.parts import parts
     from service.reporter import Reporter
@@ -147,7 +148,9 @@ async def _work(settings: "Settings") -> None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop)
+            sweeper = asyncio.create_task(sweep.run(opened, settings.retention))
             await asyncio.gather(worker.run(), reporter.run())
+            sweeper.cancel()
     finally:
         await opened.close()
 

@@ -43,6 +43,8 @@ _graph = Histogram(
 )
 _job = Histogram(_PREFIX + "event_to_job_seconds", "from a task event to its job", buckets=_LONG, registry=REGISTRY)
 
+_swept = Counter(_PREFIX + "swept_rows", "rows that retention took away", ["what"], registry=REGISTRY)
+
 _waiting = Gauge(_PREFIX + "work_waiting", "unfinished pieces of work", ["work", "lane"], registry=REGISTRY)
 _oldest = Gauge(
     _PREFIX + "work_oldest_seconds", "how long the oldest of them has waited", ["work", "lane"], registry=REGISTRY
@@ -85,6 +87,11 @@ def graph_created(noticed_at: datetime) -> None:
 def job_reported(heard_at: datetime) -> None:
     """A job is posted; `heard_at` is when the event came that it tells of."""
     _job.observe((now() - heard_at).total_seconds())
+
+
+def swept(what: str, rows: int) -> None:
+    """Retention took so many rows away."""
+    _swept.labels(what).inc(rows)
 
 
 def _kind(item: Work) -> str:

@@ -192,6 +192,16 @@ class ReportSettings(Strict):
     definitions: int = Field(5_000, ge=1, description="task definitions remembered, of each what is shown")
 
 
+class RetentionSettings(Strict):
+    """How long what has ended is kept."""
+
+    every: Duration = Field(timedelta(hours=1), description="between two sweeps")
+    plans: Duration = Field(timedelta(days=7), description="definitions of finished plans; ids and names stay")
+    job_reports: Duration = Field(timedelta(days=30), description="reports of runs that are at their end")
+    dead_letters: Duration = Field(timedelta(days=90), description="dead letters")
+    pushes: Duration = Field(timedelta(days=365), description="pushes and actions, with their ids and delivery keys")
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
@@ -229,6 +239,7 @@ class Settings(BaseSettings):
     work: WorkSettings = WorkSettings()
     reports: ReportSettings = ReportSettings()
     render: RenderLimits = RenderLimits()
+    retention: RetentionSettings = RetentionSettings()
     hg_timeout: Duration = Field(timedelta(seconds=30), description="for one answer of Mercurial")
     max_push_age: Duration = Field(timedelta(days=3), description="no graph for a push older than this")
     retrigger_group: Literal["auto", "same", "new"] = Field(
