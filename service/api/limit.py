@@ -77,7 +77,7 @@ class Writes:
         at = self._clock()
         left, since = self._buckets.get(caller, (self._full, at))
         left = min(self._full, left + (at - since) * self._full / 60)
-        if left < 1:
+        if left < 1 - 1e-6:  # who waited as long as it was told must not fail by a rounding
             wait = math.ceil((1 - left) * 60 / self._full)
             detail = f"more than {self._full:g} writes a minute (writes_per_minute): wait {wait} s"
             raise Problem(429, "Too many writes", detail, {"Retry-After": str(wait)})
