@@ -1,0 +1,102 @@
+{{/* What a schema cannot say, or not so that it helps, or not without showing a secret: all that is wrong, each with what
+     to do. */}}
+{{- define "tc-treeherder.checks" -}}
+{{- $wrong := list -}}
+{{- with .Values -}}
+
+{{- if not .image.repository -}}
+{{- $wrong = append $wrong "image.repository is empty: build the image with bin/build-image, push it, and name it here" -}}
+{{- end -}}
+
+{{- if .existingSecret -}}
+{{- if .database.url -}}
+{{- $wrong = append $wrong "database.url and existingSecret are both set: put the url into that Secret, as TC_TREEHERDER_DATABASE_URL" -}}
+{{- end -}}
+{{- if or .secrets.webhook .secrets.tokens .secrets.environments .secrets.pulse.url .secrets.sentryDsn .secrets.taskcluster.accessToken .secrets.taskcluster.certificate -}}
+{{- $wrong = append $wrong "secrets and existingSecret are both set: put all of them into that Secret, under the keys that the chart's README.md lists" -}}
+{{- end -}}
+{{- else -}}
+{{- if and (not .database.url) (not .persistence.enabled) -}}
+{{- $wrong = append $wrong "database.url is empty: set it to postgresql+psycopg://USER:PASSWORD@HOST/NAME; or set persistence.enabled and replicas: 1, for SQLite on a volume" -}}
+{{- end -}}
+{{- if not .secrets.webhook -}}
+{{- $wrong = append $wrong "secrets.webhook is empty, and listeners sign what they send: make one with echo whsec_$(openssl rand -base64 32)" -}}
+{{- end -}}
+{{- range $number, $secret := .secrets.webhook -}}
+{{- if not (regexMatch "^(whsec_)?[A-Za-z0-9+/]{32,}=*$" $secret) -}}
+{{- $wrong = append $wrong (printf "secrets.webhook[%d] is not whsec_ and base64 of at least 24 random bytes: make one with echo whsec_$(openssl rand -base64 32)" $number) -}}
+{{- end -}}
+{{- end -}}
+{{- if not (or .secrets.tokens .settings.taskcluster_logins) -}}
+{{- $wrong = append $wrong "secrets.tokens is empty, and without anybody who may call it the service does not start: give at least {name: …, value: …, scopes: […]}, or set settings.taskcluster_logins" -}}
+{{- end -}}
+{{- if and .listeners.pulse.enabled (not .secrets.pulse.url) -}}
+{{- $wrong = append $wrong "secrets.pulse.url is empty: set it to amqps://USER:PASSWORD@pulse.mozilla.org:5671/%2F, or listeners.pulse.enabled to false (then no button of Treeherder works, and no jobs are reported)" -}}
+{{- end -}}
+{{- with .database.url -}}
+{{- if not (hasPrefix "postgresql+psycopg://" .) -}}
+{{- $wrong = append $wrong "database.url does not begin with postgresql+psycopg://: it must be postgresql+psycopg://USER:PASSWORD@HOST/NAME" -}}
+{{- end -}}
+{{- end -}}
+{{- with .secrets.pulse.url -}}
+{{- if not (regexMatch "^amqps?://." .) -}}
+{{- $wrong = append $wrong "secrets.pulse.url does not begin with amqps://: it must be amqps://USER:PASSWORD@pulse.mozilla.org:5671/%2F" -}}
+{{- end -}}
+{{- end -}}
+{{- range $prefix, $_ := .secrets.environments -}}
+{{- if not (hasKey (default dict $.Values.settings.environments) $prefix) -}}
+{{- $wrong = append $wrong (printf "secrets.environments.%s has no settings.environments.%s: give its url and client_id there" $prefix $prefix) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- if and .database.url .persistence.enabled -}}
+{{- $wrong = append $wrong "database.url and persistence.enabled are both set: choose PostgreSQL or SQLite" -}}
+{{- end -}}
+{{- if and .autoscaling.enabled (gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas)) -}}
+{{- $wrong = append $wrong (printf "autoscaling.minReplicas is %d, above maxReplicas %d" (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- if and .ingress.enabled (not .ingress.hosts) -}}
+{{- $wrong = append $wrong "ingress.hosts is empty: name the host that the API is to have, or leave ingress.enabled false" -}}
+{{- end -}}
+
+{{- $drain := dig "work" "drain" 20 .settings -}}
+{{- if and (or (kindIs "float64" $drain) (kindIs "int" $drain) (kindIs "int64" $drain)) (lt (float64 .terminationGracePeriodSeconds) (addf $drain 25)) -}}
+{{- $wrong = append $wrong (printf "terminationGracePeriodSeconds is %d: set it to %v or more, which is settings.work.drain and 25, or work under way is cut off" (int .terminationGracePeriodSeconds) (addf $drain 25)) -}}
+{{- end -}}
+
+{{- /* The ConfigMap is no place for secrets, and what the chart sets itself would be lost. */ -}}
+{{- $elsewhere := dict
+    "database_url" "put it into database.url"
+    "host" "the image sets it; where 0.0.0.0 does not do, set TC_TREEHERDER_HOST in extraEnv"
+    "port" "containers listen on 8080; service.port is the one that others see"
+    "tokens" "put them into secrets.tokens"
+    "webhook_secrets" "put them into secrets.webhook"
+    "taskcluster.access_token" "put it into secrets.taskcluster.accessToken"
+    "taskcluster.certificate" "put it into secrets.taskcluster.certificate"
+    "pulse.url" "put it into secrets.pulse.url"
+    "sentry_dsn" "put it into secrets.sentryDsn"
+    "service_url" "the chart sets it"
+    "probe_host" "the chart sets it"
+    "probe_port" "the chart sets it"
+    "pulse_url" "put it into secrets.pulse.url" -}}
+{{- range $place, $settings := dict "settings" .settings "listeners.settings" .listeners.settings -}}
+{{- range $name, $remedy := $elsewhere -}}
+{{- $parts := splitList "." $name -}}
+{{- $outer := get $settings (first $parts) -}}
+{{- if or (and (eq (len $parts) 1) (hasKey $settings $name)) (and (eq (len $parts) 2) (kindIs "map" $outer) (hasKey (default dict $outer) (last $parts))) -}}
+{{- $wrong = append $wrong (printf "%s.%s does not belong there: %s" $place $name $remedy) -}}
+{{- end -}}
+{{- end -}}
+{{- range $prefix, $environment := default dict (get $settings "environments") -}}
+{{- if hasKey $environment "secret" -}}
+{{- $wrong = append $wrong (printf "%s.environments.%s.secret does not belong there: put it into secrets.environments.%s" $place $prefix $prefix) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- end -}}
+{{- if $wrong -}}
+{{- fail (printf "\n\nthese values will not do:\n  - %s\n" (join "\n  - " $wrong)) -}}
+{{- end -}}
+{{- end -}}

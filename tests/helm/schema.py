@@ -1,0 +1,70 @@
+"""Writes what `settings` and `listeners.settings` may be into the chart's values.schema.json, from the settings' own
+models: `bin/chart-schema`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from listeners.settings import ListenerSettings
+from service.settings import Settings
+
+FILE = Path(__file__).resolve().parents[2] / "helm" / "tc-treeherder" / "values.schema.json"
+
+_DURATION = {"type": ["number", "string"], "minimum": 0, "pattern": r"^P|^[0-9.]+$"}
+_SHARED = {"pulse", "environments"}
+"""Listeners have these from `settings`, where the service's model describes them wholly."""
+
+
+def written(text: str) -> str:
+    """The schema file with the settings' parts made anew."""
+    schema = json.loads(text)
+    service, listeners = _of(Settings), _of(ListenerSettings)
+    listeners["properties"] = {name: its for name, its in listeners["properties"].items() if name not in _SHARED}
+    schema["properties"]["settings"] = service
+    schema["properties"]["listeners"]["properties"]["settings"] = listeners
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _of(model: type[BaseModel]) -> dict[str, Any]:
+    whole = model.model_json_schema()
+    return _object(whole, whole.get("$defs", {}))
+
+
+def _object(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    # Nothing is required: secrets come from elsewhere, and pydantic says what is missing when both are there.
+    properties = {name: _value(its, definitions) for name, its in schema["properties"].items()}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _value(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of one setting without references, defaults and titles."""
+    said = {key: schema[key] for key in ("description",) if key in schema}
+    if "$ref" in schema:
+        return said | _value(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+    if "anyOf" in schema:  # a value or null
+        return said | {"anyOf": [_value(choice, definitions) for choice in schema["anyOf"]]}
+    if schema.get("writeOnly"):
+        return said  # a secret: templates/_checks.tpl says where it belongs
+    if schema.get("format") == "duration":
+        return said | _DURATION
+    if "properties" in schema:
+        return said | _object(schema, definitions)
+    kept = {
+        key: value
+        for key, value in schema.items()
+        if key in {"type", "enum", "minimum", "maximum", "exclusiveMinimum", "minLength", "maxLength", "pattern"}
+        or key in {"minItems", "maxItems"}
+    }
+    if schema.get("format") == "uri":
+        kept["pattern"] = "^https?://"
+    if "items" in schema:
+        kept["items"] = _value(schema["items"], definitions)
+    if isinstance(schema.get("additionalProperties"), dict):
+        kept["additionalProperties"] = _value(schema["additionalProperties"], definitions)
+    return said | kept
+
+
+if __name__ == "__main__":
+    FILE.write_text(written(FILE.read_text()))

@@ -1,0 +1,861 @@
+"""The chart, rendered by Helm's own engine: each manifest is one that Kubernetes takes, and starts what there is."""
+
+import copy
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import helm_python as helm
+import kubernetes_validate
+import prometheus_client
+import pytest
+import yaml
+from pydantic import BaseModel, SecretStr
+from pydantic_settings import BaseSettings
+from typer.testing import CliRunner
+
+import listeners.settings
+import service.settings
+from listeners.probe import Probe
+from listeners.settings import ListenerSettings
+from service import metrics
+from service.app import create_app
+from service.cli import app as cli
+from service.settings import Settings
+from tests.helm import schema
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm" / "tc-treeherder"
+
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The quick one where it is there: thousands of manifests are read."""
+
+Values = dict[str, Any]
+Manifest = dict[str, Any]
+
+WEBHOOK = "whsec_" + "c2VjcmV0" * 5
+PLANTED = {
+    "database": "postgresql+psycopg://tc:planted-database@db/tc",
+    "webhook": WEBHOOK,
+    "token": "planted-token-0123456789",
+    "access_token": "planted-access-token",
+    "certificate": '{"planted": "certificate"}',
+    "pulse": "amqps://tc:planted-pulse@pulse.example.com:5671/%2F",
+    "environment": "planted-treeherder-secret",
+    "sentry": "https://planted-sentry@sentry.example.com/1",
+}
+
+MINIMAL: Values = {
+    "image": {"repository": "registry.example.com/tc-treeherder"},
+    "database": {"url": PLANTED["database"]},
+    "secrets": {
+        "webhook": [WEBHOOK],
+        "tokens": [{"name": "ops", "value": PLANTED["token"], "scopes": ["*"]}],
+        "pulse": {"url": PLANTED["pulse"]},
+    },
+}
+
+EXISTING_SECRET: Values = {"image": MINIMAL["image"], "existingSecret": "mine"}
+
+EVERYTHING: Values = {
+    **MINIMAL,
+    "fullnameOverride": "builds",
+    "image": {"repository": "registry.example.com/tc-treeherder", "digest": f"sha256:{'a' * 64}"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "replicas": 3,
+    "secrets": {
+        **MINIMAL["secrets"],
+        "taskcluster": {"accessToken": PLANTED["access_token"], "certificate": PLANTED["certificate"]},
+        "environments": {"tc-treeherder": PLANTED["environment"]},
+        "sentryDsn": PLANTED["sentry"],
+    },
+    "settings": {
+        "database_pool": 20,
+        "allowed_hosts": ["hg.mozilla.org", "hg.example.com"],
+        "public_reads": True,
+        "public_url": "https://tc-treeherder.example.com",
+        "taskcluster_logins": True,
+        "taskcluster": {"root_url": "https://tc.example.com", "client_id": "project/tc-treeherder"},
+        "environments": {
+            "tc-treeherder": {
+                "url": "https://treeherder.example.com",
+                "client_id": "tc-treeherder",
+                "timeout": "PT20S",
+            },
+            "tc-treeherder-stage": {"url": "https://stage.example.com", "pushes": "pulse", "jobs": "off"},
+        },
+        "work": {"drain": 30, "lease": 100.5},
+        "max_push_age": 1_000_000,
+        "log_level": "DEBUG",
+    },
+    "listeners": {
+        "mode": "deployment",
+        "settings": {"poll_workers": 4, "max_listing": 100_000_000, "log_level": "WARNING"},
+        "pushlog": {"replicas": 1},
+    },
+    "service": {"type": "NodePort", "port": 8000, "annotations": {"a": "b"}},
+    "ingress": {
+        "enabled": True,
+        "className": "nginx",
+        "annotations": {"nginx.ingress.kubernetes.io/proxy-body-size": "32m"},
+        "hosts": ["tc-treeherder.example.com", "builds.example.com"],
+        "tls": [{"secretName": "tls", "hosts": ["tc-treeherder.example.com"]}],
+    },
+    "serviceAccount": {"name": "runner", "annotations": {"a": "b"}},
+    "autoscaling": {"enabled": True},
+    "networkPolicy": {"enabled": True, "from": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]},
+    "monitoring": {
+        "serviceMonitor": {"enabled": True, "labels": {"prometheus": "main"}},
+        "prometheusRule": {"enabled": True, "labels": {"prometheus": "main"}},
+    },
+    "podAnnotations": {"a": "b"},
+    "podLabels": {"team": "ci"},
+    "nodeSelector": {"kubernetes.io/arch": "amd64"},
+    "tolerations": [{"key": "ci", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    "topologySpreadConstraints": [
+        {"topologyKey": "zone", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+    ],
+    "priorityClassName": "high",
+    "terminationGracePeriodSeconds": 90,
+    "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example.com:3128"}],
+    "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+    "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
+}
+
+
+def over(values: Values, changes: Values) -> Values:
+    """`values` with `changes`, mapping by mapping, as Helm does with one file of values over another."""
+    merged = copy.deepcopy(values)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = over(merged[name], value) if both else copy.deepcopy(value)
+    return merged
+
+
+SQLITE = over(MINIMAL, {"database": {"url": ""}, "persistence": {"enabled": True}, "replicas": 1})
+WITHOUT_PULSE = over(MINIMAL, {"listeners": {"pulse": {"enabled": False}}, "secrets": {"pulse": {"url": ""}}})
+
+ALL = {
+    "minimal": MINIMAL,
+    "deployment": over(MINIMAL, {"listeners": {"mode": "deployment"}}),
+    "existing secret": EXISTING_SECRET,
+    "sqlite": SQLITE,
+    "existing claim": over(SQLITE, {"persistence": {"existingClaim": "mine"}}),
+    "without pulse": WITHOUT_PULSE,
+    "everything": EVERYTHING,
+    "everything beside": over(EVERYTHING, {"listeners": {"mode": "sidecar"}}),
+}
+
+every = pytest.mark.parametrize("values", ALL.values(), ids=ALL)
+
+
+@cache
+def chart() -> helm.Chart:
+    return helm.Chart.load(CHART)
+
+
+def files(values: Values) -> dict[str, str]:
+    return chart().render(values, name="tc-treeherder", namespace="ci")
+
+
+def render(values: Values) -> list[Manifest]:
+    return [
+        manifest
+        for name, text in files(values).items()
+        if name.endswith(".yaml")
+        for manifest in yaml.load_all(text, LOADER)
+        if manifest is not None
+    ]
+
+
+def of(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
+    """The manifests of that kind, by name."""
+    return {each["metadata"]["name"]: each for each in manifests if each["kind"] == kind}
+
+
+def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """The pod templates' specs, by the name of what has them."""
+    return {name: each["spec"]["template"]["spec"] for name, each in of(manifests, "Deployment").items()}
+
+
+def containers(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """All containers by name: no two pods of ours have one of the same name."""
+    found = [each for pod in pods(manifests).values() for each in pod["containers"] + pod.get("initContainers", [])]
+    assert len({each["name"] for each in found}) == len(found)
+    return {each["name"]: each for each in found}
+
+
+def refused(values: Values) -> str:
+    with pytest.raises(helm.HelmError) as error:
+        files(values)
+    return str(error.value)
+
+
+# --- Helm and Kubernetes ---------------------------------------------------------------------------------------------
+
+
+@every
+def test_lint_finds_nothing(values: Values) -> None:
+    report = helm.lint(CHART, values, strict=True)
+    assert not report["errors"]
+    assert not [message for message in report["messages"] if message["severity"] > 1]
+
+
+@every
+@pytest.mark.parametrize("version", ["1.29", "1.37"])
+def test_kubernetes_takes_every_manifest(values: Values, version: str) -> None:
+    manifests = render(values)
+    assert {"Deployment", "Service", "ConfigMap", "ServiceAccount"} <= {each["kind"] for each in manifests}
+    for manifest in manifests:
+        if manifest["apiVersion"].startswith("monitoring.coreos.com/"):
+            continue  # of Prometheus' operator, which publishes no such schema
+        kubernetes_validate.validate(manifest, version, strict=True)
+    assert len({(each["kind"], each["metadata"]["name"]) for each in manifests}) == len(manifests)
+
+
+def test_the_validation_is_strict() -> None:
+    service = of(render(MINIMAL), "Service")["tc-treeherder"]
+    service["spec"]["prots"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(service, "1.29", strict=True)
+
+
+@every
+def test_selectors_find_their_pods_and_no_others(values: Values) -> None:
+    manifests = render(values)
+    labels = {
+        name: each["spec"]["template"]["metadata"]["labels"] for name, each in of(manifests, "Deployment").items()
+    }
+
+    def found(selector: Mapping[str, str]) -> set[str]:
+        return {name for name, its in labels.items() if selector.items() <= its.items()}
+
+    for name, deployment in of(manifests, "Deployment").items():
+        assert found(deployment["spec"]["selector"]["matchLabels"]) == {name}
+    (service,) = of(manifests, "Service").values()
+    (main,) = found(service["spec"]["selector"])
+    assert "service" in [each["name"] for each in pods(manifests)[main]["containers"]]
+    budgets = [found(each["spec"]["selector"]["matchLabels"]) for each in of(manifests, "PodDisruptionBudget").values()]
+    assert sorted(budgets, key=str) == sorted(({name} for name in labels), key=str)
+    for policy in of(manifests, "NetworkPolicy").values():
+        assert found(policy["spec"]["podSelector"]["matchLabels"]) == set(labels)
+    for monitor in of(manifests, "ServiceMonitor").values():
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+
+
+@every
+def test_notes_say_what_to_do_next(values: Values) -> None:
+    (notes,) = [text for name, text in files(values).items() if name.endswith("NOTES.txt")]
+    (service,) = of(render(values), "Service")
+    assert f"deployment/{service}" in notes
+    assert "/__heartbeat__" in notes
+    assert "<no value>" not in notes
+    assert not [secret for secret in PLANTED.values() if secret in notes]
+
+
+def test_notes_warn_of_one_replica() -> None:
+    assert "one replica" in files(over(MINIMAL, {"replicas": 1}))["tc-treeherder/templates/NOTES.txt"]
+    assert "one replica" not in files(MINIMAL)["tc-treeherder/templates/NOTES.txt"]
+
+
+# --- pods ------------------------------------------------------------------------------------------------------------
+
+
+@every
+def test_pods_satisfy_the_restricted_profile(values: Values) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    manifests = render(values)
+    for pod in pods(manifests).values():
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == image_user()
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["serviceAccountName"] in of(manifests, "ServiceAccount")
+    for container in containers(manifests).values():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert "memory" in container["resources"]["limits"]
+        assert not [port for port in container.get("ports", []) if "hostPort" in port]
+        assert {"/tmp", "/etc/tc-treeherder"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
+    for account in of(manifests, "ServiceAccount").values():
+        assert account["automountServiceAccountToken"] is False
+
+
+def image_user() -> int:
+    return int(re.findall(r"^USER (\d+):", (ROOT / "Dockerfile").read_text(), re.M)[-1])
+
+
+@every
+def test_kubernetes_sets_no_variables_that_the_settings_read(values: Values) -> None:
+    """Of a Service tc-treeherder it would set TC_TREEHERDER_PORT=tcp://…, which is no port."""
+    assert all(pod["enableServiceLinks"] is False for pod in pods(render(values)).values())
+
+
+@every
+def test_each_container_runs_a_command_that_exists(values: Values) -> None:
+    for name, container in containers(render(values)).items():
+        assert "command" not in container, "the image's entry point is tc-treeherder"
+        answer = CliRunner().invoke(cli, [*container["args"], "--help"])
+        assert answer.exit_code == 0, f"{name}: {container['args']}: {answer.output}"
+
+
+def test_sidecars_start_after_the_migration_and_stay() -> None:
+    manifests = render(MINIMAL)
+    (pod,) = pods(manifests).values()
+    names = [each["name"] for each in pod["initContainers"]]
+    assert names == ["db-upgrade", "pushlog-listener", "pulse-listener"]
+    assert [each.get("restartPolicy") for each in pod["initContainers"]] == [None, "Always", "Always"]
+    assert [each["name"] for each in pod["containers"]] == ["service"]
+
+
+def test_listeners_of_their_own() -> None:
+    manifests = render(ALL["deployment"])
+    found = pods(manifests)
+    assert set(found) == {"tc-treeherder", "tc-treeherder-pushlog-listener", "tc-treeherder-pulse-listener"}
+    assert [each["name"] for each in found["tc-treeherder"]["initContainers"]] == ["db-upgrade"]
+    for name in ("pushlog-listener", "pulse-listener"):
+        (container,) = found[f"tc-treeherder-{name}"]["containers"]
+        assert container["name"] == name
+        assert "restartPolicy" not in container
+    beside = containers(render(MINIMAL))
+    for name, container in containers(manifests).items():
+        assert {**container, "restartPolicy": 0} == {**beside[name], "restartPolicy": 0}
+
+
+@pytest.mark.parametrize("mode", ["sidecar", "deployment"])
+def test_a_listener_can_be_left_out(mode: str) -> None:
+    found = containers(render(over(WITHOUT_PULSE, {"listeners": {"mode": mode}})))
+    assert set(found) == {"db-upgrade", "service", "pushlog-listener"}
+
+
+@every
+def test_listeners_send_to_the_service(values: Values) -> None:
+    manifests = render(values)
+    ((name, service),) = of(manifests, "Service").items()
+    for container in containers(manifests).values():
+        for variable in container["env"]:
+            if variable["name"] == "TC_TREEHERDER_SERVICE_URL":
+                assert variable["value"] == f"http://{name}:{service['spec']['ports'][0]['port']}"
+                break
+        else:
+            assert container["name"] in {"service", "db-upgrade"}
+
+
+@every
+def test_an_update_ends_what_it_began(values: Values) -> None:
+    manifests = render(values)
+    for name, deployment in of(manifests, "Deployment").items():
+        strategy = deployment["spec"]["strategy"]
+        pod = deployment["spec"]["template"]["spec"]
+        if pod["containers"][0]["name"] == "service":
+            drain = values.get("settings", {}).get("work", {}).get("drain", 20)
+            sleep = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+            # uvicorn waits for requests under way for 10 s: service/cli.py
+            assert pod["terminationGracePeriodSeconds"] >= sleep + 10 + drain + 10
+        if values.get("persistence", {}).get("enabled"):
+            assert strategy == {"type": "Recreate"}, name
+        else:
+            assert strategy["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}, name
+
+
+def test_pods_roll_when_what_they_read_changes() -> None:
+    def annotations(values: Values) -> dict[str, dict[str, str]]:
+        deployments = of(render(values), "Deployment")
+        return {name: each["spec"]["template"]["metadata"]["annotations"] for name, each in deployments.items()}
+
+    base = ALL["deployment"]
+    same, before = annotations(base), annotations(base)
+    assert same == before
+    for change in (
+        {"settings": {"public_reads": True}},
+        {"listeners": {"settings": {"poll_workers": 3}}},
+        {"secrets": {"webhook": ["whsec_" + "bmV3" * 10]}},
+        {"database": {"url": "postgresql+psycopg://tc:new@db/tc"}},
+    ):
+        after = annotations(over(base, change))
+        assert all(after[name] != before[name] for name in before), change
+
+
+# --- probes ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def app_paths() -> set[str]:
+    return set(create_app(Settings()).openapi()["paths"])
+
+
+@every
+def test_probes_ask_what_answers(values: Values) -> None:
+    manifests = render(values)
+    found = containers(manifests)
+    container = found["service"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": Settings.model_fields["port"].default}
+    for name, path in {
+        "startupProbe": "/__lbheartbeat__",
+        "livenessProbe": "/__lbheartbeat__",
+        "readinessProbe": "/__readiness__",
+    }.items():
+        assert container[name]["httpGet"] == {"path": path, "port": "http"}
+        assert path in app_paths()
+    for monitor in of(manifests, "ServiceMonitor").values():
+        assert monitor["spec"]["endpoints"][0]["path"] in app_paths()
+    (service,) = of(manifests, "Service").values()
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+
+
+def test_the_pulse_listeners_probe_answers_where_it_is_asked() -> None:
+    manifests = render(MINIMAL)
+    container = containers(manifests)["pulse-listener"]
+    asked = container["livenessProbe"]["httpGet"]
+    (port,) = container["ports"]
+    assert asked["port"] == port["name"]
+    settings = load(container, manifests)
+    assert isinstance(settings, ListenerSettings)
+    assert (settings.probe_host, settings.probe_port) == ("0.0.0.0", port["containerPort"])
+    with Probe("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
+        import httpx
+
+        assert httpx.get(f"http://127.0.0.1:{probe.port}{asked['path']}", trust_env=False).status_code == 200
+
+
+def test_a_pulse_listener_without_a_broker_is_not_restarted_ever_more_slowly() -> None:
+    """Kubernetes forgets earlier restarts only of a container that ran for ten minutes."""
+    probe = containers(render(MINIMAL))["pulse-listener"]["livenessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 600
+
+
+# --- settings and secrets --------------------------------------------------------------------------------------------
+
+
+def load(container: Manifest, manifests: list[Manifest], secret: dict[str, str] | None = None) -> BaseSettings:
+    """The settings that this container's process reads: its variables, its Secret and its file are real."""
+    variables = environment(container, manifests, secret)
+    (config,) = of(manifests, "ConfigMap").values()
+    path = Path(variables["TC_TREEHERDER_CONFIG"])
+    assert path.parent == Path("/etc/tc-treeherder")
+    package = listeners.settings if container["args"][0] == "listen" else service.settings
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("TC_TREEHERDER_")]:
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setenv("TC_TREEHERDER_CONFIG", str(_file(config["data"][path.name])))
+        return cast(BaseSettings, package.load())
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path) -> Iterator[None]:
+    _FILES.append(tmp_path)
+    yield
+    _FILES.clear()
+
+
+_FILES: list[Path] = []
+
+
+def _file(text: str) -> Path:
+    path = _FILES[0] / "settings.yaml"
+    path.write_text(text)
+    return path
+
+
+def environment(container: Manifest, manifests: list[Manifest], secret: dict[str, str] | None = None) -> dict[str, str]:
+    """The variables of a container. `secret` is there instead of the chart's own."""
+    found = {}
+    own = of(manifests, "Secret")
+    for variable in container["env"]:
+        assert variable["name"] not in found
+        if "value" in variable:
+            found[variable["name"]] = variable["value"]
+            continue
+        source = variable["valueFrom"]["secretKeyRef"]
+        data = secret if secret is not None else own[source["name"]]["stringData"]
+        if source["key"] in data or not source.get("optional"):
+            found[variable["name"]] = data[source["key"]]
+    return found
+
+
+def known(model: type[BaseModel], names: list[str]) -> bool:
+    """Whether a variable of these parts reaches a setting."""
+    field = model.model_fields.get(names[0])
+    if field is None or len(names) == 1:
+        return field is not None
+    nested = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+    return any(known(kind, names[1:]) for kind in nested if issubclass(kind, BaseModel))
+
+
+@every
+def test_variables_are_settings(values: Values) -> None:
+    for container in containers(render(values)).values():
+        model: type[BaseModel] = ListenerSettings if container["args"][0] == "listen" else Settings
+        for name in (variable["name"] for variable in container["env"]):
+            if name.startswith("TC_TREEHERDER_") and name != "TC_TREEHERDER_CONFIG":
+                assert known(model, name.removeprefix("TC_TREEHERDER_").lower().split("__")), name
+
+
+OF_THE_SECRET = {
+    "TC_TREEHERDER_DATABASE_URL": PLANTED["database"],
+    "TC_TREEHERDER_WEBHOOK_SECRETS": json.dumps([WEBHOOK]),
+    "TC_TREEHERDER_TOKENS": json.dumps(MINIMAL["secrets"]["tokens"]),
+    "TC_TREEHERDER_PULSE__URL": PLANTED["pulse"],
+}
+"""What README.md says that an existingSecret must have."""
+
+
+@every
+def test_every_process_starts_with_its_settings(values: Values) -> None:
+    manifests = render(values)
+    secret = OF_THE_SECRET if "existingSecret" in values else None
+    for container in containers(manifests).values():
+        settings = load(container, manifests, secret)
+        assert cast(Any, settings).webhook_secrets[0].get_secret_value() == WEBHOOK
+        if isinstance(settings, Settings):
+            assert settings.has_credentials
+            assert settings.port == 8080
+
+
+def test_everything_arrives() -> None:
+    manifests = render(EVERYTHING)
+    found = containers(manifests)
+    of_service = load(found["service"], manifests)
+    assert isinstance(of_service, Settings)
+    assert of_service.database_url.get_secret_value() == PLANTED["database"]
+    assert of_service.tokens[0].value.get_secret_value() == PLANTED["token"]
+    assert of_service.taskcluster.client_id == "project/tc-treeherder"
+    assert of_service.taskcluster.access_token is not None
+    assert of_service.taskcluster.access_token.get_secret_value() == PLANTED["access_token"]
+    assert of_service.taskcluster.certificate is not None
+    assert of_service.taskcluster.certificate.get_secret_value() == PLANTED["certificate"]
+    assert of_service.environments["tc-treeherder"].secret is not None
+    assert of_service.environments["tc-treeherder"].secret.get_secret_value() == PLANTED["environment"]
+    assert of_service.environments["tc-treeherder"].timeout.total_seconds() == 20
+    assert of_service.environments["tc-treeherder-stage"].pushes == "pulse"
+    assert of_service.pulse.url is not None
+    assert of_service.pulse.url.get_secret_value() == PLANTED["pulse"]
+    assert of_service.max_push_age.total_seconds() == 1_000_000
+    assert (of_service.log_level, of_service.database_pool) == ("DEBUG", 20)
+    assert load(found["db-upgrade"], manifests) == of_service
+
+    of_pushlog = load(found["pushlog-listener"], manifests)
+    assert isinstance(of_pushlog, ListenerSettings)
+    assert (of_pushlog.poll_workers, of_pushlog.max_listing, of_pushlog.log_level) == (4, 100_000_000, "WARNING")
+    of_pulse = load(found["pulse-listener"], manifests)
+    assert isinstance(of_pulse, ListenerSettings)
+    assert of_pulse.environments == ["tc-treeherder"]
+    assert of_pulse.pulse.url is not None
+    assert of_pulse.pulse.url.get_secret_value() == PLANTED["pulse"]
+
+
+def test_a_listener_gets_no_secret_that_it_has_no_use_for() -> None:
+    manifests = render(EVERYTHING)
+    found = containers(manifests)
+    for name, its in {
+        "pushlog-listener": {"webhook", "sentry"},
+        "pulse-listener": {"webhook", "sentry", "pulse"},
+        "service": set(PLANTED),
+    }.items():
+        told = "\n".join(environment(found[name], manifests).values()).replace('\\"', '"')
+        assert {kind for kind, secret in PLANTED.items() if secret in told} == its, name
+
+
+@every
+def test_secrets_stand_in_the_secret_alone(values: Values) -> None:
+    for manifest in render(values):
+        text = json.dumps(manifest, ensure_ascii=False)
+        if manifest["kind"] == "Secret":
+            assert set(manifest) == {"apiVersion", "kind", "metadata", "type", "stringData"}
+        else:
+            assert not [secret for secret in PLANTED.values() if secret in text or json.dumps(secret)[1:-1] in text]
+
+
+def test_an_existing_secret_is_used_and_none_made() -> None:
+    manifests = render(EXISTING_SECRET)
+    assert not of(manifests, "Secret")
+    used = {
+        variable["valueFrom"]["secretKeyRef"]["name"]: variable["valueFrom"]["secretKeyRef"]["key"]
+        for container in containers(manifests).values()
+        for variable in container["env"]
+        if "valueFrom" in variable
+    }
+    assert set(used) == {"mine"}
+
+
+def test_the_readme_lists_the_keys_of_an_existing_secret() -> None:
+    rows = re.findall(r"^\| `(TC_TREEHERDER_\w+)` \| (.*?) \|", (CHART / "README.md").read_text(), re.M)
+    references: dict[str, bool] = {}
+    for container in containers(render(EXISTING_SECRET)).values():
+        for variable in container["env"]:
+            if "valueFrom" in variable:
+                source = variable["valueFrom"]["secretKeyRef"]
+                references[source["key"]] = references.get(source["key"], False) or not source.get("optional")
+    assert set(dict(rows)) == set(references)
+    needed = {key for key, said in rows if said.startswith(("yes", "unless"))}
+    assert needed == {key for key, must in references.items() if must} == set(OF_THE_SECRET)
+
+
+def secret_fields(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of all settings that hold secrets; `*` stands for the keys of a mapping."""
+    for name, field in model.model_fields.items():
+        pending, kinds = [field.annotation], []
+        while pending:
+            kind = pending.pop()
+            pending += get_args(kind)
+            kinds.append(kind)
+        path = (*prefix, name)
+        if SecretStr in kinds:
+            yield path
+        mapping = any(getattr(kind, "__origin__", None) is dict for kind in kinds)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from secret_fields(kind, (*path, "*") if mapping else path)
+
+
+SECRETS_OF_SETTINGS = sorted(set(secret_fields(Settings)))
+SECRETS_OF_LISTENERS = sorted(set(secret_fields(ListenerSettings)))
+
+
+def test_the_fields_that_hold_secrets_are_found() -> None:
+    assert {("database_url",), ("webhook_secrets",), ("pulse", "url"), ("environments", "*", "secret")} <= set(
+        SECRETS_OF_SETTINGS
+    )
+    assert {("tokens", "value"), ("taskcluster", "access_token"), ("taskcluster", "certificate")} <= set(
+        SECRETS_OF_SETTINGS
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [("settings", path) for path in SECRETS_OF_SETTINGS]
+    + [("listeners.settings", path) for path in SECRETS_OF_LISTENERS if len(path) == 1],
+    ids=lambda value: value if isinstance(value, str) else ".".join(value),
+)
+def test_a_secret_among_the_settings_is_refused_without_showing_it(place: str, path: tuple[str, ...]) -> None:
+    value: Any = "planted"
+    for name in reversed(path):
+        value = {"x" if name == "*" else name: value}
+    if path[0] == "tokens":
+        value = {"tokens": [{"name": "x", "value": "planted"}]}
+    if path[0] == "webhook_secrets":
+        value = {"webhook_secrets": ["planted"]}
+    if path[0] == "environments":
+        value["environments"]["x"]["url"] = "https://treeherder.example.com"
+    values = {"settings": value} if place == "settings" else {"listeners": {"settings": value}}
+    message = refused(over(MINIMAL, values))
+    shown = ".".join("x" if name == "*" else name for name in path if path[0] != "tokens" or name == "tokens")
+    assert f"{place}.{shown} does not belong there: put" in message
+    assert "planted" not in message
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+NONSENSE: dict[str, tuple[Values, list[str]]] = {
+    "replicas on SQLite": ({**SQLITE, "replicas": 2}, ["/replicas", "maximum: got 2, want 1"]),
+    "scaling SQLite": ({**SQLITE, "autoscaling": {"enabled": True}}, ["/autoscaling/enabled", "must be false"]),
+    "both databases": ({"persistence": {"enabled": True}, "replicas": 1}, ["database.url", "persistence.enabled"]),
+    "no database": ({"database": {"url": ""}}, ["database.url is empty", "persistence.enabled"]),
+    "no image": ({"image": {"repository": ""}}, ["image.repository", "bin/build-image"]),
+    "no webhook secret": ({"secrets": {"webhook": []}}, ["secrets.webhook", "openssl rand"]),
+    "no token": ({"secrets": {"tokens": []}}, ["secrets.tokens", "scopes"]),
+    "no pulse": ({"secrets": {"pulse": {"url": ""}}}, ["secrets.pulse.url", "listeners.pulse.enabled"]),
+    "a secret of nothing": (
+        {"secrets": {"environments": {"stage": "s"}}},
+        ["secrets.environments.stage", "settings.environments.stage"],
+    ),
+    "two Secrets": ({"existingSecret": "mine"}, ["existingSecret", "database.url", "secrets"]),
+    "another database": ({"database": {"url": "mysql://u:planted@h"}}, ["postgresql+psycopg://"]),
+    "another broker": ({"secrets": {"pulse": {"url": "http://u:planted@h"}}}, ["secrets.pulse.url", "amqps://"]),
+    "a weak webhook secret": ({"secrets": {"webhook": ["whsec_planted"]}}, ["secrets.webhook[0]", "24"]),
+    "a short token": ({"secrets": {"tokens": [{"name": "n", "value": "planted"}]}}, ["/secrets/tokens/0/value"]),
+    "a slow drain": ({"settings": {"work": {"drain": 50}}}, ["terminationGracePeriodSeconds", "75"]),
+    "a wrong mode": ({"listeners": {"mode": "both"}}, ["/listeners/mode", "sidecar", "deployment"]),
+    "a misspelt value": ({"replica": 3}, ["replica"]),
+    "a misspelt setting": ({"settings": {"poll": {"intervall": 5}}}, ["/settings/poll", "intervall"]),
+    "a wrong setting": ({"settings": {"environments": {"a": {"jobs": "of"}}}}, ["/settings/environments/a/jobs"]),
+    "a listener's setting for all": ({"settings": {"poll_workers": 3}}, ["/settings", "poll_workers"]),
+    "a wrong duration": ({"settings": {"work": {"lease": "soon"}}}, ["/settings/work/lease"]),
+    "the port": ({"settings": {"port": 80}}, ["settings.port", "service.port"]),
+    "a shrinking scale": ({"autoscaling": {"enabled": True, "minReplicas": 9}}, ["minReplicas is 9", "6"]),
+    "no host": ({"ingress": {"enabled": True}}, ["ingress.hosts"]),
+    "a URL for a host": ({"ingress": {"hosts": ["https://x"]}}, ["/ingress/hosts/0"]),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_refused_with_words_that_help(changes: Values, said: list[str]) -> None:
+    message = refused(over(MINIMAL, changes))
+    for words in said:
+        assert words in message
+    assert "planted" not in message
+
+
+def test_all_that_is_missing_is_said_at_once() -> None:
+    message = refused({})
+    for name in ("image.repository", "database.url", "secrets.webhook", "secrets.tokens", "secrets.pulse.url"):
+        assert f"- {name} is empty" in message
+
+
+def test_callers_of_taskcluster_need_no_token() -> None:
+    logins = {"taskcluster_logins": True, "public_url": "https://tc-treeherder.example.com"}
+    manifests = render(over(MINIMAL, {"secrets": {"tokens": []}, "settings": logins}))
+    settings = load(containers(manifests)["service"], manifests)
+    assert isinstance(settings, Settings)
+    assert settings.has_credentials
+
+
+def test_sqlite_lies_on_the_volume() -> None:
+    manifests = render(SQLITE)
+    (claim,) = of(manifests, "PersistentVolumeClaim").values()
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    (pod,) = pods(manifests).values()
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "data"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    for name in ("service", "db-upgrade"):
+        container = containers(manifests)[name]
+        settings = load(container, manifests)
+        assert isinstance(settings, Settings)
+        assert settings.database_url.get_secret_value() == "sqlite+aiosqlite:////data/tc-treeherder.sqlite"
+        assert {"name": "data", "mountPath": "/data"} in container["volumeMounts"]
+    (pod,) = pods(render(ALL["existing claim"])).values()
+    assert [each["persistentVolumeClaim"]["claimName"] for each in pod["volumes"] if each["name"] == "data"] == ["mine"]
+    assert not of(render(ALL["existing claim"]), "PersistentVolumeClaim")
+
+
+def test_nobody_sets_the_replicas_that_the_autoscaler_sets() -> None:
+    manifests = render(EVERYTHING)
+    (scaler,) = of(manifests, "HorizontalPodAutoscaler").values()
+    target = of(manifests, "Deployment")[scaler["spec"]["scaleTargetRef"]["name"]]
+    assert "replicas" not in target["spec"]
+    (metric,) = scaler["spec"]["metrics"]
+    containers_there = [each["name"] for each in target["spec"]["template"]["spec"]["containers"]]
+    assert metric["containerResource"]["container"] in containers_there
+    assert of(render(MINIMAL), "Deployment")["tc-treeherder"]["spec"]["replicas"] == 2
+
+
+def test_what_is_optional_is_off() -> None:
+    kinds = {each["kind"] for each in render(MINIMAL)}
+    assert kinds == {"ConfigMap", "Secret", "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget"}
+
+
+def test_the_network_policy_lets_in_who_is_named_and_the_listeners() -> None:
+    (policy,) = of(render(EVERYTHING), "NetworkPolicy").values()
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
+    assert EVERYTHING["networkPolicy"]["from"][0] in rule["from"]
+    assert {"podSelector": policy["spec"]["podSelector"]} in rule["from"]
+    ports = {port["port"] for each in policy["spec"]["egress"] for port in each["ports"]}
+    assert ports == {53, 443, 5432, 5671, 8080}
+
+
+def test_the_image_is_named_by_tag_or_digest() -> None:
+    (image,) = {each["image"] for each in containers(render(MINIMAL)).values()}
+    assert image == f"registry.example.com/tc-treeherder:{project_version()}"
+    (image,) = {each["image"] for each in containers(render(EVERYTHING)).values()}
+    assert image == f"registry.example.com/tc-treeherder@sha256:{'a' * 64}"
+
+
+def project_version() -> str:
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return version
+
+
+def test_names_stay_short_enough() -> None:
+    long = "r" * 53  # the longest release name that Helm takes
+    manifests = [
+        manifest
+        for name, text in chart().render(over(EVERYTHING, {"fullnameOverride": ""}), name=long).items()
+        if name.endswith(".yaml")
+        for manifest in yaml.load_all(text, LOADER)
+        if manifest
+    ]
+    assert max(len(each["metadata"]["name"]) for each in manifests) <= 63 + 4  # Deployments may be longer than Services
+    (service,) = of(manifests, "Service")
+    assert len(service) <= 63
+
+
+# --- what else the chart says ----------------------------------------------------------------------------------------
+
+
+def test_the_chart_has_the_projects_version() -> None:
+    assert chart().metadata["appVersion"] == project_version()
+
+
+def test_the_schema_has_the_settings() -> None:
+    text = schema.FILE.read_text()
+    assert text == schema.written(text), "run bin/chart-schema"
+
+
+def leaves(values: Values, prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        path = prefix + name
+        whole = path.split(".")[-1] in {"resources", "podSecurityContext", "securityContext"}
+        if isinstance(value, dict) and value and not whole:
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path
+
+
+def test_the_readme_has_every_value_with_its_default() -> None:
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    text = (CHART / "README.md").read_text().split("## Values")[1]
+    rows = dict(re.findall(r"^\| `(\S+?)` \| (.*?) \|", text, re.M))
+    assert list(rows) == list(leaves(defaults))
+    for name, said in rows.items():
+        value = defaults
+        for part in name.split("."):
+            value = value[part]
+        if said.startswith("`"):
+            shown = json.dumps(value) if value == "" or not isinstance(value, str) else value
+            assert said == f"`{shown}`", name
+
+
+def test_the_readmes_example_is_taken() -> None:
+    example = re.search(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.S)
+    assert example is not None
+    values = yaml.safe_load(example[1].replace("whsec_…", WEBHOOK))
+    render(values)
+
+
+def test_alerts_ask_for_metrics_that_there_are() -> None:
+    names = {
+        sample
+        for family in metrics.REGISTRY.collect()
+        for sample in (
+            [f"{family.name}_{end}" for end in ("bucket", "sum", "count")]
+            if family.type == "histogram"
+            else [f"{family.name}_total" if family.type == "counter" else family.name]
+        )
+    }
+    assert isinstance(metrics.REGISTRY, prometheus_client.CollectorRegistry)
+    manifests = render(EVERYTHING)
+    (rule,) = of(manifests, "PrometheusRule").values()
+    (group,) = rule["spec"]["groups"]
+    (service,) = of(manifests, "Service")
+    seen = set()
+    for alert in group["rules"]:
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert {"summary", "description"} == set(alert["annotations"])
+        asked = set(re.findall(r"tc_treeherder_\w+", alert["expr"]))
+        assert asked <= names, alert["alert"]
+        assert alert["expr"].count(f'job="{service}", namespace="ci"') == max(
+            1, len(re.findall(r"tc_treeherder_\w+", alert["expr"]))
+        )
+        assert "SELECTOR" not in alert["expr"]
+        for other in re.findall(r"tc_treeherder_\w+", alert["annotations"]["description"]):
+            assert other in names or f"{other}_count" in names, other
+        seen.add(alert["alert"])
+    assert len(seen) == len(group["rules"]) >= 5
