@@ -1,12 +1,14 @@
 """Delivery to a Treeherder that refuses, is away, throttles, or does not know the push; links; the shared budget."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import pika
 import pytest
 from sqlmodel import select, update
 
@@ -21,7 +23,9 @@ from service.models import Budget, JobReport, Push, PushStep, State, StepKind
 from service.reporter import Desk, Reporter
 from service.work import Hold, claim
 from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, newsroom, resultset, revision, route
+from tests.service.flow.test_jobs import check_pulse
 from tests.service.world import add_repository, node, push_event
+from tests.services import Amqp
 
 
 @asynccontextmanager
@@ -352,6 +356,62 @@ async def test_links_can_be_left_out(sqlite_url: str) -> None:
         room.end(room.create(), "completed")
         await room.told()
         assert room.tc.journal.calls["listArtifacts"] == 0
+
+
+# --- jobs: pulse, jobs: off ------------------------------------------------------------------------------------------
+
+
+async def test_jobs_are_published_for_whoever_reads_them(sqlite_url: str, amqp: Amqp) -> None:
+    user = f"{amqp.user}/{amqp.name}"
+    exchange = f"exchange/{user}/v1/jobs"
+    amqp.exchanges.add(exchange)
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange, "topic", durable=True)
+        channel.queue_declare(amqp.queue())
+        channel.queue_bind(amqp.queue(), exchange, f"{PREFIX}.mc._")
+        pulse = {"url": amqp.url, "user": user}
+        async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as room:
+            task_id = room.create(routes=[f"{PREFIX}.v2.mc.{OTHER}"])  # nobody is asked for its push
+            room.claim(task_id)
+            upload(room, task_id, "public/a.txt")
+            room.tc.queue.report_failed(task_id, 0)
+            await room.told()
+            assert sum(room.th[PREFIX].counters.values()) == 0
+            assert {each.state for each in await room.reports()} == {State.DONE}
+        messages = []
+        while (body := channel.basic_get(amqp.queue(), auto_ack=True)[2]) is not None:
+            messages.append(json.loads(body))
+    job, with_links = messages
+    check_pulse(job)
+    check_pulse(with_links)
+    assert job["taskId"] == job_guid(task_id, 0)
+    assert (job["state"], job["result"]) == ("completed", "fail")
+    assert job["origin"] == {"project": "mc", "revision": OTHER}
+    assert job["logs"][0]["name"] == "live_backing_log"
+    assert [link["linkText"] for link in with_links["jobInfo"]["links"]] == [task_id, "a.txt"]
+
+
+async def test_a_broker_that_is_away_delays_and_loses_nothing(sqlite_url: str, unused_tcp_port: int) -> None:
+    pulse = {"url": f"amqp://127.0.0.1:{unused_tcp_port}", "user": "x", "timeout": 0.5}
+    async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as room:
+        room.create()
+        await room.take_all()
+        reporter = Reporter(room.parts)
+        running = asyncio.create_task(reporter.run())
+        await asyncio.sleep(0.5)
+        reporter.stop()
+        await running
+        (report,) = await room.reports()
+        assert report.due_at is not None
+        assert "pulse" in (report.error or "") or "v1/jobs" in (report.error or "")
+
+
+async def test_a_treeherder_that_reads_the_exchanges_itself_is_told_nothing(sqlite_url: str) -> None:
+    async with newsroom(sqlite_url, environment={"jobs": "off"}) as room:
+        room.create()
+        await room.told()
+        assert await room.reports() == []
 
 
 # --- budget and turns ------------------------------------------------------------------------------------------------
