@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import alembic.command
+import structlog
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -24,6 +25,8 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
+
+log = structlog.get_logger()
 
 Session = AsyncSession
 
@@ -138,7 +141,12 @@ def _sync(url: str) -> str:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the schema to `revision`. Two at once on PostgreSQL wait for each other (alembic/env.py holds a lock)."""
+    """Bring the schema to `revision`. Two at once on PostgreSQL wait for each other (alembic/env.py holds a lock).
+
+    A schema that a newer release has migrated is left as it is, so that an older one can be rolled back to.
+    """
+    if revision == "head" and _is_ahead(url, _current(url)):
+        return
     alembic.command.upgrade(_config(_sync(url)), revision)
 
 
@@ -148,19 +156,35 @@ def downgrade(url: str, revision: str) -> None:
 
 
 def check_schema(url: str) -> None:
-    """Raise SchemaBehindError unless the database is at the newest migration."""
+    """Raise SchemaBehindError if the database lacks a migration of this release.
+
+    One that is ahead will do: each migration works with the previous release's code (expand first, contract later).
+    """
+    current = _current(url)
     head = ScriptDirectory.from_config(_config(_sync(url))).get_current_head()
-    engine = create_engine(_sync(url), poolclass=NullPool)
-    try:
-        with engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-    finally:
-        engine.dispose()
-    if current != head:
+    if current != head and not _is_ahead(url, current):
         raise SchemaBehindError(
             f"the database {shown(url)} is at schema {current or 'none'}, "
             f"this release needs {head}: run `tc-treeherder db upgrade` first"
         )
+
+
+def _current(url: str) -> str | None:
+    engine = create_engine(_sync(url), poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    finally:
+        engine.dispose()
+
+
+def _is_ahead(url: str, current: str | None) -> bool:
+    """Whether the schema is at a migration that this release does not know, so a newer one made it."""
+    known = {each.revision for each in ScriptDirectory.from_config(_config(_sync(url))).walk_revisions()}
+    ahead = current is not None and current not in known
+    if ahead:
+        log.warning("schema-ahead", schema=current, why="a newer release has migrated it; expected in a roll-back")
+    return ahead
 
 
 async def check_schema_async(url: str) -> None:
