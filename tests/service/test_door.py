@@ -90,7 +90,7 @@ def spelled(draw: st.DrawFn, value: Any) -> str:
     return draw(spaces) + word + draw(spaces)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data(), st.lists(anything, max_size=5), st.dictionaries(texts, anything, max_size=3))
 def test_originals_are_the_bytes_of_each_element(
     data: st.DataObject, events: list[Any], others: dict[str, Any]

@@ -108,7 +108,7 @@ def definitions(draw: st.DrawFn, spoil: bool = False) -> dict[str, Any]:
     return definition
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(definitions())
 def test_what_is_fine_is_accepted_and_completed_as_the_queue_does(definition: dict[str, Any]) -> None:
     assume(len(set(definition.get("routes", []))) == len(definition.get("routes", [])))
@@ -125,7 +125,7 @@ def test_what_is_fine_is_accepted_and_completed_as_the_queue_does(definition: di
     assert complete(TASK, ours) == ours
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(definitions(spoil=True))
 def test_what_we_accept_the_schema_accepts(definition: dict[str, Any]) -> None:
     if accepts(definition):

@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -230,6 +231,7 @@ def test_what_is_no_plan_is_told(tasks: list[Any], why: str) -> None:
 # Its order
 
 
+@hypothesis.settings(max_examples=40)
 @given(st.integers(0, 30), st.randoms(use_true_random=False))
 def test_each_task_comes_after_its_dependencies(count: int, chance: random.Random) -> None:
     order = ids(count)
