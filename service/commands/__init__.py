@@ -2,7 +2,7 @@
 
     repositories pushes actions dead_letters    over the API of a running service, from anywhere (client.py)
     doctor                                      reads the settings here, and checks every system that they name
-    client.py output.py                         the HTTP client with its errors; tables, JSON, progress
+    client.py output.py text.py                 the HTTP client with its errors; tables, JSON, progress; terminals
     importing.py sources.py                     `repositories import`, and where it imports from
 
 Like `cli.py` these stand above service and listeners: nothing of the service imports them.
@@ -13,6 +13,8 @@ from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from service.commands.text import visible
 
 FAILED = 1
 """The service refused, or something failed."""
@@ -64,5 +66,5 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Failed as error:
-            typer.secho(str(error), err=True, fg="red")
+            typer.secho(visible(str(error), lines=True), err=True, fg="red")
             raise typer.Exit(error.code) from None

@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Events that were not understood, a
 
 Ids = Annotated[list[int] | None, typer.Argument(min=1, help="ids of dead letters", show_default=False)]
 Everything = Annotated[bool, typer.Option("--all", help="All there are now (of --kind).")]
-Kind = Annotated[str | None, typer.Option(help="such as graph, resultset, action, job-action, push, task-event")]
+Kind = Annotated[str | None, typer.Option(help="such as push-event, job-action, task-event, graph, resultset, action")]
 
 
 @app.command("list")

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from service.commands.text import visible
+
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text for people.")]
 
 T = TypeVar("T")
@@ -67,21 +69,6 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print a sentence on standard error."""
     typer.secho(visible(text), err=True, fg="red")
-
-
-def visible(text: str, *, lines: bool = False) -> str:
-    """`text` with control characters (but for line ends, if `lines`) and halves of surrogate pairs made visible."""
-    return "".join(c if _harmless(c) or (lines and c == "\n") else _escaped(c) for c in text)
-
-
-def _harmless(c: str) -> bool:
-    # the marks that turn the writing direction can make a line read as another one
-    turns = "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
-    return not (c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" or turns or c in "\u2028\u2029")
-
-
-def _escaped(c: str) -> str:
-    return " " if c in "\n\t" else c.encode("unicode_escape").decode()
 
 
 def when(moment: str | None) -> str:

@@ -1,0 +1,83 @@
+"""`tc-treeherder actions`."""
+
+import pytest
+
+from tests.service.commands.conftest import Pretended, Pushed, Run
+
+NOBODY = "AAAAAAAAQAyAAAAAAAAAAA"
+
+
+def test_a_plan_shows_what_would_be_done_and_does_nothing(tc: Run, pushed: Pushed) -> None:
+    before = tc("actions", "list", "--json").json
+    ran = tc("actions", "run", "retrigger", "try", "--plan", "--", pushed.tasks[1])
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    assert lines[0] == f"plan    retrigger of {pushed.tasks[1]} in try; nothing is done"
+    assert f"copies  {pushed.tasks[1]}  test" in lines
+    document = tc("actions", "run", "retrigger", "try", "--plan", "--json", "--", pushed.tasks[1]).json
+    assert document["state"] == "planned"
+    assert [task["copy_of"] for task in document["tasks"]] == [pushed.tasks[1]]
+    assert tc("actions", "list", "--json").json == before
+
+
+def test_a_plan_that_would_be_rejected_is_1(tc: Run, pushed: Pushed) -> None:
+    ran = tc("actions", "run", "cancel", "elsewhere", "--plan", "--json", "--", pushed.tasks[1])
+    assert ran.code == 1
+    assert ran.json["state"] == "rejected"
+    assert "it would be rejected" in ran.err
+
+
+def test_a_retrigger_is_waited_for(tc: Run, pushed: Pushed) -> None:
+    ran = tc("actions", "run", "retrigger", "try", "--wait", "--requester", "me", "--json", "--", pushed.tasks[1])
+    assert ran.code == 0, ran.err
+    action = ran.json
+    assert (action["state"], action["requester"], action["source"]) == ("done", "me", "api")
+    assert [(task["copy_of"], task["created"]) for task in action["tasks"]] == [(pushed.tasks[1], True)]
+    shown = tc("actions", "show", str(action["id"]))
+    assert f"tasks      {action['tasks'][0]['task_id']}  created  test" in shown.out.splitlines()
+    (row,) = [row for row in tc("actions", "list", "--project", "try").rows if row[0] == str(action["id"])]
+    assert row[1:5] == ["retrigger", "try", pushed.tasks[1], "me"]
+    assert row[-2:] == ["done", "1/1"]
+    done = tc("actions", "list", "--state", "done", "--json").json
+    assert action["id"] in {each["id"] for each in done}
+
+
+def test_the_same_key_is_the_same_action(tc: Run, pushed: Pushed) -> None:
+    arguments = ["actions", "run", "cancel", "try", "--key", "only-once", "--wait", "--json", "--", pushed.tasks[0]]
+    first, second = tc(*arguments), tc(*arguments)
+    assert first.code == second.code == 0
+    assert first.json["id"] == second.json["id"]
+
+
+def test_a_failed_action_is_1_and_says_why(tc: Run, pushed: Pushed) -> None:
+    ran = tc("actions", "run", "retrigger", "try", "--wait", "--json", "--", NOBODY)
+    assert ran.code == 1
+    assert ran.json["state"] in {"failed", "rejected"}
+    assert NOBODY in ran.err
+
+
+def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
+    action = dict.fromkeys(("run_id", "reason", "done_at", "next_attempt_at"))
+    lists: dict[str, object] = {"notes": [], "tasks": [], "left_out": []}
+    names = {"action": "cancel", "project": "mc", "task_id": NOBODY, "requester": "me", "source": "api"}
+    body = {"id": 7, "state": "received", "received_at": "2026-01-02T03:04:05Z", **names, **action, **lists}
+    pretend.json("/api/v1/actions", body, 202)
+    pretend.json("/api/v1/actions/7", body)
+    ran = run("actions", "run", "cancel", "mc", NOBODY, "--wait", "--wait-seconds", "0.1", "--url", pretend.url)
+    assert ran.code == 1
+    assert "has not ended within 0.1 s" in ran.err
+    assert "received   2026-01-02 03:04:05Z" in ran.out
+    assert len(pretend.asked) >= 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["explode", "try", NOBODY], ["cancel", "try"], ["cancel", "try", NOBODY, "--run-id", "-1"]]
+)
+def test_used_wrongly(tc: Run, arguments: list[str]) -> None:
+    assert tc("actions", "run", *arguments).code == 2
+
+
+def test_there_is_no_such_action(tc: Run) -> None:
+    ran = tc("actions", "show", "4711")
+    assert ran.code == 4
+    assert "no action 4711" in ran.err

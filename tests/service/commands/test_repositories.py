@@ -1,0 +1,118 @@
+"""`tc-treeherder repositories`, but for `import`."""
+
+import json
+
+import pytest
+
+from tests.service.commands.conftest import Ran, Run
+from tests.system.conftest import System
+
+
+def added(system: System, tc: Run, alias: str, *options: str) -> Ran:
+    """Add a repository that is not polled, from push 7 on: its pushlog is not asked."""
+    url = f"{system.stack.sandbox['hg']}/{alias}"
+    ran = tc("repositories", "add", alias, url, "--last-push-id", "7", "--disabled", *options)
+    assert ran.code == 0, ran.err
+    return ran
+
+
+def test_a_repository_is_added_and_shown(system: System, tc: Run) -> None:
+    options = ["--level", "nss", "--scope", "assume:a", "--scope", "assume:b", "--contains", "[ci]", "--no-graph"]
+    ran = added(system, tc, "added", *options, "--environment", "tc-treeherder", "--json")
+    wanted = {
+        "alias": "added",
+        "level": "nss",
+        "scopes": ["assume:a", "assume:b"],
+        "contains": "[ci]",
+        "graph": False,
+        "enabled": False,
+        "environments": ["tc-treeherder"],
+        "last_push_id": 7,
+    }
+    assert {name: ran.json[name] for name in wanted} == wanted
+    assert tc("repositories", "show", "added", "--json").json == ran.json
+    shown = tc("repositories", "show", "added").out.splitlines()
+    assert "scopes          assume:a" in shown
+    assert "                assume:b" in shown
+    assert "cursor          push 7 of generation 0" in shown
+    (row,) = [row for row in tc("repositories", "list").rows if row[0] == "added"]
+    assert row == ["added", ran.json["url"], "nss", "no", "no", "7", "-"]
+    assert ran.json in tc("repositories", "list", "--json").json
+
+
+def test_without_a_cursor_it_begins_at_the_pushlogs_end(system: System, tc: Run) -> None:
+    system.hg.post("/repositories", json={"repository": "fresh"}).raise_for_status()
+    ran = tc("repositories", "add", "fresh", f"{system.stack.sandbox['hg']}/fresh", "--disabled")
+    assert ran.code == 0
+    assert "cursor          push 0 of generation 0" in ran.out
+
+
+def test_what_the_service_refuses_is_1_in_its_words(system: System, tc: Run) -> None:
+    ran = tc("repositories", "add", "elsewhere", "https://hg.example.com/x")
+    assert ran.code == 1
+    assert "hg.example.com, which is not among allowed_hosts" in ran.err
+    assert ran.out == ""
+    added(system, tc, "taken")
+    ran = tc("repositories", "add", "taken", f"{system.stack.sandbox['hg']}/other", "--last-push-id", "0")
+    assert ran.code == 1
+    assert "Taken: alias 'taken' is taken" in ran.err
+
+
+def test_set_changes_what_is_given_and_leaves_the_rest(system: System, tc: Run) -> None:
+    before = added(system, tc, "setting", "--level", "2", "--contains", "x", "--scope", "assume:x", "--json").json
+    after = tc("repositories", "set", "setting", "--level", "3", "--no-contains", "--default-scopes", "--json").json
+    host = before["url"].removeprefix("http://")
+    assert after["level"] == "3"
+    assert after["contains"] is None
+    assert after["scopes"] == [f"assume:repo:{host}:branch:default"]
+    assert {name for name in after if after[name] != before[name]} == {"level", "contains", "scopes"}
+    there = tc("repositories", "set", "setting", "--environment", "tc-treeherder", "--graph", "--json").json
+    assert there["environments"] == ["tc-treeherder"]
+    assert tc("repositories", "set", "setting", "--all-environments", "--json").json["environments"] is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--contains", "x", "--no-contains"], ["--scope", "x", "--default-scopes"], ["--level"]],
+)
+def test_set_is_used_wrongly(tc: Run, options: list[str]) -> None:
+    assert tc("repositories", "set", "whatever", *options).code == 2
+
+
+@pytest.mark.parametrize("command", ["show", "remove", "reset"])
+def test_there_is_no_such_repository(tc: Run, command: str) -> None:
+    ran = tc("repositories", command, "nowhere")
+    assert ran.code == 4
+    assert "'nowhere'" in ran.err
+
+
+def test_reset_begins_a_new_generation(system: System, tc: Run) -> None:
+    added(system, tc, "resetting")
+    ran = tc("repositories", "reset", "resetting", "--last-push-id", "3", "--json")
+    assert (ran.json["generation"], ran.json["last_push_id"]) == (1, 3)
+
+
+def test_a_removed_repository_is_gone(system: System, tc: Run) -> None:
+    added(system, tc, "leaving")
+    ran = tc("repositories", "remove", "leaving")
+    assert (ran.code, ran.out) == (0, "leaving is monitored no more\n")
+    assert tc("repositories", "remove", "leaving").code == 4
+    added(system, tc, "leaving")
+    assert tc("repositories", "remove", "leaving", "--json").json == {"removed": "leaving"}
+
+
+def test_unfinished_work_is_buried_only_by_force(system: System, tc: Run) -> None:
+    # its graph waits for a file of a repository that is not there
+    added(system, tc, "busy")
+    event = {"id": 8, "user": "u", "date": 1_900_000_000, "changesets": [{"node": "a" * 40}]}
+    push = {"repository": "busy", "generation": 0, "since": 7, "lastpushid": 8, "push": event}
+    from tests.service.asgi import signature
+
+    raw = json.dumps({"events": [push]}).encode()
+    (secret,) = json.loads(system.stack.environment["TC_TREEHERDER_WEBHOOK_SECRETS"])
+    answer = system.api.post("/events/pushes", content=raw, headers=signature(raw, secret))
+    assert answer.json()["verdicts"][0]["verdict"] == "accepted"
+    ran = tc("repositories", "remove", "busy")
+    assert ran.code == 1
+    assert "Unfinished work" in ran.err
+    assert tc("repositories", "remove", "busy", "--force").code == 0
