@@ -1,0 +1,194 @@
+"""What the Dockerfile says, without building it, and what bin/build-image asks the engine for."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Each instruction and its arguments on one line, without comments."""
+    lines = "\n".join(line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#"))
+    joined = re.sub(r"\\\n\s*", " ", lines)
+    return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in joined.splitlines() if line]
+
+
+def last_stage() -> list[tuple[str, str]]:
+    every = instructions()
+    begins = max(number for number, (name, _) in enumerate(every) if name == "FROM")
+    return every[begins:]
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    found = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+def test_all_that_is_installed_is_locked() -> None:
+    installs = re.findall(
+        r"pip(?: --python \S+)? (?:install|wheel) .*?(?=&&|$)", "\n".join(map(" ".join, instructions())), re.M
+    )
+    assert len(installs) == 4
+    for install in installs:
+        assert "--no-index" in install or {"--require-hashes", "--only-binary"} <= set(install.split()), install
+
+
+def test_the_build_tools_are_those_of_development() -> None:
+    def pins(name: str) -> set[str]:
+        return set(re.findall(r"^(\S+==\S+)", (ROOT / name).read_text(), re.M))
+
+    assert pins("requirements-build.lock") <= pins("requirements-dev.lock")
+    for requirement in PROJECT["build-system"]["requires"]:
+        assert any(pin.startswith(f"{requirement}==") for pin in pins("requirements-build.lock"))
+
+
+def test_the_build_gets_all_that_the_wheel_is_made_of_and_no_more() -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    wanted = {
+        "pyproject.toml",
+        PROJECT["project"]["readme"],
+        *PROJECT["project"]["license-files"],
+        *wheel["packages"],
+        *wheel["force-include"],
+    }
+    copied = {
+        source
+        for name, arguments in instructions()
+        if name == "COPY" and "--from=" not in arguments
+        for source in arguments.split()[:-1]
+    }
+    locks = {"requirements.lock", "requirements-build.lock"}
+    assert copied == wanted | locks
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert next(line for line in ignored if line and not line.startswith("#")) == "*"
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+
+
+def test_the_image_runs_the_command_as_nobody_in_particular() -> None:
+    stage = last_stage()
+    said = dict(stage)
+    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", said["USER"])
+    assert json.loads(said["ENTRYPOINT"]) == ["tc-treeherder"]
+    assert "tc-treeherder" in PROJECT["project"]["scripts"]
+    assert json.loads(said["CMD"]) == ["serve"]
+    assert [name for name, _ in stage].index("USER") > max(n for n, (name, _) in enumerate(stage) if name == "RUN")
+    # nothing is installed into it: what builds stays in the stage before
+    assert not [run for name, run in stage if name == "RUN" and re.search(r"\b(pip|apt-get|curl|wget)\b", run)]
+    assert [arguments for name, arguments in stage if name == "COPY"] == [
+        "--from=build /opt/tc-treeherder /opt/tc-treeherder",
+        "--from=build /app /app",
+    ]
+
+
+def test_the_base_is_a_slim_python_that_the_project_takes() -> None:
+    (base,) = [arguments for name, arguments in instructions() if name == "ARG" and arguments.startswith("BASE_IMAGE=")]
+    version = re.search(r"python:3\.(\d+)-slim$", base)
+    assert version is not None
+    assert int(version[1]) >= int(PROJECT["project"]["requires-python"].removeprefix(">=3."))
+    assert {arguments.split()[0] for name, arguments in instructions() if name == "FROM"} == {"${BASE_IMAGE}"}
+
+
+def test_labels_are_those_of_oci() -> None:
+    labels = set(re.findall(r'org\.opencontainers\.image\.(\w+)="', dict(last_stage())["LABEL"]))
+    assert labels == {"title", "description", "licenses", "version", "revision", "source"}
+    assert f'licenses="{PROJECT["project"]["license"]}"' in DOCKERFILE
+
+
+# --- bin/build-image -------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """A stand-in for docker: it writes down what it was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.program = folder / "engine"
+        self._asked = folder / "asked"
+        self.program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {self._asked}\n')
+        self.program.chmod(0o755)
+
+    def asked(self, *arguments: str, **variables: str) -> list[str]:
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environment = inherited | {"CONTAINER_ENGINE": str(self.program)} | variables
+        subprocess.run([ROOT / "bin" / "build-image", *arguments], env=environment, check=True)
+        return self._asked.read_text().splitlines()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(tmp_path)
+
+
+def build_arguments(asked: list[str]) -> dict[str, str]:
+    pairs = [asked[number + 1] for number, word in enumerate(asked) if word == "--build-arg"]
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def test_the_image_is_told_what_it_is_made_of(engine: Engine) -> None:
+    asked = engine.asked(
+        SOURCE_URL="https://git.example.com/tc-treeherder",
+        BUILD_URL="https://ci.example.com/7",
+    )
+    told = build_arguments(asked)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", told.pop("COMMIT"))
+    version = PROJECT["project"]["version"]
+    assert told == {
+        "VERSION": version,
+        "SOURCE": "https://git.example.com/tc-treeherder",
+        "BUILD": "https://ci.example.com/7",
+    }
+    assert set(told) | {"COMMIT"} <= set(re.findall(r'^ARG (\w+)=""$', DOCKERFILE, re.M))
+    assert asked[0] == "build"
+    assert asked[-1] == "."
+    assert asked[asked.index("--tag") + 1] == f"tc-treeherder:{version}"
+    assert "--secret" not in asked
+
+
+def test_a_password_in_gits_url_is_not_told(engine: Engine) -> None:
+    asked = engine.asked(
+        GIT_CONFIG_COUNT="1",
+        GIT_CONFIG_KEY_0="remote.origin.url",
+        GIT_CONFIG_VALUE_0="https://user:password@git.example.com/tc-treeherder",
+    )
+    assert build_arguments(asked)["SOURCE"] == "https://git.example.com/tc-treeherder"
+    assert "password" not in " ".join(asked)
+
+
+def test_pips_settings_are_secrets_of_the_build(engine: Engine) -> None:
+    asked = engine.asked(PIP_CONFIG_FILE="/my/pip.conf", PIP_CERT="/my/ca.pem")
+    secrets = [asked[number + 1] for number, word in enumerate(asked) if word == "--secret"]
+    assert secrets == ["id=pip,src=/my/pip.conf", "id=ca,src=/my/ca.pem"]
+    mounted = set(re.findall(r"--mount=type=secret,id=(\w+)", DOCKERFILE))
+    assert mounted == {"pip", "ca"}
+    for name in mounted:
+        assert f"/run/secrets/{name}" in DOCKERFILE
+
+
+@pytest.mark.parametrize("tag", [["--tag", "mine"], ["-t", "mine"], ["--tag=mine"]])
+def test_options_go_to_the_engine_and_a_tag_of_ones_own_is_the_only_one(engine: Engine, tag: list[str]) -> None:
+    asked = engine.asked(*tag, "--platform", "linux/arm64")
+    assert not [word for word in asked if word.startswith("tc-treeherder:")]
+    assert asked[-1 - len(tag) - 2 :] == [*tag, "--platform", "linux/arm64", "."]
+
+
+def test_without_an_engine_it_says_what_to_do(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "env", "dirname", "sed", "git"):
+        where = subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout.strip()
+        (programs / name).symlink_to(where)
+    answer = subprocess.run(
+        [ROOT / "bin" / "build-image"], env={"PATH": str(programs)}, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 1
+    assert "CONTAINER_ENGINE" in answer.stderr
