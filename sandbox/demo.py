@@ -3,11 +3,13 @@
 `bin/demo` runs it. Everything is real but the three systems around it, which are stand-ins on this machine.
 """
 
+import base64
 import contextlib
 import shutil
 import signal
 import sys
 import time
+import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -64,9 +66,17 @@ tasks:
         - taskId: {$eval: as_slugid("test")}
           taskQueueId: sandbox/linux
           dependencies: [{$eval: build}]
-          payload: {sandbox: {seconds: 0.5}}
+          payload: {sandbox: {seconds: 0.5, once: failed}}
           metadata: {name: test, description: Tests, owner: "${push.owner}", source: "${repository.url}"}
           extra: {treeherder: {symbol: t, machine: {platform: linux64}}}
+    - $merge:
+        - {$eval: common}
+        - taskId: {$eval: as_slugid("report")}
+          taskQueueId: sandbox/linux
+          dependencies: [{$eval: as_slugid("test")}]
+          payload: {sandbox: {seconds: 0.2}}
+          metadata: {name: report, description: Reports, owner: "${push.owner}", source: "${repository.url}"}
+          extra: {treeherder: {symbol: r, machine: {platform: linux64}}}
 """
 
 
@@ -110,25 +120,65 @@ class Demo:
         timeline = Timeline(pushed_at)
         timeline.tell(f"push {push_id} stands in the pushlog", time.time())
         end = time.monotonic() + seconds
-        while not self._look(timeline, push_id):
+        while not (ended := self._look(timeline, push_id)):
             if time.monotonic() > end:
                 raise StackError(f"the push is not through after {seconds:g} s: {self._why(push_id)}")
             time.sleep(0.05)
+        typer.echo("\nThe push is through; one of its tasks has failed, and what depends on it waits for good.")
+        self._retrigger(next(task for task, state in ended.items() if state == "failed"), end)
 
-    def _look(self, timeline: Timeline, push_id: int) -> bool:
-        """Tell what is new; whether the push is through."""
+    def _retrigger(self, task_id: str, end: float) -> None:
+        """Retrigger a failed task, by the button where there is a broker, and tell how its copies run."""
+        timeline = Timeline(time.time())
+        before = {action["id"] for action in self._api.get("/actions").json()["items"]}
+        if self._stack.amqp_url:
+            typer.echo("Pressing retrigger on Treeherder's page\n")
+            guid = f"{uuid.UUID(bytes=base64.urlsafe_b64decode(task_id + '=='))}/0"
+            press = {"project": REPOSITORY, "job_guid": guid, "action": "retrigger", "requester": USER}
+            _expect(self._treeherder.post("/job-action", json=press), 200)
+        else:
+            typer.echo("Asking tc-treeherder to retrigger it (without a broker: over its API)\n")
+            body = {"action": "retrigger", "project": REPOSITORY, "task_id": task_id, "requester": USER}
+            _expect(self._api.post("/actions", json=body), 202)
+        while not self._copies_ran(timeline, before):
+            if time.monotonic() > end:
+                raise StackError(f"the retrigger is not through: {self._api.get('/actions').json()['items'][:1]}")
+            time.sleep(0.05)
+
+    def _copies_ran(self, timeline: Timeline, before: set[int]) -> bool:
+        actions = [action for action in self._api.get("/actions").json()["items"] if action["id"] not in before]
+        if not actions:
+            return False
+        (action,) = actions
+        if action["state"] in {"failed", "rejected", "nothing-to-do"}:
+            raise StackError(f"the retrigger is {action['state']}: {action['reason']}")
+        events = [(_seconds(action["received_at"]), "retrigger received")]
+        created, statuses = self._in_taskcluster()
+        for task in action["tasks"]:
+            events += self._task({**task, "name": f"{task['name']} (copy)"}, created, statuses)
+        for at, what in sorted(events):
+            timeline.tell(what, at)
+        states = {statuses.get(task["task_id"], {}).get("state") for task in action["tasks"]}
+        return action["state"] == "done" and states == {"completed"}
+
+    def _in_taskcluster(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """When each task was created, and the status of each."""
+        statuses = {
+            task["status"]["taskId"]: task["status"] for task in self._taskcluster.get("/tasks").json()["tasks"]
+        }
+        return {c["task_id"]: c["time"] for c in self._taskcluster.get("/calls").json()["creations"]}, statuses
+
+    def _look(self, timeline: Timeline, push_id: int) -> dict[str, str]:
+        """Tell what is new; once the push is through, the state of each of its tasks, otherwise nothing."""
         answer = self._api.get(f"/pushes/{REPOSITORY}/{push_id}")
         if answer.status_code == httpx.codes.NOT_FOUND:
-            return False
+            return {}
         push = _expect(answer, 200)
         events = [(_seconds(push["noticed_at"]), "push noticed by tc-treeherder")]
         for resultset in self._treeherder.get("/state").json()["resultsets"]:
             if resultset["resultset"]["revision"] == push["revision"]:
                 events.append((resultset["first_posted"], "resultset in Treeherder"))
-        statuses = {
-            task["status"]["taskId"]: task["status"] for task in self._taskcluster.get("/tasks").json()["tasks"]
-        }
-        created = {c["task_id"]: c["time"] for c in self._taskcluster.get("/calls").json()["creations"]}
+        created, statuses = self._in_taskcluster()
         for task in push["graph"]["tasks"]:
             events += self._task(task, created, statuses)
         for at, what in sorted(events):
@@ -136,8 +186,9 @@ class Demo:
         states = {resultset["state"] for resultset in push["resultsets"]} | {push["graph"]["state"]}
         if states & {"failed", "skipped"}:
             raise StackError(f"the push failed: {self._why(push_id)}")
-        mine = [statuses.get(task["task_id"], {}).get("state") for task in push["graph"]["tasks"]]
-        return states == {"done", "created"} and set(mine) == {"completed"}
+        mine = {task["task_id"]: statuses.get(task["task_id"], {}).get("state") for task in push["graph"]["tasks"]}
+        through = states == {"done", "created"} and set(mine.values()) == {"completed", "failed", "unscheduled"}
+        return mine if through else {}
 
     def _task(self, task: dict[str, Any], created: dict[str, str], statuses: dict[str, Any]) -> list[tuple[float, str]]:
         events = []
@@ -189,7 +240,11 @@ def main(
     once: Annotated[bool, typer.Option("--once", help="Leave when the push is through.")] = False,
     folder: Annotated[Path, typer.Option(help="for the database and the logs; emptied first")] = Path(".demo"),
     free_ports: Annotated[bool, typer.Option(help="Any free ports instead of the usual ones.")] = False,
-    seconds: Annotated[float, typer.Option(help="how long the push may take")] = 50,
+    amqp_url: Annotated[
+        str | None,
+        typer.Option(help="a RabbitMQ, so that buttons and task events travel over Pulse", envvar="SANDBOX_AMQP_URL"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="how long it all may take")] = 50,
 ) -> None:
     """Push a commit through tc-treeherder, with stand-ins for the systems around it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -197,12 +252,16 @@ def main(
     ports = (0, 0, 0) if free_ports or once else (HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT)
     service_port = 0 if free_ports or once else SERVICE_PORT
     try:
-        with Stack(folder.absolute(), mercurial=True, ports=ports, service_port=service_port) as stack:
-            typer.echo("Starting: sandbox (Mercurial, Taskcluster, Treeherder), service, pushlog listener")
+        with Stack(
+            folder.absolute(), mercurial=True, ports=ports, service_port=service_port, amqp_url=amqp_url
+        ) as stack:
+            typer.echo("Starting: sandbox (Mercurial, Taskcluster, Treeherder), service, listeners")
             stack.service()
             stack.listener()
+            if amqp_url:
+                stack.listener("pulse-listener", "pulse")
             Demo(stack).run(seconds)
-            typer.echo("\nThe push is through.")
+            typer.echo("\nThe retrigger is through.")
             if not once:
                 _stay(stack)
     except (StackError, httpx.HTTPError) as error:

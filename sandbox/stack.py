@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import httpx
+import pika
+import pika.exceptions
 
 ENVIRONMENT = "tc-treeherder"
 """The route prefix of the one Treeherder that a stack has unless it is given others."""
@@ -102,7 +104,8 @@ class Stack:
         service_port: int = 0,
     ) -> None:
         self.folder = folder
-        self._mercurial, self._amqp_url, self._ports = mercurial, amqp_url, ports
+        self._mercurial, self.amqp_url, self._ports = mercurial, amqp_url, ports
+        self.pulse_user = f"sandbox-{secrets.token_hex(4)}"  # its queues and exchanges are told from others' by it
         self._environments = environments
         self._extra = settings or {}
         self._database_url = database_url or f"sqlite+aiosqlite:///{folder / 'tc-treeherder.sqlite'}"
@@ -133,14 +136,29 @@ class Stack:
                 process.kill()
         if "sandbox" in self.processes:
             self.processes["sandbox"].stop()  # it has folders to remove
+        if self.amqp_url:
+            self._clean_broker(self.amqp_url)
+
+    def _clean_broker(self, url: str) -> None:
+        """Delete the queues and exchanges of this stack's own user."""
+        try:
+            connection = pika.BlockingConnection(pika.URLParameters(url))
+        except pika.exceptions.AMQPError:
+            return  # a broker that is away keeps nothing of ours for long: a test's own
+        channel = connection.channel()
+        for events in ("job-actions", "tasks", "pushes"):
+            channel.queue_delete(f"queue/{self.pulse_user}/tc-treeherder/{events}")
+        for exchange in ("hgpushes", "pushes", "retrigger", "jobs"):
+            channel.exchange_delete(f"exchange/{self.pulse_user}/v1/{exchange}")
+        connection.close()
 
     def _start_sandbox(self) -> None:
         ready = self.folder / "sandbox.json"
         hg, taskcluster, treeherder = (str(port) for port in self._ports)
         arguments = ["sandbox", "--hg-port", hg, "--taskcluster-port", taskcluster, "--treeherder-port", treeherder]
         arguments += ["--ready-file", str(ready), "--mercurial" if self._mercurial else "--no-mercurial"]
-        if self._amqp_url:
-            arguments += ["--amqp-url", self._amqp_url]
+        if self.amqp_url:
+            arguments += ["--amqp-url", self.amqp_url]
         process = self._add("sandbox", arguments, dict(os.environ))
         process.start()
         wait_for(ready.is_file, 30, process)
@@ -171,8 +189,15 @@ class Stack:
             "TC_TREEHERDER_TASKCLUSTER__CLIENT_ID": client["clientId"],
             "TC_TREEHERDER_TASKCLUSTER__ACCESS_TOKEN": client["accessToken"],
             "TC_TREEHERDER_ENVIRONMENTS": json.dumps(dict.fromkeys(self._environments, treeherder)),
+            **self._pulse,
             **self._extra,
         }
+
+    @property
+    def _pulse(self) -> dict[str, str]:
+        if self.amqp_url is None:
+            return {}
+        return {"TC_TREEHERDER_PULSE__URL": self.amqp_url, "TC_TREEHERDER_PULSE__USER": self.pulse_user}
 
     def service(self, name: str = "service", *arguments: str, port: int | None = None, **settings: str) -> Process:
         """Start `tc-treeherder serve` and wait until it answers. Called again with a name, it starts that one anew."""
