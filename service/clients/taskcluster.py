@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import structlog
@@ -22,6 +22,8 @@ for _name in ("taskcluster", "mohawk"):  # at DEBUG they log the Authorization h
 
 Definition = dict[str, Any]
 Status = dict[str, Any]
+
+_T = TypeVar("_T")
 
 PAGE = 1_000
 """Tasks that the queue gives in one answer."""
@@ -90,7 +92,7 @@ class TaskclusterQueue:
 
     async def status(self, task_id: str) -> Status | None:
         answer = await self._read(lambda: self._queue().status(task_id))
-        return answer["status"] if answer else None
+        return _part(answer, "status", dict) if answer is not None else None
 
     async def tasks(self, task_ids: Sequence[str]) -> dict[str, Definition]:
         found = await self._many(task_ids, lambda **call: self._queue().tasks(**call), "tasks")
@@ -102,7 +104,9 @@ class TaskclusterQueue:
 
     async def dependents(self, task_id: str, token: str | None = None) -> Page:
         answer = await answer_of(lambda: self._queue().listDependentTasks(task_id, query=_after(token)))
-        return Page([(each["status"], each["task"]) for each in answer["tasks"]], answer.get("continuationToken"))
+        return Page(
+            [(each["status"], each["task"]) for each in _part(answer, "tasks", list)], answer.get("continuationToken")
+        )
 
     async def group_sealed(self, group_id: str) -> bool:
         answer = await self._read(lambda: self._queue().getTaskGroup(group_id))
@@ -112,7 +116,7 @@ class TaskclusterQueue:
         token: str | None = None
         while True:
             answer = await answer_of(lambda: self._queue().listTaskGroup(group_id, query=_after(token)))  # noqa: B023 - awaited before the token changes
-            yield [(each["status"], each["task"]) for each in answer["tasks"]]
+            yield [(each["status"], each["task"]) for each in _part(answer, "tasks", list)]
             token = answer.get("continuationToken")
             if token is None:
                 return
@@ -124,7 +128,7 @@ class TaskclusterQueue:
             token: str | None = None
             while True:
                 answer = await answer_of(lambda: call(payload=asked, query=_after(token)))  # noqa: B023 - awaited before they change
-                found += answer[key]
+                found += _part(answer, key, list)
                 token = answer.get("continuationToken")
                 if token is None:
                     break
@@ -136,7 +140,7 @@ class TaskclusterQueue:
         while True:
             query = _after(token)
             answer = await self._read(lambda: self._queue().listArtifacts(task_id, str(run_id), query=query))  # noqa: B023 - awaited before it changes
-            found += answer["artifacts"] if answer else []
+            found += _part(answer, "artifacts", list) if answer else []
             token = answer.get("continuationToken") if answer else None
             if token is None:
                 return found
@@ -177,8 +181,7 @@ class TaskclusterQueue:
         return self._clients[key]
 
     async def _status(self, call: Callable[[], Awaitable[Any]]) -> Status:
-        status: Status = (await answer_of(call))["status"]
-        return status
+        return _part(await answer_of(call), "status", dict)
 
     async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
@@ -245,9 +248,19 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
         if isinstance(cause, _UnusableError):
             raise Unavailable("taskcluster", f"Taskcluster answers {cause}") from None
         raise Unavailable("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise Unavailable("taskcluster", f"Taskcluster's answer cannot be read: {type(error).__name__}") from None
     if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):
         raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON object")
     return answer
+
+
+def _part(answer: dict[str, Any], key: str, kind: type[_T]) -> _T:
+    """What the answer has there. Raises Unavailable when that is something else."""
+    found = answer.get(key)
+    if not isinstance(found, kind):
+        raise Unavailable("taskcluster", f"Taskcluster's answer has no {kind.__name__} {key!r}")
+    return found
 
 
 def _after(token: str | None) -> dict[str, str]:

@@ -15,6 +15,9 @@ from service.settings import Environment
 
 _ACCEPT = {"Accept": "application/json; version=1.0"}
 
+MAX_ANSWER = 8 * 1024 * 1024
+"""Bytes of one answer: a list of one push, or a few words."""
+
 
 class Treeherder(Protocol):
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
@@ -74,12 +77,14 @@ class RestTreeherder:
         kind = "push" if revision else "resultset"
         asked = {"revision": revision} if revision else {"revision_hash": revision_hash or ""}
         url = self._of(project, kind)
-        response = await self._send("GET", url, params=asked, headers=_ACCEPT)
+        body = await self._send("GET", url, params=asked, headers=_ACCEPT)
         try:
-            found: list[dict[str, Any]] = response.json()["results"]
+            found = json.loads(body)["results"]
+            if not isinstance(found, list):
+                raise TypeError(found)
             return str(found[0].get("revision") or revision or revision_hash) if found else None
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise Unavailable("treeherder", f"{url} answers no list of pushes: {response.text[:80]!r}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise Unavailable("treeherder", f"{url} answers no list of pushes: {_text(body)[:80]!r}") from None
 
     def _of(self, project: str, kind: str) -> str:
         return f"{self._url}/api/project/{quote(project, safe='')}/{kind}/"
@@ -93,33 +98,46 @@ class RestTreeherder:
         headers = {"Authorization": signed.request_header, "Content-Type": "application/json", **_ACCEPT}
         await self._send("POST", url, content=content, headers=headers)
 
-    async def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
+    async def _send(self, method: str, url: str, **more: Any) -> bytes:
         try:
             # httpx's own time limits are for each step: a server that sends a byte now and then exceeds none
-            async with asyncio.timeout(self._timeout):
-                response = await self._client.request(method, url, timeout=self._timeout, **more)
+            async with (
+                asyncio.timeout(self._timeout),
+                self._client.stream(method, url, timeout=self._timeout, follow_redirects=False, **more) as response,
+            ):
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > MAX_ANSWER:
+                        raise Unavailable("treeherder", f"{url} answers more than {MAX_ANSWER:,} bytes")
         except TimeoutError:
             raise Unavailable("treeherder", f"{url}: no whole answer within {self._timeout:g} s") from None
         except httpx.HTTPError as error:
             raise Unavailable("treeherder", f"{url}: {type(error).__name__} {error}".strip()) from error
         status = response.status_code
         if response.is_success:
-            return response
-        answer = f"{url} answers {status}: {_detail(response)}"
+            return bytes(body)
+        answer = f"{url} answers {status}: {_detail(body)}"
+        if response.is_redirect:
+            answer += f" (a redirect to {response.headers.get('location', 'nowhere')}, and redirects are not followed)"
         if response.is_server_error or response.is_redirect or status in {401, 403, 404, 408, 429}:
             # mended by an operator: credentials there, the project added to Treeherder, the url in the settings
             raise Unavailable("treeherder", answer, _retry_after(response), status)
         raise Refusal("treeherder", answer, status)
 
 
-def _detail(response: httpx.Response) -> str:
+def _detail(body: bytes | bytearray) -> str:
     try:
-        body = response.json()
-    except ValueError:
-        body = None
-    if isinstance(body, dict):
-        return str(body.get("detail") or body.get("message") or body)[:500]
-    return response.text[:200]
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        parsed = None
+    if isinstance(parsed, dict):
+        return str(parsed.get("detail") or parsed.get("message") or parsed)[:500]
+    return _text(body)[:200]
+
+
+def _text(body: bytes | bytearray) -> str:
+    return body.decode(errors="replace")
 
 
 def _retry_after(response: httpx.Response) -> timedelta | None:
