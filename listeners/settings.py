@@ -81,6 +81,20 @@ class SharedPulse(BaseModel):
     user: str | None = Field(None, pattern=_NAME, description="the service's, too")
 
 
+class _SharedFile(YamlConfigSettingsSource):
+    """A YAML file that the service reads too: what is the listeners' alone stands below `listeners`."""
+
+    def __call__(self) -> dict[str, Any]:
+        data = super().__call__()
+        own = data.pop("listeners", None) or {}
+        if not isinstance(own, dict):
+            raise SettingsError("listeners: it must be a mapping of settings")
+        unknown = sorted(map(str, own.keys() - ListenerSettings.model_fields.keys()))
+        if unknown:
+            raise SettingsError(f"listeners: {', '.join(unknown)} is no setting of a listener")
+        return {**data, **own}
+
+
 class ListenerSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", extra="ignore", hide_input_in_errors=True
@@ -180,7 +194,7 @@ class ListenerSettings(BaseSettings):
         if path := os.environ.get("TC_TREEHERDER_CONFIG"):
             if not os.path.isfile(path):
                 raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is no file")
-            sources += (YamlConfigSettingsSource(settings_cls, yaml_file=path),)
+            sources += (_SharedFile(settings_cls, yaml_file=path),)
         return sources
 
     @model_validator(mode="after")

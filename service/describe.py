@@ -18,7 +18,8 @@ HEAD = """\
 
 Environment variables `TC_TREEHERDER_…` in capitals (nested with `__`, so `poll.interval` is
 `TC_TREEHERDER_POLL__INTERVAL`; lists and mappings are JSON) go over the YAML file that `TC_TREEHERDER_CONFIG` names.
-Durations are seconds, or ISO 8601 such as `PT5M`. Service and listeners can share one environment and one file.
+Durations are seconds, or ISO 8601 such as `PT5M`. Service and listeners can share one environment and one file; in a
+file that both read, what is the listeners' alone stands below `listeners:`.
 
 `tc-treeherder settings` prints this page.
 """

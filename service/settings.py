@@ -254,6 +254,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
     log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
     sentry_dsn: SecretStr | None = Field(None, description="errors are reported to this Sentry")
+    listeners: dict[str, Any] = Field(
+        {}, description="in a file that service and listeners share: what is the listeners' alone (see below)"
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -76,3 +76,23 @@ def test_a_file_that_is_no_yaml_is_told_by_its_line(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SettingsError, match="line 3") as raised:
         load()
     assert "hunter2" not in str(raised.value)
+
+
+def test_a_file_that_the_service_reads_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.settings import load as load_service
+
+    file = tmp_path / "both.yml"
+    file.write_text(f"webhook_secrets: ['{SECRET}']\nhg_timeout: 7\nlisteners:\n  poll_workers: 3\n  hg_timeout: 9\n")
+    monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
+    settings = load()
+    assert (settings.poll_workers, settings.hg_timeout.total_seconds()) == (3, 9)
+    assert load_service().hg_timeout.total_seconds() == 7
+
+
+@pytest.mark.parametrize("section", ["{poll_workres: 3}", "[1]", "yes"])
+def test_nonsense_below_listeners_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str) -> None:
+    file = tmp_path / "both.yml"
+    file.write_text(f"webhook_secrets: ['{SECRET}']\nlisteners: {section}\n")
+    monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
+    with pytest.raises(SettingsError, match="listeners: "):
+        load()
