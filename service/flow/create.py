@@ -19,7 +19,7 @@ from sqlmodel import col, select, update
 from service.clients.taskcluster import Queue, Status
 from service.database import Session, now
 from service.errors import Refusal, Unavailable
-from service.flow.definition import date, differences, move, shortened
+from service.flow.definition import date, differences, expiries, move, shortened
 from service.models import PlannedTask
 from service.parts import Parts
 from service.work import Hold
@@ -185,11 +185,11 @@ async def _read_again(parts: Parts, task: PlannedTask) -> None:
 async def _stamp_anew(parts: Parts, hold: Hold[Any], task: PlannedTask) -> None:
     """Move the task's dates to the present, and commit that before it is sent."""
     assert task.definition is not None
-    moved = move(task.definition, now() - date(task.definition["created"]))
-    dependencies = await parts.queue.statuses(moved["dependencies"]) if moved["dependencies"] else {}
-    expiries = {dependency: date(status["expires"]) for dependency, status in dependencies.items()}
+    needed = task.definition["dependencies"]
+    statuses = await parts.queue.statuses(needed) if needed else {}
     try:
-        task.definition, _ = shortened(moved, expiries, now())
+        moved = move(task.definition, now() - date(task.definition["created"]))
+        task.definition, _ = shortened(moved, expiries(statuses), now())
     except ValueError as error:
         raise RefusedError(f"task {task.name} ({task.task_id}) {error}") from None
     async with hold.writing() as session:

@@ -6,6 +6,7 @@ The rules are those of the queue's create-task-request schema; the tests hold th
 import functools
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -109,6 +110,11 @@ def stamp(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
 
 
+def is_complete(definition: dict[str, Any]) -> bool:
+    """Whether every key is there, as in what the queue gives back."""
+    return definition.keys() >= TaskDefinition.model_fields.keys()
+
+
 def complete(task_id: str, definition: dict[str, Any]) -> dict[str, Any]:
     """`definition` as the queue will store it, so that what stands there under our id can be compared with our plan.
 
@@ -163,36 +169,57 @@ def _each_artifact(payload: Any, change: Callable[[dict[str, Any]], dict[str, An
     return {**payload, "artifacts": changed}
 
 
+@functools.lru_cache(maxsize=10_000)  # likewise
+def _moved(text: str, delta: timedelta) -> str:
+    """A date moved by `delta`. Raises ValueError."""
+    try:
+        return stamp(date(text) + delta)
+    except OverflowError:
+        raise ValueError(f"{text} cannot be moved by {delta}: no calendar goes so far") from None
+
+
 def move(definition: dict[str, Any], delta: timedelta) -> dict[str, Any]:
-    """`definition` with all its dates moved by `delta`: created, deadline, expires and payload.artifacts.*.expires."""
+    """`definition` with all its dates moved by `delta`: created, deadline, expires and payload.artifacts.*.expires.
+
+    Raises ValueError.
+    """
     moved = dict(definition)
     for name in DATES:
-        moved[name] = stamp(date(moved[name]) + delta)
+        moved[name] = _moved(moved[name], delta)
     moved["payload"] = _each_artifact(moved["payload"], lambda artifact: _moved_artifact(artifact, delta))
     return moved
 
 
+def expiries(known: Mapping[str, Mapping[str, Any]]) -> dict[str, datetime]:
+    """When tasks expire, by their definitions or statuses; without those that do at no date that a calendar has."""
+    found = {}
+    for task_id, each in known.items():
+        with suppress(ValueError):
+            found[task_id] = date(each["expires"])
+    return found
+
+
 def shortened(
-    definition: dict[str, Any], expiries: Mapping[str, datetime], at: datetime
+    definition: dict[str, Any], expire: Mapping[str, datetime], at: datetime
 ) -> tuple[dict[str, Any], str | None]:
     """`definition` with a deadline that none of its dependencies expires before, and the one that decided, if any did.
 
     The queue refuses any other. Raises ValueError when that leaves less than an hour.
     """
-    soonest = min((d for d in definition["dependencies"] if d in expiries), key=lambda d: expiries[d], default=None)
-    if soonest is None or expiries[soonest] >= date(definition["deadline"]):
+    soonest = min((d for d in definition["dependencies"] if d in expire), key=lambda d: expire[d], default=None)
+    if soonest is None or expire[soonest] >= date(definition["deadline"]):
         return definition, None
-    if expiries[soonest] - at < SHORTEST_LIFE:
+    if expire[soonest] - at < SHORTEST_LIFE:
         raise ValueError(
-            f"depends on {soonest}, which expires at {stamp(expiries[soonest])}: too soon for a new task to run"
+            f"depends on {soonest}, which expires at {stamp(expire[soonest])}: too soon for a new task to run"
         )
-    return {**definition, "deadline": stamp(expiries[soonest])}, soonest
+    return {**definition, "deadline": stamp(expire[soonest])}, soonest
 
 
 def _moved_artifact(artifact: dict[str, Any], delta: timedelta) -> dict[str, Any]:
     if not isinstance(artifact.get("expires"), str):
         return artifact
     try:
-        return {**artifact, "expires": stamp(date(artifact["expires"]) + delta)}
+        return {**artifact, "expires": _moved(artifact["expires"], delta)}
     except ValueError:
         return artifact  # no date: the worker's business, as it was

@@ -27,7 +27,7 @@ from service.errors import Refusal
 from service.flow import notice
 from service.flow.action import FailedError, RejectedError, Subject, name_of, repository_of, run_of, subject_of
 from service.flow.create import RESOLVED, RefusedError, cancel_tasks, create_tasks, record
-from service.flow.definition import complete, date, move, shortened
+from service.flow.definition import complete, date, expiries, is_complete, move, shortened
 from service.flow.ids import action_key, slugid
 from service.models import Action, PlannedTask, Repository, State
 from service.parts import Parts
@@ -436,16 +436,16 @@ def _build(
     new_ids = {task_id: slugid(key, task_id) for task_id in chosen}
     group = group or new_ids[found.target]
     at = now()
-    expiries = {task_id: date(known["expires"]) for task_id, known in (found.definitions | dict(statuses)).items()}
+    expire = expiries(found.definitions | dict(statuses))
     for task_id, new_id in new_ids.items():
         old = found.definitions[task_id]
         _refuse_missing(old, new_ids, found, statuses)
-        definition, decided_by = _copy(old, new_id, group, new_ids, expiries, at)
+        definition, decided_by = _copy(old, new_id, group, new_ids, expire, at)
         if decided_by is not None and len(made.notes) < MAX_NOTES:
             made.notes.append(
                 f"the deadline of {new_id} is only {definition['deadline']}, for {decided_by} expires then"
             )
-        expiries[new_id] = date(definition["expires"])
+        expire[new_id] = date(definition["expires"])
         made.copies.append(Copy(task_id, new_id, visible(name_of(old)), definition))
 
 
@@ -462,7 +462,7 @@ def _copy(
     new_id: str,
     group: str,
     new_ids: Mapping[str, str],
-    expiries: Mapping[str, datetime],
+    expire: Mapping[str, datetime],
     at: datetime,
 ) -> tuple[Definition, str | None]:
     """The definition of a copy, and the dependency that its deadline was shortened for."""
@@ -470,8 +470,8 @@ def _copy(
     try:
         replaced: Definition = {**replace_ids(old, new_ids), **kept, "taskGroupId": group}
         moved = move(replaced, at - date(replaced["created"]))
-        definition, decided_by = shortened(moved, expiries, at)
-        return complete(new_id, definition), decided_by
+        definition, decided_by = shortened(moved, expire, at)
+        return definition if is_complete(definition) else complete(new_id, definition), decided_by
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise FailedError(f"the copy of {visible(name_of(old))} would be no task definition: {problems}") from None

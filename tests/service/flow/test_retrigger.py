@@ -393,6 +393,36 @@ async def test_a_dependency_that_expires_within_the_hour_fails_the_action(monito
     assert len(queue.tasks) == 3
 
 
+async def test_dates_that_no_calendar_has_fail_the_action_or_stay_in_artifacts(monitored: World) -> None:
+    queue = monitored.tc.queue
+    build(queue, {"group": []})
+    last = "9999-12-31T23:59:59.000Z"
+    artifacts = {"artifacts": {"public/x": {"expires": last}, "public/y": {"expires": "never"}}}
+    past = {"created": stamp(now() - timedelta(minutes=10))}
+    queue.create_task(slug("artifact"), definition_of("artifact", payload=artifacts, **past))
+    queue.create_task(slug("task"), definition_of("task", **past))
+    task = queue.find(slug("task"))
+    task.definition = {**task.definition, "expires": last}
+    made = await copies(monitored, await carry_out(monitored, slug("artifact")))
+    assert there(monitored, made["artifact"])["payload"] == artifacts
+    action = await carry_out(monitored, slug("task"))
+    assert action.state == "failed"
+    assert last in str(action.error)
+
+
+async def test_a_definition_from_before_some_fields_were_known_is_completed(monitored: World) -> None:
+    queue = monitored.tc.queue
+    build(queue, {"group": [], "a": []})
+    task = queue.find(slug("a"))
+    task.definition = {k: v for k, v in task.definition.items() if k not in {"tags", "retries"}}
+    action = await action_on(monitored, slug("a"))
+    (planned,) = await retrigger._make_plan(monitored.parts, hold := await claimed(monitored))
+    assert planned.definition is not None
+    assert (planned.definition["tags"], planned.definition["retries"]) == ({}, 5)
+    await retrigger.run(monitored.parts, hold)
+    assert (await stored(monitored, action)).state == "done"
+
+
 async def test_a_dependency_that_has_expired_fails_the_action(monitored: World) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "gone": [], "a": ["gone"]})
