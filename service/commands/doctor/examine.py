@@ -9,7 +9,7 @@ from listeners.settings import SettingsError as ListenerSettingsError
 from listeners.settings import load as load_listeners
 from service.commands.client import checked
 from service.commands.doctor import hosts, near, pulse, taskcluster, treeherder
-from service.commands.doctor.finding import Examination, Finding, Report, limited, secrets_of, without
+from service.commands.doctor.finding import Examination, Finding, Report, limited, quiet, secrets_of, without
 from service.settings import Settings
 
 Part = tuple[Report, str, Callable[[Report, Examination], Awaitable[None]]]
@@ -44,7 +44,7 @@ async def examine(settings: Settings, url: str | None, seconds: float) -> list[F
             (Report("pulse publisher"), "connection", pulse.publisher),
             (Report("pulse listener"), "connection", pulse.listener),
         ]
-        with pulse.quiet():
+        with quiet():
             await asyncio.gather(*(limited(report, what, seconds, check(report, ex)) for report, what, check in parts))
     reports += [report for report, _, _ in parts]
     secrets = secrets_of(settings, listeners)

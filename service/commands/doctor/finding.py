@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import httpx
+import structlog
 from pydantic import BaseModel, SecretStr
 
 from listeners.settings import ListenerSettings
@@ -146,6 +148,20 @@ def some(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While inside, nothing is logged: what goes wrong is a finding, and standard output is the document's alone."""
+    before, pika = structlog.get_config(), logging.getLogger("pika")
+    level = pika.level
+    pika.setLevel(logging.CRITICAL + 1)  # it tells every failure several times, and with a traceback
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        pika.setLevel(level)
+        structlog.configure(**before)
 
 
 # --- secrets -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Pulse: it lets us in, over TLS; our user may declare; the exchanges are there, and the queues are read."""
 
 import contextlib
-import logging
 import secrets
 import ssl
 from collections.abc import Iterator
@@ -96,26 +95,15 @@ def _connected(report: Report, parameters: Any, seconds: float) -> Iterator[Any]
         yield None
         return
     try:
-        _judge_tls(report, parameters, where)
+        judge_tls(report, parameters, where)
         yield connection
     finally:
         with contextlib.suppress(pika.exceptions.AMQPError, OSError):  # nothing is left that a close could lose
             connection.close()
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """pika tells every failure several times, and with a traceback; each is a finding here."""
-    logger = logging.getLogger("pika")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _judge_tls(report: Report, parameters: Any, where: str) -> None:
+def judge_tls(report: Report, parameters: Any, where: str) -> None:
+    """Say whether others can read along."""
     if parameters.ssl_options is not None:
         context = parameters.ssl_options.context
         if context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname:

@@ -145,10 +145,10 @@ class Pretended:
     asked: list[tuple[str, str, bytes]] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
-    def json(self, path: str, body: Any, status: int = 200, **headers: str) -> None:
-        kind = {"Content-Type": "application/json"} if status < 400 else {"Content-Type": "application/problem+json"}
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.answers.setdefault(path, []).append((status, {**kind, **named}, json.dumps(body).encode()))
+    def json(self, path: str, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        kind = "application/json" if status < 400 else "application/problem+json"
+        answer = status, {"Content-Type": kind, **(headers or {})}, json.dumps(body).encode()
+        self.answers.setdefault(path, []).append(answer)
 
     def hang(self, path: str) -> None:
         self.answers[path] = [(0, {}, b"")]

@@ -71,7 +71,7 @@ def test_a_call_that_is_not_answered_may_have_been_done(
 def test_over_the_limit_of_writes_it_waits(run: Run, pretend: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
-    pretend.json("/api/v1/repositories/mc", {"title": "Too many writes", "detail": "x"}, 429, Retry_After="7")
+    pretend.json("/api/v1/repositories/mc", {"title": "Too many writes", "detail": "x"}, 429, {"Retry-After": "7"})
     pretend.answers["/api/v1/repositories/mc"].append((204, {}, b""))
     ran = run("repositories", "remove", "mc", "--url", pretend.url)
     assert ran.code == 0

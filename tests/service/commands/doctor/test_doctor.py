@@ -1,0 +1,207 @@
+"""The doctor as a whole, and what is our own: settings, database, service."""
+
+import asyncio
+import json
+import sqlite3
+import time
+from pathlib import Path
+
+from sandbox.stack import free_port
+from service.commands.doctor.finding import Report, limited, secrets_of
+from service.settings import Settings
+from tests.service.commands.conftest import Pretended, Run
+from tests.service.commands.doctor.conftest import Doctor
+from tests.system.conftest import System
+
+NO_LISTENER = ("pulse listener", "connection", "warning")
+"""The stack has no broker."""
+
+PLANTED = "planted-secret-0123456789abcdefghijklmnopqrstuv"
+
+
+def test_all_is_well(doctor: Doctor) -> None:
+    found = doctor()
+    assert found.wrong() == [NO_LISTENER]
+    systems = list(dict.fromkeys(each["system"] for each in found.findings))
+    assert systems == [
+        "settings",
+        "database",
+        "service",
+        "hg",
+        "taskcluster",
+        "treeherder tc-treeherder",
+        "pulse listener",
+    ]
+    assert found.ran.err == ""
+
+
+def test_people_get_a_table_and_what_to_do(run: Run, variables: dict[str, str]) -> None:
+    ran = run("doctor", **variables)
+    assert ran.code == 0
+    assert ran.out.splitlines()[0].split() == ["STATUS", "SYSTEM", "CHECK", "FOUND", "WHAT", "TO", "DO"]
+    ran = run("doctor", **{**variables, "TASKCLUSTER__ACCESS_TOKEN": "wrong"})
+    assert ran.code == 1
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("error")]
+    assert line.split()[:3] == ["error", "taskcluster", "credentials"]
+    assert "checks failed" in ran.err
+
+
+def test_wrong_settings_are_2(run: Run) -> None:
+    ran = run("doctor", "--json", PORT="x", DATABASE_URL=f"postgresql+psycopg://me:x:{PLANTED}@h:{PLANTED}/x")
+    assert (ran.code, ran.out) == (2, "")
+    assert "port" in ran.err
+    assert PLANTED not in ran.err
+
+
+def test_no_secret_is_shown_however_broken_all_is(run: Run, variables: dict[str, str], pretend: Pretended) -> None:
+    port = free_port()
+    environments = json.loads(variables["ENVIRONMENTS"])
+    environments["tc-treeherder"]["secret"] = f"{PLANTED}-hawk"
+    # somebody who tells others what it was told
+    pretend.json("/__heartbeat__", {"checks": [{"name": "x", "status": "error", "detail": f"said {PLANTED}-token!"}]})
+    pretend.json("/api/auth/v1/scopes/current", {"message": f"no such token: {PLANTED}-access", "code": "x"}, 401)
+    broken = {
+        **variables,
+        "DATABASE_URL": f"postgresql+psycopg://me:{PLANTED}@127.0.0.1:{port}/x?sslpassword={PLANTED}",
+        "TASKCLUSTER__ROOT_URL": pretend.url,
+        "TASKCLUSTER__ACCESS_TOKEN": f"{PLANTED}-access",
+        "TOKENS": json.dumps([{"name": "me", "value": f"{PLANTED}-token", "scopes": ["*"]}]),
+        "ENVIRONMENTS": json.dumps(environments),
+        "PULSE__URL": f"amqp://me:{PLANTED}@127.0.0.1:{port}/%2F",
+        "PULSE_URL": f"amqp://me:{PLANTED}%2F@127.0.0.1:{port}/%2F?heartbeat={PLANTED}",
+        "TOKEN": f"{PLANTED}-mine",
+    }
+    for options in ([], ["--json"]):
+        ran = run("doctor", "--url", pretend.url, *options, **broken)
+        assert ran.code == 1
+        assert PLANTED not in ran.out + ran.err
+        assert "said ***!" in ran.out
+        assert "no such token: ***" in ran.out
+    (webhook,) = json.loads(variables["WEBHOOK_SECRETS"])
+    assert webhook.removeprefix("whsec_") not in ran.out
+
+
+def test_every_secret_is_known_and_no_word_of_ours_is_one() -> None:
+    settings = Settings.model_validate(
+        {
+            "database_url": "postgresql+psycopg://me:pass%2Fword@host/name",
+            "tokens": [{"name": "n", "value": "scheme:token-0123456789"}],
+            "pulse": {"url": "amqp://guest:guest@127.0.0.1/%2F"},
+            "taskcluster": {"client_id": "c", "access_token": "access", "certificate": "{}"},
+        }
+    )
+    found = secrets_of(settings, None)
+    assert set(found) >= {"pass/word", "pass%2Fword", "scheme:token-0123456789", "access"}
+    assert not {"guest", "", "{}"} & set(found)
+    assert secrets_of(Settings(database_url="sqlite+aiosqlite:////data/x.sqlite")) == []
+
+
+async def test_a_check_that_breaks_or_hangs_keeps_what_was_found_before() -> None:
+    report = Report("x")
+
+    async def broken() -> None:
+        report.ok("first", "well")
+        raise RuntimeError(PLANTED)
+
+    await limited(report, "all", 5, broken())
+    await limited(report, "all", 0.01, asyncio.sleep(5))
+    first, second, third = report.findings
+    assert (first.check, first.status) == ("first", "ok")
+    assert (second.check, second.status, second.detail) == ("all", "error", "the check broke: RuntimeError")
+    assert (third.status, third.detail) == ("error", "no answer within 0.01 s")
+
+
+def test_one_that_hangs_holds_up_nobody(doctor: Doctor, pretend: Pretended) -> None:
+    pretend.hang("/api/auth/v1/ping")
+    pretend.hang("/api/auth/v1/scopes/current")
+    pretend.hang("/__heartbeat__")
+    began = time.monotonic()
+    found = doctor("--seconds", "2", "--url", pretend.url, TASKCLUSTER__ROOT_URL=pretend.url)
+    assert time.monotonic() - began < 8
+    assert (
+        "ReadTimeout" in found.the("service", "answer")["detail"] or "2 s" in found.the("service", "answer")["detail"]
+    )
+    assert found.status("taskcluster", "ping") == "error"
+    assert found.status("treeherder tc-treeherder", "credentials") == "ok"
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_set_that_matters(doctor: Doctor) -> None:
+    found = doctor(WEBHOOK_SECRETS=None, TOKENS=None, ENVIRONMENTS=None)
+    assert found.status("settings", "webhook_secrets") == "error"
+    assert found.status("settings", "listeners") == "error"
+    assert found.status("settings", "credentials") == "warning"
+    assert found.status("settings", "environments") == "warning"
+    assert "TC_TREEHERDER_WEBHOOK_SECRETS" in found.the("settings", "webhook_secrets")["remedy"]
+
+
+# --- database ----------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_is_not_there_is_not_made(doctor: Doctor, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.sqlite"
+    found = doctor(DATABASE_URL=f"sqlite+aiosqlite:///{path}")
+    assert found.status("database", "connection") == "warning"
+    assert str(path) in found.the("database", "connection")["detail"]
+    assert not path.exists()
+
+
+def test_a_schema_that_is_behind(doctor: Doctor, tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    sqlite3.connect(path).close()
+    path.touch()
+    found = doctor(DATABASE_URL=f"sqlite+aiosqlite:///{path}")
+    assert found.status("database", "schema") == "error"
+    assert "db upgrade" in found.the("database", "schema")["remedy"]
+
+
+def test_a_database_that_is_away(doctor: Doctor) -> None:
+    found = doctor(DATABASE_URL=f"postgresql+psycopg://me:{PLANTED}@127.0.0.1:{free_port()}/x")
+    assert found.status("database", "connection") == "error"
+    assert "refused" in found.the("database", "connection")["detail"]
+
+
+def test_on_postgresql(doctor: Doctor, postgres_url: str) -> None:
+    found = doctor(DATABASE_URL=postgres_url)
+    assert found.status("database", "schema") == "ok"
+    assert found.status("database", "repositories") == "warning"
+
+
+# --- service -----------------------------------------------------------------------------------------------------
+
+
+def test_no_service_answers(doctor: Doctor) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    found = doctor("--url", url)
+    assert found.status("service", "answer") == "error"
+    assert url in found.the("service", "answer")["detail"]
+    assert "serve" in found.the("service", "answer")["remedy"]
+
+
+def test_the_service_is_looked_for_where_the_settings_have_it(doctor: Doctor, system: System) -> None:
+    assert doctor(SERVICE_URL=None, HOST="0.0.0.0").the("service", "answer")["detail"] == system.stack.service_url
+
+
+def test_a_service_that_is_not_well(doctor: Doctor, pretend: Pretended) -> None:
+    checks = [
+        {"name": "database", "status": "ok", "detail": ""},
+        {"name": "polls", "status": "warning", "detail": "no good poll"},
+        {"name": "worker", "status": "error", "detail": "the worker has ended"},
+    ]
+    pretend.json("/__heartbeat__", {"status": "error", "checks": checks}, 503)
+    pretend.json("/__version__", {"version": "0.0.1", "commit": "abc"})
+    found = doctor("--url", pretend.url)
+    assert found.status("service", "heartbeat: database") == "ok"
+    assert found.status("service", "heartbeat: polls") == "warning"
+    assert found.the("service", "heartbeat: worker")["detail"] == "the worker has ended"
+    assert found.status("service", "heartbeat: worker") == "error"
+    assert found.status("service", "version") == "warning"
+    assert "0.0.1 abc there" in found.the("service", "version")["detail"]
+
+
+def test_what_answers_is_no_service(doctor: Doctor, pretend: Pretended) -> None:
+    found = doctor("--url", pretend.url)
+    assert found.status("service", "answer") == "error"
+    assert "no list of checks" in found.the("service", "answer")["detail"]

@@ -1,0 +1,169 @@
+"""What the doctor says of Pulse, with a real broker."""
+
+import contextlib
+import ssl
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+
+from sandbox.stack import free_port
+from service.commands.doctor import pulse
+from service.commands.doctor.finding import Report
+from tests.service.commands.doctor.conftest import Doctor
+from tests.services import Amqp
+
+LISTENER, PUBLISHER = "pulse listener", "pulse publisher"
+
+TASK_EVENTS = ("defined", "pending", "running", "completed", "failed", "exception")
+
+
+@contextlib.contextmanager
+def channel_of(amqp: Amqp) -> Iterator[object]:
+    connection = pika.BlockingConnection(pika.URLParameters(amqp.url))
+    yield connection.channel()
+    connection.close()
+
+
+@pytest.fixture
+def named(amqp: Amqp) -> dict[str, str]:
+    """Names of the test's own, and the exchanges that others make."""
+    actions = amqp.exchange("job-actions")
+    tasks = amqp.exchange("task-")
+    names = [actions, *(f"{tasks}{event}" for event in TASK_EVENTS)]
+    amqp.exchanges |= set(names)
+    amqp.exchanges.discard(tasks)
+    with channel_of(amqp) as channel:
+        for name in names:
+            channel.exchange_declare(name, "topic", durable=True)  # type: ignore[attr-defined]  # pika publishes no types
+    return {
+        "PULSE_URL": amqp.url,
+        "PULSE_USER": amqp.user,
+        "PULSE_QUEUE": amqp.name,
+        "PULSE_JOB_ACTIONS": actions,
+        "PULSE_TASKS": tasks.removesuffix("task-"),
+    }
+
+
+def declare(amqp: Amqp, kind: str, messages: int = 0) -> str:
+    queue = amqp.queue(kind)
+    with channel_of(amqp) as channel:
+        channel.queue_declare(queue, durable=True)  # type: ignore[attr-defined]  # as above
+        channel.confirm_delivery()  # type: ignore[attr-defined]  # as above
+        for _ in range(messages):
+            channel.basic_publish("", queue, b"{}")  # type: ignore[attr-defined]  # as above
+    return queue
+
+
+def test_all_is_there(doctor: Doctor, amqp: Amqp, named: dict[str, str]) -> None:
+    queues = [declare(amqp, kind) for kind in ("job-actions", "tasks")]
+    connection = pika.BlockingConnection(pika.URLParameters(amqp.url))
+    channel = connection.channel()
+    for queue in queues:
+        channel.basic_consume(queue, lambda *_: None)
+    found = doctor(**named)
+    connection.close()
+    assert found.wrong() == []
+    assert found.status(LISTENER, "declare") == "ok"
+    exchanges = [each for each in found.findings if (each["system"], each["check"]) == (LISTENER, "exchange")]
+    assert len(exchanges) == 7
+    details = [each["detail"] for each in found.findings if each["check"] == "queue"]
+    assert details == [f"{queue}: 0 messages wait, 1 read it" for queue in queues]
+
+
+def test_nothing_is_left_behind(
+    doctor: Doctor, amqp: Amqp, named: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda _: "known")
+    doctor(**named)
+    with channel_of(amqp) as channel, pytest.raises(pika.exceptions.ChannelClosedByBroker):
+        channel.queue_declare(f"queue/{amqp.user}/{amqp.name}/doctor-known", passive=True)  # type: ignore[attr-defined]  # as above
+
+
+def test_what_nobody_reads(doctor: Doctor, amqp: Amqp, named: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "TOO_MANY", 3)
+    idle, growing = declare(amqp, "job-actions", 1), declare(amqp, "tasks", 3)
+    found = [each for each in doctor(**named).findings if each["check"] == "queue"]
+    assert [(each["status"], each["detail"]) for each in found] == [
+        ("warning", f"{idle}: 1 messages wait, 0 read it"),
+        ("error", f"{growing}: 3 messages wait, 0 read it"),
+    ]
+
+
+def test_queues_and_exchanges_that_are_not_there(doctor: Doctor, amqp: Amqp, named: dict[str, str]) -> None:
+    missing = amqp.exchange("nowhere")
+    found = doctor(**{**named, "PULSE_JOB_ACTIONS": missing})
+    absent = [each for each in found.findings if each["check"] == "queue"]
+    assert [each["status"] for each in absent] == ["warning", "warning"]
+    assert "is not there" in absent[0]["detail"]
+    (bad,) = [each for each in found.findings if each["check"] == "exchange" and each["status"] == "error"]
+    assert missing in bad["detail"]
+    assert "NOT_FOUND" in bad["detail"]
+
+
+def test_a_wrong_password(doctor: Doctor, amqp: Amqp) -> None:
+    parts = urlsplit(amqp.url)
+    secret = "a-wrong-password"
+    url = amqp.url.replace(parts.netloc, f"{parts.username}:{secret}@{parts.hostname}:{parts.port}")
+    found = doctor(PULSE_URL=url, PULSE__URL=url)
+    assert "user and password" in found.the(LISTENER, "connection")["remedy"]
+    assert found.status(PUBLISHER, "connection") == "error"
+    assert secret not in found.ran.out
+
+
+def test_nobody_is_there(doctor: Doctor) -> None:
+    port = free_port()
+    found = doctor(PULSE_URL=f"amqp://u:p@127.0.0.1:{port}/%2F", PULSE__URL=f"amqps://u:p@127.0.0.1:{port}/%2F")
+    for system in (LISTENER, PUBLISHER):
+        assert found.status(system, "connection") == "error"
+        assert f"127.0.0.1:{port}" in found.the(system, "connection")["detail"]
+
+
+def test_a_url_that_is_none(doctor: Doctor) -> None:
+    found = doctor(PULSE_URL="amqp://u:secret-part@h:secret-port/x", PULSE__URL="https://secret-host:x")
+    for system in (LISTENER, PUBLISHER):
+        assert found.status(system, "connection") == "error"
+        assert "amqps://user:password@" in found.the(system, "connection")["remedy"]
+    assert "secret-" not in found.ran.out
+
+
+def test_where_the_service_publishes(doctor: Doctor, amqp: Amqp) -> None:
+    user = f"{amqp.user}/{amqp.name}"
+    exchange = f"exchange/{user}/v1/retrigger"
+    amqp.exchanges.add(exchange)
+    found = doctor(PULSE__URL=amqp.url, PULSE__USER=user, PULSE_READ='["job-actions"]')
+    assert found.the(PUBLISHER, "exchange")["detail"] == exchange
+    assert found.status(PUBLISHER, "exchange") == "ok"
+    with channel_of(amqp) as channel:
+        channel.exchange_delete(exchange)  # type: ignore[attr-defined]  # as above
+        channel.exchange_declare(exchange, "fanout")  # type: ignore[attr-defined]  # as above
+    found = doctor(PULSE__URL=amqp.url, PULSE__USER=user, PULSE_READ='["job-actions"]')
+    assert found.status(PUBLISHER, "exchange") == "error"
+    assert "PRECONDITION_FAILED" in found.the(PUBLISHER, "exchange")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "words"),
+    [
+        ("amqps://u:p@pulse.example.com/x", "ok", "TLS verified"),
+        ("amqp://u:p@pulse.example.com/x", "warning", "without TLS"),
+        ("amqp://u:p@127.0.0.1/x", "ok", "127.0.0.1"),
+        ("amqp://u:p@[::1]/x", "ok", "::1"),
+    ],
+)
+def test_tls(url: str, status: str, words: str) -> None:
+    report = Report("pulse")
+    parameters = pika.URLParameters(url)
+    pulse.judge_tls(report, parameters, parameters.host)
+    (found,) = report.findings
+    assert found.status == status
+    assert words in found.detail
+
+
+def test_tls_that_believes_everybody() -> None:
+    report = Report("pulse")
+    parameters = pika.URLParameters("amqps://u:p@pulse.example.com/x")
+    parameters.ssl_options = pika.SSLOptions(ssl._create_unverified_context())  # what `protocol` in the URL can lead to
+    pulse.judge_tls(report, parameters, parameters.host)
+    assert [(each.status, "is not verified" in each.detail) for each in report.findings] == [("error", True)]
