@@ -245,7 +245,7 @@ async def create_resultset(room: Newsroom) -> None:
 @pytest.mark.parametrize("version", [1, 2])
 async def test_a_job_of_our_own_push_waits_until_we_have_created_it(room: Newsroom, version: int) -> None:
     room.parts.settings.reports.max_pause = timedelta(hours=1)
-    room.parts.settings.work.first_retry = timedelta(hours=1)
+    room.parts.settings.work.first_retry = room.parts.settings.work.max_retry = timedelta(hours=1)
     tip, revision_hash = await own_push(room)
     assert tip == node("mc 1")
     task_id = room.create(routes=[f"{PREFIX}.mc.{revision_hash}" if version == 1 else f"{PREFIX}.v2.mc.{tip}.1"])

@@ -192,6 +192,7 @@ async def test_a_failure_that_was_told_before_its_rerun_stays_and_is_not_sent_ag
     assert room.jobs() == {f"{task_id}/0": ("completed", "testfailed"), f"{task_id}/1": ("completed", "success")}
     histories = [job.history for job in room.th[PREFIX].store.jobs.values()]
     assert all(outcome != "ignored" for history in histories for _, _, _, outcome in history)
+    assert {(each.run_id, each.version) for each in await room.reports()} == {(0, 1), (1, 1)}
 
 
 # --- what is late, comes twice, or never -----------------------------------------------------------------------------
