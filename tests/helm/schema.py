@@ -1,5 +1,5 @@
-"""Writes what `settings` and `listeners.settings` may be into the chart's values.schema.json, from the settings' own
-models: `bin/chart-schema`."""
+"""Writes what `settings` may be into the chart's values.schema.json, from the settings' own models:
+`bin/chart-schema`."""
 
 import json
 from pathlib import Path
@@ -14,16 +14,16 @@ FILE = Path(__file__).resolve().parents[2] / "helm" / "tc-treeherder" / "values.
 
 _DURATION = {"type": ["number", "string"], "minimum": 0, "pattern": r"^P|^[0-9.]+$"}
 _SHARED = {"pulse", "environments"}
-"""Listeners have these from `settings`, where the service's model describes them wholly."""
+"""Listeners have these from the service's settings, which describe them wholly."""
 
 
 def written(text: str) -> str:
-    """The schema file with the settings' parts made anew."""
+    """The schema file with the settings' part made anew."""
     schema = json.loads(text)
     service, listeners = _of(Settings), _of(ListenerSettings)
     listeners["properties"] = {name: its for name, its in listeners["properties"].items() if name not in _SHARED}
+    service["properties"]["listeners"] = listeners
     schema["properties"]["settings"] = service
-    schema["properties"]["listeners"]["properties"]["settings"] = listeners
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

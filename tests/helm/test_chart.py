@@ -92,12 +92,9 @@ EVERYTHING: Values = {
         "work": {"drain": 30, "lease": 100.5},
         "max_push_age": 1_000_000,
         "log_level": "DEBUG",
+        "listeners": {"poll_workers": 4, "max_listing": 100_000_000, "log_level": "WARNING"},
     },
-    "listeners": {
-        "mode": "deployment",
-        "settings": {"poll_workers": 4, "max_listing": 100_000_000, "log_level": "WARNING"},
-        "pushlog": {"replicas": 1},
-    },
+    "listeners": {"mode": "deployment", "pushlog": {"replicas": 1}},
     "service": {"type": "NodePort", "port": 8000, "annotations": {"a": "b"}},
     "ingress": {
         "enabled": True,
@@ -381,7 +378,7 @@ def test_pods_roll_when_what_they_read_changes() -> None:
     assert same == before
     for change in (
         {"settings": {"public_reads": True}},
-        {"listeners": {"settings": {"poll_workers": 3}}},
+        {"settings": {"listeners": {"poll_workers": 3}}},
         {"secrets": {"webhook": ["whsec_" + "bmV3" * 10]}},
         {"database": {"url": "postgresql+psycopg://tc:new@db/tc"}},
     ):
@@ -640,7 +637,7 @@ def test_the_fields_that_hold_secrets_are_found() -> None:
 @pytest.mark.parametrize(
     ("place", "path"),
     [("settings", path) for path in SECRETS_OF_SETTINGS]
-    + [("listeners.settings", path) for path in SECRETS_OF_LISTENERS if len(path) == 1],
+    + [("settings.listeners", path) for path in SECRETS_OF_LISTENERS if len(path) == 1],
     ids=lambda value: value if isinstance(value, str) else ".".join(value),
 )
 def test_a_secret_among_the_settings_is_refused_without_showing_it(place: str, path: tuple[str, ...]) -> None:
@@ -653,8 +650,7 @@ def test_a_secret_among_the_settings_is_refused_without_showing_it(place: str, p
         value = {"webhook_secrets": ["planted"]}
     if path[0] == "environments":
         value["environments"]["x"]["url"] = "https://treeherder.example.com"
-    values = {"settings": value} if place == "settings" else {"listeners": {"settings": value}}
-    message = refused(over(MINIMAL, values))
+    message = refused(over(MINIMAL, {"settings": value if place == "settings" else {"listeners": value}}))
     shown = ".".join("x" if name == "*" else name for name in path if path[0] != "tokens" or name == "tokens")
     assert f"{place}.{shown} does not belong there: put" in message
     assert "planted" not in message
@@ -686,6 +682,7 @@ NONSENSE: dict[str, tuple[Values, list[str]]] = {
     "a misspelt value": ({"replica": 3}, ["replica"]),
     "a misspelt setting": ({"settings": {"poll": {"intervall": 5}}}, ["/settings/poll", "intervall"]),
     "a wrong setting": ({"settings": {"environments": {"a": {"jobs": "of"}}}}, ["/settings/environments/a/jobs"]),
+    "a listener's misspelt setting": ({"settings": {"listeners": {"poll_worker": 3}}}, ["/settings/listeners"]),
     "a listener's setting for all": ({"settings": {"poll_workers": 3}}, ["/settings", "poll_workers"]),
     "a wrong duration": ({"settings": {"work": {"lease": "soon"}}}, ["/settings/work/lease"]),
     "the port": ({"settings": {"port": 80}}, ["settings.port", "service.port"]),

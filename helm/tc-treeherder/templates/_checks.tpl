@@ -80,7 +80,7 @@
     "probe_host" "the chart sets it"
     "probe_port" "the chart sets it"
     "pulse_url" "put it into secrets.pulse.url" -}}
-{{- range $place, $settings := dict "settings" .settings "listeners.settings" .listeners.settings -}}
+{{- range $place, $settings := dict "settings" .settings "settings.listeners" (default dict .settings.listeners) -}}
 {{- range $name, $remedy := $elsewhere -}}
 {{- $parts := splitList "." $name -}}
 {{- $outer := get $settings (first $parts) -}}

@@ -96,7 +96,7 @@ TC_TREEHERDER_ENVIRONMENTS: {{ $environments | toJson | quote }}
 {{/* `serve` and `db upgrade` */}}
 {{- define "tc-treeherder.serviceEnv" -}}
 - name: TC_TREEHERDER_CONFIG
-  value: /etc/tc-treeherder/service.yaml
+  value: /etc/tc-treeherder/settings.yaml
 {{- if .Values.persistence.enabled }}
 - name: TC_TREEHERDER_DATABASE_URL
   value: sqlite+aiosqlite:////data/tc-treeherder.sqlite
@@ -113,7 +113,7 @@ TC_TREEHERDER_ENVIRONMENTS: {{ $environments | toJson | quote }}
 {{/* A listener gets the secrets that it needs and no more: (list root (list name…)) */}}
 {{- define "tc-treeherder.listenerEnv" -}}
 - name: TC_TREEHERDER_CONFIG
-  value: /etc/tc-treeherder/listeners.yaml
+  value: /etc/tc-treeherder/settings.yaml
 {{- with index . 0 }}
 - name: TC_TREEHERDER_SERVICE_URL
   value: http://{{ include "tc-treeherder.fullname" . }}:{{ .Values.service.port }}
@@ -171,7 +171,7 @@ env:
 ports:
   - name: pulse-probe
     containerPort: 8081
-# 503 while the broker is away for listeners.settings.unhealthy_after. Ten minutes of that, for after less than ten
+# 503 while the broker is away for settings.listeners.unhealthy_after. Ten minutes of that, for after less than ten
 # Kubernetes waits ever longer between restarts, and nobody would read when the broker is back.
 livenessProbe:
   httpGet: {path: /__lbheartbeat__, port: pulse-probe}
@@ -262,10 +262,8 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* The files of the ConfigMap. Two, for the service refuses what it does not know, the listeners' settings too. */}}
+{{/* The file of the ConfigMap, which service and listeners share */}}
 {{- define "tc-treeherder.config" -}}
-service.yaml: |
+settings.yaml: |
   {{- toYaml .Values.settings | nindent 2 }}
-listeners.yaml: |
-  {{- toYaml (mergeOverwrite (deepCopy .Values.settings) .Values.listeners.settings) | nindent 2 }}
 {{- end -}}
