@@ -7,7 +7,18 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from service import errors, sweep
-from service.api import actions, dead_letters, events, health, listeners, polls, pushes, repositories, task_events
+from service.api import (
+    actions,
+    dead_letters,
+    events,
+    health,
+    listeners,
+    openapi,
+    polls,
+    pushes,
+    repositories,
+    task_events,
+)
 from service.api.limit import BodyLimit, Writes
 from service.api.trace import Trace
 from service.database import Database, check_schema_async
@@ -48,7 +59,10 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
 
     app = FastAPI(
         title="tc-treeherder",
-        description="Ties Mercurial's pushlog, Taskcluster and Treeherder together.",
+        summary="Ties Mercurial's pushlog, Taskcluster and Treeherder together.",
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        license_info={"name": "MPL-2.0", "identifier": "MPL-2.0"},
         version="1",
         lifespan=lifespan,
     )
@@ -61,4 +75,5 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
         api.include_router(noun.router)
     app.include_router(api)
     app.include_router(health.router)
+    openapi.install(app)
     return app

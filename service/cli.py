@@ -165,6 +165,18 @@ def settings() -> None:
     typer.echo(describe(service=Settings, listeners=ListenerSettings), nl=False)
 
 
+@app.command()
+def openapi() -> None:
+    """Print the API as an OpenAPI document, which docs/openapi.json is a copy of."""
+    import json
+
+    from service.app import create_app
+    from service.settings import Settings
+
+    document = create_app(Settings.model_construct()).openapi()  # the defaults: no deployment's own
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
 @db.command()
 def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
     """Bring the schema to the newest migration."""

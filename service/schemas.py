@@ -85,6 +85,10 @@ class RepositoryRead(Schema):
     reset_suspected_at: datetime | None
 
 
+class RepositoryPage(Page[RepositoryRead]):
+    """A page of repositories."""
+
+
 class Reset(Schema):
     last_push_id: PushId | None = Field(None, description="the new cursor; null: the pushlog's present end")
 
@@ -139,6 +143,10 @@ class PushSummary(Schema):
     graph: GraphRead | None
 
 
+class PushPage(Page[PushSummary]):
+    """A page of pushes."""
+
+
 class PushRead(PushSummary):
     changesets_count: int
     changesets: list[ChangesetRead]
@@ -151,6 +159,10 @@ class DeadLetterRead(Schema):
     reason: str
     since: datetime
     payload: str | None = Field(description="the event as it came, where it is text")
+
+
+class DeadLetterPage(Page[DeadLetterRead]):
+    """A page of dead letters."""
 
 
 class Check(BaseModel):
@@ -219,6 +231,10 @@ class ActionSummary(Schema):
     planned_at: datetime | None
     done_at: datetime | None
     next_attempt_at: datetime | None
+
+
+class ActionPage(Page[ActionSummary]):
+    """A page of actions."""
 
 
 class ActionRead(ActionSummary):

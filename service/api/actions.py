@@ -13,6 +13,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from service import auth
 from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
+from service.api.openapi import LOCATION, problems
 from service.database import Session
 from service.door import visible
 from service.errors import Problem, UpstreamError
@@ -23,13 +24,13 @@ from service.models import Action, PlannedTask, Source, State
 from service.parts import Parts
 from service.schemas import (
     ActionCreate,
+    ActionPage,
     ActionPlan,
     ActionRead,
     ActionState,
     ActionSummary,
     LeftOut,
     MadeTask,
-    Page,
     PlannedCopy,
 )
 from service.worker import Worker
@@ -38,6 +39,8 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/actions", tags=["actions"])
 
 TASKS_IN_A_LIST = 20
+
+_SCOPE = "tc-treeherder:action:<action>:<project>"
 
 IdempotencyKey = Annotated[
     str | None,
@@ -50,7 +53,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("", status_code=202, operation_id="createAction")
+@router.post("", status_code=202, operation_id="createAction", responses={202: LOCATION, **problems(scope=_SCOPE)})
 async def create_action(
     asked: ActionCreate,
     request: Request,
@@ -87,7 +90,7 @@ async def create_action(
     return read
 
 
-@router.post("/plan", operation_id="planAction")
+@router.post("/plan", operation_id="planAction", responses=problems(502, scope=_SCOPE))
 async def plan_action(asked: ActionCreate, parts: PartsDep, caller: CallerDep) -> ActionPlan:
     """What that action would do now. Changes nothing."""
     _require(parts, caller, asked)
@@ -140,7 +143,7 @@ def _require(parts: Parts, caller: auth.Caller, asked: ActionCreate) -> None:
     auth.require(parts.settings, caller, f"tc-treeherder:action:{asked.action}:{asked.project}")
 
 
-@router.get("", operation_id="listActions")
+@router.get("", operation_id="listActions", responses=problems())
 async def list_actions(
     session: Reading,
     _: Reader,
@@ -148,7 +151,7 @@ async def list_actions(
     project: Annotated[str | None, Query(max_length=1_000, description="alias")] = None,
     limit: Limit = 50,
     after: After = None,
-) -> Page[ActionSummary]:
+) -> ActionPage:
     """Actions, the newest first."""
     query = select(Action).order_by(col(Action.id).desc())
     if project is not None:
@@ -165,10 +168,10 @@ async def list_actions(
         ActionSummary.model_validate(_summary(action, counts.get(action.id or 0, (0, 0)), tasks[action.id or 0]))
         for action in actions
     ]
-    return Page(items=items, next=opaque(actions[-1].id or 0) if len(found) > limit else None)
+    return ActionPage(items=items, next=opaque(actions[-1].id or 0) if len(found) > limit else None)
 
 
-@router.get("/{action_id}", operation_id="getAction")
+@router.get("/{action_id}", operation_id="getAction", responses=problems(404))
 async def get_action(action_id: int, session: Reading, _: Reader) -> ActionRead:
     """One action, with all tasks that it made."""
     action = await session.get(Action, action_id) if 0 < action_id < 2**31 else None
@@ -209,7 +212,9 @@ async def _counts(session: Session, actions: Sequence[Action]) -> dict[int, tupl
 async def _tasks(session: Session, actions: Sequence[Action], first: int | None = None) -> dict[int, list[MadeTask]]:
     """The copies of each action; without their definitions, which can be large."""
     query = (
-        select(PlannedTask.action_id, PlannedTask.copy_of, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)
+        select(  # type: ignore[call-overload]  # SQLModel has types for four columns
+            PlannedTask.action_id, PlannedTask.copy_of, PlannedTask.task_id, PlannedTask.name, PlannedTask.created
+        )
         .join(Action, col(Action.id) == PlannedTask.action_id)
         .where(col(Action.id).in_(_ids(actions)), PlannedTask.plan_attempt == Action.plan_attempt)
         .order_by(col(PlannedTask.position))

@@ -9,6 +9,7 @@ from events import OversizedPush, PulseMessage
 from service import work
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event, reason_of
+from service.api.openapi import WRITES, problems
 from service.database import Session, now
 from service.door import NonsenseError, parse
 from service.errors import Problem
@@ -17,7 +18,7 @@ from service.flow.action import Arrival
 from service.flow.push import store
 from service.models import Action, DeadLetter, JobReport, Notice, PushStep, Work
 from service.parts import Parts
-from service.schemas import DeadLetterRead, Page
+from service.schemas import DeadLetterPage, DeadLetterRead
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
@@ -42,26 +43,31 @@ async def _find(session: Session, letter_id: int, *, lock: bool = True) -> DeadL
     return letter
 
 
-@router.get("", operation_id="listDeadLetters")
-async def list_dead_letters(
-    session: Reading, _: Reader, limit: Limit = 50, after: After = None
-) -> Page[DeadLetterRead]:
+@router.get("", operation_id="listDeadLetters", responses=problems())
+async def list_dead_letters(session: Reading, _: Reader, limit: Limit = 50, after: After = None) -> DeadLetterPage:
     """Dead letters, the newest first."""
     query = select(DeadLetter).order_by(col(DeadLetter.id).desc())
     if (before := cursor(after)) is not None:
         query = query.where(col(DeadLetter.id) < before)
     found = (await session.exec(query.limit(limit + 1))).all()
     last = found[limit - 1].id if len(found) > limit else None
-    return Page(items=[_read(letter) for letter in found[:limit]], next=None if last is None else opaque(last))
+    return DeadLetterPage(
+        items=[_read(letter) for letter in found[:limit]], next=None if last is None else opaque(last)
+    )
 
 
-@router.get("/{letter_id}", operation_id="getDeadLetter")
+@router.get("/{letter_id}", operation_id="getDeadLetter", responses=problems(404))
 async def get_dead_letter(letter_id: int, session: Reading, _: Reader) -> DeadLetterRead:
     """One dead letter."""
     return _read(await _find(session, letter_id, lock=False))
 
 
-@router.post("/{letter_id}/replay", status_code=202, operation_id="replayDeadLetter")
+@router.post(
+    "/{letter_id}/replay",
+    status_code=202,
+    operation_id="replayDeadLetter",
+    responses=problems(404, 409, scope=WRITES),
+)
 async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, caller: Writer) -> DeadLetterRead:
     """Take it in once more: the event as it came, or the work that was buried. It stays when that fails."""
     async with parts.database.writing() as session:
@@ -122,7 +128,7 @@ async def _take_task_event(session: Session, parts: Parts, letter: DeadLetter) -
     await report.upsert(session, rows)
 
 
-@router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter")
+@router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter", responses=problems(404, scope=WRITES))
 async def drop_dead_letter(letter_id: int, caller: Writer, session: Writing) -> None:
     """Forget it."""
     await session.delete(await _find(session, letter_id))

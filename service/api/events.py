@@ -10,6 +10,7 @@ from sqlmodel import col, select
 from events import OversizedPush, PulseMessage, PushEvent, Verdict, Verdicts
 from service import metrics
 from service.api.deps import PartsDep
+from service.api.openapi import PulseMessages, Pushes, signed
 from service.api.signed import events_of, signed_json
 from service.database import Session
 from service.door import NonsenseError, originals
@@ -22,7 +23,7 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/events", tags=["internal"])
 
 
-@router.post("/pushes", status_code=202, operation_id="takePushes")
+@router.post("/pushes", status_code=202, operation_id="takePushes", openapi_extra=signed(Pushes))
 async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
     """Take pushes of the pushlog. The answer goes out after the commit."""
     worker: Worker = request.app.state.worker
@@ -73,7 +74,7 @@ async def _new(session: Session, letters: list[DeadLetter]) -> list[DeadLetter]:
     return new
 
 
-@router.post("/job-actions", status_code=202, operation_id="takeJobActions")
+@router.post("/job-actions", status_code=202, operation_id="takeJobActions", openapi_extra=signed(PulseMessages))
 async def take_job_actions(request: Request, parts: PartsDep) -> Verdicts:
     """Take buttons that were pressed in Treeherder, as Pulse delivered them. The answer goes out after the commit."""
     worker: Worker = request.app.state.worker

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from events import QueueReport, QueueState
 from service.api.deps import PartsDep
+from service.api.openapi import signed
 from service.api.signed import signed_json
 from service.errors import Problem
 from service.flow import queues
@@ -14,7 +15,7 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/listeners", tags=["internal"])
 
 
-@router.post("/report", operation_id="reportQueue")
+@router.post("/report", operation_id="reportQueue", openapi_extra=signed(QueueReport))
 async def report_queue(request: Request, parts: PartsDep) -> QueueState:
     """Take note that a queue is read, and of whether it was there: one that was deleted has lost what was sent."""
     _, body = await signed_json(request, parts.settings)

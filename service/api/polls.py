@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from events import LeasedRepository, LeaseRequest, Leases, PollResult
 from service.api.deps import PartsDep
 from service.api.events import reason_of
+from service.api.openapi import Lease, signed
 from service.api.signed import signed_json
 from service.errors import Problem
 from service.flow import poll
@@ -20,7 +21,7 @@ LOOK = 0.25
 """Seconds between two looks for a repository that became due, while a listener waits for one."""
 
 
-@router.post("/lease", operation_id="leasePolls")
+@router.post("/lease", operation_id="leasePolls", openapi_extra=signed(Lease))
 async def lease_polls(request: Request, parts: PartsDep) -> Leases:
     """Report how the last polls went, and lease the next due repositories; waits a little when nothing is due."""
     _, body = await signed_json(request, parts.settings)

@@ -9,11 +9,12 @@ from sqlmodel import col, or_, select
 
 from service import auth, work
 from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
+from service.api.openapi import problems
 from service.database import Session
 from service.door import visible
 from service.errors import Problem
 from service.models import DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
-from service.schemas import ChangesetRead, GraphRead, Page, PushRead, PushSummary, ResultsetRead, TaskRead
+from service.schemas import ChangesetRead, GraphRead, PushPage, PushRead, PushSummary, ResultsetRead, TaskRead
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/pushes", tags=["pushes"])
@@ -21,7 +22,7 @@ router = APIRouter(prefix="/pushes", tags=["pushes"])
 _GRAPH_STATES = {State.PENDING: "pending", State.DONE: "created", State.SKIPPED: "skipped", State.FAILED: "failed"}
 
 
-@router.get("", operation_id="listPushes")
+@router.get("", operation_id="listPushes", responses=problems())
 async def list_pushes(
     session: Reading,
     _: Reader,
@@ -29,7 +30,7 @@ async def list_pushes(
     state: Annotated[State | None, Query(description="pushes with a step in this state")] = None,
     limit: Limit = 50,
     after: After = None,
-) -> Page[PushSummary]:
+) -> PushPage:
     """Pushes, the newest first."""
     query = select(Push, Repository.alias).where(col(Repository.id) == Push.repository_id).order_by(col(Push.id).desc())
     if repository is not None:
@@ -43,20 +44,25 @@ async def list_pushes(
     steps = await _steps(session, [push.id or 0 for push, _ in rows])
     tasks = await _tasks(session, [step for of_push in steps.values() for step in of_push])
     items = [PushSummary(**_summary(push, alias, steps[push.id or 0], tasks)) for push, alias in rows]
-    return Page(items=items, next=opaque(rows[-1][0].id or 0) if len(found) > limit else None)
+    return PushPage(items=items, next=opaque(rows[-1][0].id or 0) if len(found) > limit else None)
 
 
 Generation = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="the newest that has the push, if not given")]
 
 
-@router.get("/{alias}/{push_id}", operation_id="getPush")
+@router.get("/{alias}/{push_id}", operation_id="getPush", responses=problems(404))
 async def get_push(alias: str, push_id: int, session: Reading, _: Reader, generation: Generation = None) -> PushRead:
     """One push, with the state of each step and its tasks."""
     push = await _find(session, alias, push_id, generation)
     return await _read(session, push, alias)
 
 
-@router.post("/{alias}/{push_id}/retry", status_code=202, operation_id="retryPush")
+@router.post(
+    "/{alias}/{push_id}/retry",
+    status_code=202,
+    operation_id="retryPush",
+    responses=problems(404, 409, scope="tc-treeherder:action:retry:<alias>"),
+)
 async def retry_push(
     alias: str, push_id: int, request: Request, parts: PartsDep, caller: CallerDep, generation: Generation = None
 ) -> PushRead:

@@ -10,13 +10,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
+from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.database import Session, now
 from service.door import visible
 from service.errors import Problem, Refusal, Unavailable
 from service.flow import poll
 from service.models import Push, PushStep, Repository, State
 from service.parts import Parts
-from service.schemas import Page, RepositoryCreate, RepositoryPatch, RepositoryRead, Reset
+from service.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -98,10 +99,8 @@ async def _end_of_pushlog(parts: Parts, url: str) -> int:
         raise Problem(502, "Pushlog unavailable", detail) from None
 
 
-@router.get("", operation_id="listRepositories")
-async def list_repositories(
-    session: Reading, _: Reader, limit: Limit = 100, after: After = None
-) -> Page[RepositoryRead]:
+@router.get("", operation_id="listRepositories", responses=problems())
+async def list_repositories(session: Reading, _: Reader, limit: Limit = 100, after: After = None) -> RepositoryPage:
     """The monitored repositories, in the order in which they were added."""
     query = (
         select(Repository)
@@ -110,10 +109,15 @@ async def list_repositories(
     )
     found = (await session.exec(query.limit(limit + 1))).all()
     items = [RepositoryRead.model_validate(repository) for repository in found[:limit]]
-    return Page(items=items, next=opaque(found[limit - 1].id or 0) if len(found) > limit else None)
+    return RepositoryPage(items=items, next=opaque(found[limit - 1].id or 0) if len(found) > limit else None)
 
 
-@router.post("", status_code=201, operation_id="addRepository")
+@router.post(
+    "",
+    status_code=201,
+    operation_id="addRepository",
+    responses={201: LOCATION, **problems(409, 502, scope=WRITES)},
+)
 async def add_repository(
     asked: RepositoryCreate, response: Response, parts: PartsDep, caller: Writer
 ) -> RepositoryRead:
@@ -144,7 +148,7 @@ async def add_repository(
     return read
 
 
-@router.post("/plan", operation_id="planRepository")
+@router.post("/plan", operation_id="planRepository", responses=problems(409))
 async def plan_repository(asked: RepositoryCreate, parts: PartsDep, _: Reader) -> RepositoryCreate:
     """Whether this could be added, and as what: the pushlog is not asked, and nothing changes."""
     url, _host = normal_url(parts.settings, asked.url)
@@ -184,13 +188,18 @@ def _created(known: Repository | None, asked: RepositoryCreate, url: str, host: 
     return known
 
 
-@router.get("/{alias}", operation_id="getRepository")
+@router.get("/{alias}", operation_id="getRepository", responses=problems(404))
 async def get_repository(alias: str, session: Reading, _: Reader) -> RepositoryRead:
     """One repository, and where its poll stands."""
     return RepositoryRead.model_validate(await find(session, alias))
 
 
-@router.patch("/{alias}", operation_id="changeRepository")
+@router.patch(
+    "/{alias}",
+    operation_id="changeRepository",
+    responses=problems(404, scope=WRITES),
+    openapi_extra=MERGE_PATCH,
+)
 async def change_repository(
     alias: str, change: RepositoryPatch, caller: Writer, session: Writing, parts: PartsDep
 ) -> RepositoryRead:
@@ -207,7 +216,12 @@ async def change_repository(
     return RepositoryRead.model_validate(repository)
 
 
-@router.delete("/{alias}", status_code=204, operation_id="deleteRepository")
+@router.delete(
+    "/{alias}",
+    status_code=204,
+    operation_id="deleteRepository",
+    responses=problems(404, 409, scope=WRITES),
+)
 async def delete_repository(
     alias: str,
     caller: Writer,
@@ -240,7 +254,11 @@ async def delete_repository(
     log.info("repository-deleted", repository=alias, buried=len(unfinished), by=caller.name)
 
 
-@router.post("/{alias}/reset", operation_id="resetRepository")
+@router.post(
+    "/{alias}/reset",
+    operation_id="resetRepository",
+    responses=problems(404, 502, scope=WRITES),
+)
 async def reset_repository(alias: str, asked: Reset, parts: PartsDep, caller: Writer) -> RepositoryRead:
     """Begin a new generation of a repository that was made anew, and set its cursor."""
     async with parts.database.reading() as session:

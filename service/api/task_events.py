@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from events import PulseMessage, Verdict, Verdicts
 from service import metrics
 from service.api.deps import PartsDep
+from service.api.openapi import PulseMessages, signed
 from service.api.signed import events_of, signed_json
 from service.database import now
 from service.door import originals, visible
@@ -18,7 +19,7 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/events", tags=["internal"])
 
 
-@router.post("/tasks", status_code=202, operation_id="takeTaskEvents")
+@router.post("/tasks", status_code=202, operation_id="takeTaskEvents", openapi_extra=signed(PulseMessages))
 async def take_task_events(request: Request, parts: PartsDep) -> Verdicts:
     """Take messages of the queue's task exchanges. The answer goes out after the commit."""
     raw, body = await signed_json(request, parts.settings)
