@@ -55,7 +55,7 @@ async def _lease(
 ) -> tuple[list[LeasedRepository], float]:
     if not results:
         async with parts.database.reading() as session:
-            if not limit or not await poll.any_due(session):
+            if not limit or not await poll.any_due(session, parts.settings.allowed_hosts):
                 return [], 0
     async with parts.database.writing() as session:
         spent = await poll.report(session, parts.settings.poll, results)

@@ -164,12 +164,13 @@ def _due(settings: PollSettings, repository: Repository, at: datetime) -> None:
     repository.turn = at - settings.interval * BUSY_TURNS if busy else at
 
 
-async def any_due(session: Session) -> bool:
-    """Whether it is worth to take locks; it reads only."""
+async def any_due(session: Session, hosts: list[str]) -> bool:
+    """Whether it is worth to take locks; it reads only. A host that is no longer allowed has nothing due."""
     at = now()
     due = await session.exec(
         select(Repository.id)
         .where(
+            col(Repository.host).in_(hosts),
             col(Repository.due_at) <= at,
             or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= at),
             col(Repository.enabled).is_(True),

@@ -34,13 +34,13 @@ def resultset_of(push: Push, repository: Repository) -> dict[str, Any]:
         "revision": push.revision,
         "revision_hash": push.revision_hash,
         "push_timestamp": int(push.date.timestamp()),
-        "author": push.user[:MAX_AUTHOR],
+        "author": push.user[:MAX_AUTHOR] or "unknown",
         "type": "push",
         "active_status": "active",
         "revisions": [
             {
                 "revision": changeset["node"],
-                "author": changeset.get("author") or push.user,
+                "author": changeset.get("author") or push.user or "unknown",
                 "comment": changeset.get("desc") or "",
                 "files": changeset.get("files") or [],
                 "branch": changeset["branch"],

@@ -197,13 +197,15 @@ async def test_what_is_not_to_be_asked(quick: Polls, fields: dict[str, Any]) -> 
     await quick.add("mc", **fields)
     assert await quick.lease() == []
     async with quick.database.reading() as session:
-        assert not await poll.any_due(session)
+        assert not await poll.any_due(session, quick.hosts)
 
 
 async def test_a_host_that_is_not_allowed_any_more(quick: Polls) -> None:
     await quick.add("mc")
     quick.hosts = ["hg.example.com"]
     assert await quick.lease() == []
+    async with quick.database.reading() as session:
+        assert not await poll.any_due(session, quick.hosts)
 
 
 async def test_any_due(quick: Polls) -> None:
@@ -211,7 +213,7 @@ async def test_any_due(quick: Polls) -> None:
     for due, seconds in ((True, 0), (False, 0), (False, 29.9), (True, 0.2)):
         quick.clock.go(seconds)
         async with quick.database.reading() as session:
-            assert await poll.any_due(session) == due
+            assert await poll.any_due(session, quick.hosts) == due
         if due:
             await quick.lease()
 
