@@ -1,5 +1,8 @@
 """Runs the migrations on the database that `service.database` names, one process at a time."""
 
+from typing import Literal
+
+from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
@@ -12,7 +15,7 @@ from service.database import Utc
 _LOCK = 0x7C74_7268  # any number that is ours alone
 
 
-def plain(kind: str, item: object, _: object) -> str | bool:
+def plain(kind: str, item: object, _: AutogenContext) -> str | Literal[False]:
     """Migrations name SQLAlchemy's own types, so that they outlive changes of ours."""
     if kind == "type" and isinstance(item, Utc):
         return "sa.DateTime(timezone=True)"

@@ -84,8 +84,8 @@ async def _plan_bodies(session: Session, before: datetime) -> int:
         .outerjoin(Action, col(Action.id) == PlannedTask.action_id)
         .where(
             col(PlannedTask.definition).is_not(None),
-            ((PushStep.state == State.DONE) & (col(PushStep.done_at) < before))
-            | ((Action.state == State.DONE) & (col(Action.done_at) < before)),
+            ((col(PushStep.state) == State.DONE) & (col(PushStep.done_at) < before))
+            | ((col(Action.state) == State.DONE) & (col(Action.done_at) < before)),
         )
         .limit(BATCH)
     )
