@@ -9,7 +9,8 @@ SERVICE = Client(
     "sandbox/tc-treeherder",
     "sandbox-service-token-that-is-no-secret-0000",
     (
-        # createTask is done with `authorizedScopes` of a project: its role, and mail to whoever pushed; a copy of a task
+        # createTask is done with `authorizedScopes` of a project: its role, and mail to whoever pushed; a copy of a
+        # task
         # may notify as its original did
         "assume:repo:*",
         "queue:route:notify.*",

@@ -1,4 +1,4 @@
-"""The queues that listeners read. They keep no state: whether one that is not there ever was, only the service knows."""
+"""The queues that listeners read. They keep no state: whether one that is gone ever was, only the service knows."""
 
 from datetime import timedelta
 
