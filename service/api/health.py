@@ -16,7 +16,7 @@ from sqlmodel import col, select
 from service import metrics
 from service.api.deps import PartsDep
 from service.database import now
-from service.models import Action, Notice, PulseQueue, PushStep, Repository
+from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Repository
 from service.parts import Parts
 from service.schemas import Check, Heartbeat
 
@@ -109,14 +109,14 @@ async def _work(parts: Parts) -> Check:
     async with parts.database.reading() as session:
         waiting = [
             (await session.exec(select(func.min(model.since)).where(col(model.due_at).is_not(None)))).one_or_none()
-            for model in (PushStep, Action, Notice)
+            for model in (PushStep, Action, Notice, JobReport, GroupCheck)
         ]
     oldest = min((since for since in waiting if since is not None), default=None)
     if oldest is None or now() - oldest < OLD_WORK:
         return Check(name="work", status="ok")
     detail = (
         f"the oldest unfinished work has waited since {oldest:%F %T}Z: GET /api/v1/pushes?state=pending and "
-        "GET /api/v1/actions?state=received or planned say why"
+        "GET /api/v1/actions?state=received or planned say why; /metrics shows which lane it is in"
     )
     return Check(name="work", status="warning", detail=detail)
 

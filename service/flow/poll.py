@@ -120,7 +120,8 @@ async def _looks_reset(session: Session, repository: Repository, result: PollRes
                 Push.push_id == repository.last_push_id,
             )
         )
-        if result.at_cursor not in (stored.first() or []):
+        nodes = stored.first()  # None: the push where monitoring began, of which we know the tip alone
+        if nodes is not None and result.at_cursor not in nodes:
             why = f"push {repository.last_push_id} was {repository.last_changeset}, is now {result.at_cursor}"
             suspect_reset(repository, why)
             return True

@@ -631,6 +631,16 @@ async def test_never_by_a_strip_or_an_amend(quick: Polls, left: list[str], at_cu
     assert (row.generation, row.reset_suspicions) == (0, 0)
 
 
+async def test_a_strip_where_monitoring_began_is_no_reset(quick: Polls) -> None:
+    """The push at the first cursor was never stored: nothing tells what was in it."""
+    await quick.add("mc", last_push_id=10, created_at=START - 100 * MINUTE)
+    await quick.poll(lastpushid=10, at_cursor=node("tip"))
+    for _ in range(15):
+        await quick.poll(lastpushid=10, at_cursor=node("what is left"), moved=True)
+    row = await quick.row()
+    assert (row.generation, row.reset_suspicions, row.last_changeset) == (0, 0, node("what is left"))
+
+
 async def test_a_strip_of_the_pushes_before_the_cursor_is_none(quick: Polls) -> None:
     await new(quick)
     for _ in range(15):
