@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("delivery", sa.String(), nullable=True),
         sa.Column("channel", sa.String(), nullable=True),
+        sa.Column("redeliveries", sa.Integer(), nullable=False),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("planned_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("plan_attempt", sa.Integer(), nullable=False),

@@ -141,7 +141,7 @@ async def store(
             continue
         action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
         if message.redelivered and (known := await _earlier(session, action, message.channel, actions)):
-            known.channel = message.channel
+            known.channel, known.redeliveries = message.channel, known.redeliveries + 1
             session.add(known)
             verdicts.append(Verdict(verdict="duplicate", reason=f"it came before, as action {known.id}"))
             log.info("action-redelivered", action=known.id, task_id=known.task_id)
@@ -165,7 +165,10 @@ async def _new_keys(session: Session, keys: Iterable[str]) -> set[str]:
 
 
 async def _earlier(session: Session, action: Action, channel: str, batch: Iterable[Action]) -> Action | None:
-    """The earlier, equal action that a redelivered message may be; each is matched at most once a channel."""
+    """The earlier, equal action that a redelivered message may be: at most one, which came on another channel.
+
+    Of several the one that was brought again least often: what a lost channel had may come on two others.
+    """
     await session.flush()  # those of this batch count too
     since = now() - REDELIVERED_WITHIN
     # all are locked, for one that another transaction has matched meanwhile must not hide the others
@@ -180,11 +183,12 @@ async def _earlier(session: Session, action: Action, channel: str, batch: Iterab
             Action.run_id == action.run_id,
             col(Action.received_at) > since,
         )
-        .order_by(col(Action.id))
+        .order_by(col(Action.id))  # so that two who lock them never wait in a circle
         .with_for_update()
         .execution_options(populate_existing=True)
     )
-    return next((each for each in equal if each.channel != channel), None)
+    elsewhere = [each for each in equal if each.channel != channel]
+    return min(elsewhere, key=lambda each: (each.redeliveries, each.id), default=None)
 
 
 async def called(session: Session, action: Action, key: str, digest: str) -> Action | None:

@@ -120,6 +120,14 @@ async def test_two_presses_that_are_both_redelivered_are_two_actions(api: Api) -
     assert len(await actions(api)) == 2
 
 
+async def test_two_presses_that_are_redelivered_to_two_listeners_are_two_actions(api: Api) -> None:
+    assert await press(api, message(1, on=1), message(2, on=1)) == ["accepted", "accepted"]
+    assert await press(api, message(3, on=2, redelivered=True)) == ["duplicate"]
+    assert await press(api, message(4, on=3, redelivered=True)) == ["duplicate"]
+    assert [action.redeliveries for action in await actions(api)] == [1, 1]
+    assert len(await actions(api)) == 2
+
+
 async def test_two_presses_of_which_none_was_stored_before_are_two_actions_too(api: Api) -> None:
     again = [message(1, on=2, redelivered=True), message(2, on=2, redelivered=True)]
     assert await press(api, *again) == ["accepted", "accepted"]
@@ -165,7 +173,9 @@ async def test_replicas_that_take_the_same_batches_at_once_make_each_action_once
         again = [message(100 + n, on=2 + n % 2, redelivered=True) for n in range(40)]
         answers = await asyncio.gather(press(one, *again[::2]), press(two, *again[1::2]))
         assert [*answers[0], *answers[1]] == ["duplicate"] * 40
-        assert len(await actions(one)) == 40
+        stored = await actions(one)
+        assert len(stored) == 40
+        assert {action.redeliveries for action in stored} == {1}
 
 
 async def test_the_202_is_lost_after_the_commit_and_the_batch_comes_again(api: Api) -> None:

@@ -101,6 +101,13 @@ async def test_a_task_that_failed_is_copied_with_all_that_depends_on_it(monitore
     assert len(queue.tasks) == len(DIAMOND) + 4
 
 
+async def test_the_scheduler_stays_though_it_is_called_like_a_task(monitored: World) -> None:
+    build(monitored.tc.queue, {"group": [], "a": [], "b": ["a"]}, schedulerId=slug("a"))
+    end(monitored.tc.queue, "a")
+    made = await copies(monitored, await carry_out(monitored, slug("a")))
+    assert {there(monitored, each)["schedulerId"] for each in made.values()} == {slug("a")}
+
+
 async def test_the_state_of_the_named_run_decides_and_one_that_was_rerun_no_longer_counts(monitored: World) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
@@ -170,17 +177,18 @@ async def test_an_earlier_copy_of_a_task_in_the_plan_is_not_copied_again(monitor
 
 async def test_what_could_never_run_is_left_out(monitored: World) -> None:
     queue = monitored.tc.queue
-    build(queue, {"group": [], "a": [], "x": [], "b": ["a", "x"], "after": ["b"], "c": ["a"]})
+    build(queue, {"group": [], "a": [], "x": [], "b": ["a", "x"], "after": ["b"], "c": ["a"], "both": ["b", "c"]})
     queue.create_task(slug("any"), definition_of("any", ["a", "x"], requires="all-resolved"))
     end(queue, "a")
     end(queue, "x", "exception")
     action = await carry_out(monitored, slug("a"))
     assert set(await copies(monitored, action)) == {"a", "any", "c"}
     reasons = {each["name"]: each["reason"] for each in action.left_out}
-    assert set(reasons) == {"b", "after"}
+    assert set(reasons) == {"b", "after", "both"}
     assert slug("x") in reasons["b"]
     assert "exception" in reasons["b"]
     assert "left out" in reasons["after"]
+    assert f"needs {slug('b')}, which is left out" in reasons["both"]
 
 
 async def test_that_the_copy_itself_waits_for_a_failed_task_is_said(monitored: World) -> None:
@@ -526,7 +534,7 @@ async def test_many_throttled_calls_do_not_make_the_waits_long(sqlite_url: str) 
     async with world_with(sqlite_url, work={**WORK, "max_retry": 600}) as world:
         build(world.tc.queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(60)}})
         end(world.tc.queue, "a")
-        world.tc.faults.add("throttle", "createTask", probability=0.25)
+        world.tc.faults.add("throttle", "createTask", probability=0.6)
         action = await work_until_done(world, await action_on(world, slug("a")))
         assert action.state == "done"
         assert len(world.tc.queue.tasks) == 62 + 61
