@@ -29,7 +29,6 @@ Item = TypeVar("Item", bytes, str)
 Found = Literal["there", "new", "deleted"]
 """How a queue was found: it was there; it was not, and was declared; likewise, though it had been read before."""
 
-NOT_FOUND = 404
 LOOK = 0.25
 """Seconds between two looks whether the listener is to end."""
 
@@ -331,10 +330,8 @@ class Consumer(Generic[Item]):
         channel = connection.channel()
         try:
             channel.queue_declare(self.queue, passive=True)
-        except pika.exceptions.ChannelClosedByBroker as error:
-            if error.reply_code != NOT_FOUND:
-                raise
-            return False
+        except pika.exceptions.ChannelClosedByBroker:
+            return False  # what else may be wrong with it, the declaration will say
         channel.close()
         return True
 

@@ -219,14 +219,14 @@ class PulseListener:
             for thread in threads:
                 thread.join(max(until - time.monotonic(), 0))
             abandoned = [thread.name for thread in threads if thread.is_alive()]
-        if self._failure is not None:
-            raise self._failure
         if abandoned:
             log.warning("abandoned", work=abandoned, reason="what was not acknowledged is delivered again")
         else:
             self._forwarder.close()
             if self._announced is not None:
                 self._announced.close()
+        if self._failure is not None:
+            raise self._failure
         log.info("stopped")
 
     def _guarded(self, work: Callable[[], None]) -> None:

@@ -274,12 +274,14 @@ def test_nothing_is_acknowledged_before_the_service_has_it(world: World) -> None
         return None
 
     world.service.before = wait
-    with world.listening(drain=MOMENT):
+    with world.listening(drain=MOMENT) as abandoned:
         world.press("1")
         assert asked.wait(10)
         assert world.waiting() == 0  # the listener holds it
     eventually(lambda: world.waiting() == 1)
     hold.set()
+    eventually(lambda: not any(thread.name == "job-actions gives" for thread in threading.enumerate()))
+    abandoned._forwarder.close()  # as the end of a process does
     world.service.before = lambda request: None
     with world.listening():
         (event,) = eventually(world.service.events)
