@@ -732,6 +732,18 @@ def test_sqlite_lies_on_the_volume() -> None:
     assert not of(render(ALL["existing claim"]), "PersistentVolumeClaim")
 
 
+def test_the_ingress_leads_to_all_but_what_is_the_clusters() -> None:
+    (ingress,) = of(render(EVERYTHING), "Ingress").values()
+    hosts = [rule["host"] for rule in ingress["spec"]["rules"]]
+    assert hosts == EVERYTHING["ingress"]["hosts"]
+    for rule in ingress["spec"]["rules"]:
+        led = [each["path"] for each in rule["http"]["paths"]]
+        open_to_all = app_paths() - {"/metrics", "/__readiness__"}
+        assert not [path for path in open_to_all if not any(f"{path}/".startswith(f"{begin}/") for begin in led)]
+        assert not [path for path in ("/metrics", "/__readiness__") if any(path.startswith(begin) for begin in led)]
+        assert {"/docs", "/openapi.json"} <= set(led)
+
+
 def test_nobody_sets_the_replicas_that_the_autoscaler_sets() -> None:
     manifests = render(EVERYTHING)
     (scaler,) = of(manifests, "HorizontalPodAutoscaler").values()
