@@ -156,6 +156,12 @@ class PulseMessage(Event):
     delivery: str = Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn at receipt, the same in every re-POST")
     channel: str = Field(pattern=r"^[0-9a-f-]{36}$", description="the UUID of the AMQP channel that delivered it")
     redelivered: bool
+    orphaned: bool = Field(
+        False, description="its channel is gone, so that the broker brings it again, which may have come first"
+    )
+    held: float = Field(
+        86_400, ge=0, allow_inf_nan=False, description="seconds since it was received, where it is orphaned"
+    )
     exchange: str = Field(max_length=255)
     routing_key: str = Field(max_length=255)
     cc: list[str] = Field([], max_length=1_000, description="the CC header: further routing keys")

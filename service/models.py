@@ -169,6 +169,7 @@ class Action(Work, table=True):
     delivery: str | None = Field(default=None, unique=True)  # the key under which it came
     channel: str | None = None  # the AMQP channel that it last came on
     redeliveries: int = 0  # how often the broker brought it again
+    ahead: bool = False  # it came redelivered, and what was delivered before may still come
     received_at: datetime = Field(default_factory=now, sa_type=Utc)
     planned_at: datetime | None = _utc()
     plan_attempt: int = 0  # goes up when a plan that nothing came of is made anew

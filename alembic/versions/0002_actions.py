@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("delivery", sa.String(), nullable=True),
         sa.Column("channel", sa.String(), nullable=True),
         sa.Column("redeliveries", sa.Integer(), nullable=False),
+        sa.Column("ahead", sa.Boolean(), nullable=False),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("planned_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("plan_attempt", sa.Integer(), nullable=False),

@@ -1,20 +1,23 @@
 """A pressed button, or a call of our API, becomes a stored action; and what every action begins with.
 
 The broker may bring a message again: under the same delivery key when a listener posts it once more, and as
-`redelivered` under a new key when the listener's channel was lost before it could acknowledge.
+`redelivered` under a new key when the listener's channel was lost before it could acknowledge. Then the one that
+was delivered first may come after its redelivery: the listener marks it as `orphaned`.
 """
 
 import asyncio
 import base64
 import binascii
 import uuid
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlmodel import col, select, update
@@ -39,6 +42,17 @@ KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
 
 REDELIVERED_WITHIN = timedelta(hours=24)
 """How long after a message the broker may bring it again."""
+
+CLOCKS_APART = timedelta(seconds=5)
+"""How far the clocks of two replicas may differ."""
+
+_LOCKS = 0x7C7B
+"""The first of the two numbers of our advisory locks on PostgreSQL; alembic/env.py takes another."""
+
+_STRIPES = 256
+"""Locks there are for all presses together: a transaction may need one for each event, and PostgreSQL's are few."""
+
+_TAKE_LOCKS = text("SELECT pg_advisory_xact_lock(:space, stripe) FROM unnest(CAST(:stripes AS integer[])) AS stripe")
 
 
 class RejectedError(Exception):
@@ -126,6 +140,7 @@ async def store(
     fresh = await _new_keys(session, [arrival.message.delivery for arrival in arrivals])
     if again:
         fresh = {arrival.message.delivery for arrival in arrivals}
+    await _one_by_one(session, [a.press for a in arrivals if a.press is not None and a.message.delivery in fresh])
     verdicts: list[Verdict] = []
     actions: list[Action] = []
     for arrival in arrivals:
@@ -140,13 +155,12 @@ async def store(
             verdicts.append(Verdict(verdict="rejected", reason=f"{arrival.reason}; kept as a dead letter"))
             continue
         action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
-        if message.redelivered and (known := await _earlier(session, action, message.channel, actions)):
-            known.channel, known.redeliveries = message.channel, known.redeliveries + 1
+        if known := await _known(session, action, message):
             session.add(known)
             verdicts.append(Verdict(verdict="duplicate", reason=f"it came before, as action {known.id}"))
             log.info("action-redelivered", action=known.id, task_id=known.task_id)
             continue
-        action.delivery, action.channel = message.delivery, message.channel
+        action.delivery, action.channel, action.ahead = message.delivery, message.channel, message.redelivered
         session.add(action)
         actions.append(action)
         rejected = action.state == State.REJECTED
@@ -164,13 +178,43 @@ async def _new_keys(session: Session, keys: Iterable[str]) -> set[str]:
     return set(stored.scalars())
 
 
-async def _earlier(session: Session, action: Action, channel: str, batch: Iterable[Action]) -> Action | None:
-    """The earlier, equal action that a redelivered message may be: at most one, which came on another channel.
+async def _one_by_one(session: Session, presses: Iterable[JobAction]) -> None:
+    """Wait for every transaction that stores an equal press: what it has not committed yet, nobody else can see.
 
-    Of several the one that was brought again least often: what a lost channel had may come on two others.
+    SQLite has one writer, so there is nothing to wait for.
     """
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    names = {f"{each.project}/{each.job[0]}/{each.action}/{each.requester}" for each in presses}
+    stripes = sorted({zlib.crc32(name.encode(errors="surrogatepass")) % _STRIPES for name in names})
+    if stripes:  # sorted, so that two never wait in a circle
+        connection = await session.connection()
+        await connection.execute(_TAKE_LOCKS, {"space": _LOCKS, "stripes": stripes})
+
+
+async def _known(session: Session, action: Action, message: PulseMessage) -> Action | None:
+    """The action that this message was made into already, under another delivery key; it is marked as matched."""
+    if message.redelivered:
+        equal = await _equal(session, action, message.channel, now() - REDELIVERED_WITHIN)
+        # of several the one that was brought again least often: what a lost channel had may come on two others
+        earlier = min(equal, key=lambda each: (each.redeliveries, each.id), default=None)
+        if earlier is not None:
+            earlier.channel, earlier.redeliveries = message.channel, earlier.redeliveries + 1
+            return earlier
+    if message.orphaned:
+        # its redelivery was stored after it was received; what is older is another press
+        received = now() - min(timedelta(seconds=min(message.held, 86_400)) + CLOCKS_APART, REDELIVERED_WITHIN)
+        equal = await _equal(session, action, message.channel, received)
+        later = next((each for each in equal if each.ahead), None)
+        if later is not None:
+            later.ahead = False
+            return later
+    return None
+
+
+async def _equal(session: Session, action: Action, channel: str, since: datetime) -> list[Action]:
+    """Those that say the same as `action` and last came on another channel, since then."""
     await session.flush()  # those of this batch count too
-    since = now() - REDELIVERED_WITHIN
     # all are locked, for one that another transaction has matched meanwhile must not hide the others
     equal = await session.exec(
         select(Action)
@@ -187,8 +231,7 @@ async def _earlier(session: Session, action: Action, channel: str, batch: Iterab
         .with_for_update()
         .execution_options(populate_existing=True)
     )
-    elsewhere = [each for each in equal if each.channel != channel]
-    return min(elsewhere, key=lambda each: (each.redeliveries, each.id), default=None)
+    return [each for each in equal if each.channel != channel]
 
 
 async def called(session: Session, action: Action, key: str, digest: str) -> Action | None:

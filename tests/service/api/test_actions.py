@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import uuid
 from datetime import timedelta
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sqlmodel import col, select
 
+from service.api.events import job_action
 from service.database import now
-from service.flow.action import KINDS, JobAction
+from service.flow.action import KINDS, JobAction, store
 from service.models import Action, Delivery, PlannedTask, Source, State
 from tests.facts import fact
 from tests.service.asgi import ADMIN, READER, RETRIER, Api, is_problem, running, settings_for, signature
@@ -28,8 +30,10 @@ def channel(number: int) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"channel {number}"))
 
 
-def message(delivery: int, *, on: int = 1, redelivered: bool = False, **press: Any) -> dict[str, Any]:
-    """A message as the listener sends it; `press` are fields of its body."""
+def message(
+    delivery: int, *, on: int = 1, redelivered: bool = False, held: float | None = None, **press: Any
+) -> dict[str, Any]:
+    """A message as the listener sends it, orphaned when it is `held`; `press` are fields of its body."""
     body = {
         "version": 1,
         "project": "mc",
@@ -48,6 +52,7 @@ def message(delivery: int, *, on: int = 1, redelivered: bool = False, **press: A
         "cc": [],
         "body": json.dumps(body),
         "encoding": "utf-8",
+        **({} if held is None else {"orphaned": True, "held": held}),
     }
 
 
@@ -126,6 +131,84 @@ async def test_two_presses_that_are_redelivered_to_two_listeners_are_two_actions
     assert await press(api, message(4, on=3, redelivered=True)) == ["duplicate"]
     assert [action.redeliveries for action in await actions(api)] == [1, 1]
     assert len(await actions(api)) == 2
+
+
+async def test_a_redelivery_that_comes_before_what_was_delivered_first_is_one_action(api: Api) -> None:
+    # listener A holds 1 and loses its channel; the broker brings it to B; A's own comes last
+    assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
+    assert await press(api, message(1, on=1, held=30)) == ["duplicate"]
+    assert await press(api, message(1, on=1, held=30)) == ["duplicate"]  # its key is known, too
+    assert len(await actions(api)) == 1
+
+
+async def test_an_orphan_that_comes_before_its_redelivery_is_one_action(api: Api) -> None:
+    assert await press(api, message(1, on=1, held=1)) == ["accepted"]
+    assert await press(api, message(2, on=2, redelivered=True)) == ["duplicate"]
+    assert len(await actions(api)) == 1
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
+async def test_a_message_that_three_listeners_hold_is_one_action_in_any_order(
+    sqlite_api: Api, order: tuple[int, ...]
+) -> None:
+    held = {1: message(1, on=1, held=60), 2: message(2, on=2, redelivered=True, held=30)}
+    held[3] = message(3, on=3, redelivered=True)
+    for number in order:
+        await press(sqlite_api, held[number])
+    assert len(await actions(sqlite_api)) == 1
+
+
+async def test_two_presses_whose_redeliveries_come_first_are_two_actions(api: Api) -> None:
+    again = [message(n, on=2, redelivered=True) for n in (3, 4)]
+    assert await press(api, *again) == ["accepted", "accepted"]
+    assert await press(api, *(message(n, on=1, held=30) for n in (1, 2))) == ["duplicate", "duplicate"]
+    # each is matched once: a third that was held is a third press
+    assert await press(api, message(5, on=1, held=30)) == ["accepted"]
+    assert len(await actions(api)) == 3
+
+
+async def test_two_presses_of_which_one_overtakes_the_other_are_two_actions(api: Api) -> None:
+    assert await press(api, message(1, on=1, held=30)) == ["accepted"]
+    again = [message(n, on=2, redelivered=True) for n in (3, 4)]
+    assert await press(api, *again) == ["duplicate", "accepted"]
+    assert await press(api, message(2, on=1, held=30)) == ["duplicate"]
+    assert len(await actions(api)) == 2
+
+
+async def test_an_orphan_is_not_taken_for_a_press_of_which_it_is_no_copy(api: Api) -> None:
+    assert await press(api, message(1, on=1)) == ["accepted"]  # came well, and waits for nobody
+    assert await press(api, message(2, on=2, held=30)) == ["accepted"]
+    assert await press(api, message(3, on=3, redelivered=True, job_guid=f"{RUN}/1")) == ["accepted"]
+    assert await press(api, message(4, on=3, held=30, job_guid=f"{RUN}/1")) == ["accepted"], "of the same channel"
+    assert len(await actions(api)) == 4
+
+
+async def test_an_orphan_that_was_received_after_the_redelivery_is_another_press(api: Api) -> None:
+    # listener A was killed, so what it held never comes; much later the button is pressed once more
+    assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
+    async with api.database.writing() as session:
+        for action in await session.exec(select(Action)):
+            action.received_at = now() - timedelta(minutes=10)
+    assert await press(api, message(3, on=3, held=60)) == ["accepted"]
+    assert await press(api, message(4, on=4, held=700)) == ["duplicate"]
+    for held in (None, -1, "x", float("inf")):
+        assert await press(api, {**message(5, on=5), "orphaned": True, "held": held}) == ["rejected"]
+
+
+@pytest.mark.parametrize("first", [{"on": 1}, {"on": 2, "redelivered": True}], ids=["natural", "overtaken"])
+async def test_equal_presses_in_transactions_at_once_are_one_action(postgres_url: str, first: dict[str, Any]) -> None:
+    second: dict[str, Any] = {"on": 3, "redelivered": True} if first["on"] == 1 else {"on": 1, "held": 30}
+    async with running(settings_for(postgres_url)) as api:
+        async with api.database.writing() as session:
+            arrivals = [job_action(message(1, **first))]
+            (verdict,), _ = await store(session, arrivals)
+            await session.flush()
+            posted = asyncio.create_task(press(api, message(2, **second)))
+            done, _ = await asyncio.wait([posted], timeout=0.3)
+            assert not done, "it must wait for what is not committed yet"
+        assert verdict.verdict == "accepted"
+        assert await posted == ["duplicate"]
+        assert len(await actions(api)) == 1
 
 
 async def test_two_presses_of_which_none_was_stored_before_are_two_actions_too(api: Api) -> None:
