@@ -280,6 +280,7 @@ class JobReport(Work, table=True):
     version: int = 0
     delivered: int | None = None  # the stage that Treeherder was told last
     heard_at: datetime = Field(default_factory=now, sa_type=Utc)  # or last checked
+    no_push_since: datetime | None = _utc()  # Treeherder has been answering since then that it has no such push
 
     def dead_letter(self, reason: str) -> "DeadLetter":
         subject = f"run {self.run_id} of {self.task_id}, for {self.environment}"

@@ -54,6 +54,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("delivered", sa.Integer(), nullable=True),
         sa.Column("heard_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("no_push_since", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("task_id", "run_id", "environment"),
     )

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any, Generic, TypeVar
 
@@ -85,6 +85,7 @@ class Outcome:
     end: End
     reason: str | None = None
     wait: timedelta = timedelta()
+    no_push_since: datetime | None = None
 
 
 @dataclass
@@ -99,8 +100,26 @@ class Delivered:
 PushKey = tuple[str, str | None, str | None]
 """Project, revision, revision_hash: what the routes say of a push."""
 
+OwnPush = tuple[str, str, str | None, State | None]
+"""Project, revision_hash, revision, and the state of the resultset here, of a push of our own."""
+
 Item = tuple[JobReport, Any]
 Post = Callable[[list[Any]], Awaitable[None]]
+
+
+@dataclass
+class _Lacking:
+    """Why a push is not there, and what that means for a job of it."""
+
+    then: Callable[[JobReport, str], Outcome]
+    reason: str
+
+    def outcome(self, report: JobReport) -> Outcome:
+        return self.then(report, self.reason)
+
+
+def _skip(report: JobReport, reason: str) -> Outcome:
+    return Outcome(report, End.SKIPPED, reason)
 
 
 class Deliverer:
@@ -219,36 +238,34 @@ class Deliverer:
         wanted = {_push(report) for report in reports}
         tips = {push: tip for push in wanted if (tip := self._tips.get(push))}
         missing = wanted - tips.keys()
-        waiting: dict[PushKey, str] = {}
-        refused: dict[PushKey, str] = {}
+        lacking: dict[PushKey, _Lacking] = {}
         if missing:
             own = await self._own(missing)
             for push in sorted(missing, key=str):
-                if done.pause is not None:
-                    waiting[push] = "Treeherder cannot be asked for its push now"
-                    continue
-                try:
-                    tip, reason = await self._find(push, own, refused)
-                except (Unavailable, Refusal) as error:
-                    waiting[push] = str(error)
-                    if isinstance(error, Unavailable) and error.status != 404:
-                        done.pause = self._pause(error)
-                    continue
-                if tip is None:
-                    waiting[push] = reason
+                found = await self._look(push, own, done)
+                if isinstance(found, _Lacking):
+                    lacking[push] = found
                 else:
-                    tips[push] = tip
-                    self._tips.put(push, tip)
-        for report in reports:
-            push = _push(report)
-            if push in refused:
-                done.outcomes.append(Outcome(report, End.SKIPPED, refused[push]))
-            elif push in waiting:
-                done.outcomes.append(self._until_push(report, waiting[push]))
-        return {push: tip for push, tip in tips.items() if push not in refused}
+                    tips[push] = found
+                    self._tips.put(push, found)
+        done.outcomes += [lacking[push].outcome(report) for report in reports if (push := _push(report)) in lacking]
+        return tips
 
-    async def _own(self, pushes: Iterable[PushKey]) -> list[tuple[str, str, str | None, State | None]]:
-        """Our own pushes among these: project, revision_hash, revision, and the state of the resultset here."""
+    async def _look(self, push: PushKey, own: list[OwnPush], done: Delivered) -> "str | _Lacking":
+        """The push's tip, or why its jobs cannot be posted."""
+        if done.pause is not None:
+            return _Lacking(self._later, "Treeherder cannot be asked for its push now")
+        try:
+            return await self._find(push, own)
+        except (Unavailable, Refusal) as error:
+            if error.status == 404:  # it has no such project, so none of its pushes
+                return _Lacking(self._until_push, str(error))
+            if isinstance(error, Unavailable):
+                done.pause = self._pause(error)
+            return _Lacking(self._later, str(error))
+
+    async def _own(self, pushes: Iterable[PushKey]) -> list[OwnPush]:
+        """Our own pushes among these."""
         pushes = list(pushes)
         step = (
             (col(PushStep.push_id) == Push.id)
@@ -271,13 +288,7 @@ class Deliverer:
         async with self._parts.database.reading() as session:
             return list(await session.exec(query))  # type: ignore[arg-type]  # of a join that may find no step
 
-    async def _find(
-        self,
-        push: PushKey,
-        own: list[tuple[str, str, str | None, State | None]],
-        refused: dict[PushKey, str],
-    ) -> tuple[str | None, str]:
-        """The push's tip, or why it is to be waited for."""
+    async def _find(self, push: PushKey, own: list[OwnPush]) -> "str | _Lacking":
         project, revision, revision_hash = push
         ours = [
             (hash_, tip, state)
@@ -285,27 +296,29 @@ class Deliverer:
             if alias == project and (tip == revision if revision else hash_ == revision_hash)
         ]
         if revision and revision_hash and ours and all(hash_ != revision_hash for hash_, _, _ in ours):
-            refused[push] = f"its routes disagree: {revision} is the push {ours[0][0]}, not {revision_hash}"
+            return _Lacking(_skip, f"its routes disagree: {revision} is the push {ours[0][0]}, not {revision_hash}")
         tip = (ours[0][1] if ours else None) or revision or revision_hash or ""
         states = {state for _, _, state in ours}
         if State.PENDING in states and State.DONE not in states:
-            return None, f"push {tip} of {project} is not in Treeherder yet: we are about to create it"
+            reason = f"push {tip} of {project} is not in Treeherder yet: we are about to create it"
+            return _Lacking(self._later, reason)
         if self._environment.jobs == "pulse":
-            return tip, ""  # whoever reads them knows best what to do with jobs that come early
+            return tip  # whoever reads them knows best what to do with jobs that come early
         if State.DONE in states and self._environment.pushes == "rest":
-            return tip, ""
-        return await self._ask(push, tip)
+            return tip
+        return await self._ask(push)
 
-    async def _ask(self, push: PushKey, tip: str) -> tuple[str | None, str]:
+    async def _ask(self, push: PushKey) -> "str | _Lacking":
         project, revision, revision_hash = push
-        reason = f"Treeherder has no push {revision or revision_hash} of {project}"
+        unknown = _Lacking(self._until_push, f"Treeherder has no push {revision or revision_hash} of {project}")
         asked_at = self._unknown.get(push)
         if asked_at is not None and time.monotonic() - asked_at < ASK_AGAIN:
-            return None, reason
+            return unknown
         found = await self._parts.treeherders[self._prefix].tip_of(project, revision, revision_hash)
         if found is None:
             self._unknown.put(push, time.monotonic())
-        return found, reason
+            return unknown
+        return found
 
     async def _artifacts(
         self, reports: list[JobReport], done: Delivered
@@ -430,9 +443,14 @@ class Deliverer:
         return Outcome(report, End.LATER, reason, pause)
 
     def _until_push(self, report: JobReport, reason: str) -> Outcome:
-        if now() - report.since >= self._settings.push_wait:
+        """Wait until Treeherder has answered for `push_wait` that it has no such push: what it could not answer in an
+        outage counts for nothing."""
+        since = report.no_push_since or now()
+        if now() - since >= self._settings.push_wait:
             return Outcome(report, End.BURIED, f"given up after {self._settings.push_wait}: {reason}")
-        return self._later(report, reason)
+        outcome = self._later(report, reason)
+        outcome.no_push_since = since
+        return outcome
 
 
 def _told(report: JobReport) -> bool:

@@ -52,6 +52,7 @@ _DONE = _held(
     delivered=bindparam("new_delivered"),
     attempts=0,
     error=None,
+    no_push_since=None,
     due_at=case((_SAME, null()), else_=_AT),
     since=case((_SAME, _R.since), else_=_AT),
     state=case((_SAME, State.DONE), else_=State.PENDING),
@@ -63,6 +64,7 @@ _LAST = _held(
     delivered=bindparam("new_delivered"),
     attempts=0,
     error=None,
+    no_push_since=None,
     due_at=None,
     state=State.DONE,
     done_at=_AT,
@@ -72,13 +74,21 @@ _LINKS = _held(
     delivered=bindparam("new_delivered"),
     attempts=0,
     error=None,
+    no_push_since=None,
     lane=bindparam("new_lane"),
     due_at=_AT,
     since=_AT,
 )
 _SKIPPED = _held(lease=_R.lease + 1, state=State.SKIPPED, error=bindparam("why"), due_at=None, done_at=_AT)
-_LATER = _held(lease=_R.lease + 1, error=bindparam("why"), due_at=_AGAIN_AT)
-_BURIED = _held(lease=_R.lease + 1, state=State.FAILED, error=bindparam("why"), due_at=None, done_at=_AT)
+_LATER = _held(
+    lease=_R.lease + 1,
+    error=bindparam("why"),
+    due_at=_AGAIN_AT,
+    no_push_since=bindparam("new_no_push_since", type_=Utc),
+)
+_BURIED = _held(
+    lease=_R.lease + 1, state=State.FAILED, error=bindparam("why"), due_at=None, done_at=_AT, no_push_since=None
+)
 _RENEWED = _held(due_at=_AGAIN_AT)
 
 
@@ -118,7 +128,8 @@ def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
     values: dict[str, Any] = {"held_id": report.id, "held_lease": report.lease}
     ended = report.stage >= Stage.RESOLVED
     if outcome.end is End.LATER:
-        return _LATER, {**values, "why": why, "again_at": at + outcome.wait}
+        again_at, since = at + outcome.wait, outcome.no_push_since
+        return _LATER, {**values, "why": why, "again_at": again_at, "new_no_push_since": since}
     if outcome.end is End.SKIPPED:
         log.info("job-skipped", task_id=report.task_id, run_id=report.run_id, environment=report.environment, why=why)
         return _SKIPPED, {**values, "why": why, "at": at}
@@ -154,7 +165,9 @@ async def renew(session: Session, reports: Sequence[JobReport], lease: timedelta
 
 async def release(session: Session, reports: Sequence[JobReport]) -> None:
     """Give these back untouched, for another worker to take at once."""
-    await settle(session, [Outcome(report, End.LATER, report.error) for report in reports])
+    await settle(
+        session, [Outcome(report, End.LATER, report.error, no_push_since=report.no_push_since) for report in reports]
+    )
 
 
 async def push_arrived(session: Session, environment: str, project: str) -> None:

@@ -225,6 +225,62 @@ async def test_a_project_that_treeherder_does_not_know_is_buried_after_an_hour(s
         assert set(room.jobs()) == {f"{fine}/0"}, "another project does not wait for it"
 
 
+async def test_an_outage_does_not_count_for_the_hour(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"push_wait": 0.6, "max_pause": 0.05}) as room:
+        room.create(routes=[f"{PREFIX}.v2.mc.{OTHER}"])
+        await room.take_all()
+        async with room.database.writing() as session:
+            await session.exec(update(JobReport).values(since=now() - timedelta(hours=2)))
+        room.th[PREFIX].behaviour.down = -1
+        reporter = Reporter(room.parts)
+        running = asyncio.create_task(reporter.run())
+        await asyncio.sleep(0.5)
+        assert await room.letters() == [], "nobody has said that there is no such push"
+        room.th[PREFIX].behaviour.down = 0
+        await until(lambda: room.th[PREFIX].counters["GET push 200"] > 0)
+        await asyncio.sleep(0.1)
+        assert await room.letters() == [], "the hour has only begun"
+        await asyncio.sleep(0.1)
+        reporter.stop()
+        await running
+        await room.report()
+        (letter,) = await room.letters()
+        assert f"no push {OTHER} of mc" in letter.reason
+
+
+async def test_another_outage_begins_the_hour_anew(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"max_pause": 0.01}) as room:
+        room.create(routes=[f"{PREFIX}.v2.mc.{OTHER}"])
+        await room.take_all()
+        for down, waits in ((0, True), (-1, False)):
+            room.th[PREFIX].behaviour.down = down
+            reporter = Reporter(room.parts)
+            running = asyncio.create_task(reporter.run())
+            await until(lambda: sum(room.th[PREFIX].counters.values()) > 0)
+            await asyncio.sleep(0.1)
+            reporter.stop()
+            await running
+            (report,) = await room.reports()
+            assert (report.no_push_since is not None) == waits
+            room.th[PREFIX].counters.clear()
+
+
+async def test_a_push_that_we_are_about_to_create_is_not_given_up_after_an_hour(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"push_wait": 0}) as room:
+        tip, _ = await own_push(room)
+        task_id = room.create(routes=[f"{PREFIX}.v2.mc.{tip}"])
+        await room.take_all()
+        reporter = Reporter(room.parts)
+        running = asyncio.create_task(reporter.run())
+        await asyncio.sleep(0.3)
+        assert await room.letters() == []
+        await create_resultset(room)
+        await until(lambda: bool(room.jobs()))
+        reporter.stop()
+        await running
+        assert set(room.jobs()) == {f"{task_id}/0"}
+
+
 async def own_push(room: Newsroom, alias: str = "mc") -> tuple[str, str]:
     """A push of ours whose resultset is not there yet: its revision and revision_hash."""
     await add_repository(room.database, alias)
