@@ -51,7 +51,7 @@ class Announced:
     def close(self) -> None:
         self._pushlogs.close()
 
-    def __call__(self, urls: list[str]) -> None:
+    def __call__(self, urls: list[str], _: Any = None) -> None:
         due = sorted({url for url in urls if url})[:MOST]
         results: list[PollResult] = []
         while due or results:

@@ -29,6 +29,10 @@ Item = TypeVar("Item", bytes, str)
 Found = Literal["there", "new", "deleted"]
 """How a queue was found: it was there; it was not, and was declared; likewise, though it had been read before."""
 
+Held = Callable[[], float | None]
+"""None while the channel that brought a batch is there, then for how many seconds it has been held: the broker brings
+it again, to this listener or to another."""
+
 LOOK = 0.25
 """Seconds between two looks whether the listener is to end."""
 
@@ -55,7 +59,7 @@ class Inbox(Generic[Item]):
 
     def __init__(self, most: int, most_bytes: int, linger: float) -> None:
         self._most, self._most_bytes, self._linger = most, most_bytes, linger
-        self._items: deque[tuple[Item, Session, int]] = deque()
+        self._items: deque[tuple[Item, Session, int, float]] = deque()
         self._bytes = 0
         self._taken_at = 0.0
         self._under_way = 0
@@ -68,7 +72,7 @@ class Inbox(Generic[Item]):
 
     def put(self, item: Item, session: "Session", tag: int) -> None:
         with self._changed:
-            self._items.append((item, session, tag))
+            self._items.append((item, session, tag, time.monotonic()))
             self._bytes += len(item)
             if len(self._items) == 1 or self._full():
                 self._changed.notify()
@@ -79,8 +83,11 @@ class Inbox(Generic[Item]):
             self._closed = True
             self._changed.notify()
 
-    def batch(self, wait: float) -> list[tuple[Item, "Session", int]] | None:
-        """The next batch; empty when nothing came within `wait` seconds, None when nothing ever will."""
+    def batch(self, wait: float) -> list[tuple[Item, "Session", int, float]] | None:
+        """The next batch, each with when it was read; empty when nothing came within `wait` seconds.
+
+        None when nothing ever will.
+        """
         end = time.monotonic() + wait
         with self._changed:
             self._under_way = 0  # whoever asks has given the last one
@@ -92,7 +99,7 @@ class Inbox(Generic[Item]):
             if not self._items:
                 return None if self._closed else []
             self._taken_at = time.monotonic()
-            taken: list[tuple[Item, Session, int]] = []
+            taken: list[tuple[Item, Session, int, float]] = []
             size = 0
             while self._items and len(taken) < self._most:
                 size += len(self._items[0][0])
@@ -115,6 +122,11 @@ class Session:
         self._connection, self._channel = connection, channel
         self._done = self._acknowledged = 0
 
+    @property
+    def lost(self) -> bool:
+        """Whether it is no more. From any thread."""
+        return not self._channel.is_open
+
     def done(self, tag: int) -> None:
         """All up to `tag` is given. From any thread; the acknowledgement is sent by the one that owns the connection.
 
@@ -135,9 +147,10 @@ class Session:
 class Consumer(Generic[Item]):
     """Reads `queue`, declares and binds it, and reconnects whenever it has to, until `stop` is set.
 
-    `read` makes an item of a delivery (the channel's UUID, method, properties, body); `give` takes a batch of them and
-    returns when they may be acknowledged; `report` tells the service what was found. The latter two may take as long as
-    they need, and raise `Stopped` at the end. `counts` and `missing` (exchanges that are not there) are for people.
+    `read` makes an item of a delivery (the channel's UUID, method, properties, body); `give` takes a batch of them, and
+    what tells whether it is still this listener's alone, and returns when they may be acknowledged; `report` tells the
+    service what was found. The latter two may take as long as they need, and raise `Stopped` at the end. `counts` and
+    `missing` (exchanges that are not there) are for people.
     """
 
     def __init__(
@@ -148,7 +161,7 @@ class Consumer(Generic[Item]):
         parameters: Any,
         stop: threading.Event,
         read: Callable[[str, Any, Any, bytes], Item],
-        give: Callable[[list[Item]], None],
+        give: Callable[[list[Item], Held], None],
         report: Callable[[Found], None],
     ) -> None:
         self.queue = queue
@@ -160,7 +173,7 @@ class Consumer(Generic[Item]):
         self.connected = False
         self._bindings, self._settings, self._parameters, self._stop = bindings, settings, parameters, stop
         self._read: Callable[[str, Any, Any, bytes], Item] = read
-        self._give_on: Callable[[list[Item]], None] = give
+        self._give_on: Callable[[list[Item], Held], None] = give
         self._report = report
         self._known = False
         self._seen = time.monotonic()
@@ -189,10 +202,10 @@ class Consumer(Generic[Item]):
             if self.connected and time.monotonic() >= self._report_at:
                 self._report_found()
             if batch:
-                self._give_on([item for item, _, _ in batch])
-                self.counts["forwarded"] += len(batch)
                 # of one session: the next reads nothing before this one's messages are given
-                _, session, tag = batch[-1]
+                _, session, tag, _ = batch[-1]
+                self._give_on([item for item, *_ in batch], held(session, batch[0][-1]))
+                self.counts["forwarded"] += len(batch)
                 session.done(tag)
 
     def _report_found(self) -> None:
@@ -361,6 +374,11 @@ class Consumer(Generic[Item]):
         for exchange in sorted(set(self.missing) - set(missing)):
             log.info("exchange-bound", queue=self.queue, exchange=exchange)
         return missing
+
+
+def held(session: Session, since: float) -> Held:
+    """`since`: a time of `time.monotonic()`, when the first of the batch was read."""
+    return lambda: time.monotonic() - since if session.lost else None
 
 
 def close(connection: Any) -> None:

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -89,20 +90,23 @@ class Forwarder:
     def close(self) -> None:
         self._client.close()
 
-    def post(self, path: str, body: bytes, answer: type[Answer], *, until: float | None = None) -> Answer:
-        """Post `body` (JSON, of `encode`) until the service takes it, and give what it answered.
+    def post(
+        self, path: str, body: bytes | Callable[[], bytes], answer: type[Answer], *, until: float | None = None
+    ) -> Answer:
+        """Post `body` (JSON, of `encode`; or what makes it, for each attempt) until the service takes it.
 
-        Each attempt carries the same webhook-id and is signed anew, for a signature is good for some minutes only.
-        `until` is a time of `time.monotonic()`, after which no attempt begins. Raises Stopped, Unanswered, Rejected,
-        TooLarge.
+        Returns what it answered. Each attempt carries the same webhook-id and is signed anew, for a signature is good
+        for some minutes only. `until` is a time of `time.monotonic()`, after which no attempt begins. Raises Stopped,
+        Unanswered, Rejected, TooLarge.
         """
         message = f"msg_{uuid.uuid4().hex}"
         attempt = 0
         while True:
             attempt += 1
             began = time.monotonic()
+            content = body if isinstance(body, bytes) else body()
             try:
-                response = self._attempt(path, message, body)
+                response = self._attempt(path, message, content)
             except httpx.RequestError as error:
                 kind, problem = "service-away", f"{type(error).__name__}: {error}".rstrip(": ")
                 pause = self._backoff(attempt)
@@ -110,7 +114,7 @@ class Forwarder:
                 if response.is_success:
                     self._well()
                     return _understood(answer, response)
-                kind, problem, pause = self._judge(response, len(body), attempt)
+                kind, problem, pause = self._judge(response, len(content), attempt)
             self._troubled(kind, problem, began)
             if self._stop.is_set():
                 raise Stopped("the listener is to end")

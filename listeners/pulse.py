@@ -23,7 +23,7 @@ import structlog
 
 from events import MAX_BYTES, QueueReport, QueueState, Verdicts
 from listeners.announced import Announced, announced_url
-from listeners.consumer import Binding, Consumer, Found
+from listeners.consumer import Binding, Consumer, Found, Held
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, encode
 from listeners.probe import Probe
 from listeners.process import Configure, run
@@ -83,6 +83,11 @@ def shortened(event: bytes) -> bytes:
     return encode(told)
 
 
+def orphaned(event: bytes, seconds: float) -> bytes:
+    """An event whose channel is gone, `seconds` after it was received: its redelivery may have come first."""
+    return event[:-1] + b',"orphaned":true,"held":%.3f}' % seconds
+
+
 class Post:
     """Posts batches of events to `path`; returns once the service has stored each, or judged it. Raises Stopped."""
 
@@ -93,21 +98,26 @@ class Post:
         self._path, self._forwarder, self._stop, self._judged = path, forwarder, stop, judged
         self._refused_retry = settings.refused_retry.total_seconds()
 
-    def __call__(self, events: list[bytes]) -> None:
+    def __call__(self, events: list[bytes], held: Held) -> None:
         while True:
             try:
-                self._post(events)
+                self._post(events, held)
             except TooLarge as error:
-                self._in_pieces(events, error)
+                self._in_pieces(events, held, error)
             except Rejected as error:
                 self._refused(error)
                 continue
             return
 
-    def _post(self, events: list[bytes]) -> None:
-        body = b'{"events":[' + b",".join(events) + b"]}"
-        if len(body) > MAX_BYTES:
-            raise TooLarge(f"{len(body):,} bytes are more than the {MAX_BYTES:,} that a request may have")
+    def _post(self, events: list[bytes], held: Held) -> None:
+        def body() -> bytes:
+            seconds = held()
+            given = events if seconds is None else [orphaned(event, seconds) for event in events]
+            made = b'{"events":[' + b",".join(given) + b"]}"
+            if len(made) > MAX_BYTES:
+                raise TooLarge(f"{len(made):,} bytes are more than the {MAX_BYTES:,} that a request may have")
+            return made
+
         verdicts = self._forwarder.post(self._path, body, Verdicts).verdicts
         if len(verdicts) != len(events):
             raise Rejected(f"the service gave {len(verdicts)} verdicts for {len(events)} events: run equal versions")
@@ -117,17 +127,17 @@ class Post:
         if reasons:
             log.warning("events-rejected", path=self._path, events=len(reasons), first_reason=reasons[0])
 
-    def _in_pieces(self, events: list[bytes], error: TooLarge) -> None:
+    def _in_pieces(self, events: list[bytes], held: Held, error: TooLarge) -> None:
         if len(events) > 1:
             half = len(events) // 2
-            self(events[:half])
-            self(events[half:])
+            self(events[:half], held)
+            self(events[half:], held)
         elif len(events[0]) > 2 * SHORTENED:
             log.error("event-too-large", path=self._path, size=len(events[0]), error=str(error), kept=SHORTENED)
-            self([shortened(events[0])])
+            self([shortened(events[0])], held)
         else:
             self._refused(error)
-            self(events)
+            self(events, held)
 
     def _refused(self, error: Rejected) -> None:
         log.error(
@@ -178,7 +188,7 @@ class PulseListener:
             self._report(kind, queue, found)
 
         read: Callable[[str, Any, Any, bytes], Any] = pulse_message
-        give: Callable[[list[Any]], None]
+        give: Callable[[list[Any], Held], None]
         if kind == "pushes":
             self._announced = Announced(settings, self._forwarder, self._stop, self._tls)
             read, give = announced_url, self._announced

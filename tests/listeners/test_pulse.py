@@ -501,10 +501,37 @@ def test_a_lost_connection_is_made_anew_and_what_was_read_goes_before_its_redeli
     events = world.service.events()
     assert [event.body for event in events] == list("012345") * 2
     assert [event.redelivered for event in events] == [False] * 6 + [True] * 6
+    assert [event.orphaned for event in events] == [True] * 6 + [False] * 6
+    assert all(0.1 < event.held < 30 for event in events[:6])
     assert len({event.channel for event in events[:6]}) == len({event.channel for event in events[6:]}) == 1
     assert events[0].channel != events[6].channel
     assert world.waiting() == 0
     assert world.told("connection-lost")[0]["error"]
+
+
+def test_what_is_posted_again_after_its_channel_is_gone_says_so(world: World, proxy: TcpProxy) -> None:
+    posts: list[Request] = []
+
+    def away(request: Request) -> Answer | None:
+        if request.path != ACTIONS:
+            return None
+        posts.append(request)
+        return problem(503, "away")
+
+    world.service.before = away
+    with world.listening() as listener:
+        world.press("1")
+        consumer = listener.consumers["job-actions"]
+        eventually(lambda: posts)
+        proxy.cut()
+        eventually(lambda: consumer.counts["connections lost"] and consumer.connected)
+        world.service.before = lambda request: None
+        eventually(lambda: len(world.service.bodies()) == 2)
+    (before,) = json.loads(posts[0].body)["events"]
+    first, again = world.service.events()
+    assert (before.get("orphaned"), first.orphaned, again.orphaned) == (None, True, False)
+    assert before["delivery"] == first.delivery != again.delivery
+    assert again.redelivered
 
 
 def test_while_the_broker_is_away_it_asks_again_with_growing_pauses(world: World, proxy: TcpProxy) -> None:

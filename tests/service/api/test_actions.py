@@ -183,6 +183,14 @@ async def test_an_orphan_is_not_taken_for_a_press_of_which_it_is_no_copy(api: Ap
     assert len(await actions(api)) == 4
 
 
+async def test_a_second_press_that_was_held_is_not_lost(api: Api) -> None:
+    # which is why a listener gives what it holds, though its channel is gone: by its redelivery alone nobody could tell
+    assert await press(api, message(1, on=1)) == ["accepted"]  # and acknowledged
+    assert await press(api, message(2, on=1, held=1)) == ["accepted"]
+    assert await press(api, message(3, on=2, redelivered=True)) == ["duplicate"]
+    assert len(await actions(api)) == 2
+
+
 async def test_an_orphan_that_was_received_after_the_redelivery_is_another_press(api: Api) -> None:
     # listener A was killed, so what it held never comes; much later the button is pressed once more
     assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
