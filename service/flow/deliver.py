@@ -31,11 +31,11 @@ log = structlog.get_logger()
 PULSE_EXCHANGE = "v1/jobs"
 """Below `exchange/<user>/`."""
 
-FAILURES_IN_A_ROW = 6
-"""A bulk that is answered 500 may hold a bad job, or Treeherder is ill; after so many without a success it is ill."""
+SINGLES_IN_A_ROW = 4
+"""What is answered 500 holds a bad job, or Treeherder is ill: so many single jobs, none taken between, tell that."""
 
 ALONE = 3
-"""A job that is answered 500 by itself is bad when that was its third attempt, and Treeherder is well."""
+"""A job is bad that is answered 500 by itself so many times in a row, and Treeherder took others before each."""
 
 WELL = 60.0
 """Seconds since Treeherder last took jobs, after which nothing is known of how it is."""
@@ -134,8 +134,9 @@ class Deliverer:
         self._facts: Recent[str, Facts | str] = Recent(self._settings.definitions)
         self._tips: Recent[PushKey, str] = Recent(5_000)
         self._unknown: Recent[PushKey, float] = Recent(5_000)
+        self._suspects: Recent[int, tuple[int, float]] = Recent(5_000)  # how often answered 500 alone, and when last
         self._failures = 0
-        self._took_at = -WELL
+        self._took_at = float("-inf")
         self._takes_artifacts = True
 
     async def jobs(self, reports: list[JobReport]) -> Delivered:
@@ -158,6 +159,8 @@ class Deliverer:
             except UnusableError as error:
                 done.outcomes.append(Outcome(report, End.SKIPPED, str(error)))
         if items:
+            # so that many bad ones together never keep a good one from being tried
+            items.sort(key=lambda item: self._suspects.get(item[0].id or 0) is not None)
             await self._send(items[0][0].project, items, done)
         return done
 
@@ -375,9 +378,10 @@ class Deliverer:
 
         Raises the Refusal of all when there is no such call (404).
         """
+        # depth first: so a good job goes out, or a bad one stands alone, after as many requests as there are halvings
         waiting = deque([items])
-        alone: list[tuple[JobReport, str]] = []  # answered 500, each by itself
-        failed, went_through = 0, False
+        alone: list[tuple[Item, str]] = []  # answered 500, each by itself
+        in_a_row = 0  # of those, since Treeherder last took anything
         while waiting:
             chunk = waiting.popleft()
             done.requests += 1
@@ -386,31 +390,31 @@ class Deliverer:
             except Refusal as refusal:
                 if refusal.status == 404:
                     raise
-                self._halve(chunk, str(refusal), waiting, done)
+                if not _halved(chunk, waiting):
+                    done.outcomes.append(Outcome(chunk[0][0], End.BURIED, str(refusal)))
             except Unavailable as error:
-                failed += 1
-                ill = error.status != 500 or (failed >= FAILURES_IN_A_ROW and not went_through)
-                if ill:
-                    self._away(error, [*chunk, *(item for more in waiting for item in more)], done)
-                    break
-                if len(chunk) > 1:
-                    middle = len(chunk) // 2
-                    waiting += [chunk[:middle], chunk[middle:]]
-                else:
-                    alone.append((chunk[0][0], str(error)))
+                if error.status == 500 and _halved(chunk, waiting):
+                    continue
+                in_a_row += 1
+                if error.status != 500 or in_a_row == SINGLES_IN_A_ROW:
+                    rest = [item for more in (chunk, *waiting) for item in more]
+                    self._away(error, [*(item for item, _ in alone), *rest], done)
+                    return
+                alone.append((chunk[0], str(error)))
             else:
-                failed, went_through, self._failures, self._took_at = 0, True, 0, time.monotonic()
+                in_a_row, self._failures, self._took_at = 0, 0, time.monotonic()
                 done.outcomes += [self._sent(report) for report, _ in chunk]
-        for report, reason in alone:
-            bad = report.attempts >= ALONE and time.monotonic() - self._took_at < WELL
-            done.outcomes.append(Outcome(report, End.BURIED, reason) if bad else self._later(report, reason))
+        done.outcomes += [self._suspected(report, reason) for (report, _), reason in alone]
 
-    def _halve(self, chunk: list[Item], reason: str, waiting: deque[list[Item]], done: Delivered) -> None:
-        if len(chunk) == 1:
-            done.outcomes.append(Outcome(chunk[0][0], End.BURIED, reason))
-            return
-        middle = len(chunk) // 2
-        waiting += [chunk[:middle], chunk[middle:]]
+    def _suspected(self, report: JobReport, reason: str) -> Outcome:
+        """Of a job that was answered 500 by itself: it is bad when that happens again and again while Treeherder takes
+        others. Where no others come, it is given up like everything else."""
+        at = time.monotonic()
+        times, before = self._suspects.get(report.id or 0) or (0, at - WELL)
+        if self._took_at > before:
+            times += 1
+        self._suspects.put(report.id or 0, (times, at))
+        return Outcome(report, End.BURIED, reason) if times >= ALONE else self._later(report, reason)
 
     def _away(self, error: Unavailable, items: list[Item], done: Delivered) -> None:
         """Treeherder cannot take anything now, or nothing of this project (404)."""
@@ -453,11 +457,13 @@ class Deliverer:
         return outcome
 
 
-def _told(report: JobReport) -> bool:
-    """Whether Treeherder knows this already: a defined run is told of as one that is pending."""
-    if report.delivered is None:
+def _halved(chunk: list[Item], waiting: deque[list[Item]]) -> bool:
+    """Put both halves of what was not taken next, unless it stands alone."""
+    if len(chunk) == 1:
         return False
-    return max(report.delivered, Stage.PENDING) >= max(report.stage, Stage.PENDING)
+    middle = len(chunk) // 2
+    waiting.extendleft([chunk[middle:], chunk[:middle]])
+    return True
 
 
 def _push(report: JobReport) -> PushKey:

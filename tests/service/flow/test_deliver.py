@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from sqlmodel import select, update
 from service import work
 from service.budget import burst
 from service.database import now
-from service.flow.deliver import Recent
+from service.flow.deliver import ALONE, Deliverer, End, Recent
 from service.flow.jobs import job_guid
 from service.flow.push import store
 from service.flow.resultset import run as post_resultset
@@ -57,6 +57,19 @@ async def until(what: Callable[[], bool], seconds: float = 10) -> None:
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
+async def go_on_until(room: Newsroom, what: Callable[[], Awaitable[bool]]) -> None:
+    """Further jobs come in all the while."""
+    reporter = Reporter(room.parts)
+    running = asyncio.create_task(reporter.run())
+    async with asyncio.timeout(20):
+        while not await what():
+            room.create()
+            await room.take_all()
+            await asyncio.sleep(0.05)
+    reporter.stop()
+    await running
+
+
 @pytest.mark.parametrize("status", [400, 500])
 async def test_one_job_that_is_always_refused_becomes_a_dead_letter_and_the_others_go_through(
     room: Newsroom, status: int
@@ -65,8 +78,13 @@ async def test_one_job_that_is_always_refused_becomes_a_dead_letter_and_the_othe
     bad = job_guid(ids[17], 0)
     room.th[PREFIX].behaviour.refuse_jobs = frozenset({bad})
     room.th[PREFIX].behaviour.bad_job_status = status  # type: ignore[assignment]  # a literal
-    await room.told()
-    assert set(room.jobs()) == {f"{task_id}/0" for task_id in ids if task_id != ids[17]}
+    await room.take_all()
+
+    async def buried() -> bool:
+        return len(await room.letters()) == 1
+
+    await go_on_until(room, buried)
+    assert {f"{task_id}/0" for task_id in ids} - set(room.jobs()) == {f"{ids[17]}/0"}
     (letter,) = await room.letters()
     assert letter.kind == "job-report"
     assert ids[17] in letter.subject
@@ -83,6 +101,59 @@ async def test_several_bad_jobs_among_many(sqlite_room: Newsroom) -> None:
     await sqlite_room.told()
     assert set(sqlite_room.jobs()) == {f"{each}/0" for each in set(ids) - bad}
     assert len(await sqlite_room.letters()) == len(bad)
+
+
+async def test_bad_jobs_that_are_answered_500_do_not_keep_the_good_ones_back(sqlite_room: Newsroom) -> None:
+    room = sqlite_room
+    ids = [room.create() for _ in range(64)]
+    bad = {*ids[8:14], ids[20], ids[40], ids[63]}
+    room.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(each, 0) for each in bad)
+    room.th[PREFIX].behaviour.bad_job_status = 500
+    await room.take_all()
+    await room.report(until_due=len(bad))
+    assert set(room.jobs()) == {f"{each}/0" for each in set(ids) - bad}
+    assert await room.letters() == [], "none of them has been tried often enough"
+
+
+async def test_a_treeherder_that_is_ill_buries_nobody(sqlite_room: Newsroom) -> None:
+    room = sqlite_room
+    ids = [room.create() for _ in range(16)]
+    room.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(each, 0) for each in ids)
+    room.th[PREFIX].behaviour.bad_job_status = 500
+    deliverer = Deliverer(room.parts, PREFIX)
+    await room.take_all()
+    deliverer._took_at = time.monotonic()
+    for _ in range(ALONE + 1):
+        done = await deliverer.jobs(await room.reports())
+        assert {outcome.end for outcome in done.outcomes} == {End.LATER}
+        assert len(done.outcomes) == 16
+        assert done.pause is not None
+        assert done.requests < 12
+
+
+async def test_a_job_is_bad_only_when_others_are_taken_between_its_failures(sqlite_room: Newsroom) -> None:
+    room = sqlite_room
+    task_id = room.create()
+    room.th[PREFIX].behaviour.refuse_jobs = frozenset({job_guid(task_id, 0)})
+    room.th[PREFIX].behaviour.bad_job_status = 500
+    await room.take_all()
+    (bad,) = await room.reports()
+    bad.attempts = 50  # waited long for something else
+    deliverer = Deliverer(room.parts, PREFIX)
+
+    async def ends(*reports: JobReport) -> list[End]:
+        done = await deliverer.jobs(list(reports))
+        return [outcome.end for outcome in done.outcomes if outcome.report is bad]
+
+    for _ in range(9):
+        assert await ends(bad) == [End.LATER], "nothing tells an ill Treeherder from a bad job"
+    room.create()
+    await room.take_all()
+    good = next(each for each in await room.reports() if each.id != bad.id)
+    assert await ends(bad, good) == [End.LATER]
+    assert await ends(bad) == [End.LATER]
+    assert await ends(bad, good) == [End.LATER]
+    assert await ends(bad, good) == [End.BURIED]
 
 
 async def test_a_later_event_of_a_buried_report_is_tried_again(sqlite_room: Newsroom) -> None:
