@@ -109,6 +109,8 @@ class Desk:
         self.wake = asyncio.Event()
         self._parts = parts
         self._settings = parts.settings.reports
+        self._links_at = time.monotonic()  # when links last had a request
+        self._links: asyncio.Task[None] | None = None  # the last batch of them
         self._prefix = environment
         self._environment = parts.settings.environments[environment]
         self._deliverer = Deliverer(parts, environment)
@@ -135,9 +137,13 @@ class Desk:
         if lane is None:
             return pause
         async with self._parts.database.writing() as session:
+        if lane.startswith("links "):
+            self._links_at = time.monotonic()
             bucket = await refilled(session, self._budget, now(), self._rate)
-            pause = self._wait(bucket, links=lane.startswith("links "))
+            pause = self._wait(bucket, only_links=all(each.startswith("links ") for each in lanes))
             if pause > 0:
+            if lane.startswith("links "):
+                self._links = task
                 return pause
             lease = self._parts.settings.work.lease
             reports = await work.claim(session, JobReport, lane, self._settings.batch, lease)
@@ -151,7 +157,15 @@ class Desk:
         return 0
 
     def _next(self, lanes: dict[str, int]) -> tuple[str | None, float]:
-        """The lane whose turn it is, and if there is none, when to look again."""
+        """The lane whose turn it is, and if there is none, when to look again.
+        links = [lane for lane in lanes if lane not in jobs and waited[lane] >= gather]
+        aged = at - self._links_at >= self._settings.links_turn.total_seconds()
+        if links and (not jobs or (aged and (self._links is None or self._links.done()))):
+            return max(links, key=lambda lane: waited[lane]), 0
+
+        Jobs go before links. While jobs keep coming, links get a request now and then, and one of the connections at
+        most, so that they are late but come.
+        """
         at = time.monotonic()
         turn, gather = self._settings.turn.total_seconds(), self._settings.gather.total_seconds()
         jobs = {lane: count for lane, count in lanes.items() if lane.startswith("job ")}
@@ -164,17 +178,14 @@ class Desk:
             return max(ready, key=lambda lane: jobs[lane]), 0
         if jobs:
             return None, gather - max(waited[lane] for lane in jobs)
-        links = [lane for lane in lanes if waited[lane] >= gather]
-        if links:
-            return max(links, key=lambda lane: waited[lane]), 0
         return None, self._settings.idle.total_seconds()
 
-    def _wait(self, bucket: Budget, *, links: bool) -> float:
-        """Seconds until a request may be made. One for links leaves some to jobs, so that no colour waits for it."""
+    def _wait(self, bucket: Budget, *, only_links: bool) -> float:
+        """Seconds until a request may be made. Links alone leave some of the budget to the jobs that may come."""
         at = now()
         if bucket.blocked_until is not None and bucket.blocked_until > at:
             return min((bucket.blocked_until - at).total_seconds(), 1.0)  # it may be lifted
-        needed = max(1.0, burst(self._rate) * 2 / 3) if links else 1.0
+        needed = max(1.0, burst(self._rate) * 2 / 3) if only_links else 1.0
         return max(0.0, (needed - bucket.tokens) / self._rate)
 
     async def _deliver(self, lane: str, reports: list[JobReport]) -> None:

@@ -65,7 +65,8 @@ async def go_on_until(room: Newsroom, what: Callable[[], Awaitable[bool]]) -> No
         while not await what():
             room.create()
             await room.take_all()
-            await asyncio.sleep(0.05)
+            reporter.wake()
+            await asyncio.sleep(0)
     reporter.stop()
     await running
 
@@ -585,6 +586,27 @@ async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: st
         assert desk._next({small: 1, large: 200})[0] == large, "a full batch does not wait"
         assert desk._next({links: 1})[0] == links
         assert desk._next({small: 1, links: 900})[0] is None, "links wait for jobs"
+        desk._links_at = at - 5
+        assert desk._next({small: 1, large: 500, links: 1})[0] == links, "but not for ever"
+        desk._links = asyncio.create_task(asyncio.sleep(60))
+        assert desk._next({small: 1, large: 500, links: 1})[0] == large, "and take one connection at most"
+        desk._links.cancel()
+
+
+@pytest.mark.parametrize("limit", [0, 600])
+async def test_links_come_while_jobs_keep_coming(sqlite_url: str, limit: int) -> None:
+    more: dict[str, Any] = {"reports": {"links_turn": 0.2}, "environment": {"jobs_per_minute": limit}}
+    async with only_first(sqlite_url, **more) as room:
+        task_id = room.create()
+        room.claim(task_id)
+        upload(room, task_id, "public/a.txt")
+        room.tc.queue.report_completed(task_id, 0)
+
+        async def linked() -> bool:
+            return bool(room.jobs()) and bool(room.links(task_id))
+
+        await room.take_all()
+        await go_on_until(room, linked)
 
 
 async def test_projects_take_turns(sqlite_room: Newsroom) -> None:
