@@ -109,12 +109,12 @@ class Desk:
         self.wake = asyncio.Event()
         self._parts = parts
         self._settings = parts.settings.reports
-        self._links_at = time.monotonic()  # when links last had a request
-        self._links: asyncio.Task[None] | None = None  # the last batch of them
         self._prefix = environment
         self._environment = parts.settings.environments[environment]
         self._deliverer = Deliverer(parts, environment)
         self._served: dict[str, float] = {}  # lane -> when it was last, by time.monotonic()
+        self._links_at = time.monotonic()  # when links last had a request
+        self._links: asyncio.Task[None] | None = None  # the last batch of them
         self._running: dict[asyncio.Task[None], list[JobReport]] = {}
         host = urlsplit(str(self._environment.url)).netloc
         client = self._environment.client_id if self._environment.jobs == "rest" else "pulse"
@@ -137,31 +137,27 @@ class Desk:
         if lane is None:
             return pause
         async with self._parts.database.writing() as session:
-        if lane.startswith("links "):
-            self._links_at = time.monotonic()
             bucket = await refilled(session, self._budget, now(), self._rate)
             pause = self._wait(bucket, only_links=all(each.startswith("links ") for each in lanes))
             if pause > 0:
-            if lane.startswith("links "):
-                self._links = task
                 return pause
             lease = self._parts.settings.work.lease
             reports = await work.claim(session, JobReport, lane, self._settings.batch, lease)
             if reports:
                 bucket.tokens -= 1
         self._served[lane] = time.monotonic()
+        if lane.startswith("links "):
+            self._links_at = time.monotonic()
         if reports:
             task = asyncio.create_task(self._deliver(lane, reports), context=contextvars.Context())
             self._running[task] = reports
+            if lane.startswith("links "):
+                self._links = task
             task.add_done_callback(self._ended)
         return 0
 
     def _next(self, lanes: dict[str, int]) -> tuple[str | None, float]:
         """The lane whose turn it is, and if there is none, when to look again.
-        links = [lane for lane in lanes if lane not in jobs and waited[lane] >= gather]
-        aged = at - self._links_at >= self._settings.links_turn.total_seconds()
-        if links and (not jobs or (aged and (self._links is None or self._links.done()))):
-            return max(links, key=lambda lane: waited[lane]), 0
 
         Jobs go before links. While jobs keep coming, links get a request now and then, and one of the connections at
         most, so that they are late but come.
@@ -171,6 +167,10 @@ class Desk:
         jobs = {lane: count for lane, count in lanes.items() if lane.startswith("job ")}
         waited = {lane: at - self._served.get(lane, 0) for lane in lanes}
         ready = [lane for lane, count in jobs.items() if count >= self._settings.batch or waited[lane] >= gather]
+        links = [lane for lane in lanes if lane not in jobs and waited[lane] >= gather]
+        aged = at - self._links_at >= self._settings.links_turn.total_seconds()
+        if links and (not jobs or (aged and (self._links is None or self._links.done()))):
+            return max(links, key=lambda lane: waited[lane]), 0
         if ready:
             starving = [lane for lane in ready if waited[lane] >= turn]
             if starving:
