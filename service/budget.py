@@ -1,11 +1,25 @@
 """Requests left for a host or a credential: a bucket in the database, shared by all replicas."""
 
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from sqlmodel import select
 
 from service.database import Session, insert_new
 from service.models import Budget
+from service.settings import Environment
+
+ANY_RATE = 1_000_000.0
+"""Requests a second of a budget that is none."""
+
+
+def jobs_budget(environment: Environment) -> tuple[str, float]:
+    """The bucket that every request with jobs is taken from, and its rate: a credential has one at each Treeherder."""
+    client = environment.client_id if environment.jobs == "rest" else "pulse"
+    limit = environment.jobs_per_minute if environment.jobs == "rest" else 0
+    # the bucket may be full at the start of a minute: what is in it counts for that minute too
+    rate = limit / 60 * (1 - 1 / 61) if limit else ANY_RATE
+    return f"jobs {urlsplit(str(environment.url)).netloc} {client}", rate
 
 
 def burst(rate: float) -> float:

@@ -9,12 +9,11 @@ import contextvars
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 import structlog
 
 from service import work
-from service.budget import burst, refilled
+from service.budget import burst, jobs_budget, refilled
 from service.database import now
 from service.flow import heal, settle
 from service.flow.deliver import Delivered, Deliverer, End, Outcome
@@ -22,9 +21,6 @@ from service.models import Budget, JobReport
 from service.parts import Parts
 
 log = structlog.get_logger()
-
-ANY_RATE = 1_000_000.0
-"""Requests a second of a budget that is none."""
 
 RETRY = 1.0
 """Seconds until the next attempt after an error of our own, or of the database."""
@@ -116,12 +112,7 @@ class Desk:
         self._links_at = time.monotonic()  # when links last had a request
         self._links: asyncio.Task[None] | None = None  # the last batch of them
         self._running: dict[asyncio.Task[None], list[JobReport]] = {}
-        host = urlsplit(str(self._environment.url)).netloc
-        client = self._environment.client_id if self._environment.jobs == "rest" else "pulse"
-        self._budget = f"jobs {host} {client}"
-        limit = self._environment.jobs_per_minute if self._environment.jobs == "rest" else 0
-        # the bucket may be full at the start of a minute: what is in it counts for that minute too
-        self._rate = limit / 60 * (1 - 1 / 61) if limit else ANY_RATE
+        self._budget, self._rate = jobs_budget(self._environment)
 
     def held(self) -> list[JobReport]:
         """The reports under way."""

@@ -75,7 +75,7 @@ class Hold(Generic[W]):
         """Try again later, with exponential backoff and jitter; bury it once it was tried for `give_up`."""
         at = now()
         if at - self.item.since >= self._settings.give_up:
-            await self._bury(f"given up after {self.item.attempts} attempts since {self.item.since:%F %T}Z: {reason}")
+            await self.bury(f"given up after {self.item.attempts} attempts since {self.item.since:%F %T}Z: {reason}")
             return
         pause = max(backoff(self._settings, self.item.attempts), wait or timedelta())
         async with self._ending() as session:
@@ -87,7 +87,8 @@ class Hold(Generic[W]):
         async with self._ending() as session:
             await self._set(session, due_at=now(), attempts=max(self.item.attempts - 1, 0))
 
-    async def _bury(self, reason: str) -> None:
+    async def bury(self, reason: str) -> None:
+        """Give it up for good: a dead letter is left of it, for a person to see."""
         async with self.finishing(State.FAILED, reason) as session:
             session.add(self.item.dead_letter(visible(reason)))
         metrics.work_ended(self.item, "buried")

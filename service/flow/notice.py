@@ -3,24 +3,31 @@
 At least once: a message may go out twice, and a job that Treeherder has completed stays as it is.
 """
 
+import asyncio
 import hmac
 import json
 import uuid
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
 from sqlmodel import col, select
 
+from service.budget import jobs_budget, refilled
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow.action import Subject
 from service.flow.ids import action_key
 from service.models import Action, Notice, NoticeKind, Push, Repository, State
 from service.parts import Parts
+from service.settings import Environment
 from service.work import Hold
 
 RETRIGGER_EXCHANGE = "v1/retrigger"
 """Below `exchange/<user>/`."""
+
+LONGEST_TURN = 10.0
+"""Seconds that a job waits for a request of the budget; then it is tried again later."""
 
 
 async def run(parts: Parts, hold: Hold[Notice]) -> None:
@@ -38,7 +45,7 @@ async def run(parts: Parts, hold: Hold[Notice]) -> None:
                 await hold.finish(State.SKIPPED, skipped)
                 return
     except Refusal as refusal:
-        await hold.finish(State.FAILED, str(refusal))
+        await hold.bury(str(refusal))
         return
     await hold.finish(State.DONE)
 
@@ -127,11 +134,13 @@ async def _post_job(parts: Parts, notice: Notice) -> str | None:
         return "the action was taken up again"
     treeherder = parts.treeherders[notice.target]
     entry = notice.body
-    revision = entry["revision"] or await _tip(parts, notice)
+    own = entry["revision"] or await _tip(parts, notice)
+    # a Treeherder of that time answers 200 to jobs of a push that it does not know, and drops them
+    revision = await treeherder.tip_of(notice.key, own, entry["revision_hash"])
     if revision is None:
-        revision = await treeherder.tip_of(notice.key, None, entry["revision_hash"])
-    if revision is None:
-        raise Unavailable("treeherder", f"{notice.target} knows no push {entry['revision_hash']} of {notice.key}")
+        raise Unavailable(
+            "treeherder", f"{notice.target} knows no push {own or entry['revision_hash']} of {notice.key}"
+        )
     reason = action.error or "no reason is known"
     ended = int((action.done_at or now()).timestamp())
     details = [
@@ -148,8 +157,25 @@ async def _post_job(parts: Parts, notice: Notice) -> str | None:
         "artifacts": [{"type": "json", "name": "Job Info", "blob": json.dumps({"job_details": details})}],
     }
     posted = {"project": entry["project"], "revision": revision, "superseded": [], "job": job}
+    await _turn(parts, environment)
     await treeherder.post_jobs(notice.key, [posted])
     return None
+
+
+async def _turn(parts: Parts, environment: Environment) -> None:
+    """Take a request of the credential's budget for jobs, and wait until it may be made. Raises Unavailable."""
+    name, rate = jobs_budget(environment)
+    async with parts.database.writing() as session:
+        at = now()
+        bucket = await refilled(session, name, at, rate)
+        if bucket.blocked_until is not None and bucket.blocked_until > at:
+            raise Unavailable("treeherder", f"{environment.url} is left alone for now", bucket.blocked_until - at)
+        pause = max(0.0, (1 - bucket.tokens) / rate)
+        if pause > LONGEST_TURN:
+            reason = f"no request with jobs is left for {environment.url} in the next {LONGEST_TURN:g} s"
+            raise Unavailable("treeherder", reason, timedelta(seconds=pause))
+        bucket.tokens -= 1  # taken in advance: others see it
+    await asyncio.sleep(pause)
 
 
 async def _tip(parts: Parts, notice: Notice) -> str | None:

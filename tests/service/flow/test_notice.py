@@ -1,14 +1,22 @@
 """What others are told of actions: jobs that show failures, and announcements, neither of which holds anything up."""
 
+import time
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlmodel import select
+from structlog.testing import capture_logs
 
-from service.errors import Unavailable
+from sandbox.treeherder_store import Repository as Project
+from sandbox.treeherder_store import Store
+from service.budget import jobs_budget, refilled
+from service.database import now
+from service.errors import Refusal, Unavailable
 from service.flow import notice
 from service.models import Action, Notice, PushStep, State, StepKind
+from service.reporter import Desk
 from service.work import Hold
 from service.worker import RUN
 from tests.service.flow.graphs import (
@@ -30,11 +38,14 @@ class Broker:
     """A publisher that remembers, or cannot."""
 
     away: bool = False
+    refuses: bool = False
     published: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
 
     async def publish(self, exchange: str, routing_key: str, message: dict[str, Any]) -> None:
         if self.away:
             raise Unavailable("pulse", "the broker is away")
+        if self.refuses:
+            raise Refusal("pulse", "too large", 400)
         self.published.append((exchange, routing_key, message))
 
 
@@ -112,6 +123,64 @@ async def test_a_push_that_is_not_known_yet_is_waited_for(pushed: World) -> None
         await notice.run(pushed.parts, hold)
 
 
+@pytest.mark.parametrize("name", ["self", "v1"])
+async def test_no_job_is_posted_before_its_push_for_a_200_alone_proves_nothing(pushed: World, name: str) -> None:
+    pushed.th.behaviour.unknown_push = "drop"
+    await carry_out(pushed, slug(name))
+    store, pushed.th.store = pushed.th.store, Store([Project("mc")])
+    hold = await claimed(pushed, Notice)
+    with pytest.raises(Unavailable, match=node("mc 1")):
+        await notice.run(pushed.parts, hold)
+    assert pushed.th.counters["jobs received"] == 0
+    pushed.th.store = store
+    await notice.run(pushed.parts, hold)
+    assert len(pushed.th.store.jobs) == 1
+
+
+async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: World) -> None:
+    await carry_out(pushed, slug("self"))
+    (before,) = await notices(pushed)
+    pushed.th.behaviour.refuse_jobs = frozenset({before.body["job"]["job_guid"]})
+    with capture_logs() as logs:
+        await told(pushed)
+    (after,) = await notices(pushed)
+    (letter,) = await pushed.letters()
+    assert (letter.kind, letter.notice_id, after.state, after.due_at) == ("notice", after.id, "failed", None)
+    assert "400" in letter.reason
+    assert letter.reason == after.error
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["work-buried"]
+
+
+async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed: World) -> None:
+    name, rate = jobs_budget(pushed.settings.environments[ENVIRONMENT])
+    assert name == Desk(pushed.parts, ENVIRONMENT)._budget
+
+    async def left(tokens: float | None = None, blocked: datetime | None = None) -> float:
+        async with pushed.database.writing() as session:
+            bucket = await refilled(session, name, now(), rate)
+            bucket.tokens = bucket.tokens if tokens is None else tokens
+            bucket.blocked_until = blocked
+            return bucket.tokens
+
+    await carry_out(pushed, slug("self"))
+    hold = await claimed(pushed, Notice)
+    await left(blocked=now() + timedelta(minutes=5))
+    with pytest.raises(Unavailable) as away:
+        await notice.run(pushed.parts, hold)
+    assert away.value.retry_after is not None
+    assert away.value.retry_after > timedelta(minutes=4)
+    await left(-100 * rate)
+    with pytest.raises(Unavailable, match="no request with jobs is left"):
+        await notice.run(pushed.parts, hold)
+    assert not pushed.th.store.jobs
+    await left(1 - rate / 5)  # a fifth of a second until the next
+    began = time.monotonic()
+    await notice.run(pushed.parts, hold)
+    assert time.monotonic() - began > 0.1
+    assert await left() < 1
+    assert len(pushed.th.store.jobs) == 1
+
+
 async def test_where_jobs_are_off_nothing_is_shown(sqlite_url: str) -> None:
     off = {"environments": {ENVIRONMENT: {"url": "http://127.0.0.1:9", "pushes": "off"}}}
     async with world_of(sqlite_url, **off) as world:
@@ -165,6 +234,15 @@ async def test_a_retrigger_is_announced_on_pulse_once_it_is_done(world: World) -
     }
     assert broker.published == [("v1/retrigger", slug("a"), message)]
     assert (await notices(world))[0].state == "done"
+
+
+async def test_an_announcement_that_the_broker_refuses_for_good_becomes_a_dead_letter(world: World) -> None:
+    await world.add_repository()
+    build(world.tc.queue, {"a": []})
+    world.parts.publisher = Broker(refuses=True)
+    await carry_out(world, slug("a"))
+    await told(world)
+    assert [(letter.kind, letter.reason) for letter in await world.letters()] == [("notice", "too large")]
 
 
 async def test_a_push_is_announced_on_pulse(sqlite_url: str) -> None:
