@@ -593,20 +593,22 @@ async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: st
         desk._links.cancel()
 
 
-@pytest.mark.parametrize("limit", [0, 600])
-async def test_links_come_while_jobs_keep_coming(sqlite_url: str, limit: int) -> None:
-    more: dict[str, Any] = {"reports": {"links_turn": 0.2}, "environment": {"jobs_per_minute": limit}}
-    async with only_first(sqlite_url, **more) as room:
+async def test_links_come_while_jobs_wait(sqlite_url: str) -> None:
+    reports = {"links_turn": 0.2, "batch": 2}
+    async with only_first(sqlite_url, reports=reports, environment={"jobs_per_minute": 600}) as room:
         task_id = room.create()
         room.claim(task_id)
         upload(room, task_id, "public/a.txt")
         room.tc.queue.report_completed(task_id, 0)
-
-        async def linked() -> bool:
-            return bool(room.jobs()) and bool(room.links(task_id))
-
+        for _ in range(60):
+            room.create()
         await room.take_all()
-        await go_on_until(room, linked)
+        reporter = Reporter(room.parts)
+        running = asyncio.create_task(reporter.run())
+        await until(lambda: bool(room.jobs()) and bool(room.links(task_id)))
+        assert len(room.jobs()) < 55
+        reporter.stop()
+        await running
 
 
 async def test_projects_take_turns(sqlite_room: Newsroom) -> None:
