@@ -90,30 +90,29 @@ class Worker:
 
     async def _claim(self) -> float:
         """Claim what is due and start it; returns for how many seconds there is nothing to look for."""
-        return min([await self._claim_kind(model) for model in RUN])
-
-    async def _claim_kind(self, model: type[Work]) -> float:
-        idle = self._settings.idle.total_seconds()
         async with self._parts.database.reading() as session:
-            lanes = await work.due_lanes(session, model)
-        busy = Counter(hold.item.lane for hold in self._running.values() if isinstance(hold.item, model))
+            lanes = {model: await work.due_lanes(session, model) for model in RUN}
         at = now()
-        free = {
-            lane: self._settings.per_lane - busy[lane]
-            for lane, due in lanes.items()
-            if due <= at and busy[lane] < self._settings.per_lane
-        }
-        if not free:
-            soonest = min((due for due in lanes.values() if due > at), default=None)
-            return idle if soonest is None else min(idle, max((soonest - at).total_seconds(), 0.001))
+        pause = self._settings.idle.total_seconds()
+        for model, due in lanes.items():
+            if free := self._free(model, [lane for lane, first in due.items() if first <= at]):
+                self.begin(await self._claimed(model, free))
+            later = [(first - at).total_seconds() for first in due.values() if first > at]
+            pause = min([pause, *later])
+        return max(pause, 0.001)
+
+    def _free(self, model: type[Work], lanes: list[str]) -> dict[str, int]:
+        """How many more pieces of each lane this process has room for."""
+        busy = Counter(hold.item.lane for hold in self._running.values() if isinstance(hold.item, model))
+        return {lane: self._settings.per_lane - busy[lane] for lane in lanes if busy[lane] < self._settings.per_lane}
+
+    async def _claimed(self, model: type[Work], free: dict[str, int]) -> list[Work]:
         async with self._parts.database.writing() as session:
-            items = [
+            return [
                 item
                 for lane, slots in sorted(free.items())
                 for item in await work.claim(session, model, lane, slots, self._settings.lease)
             ]
-        self.begin(items)
-        return idle
 
     def take(self, fresh: Sequence[Work]) -> list[Work]:
         """Claim of `fresh` work, which the caller is about to store, what this worker has room for at once.
@@ -138,13 +137,14 @@ class Worker:
             task = asyncio.create_task(self._do(hold), context=contextvars.Context())
             self._running[task] = hold
             task.add_done_callback(self._ended)
-        self._wake.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
+        lane = self._running.pop(task).item.lane
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work-not-recorded", exc_info=error)  # its lease ends, then it is done again
-        self._wake.set()
+        # not for each piece that ends: a look costs the same for one as for half of what a lane has room for
+        if 2 * sum(hold.item.lane == lane for hold in self._running.values()) <= self._settings.per_lane:
+            self._wake.set()
 
     async def _do(self, hold: Hold[Any]) -> None:
         item = hold.item

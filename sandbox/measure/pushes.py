@@ -18,6 +18,7 @@ from service.clients.taskcluster import TaskclusterQueue
 from service.clients.treeherder import RestTreeherder
 from service.flow.definition import stamp
 from service.flow.ids import slugid
+from service.log import configure
 from service.settings import Environment, TaskclusterSettings
 
 PATH = "try"
@@ -291,6 +292,7 @@ def main(
     upstream: Annotated[float, typer.Option(help="seconds that each upstream call takes at least, for latency")] = 0,
 ) -> None:
     """Measure the push path."""
+    configure("WARNING", as_json=None)
     measures = {
         "latency": lambda folder: latency(folder, database_url, pushes, upstream),
         "backlog": lambda folder: backlog(folder, database_url, waiting),
