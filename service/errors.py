@@ -6,6 +6,7 @@ UpstreamError      one of the systems we talk to did not do what we asked
   Refusal            ...for good: the same request will be refused again
 """
 
+import re
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
@@ -89,7 +90,11 @@ def install(app: FastAPI) -> None:
         if error.status_code == 404:
             # not request.url: that cannot be read when the query is not UTF-8
             detail = f"there is nothing at {request.scope['path']}; /docs lists what is"
-        return problem(error.status_code, HTTPStatus(error.status_code).phrase, detail, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the first route with that path alone
+            headers["Allow"] = _methods(app, request.scope["path"])
+            detail = f"{request.scope['path']} takes {headers['Allow']}, and not {request.method}; /docs has more"
+        return problem(error.status_code, HTTPStatus(error.status_code).phrase, detail, headers)
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> Response:
@@ -97,3 +102,12 @@ def install(app: FastAPI) -> None:
         return problem(
             500, "Internal error", "this is a bug or the database is away; the log has the cause. Try again."
         )
+
+
+def _methods(app: FastAPI, path: str) -> str:
+    """All methods that the path takes, as `Allow` lists them."""
+    named: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+            named |= operations.keys()
+    return ", ".join(sorted(named)).upper()

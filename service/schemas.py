@@ -4,9 +4,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from events import Alias, PushId
+from events import Alias
 from service.flow.definition import SLUGID
 from service.models import Source, State
 
@@ -26,6 +26,18 @@ Scope = Annotated[str, Field(min_length=1, max_length=1_000, pattern=r"^[ -~]+$"
 Level = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1, 2, 3, or a name such as nss")]
 Prefix = Annotated[str, Field(max_length=100), AfterValidator(_storable)]
 
+
+def _number(value: Any) -> Any:
+    """JSON's numbers alone, 1.0 among them: not a text or a boolean, which pydantic would turn into one."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError("it must be a number")
+    return value
+
+
+Cursor = Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_number)]
+RunId = Annotated[int, Field(ge=0, le=1_000), BeforeValidator(_number)]
+Bool = Annotated[bool, Field(strict=True)]
+
 T = TypeVar("T")
 
 
@@ -42,9 +54,9 @@ class RepositoryChange(Schema):
     level: Level = "1"
     scopes: list[Scope] | None = Field(None, description="null: assume:repo:<host>/<path>:branch:default")
     contains: Text | None = Field(None, description="a push gets a graph only if its tip's message contains this")
-    graph: bool = Field(True, description="create task graphs")
+    graph: Bool = Field(True, description="create task graphs")
     environments: list[Prefix] | None = Field(None, description="route prefixes; null: all")
-    enabled: bool = Field(True, description="false: it is not polled")
+    enabled: Bool = Field(True, description="false: it is not polled")
 
 
 class RepositoryPatch(RepositoryChange):
@@ -62,7 +74,7 @@ class RepositoryCreate(RepositoryChange):
     url: Text = Field(
         description="https; its host must be among allowed_hosts", examples=["https://hg.mozilla.org/mozilla-central"]
     )
-    last_push_id: PushId | None = Field(None, description="where to begin; null: at the pushlog's present end")
+    last_push_id: Cursor | None = Field(None, description="where to begin; null: at the pushlog's present end")
 
 
 class RepositoryRead(Schema):
@@ -90,7 +102,7 @@ class RepositoryPage(Page[RepositoryRead]):
 
 
 class Reset(Schema):
-    last_push_id: PushId | None = Field(None, description="the new cursor; null: the pushlog's present end")
+    last_push_id: Cursor | None = Field(None, description="the new cursor; null: the pushlog's present end")
 
 
 class ResultsetRead(Schema):
@@ -192,7 +204,7 @@ class ActionCreate(Schema):
     action: Literal["retrigger", "cancel"]
     project: Alias = Field(description="alias of the monitored repository; a route of the task must name it")
     task_id: TaskId
-    run_id: Annotated[int, Field(ge=0, le=1_000)] | None = Field(None, description="null: the latest run")
+    run_id: RunId | None = Field(None, description="null: the latest run")
     requester: Text | None = Field(None, description="on whose behalf; null: the caller")
 
 

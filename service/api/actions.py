@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from service import auth
-from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
+from service.api.deps import ActionNumber, After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
 from service.api.openapi import LOCATION, problems
 from service.database import Session
 from service.door import visible
@@ -172,7 +172,7 @@ async def list_actions(
 
 
 @router.get("/{action_id}", operation_id="getAction", responses=problems(404))
-async def get_action(action_id: int, session: Reading, _: Reader) -> ActionRead:
+async def get_action(action_id: ActionNumber, session: Reading, _: Reader) -> ActionRead:
     """One action, with all tasks that it made."""
     action = await session.get(Action, action_id) if 0 < action_id < 2**31 else None
     if action is None:

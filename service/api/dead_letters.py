@@ -7,7 +7,7 @@ from sqlmodel import col, select
 
 from events import OversizedPush, PulseMessage
 from service import work
-from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
+from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event, reason_of
 from service.api.openapi import WRITES, problems
 from service.database import Session, now
@@ -57,7 +57,7 @@ async def list_dead_letters(session: Reading, _: Reader, limit: Limit = 50, afte
 
 
 @router.get("/{letter_id}", operation_id="getDeadLetter", responses=problems(404))
-async def get_dead_letter(letter_id: int, session: Reading, _: Reader) -> DeadLetterRead:
+async def get_dead_letter(letter_id: LetterNumber, session: Reading, _: Reader) -> DeadLetterRead:
     """One dead letter."""
     return _read(await _find(session, letter_id, lock=False))
 
@@ -68,7 +68,9 @@ async def get_dead_letter(letter_id: int, session: Reading, _: Reader) -> DeadLe
     operation_id="replayDeadLetter",
     responses=problems(404, 409, scope=WRITES),
 )
-async def replay_dead_letter(letter_id: int, request: Request, parts: PartsDep, caller: Writer) -> DeadLetterRead:
+async def replay_dead_letter(
+    letter_id: LetterNumber, request: Request, parts: PartsDep, caller: Writer
+) -> DeadLetterRead:
     """Take it in once more: the event as it came, or the work that was buried. It stays when that fails."""
     async with parts.database.writing() as session:
         letter = await _find(session, letter_id)
@@ -129,7 +131,7 @@ async def _take_task_event(session: Session, parts: Parts, letter: DeadLetter) -
 
 
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter", responses=problems(404, scope=WRITES))
-async def drop_dead_letter(letter_id: int, caller: Writer, session: Writing) -> None:
+async def drop_dead_letter(letter_id: LetterNumber, caller: Writer, session: Writing) -> None:
     """Forget it."""
     await session.delete(await _find(session, letter_id))
     log.info("dead-letter-dropped", dead_letter=letter_id, by=caller.name)

@@ -4,7 +4,7 @@ import base64
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Path, Query, Request
 
 from service import auth
 from service.api.limit import Writes
@@ -72,6 +72,11 @@ async def writer(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
 
 Writer = Annotated[auth.Caller, Depends(writer)]
 """Stands before the session in a signature: who may not write opens no transaction."""
+
+RepositoryAlias = Annotated[str, Path(description="alias of a repository", examples=["mozilla-central"])]
+PushNumber = Annotated[int, Path(description="id in the pushlog", examples=[43210])]
+ActionNumber = Annotated[int, Path(description="id of an action", examples=[17])]
+LetterNumber = Annotated[int, Path(description="id of a dead letter", examples=[3])]
 
 Limit = Annotated[int, Query(ge=1, le=500, description="items on a page")]
 After = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]

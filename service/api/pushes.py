@@ -8,7 +8,18 @@ from fastapi import APIRouter, Query, Request
 from sqlmodel import col, or_, select
 
 from service import auth, work
-from service.api.deps import After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
+from service.api.deps import (
+    After,
+    CallerDep,
+    Limit,
+    PartsDep,
+    PushNumber,
+    Reader,
+    Reading,
+    RepositoryAlias,
+    cursor,
+    opaque,
+)
 from service.api.openapi import problems
 from service.database import Session
 from service.door import visible
@@ -51,7 +62,9 @@ Generation = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="the ne
 
 
 @router.get("/{alias}/{push_id}", operation_id="getPush", responses=problems(404))
-async def get_push(alias: str, push_id: int, session: Reading, _: Reader, generation: Generation = None) -> PushRead:
+async def get_push(
+    alias: RepositoryAlias, push_id: PushNumber, session: Reading, _: Reader, generation: Generation = None
+) -> PushRead:
     """One push, with the state of each step and its tasks."""
     push = await _find(session, alias, push_id, generation)
     return await _read(session, push, alias)
@@ -64,7 +77,12 @@ async def get_push(alias: str, push_id: int, session: Reading, _: Reader, genera
     responses=problems(404, 409, scope="tc-treeherder:action:retry:<alias>"),
 )
 async def retry_push(
-    alias: str, push_id: int, request: Request, parts: PartsDep, caller: CallerDep, generation: Generation = None
+    alias: RepositoryAlias,
+    push_id: PushNumber,
+    request: Request,
+    parts: PartsDep,
+    caller: CallerDep,
+    generation: Generation = None,
 ) -> PushRead:
     """Do the failed steps again: with the stored plan where nothing was refused, otherwise rendered anew."""
     auth.require(parts.settings, caller, f"tc-treeherder:action:retry:{alias}")

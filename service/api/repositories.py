@@ -9,13 +9,13 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from service.api.deps import After, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
+from service.api.deps import After, Limit, PartsDep, Reader, Reading, RepositoryAlias, Writer, Writing, cursor, opaque
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.database import Session, now
 from service.door import visible
 from service.errors import Problem, Refusal, Unavailable
 from service.flow import poll
-from service.models import Push, PushStep, Repository, State
+from service.models import Action, Push, PushStep, Repository, State
 from service.parts import Parts
 from service.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.settings import Settings
@@ -189,7 +189,7 @@ def _created(known: Repository | None, asked: RepositoryCreate, url: str, host: 
 
 
 @router.get("/{alias}", operation_id="getRepository", responses=problems(404))
-async def get_repository(alias: str, session: Reading, _: Reader) -> RepositoryRead:
+async def get_repository(alias: RepositoryAlias, session: Reading, _: Reader) -> RepositoryRead:
     """One repository, and where its poll stands."""
     return RepositoryRead.model_validate(await find(session, alias))
 
@@ -201,7 +201,7 @@ async def get_repository(alias: str, session: Reading, _: Reader) -> RepositoryR
     openapi_extra=MERGE_PATCH,
 )
 async def change_repository(
-    alias: str, change: RepositoryPatch, caller: Writer, session: Writing, parts: PartsDep
+    alias: RepositoryAlias, change: RepositoryPatch, caller: Writer, session: Writing, parts: PartsDep
 ) -> RepositoryRead:
     """JSON Merge Patch (RFC 7396). alias and url stay: delete and add anew instead."""
     _known_environments(parts.settings, change.environments)
@@ -223,32 +223,41 @@ async def change_repository(
     responses=problems(404, 409, scope=WRITES),
 )
 async def delete_repository(
-    alias: str,
+    alias: RepositoryAlias,
     caller: Writer,
     session: Writing,
     force: Annotated[bool, Query(description="bury the unfinished work as dead letters")] = False,
 ) -> None:
     """Monitor it no more. Its pushes can still be read, and its generation survives."""
     repository = await find(session, alias, lock=True)
-    unfinished = (
-        await session.exec(
-            select(PushStep)
-            .join(Push, col(Push.id) == PushStep.push_id)
-            .where(Push.repository_id == repository.id, col(PushStep.due_at).is_not(None))
-            .order_by(col(PushStep.id))
-            .with_for_update(of=PushStep)  # what a worker ends just now is not buried
-        )
-    ).all()
+    # locked: what a worker ends just now is not buried
+    steps = await session.exec(
+        select(PushStep)
+        .join(Push, col(Push.id) == PushStep.push_id)
+        .where(Push.repository_id == repository.id, col(PushStep.due_at).is_not(None))
+        .order_by(col(PushStep.id))
+        .with_for_update(of=PushStep)
+    )
+    actions = await session.exec(
+        select(Action)
+        .where(Action.project == alias, col(Action.due_at).is_not(None))
+        .order_by(col(Action.id))
+        .with_for_update()
+    )
+    unfinished: list[PushStep | Action] = [*steps, *actions]
     if unfinished and not force:
+        count = sum(isinstance(each, Action) for each in unfinished)
         detail = (
-            f"{len(unfinished)} steps of {alias}'s pushes are unfinished: wait for them, or bury them with ?force=true"
+            f"{len(unfinished) - count} steps of {alias}'s pushes and {count} actions on its tasks are unfinished: "
+            "wait for them, or bury them with ?force=true"
         )
         raise Problem(409, "Unfinished work", detail, unfinished=len(unfinished))
-    for step in unfinished:
+    for work in unfinished:
         reason = f"the repository was deleted by {caller.name}"
-        step.state, step.error, step.due_at, step.done_at = State.FAILED, reason, None, now()
-        step.lease += 1  # whoever works on it now has lost it
-        session.add(step.dead_letter(reason))
+        work.state, work.error, work.due_at, work.done_at = State.FAILED, reason, None, now()
+        work.lease += 1  # whoever works on it now has lost it
+        session.add(work.dead_letter(reason))
+        session.add_all(work.failure_notices())
     repository.deleted_at = now()
     repository.lease += 1
     log.info("repository-deleted", repository=alias, buried=len(unfinished), by=caller.name)
@@ -259,7 +268,7 @@ async def delete_repository(
     operation_id="resetRepository",
     responses=problems(404, 502, scope=WRITES),
 )
-async def reset_repository(alias: str, asked: Reset, parts: PartsDep, caller: Writer) -> RepositoryRead:
+async def reset_repository(alias: RepositoryAlias, asked: Reset, parts: PartsDep, caller: Writer) -> RepositoryRead:
     """Begin a new generation of a repository that was made anew, and set its cursor."""
     async with parts.database.reading() as session:
         url = (await find(session, alias)).url

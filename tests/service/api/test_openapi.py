@@ -148,3 +148,26 @@ async def test_an_example_of_each_body_is_taken(sqlite_api: Api) -> None:
     raw = json.dumps(report).encode()
     answer = await sqlite_api.client.post("/api/v1/listeners/report", content=raw, headers=signature(raw))
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/api/v1/repositories", "GET, POST"),
+        ("DELETE", "/api/v1/repositories", "GET, POST"),
+        ("POST", "/api/v1/repositories/mc", "DELETE, GET, PATCH"),
+        ("GET", "/api/v1/events/tasks", "POST"),
+        ("POST", "/__lbheartbeat__", "GET"),
+    ],
+)
+async def test_a_405_lists_what_the_path_takes(sqlite_api: Api, method: str, path: str, allowed: str) -> None:
+    answer = await sqlite_api.call(method, path)
+    is_problem(answer, 405, f"{path} takes {allowed}, and not {method}")
+    assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("body", [{"enabled": 0}, {"graph": "true"}, {"last_push_id": "1"}, {"last_push_id": True}])
+async def test_a_number_is_no_truth_and_a_text_no_number(sqlite_api: Api, body: dict[str, Any]) -> None:
+    where = {"alias": "mc", "url": "https://hg.mozilla.org/mc"}
+    is_problem(await sqlite_api.post("/repositories", {**where, **body}), 422, next(iter(body)))
+    assert (await sqlite_api.post("/repositories", {**where, "last_push_id": 7.0})).json()["last_push_id"] == 7
