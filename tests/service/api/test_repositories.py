@@ -5,11 +5,12 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 
 from service.clients.hg import HttpHg
 from service.errors import Refusal, Unavailable
-from service.models import PushStep, State, StepKind
+from service.flow.action import new_action
+from service.models import Action, Notice, PushStep, Source, State, StepKind
 from tests.service.asgi import READER, WRITER, Api, is_problem, node, push_event
 
 MC = {"alias": "mc", "url": "https://hg.mozilla.org/mozilla-central"}
@@ -353,6 +354,30 @@ async def test_delete_with_unfinished_work_is_a_conflict_unless_it_is_forced(api
         assert (step.state, step.due_at, step.error) == (State.FAILED, None, "the repository was deleted by writer")
         assert step.lease == 1, "whoever works on it has lost it"
         assert step.done_at is not None
+
+
+async def test_unfinished_actions_are_unfinished_work_too(api: Api) -> None:
+    await api.add()
+    await api.add("other")
+    shown = {"environment": "tc-treeherder", "project": "mc", "entry": {}}
+    async with api.database.writing() as session:
+        for project, state in (("mc", State.PENDING), ("mc", State.DONE), ("other", State.PENDING)):
+            action = new_action("cancel", project, "Vg7hTWNXSTyVNsVjBpOyCQ", None, "sheriff", Source.API)
+            action.state, action.failure_jobs = state, [shown]
+            if state != State.PENDING:
+                action.due_at = None
+            session.add(action)
+    answer = await api.delete("/repositories/mc")
+    assert is_problem(answer, 409, "0 steps", "1 actions", "force=true")["unfinished"] == 1
+    assert (await api.delete("/repositories/mc", params={"force": "true"}, token=WRITER)).status_code == 204
+    async with api.database.reading() as session:
+        buried, done, others = await session.exec(select(Action).order_by(col(Action.id)))
+        (notice,) = await session.exec(select(Notice))
+    assert (buried.state, buried.due_at, buried.lease) == (State.FAILED, None, 1)
+    assert buried.error == "the repository was deleted by writer"
+    assert [(letter.kind, letter.action_id) for letter in await api.letters()] == [("action", buried.id)]
+    assert (notice.action_id, notice.target) == (buried.id, "tc-treeherder"), "it is shown where it was pressed"
+    assert (done.state, others.state, others.lease) == (State.DONE, State.PENDING, 0)
 
 
 async def test_what_a_worker_ends_meanwhile_is_not_buried(api: Api) -> None:
