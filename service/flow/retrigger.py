@@ -189,7 +189,11 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
         for status, definition in page.tasks:
             found.leave_out(status["taskId"], definition, "a decision task is copied alone")
     elif copies_dependents(subject.status, run_id):
-        await dependents(parts.queue, found)
+        everywhere = await dependents(parts.queue, found)
+        if not everywhere:
+            made.notes.append(
+                f"other groups were not searched for dependents: more than {WALK_CALLS} calls would have been needed"
+            )
     order = in_order(found.definitions)
     ancestors = await _ancestors(parts, order)
     outside = {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
@@ -256,10 +260,12 @@ class Found:
         return True
 
 
-async def dependents(queue: Queue, found: Found) -> None:
-    """Find what depends on the target, through any number of steps."""
-    if not await _walk(queue, found):
+async def dependents(queue: Queue, found: Found) -> bool:
+    """Find what depends on the target, through any number of steps; whether other groups were searched, too."""
+    walked = await _walk(queue, found)
+    if not walked:
         await _read_group(queue, found)
+    return walked
 
 
 async def _walk(queue: Queue, found: Found) -> bool:

@@ -163,6 +163,23 @@ async def test_dependents_in_other_groups_are_left_out(monitored: World) -> None
     assert slug("elsewhere") in left["reason"]
 
 
+async def test_that_other_groups_were_not_searched_is_said(monitored: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = monitored.tc.queue
+    build(queue, {"group": [], "a": [], "b": ["a"], "c": ["b"]})
+    queue.create_task(slug("near"), definition_of("near", ["a"], taskGroupId=slug("elsewhere")))
+    queue.create_task(slug("far"), definition_of("far", ["c"], taskGroupId=slug("elsewhere")))
+    end(queue, "a")
+    monkeypatch.setattr(retrigger, "WALK_CALLS", 1)
+    action = await carry_out(monitored, slug("a"))
+    assert set(await copies(monitored, action)) == {"a", "b", "c"}
+    assert [each["name"] for each in action.left_out] == ["near"], "which the walk came across"
+    assert any("other groups were not searched for dependents" in note for note in action.notes)
+    monkeypatch.setattr(retrigger, "WALK_CALLS", 20)
+    action = await carry_out(monitored, slug("a"))
+    assert {each["name"] for each in action.left_out} == {"near", "far"}
+    assert action.notes == []
+
+
 async def test_an_earlier_copy_of_a_task_in_the_plan_is_not_copied_again(monitored: World) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
