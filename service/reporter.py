@@ -8,19 +8,22 @@ import asyncio
 import contextvars
 import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 
 import structlog
+from sqlalchemy import exc
 
 from service import work
 from service.budget import burst, jobs_budget, refilled
 from service.database import now
 from service.flow import heal, settle
-from service.flow.deliver import Delivered, Deliverer, End, Outcome
+from service.flow.deliver import Delivered, Deliverer
 from service.models import Budget, JobReport
 from service.parts import Parts
 
 log = structlog.get_logger()
+
+_DATABASE_AWAY = (exc.InterfaceError, exc.OperationalError, exc.TimeoutError, OSError)
+"""Errors that are no fault of a report's."""
 
 RETRY = 1.0
 """Seconds until the next attempt after an error of our own, or of the database."""
@@ -181,15 +184,7 @@ class Desk:
 
     async def _deliver(self, lane: str, reports: list[JobReport]) -> None:
         deliver = self._deliverer.links if lane.startswith("links ") else self._deliverer.jobs
-        try:
-            done = await deliver(reports)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # a bug, or the database away: the reports are kept and tried again
-            log.exception("delivery-broke", lane=lane)
-            reason = f"internal error: {type(error).__name__}; the log has more"
-            wait = timedelta(seconds=2.0 ** min(reports[0].attempts, 8))
-            done = Delivered([Outcome(report, End.LATER, reason, wait) for report in reports])
+        done = await self._unbroken(deliver, reports)
         async with self._parts.database.writing() as session:
             if done.requests != 1 or done.pause is not None:
                 bucket = await refilled(session, self._budget, now(), self._rate)
@@ -199,6 +194,27 @@ class Desk:
                     log.warning("treeherder-left-alone", environment=self._prefix, seconds=done.pause.total_seconds())
             await settle.settle(session, done.outcomes)
         log.info("jobs-reported", lane=lane, reports=len(reports), requests=done.requests)
+
+    async def _unbroken(
+        self, deliver: Callable[[list[JobReport]], Awaitable[Delivered]], reports: list[JobReport]
+    ) -> Delivered:
+        """Deliver; what breaks is halved until the report that a bug trips over stands alone, and is tried again."""
+        try:
+            return await deliver(reports)
+        except Exception as error:
+            log.exception("delivery-broke", environment=self._prefix, reports=len(reports))
+            if len(reports) == 1 or isinstance(error, _DATABASE_AWAY):
+                reason = f"internal error: {type(error).__name__}; the log has more"
+                return Delivered([self._deliverer.later(report, reason) for report in reports], requests=1)
+        middle = len(reports) // 2
+        done = await self._unbroken(deliver, reports[:middle])
+        if done.pause is not None:
+            rest = [
+                self._deliverer.later(report, "left alone with the others", done.pause) for report in reports[middle:]
+            ]
+            return Delivered([*done.outcomes, *rest], done.requests + 1, done.pause)
+        more = await self._unbroken(deliver, reports[middle:])
+        return Delivered([*done.outcomes, *more.outcomes], done.requests + more.requests + 1, more.pause)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)

@@ -186,8 +186,14 @@ class Deliverer:
         if found:
             links_of = {report.id: links for report, links in found}
             ready = await self._ready([report for report, _ in found], done)
-            again: list[Item] = [(r, self._job(r, facts, tip, links_of[r.id])) for r, facts, tip in ready]
-            await self._send(found[0][0].project, again, done)
+            again: list[Item] = []
+            for report, facts, tip in ready:
+                try:
+                    again.append((report, self._job(report, facts, tip, links_of[report.id])))
+                except UnusableError as error:
+                    done.outcomes.append(Outcome(report, End.BURIED, str(error)))
+            if again:
+                await self._send(again[0][0].project, again, done)
         return done
 
     # --- what is needed to know ----------------------------------------------------------------------------------
@@ -205,7 +211,7 @@ class Deliverer:
             try:
                 definitions = await self._parts.queue.tasks(sorted(missing))
             except (Unavailable, Refusal) as error:
-                done.outcomes += [self._later(r, str(error)) for r in reports if r.task_id in missing]
+                done.outcomes += [self.later(r, str(error)) for r in reports if r.task_id in missing]
                 reports = [r for r in reports if r.task_id not in missing]
             else:
                 fetched = {task_id: self._understand(task_id, definitions.get(task_id)) for task_id in missing}
@@ -257,7 +263,7 @@ class Deliverer:
     async def _look(self, push: PushKey, own: list[OwnPush], done: Delivered) -> "str | _Lacking":
         """The push's tip, or why its jobs cannot be posted."""
         if done.pause is not None:
-            return _Lacking(self._later, "Treeherder cannot be asked for its push now")
+            return _Lacking(self.later, "Treeherder cannot be asked for its push now")
         try:
             return await self._find(push, own)
         except (Unavailable, Refusal) as error:
@@ -265,7 +271,7 @@ class Deliverer:
                 return _Lacking(self._until_push, str(error))
             if isinstance(error, Unavailable):
                 done.pause = self._pause(error)
-            return _Lacking(self._later, str(error))
+            return _Lacking(self.later, str(error))
 
     async def _own(self, pushes: Iterable[PushKey]) -> list[OwnPush]:
         """Our own pushes among these."""
@@ -304,7 +310,7 @@ class Deliverer:
         states = {state for _, _, state in ours}
         if State.PENDING in states and State.DONE not in states:
             reason = f"push {tip} of {project} is not in Treeherder yet: we are about to create it"
-            return _Lacking(self._later, reason)
+            return _Lacking(self.later, reason)
         if self._environment.jobs == "pulse":
             return tip  # whoever reads them knows best what to do with jobs that come early
         if State.DONE in states and self._environment.pushes == "rest":
@@ -334,7 +340,7 @@ class Deliverer:
                 try:
                     return report, await queue.artifacts(report.task_id, report.run_id)
                 except (Unavailable, Refusal) as error:
-                    done.outcomes.append(self._later(report, str(error)))
+                    done.outcomes.append(self.later(report, str(error)))
                     return None
 
         return [found for found in await asyncio.gather(*map(one, reports)) if found]
@@ -369,7 +375,7 @@ class Deliverer:
             if error is None:
                 done.outcomes.append(self._sent(report))
             elif isinstance(error, Unavailable):
-                done.outcomes.append(self._later(report, str(error)))
+                done.outcomes.append(self.later(report, str(error)))
             else:
                 raise error
 
@@ -414,15 +420,15 @@ class Deliverer:
         if self._took_at > before:
             times += 1
         self._suspects.put(report.id or 0, (times, at))
-        return Outcome(report, End.BURIED, reason) if times >= ALONE else self._later(report, reason)
+        return Outcome(report, End.BURIED, reason) if times >= ALONE else self.later(report, reason)
 
     def _away(self, error: Unavailable, items: list[Item], done: Delivered) -> None:
         """Treeherder cannot take anything now, or nothing of this project (404)."""
         if error.status == 404:
-            done.outcomes += [self._later(report, str(error)) for report, _ in items]
+            done.outcomes += [self.later(report, str(error)) for report, _ in items]
             return
         done.pause = self._pause(error)
-        done.outcomes += [self._later(report, str(error), done.pause) for report, _ in items]
+        done.outcomes += [self.later(report, str(error), done.pause) for report, _ in items]
 
     def _pause(self, error: Unavailable) -> timedelta:
         """How long to leave a Treeherder alone that is away, or has had enough."""
@@ -439,7 +445,8 @@ class Deliverer:
         )
         return Outcome(report, End.LINKS if more else End.DONE)
 
-    def _later(self, report: JobReport, reason: str, wait: timedelta | None = None) -> Outcome:
+    def later(self, report: JobReport, reason: str, wait: timedelta | None = None) -> Outcome:
+        """Try again after `wait`, by default with backoff; bury it once it was tried for `work.give_up`."""
         work = self._parts.settings.work
         if now() - report.since >= work.give_up:
             return Outcome(report, End.BURIED, f"given up after {report.attempts} attempts: {reason}")
@@ -452,7 +459,7 @@ class Deliverer:
         since = report.no_push_since or now()
         if now() - since >= self._settings.push_wait:
             return Outcome(report, End.BURIED, f"given up after {self._settings.push_wait}: {reason}")
-        outcome = self._later(report, reason)
+        outcome = self.later(report, reason)
         outcome.no_push_since = since
         return outcome
 

@@ -15,8 +15,9 @@ from sqlmodel import select, update
 from service import work
 from service.budget import burst
 from service.database import now
+from service.flow import jobs
 from service.flow.deliver import ALONE, Deliverer, End, Recent
-from service.flow.jobs import job_guid
+from service.flow.jobs import UnusableError, job_guid
 from service.flow.push import store
 from service.flow.resultset import run as post_resultset
 from service.models import Budget, JobReport, Push, PushStep, State, StepKind
@@ -175,6 +176,52 @@ async def test_a_platform_that_this_treeherder_does_not_know_is_skipped(sqlite_u
         assert set(room.jobs()) == {f"{known}/0"}
         (skipped,) = (each for each in await room.reports() if each.state == State.SKIPPED)
         assert "amiga" in (skipped.error or "")
+
+
+@pytest.mark.parametrize("give_up", [9, 0])
+async def test_a_report_that_a_bug_trips_over_stands_alone_and_is_given_up_in_the_end(
+    sqlite_room: Newsroom, monkeypatch: pytest.MonkeyPatch, give_up: float
+) -> None:
+    room = sqlite_room
+    ids = [room.create() for _ in range(20)]
+    make = Deliverer._job
+
+    def trips(self: Deliverer, report: JobReport, *more: Any) -> dict[str, Any]:
+        if report.task_id == ids[7]:
+            raise ZeroDivisionError
+        return make(self, report, *more)
+
+    monkeypatch.setattr(Deliverer, "_job", trips)
+    room.parts.settings.work.give_up = timedelta(seconds=give_up)
+    await room.take_all()
+    await room.report(until_due=1 if give_up else 0)
+    assert set(room.jobs()) == {f"{each}/0" for each in ids if each != ids[7]}
+    assert [letter.reason.split(";")[0].split(": ", 1)[1] for letter in await room.letters()] == (
+        [] if give_up else ["internal error: ZeroDivisionError"]
+    )
+
+
+async def test_links_that_make_a_job_unusable_are_given_up(
+    sqlite_room: Newsroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = sqlite_room
+    room.th[PREFIX].behaviour.artifact_call = False
+    make = jobs.rest_entry
+
+    def no_links(*facts: Any) -> dict[str, Any]:
+        if facts[-1] is not None:
+            raise UnusableError("too many links")
+        return make(*facts)
+
+    monkeypatch.setattr(jobs, "rest_entry", no_links)
+    task_id = room.create()
+    room.claim(task_id)
+    upload(room, task_id, "public/a.txt")
+    room.tc.queue.report_completed(task_id, 0)
+    await room.told()
+    assert room.jobs() == {f"{task_id}/0": ("completed", "success")}
+    assert {each.state for each in await room.reports()} == {State.DONE}
+    assert await room.letters() == []
 
 
 # --- away ------------------------------------------------------------------------------------------------------------
