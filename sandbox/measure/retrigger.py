@@ -12,15 +12,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
+import aiohttp
 import psutil
+import taskcluster.aio
 import typer
-from pydantic import SecretStr
 
 from sandbox.stack import Process, Stack, wait_for
-from service.clients.taskcluster import TaskclusterQueue
 from service.flow.definition import stamp
 from service.flow.ids import slugid
-from service.settings import TaskclusterSettings
 
 PROJECT = "try"
 SETTINGS = {"TC_TREEHERDER_LOG_LEVEL": "WARNING"}
@@ -177,32 +176,28 @@ def measured(folder: Path) -> Iterator[Measured]:
 
 async def bare(stack: Stack, tasks: list[tuple[str, Json]]) -> float:
     """The same definitions created by a plain loop over the same client, as many at a time; in seconds."""
-    client = stack.sandbox["credentials"]["taskcluster"]
-    queue = TaskclusterQueue(
-        TaskclusterSettings.model_validate(
-            {
-                "root_url": stack.sandbox["taskcluster"],
-                "client_id": client["clientId"],
-                "access_token": SecretStr(client["accessToken"]),
-            }
-        )
-    )
     host = stack.sandbox["repositories"][PROJECT].removeprefix("http://")
-    scopes = [f"assume:repo:{host}:branch:default", "queue:route:notify.*"]
-    left = iter(tasks)
+    async with aiohttp.ClientSession() as session:
+        queue = taskcluster.aio.Queue(
+            {
+                "rootUrl": stack.sandbox["taskcluster"],
+                "credentials": dict(stack.sandbox["credentials"]["taskcluster"]),
+                "authorizedScopes": [f"assume:repo:{host}:branch:default", "queue:route:notify.*"],
+                "maxRetries": 0,
+            },
+            session=session,
+        )
+        left = iter(tasks)
 
-    async def work() -> None:
-        for each, task in left:
-            await queue.create_task(each, task, scopes)
+        async def work() -> None:
+            for each, task in left:
+                await queue.createTask(each, task)
 
-    try:
         for each, task in [next(left), next(left)]:
-            await queue.create_task(each, task, scopes)
+            await queue.createTask(each, task)
         began = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
         return time.perf_counter() - began
-    finally:
-        await queue.close()
 
 
 def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) -> None:
@@ -229,13 +224,18 @@ def rate(folder: Path, size: int) -> None:
     tasks = graph("fan", size)
     with Stack(folder, settings=SETTINGS) as stack:
         one = Measured(stack, stack.service(), folder / "tc-treeherder.sqlite")
-        for _ in range(3):
+        for _ in range(5):
             one.load(tasks)
             cost = one.retrigger(task_id("failed"), 0)
-            ours = size / (cost.seconds - cost.first)
+            ours, spent = size / (cost.seconds - cost.first), (cost.cpu - cost.plan_cpu) / size
             one.taskcluster.post("/clear").raise_for_status()
+            cpu = time.process_time()
             theirs = (size - 1) / asyncio.run(bare(stack, tasks))
-            typer.echo(f"  service {ours:.0f} a second, bare loop {theirs:.0f}: {ours / theirs:.0%}")
+            cpu = (time.process_time() - cpu) / size
+            typer.echo(
+                f"  service {ours:.0f} a second, {spent * 1000:.2f} ms of CPU each; bare loop {theirs:.0f}, "
+                f"{cpu * 1000:.2f} ms: {ours / theirs:.0%} of its rate, {cpu / spent:.0%} by CPU"
+            )
 
 
 def leaf(folder: Path, size: int) -> None:

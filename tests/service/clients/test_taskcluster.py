@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import mohawk
+import mohawk.util
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -318,3 +320,12 @@ async def test_closing_leaves_no_connection(url: str, tc: Taskcluster) -> None:
     await queue.close()
     assert session is not None
     assert session.closed
+
+
+def test_signing_lays_out_no_payload_for_a_message_that_nobody_hears() -> None:
+    laid_out = mohawk.util.pprint.pformat([b"a payload" * 1000])
+    assert len(laid_out) < 100
+    sender = mohawk.Sender(
+        {"id": "x", "key": "y", "algorithm": "sha256"}, "http://x/", "PUT", content="{}", content_type="text/plain"
+    )
+    assert "hash=" in sender.request_header
