@@ -79,15 +79,28 @@ _LINKS = _held(
     due_at=_AT,
     since=_AT,
 )
-_SKIPPED = _held(lease=_R.lease + 1, state=State.SKIPPED, error=bindparam("why"), due_at=None, done_at=_AT)
+
+
+def _ended(state: State) -> Any:
+    """What was heard meanwhile is tried as if it were the first; it is known only now whether there was any."""
+    return _held(
+        lease=_R.lease + 1,
+        attempts=case((_SAME, _R.attempts), else_=0),
+        error=case((_SAME, bindparam("why")), else_=null()),
+        due_at=case((_SAME, null()), else_=_AT),
+        since=case((_SAME, _R.since), else_=_AT),
+        state=case((_SAME, state), else_=State.PENDING),
+        done_at=case((_SAME, _AT), else_=null()),
+        no_push_since=None,
+    )
+
+
+_SKIPPED, _BURIED = _ended(State.SKIPPED), _ended(State.FAILED).returning(_R.state)
 _LATER = _held(
     lease=_R.lease + 1,
     error=bindparam("why"),
     due_at=_AGAIN_AT,
     no_push_since=bindparam("new_no_push_since", type_=Utc),
-)
-_BURIED = _held(
-    lease=_R.lease + 1, state=State.FAILED, error=bindparam("why"), due_at=None, done_at=_AT, no_push_since=None
 )
 _RENEWED = _held(due_at=_AGAIN_AT)
 
@@ -132,12 +145,12 @@ def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
         return _LATER, {**values, "why": why, "again_at": again_at, "new_no_push_since": since}
     if outcome.end is End.SKIPPED:
         log.info("job-skipped", task_id=report.task_id, run_id=report.run_id, environment=report.environment, why=why)
-        return _SKIPPED, {**values, "why": why, "at": at}
+        return _SKIPPED, {**values, "held_version": report.version, "why": why, "at": at}
     if outcome.end is End.BURIED and report.delivered == report.stage:
         # the job stands, only links to its artifacts are missing: nothing that a person must look at
         log.warning("links-given-up", task_id=report.task_id, run_id=report.run_id, why=why)
     elif outcome.end is End.BURIED:
-        return _BURIED, {**values, "why": why, "at": at}
+        return _BURIED, {**values, "held_version": report.version, "why": why, "at": at}
     values["new_delivered"] = int(report.stage)
     values["at"] = at
     if outcome.end is End.LINKS:
@@ -147,8 +160,8 @@ def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
 
 async def _bury(session: Session, outcome: Outcome, values: dict[str, Any]) -> None:
     report = outcome.report
-    held = await (await session.connection()).execute(_BURIED, values)
-    if held.rowcount != 1:
+    became = (await (await session.connection()).execute(_BURIED, values)).scalar()
+    if became != State.FAILED:  # another worker holds it, or it has gone on meanwhile
         return
     why = visible(outcome.reason or "")
     session.add(report.dead_letter(why))

@@ -3,13 +3,16 @@
 import asyncio
 from datetime import timedelta
 
+import pytest
+from sqlmodel import select
+
 from service import work
 from service.database import Database, now
 from service.flow import report, settle
 from service.flow.deliver import End, Outcome
 from service.flow.ids import slugid
 from service.flow.report import Target, TaskStatus
-from service.models import JobReport, Stage, State
+from service.models import DeadLetter, JobReport, Stage, State
 
 LANE = "job tc-treeherder mc"
 LEASE = timedelta(seconds=30)
@@ -47,6 +50,11 @@ async def one(database: Database) -> JobReport:
     return found
 
 
+async def letters(database: Database) -> list[DeadLetter]:
+    async with database.reading() as session:
+        return list(await session.exec(select(DeadLetter)))
+
+
 TASKS = [slugid(b"settle", str(number)) for number in range(300)]
 
 
@@ -74,6 +82,25 @@ async def test_a_version_that_was_not_claimed_stays_due(database: Database) -> N
     assert (after.state, after.delivered, after.version) == (State.PENDING, Stage.PENDING, 2)
     assert after.due_at is not None
     assert after.due_at <= now()
+
+
+@pytest.mark.parametrize("end", [End.BURIED, End.SKIPPED])
+async def test_what_was_heard_meanwhile_is_tried_before_a_report_is_given_up(database: Database, end: End) -> None:
+    await hear(database, TASKS[:1], Stage.PENDING)
+    (held,) = await claim(database)
+    await hear(database, TASKS[:1], Stage.RUNNING)
+    await finish(database, [Outcome(held, end, "it is bad")])
+    after = await one(database)
+    assert (after.state, after.error, after.attempts, after.done_at) == (State.PENDING, None, 0, None)
+    assert after.due_at is not None
+    assert after.due_at <= now()
+    assert await letters(database) == []
+    (held,) = await claim(database)
+    await finish(database, [Outcome(held, end, "it is bad")])
+    after = await one(database)
+    assert (after.state, after.error) == ({End.BURIED: State.FAILED, End.SKIPPED: State.SKIPPED}[end], "it is bad")
+    assert after.due_at is None
+    assert [letter.reason for letter in await letters(database)] == (["it is bad"] if end is End.BURIED else [])
 
 
 async def test_who_has_lost_the_lease_writes_nothing(database: Database) -> None:
