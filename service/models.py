@@ -296,7 +296,10 @@ class GroupCheck(Work, table=True):
     task_group_id: str
 
     def dead_letter(self, reason: str) -> "DeadLetter":
-        return DeadLetter(kind="group-check", subject=f"task group {self.task_group_id}", reason=reason)
+        payload = self.task_group_id.encode()
+        return DeadLetter(
+            kind="group-check", subject=f"task group {self.task_group_id}", reason=reason, payload=payload
+        )
 
 
 class DeadLetter(SQLModel, table=True):
@@ -308,7 +311,7 @@ class DeadLetter(SQLModel, table=True):
     kind: str  # push-event, job-action, task-event; resultset, graph, announcement, action, notice, job-report, ...
     subject: str = Field(sa_type=Text)  # what it is about, for people
     reason: str = Field(sa_type=Text)
-    payload: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the event as it came
+    payload: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the event as it came; a group's id
     step_id: int | None = Field(default=None, foreign_key="push_step.id")
     action_id: int | None = Field(default=None, foreign_key="action.id")
     notice_id: int | None = Field(default=None, foreign_key="notice.id")

@@ -13,10 +13,10 @@ from service.api.openapi import WRITES, problems
 from service.database import Session, now
 from service.door import NonsenseError, parse
 from service.errors import Problem
-from service.flow import action, report
+from service.flow import action, heal, report
 from service.flow.action import Arrival
 from service.flow.push import store
-from service.models import Action, DeadLetter, JobReport, Notice, PushStep, Work
+from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, PushStep, Work
 from service.parts import Parts
 from service.schemas import DeadLetterPage, DeadLetterRead
 
@@ -98,6 +98,9 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
     """Take in an event as if it had just come."""
     if letter.kind == "task-event":
         await _take_task_event(session, parts, letter)
+        return
+    if letter.kind == "group-check" and letter.payload:
+        session.add(GroupCheck(task_group_id=letter.payload.decode(), lane=heal.LANE))
         return
     try:
         parsed = parse(letter.payload or b"")

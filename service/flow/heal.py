@@ -24,6 +24,9 @@ log = structlog.get_logger()
 ONE_CALL = 1_000
 """Statuses in one call."""
 
+LANE = "task-groups"
+"""Of the groups that are to be listed."""
+
 GRAPHS_OF = timedelta(days=1)
 _R = JobReport.__table__.c  # type: ignore[attr-defined]  # SQLModel does not declare it
 _NEVER = datetime(2000, 1, 1, tzinfo=UTC)
@@ -102,7 +105,7 @@ async def queue_was_deleted(session: Session) -> None:
     )
     groups |= set(await session.exec(ours))
     waiting = set(await session.exec(select(GroupCheck.task_group_id).where(col(GroupCheck.due_at).is_not(None))))
-    session.add_all([GroupCheck(task_group_id=each, lane="task-groups") for each in sorted(groups - waiting)])
+    session.add_all([GroupCheck(task_group_id=each, lane=LANE) for each in sorted(groups - waiting)])
     unfinished = (
         select(JobReport.id)
         .where(col(JobReport.stage) < Stage.RESOLVED)
@@ -119,12 +122,12 @@ async def queue_was_deleted(session: Session) -> None:
 async def list_group(parts: Parts, hold: Hold[GroupCheck]) -> None:
     """Note each task of the group as it stands."""
     async for page in parts.queue.group(hold.item.task_group_id):
-        found = []
+        found: dict[str, dict[str, Any]] = {}
+        targets: dict[str, set[Target]] = {}
         for status, definition in page:
-            targets = report.targets(parts.settings, definition.get("routes", []))
-            if targets:
-                found.append((status, targets))
+            if shown := report.targets(parts.settings, definition.get("routes", [])):
+                task_id = str(status.get("taskId"))
+                found[task_id], targets[task_id] = status, set(shown)
         async with hold.writing() as session:
-            noted = [(TaskStatus.model_validate(status), targets) for status, targets in found]
-            await report.note(session, parts.settings, noted)
+            await report.note(session, parts.settings, _understood(found, targets))
     await hold.finish(State.DONE)

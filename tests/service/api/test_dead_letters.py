@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from sqlmodel import select
 
-from service.models import DeadLetter, State
+from service.flow import heal
+from service.models import DeadLetter, GroupCheck, State
 from tests.service.asgi import ADMIN, READER, WRITER, Api, is_problem, node, push_event
 
 
@@ -93,6 +95,19 @@ async def test_what_still_cannot_be_taken_stays(sqlite_api: Api, payload: bytes 
     is_problem(await sqlite_api.post(f"/dead-letters/{letter.id}/replay"), status, word)
     assert [kept.payload for kept in await sqlite_api.letters()] == [payload]
     assert await sqlite_api.pushes() == []
+
+
+async def test_a_task_group_that_could_not_be_listed_is_listed_again(sqlite_api: Api) -> None:
+    group = "AAAAAAAAAAAAAAAAAAAAAA"
+    async with sqlite_api.database.writing() as session:
+        session.add(GroupCheck(task_group_id=group, lane=heal.LANE).dead_letter("given up"))
+    (letter,) = await sqlite_api.letters()
+    assert (await sqlite_api.post(f"/dead-letters/{letter.id}/replay")).status_code == 202
+    assert await sqlite_api.letters() == []
+    async with sqlite_api.database.reading() as session:
+        (check,) = await session.exec(select(GroupCheck))
+    assert (check.task_group_id, check.lane, check.state) == (group, "task-groups", State.PENDING)
+    assert check.due_at is not None
 
 
 async def test_buried_work_is_done_again(api: Api) -> None:

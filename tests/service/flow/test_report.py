@@ -367,6 +367,27 @@ async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(ro
     assert room.tc.journal.calls["listTaskGroup"] == 1, "a group that waits to be listed is not listed twice"
 
 
+async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
+    sqlite_room: Newsroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = sqlite_room
+    decision = room.create()
+    member = room.create(taskGroupId=decision)
+    room.messages.clear()
+    group = room.parts.queue.group
+
+    async def strange(group_id: str) -> AsyncIterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
+        async for page in group(group_id):
+            yield [({**s, "state": "odd"} if s["taskId"] == decision else s, task) for s, task in page]
+
+    monkeypatch.setattr(room.parts.queue, "group", strange)
+    async with room.database.writing() as session:
+        session.add(GroupCheck(task_group_id=decision, lane=heal.LANE))
+    await heal_now(room)
+    await room.report()
+    assert room.jobs() == {f"{member}/0": ("pending", "unknown")}
+
+
 # --- what cannot be shown --------------------------------------------------------------------------------------------
 
 
