@@ -10,12 +10,12 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 from sqlalchemy import func, update
-from sqlmodel import col, select
+from sqlmodel import col, or_, select
 
 from service.database import Session, now
 from service.flow import report
 from service.flow.report import Target, TaskStatus
-from service.models import GroupCheck, JobReport, PlannedTask, PushStep, Stage, State
+from service.models import Action, GroupCheck, JobReport, PlannedTask, PushStep, Stage, State
 from service.parts import Parts
 from service.work import Hold
 
@@ -92,15 +92,16 @@ async def _claim(session: Session, quiet: timedelta) -> list[tuple[str, str, str
 
 async def queue_was_deleted(session: Session) -> None:
     """Messages of task events were lost: all runs that are not at their end are asked after, and the task groups of
-    the last day's graphs are listed once, for what was defined meanwhile."""
+    the last day's graphs and retriggers are listed once, for what was defined meanwhile."""
     since = now() - GRAPHS_OF
     seen = select(JobReport.task_group_id).where(col(JobReport.heard_at) > since).distinct()
     groups = set(await session.exec(seen))
     group = func.coalesce(col(PlannedTask.definition)["taskGroupId"].as_string(), PlannedTask.task_id)
     ours = (
         select(group)
-        .join(PushStep, col(PushStep.id) == PlannedTask.step_id)
-        .where(col(PushStep.since) > since, col(PlannedTask.created).is_(True))
+        .outerjoin(PushStep, col(PushStep.id) == PlannedTask.step_id)
+        .outerjoin(Action, col(Action.id) == PlannedTask.action_id)
+        .where(or_(col(PushStep.since) > since, col(Action.since) > since), col(PlannedTask.created).is_(True))
         .distinct()
     )
     groups |= set(await session.exec(ours))

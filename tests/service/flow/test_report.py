@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlmodel import delete, update
+from sqlmodel import delete, select, update
 
 from events import PulseMessage
 from sandbox.taskcluster import checks
 from service.database import now
 from service.flow import heal, report
 from service.flow.routes import parse
-from service.models import GroupCheck, JobReport, Stage, State
+from service.models import Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
 from service.reporter import Reporter
 from service.work import Hold, claim
 from tests.facts import fact
@@ -365,6 +365,21 @@ async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(ro
     assert room.jobs() == room.jobs(STAGE) == room.implied()
     assert len(room.implied()) == 2
     assert room.tc.journal.calls["listTaskGroup"] == 1, "a group that waits to be listed is not listed twice"
+
+
+async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(room: Newsroom) -> None:
+    async with room.database.writing() as session:
+        for number, since in enumerate((now(), now() - 2 * heal.GRAPHS_OF)):
+            who: dict[str, Any] = {"project": "mc", "task_id": "x", "requester": "me", "source": Source.API}
+            action = Action(kind="retrigger", lane="taskcluster", since=since, **who)
+            session.add(action)
+            await session.flush()
+            plan: dict[str, Any] = {"position": 0, "label": "copy", "name": "x", "created": True, "action_id": action.id}
+            session.add(PlannedTask(task_id=f"copy{number}", definition={"taskGroupId": f"group{number}"}, **plan))
+    async with room.database.writing() as session:
+        await heal.queue_was_deleted(session)
+    async with room.database.reading() as session:
+        assert [check.task_group_id for check in await session.exec(select(GroupCheck))] == ["group0"]
 
 
 async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
