@@ -102,7 +102,11 @@ class State(StrEnum):
 
 
 class Work(SQLModel):
-    """What every piece of leased work has; `service.work` is the only one that writes these."""
+    """What every piece of leased work has; `service.work` says how it is written.
+
+    Job reports are claimed by it, but written by the hundred, in `service.flow.settle`, and as events come in, in
+    `service.flow.report`.
+    """
 
     id: int | None = Field(default=None, primary_key=True)
     state: State = Field(default=State.PENDING, sa_type=Text)

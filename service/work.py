@@ -1,4 +1,4 @@
-"""How work is leased: claim, finish, retry, bury. Nothing else knows.
+"""How work is leased: claim, finish, retry, bury. Of job reports only the claim: the rest is in `flow.settle`.
 
 A claim raises the row's fencing number (`lease`) and pushes `due_at` to the lease's end, so that work whose holder
 died becomes due by itself. Every write of a holder goes through `Hold`, which first proves in the same transaction

@@ -13,7 +13,7 @@ from sqlalchemy import func, update
 from sqlmodel import col, or_, select
 
 from service.database import Session, now
-from service.flow import report
+from service.flow import report, settle
 from service.flow.report import Target, TaskStatus
 from service.models import Action, GroupCheck, JobReport, PlannedTask, PushStep, Stage, State
 from service.parts import Parts
@@ -45,13 +45,9 @@ async def check_quiet(parts: Parts) -> int:
     gone = targets.keys() - found.keys()
     async with parts.database.writing() as session:
         await report.note(session, parts.settings, _understood(found, targets))
-        if gone:
-            await session.exec(
-                update(JobReport)
-                .where(col(JobReport.task_id).in_(gone), col(JobReport.stage) < Stage.RESOLVED)
-                .values(state=State.SKIPPED, due_at=None, done_at=now(), error="Taskcluster has no such task any more"),
-                execution_options={"synchronize_session": False},
-            )
+    if gone:  # apart from those: each transaction locks its rows in one order
+        async with parts.database.writing() as session:
+            await settle.skip(session, gone, "Taskcluster has no such task any more")
     log.info("quiet-runs-checked", runs=len(quiet), gone=len(gone))
     return len(quiet)
 

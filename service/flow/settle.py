@@ -4,7 +4,7 @@ A report is finished only in the version that was claimed: what came meanwhile k
 fencing number, and raises it, so that nothing of a holder's comes after it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -166,6 +166,18 @@ async def _bury(session: Session, outcome: Outcome, values: dict[str, Any]) -> N
     why = visible(outcome.reason or "")
     session.add(report.dead_letter(why))
     log.error("job-buried", task_id=report.task_id, run_id=report.run_id, environment=report.environment, reason=why)
+
+
+async def skip(session: Session, task_ids: Iterable[str], why: str) -> None:
+    """Skip what is not at its end of these tasks, whoever holds it."""
+    open_ = (col(JobReport.task_id).in_(task_ids), col(JobReport.stage) < Stage.RESOLVED)
+    reports = (await session.exec(select(JobReport).where(*open_))).all()
+    await _lock(session, reports)
+    await (await session.connection()).execute(
+        update(_REPORT)
+        .where(_R.id.in_([report.id for report in reports]), _R.stage < Stage.RESOLVED)
+        .values(lease=_R.lease + 1, state=State.SKIPPED, error=why, due_at=None, done_at=now(), no_push_since=None)
+    )
 
 
 async def renew(session: Session, reports: Sequence[JobReport], lease: timedelta) -> None:

@@ -14,7 +14,7 @@ from sqlmodel import delete, select, update
 from events import PulseMessage
 from sandbox.taskcluster import checks
 from service.database import now
-from service.flow import heal, report
+from service.flow import heal, report, settle
 from service.flow.routes import parse
 from service.models import Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
 from service.reporter import Reporter
@@ -341,11 +341,18 @@ async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_room: Newsroom
 
 
 async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever(room: Newsroom) -> None:
-    room.create()
+    task_id = room.create()
     await room.told()
+    room.claim(task_id)
+    await room.take_all()
+    async with room.database.writing() as session:
+        held = await claim(session, JobReport, f"job {PREFIX} mc", 1, room.parts.settings.work.lease)
     room.tc.queue.clear()
     await age(room)
     assert await heal.check_quiet(room.parts) == 2
+    async with room.database.writing() as session:
+        await settle.release(session, held)
+    assert await room.unfinished() == 0, "a holder of before says nothing more"
     assert {each.state for each in await room.reports()} == {State.SKIPPED}
     assert {each.error for each in await room.reports()} == {"Taskcluster has no such task any more"}
 
@@ -374,8 +381,9 @@ async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(room: N
             action = Action(kind="retrigger", lane="taskcluster", since=since, **who)
             session.add(action)
             await session.flush()
-            plan: dict[str, Any] = {"position": 0, "label": "copy", "name": "x", "created": True, "action_id": action.id}
-            session.add(PlannedTask(task_id=f"copy{number}", definition={"taskGroupId": f"group{number}"}, **plan))
+            plan: dict[str, Any] = {"position": 0, "label": "copy", "name": "x", "created": True}
+            plan |= {"action_id": action.id, "definition": {"taskGroupId": f"group{number}"}}
+            session.add(PlannedTask(task_id=f"copy{number}", **plan))
     async with room.database.writing() as session:
         await heal.queue_was_deleted(session)
     async with room.database.reading() as session:
