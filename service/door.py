@@ -8,6 +8,11 @@ import math
 import re
 from typing import Any
 
+from pydantic import ValidationError
+
+MAX_PROBLEMS = 5
+"""Problems told of one value: a list can have a million of them."""
+
 _UNSTORABLE = re.compile("[\ud800-\udfff\x00]")
 
 
@@ -39,6 +44,18 @@ def parse(raw: bytes) -> Any:
         return storable(json.loads(raw.decode()))
     except (ValueError, RecursionError) as error:
         raise NonsenseError(f"not JSON: {visible(str(error))}") from None
+
+
+def problems_of(error: ValidationError) -> str:
+    """What is wrong, and where: the first few problems, without what the value says."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]
+    told = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in first]
+    return "; ".join(f"{where}: {what}" if where else what for where, what in told)
+
+
+def reason_of(error: ValueError) -> str:
+    """Why something from outside was not understood."""
+    return f"not understood: {problems_of(error) if isinstance(error, ValidationError) else error}"
 
 
 _BETWEEN = re.compile(r"[\s,:]*")

@@ -8,10 +8,10 @@ from sqlmodel import col, select
 from events import OversizedPush, PulseMessage
 from service import work
 from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
-from service.api.events import job_action, push_event, reason_of
+from service.api.events import job_action, push_event
 from service.api.openapi import WRITES, problems
 from service.database import Session, now
-from service.door import NonsenseError, parse
+from service.door import NonsenseError, parse, reason_of
 from service.errors import Problem
 from service.flow import action, heal, report
 from service.flow.action import Arrival
@@ -127,7 +127,7 @@ async def _take_task_event(session: Session, parts: Parts, letter: DeadLetter) -
         event = PulseMessage.model_validate(parse(letter.payload or b""))
         verdict, rows = report.judge(parts.settings, event, now())
     except ValueError as error:
-        raise Problem(422, "Still not understood", report.reason_of(error)) from None
+        raise Problem(422, "Still not understood", reason_of(error)) from None
     if verdict.verdict == "rejected":
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
     await report.upsert(session, rows)

@@ -13,7 +13,7 @@ from service.api.deps import PartsDep
 from service.api.openapi import PulseMessages, Pushes, signed
 from service.api.signed import events_of, signed_json
 from service.database import Session
-from service.door import NonsenseError, originals
+from service.door import NonsenseError, originals, reason_of
 from service.flow import action
 from service.flow.push import store
 from service.models import DeadLetter
@@ -130,11 +130,6 @@ def push_event(event: Any) -> PushEvent | OversizedPush:
     if isinstance(event, dict) and event.get("oversized") is True:
         return OversizedPush.model_validate(event)
     return PushEvent.model_validate(event)
-
-
-def reason_of(error: ValidationError) -> str:
-    problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]]
-    return "not understood: " + "; ".join(problems)
 
 
 def _subject(event: Any) -> str:

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from events import LeasedRepository, LeaseRequest, Leases, PollResult
 from service.api.deps import PartsDep
-from service.api.events import reason_of
 from service.api.openapi import Lease, signed
 from service.api.signed import signed_json
+from service.door import reason_of
 from service.errors import Problem
 from service.flow import poll
 from service.parts import Parts

@@ -11,7 +11,7 @@ from service.api.deps import PartsDep
 from service.api.openapi import PulseMessages, signed
 from service.api.signed import events_of, signed_json
 from service.database import now
-from service.door import originals, visible
+from service.door import originals, reason_of, visible
 from service.flow import report
 from service.models import DeadLetter
 
@@ -32,7 +32,7 @@ async def take_task_events(request: Request, parts: PartsDep) -> Verdicts:
         try:
             verdict, noted = report.judge(parts.settings, PulseMessage.model_validate(event), at)
         except ValueError as error:  # pydantic's is one
-            refused[number] = visible(report.reason_of(error))
+            refused[number] = visible(reason_of(error))
             verdict, noted = Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter"), []
         verdicts.append(verdict)
         rows += noted

@@ -27,6 +27,7 @@ from service.clients.taskcluster import Definition, Status
 from service.database import Session, now
 from service.door import NonsenseError, parse
 from service.errors import Refusal
+from service.flow.definition import name_of
 from service.flow.routes import Route
 from service.flow.routes import parse as parse_route
 from service.models import Action, DeadLetter, Delivery, Repository, Source, State
@@ -265,11 +266,6 @@ class Subject:
     @property
     def name(self) -> str:
         return name_of(self.definition)
-
-
-def name_of(definition: Definition) -> str:
-    metadata = definition.get("metadata")
-    return str(metadata.get("name", "nameless"))[:255] if isinstance(metadata, dict) else "nameless"
 
 
 async def repository_of(parts: Parts, project: str) -> Repository:

@@ -5,6 +5,7 @@ The rules are those of the queue's create-task-request schema; the tests hold th
 
 import functools
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -223,3 +224,50 @@ def _moved_artifact(artifact: dict[str, Any], delta: timedelta) -> dict[str, Any
         return {**artifact, "expires": _moved(artifact["expires"], delta)}
     except ValueError:
         return artifact  # no date: the worker's business, as it was
+
+
+def name_of(definition: Mapping[str, Any]) -> str:
+    """What people call the task."""
+    metadata = definition.get("metadata")
+    return str(metadata.get("name", "nameless"))[:255] if isinstance(metadata, dict) else "nameless"
+
+
+# --- the order of creation -------------------------------------------------------------------------------------------
+
+
+class CircleError(ValueError):
+    """Tasks that each wait for another of them: `circle`, in order. One alone depends on itself."""
+
+    def __init__(self, circle: list[str]) -> None:
+        super().__init__("tasks depend on each other in a circle, so none can be the first")
+        self.circle = circle
+
+
+def in_order(definitions: Mapping[str, Mapping[str, Any]], *, but_itself: bool = False) -> list[str]:
+    """Task ids so that each comes after its dependencies, otherwise as they stood. Raises CircleError.
+
+    `but_itself`: a task may depend on itself; the queue takes it, and it waits until somebody schedules it.
+    """
+    waits: dict[str, int] = {}
+    needed_by: dict[str, list[str]] = defaultdict(list)
+    for task_id, definition in definitions.items():
+        inside = [d for d in definition["dependencies"] if d in definitions and not (but_itself and d == task_id)]
+        waits[task_id] = len(inside)
+        for dependency in inside:
+            needed_by[dependency].append(task_id)
+    ready = [task_id for task_id, count in waits.items() if not count]
+    for task_id in ready:  # grows meanwhile
+        for following in needed_by[task_id]:
+            waits[following] -= 1
+            if not waits[following]:
+                ready.append(following)
+    if len(ready) < len(definitions):
+        stuck = definitions.keys() - set(ready)
+        trail: dict[str, None] = {}
+        task_id = min(stuck)
+        while task_id not in trail:
+            trail[task_id] = None
+            own = task_id if but_itself else None
+            task_id = next(d for d in definitions[task_id]["dependencies"] if d in stuck and d != own)
+        raise CircleError(list(trail)[list(trail).index(task_id) :])
+    return ready

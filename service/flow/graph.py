@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import re
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import structlog
@@ -18,9 +17,10 @@ from sqlmodel import col, select
 from service import metrics
 from service.clients.taskcluster import Definition
 from service.database import now
+from service.door import problems_of
 from service.errors import Refusal
 from service.flow.create import RefusedError, cancel_tasks, create_tasks, record
-from service.flow.definition import MAX_BODY, SLUGID, complete, stamp
+from service.flow.definition import MAX_BODY, SLUGID, CircleError, complete, in_order, name_of, stamp
 from service.flow.ids import push_key, slugid
 from service.flow.resultset import push_of
 from service.models import PlannedTask, Push, PushStep, Repository, State
@@ -178,15 +178,16 @@ def plan_of(rendered: list[Any], step: PushStep) -> list[PlannedTask]:
         try:
             definition = complete(task_id, {key: value for key, value in task.items() if key != "taskId"})
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, e['loc'])) or 'task'}: {e['msg'].removeprefix('Value error, ')}"
-                for e in error.errors(include_url=False)
-            )
-            raise TemplateError(f"{where} ({_name(task)}) is no task definition: {problems}") from None
+            raise TemplateError(f"{where} ({name_of(task)}) is no task definition: {problems_of(error)}") from None
         size = len(json.dumps(definition))
         if size > MAX_BODY:
-            raise TemplateError(f"{where} ({_name(task)}) is {size:,} bytes: Taskcluster takes {MAX_BODY:,} at most")
+            raise TemplateError(f"{where} ({name_of(task)}) is {size:,} bytes: Taskcluster takes {MAX_BODY:,} at most")
         definitions[task_id] = definition
+    try:
+        order = in_order(definitions, but_itself=True)
+    except CircleError as error:
+        names = ", ".join(name_of(definitions[task_id]) for task_id in error.circle[:10])
+        raise TemplateError(f"{FILE}: {error}: {names}") from None
     return [
         PlannedTask(
             task_id=task_id,
@@ -194,31 +195,11 @@ def plan_of(rendered: list[Any], step: PushStep) -> list[PlannedTask]:
             plan_attempt=step.plan_attempt,
             position=position,
             label="task",
-            name=_name(definitions[task_id]),
+            name=name_of(definitions[task_id]),
             definition=definitions[task_id],
         )
-        for position, task_id in enumerate(in_order(definitions))
+        for position, task_id in enumerate(order)
     ]
-
-
-def _name(task: dict[str, Any]) -> str:
-    metadata = task.get("metadata")
-    return str(metadata.get("name", "nameless"))[:255] if isinstance(metadata, dict) else "nameless"
-
-
-def in_order(definitions: dict[str, Definition]) -> list[str]:
-    """Task ids so that each comes after its dependencies, otherwise as they stood. Raises TemplateError on a cycle."""
-    sorter: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(definitions, ()))
-    for task_id, definition in definitions.items():
-        # one that depends on itself waits until somebody schedules it
-        sorter.add(task_id, *(d for d in definition["dependencies"] if d in definitions and d != task_id))
-    try:
-        return list(sorter.static_order())
-    except CycleError as error:
-        names = ", ".join(_name(definitions[task_id]) for task_id in error.args[1][:10])
-        raise TemplateError(
-            f"{FILE}: tasks depend on each other in a circle, so none can be the first: {names}"
-        ) from None
 
 
 async def _store(parts: Parts, hold: Hold[PushStep], plan: list[PlannedTask]) -> list[PlannedTask]:

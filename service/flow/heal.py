@@ -13,6 +13,7 @@ from sqlalchemy import func, update
 from sqlmodel import col, or_, select
 
 from service.database import Session, now
+from service.door import reason_of
 from service.flow import report, settle
 from service.flow.report import Target, TaskStatus
 from service.models import Action, GroupCheck, JobReport, PlannedTask, PushStep, Stage, State
@@ -59,7 +60,7 @@ def _understood(
         try:
             yield TaskStatus.model_validate(status), targets[task_id]
         except ValidationError as error:
-            log.warning("status-not-understood", task_id=task_id, why=report.reason_of(error))
+            log.warning("status-not-understood", task_id=task_id, why=reason_of(error))
 
 
 async def _claim(session: Session, quiet: timedelta) -> list[tuple[str, str, str, str | None, str | None]]:

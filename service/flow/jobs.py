@@ -15,6 +15,7 @@ from urllib.parse import quote
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from service.door import problems_of
 from service.flow.definition import date
 from service.models import JobReport, Stage
 
@@ -160,8 +161,7 @@ def _section(definition: dict[str, Any]) -> TreeherderSection:
     try:
         return TreeherderSection.model_validate(section)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]]
-        raise UnusableError(f"its extra.treeherder is not usable: {'; '.join(problems)}") from None
+        raise UnusableError(f"its extra.treeherder is not usable: {problems_of(error)}") from None
 
 
 def cut(text: str, length: int, task_id: str, field: str) -> str:
@@ -435,8 +435,7 @@ def pulse_message(
             }
         )
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]]
-        raise UnusableError(f"it does not fit into a job message: {'; '.join(problems)}") from None
+        raise UnusableError(f"it does not fit into a job message: {problems_of(error)}") from None
     return message.model_dump(exclude_none=True)
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import structlog
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import Table, case
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -236,14 +236,6 @@ def judge(settings: Settings, event: PulseMessage, at: datetime) -> tuple[Verdic
     if not wanted:
         return Verdict(verdict="rejected", reason="no route of a Treeherder that takes jobs from us"), []
     return Verdict(verdict="accepted"), rows_of(status, wanted, at)
-
-
-def reason_of(error: ValueError) -> str:
-    """Why a message was not understood, without what it says."""
-    if not isinstance(error, ValidationError):
-        return f"not understood: {error}"
-    problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]]
-    return "not understood: " + "; ".join(problems)
 
 
 async def note(session: Session, settings: Settings, statuses: Iterable[tuple[TaskStatus, Iterable[Target]]]) -> None:

@@ -22,12 +22,22 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Queue, Status
 from service.database import Session, now
-from service.door import visible
+from service.door import problems_of, visible
 from service.errors import Refusal
 from service.flow import notice
-from service.flow.action import FailedError, RejectedError, Subject, name_of, repository_of, run_of, subject_of
+from service.flow.action import FailedError, RejectedError, Subject, repository_of, run_of, subject_of
 from service.flow.create import RESOLVED, RefusedError, cancel_tasks, create_tasks, record
-from service.flow.definition import complete, date, expiries, is_complete, move, shortened
+from service.flow.definition import (
+    CircleError,
+    complete,
+    date,
+    expiries,
+    in_order,
+    is_complete,
+    move,
+    name_of,
+    shortened,
+)
 from service.flow.ids import action_key, slugid
 from service.models import Action, PlannedTask, Repository, State
 from service.parts import Parts
@@ -194,7 +204,10 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
             made.notes.append(
                 f"other groups were not searched for dependents: more than {WALK_CALLS} calls would have been needed"
             )
-    order = in_order(found.definitions)
+    try:
+        order = in_order(found.definitions)
+    except CircleError as error:
+        raise _circle(found.definitions, error) from None
     ancestors = await _ancestors(parts, order)
     outside = {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
     statuses = await parts.queue.statuses(sorted(outside)) if outside else {}
@@ -317,38 +330,11 @@ async def _read_group(queue: Queue, found: Found) -> None:
     found.definitions |= definitions
 
 
-def in_order(definitions: Mapping[str, Definition]) -> list[str]:
-    """Ids so that each comes after those that it depends on. Raises RejectedError on a circle."""
-    waits: dict[str, int] = {}
-    needed_by: dict[str, list[str]] = defaultdict(list)
-    for task_id, definition in definitions.items():
-        inside = [d for d in definition["dependencies"] if d in definitions]
-        waits[task_id] = len(inside)
-        for dependency in inside:
-            needed_by[dependency].append(task_id)
-    ready = [task_id for task_id, count in waits.items() if not count]
-    for task_id in ready:  # grows meanwhile
-        for following in needed_by[task_id]:
-            waits[following] -= 1
-            if not waits[following]:
-                ready.append(following)
-    if len(ready) < len(definitions):
-        raise RejectedError(_circle({i: definitions[i] for i in definitions.keys() - set(ready)}))
-    return ready
-
-
-def _circle(stuck: Mapping[str, Definition]) -> str:
-    """Words for a circle among tasks that each wait for another of them."""
-    trail: dict[str, None] = {}
-    task_id = min(stuck)
-    while task_id not in trail:
-        trail[task_id] = None
-        task_id = next(d for d in stuck[task_id]["dependencies"] if d in stuck)
-    circle = list(trail)[list(trail).index(task_id) :]
-    named = [f"{each} ({visible(name_of(stuck[each]))})" for each in circle[:10]]
-    if len(circle) == 1:
-        return f"task {named[0]} depends on itself: no copy of it could ever run"
-    return f"tasks depend on each other in a circle, so none can be the first: {', '.join(named)}"
+def _circle(definitions: Mapping[str, Definition], error: CircleError) -> RejectedError:
+    named = [f"{each} ({visible(name_of(definitions[each]))})" for each in error.circle[:10]]
+    if len(error.circle) == 1:
+        return RejectedError(f"task {named[0]} depends on itself: no copy of it could ever run")
+    return RejectedError(f"{error}: {', '.join(named)}")
 
 
 async def _ancestors(parts: Parts, task_ids: Iterable[str]) -> dict[str, str]:
@@ -479,8 +465,8 @@ def _copy(
         definition, decided_by = shortened(moved, expire, at)
         return definition if is_complete(definition) else complete(new_id, definition), decided_by
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-        raise FailedError(f"the copy of {visible(name_of(old))} would be no task definition: {problems}") from None
+        why = f"the copy of {visible(name_of(old))} would be no task definition: {problems_of(error)}"
+        raise FailedError(why) from None
     except ValueError as error:
         raise FailedError(f"{visible(name_of(old))} {error}") from None
     except RecursionError:

@@ -1,7 +1,10 @@
 """Task definitions, held against the queue's published schema and against what the stand-in keeps."""
 
 import copy
+import itertools
 import json
+import random
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +15,18 @@ from pydantic import ValidationError
 
 from sandbox.taskcluster import checks
 from sandbox.taskcluster.clock import parse
-from service.flow.definition import SLUGID, TaskDefinition, complete, date, differences, move, stamp
+from service.flow.definition import (
+    SLUGID,
+    CircleError,
+    TaskDefinition,
+    complete,
+    date,
+    differences,
+    in_order,
+    move,
+    stamp,
+)
+from service.flow.ids import slugid
 from tests.facts import fact
 from tests.sandbox.taskcluster.support import is_valid
 
@@ -305,3 +319,71 @@ def test_move_moves_every_date_and_nothing_else() -> None:
 @given(delta=st.timedeltas(timedelta(), timedelta(days=30)))
 def test_what_was_moved_is_still_a_definition(delta: timedelta) -> None:
     assert complete(TASK, move(WHOLE, delta))["schedulerId"] == "-"
+
+
+# The order of creation
+
+
+def ids(count: int) -> list[str]:
+    return [slugid(b"k" * 32, str(number)) for number in range(count)]
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 30), st.randoms(use_true_random=False))
+def test_each_task_comes_after_its_dependencies(count: int, chance: random.Random) -> None:
+    order = ids(count)
+    chance.shuffle(order)
+    definitions = {
+        order[number]: {"dependencies": chance.sample(order[:number], chance.randint(0, min(number, 4)))}
+        for number in chance.sample(range(count), count)
+    }
+    for definition in definitions.values():
+        definition["dependencies"].append(OTHER)
+    found = in_order(definitions)
+    assert sorted(found) == sorted(definitions)
+    place = {task_id: position for position, task_id in enumerate(found)}
+    for task_id, definition in definitions.items():
+        assert all(place[d] < place[task_id] for d in definition["dependencies"] if d in place)
+
+
+def test_otherwise_as_they_stood() -> None:
+    order = ids(20)
+    assert in_order({task_id: {"dependencies": []} for task_id in order}) == order
+    assert (
+        in_order({task_id: {"dependencies": [order[0]] if task_id != order[0] else []} for task_id in order}) == order
+    )
+
+
+@given(st.integers(2, 10), st.randoms(use_true_random=False))
+def test_a_circle_is_named(count: int, chance: random.Random) -> None:
+    order = ids(count + 5)
+    definitions: dict[str, dict[str, Any]] = {task_id: {"dependencies": []} for task_id in order}
+    circle = chance.sample(order, count)
+    for one, other in zip(circle, circle[1:] + circle[:1], strict=True):
+        definitions[one]["dependencies"] = [other]
+    with pytest.raises(CircleError, match="depend on each other in a circle") as refused:
+        in_order(definitions, but_itself=chance.random() < 0.5)
+    named = refused.value.circle
+    assert set(named) == set(circle)
+    assert all(definitions[one]["dependencies"] == [other] for one, other in itertools.pairwise(named))
+
+
+def test_a_task_may_wait_for_itself_where_that_is_wanted() -> None:
+    """Until it is scheduled by hand; the queue takes it."""
+    (one,) = ids(1)
+    waiting = {one: {"dependencies": [one]}}
+    assert in_order(waiting, but_itself=True) == [one]
+    with pytest.raises(CircleError) as refused:
+        in_order(waiting)
+    assert refused.value.circle == [one]
+
+
+def test_long_chains_and_wide_graphs_are_ordered_at_once() -> None:
+    order = ids(5_000)
+    chain = {one: {"dependencies": [other]} for one, other in itertools.pairwise(order)}
+    chain[order[-1]] = {"dependencies": []}
+    wide = {task_id: {"dependencies": order[:1]} for task_id in order[1:]} | {order[0]: {"dependencies": []}}
+    began = time.monotonic()
+    assert in_order(chain) == order[::-1]
+    assert in_order(wide)[0] == order[0]
+    assert time.monotonic() - began < 1

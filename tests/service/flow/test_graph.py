@@ -1,16 +1,10 @@
 """From a push to its task graph: whether it gets one, what the plan says, and what is shown when there is none."""
 
-import itertools
-import random
 import re
-import time
 from datetime import timedelta
 from typing import Any
 
-import hypothesis
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlmodel import col, select, update
 
 from sandbox.hg import NewChangeset
@@ -18,7 +12,7 @@ from sandbox.hg.faults import Fault
 from service.database import now
 from service.errors import Unavailable
 from service.flow import graph
-from service.flow.graph import context_of, in_order, owner_of, plan_of, scopes_of, why_not
+from service.flow.graph import context_of, owner_of, plan_of, scopes_of, why_not
 from service.flow.ids import push_key, slugid
 from service.models import PlannedTask, Push, PushStep, Repository, State, StepKind
 from service.render import TemplateError
@@ -215,8 +209,8 @@ def test_no_tasks_are_no_plan() -> None:
         ([task(payload=None)], r"task 1 \(t0\) is no task definition: payload: "),
         ([task(metadata=None)], r"task 1 \(nameless\) is no task definition: metadata: "),
         ([task(retries="5", priority="normal")], "priority: .*; retries: "),
-        ([task(created="tomorrow")], r"task: 'tomorrow' is no date-time"),
-        ([task(routes=["a"] * 2)], "task: routes names something twice"),
+        ([task(created="tomorrow")], r"definition: 'tomorrow' is no date-time"),
+        ([task(routes=["a"] * 2)], "definition: routes names something twice"),
         ([task(extra={"x": "y" * 10_500_000})], "is 10,500,.* bytes: Taskcluster takes 10,485,760 at most"),
         ([task(0, dependencies=[ids(2)[1]]), task(1, dependencies=[ids(2)[0]])], "in a circle.*: t"),
     ],
@@ -226,67 +220,6 @@ def test_what_is_no_plan_is_told(tasks: list[Any], why: str) -> None:
         plan_of(tasks, STEP)
     assert len(str(refused.value)) < 1000
     assert "errors.pydantic.dev" not in str(refused.value)
-
-
-# Its order
-
-
-@hypothesis.settings(max_examples=40)
-@given(st.integers(0, 30), st.randoms(use_true_random=False))
-def test_each_task_comes_after_its_dependencies(count: int, chance: random.Random) -> None:
-    order = ids(count)
-    chance.shuffle(order)
-    definitions = {
-        order[number]: {"dependencies": chance.sample(order[:number], chance.randint(0, min(number, 4)))}
-        for number in chance.sample(range(count), count)
-    }
-    for definition in definitions.values():
-        definition["dependencies"].append(slugid(KEY, "of another group"))
-    found = in_order(definitions)
-    assert sorted(found) == sorted(definitions)
-    place = {task_id: position for position, task_id in enumerate(found)}
-    for task_id, definition in definitions.items():
-        assert all(place[d] < place[task_id] for d in definition["dependencies"] if d in place)
-
-
-def test_otherwise_as_they_stood() -> None:
-    order = ids(20)
-    assert in_order({task_id: {"dependencies": []} for task_id in order}) == order
-    assert (
-        in_order({task_id: {"dependencies": [order[0]] if task_id != order[0] else []} for task_id in order}) == order
-    )
-
-
-@given(st.integers(2, 10), st.randoms(use_true_random=False))
-def test_a_circle_is_named(count: int, chance: random.Random) -> None:
-    order = ids(count + 5)
-    definitions: dict[str, dict[str, Any]] = {
-        task_id: {"dependencies": [], "metadata": {"name": f"t{n}"}} for n, task_id in enumerate(order)
-    }
-    circle = chance.sample(order, count)
-    for one, other in zip(circle, circle[1:] + circle[:1], strict=True):
-        definitions[one]["dependencies"] = [other]
-    with pytest.raises(TemplateError, match="depend on each other in a circle") as refused:
-        in_order(definitions)
-    named = str(refused.value).rsplit(": ", 1)[1].split(", ")
-    assert set(named) <= {definitions[task_id]["metadata"]["name"] for task_id in circle}
-
-
-def test_a_task_may_wait_for_itself() -> None:
-    """Until it is scheduled by hand; the queue takes it."""
-    (one,) = ids(1)
-    assert in_order({one: {"dependencies": [one]}}) == [one]
-
-
-def test_long_chains_and_wide_graphs_are_ordered_at_once() -> None:
-    order = ids(5_000)
-    chain = {one: {"dependencies": [other]} for one, other in itertools.pairwise(order)}
-    chain[order[-1]] = {"dependencies": []}
-    wide = {task_id: {"dependencies": order[:1]} for task_id in order[1:]} | {order[0]: {"dependencies": []}}
-    began = time.monotonic()
-    assert in_order(chain) == order[::-1]
-    assert in_order(wide)[0] == order[0]
-    assert time.monotonic() - began < 1
 
 
 # The whole step
