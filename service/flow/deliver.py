@@ -40,8 +40,17 @@ ALONE = 3
 WELL = 60.0
 """Seconds since Treeherder last took jobs, after which nothing is known of how it is."""
 
+BELIEVED = 3
+"""Answers in a row that there is no such task, or no such call, until it is so and not of the moment."""
+
+CALL_AGAIN = 600.0
+"""Seconds for which links go with the job, in a project for whose artifacts Treeherder has no call."""
+
 ASK_AGAIN = 2.0
 """Seconds for which Treeherder is not asked again for a push that it did not know."""
+
+NO_TASK = "Taskcluster has no such task (any more)"
+"""The reason of a report that is skipped for it."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -137,7 +146,8 @@ class Deliverer:
         self._suspects: Recent[int, tuple[int, float]] = Recent(5_000)  # how often answered 500 alone, and when last
         self._failures = 0
         self._took_at = float("-inf")
-        self._takes_artifacts = True
+        self._without_call: dict[str, tuple[int, float]] = {}  # project -> how often 404 in a row, and when last
+        self._no_task: Recent[str, int] = Recent(5_000)  # how often Taskcluster had no such task
 
     async def jobs(self, reports: list[JobReport]) -> Delivered:
         """Tell Treeherder of these runs of one project."""
@@ -174,15 +184,23 @@ class Deliverer:
                 found.append((report, links))
             else:
                 done.outcomes.append(Outcome(report, End.DONE))
-        if found and self._environment.jobs == "rest" and self._takes_artifacts:
+        if found and self._environment.jobs == "rest" and self._takes_artifacts(found[0][0].project):
             items: list[Item] = [(report, self._job_info(report, links)) for report, links in found]
             treeherder = self._parts.treeherders[self._prefix]
             try:
                 await self._split(items, lambda each: treeherder.post_artifacts(found[0][0].project, each), done)
+                self._without_call.pop(found[0][0].project, None)
                 return done
             except Refusal as refusal:
-                log.info("artifacts-go-with-jobs", environment=self._prefix, why=str(refusal))
-                self._takes_artifacts = False
+                project = found[0][0].project
+                times, _ = self._without_call.get(project, (0, 0))
+                self._without_call[project] = times + 1, time.monotonic()
+                told = {outcome.report.id for outcome in done.outcomes}
+                found = [(report, links) for report, links in found if report.id not in told]
+                if self._takes_artifacts(project):
+                    done.outcomes += [self.later(report, str(refusal)) for report, _ in found]
+                    return done
+                log.info("artifacts-go-with-jobs", environment=self._prefix, project=project, why=str(refusal))
         if found:
             links_of = {report.id: links for report, links in found}
             ready = await self._ready([report for report, _ in found], done)
@@ -195,6 +213,11 @@ class Deliverer:
             if again:
                 await self._send(again[0][0].project, again, done)
         return done
+
+    def _takes_artifacts(self, project: str) -> bool:
+        """Whether links are posted by themselves; a 404 may be of this project alone, or of a moment."""
+        times, at = self._without_call.get(project, (0, 0.0))
+        return times < BELIEVED or time.monotonic() - at >= CALL_AGAIN
 
     # --- what is needed to know ----------------------------------------------------------------------------------
 
@@ -216,12 +239,17 @@ class Deliverer:
             else:
                 fetched = {task_id: self._understand(task_id, definitions.get(task_id)) for task_id in missing}
                 for task_id, fact in fetched.items():
-                    self._facts.put(task_id, fact)
+                    if fact == NO_TASK:  # it may only not be there yet
+                        self._no_task.put(task_id, (self._no_task.get(task_id) or 0) + 1)
+                    else:
+                        self._facts.put(task_id, fact)
         known = []
         for report in reports:
             facts = fetched.get(report.task_id) or self._facts.get(report.task_id)
             if isinstance(facts, Facts):
                 known.append((report, facts))
+            elif facts == NO_TASK and (self._no_task.get(report.task_id) or 0) < BELIEVED:
+                done.outcomes.append(self.later(report, facts))
             else:
                 done.outcomes.append(Outcome(report, End.SKIPPED, facts))
         return known
@@ -229,7 +257,7 @@ class Deliverer:
     def _understand(self, task_id: str, definition: dict[str, Any] | None) -> Facts | str:
         """The facts of a task, or why it is not shown."""
         if definition is None:
-            return "Taskcluster has no such task (any more)"
+            return NO_TASK
         try:
             facts = Facts(task_id, definition)
         except UnusableError as error:

@@ -16,7 +16,7 @@ from service import work
 from service.budget import burst
 from service.database import now
 from service.flow import jobs
-from service.flow.deliver import ALONE, Deliverer, End, Recent
+from service.flow.deliver import ALONE, BELIEVED, CALL_AGAIN, Deliverer, End, Recent
 from service.flow.jobs import UnusableError, job_guid
 from service.flow.push import store
 from service.flow.resultset import run as post_resultset
@@ -514,7 +514,46 @@ async def test_a_treeherder_without_the_call_gets_links_with_the_job(sqlite_room
     (job,) = sqlite_room.th[PREFIX].store.jobs.values()
     assert len(job.history) == 2
     assert {each.state for each in await sqlite_room.reports()} == {State.DONE}
-    assert sqlite_room.th[PREFIX].counters["POST artifact 404"] == 1
+    assert sqlite_room.th[PREFIX].counters["POST artifact 404"] == BELIEVED
+
+
+async def test_a_call_that_is_missing_for_a_moment_loses_no_links(sqlite_room: Newsroom) -> None:
+    room = sqlite_room
+    room.th[PREFIX].behaviour.artifact_call = False
+    task_id = room.create()
+    room.claim(task_id)
+    upload(room, task_id, "public/a.txt")
+    room.tc.queue.report_completed(task_id, 0)
+    await room.take_all()
+    deliverer = Deliverer(room.parts, PREFIX)
+    (report,) = await room.reports()
+    await deliverer.jobs([report])
+    report.delivered = report.stage
+    for end in (End.LATER, End.LATER, End.DONE):
+        assert [outcome.end for outcome in (await deliverer.links([report])).outcomes] == [end]
+    assert not deliverer._takes_artifacts("mc")
+    assert deliverer._takes_artifacts("try"), "each project by itself"
+    room.th[PREFIX].behaviour.artifact_call = True
+    deliverer._without_call["mc"] = BELIEVED, time.monotonic() - CALL_AGAIN
+    assert [outcome.end for outcome in (await deliverer.links([report])).outcomes] == [End.DONE]
+    assert [text for _, text in room.links(task_id)] == [task_id, "a.txt"]
+    assert deliverer._without_call == {}
+
+
+async def test_a_task_that_is_not_there_yet_is_asked_for_again(sqlite_room: Newsroom) -> None:
+    room = sqlite_room
+    room.create()
+    await room.take_all()
+    (report,) = await room.reports()
+    task = room.tc.queue.tasks.pop(report.task_id)
+    deliverer = Deliverer(room.parts, PREFIX)
+    assert [outcome.end for outcome in (await deliverer.jobs([report])).outcomes] == [End.LATER]
+    room.tc.queue.tasks[report.task_id] = task
+    assert [outcome.end for outcome in (await deliverer.jobs([report])).outcomes] == [End.DONE]
+    del room.tc.queue.tasks[report.task_id]
+    other = Deliverer(room.parts, PREFIX)
+    ends = [(await other.jobs([report])).outcomes[0].end for _ in range(BELIEVED)]
+    assert ends == [End.LATER] * (BELIEVED - 1) + [End.SKIPPED]
 
 
 async def test_links_that_cannot_be_had_are_given_up_without_a_dead_letter(sqlite_room: Newsroom) -> None:
