@@ -4,7 +4,7 @@ What the queue answers is noted as if a message had told of it.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -30,7 +30,6 @@ LANE = "task-groups"
 
 GRAPHS_OF = timedelta(days=1)
 _R = JobReport.__table__.c  # type: ignore[attr-defined]  # SQLModel does not declare it
-_NEVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 async def check_quiet(parts: Parts) -> int:
@@ -45,7 +44,7 @@ async def check_quiet(parts: Parts) -> int:
     found = await parts.queue.statuses(sorted(targets))
     gone = targets.keys() - found.keys()
     async with parts.database.writing() as session:
-        await report.note(session, parts.settings, _understood(found, targets))
+        await report.note(session, _understood(found, targets))
     if gone:  # apart from those: each transaction locks its rows in one order
         async with parts.database.writing() as session:
             await settle.skip(session, gone, "Taskcluster has no such task any more")
@@ -111,7 +110,7 @@ async def queue_was_deleted(session: Session) -> None:
         .cte()
     )
     await session.exec(
-        update(JobReport).where(col(JobReport.id).in_(select(unfinished.c.id))).values(heard_at=_NEVER),
+        update(JobReport).where(col(JobReport.id).in_(select(unfinished.c.id))).values(heard_at=report.NEVER),
         execution_options={"synchronize_session": False},
     )
     log.warning("all-runs-will-be-checked", why="a queue of task events was deleted", task_groups=len(groups))
@@ -127,5 +126,5 @@ async def list_group(parts: Parts, hold: Hold[GroupCheck]) -> None:
                 task_id = str(status.get("taskId"))
                 found[task_id], targets[task_id] = status, set(shown)
         async with hold.writing() as session:
-            await report.note(session, parts.settings, _understood(found, targets))
+            await report.note(session, _understood(found, targets))
     await hold.finish(State.DONE)

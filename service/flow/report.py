@@ -7,7 +7,7 @@ and what comes late is dropped. Nobody is called here.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import structlog
@@ -24,6 +24,9 @@ from service.models import JobReport, Stage, State
 from service.settings import Settings
 
 log = structlog.get_logger()
+
+NEVER = datetime(2000, 1, 1, tzinfo=UTC)
+"""When a run was heard of that is to be asked after at once."""
 
 _ROUTE = "route."
 _WORD = r"^[!-~]*$"  # no NUL and nothing else that a database refuses; the queue's own words are narrower
@@ -238,7 +241,7 @@ def judge(settings: Settings, event: PulseMessage, at: datetime) -> tuple[Verdic
     return Verdict(verdict="accepted"), rows_of(status, wanted, at)
 
 
-async def note(session: Session, settings: Settings, statuses: Iterable[tuple[TaskStatus, Iterable[Target]]]) -> None:
+async def note(session: Session, statuses: Iterable[tuple[TaskStatus, Iterable[Target]]]) -> None:
     """Note statuses that were asked for, as if messages had told of them."""
     at = now()
     await upsert(session, [row for status, wanted in statuses for row in rows_of(status, wanted, at)])

@@ -4,10 +4,9 @@ The prefix names the Treeherder. The project of a v2 route may be `user/project`
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-_V1 = re.compile(r"(?P<project>[^./]+)\.(?P<revision_hash>[0-9a-f]{40})")
+_V1 = re.compile(r"(?!v2\.)(?P<project>[^./]+)\.(?P<revision_hash>[0-9a-f]{40})")
 _V2 = re.compile(r"v2\.(?:[^/]+/)?(?P<project>[^/]+?)\.(?P<revision>[0-9a-f]{40})(?:\.[0-9]+)?")
 
 
@@ -28,9 +27,3 @@ def parse(prefix: str, route: str) -> Route | None:
     if found := _V2.fullmatch(rest) or _V1.fullmatch(rest):
         return Route(**found.groupdict())
     return None
-
-
-def names_project(prefixes: Iterable[str], routes: Iterable[str], project: str) -> bool:
-    """Whether one of the routes, under one of the prefixes, names the project."""
-    prefixes = list(prefixes)
-    return any(found.project == project for route in routes for prefix in prefixes if (found := parse(prefix, route)))

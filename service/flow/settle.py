@@ -16,6 +16,7 @@ from service import metrics
 from service.database import Session, Utc, now
 from service.door import visible
 from service.flow.deliver import End, Outcome
+from service.flow.report import NEVER
 from service.models import JobReport, Stage, State
 
 log = structlog.get_logger()
@@ -121,7 +122,8 @@ async def settle(session: Session, outcomes: Sequence[Outcome]) -> None:
         await connection.execute(statement, rows)
     for outcome in outcomes:
         metrics.work_ended(outcome.report, outcome.end.name.lower())
-        if outcome.end in {End.DONE, End.LINKS} and not outcome.report.lane.startswith("links "):
+        told = outcome.end in {End.DONE, End.LINKS} and not outcome.report.lane.startswith("links ")
+        if told and outcome.report.heard_at > NEVER:
             metrics.job_reported(outcome.report.heard_at)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from service.flow.routes import Route, names_project, parse
+from service.flow.routes import Route, parse
 
 A, B = "a1" * 20, "b2" * 20
 
@@ -14,7 +14,7 @@ A, B = "a1" * 20, "b2" * 20
         (f"tc-treeherder.v2.mozilla/bugzilla.{A}.7", Route("bugzilla", revision=A)),
         (f"tc-treeherder.v2.mozilla/pdf.js.{A}.7", Route("pdf.js", revision=A)),
         (f"tc-treeherder.v2.{A}.{B}", Route(A, revision=B)),
-        (f"tc-treeherder.v2.{A}", Route("v2", revision_hash=A)),  # a project of that name
+        (f"tc-treeherder.v2.{A}", None),  # no project of that name, but a v2 route without one
         (f"tc-treeherder-stage.autoland.{A}", None),
         (f"tc-treeherderx.autoland.{A}", None),
         (f"index.tc-treeherder.autoland.{A}", None),
@@ -33,12 +33,3 @@ A, B = "a1" * 20, "b2" * 20
 )
 def test_routes(route: str, said: Route | None) -> None:
     assert parse("tc-treeherder", route) == said
-
-
-def test_a_project_is_named_under_any_of_the_prefixes() -> None:
-    routes = ["index.x.y", f"tc-treeherder-stage.v2.me/try.{A}"]
-    prefixes = ["tc-treeherder", "tc-treeherder-stage"]
-    assert names_project(prefixes, routes, "try")
-    assert not names_project(prefixes, routes, "me/try")
-    assert not names_project(["tc-treeherder"], routes, "try")
-    assert not names_project(prefixes, [], "try")

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlmodel import select
 
-from service import work
+from service import metrics, work
 from service.database import Database, now
 from service.flow import report, settle
 from service.flow.deliver import End, Outcome
@@ -101,6 +101,19 @@ async def test_what_was_heard_meanwhile_is_tried_before_a_report_is_given_up(dat
     assert (after.state, after.error) == ({End.BURIED: State.FAILED, End.SKIPPED: State.SKIPPED}[end], "it is bad")
     assert after.due_at is None
     assert [letter.reason for letter in await letters(database)] == (["it is bad"] if end is End.BURIED else [])
+
+
+async def test_how_late_a_job_is_is_measured_only_where_an_event_was_heard(sqlite: Database) -> None:
+    await hear(sqlite, TASKS[:2], Stage.PENDING)
+    held = await claim(sqlite)
+    held[0].heard_at = report.NEVER
+    before = observed()
+    await finish(sqlite, [Outcome(each, End.DONE) for each in held])
+    assert observed() == before + 1
+
+
+def observed() -> float:
+    return metrics.REGISTRY.get_sample_value("tc_treeherder_event_to_job_seconds_count") or 0
 
 
 async def test_who_has_lost_the_lease_writes_nothing(database: Database) -> None:
