@@ -117,6 +117,51 @@ def test_without_a_header_one_is_anybody_and_without_tokens_all_are_local() -> N
     assert not ANYBODY.has("")
 
 
+def called(host: str) -> Request:
+    return Request({"type": "http", "method": "GET", "headers": [(b"host", host.encode("latin-1"))]})
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:8080", "127.0.0.1", "127.0.0.1:80", "127.9.9.9:1", "[::1]", "[::1]:8080", "LocalHost"],
+)
+def test_who_calls_this_machine_by_its_own_name_is_local(host: str) -> None:
+    assert caller_of(known(tokens=[]), called(host)) is LOCAL
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "evil.example.com",
+        "localhost.evil.example.com",
+        "127.0.0.1.evil.example.com:8080",
+        "evil.example.com:8080",
+        "10.0.0.1",
+        "0.0.0.0",
+        "[::]:8080",
+        "[nonsense",
+        "localhost@evil.example.com",
+        "\xff",
+    ],
+)
+def test_a_page_of_elsewhere_that_leads_here_is_not_local(host: str) -> None:
+    """A browser sends the name under which it found us (DNS rebinding)."""
+    with pytest.raises(Problem, match="loopback only") as refused:
+        caller_of(known(tokens=[]), called(host))
+    assert refused.value.status == 403
+    assert "TC_TREEHERDER_TOKENS" in refused.value.detail
+    assert caller_of(known(), called(host)) is ANYBODY, "where callers are told apart, the name does not matter"
+
+
+def test_logins_with_taskcluster_credentials_make_nobody_local() -> None:
+    those = known(tokens=[], taskcluster_logins=True, public_url="https://us.example.com")
+    assert those.has_credentials
+    assert caller_of(those, called("localhost")) is ANYBODY
+    with pytest.raises(ValueError, match="taskcluster_logins needs public_url"):
+        known(taskcluster_logins=True)
+
+
 def test_what_is_missing_is_named() -> None:
     require(known(), Caller("x", ("a",)), "a")
     with pytest.raises(Problem, match="x needs the scope b") as refused:
