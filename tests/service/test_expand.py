@@ -1,0 +1,73 @@
+"""Each migration works with the code of the release before it: expand first, contract a release later.
+
+While a rolling update goes on, and after a roll-back, old code runs on the new schema. It names the columns that it
+knows, so its statements must go on working when there are more.
+"""
+
+import ast
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.script import ScriptDirectory
+from sqlalchemy import JSON, Boolean, Column, DateTime, Float, Integer, LargeBinary, MetaData, Table, create_engine
+from sqlalchemy import select as select_columns
+from sqlalchemy.pool import NullPool
+
+from service.database import _config, _sync, upgrade
+
+REVISIONS = [
+    script.revision for script in reversed(list(ScriptDirectory.from_config(_config("sqlite://")).walk_revisions()))
+]
+VERSIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
+
+CONTRACTING = {"drop_table", "drop_column", "drop_constraint", "rename_table", "execute"}
+"""What takes something away from old code, or may. It needs a release in between, and a line here that says so."""
+
+
+def _value(column: Column[Any]) -> Any:
+    kinds: list[tuple[type, Any]] = [
+        (Boolean, True),
+        (Integer, 1),
+        (Float, 1.0),
+        (DateTime, datetime(2026, 1, 1, tzinfo=UTC)),
+        (JSON, []),
+        (LargeBinary, b"x"),
+    ]
+    return next((value for kind, value in kinds if isinstance(column.type, kind)), "x")
+
+
+@pytest.mark.parametrize("position", range(1, len(REVISIONS)), ids=REVISIONS[1:])
+def test_what_the_release_before_writes_and_reads_still_works(empty_database_url: str, position: int) -> None:
+    upgrade(empty_database_url, REVISIONS[position - 1])
+    engine = create_engine(_sync(empty_database_url), poolclass=NullPool)
+    before = MetaData()
+    before.reflect(engine)
+    upgrade(empty_database_url, REVISIONS[position])
+    known: list[Table] = [table for table in before.sorted_tables if table.name != "alembic_version"]
+    assert known
+    with engine.begin() as connection:
+        for table in known:
+            row = {column.name: None if column.nullable else _value(column) for column in table.columns}
+            if table.name == "planned_task":
+                row["step_id"] = 1  # a plan has an owner
+            connection.execute(table.insert().values(row))
+        for table in known:
+            assert len(connection.execute(select_columns(*table.columns)).all()) == 1
+    engine.dispose()
+
+
+def test_no_migration_takes_anything_away() -> None:
+    for path in sorted(VERSIONS.glob("*.py")):
+        (upgrading,) = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef) and node.name == "upgrade"
+        ]
+        called = {
+            node.func.attr
+            for node in ast.walk(upgrading)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        assert not called & CONTRACTING, f"{path.name} contracts: do it a release later than the code stops using it"
