@@ -245,6 +245,29 @@ def test_two_listeners_and_two_services_one_killed_again_and_again(systems: Syst
     system.expect_exactly_once(pushes=30, tasks=5)
 
 
+@pytest.mark.timeout(180)
+def test_a_rolling_update_under_load_loses_and_doubles_nothing(systems: Systems, postgres_url: str) -> None:
+    """As the chart does it: a new replica is ready before an old one is told to end what it has begun."""
+    system = systems(postgres_url)
+    system.stack.service()  # the address that listener and API ask stays; behind it replicas come and go
+    ports = [free_port(), free_port()]
+    old = system.stack.service("old", port=ports[0])
+    system.stack.listener()
+    system.stack.listener("second", TC_TREEHERDER_SERVICE_URL=f"http://127.0.0.1:{ports[0]}")
+    system.add_repository()
+    system.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
+    for _ in range(15):
+        system.push(tasks=5)
+    new = system.stack.service("new", port=ports[1])
+    system.wait(lambda: system.creations() > 5)
+    assert old.stop(25) == 0
+    for _ in range(5):
+        system.push(tasks=5)
+    system.expect_exactly_once(pushes=20, tasks=5)
+    assert new.stop(25) == 0
+    assert not [line for line in old.log.read_text().splitlines() if "Traceback" in line]
+
+
 def test_the_service_is_stopped_and_started_while_pushes_come(systems: Systems, sqlite_url: str) -> None:
     system = systems(sqlite_url)
     service = system.stack.service()
