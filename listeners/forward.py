@@ -63,6 +63,10 @@ def encode(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
+_FOLLOWED = {f"/api/v1/events/{kind}" for kind in ("pushes", "job-actions", "tasks")}
+"""What is sent here is followed in both logs: the service tells the same `batch` in its own."""
+
+
 class Forwarder:
     """Posts to the service over keep-alive connections; any thread may use it.
 
@@ -113,6 +117,8 @@ class Forwarder:
             else:
                 if response.is_success:
                     self._well()
+                    if path in _FOLLOWED:
+                        log.info("batch-taken", batch=message, path=path, bytes=len(content), attempts=attempt)
                     return _understood(answer, response)
                 kind, problem, pause = self._judge(response, len(content), attempt)
             self._troubled(kind, problem, began)

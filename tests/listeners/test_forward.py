@@ -11,7 +11,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 from structlog.testing import capture_logs
 
-from events import Leases
+from events import Leases, Verdicts
 from listeners import forward
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, Unanswered, encode
 from tests.listeners.fakes import OTHER_SECRET, SECRET, Answer, Request, problem, serving, short
@@ -227,3 +227,12 @@ def test_a_stop_ends_the_repeating_but_lets_one_attempt_through(before: bool) ->
         assert len(script.requests) == 1
         script.answers = [GOOD]
         forwarder.post(PATH, b"{}", Leases)
+
+
+def test_a_batch_of_events_can_be_followed_into_the_services_log() -> None:
+    script = Script(Answer(500, b"{}"), Answer(202, b'{"verdicts": []}'))
+    with capture_logs() as logs, serving(script) as url, forwarding(url) as forwarder:
+        forwarder.post("/api/v1/events/pushes", encode({"events": []}), Verdicts)
+    (taken,) = [line for line in logs if line["event"] == "batch-taken"]
+    assert {taken["batch"]} == {request.headers["webhook-id"] for request in script.requests}
+    assert (taken["path"], taken["attempts"]) == ("/api/v1/events/pushes", 2)
