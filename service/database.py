@@ -26,6 +26,8 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from service import sqlite
+
 log = structlog.get_logger()
 
 Session = AsyncSession
@@ -63,7 +65,11 @@ class Database:
     def __init__(self, url: str, pool: int = 10) -> None:
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
-            self.engine = create_async_engine(url, connect_args={"timeout": 30}, hide_parameters=True)
+            self.engine = create_async_engine(
+                url,
+                connect_args={"timeout": 30, "async_creator_fn": sqlite.connect},
+                hide_parameters=True,
+            )
             _prepare_sqlite(self.engine.sync_engine)
         else:
             self.engine = create_async_engine(
