@@ -53,10 +53,12 @@ def run(
     mercurial: bool = True,
     ready_file: Path | None = None,
     repositories: Iterable[str] = REPOSITORIES,
+    exchange_prefix: str = "",
 ) -> None:
     """Run the sandbox until SIGTERM or SIGINT; a port of 0 is any free one.
 
-    With `amqp_url`, task events and pressed buttons go to that broker, otherwise nowhere. Without `mercurial`,
+    With `amqp_url`, task events and pressed buttons go to that broker, otherwise nowhere; `exchange_prefix` goes before
+    the names of the exchanges, which are there as long as somebody does not delete them. Without `mercurial`,
     repositories are kept in memory, which is faster and needs no `hg`. `ready_file` is written once all three accept
     connections, and removed at the end: JSON with `hg`, `taskcluster` and `treeherder` (URLs), `repositories` and
     `credentials`. Raises SandboxError.
@@ -66,7 +68,7 @@ def run(
         sockets = {name: stack.enter_context(_listen(name, port)) for name, port in ports.items()}
         loop_factory = uvicorn.Config(app="").get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_run(sockets, amqp_url, mercurial, ready_file, tuple(repositories)))
+            runner.run(_run(sockets, amqp_url, exchange_prefix, mercurial, ready_file, tuple(repositories)))
 
 
 def _listen(name: str, port: int) -> socket.socket:
@@ -81,6 +83,7 @@ def _listen(name: str, port: int) -> socket.socket:
 async def _run(
     sockets: dict[str, socket.socket],
     amqp_url: str | None,
+    exchange_prefix: str,
     mercurial: bool,
     ready_file: Path | None,
     repositories: tuple[str, ...],
@@ -92,9 +95,15 @@ async def _run(
     urls = {name: f"http://{HOST}:{listening.getsockname()[1]}" for name, listening in sockets.items()}
     projects = [Repository(path.rsplit("/", 1)[-1], f"{urls['hg']}/{path}") for path in repositories]
     tc = taskcluster.Taskcluster(
-        [credentials.SERVICE, credentials.PERSON], credentials.ROLES, amqp_url=amqp_url, worker=True
+        [credentials.SERVICE, credentials.PERSON],
+        credentials.ROLES,
+        amqp_url=amqp_url,
+        exchange_prefix=exchange_prefix,
+        worker=True,
     )
-    th = treeherder.State(Store(projects), {credentials.TREEHERDER_ID: credentials.TREEHERDER_SECRET}, amqp_url)
+    job_actions = exchange_prefix + treeherder.JOB_ACTIONS_EXCHANGE
+    keys = {credentials.TREEHERDER_ID: credentials.TREEHERDER_SECRET}
+    th = treeherder.State(Store(projects), keys, amqp_url, job_actions)
 
     async with contextlib.AsyncExitStack() as stack:
         pushlog = stack.enter_context(_mercurial() if mercurial else hg.MemoryPushlog())
@@ -103,11 +112,11 @@ async def _run(
         try:
             await stack.enter_async_context(tc.running())
             if amqp_url is not None:
-                await asyncio.to_thread(treeherder.declare_job_actions, amqp_url)
+                await asyncio.to_thread(treeherder.declare_job_actions, amqp_url, job_actions)
         except TimeoutError as error:
             raise SandboxError(str(error)) from error
         except pika.exceptions.AMQPError as error:
-            raise SandboxError(f"the broker refuses exchange/treeherder/v1/job-actions: {error!r}") from error
+            raise SandboxError(f"the broker refuses {job_actions}: {error!r}") from error
         apps = {
             "hg": hg.create_app(pushlog),
             "taskcluster": taskcluster.create_app(tc),
@@ -201,10 +210,13 @@ def _main(
     amqp_url: Annotated[str | None, typer.Option(envvar="SANDBOX_AMQP_URL")] = None,
     mercurial: bool = True,
     ready_file: Path | None = None,
+    exchange_prefix: str = "",
 ) -> None:
     """Stand-ins for Mercurial, Taskcluster and Treeherder, for demos and tests."""
     try:
-        run(hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file)
+        run(
+            hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file, exchange_prefix=exchange_prefix
+        )
     except SandboxError as error:
         typer.echo(f"sandbox: {error}", err=True)
         raise typer.Exit(1) from error

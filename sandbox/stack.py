@@ -8,16 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import httpx
-import pika
-import pika.exceptions
+
+from sandbox import broker
+from sandbox.taskcluster.queue import EXCHANGES
+from sandbox.treeherder import JOB_ACTIONS_EXCHANGE
 
 ENVIRONMENT = "tc-treeherder"
 """The route prefix of the one Treeherder that a stack has unless it is given others."""
@@ -88,7 +91,7 @@ class Process:
 class Stack:
     """Sandbox, services and listeners, each a process. `settings` are environment variables for all of them.
 
-    Leaving the context stops everything. `database_url` None is SQLite in `folder`.
+    Leaving the context stops everything and leaves nothing at the broker. `database_url` None is SQLite in `folder`.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Stack:
     ) -> None:
         self.folder = folder
         self._mercurial, self.amqp_url, self._ports = mercurial, amqp_url, ports
-        self.pulse_user = f"sandbox-{secrets.token_hex(4)}"  # its queues and exchanges are told from others' by it
+        self.pulse_user = broker.new_user()
         self._environments = environments
         self._extra = settings or {}
         self._database_url = database_url or f"sqlite+aiosqlite:///{folder / 'tc-treeherder.sqlite'}"
@@ -131,35 +134,34 @@ class Stack:
         self._stop_all()
 
     def _stop_all(self) -> None:
-        for name, process in reversed(self.processes.items()):
-            if process.running() and name != "sandbox":
-                process.kill()
-        if "sandbox" in self.processes:
-            self.processes["sandbox"].stop()  # it has folders to remove
-        if self.amqp_url:
-            self._clean_broker(self.amqp_url)
+        with _undisturbed():
+            try:
+                for name, process in reversed(self.processes.items()):
+                    if process.running() and name != "sandbox":
+                        process.kill()
+                if "sandbox" in self.processes:
+                    self.processes["sandbox"].stop()  # it has folders to remove
+            finally:
+                if self.amqp_url:
+                    self._clean(self.amqp_url)
 
-    def _clean_broker(self, url: str) -> None:
-        """Delete the queues and exchanges of this stack's own user."""
+    def _clean(self, amqp_url: str) -> None:
         try:
-            connection = pika.BlockingConnection(pika.URLParameters(url))
-        except pika.exceptions.AMQPError:
-            return  # a broker that is away keeps nothing of ours for long: a test's own
-        channel = connection.channel()
-        for events in ("job-actions", "tasks", "pushes"):
-            channel.queue_delete(f"queue/{self.pulse_user}/tc-treeherder/{events}")
-        for exchange in ("hgpushes", "pushes", "retrigger", "jobs"):
-            channel.exchange_delete(f"exchange/{self.pulse_user}/v1/{exchange}")
-        connection.close()
+            broker.remove(amqp_url, self.pulse_user)
+        except broker.BrokerError as error:
+            left = f"exchange/{self.pulse_user}/… and queue/{self.pulse_user}/…"
+            sys.stderr.write(f"{error}: what is left there of {left} can be deleted\n")
 
     def _start_sandbox(self) -> None:
         ready = self.folder / "sandbox.json"
         hg, taskcluster, treeherder = (str(port) for port in self._ports)
         arguments = ["sandbox", "--hg-port", hg, "--taskcluster-port", taskcluster, "--treeherder-port", treeherder]
         arguments += ["--ready-file", str(ready), "--mercurial" if self._mercurial else "--no-mercurial"]
+        environment = {name: value for name, value in os.environ.items() if name != "SANDBOX_AMQP_URL"}
         if self.amqp_url:
-            arguments += ["--amqp-url", self.amqp_url]
-        process = self._add("sandbox", arguments, dict(os.environ))
+            arguments += ["--exchange-prefix", broker.exchange_prefix(self.pulse_user)]
+            environment["SANDBOX_AMQP_URL"] = self.amqp_url  # it has a password, and arguments are for all to see
+        process = self._add("sandbox", arguments, environment)
         process.start()
         wait_for(ready.is_file, 30, process)
         self.sandbox = json.loads(ready.read_text())
@@ -197,7 +199,13 @@ class Stack:
     def _pulse(self) -> dict[str, str]:
         if self.amqp_url is None:
             return {}
-        return {"TC_TREEHERDER_PULSE__URL": self.amqp_url, "TC_TREEHERDER_PULSE__USER": self.pulse_user}
+        prefix = broker.exchange_prefix(self.pulse_user)
+        return {
+            "TC_TREEHERDER_PULSE__URL": self.amqp_url,
+            "TC_TREEHERDER_PULSE__USER": self.pulse_user,
+            "TC_TREEHERDER_PULSE_JOB_ACTIONS": prefix + JOB_ACTIONS_EXCHANGE,
+            "TC_TREEHERDER_PULSE_TASKS": prefix + EXCHANGES,
+        }
 
     def service(self, name: str = "service", *arguments: str, port: int | None = None, **settings: str) -> Process:
         """Start `tc-treeherder serve` and wait until it answers. Called again with a name, it starts that one anew."""
@@ -230,6 +238,26 @@ class Stack:
     def control(self, part: str) -> httpx.Client:
         """A client of the stand-in `part`: hg, taskcluster or treeherder."""
         return httpx.Client(base_url=f"{self.sandbox[part]}/__control__", timeout=60)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """While inside, Ctrl-C and its like wait: pressed again out of impatience, it must not leave half of it running."""
+    if threading.current_thread() is not threading.main_thread():  # no other is interrupted
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def free_port() -> int:

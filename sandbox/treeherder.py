@@ -100,6 +100,7 @@ class State:
     store: Store
     credentials: dict[str, str]
     amqp_url: str | None = None
+    job_actions_exchange: str = JOB_ACTIONS_EXCHANGE
     behaviour: Behaviour = field(default_factory=Behaviour)
     counters: Counter[str] = field(default_factory=Counter)
     """Requests by method, kind and status (`POST jobs 200`), and `jobs received`."""
@@ -425,14 +426,16 @@ class _Control:
             message["job_id"] = job.id
         routing_key = f"taskcluster.{press.project}.{press.action}{'.' if press.trailing_dot else ''}"
         try:
-            heard = await asyncio.to_thread(publish_job_action, self._state.amqp_url, routing_key, message)
+            heard = await asyncio.to_thread(
+                publish_job_action, self._state.amqp_url, routing_key, message, self._state.job_actions_exchange
+            )
         except (pika.exceptions.AMQPError, OSError) as error:
             raise HTTPException(
                 503, f"the broker did not take the message ({type(error).__name__}: {error}): is it up, press again"
             ) from None
         return _json(
             {
-                "exchange": JOB_ACTIONS_EXCHANGE,
+                "exchange": self._state.job_actions_exchange,
                 "routing_key": routing_key,
                 "message": message,
                 "heard": heard,
@@ -440,41 +443,41 @@ class _Control:
         )
 
 
-def declare_job_actions(amqp_url: str) -> None:
+def declare_job_actions(amqp_url: str, exchange: str = JOB_ACTIONS_EXCHANGE) -> None:
     """Make the exchange, so that listeners, who may only look for it, find it before a button was ever pressed.
 
     Raises pika's AMQPError when the broker is away or says no. Blocks: not for the event loop's thread.
     """
-    with _job_actions(amqp_url):
+    with _job_actions(amqp_url, exchange):
         pass
 
 
-def publish_job_action(amqp_url: str, routing_key: str, message: dict[str, Any]) -> bool:
+def publish_job_action(
+    amqp_url: str, routing_key: str, message: dict[str, Any], exchange: str = JOB_ACTIONS_EXCHANGE
+) -> bool:
     """Publish a message of data/treeherder/job-action-message.json, confirmed by the broker.
 
     Returns whether any queue is bound to hear it. Raises and blocks as `declare_job_actions` does.
     """
     properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
-    with _job_actions(amqp_url) as channel:
+    with _job_actions(amqp_url, exchange) as channel:
         channel.confirm_delivery()
         try:
-            channel.basic_publish(
-                JOB_ACTIONS_EXCHANGE, routing_key, json.dumps(message).encode(), properties, mandatory=True
-            )
+            channel.basic_publish(exchange, routing_key, json.dumps(message).encode(), properties, mandatory=True)
         except pika.exceptions.UnroutableError:
             return False
         return True
 
 
 @contextlib.contextmanager
-def _job_actions(amqp_url: str) -> Iterator[BlockingChannel]:
+def _job_actions(amqp_url: str, exchange: str) -> Iterator[BlockingChannel]:
     """A channel on which the exchange is declared; a button is pressed seldom, so each press connects anew."""
     parameters = pika.URLParameters(amqp_url)
     parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = 5
     connection = pika.BlockingConnection(parameters)
     try:
         channel = connection.channel()
-        channel.exchange_declare(JOB_ACTIONS_EXCHANGE, exchange_type="topic", durable=True)
+        channel.exchange_declare(exchange, exchange_type="topic", durable=True)
         yield channel
     finally:
         if connection.is_open:

@@ -228,6 +228,7 @@ def run_sandbox(
     ] = None,
     mercurial: Annotated[bool, typer.Option(help="Real repositories; else a pushlog in memory.")] = True,
     ready_file: Annotated[Path | None, typer.Option(help="gets the addresses, as JSON, once all answer")] = None,
+    exchange_prefix: Annotated[str, typer.Option(help="goes before the names of the exchanges at the RabbitMQ")] = "",
 ) -> None:
     """Run the stand-ins as one process, each on a port of its own (0: any that is free)."""
     if context.invoked_subcommand is not None:
@@ -237,7 +238,9 @@ def run_sandbox(
     except ModuleNotFoundError as error:
         _fail(f"the sandbox needs {error.name}: install tc-treeherder[sandbox]")
     try:
-        run(hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file)
+        run(
+            hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file, exchange_prefix=exchange_prefix
+        )
     except SandboxError as error:
         _fail(f"sandbox: {error}")
 

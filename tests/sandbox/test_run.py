@@ -214,10 +214,13 @@ def test_a_broker_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, unused_
 
 
 def test_a_broker_that_refuses_the_exchange_of_job_actions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(amqp_url: str) -> None:
-        raise pika.exceptions.ChannelClosedByBroker(403, f"ACCESS_REFUSED at {amqp_url}")
+    def refuse(amqp_url: str, exchange: str) -> None:
+        raise pika.exceptions.ChannelClosedByBroker(403, f"ACCESS_REFUSED to {exchange} at {amqp_url}")
 
     monkeypatch.setattr(Publisher, "start", lambda self: None)
     monkeypatch.setattr(treeherder, "declare_job_actions", refuse)
-    with pytest.raises(SandboxError, match=r"job-actions.*ACCESS_REFUSED at amqp://broker.example/"):
-        run(0, 0, 0, amqp_url="amqp://broker.example/", mercurial=False)
+    with pytest.raises(
+        SandboxError,
+        match=r"refuses mine/exchange/treeherder/v1/job-actions.*ACCESS_REFUSED to mine/.* at amqp://broker.example/",
+    ):
+        run(0, 0, 0, amqp_url="amqp://broker.example/", mercurial=False, exchange_prefix="mine/")
