@@ -5,6 +5,7 @@
 
 import base64
 import contextlib
+import logging
 import shutil
 import signal
 import sys
@@ -18,12 +19,16 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from sandbox import broker
 from sandbox.run import HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT
 from sandbox.stack import Stack, StackError
 
 REPOSITORY, PATH = "autoland", "integration/autoland"
 USER = "dev@example.com"
 SERVICE_PORT = 8080
+
+LOOKED_FOR = 0.8
+"""Seconds that a broker of which nobody spoke may take to answer."""
 
 TASKCLUSTER_YML = """\
 version: 1
@@ -135,7 +140,10 @@ class Demo:
             typer.echo("Pressing retrigger on Treeherder's page\n")
             guid = f"{uuid.UUID(bytes=base64.urlsafe_b64decode(task_id + '=='))}/0"
             press = {"project": REPOSITORY, "job_guid": guid, "action": "retrigger", "requester": USER}
-            _expect(self._treeherder.post("/job-action", json=press), 200)
+            while not _expect(self._treeherder.post("/job-action", json=press), 200)["heard"]:
+                if time.monotonic() > end:
+                    raise StackError("nobody hears the button: see pulse-listener.log")
+                time.sleep(0.05)
         else:
             typer.echo("Asking tc-treeherder to retrigger it (without a broker: over its API)\n")
             body = {"action": "retrigger", "project": REPOSITORY, "task_id": task_id, "requester": USER}
@@ -218,10 +226,28 @@ def _expect(answer: httpx.Response, status: int) -> Any:
     return answer.json()
 
 
+def _broker(amqp_url: str | None, no_broker: bool) -> str | None:
+    """The URL of the broker to use, if any; says which. Raises StackError when the one that was named is of no use."""
+    if no_broker:
+        typer.echo("No broker, as asked for: the retrigger goes over HTTP")
+        return None
+    try:
+        broker.check(amqp_url or broker.LOCAL, broker.PATIENCE if amqp_url else LOOKED_FOR)
+    except broker.BrokerError as error:
+        if amqp_url:
+            raise StackError(f"{error}: start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out") from error
+        typer.echo(f"{error}: the retrigger goes over HTTP")
+        return None
+    found = "as named" if amqp_url else "found there; --no-broker does without"
+    typer.echo(f"Broker: {broker.address(amqp_url or broker.LOCAL)} ({found})")
+    return amqp_url or broker.LOCAL
+
+
 def _stay(stack: Stack) -> None:
     hg = stack.sandbox["hg"]
-    typer.echo(
-        f"""
+    with contextlib.suppress(KeyboardInterrupt):
+        typer.echo(
+            f"""
 Look around, and press Ctrl-C when you have seen enough:
   Treeherder   {stack.sandbox["treeherder"]}/
   Taskcluster  {stack.sandbox["taskcluster"]}/__control__/tasks
@@ -231,8 +257,7 @@ Look around, and press Ctrl-C when you have seen enough:
 Push again:
   .venv/bin/tc-treeherder sandbox push {PATH} README.md -m "Bug 2 - another change" --hg-url {hg}
 """
-    )
-    with contextlib.suppress(KeyboardInterrupt):
+        )
         signal.pause()
 
 
@@ -242,30 +267,43 @@ def main(
     free_ports: Annotated[bool, typer.Option(help="Any free ports instead of the usual ones.")] = False,
     amqp_url: Annotated[
         str | None,
-        typer.Option(help="a RabbitMQ, so that buttons and task events travel over Pulse", envvar="SANDBOX_AMQP_URL"),
+        typer.Option(
+            help="the RabbitMQ that buttons and task events travel over; otherwise one with its default user on this "
+            "machine, and without one they go over HTTP",
+            envvar="SANDBOX_AMQP_URL",
+        ),
     ] = None,
+    no_broker: Annotated[bool, typer.Option("--no-broker", help="Use none, whatever is there.")] = False,
     seconds: Annotated[float, typer.Option(help="how long it all may take")] = 50,
 ) -> None:
     """Push a commit through tc-treeherder, with stand-ins for the systems around it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, signal.default_int_handler)
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it meets is told here, in a line
     shutil.rmtree(folder, ignore_errors=True)
     ports = (0, 0, 0) if free_ports or once else (HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT)
     service_port = 0 if free_ports or once else SERVICE_PORT
     try:
-        with Stack(
-            folder.absolute(), mercurial=True, ports=ports, service_port=service_port, amqp_url=amqp_url
-        ) as stack:
-            typer.echo("Starting: sandbox (Mercurial, Taskcluster, Treeherder), service, listeners")
+        url = _broker(amqp_url, no_broker)
+        stack = Stack(folder.absolute(), mercurial=True, ports=ports, service_port=service_port, amqp_url=url)
+        if url:
+            user = stack.pulse_user
+            typer.echo(f"  exchange/{user}/… and queue/{user}/… are made there, and removed at the end")
+        typer.echo("Starting: sandbox (Mercurial, Taskcluster, Treeherder), service, listeners")
+        with stack:
             stack.service()
             stack.listener()
-            if amqp_url:
+            if url:
                 stack.listener("pulse-listener", "pulse")
             Demo(stack).run(seconds)
             typer.echo("\nThe retrigger is through.")
             if not once:
                 _stay(stack)
     except (StackError, httpx.HTTPError) as error:
-        typer.echo(f"\nThe demo failed: {error}\nThe logs are in {folder.absolute()}", err=True)
+        typer.echo(f"\nThe demo failed: {error}", err=True)
+        if folder.exists():
+            typer.echo(f"The logs are in {folder.absolute()}", err=True)
         sys.exit(1)
 
 

@@ -1,38 +1,154 @@
 """The demo does what it says, and says so when it does not."""
 
+import contextlib
+import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pika
+import pika.exceptions
+import pytest
 
-def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sandbox.demo", "--once", "--folder", str(folder / "demo"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+from sandbox import broker
+from sandbox.treeherder import JOB_ACTIONS_EXCHANGE
+from tests.sandbox.support import listening, there, web_server
+from tests.services import Amqp
+
+NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
+
+RUN = """
+import signal, sys, typer
+from sandbox import broker, demo
+
+broker.LOCAL = sys.argv.pop(1)  # the machine's own broker is none of the tests' business
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, however the tests were started
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+typer.run(demo.main)
+"""
+
+
+def start(folder: Path, *arguments: str, local: str = NOWHERE, **environment: str) -> "subprocess.Popen[str]":
+    inherited = {name: value for name, value in os.environ.items() if name != "SANDBOX_AMQP_URL"}
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", RUN, local, "--folder", str(folder / "demo"), *arguments],
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def demo(folder: Path, *arguments: str, local: str = NOWHERE, **environment: str) -> tuple[int, str, str]:
+    """Its exit code, what it said and what it complained of."""
+    with start(folder, "--once", *arguments, local=local, **environment) as process:
+        said, complained = process.communicate(timeout=90)
+    return process.returncode, said, complained
+
+
+def left(said: str, amqp_url: str) -> set[str]:
+    """What the demo that said this has left at the broker."""
+    (user,) = set(re.findall(r"exchange/(sandbox-[0-9a-f]{8})/", said))
+    return there(amqp_url, broker.exchanges(user), broker.queues(user))
+
+
+@pytest.fixture
+def neighbour(amqp: Amqp) -> Iterator[str]:
+    """The queue of somebody else at the same broker, who hears every button of the real name's."""
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(JOB_ACTIONS_EXCHANGE, "topic", durable=True)
+        channel.queue_declare(amqp.queue(), durable=True)
+        channel.queue_bind(amqp.queue(), JOB_ACTIONS_EXCHANGE, "#")
+    yield amqp.queue()
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        channel = connection.channel()
+        channel.queue_delete(amqp.queue())
+        with contextlib.suppress(pika.exceptions.ChannelClosedByBroker):  # in use: it was there before
+            channel.exchange_delete(JOB_ACTIONS_EXCHANGE, if_unused=True)
 
 
 def test_a_push_travels_and_a_failed_task_is_retriggered(tmp_path: Path) -> None:
-    done = demo(tmp_path)
-    assert done.returncode == 0, done.stderr
+    code, said, complained = demo(tmp_path)
+    assert code == 0, complained
     for line in (
+        "no usable broker at 127.0.0.1:1 (ConnectionRefusedError: ",
+        "): the retrigger goes over HTTP",
         "push noticed by tc-treeherder",
         "resultset in Treeherder",
         "task decision created",
         "task build completed",
         "task test failed",
+        "Asking tc-treeherder to retrigger it",
         "task test (copy) completed",
         "task report (copy) completed",
     ):
-        assert line in done.stdout
+        assert line in said
+    assert complained == ""
 
 
-def test_with_a_broker_the_button_is_pressed(tmp_path: Path, amqp_url: str) -> None:
-    done = demo(tmp_path, "--amqp-url", amqp_url)
-    assert done.returncode == 0, done.stderr
-    assert "Pressing retrigger on Treeherder's page" in done.stdout
-    assert "task test (copy) completed" in done.stdout
+def test_a_broker_that_is_there_is_found_used_and_left_as_it_was(tmp_path: Path, amqp: Amqp, neighbour: str) -> None:
+    code, said, complained = demo(tmp_path, local=amqp.url)
+    assert (code, complained) == (0, "")
+    assert f"Broker: {broker.address(amqp.url)} (found there" in said
+    assert "Pressing retrigger on Treeherder's page" in said
+    assert "task test (copy) completed" in said
+    assert left(said, amqp.url) == set()
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare(JOB_ACTIONS_EXCHANGE, passive=True)
+        assert channel.queue_declare(neighbour, passive=True).method.message_count == 0
 
 
-def test_a_push_that_is_not_through_in_time_is_a_failure_with_its_reason(tmp_path: Path) -> None:
-    done = demo(tmp_path, "--seconds", "0.1")
-    assert done.returncode == 1
-    assert "the push is not through after 0.1 s" in done.stderr
+def test_where_something_else_listens_it_goes_on_without(tmp_path: Path) -> None:
+    with listening(web_server) as url:
+        code, said, complained = demo(tmp_path, local=url)
+    assert (code, complained) == (0, "")
+    assert f"no usable broker at {broker.address(url)} (what listens there does not answer as RabbitMQ does" in said
+    assert "task test (copy) completed" in said
+
+
+@pytest.mark.parametrize("named", [["--amqp-url", NOWHERE], []], ids=["argument", "environment"])
+def test_a_broker_that_was_named_must_be_there(tmp_path: Path, amqp_url: str, named: list[str]) -> None:
+    code, said, complained = demo(tmp_path, *named, local=amqp_url, SANDBOX_AMQP_URL=NOWHERE)
+    assert (code, said) == (1, "")
+    assert "The demo failed: no usable broker at 127.0.0.1:1 (" in complained
+    assert "start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out" in complained
+
+
+def test_a_push_that_is_not_through_in_time_is_a_failure_with_its_reason(tmp_path: Path, amqp_url: str) -> None:
+    code, said, complained = demo(tmp_path, "--seconds", "0.1", local=amqp_url)
+    assert code == 1
+    assert "the push is not through after 0.1 s" in complained
+    assert left(said, amqp_url) == set()
+
+
+def test_no_broker_is_used_where_none_is_wanted(tmp_path: Path, amqp_url: str) -> None:
+    code, said, _ = demo(tmp_path, "--no-broker", "--seconds", "0.1", local=amqp_url, SANDBOX_AMQP_URL=amqp_url)
+    assert code == 1
+    assert said.startswith("No broker, as asked for: the retrigger goes over HTTP\nStarting")
+    assert not (tmp_path / "demo" / "pulse-listener.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "when", "code"),
+    [(signal.SIGINT, "press Ctrl-C", 0), (signal.SIGTERM, "Pushing a commit", 130), (signal.SIGHUP, "Starting", 130)],
+)
+def test_nothing_is_left_when_it_is_ended(
+    tmp_path: Path, amqp_url: str, number: signal.Signals, when: str, code: int
+) -> None:
+    said = ""
+    with start(tmp_path, "--free-ports", "--amqp-url", amqp_url) as process:
+        assert process.stdout is not None
+        while when not in said:
+            line = process.stdout.readline()
+            assert line, f"it ended before: {said}"
+            said += line
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"Broker: {broker.address(amqp_url)} (as named)" in said
+    assert left(said, amqp_url) == set()
