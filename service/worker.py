@@ -91,7 +91,7 @@ class Worker:
     async def _claim(self) -> float:
         """Claim what is due and start it; returns for how many seconds there is nothing to look for."""
         async with self._parts.database.reading() as session:
-            lanes = {model: await work.due_lanes(session, model) for model in RUN}
+            lanes = await work.due_lanes(session, tuple(RUN))
         at = now()
         pause = self._settings.idle.total_seconds()
         for model, due in lanes.items():

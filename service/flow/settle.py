@@ -30,16 +30,16 @@ def links_lane(environment: str, project: str) -> str:
     return f"links {environment} {project}"
 
 
+_AT, _AGAIN_AT = bindparam("at", type_=Utc), bindparam("again_at", type_=Utc)
+
+_DUE = select(JobReport.lane, func.count()).where(col(JobReport.due_at) <= _AT).group_by(JobReport.lane)
+
+
 async def due(session: Session, environment: str) -> dict[str, int]:
     """How many reports of each lane of this Treeherder are due."""
-    lanes = await session.exec(
-        select(JobReport.lane, func.count()).where(col(JobReport.due_at) <= now()).group_by(JobReport.lane)
-    )
+    lanes = await session.exec(_DUE, params={"at": now()})
     ours = (f"job {environment} ", f"links {environment} ")
     return {lane: count for lane, count in lanes if lane.startswith(ours)}
-
-
-_AT, _AGAIN_AT = bindparam("at", type_=Utc), bindparam("again_at", type_=Utc)
 
 
 def _held(**values: Any) -> Any:

@@ -12,7 +12,7 @@ from sqlmodel import select, update
 
 from service import work
 from service.database import Database, now
-from service.models import DeadLetter, Push, PushStep, State, StepKind
+from service.models import DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind
 from service.settings import WorkSettings
 from service.work import Hold, LeaseLostError, backoff, claim, due_lanes
 from tests.service.world import add_repository
@@ -141,8 +141,14 @@ async def test_due_lanes(database: Database) -> None:
     await add_steps(database, 2, lane="graph x", due_at=due)
     await add_steps(database, lane="graph y", due_at=due + MINUTE)
     await add_steps(database, lane="graph z", due_at=None, state=State.DONE)
+    async with database.writing() as session:
+        session.add(GroupCheck(lane="taskcluster", task_group_id="x", due_at=due))
     async with database.reading() as session:
-        assert await due_lanes(session, PushStep) == {"graph x": due, "graph y": due + MINUTE}
+        assert await due_lanes(session, (PushStep, Notice, GroupCheck)) == {
+            PushStep: {"graph x": due, "graph y": due + MINUTE},
+            Notice: {},
+            GroupCheck: {"taskcluster": due},
+        }
 
 
 # Holders
