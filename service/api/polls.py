@@ -39,8 +39,9 @@ async def lease_polls(request: Request, parts: PartsDep) -> Leases:
     if asked.urls:
         async with parts.database.writing() as session:
             await poll.announced(session, asked.urls)
+    pause = 0.0
     while True:
-        leases, pause = await _lease(parts, results, asked.max, asked.urls)
+        leases, pause = await _lease(parts, results, asked.max, asked.urls, known_due=pause > 0)
         results = []
         left = end - time.monotonic()
         if leases or left <= 0 or not asked.max:
@@ -51,9 +52,9 @@ async def lease_polls(request: Request, parts: PartsDep) -> Leases:
 
 
 async def _lease(
-    parts: Parts, results: list[PollResult], limit: int, urls: list[str]
+    parts: Parts, results: list[PollResult], limit: int, urls: list[str], *, known_due: bool
 ) -> tuple[list[LeasedRepository], float]:
-    if not results:
+    if not results and not known_due:
         async with parts.database.reading() as session:
             if not limit or not await poll.any_due(session, parts.settings.allowed_hosts):
                 return [], 0

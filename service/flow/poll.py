@@ -10,12 +10,12 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import func
+from sqlalchemy import and_, bindparam, func
 from sqlmodel import col, or_, select
 
 from events import LeasedRepository, PollResult
 from service import budget
-from service.database import Session, now
+from service.database import Session, Utc, now
 from service.flow.push import suspect_reset
 from service.models import Push, Repository
 from service.settings import PollSettings
@@ -165,20 +165,31 @@ def _due(settings: PollSettings, repository: Repository, at: datetime) -> None:
     repository.turn = at - settings.interval * BUSY_TURNS if busy else at
 
 
+_AT = bindparam("at", type_=Utc)
+
+_OF_HOST = Repository.host == bindparam("host")
+_MONITORED = and_(col(Repository.enabled).is_(True), col(Repository.deleted_at).is_(None))
+_UNDER_WAY = col(Repository.leased_until) > _AT
+_DUE = and_(
+    or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= _AT), col(Repository.due_at) <= _AT
+)
+
+# asked all the time, so they are made once: that takes as long as to execute them
+_ANY_DUE = (
+    select(Repository.id).where(_MONITORED, _DUE, col(Repository.host).in_(bindparam("hosts", expanding=True))).limit(1)
+)
+_COUNTS = select(func.count().filter(_UNDER_WAY), func.count().filter(_DUE)).where(_MONITORED, _OF_HOST)
+_TURNS = (
+    select(Repository)
+    .where(_MONITORED, _OF_HOST, _DUE)
+    .order_by(col(Repository.turn), col(Repository.id))
+    .with_for_update(skip_locked=True)
+)
+
+
 async def any_due(session: Session, hosts: list[str]) -> bool:
     """Whether it is worth to take locks; it reads only. A host that is no longer allowed has nothing due."""
-    at = now()
-    due = await session.exec(
-        select(Repository.id)
-        .where(
-            col(Repository.host).in_(hosts),
-            col(Repository.due_at) <= at,
-            or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= at),
-            col(Repository.enabled).is_(True),
-            col(Repository.deleted_at).is_(None),
-        )
-        .limit(1)
-    )
+    due = await session.exec(_ANY_DUE, params={"at": now(), "hosts": hosts})
     return due.first() is not None
 
 
@@ -231,29 +242,16 @@ async def _lease(
 ) -> tuple[list[LeasedRepository], float]:
     at = now()
     bucket = await budget.refilled(session, f"hg {host}", at, settings.max_requests_per_host)
-    ours = (Repository.host == host, col(Repository.enabled).is_(True), col(Repository.deleted_at).is_(None))
-    polling = await session.exec(
-        select(func.count()).select_from(Repository).where(*ours, col(Repository.leased_until) > at)
-    )
-    room = min(limit, settings.at_a_time - polling.one(), int(budget.burst(settings.max_requests_per_host)))
+    values = {"at": at, "host": host}
+    under_way, waiting = (await session.exec(_COUNTS, params=values)).one()
+    room = min(limit, waiting, settings.at_a_time - under_way, int(budget.burst(settings.max_requests_per_host)))
     if room <= 0:
         return [], 0
-    due = await session.exec(
-        select(Repository)
-        .where(
-            *ours,
-            or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= at),
-            col(Repository.due_at) <= at,
-            *([col(Repository.url).in_(urls)] if urls else []),
-        )
-        .order_by(col(Repository.turn), col(Repository.id))
-        .limit(room)
-        .with_for_update(skip_locked=True)
-    )
-    repositories = due.all()
-    if bucket.tokens < len(repositories):
+    if bucket.tokens < room:
         # too little for all of them: rather wait and give them out together, for each lease costs a round trip
-        return [], (len(repositories) - bucket.tokens) / settings.max_requests_per_host
+        return [], (room - bucket.tokens) / settings.max_requests_per_host
+    turns = _TURNS.where(col(Repository.url).in_(urls)) if urls else _TURNS
+    repositories = (await session.exec(turns.limit(room), params=values)).all()
     bucket.tokens -= len(repositories)
     return [_leased(settings, repository, at) for repository in repositories], 0
 
