@@ -59,8 +59,7 @@ def test_the_build_gets_all_that_the_wheel_is_made_of_and_no_more() -> None:
         "pyproject.toml",
         PROJECT["project"]["readme"],
         *PROJECT["project"]["license-files"],
-        *wheel["packages"],
-        *wheel["force-include"],
+        *(path.removeprefix("/") for path in wheel["include"]),
     }
     copied = {
         source
