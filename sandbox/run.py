@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Generator, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import pika.exceptions
 import typer
 import uvicorn
 
+from listeners.consumer import BROKER_ERRORS
 from sandbox import credentials, hg, taskcluster, treeherder
 from sandbox.treeherder_store import Repository, Store
 
@@ -115,7 +115,7 @@ async def _run(
                 await asyncio.to_thread(treeherder.declare_job_actions, amqp_url, job_actions)
         except TimeoutError as error:
             raise SandboxError(str(error)) from error
-        except pika.exceptions.AMQPError as error:
+        except BROKER_ERRORS as error:
             raise SandboxError(f"the broker refuses {job_actions}: {error!r}") from error
         apps = {
             "hg": hg.create_app(pushlog),

@@ -40,6 +40,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from listeners.consumer import BROKER_ERRORS
 from sandbox.treeherder_page import render_page
 from sandbox.treeherder_store import Job, Push, Repository, Store, SubmissionError, UnknownPushError
 
@@ -429,7 +430,7 @@ class _Control:
             heard = await asyncio.to_thread(
                 publish_job_action, self._state.amqp_url, routing_key, message, self._state.job_actions_exchange
             )
-        except (pika.exceptions.AMQPError, OSError) as error:
+        except BROKER_ERRORS as error:
             raise HTTPException(
                 503, f"the broker did not take the message ({type(error).__name__}: {error}): is it up, press again"
             ) from None

@@ -12,6 +12,7 @@ import threading
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
+from listeners.consumer import BROKER_ERRORS
 from sandbox.taskcluster.queue import EXCHANGES, Message
 
 TASK_EXCHANGES = tuple(
@@ -108,7 +109,7 @@ class Publisher:
                         connection.process_data_events(0)
                         if self._stopping.is_set() and self._waiting.empty():
                             return
-            except (pika.exceptions.AMQPError, OSError):
+            except BROKER_ERRORS:
                 self._give_up.wait(0.2)
 
     def _collect(self) -> None:

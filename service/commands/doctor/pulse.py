@@ -10,8 +10,8 @@ import pika
 import pika.exceptions
 
 from listeners import pulse as listening
+from listeners.consumer import BROKER_ERRORS, told
 from listeners.consumer import remedy as remedy_of
-from listeners.consumer import told
 from listeners.settings import ListenerSettings
 from listeners.settings import SettingsError as ListenerSettingsError
 from service.auth import loopback
@@ -84,12 +84,13 @@ async def listener(report: Report, ex: Examination) -> None:
 def _connected(report: Report, parameters: Any, seconds: float) -> Iterator[Any]:
     """A connection; None when there is none, which is reported."""
     where = f"{parameters.host}:{parameters.port}"
-    parameters.socket_timeout = min(parameters.socket_timeout, seconds)
-    parameters.stack_timeout = parameters.socket_timeout + 1
+    # the way there may take most of the time that the whole check has, so that it is said which way it was
+    parameters.socket_timeout = min(parameters.socket_timeout, 0.8 * seconds)
+    parameters.stack_timeout = parameters.socket_timeout
     parameters.connection_attempts = 1
     try:
         connection = pika.BlockingConnection(parameters)
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except BROKER_ERRORS as error:
         remedy = remedy_of(error).get("remedy", "check host and port in the URL, and the way there")
         report.error("connection", f"{where}: {told(error)}", remedy)
         yield None

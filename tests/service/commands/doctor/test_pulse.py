@@ -1,6 +1,7 @@
 """What the doctor says of Pulse, with a real broker."""
 
 import contextlib
+import socket
 import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -167,3 +168,13 @@ def test_tls_that_believes_everybody() -> None:
     parameters.ssl_options = pika.SSLOptions(ssl._create_unverified_context())  # what `protocol` in the URL can lead to
     pulse.judge_tls(report, parameters, parameters.host)
     assert [(each.status, "is not verified" in each.detail) for each in report.findings] == [("error", True)]
+
+
+def test_what_takes_the_connection_and_says_nothing_is_an_error(doctor: Doctor) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        found = doctor("--seconds", "2", PULSE_URL=f"amqp://u:p@127.0.0.1:{port}/%2F")
+    assert found.status(LISTENER, "connection") == "error"
+    detail = found.the(LISTENER, "connection")["detail"]
+    assert f"127.0.0.1:{port}: " in detail
+    assert "Timeout" in detail
