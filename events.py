@@ -21,6 +21,9 @@ MAX_FILES = 1_000
 
 Node = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a changeset id, 40 lower-case hex digits")]
 PushId = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
+DeliveryKey = Annotated[
+    str, Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn at receipt, the same in every re-POST")
+]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1 to 50 of A-Z a-z 0-9 _ -")]
 
 
@@ -75,8 +78,12 @@ class OversizedPush(Event):
 class Verdict(BaseModel):
     """What became of one event."""
 
-    verdict: Literal["accepted", "duplicate", "rejected"]
+    verdict: Literal["accepted", "duplicate", "rejected", "unsure"] = Field(
+        description="unsure: it may be a copy of an action, and is not stored; a listener sends it again unless it has "
+        "lost the channel that brought it, for then the broker brings it anew"
+    )
     reason: str | None = None
+    after: int = Field(0, description="when unsure: what `alive_after` is to be, once the channel is found alive")
     repository: str | None = None
     cursor: int | None = Field(None, description="the repository's cursor after the commit")
     generation: int | None = None
@@ -153,17 +160,24 @@ class QueueState(BaseModel):
 class PulseMessage(Event):
     """A message as Pulse delivered it; the body is not looked at before the service has it."""
 
-    delivery: str = Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn at receipt, the same in every re-POST")
+    delivery: DeliveryKey
     channel: str = Field(pattern=r"^[0-9a-f-]{36}$", description="the UUID of the AMQP channel that delivered it")
     redelivered: bool
-    orphaned: bool = Field(
-        False, description="its channel is gone, so that the broker brings it again, which may have come first"
-    )
-    held: float = Field(
-        86_400, ge=0, allow_inf_nan=False, description="seconds since it was received, where it is orphaned"
+    alive_after: int = Field(
+        0, ge=0, description="its channel was found alive after the service had stored this action: see `unsure`"
     )
     exchange: str = Field(max_length=255)
     routing_key: str = Field(max_length=255)
     cc: list[str] = Field([], max_length=1_000, description="the CC header: further routing keys")
     body: str = Field(description="the body: text, or base64 where `encoding` says so")
     encoding: Literal["utf-8", "base64"] = "utf-8"
+
+
+class Acknowledged(Event):
+    """The broker has taken the acknowledgement of these: it does not bring them again."""
+
+    deliveries: list[DeliveryKey] = Field(max_length=MAX_EVENTS)
+
+
+class Noted(BaseModel):
+    actions: int = Field(description="those that are known to be acknowledged now, and were not before")

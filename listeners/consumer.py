@@ -1,6 +1,6 @@
 """A queue at a broker: read on one thread, given on by another, and acknowledged only when that is done.
 
-    broker ──▶ read ──▶ Inbox ──▶ give: a batch at a time ──▶ acknowledge, on the thread that reads
+    broker ──▶ read ──▶ Inbox ──▶ give: a batch at a time ──▶ acknowledge, on the thread that reads ──▶ settle
 
 Each queue has a connection and a channel of its own, so that none waits for another, breaks with it, or is acknowledged
 by its `multiple`. While nothing can be given, `prefetch` ends the reading, and heartbeats go on.
@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 import pika
 import pika.exceptions
 import structlog
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from listeners.forward import Rejected, Stopped, Unanswered
 from listeners.settings import ListenerSettings
@@ -26,18 +27,26 @@ log = structlog.get_logger()
 
 Item = TypeVar("Item", bytes, str)
 
+Delivery = tuple[Item, "Session", int]
+"""What was read, the channel that brought it, and its tag there."""
+
 Found = Literal["there", "new", "deleted"]
 """How a queue was found: it was there; it was not, and was declared; likewise, though it had been read before."""
-
-Held = Callable[[], float | None]
-"""None while the channel that brought a batch is there, then for how many seconds it has been held: the broker brings
-it again, to this listener or to another."""
 
 LOOK = 0.25
 """Seconds between two looks whether the listener is to end."""
 
+BROKER_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException, OSError)
+"""What pika raises when a broker is away, breaks off, refuses, or takes a connection and then says nothing."""
+
+LOST = "their channel is gone, and they are delivered again"
+
 STEADY = 10.0
 """Seconds; a connection that held so long was a good one, and its loss is no reason to wait long for the next."""
+
+
+class Lost(Exception):
+    """The channel is gone that brought a batch: the broker brings it again, so there is nothing more to do with it."""
 
 
 class CancelledError(pika.exceptions.AMQPError):  # type: ignore[misc]  # pika publishes no types
@@ -59,7 +68,7 @@ class Inbox(Generic[Item]):
 
     def __init__(self, most: int, most_bytes: int, linger: float) -> None:
         self._most, self._most_bytes, self._linger = most, most_bytes, linger
-        self._items: deque[tuple[Item, Session, int, float]] = deque()
+        self._items: deque[Delivery[Item]] = deque()
         self._bytes = 0
         self._taken_at = 0.0
         self._under_way = 0
@@ -72,10 +81,16 @@ class Inbox(Generic[Item]):
 
     def put(self, item: Item, session: "Session", tag: int) -> None:
         with self._changed:
-            self._items.append((item, session, tag, time.monotonic()))
+            self._items.append((item, session, tag))
             self._bytes += len(item)
             if len(self._items) == 1 or self._full():
                 self._changed.notify()
+
+    def drop(self) -> None:
+        """What waits is not given on: its channel is gone, and the broker brings it again."""
+        with self._changed:
+            self._items.clear()
+            self._bytes = 0
 
     def close(self) -> None:
         """Nothing more comes: what waits is ready at once."""
@@ -83,8 +98,8 @@ class Inbox(Generic[Item]):
             self._closed = True
             self._changed.notify()
 
-    def batch(self, wait: float) -> list[tuple[Item, "Session", int, float]] | None:
-        """The next batch, each with when it was read; empty when nothing came within `wait` seconds.
+    def batch(self, wait: float) -> list[Delivery[Item]] | None:
+        """The next batch, all of one channel; empty when nothing came within `wait` seconds.
 
         None when nothing ever will.
         """
@@ -99,7 +114,7 @@ class Inbox(Generic[Item]):
             if not self._items:
                 return None if self._closed else []
             self._taken_at = time.monotonic()
-            taken: list[tuple[Item, Session, int, float]] = []
+            taken: list[Delivery[Item]] = []
             size = 0
             while self._items and len(taken) < self._most:
                 size += len(self._items[0][0])
@@ -117,9 +132,9 @@ class Inbox(Generic[Item]):
 class Session:
     """One channel, and how far it is acknowledged. Delivery tags count per channel, and begin at 1 on each."""
 
-    def __init__(self, connection: Any, channel: Any) -> None:
+    def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
         self.id = str(uuid.uuid4())
-        self._connection, self._channel = connection, channel
+        self._connection, self._channel, self._prefetch = connection, channel, prefetch
         self._done = self._acknowledged = 0
 
     @property
@@ -136,21 +151,43 @@ class Session:
         try:
             self._connection.add_callback_threadsafe(self.acknowledge)
         except pika.exceptions.ConnectionWrongStateError:
-            log.info("not-acknowledged", channel=self.id, reason="the connection is closed; it is delivered again")
+            log.info("not-acknowledged", channel=self.id, reason=LOST)
 
     def acknowledge(self) -> None:
         if self._done > self._acknowledged and self._channel.is_open:
             self._acknowledged = self._done
             self._channel.basic_ack(self._acknowledged, multiple=True)
 
+    def confirmed(self) -> bool:
+        """Whether the broker still has this channel, and with it has taken every acknowledgement that was due.
+
+        Waits until that is known, which is as long as the connection seems to hold. From the thread that gives.
+        """
+        answered = threading.Event()
+
+        def ask() -> None:
+            self.acknowledge()
+            # AMQP does not confirm an acknowledgement, but a channel is served in order: this one changes nothing
+            self._channel.basic_qos(prefetch_count=self._prefetch)
+            answered.set()
+
+        try:
+            self._connection.add_callback_threadsafe(ask)
+        except pika.exceptions.ConnectionWrongStateError:
+            return False
+        while not answered.wait(LOOK):
+            if self.lost:
+                return False
+        return True
+
 
 class Consumer(Generic[Item]):
     """Reads `queue`, declares and binds it, and reconnects whenever it has to, until `stop` is set.
 
-    `read` makes an item of a delivery (the channel's UUID, method, properties, body); `give` takes a batch of them, and
-    what tells whether it is still this listener's alone, and returns when they may be acknowledged; `report` tells the
-    service what was found. The latter two may take as long as they need, and raise `Stopped` at the end. `counts` and
-    `missing` (exchanges that are not there) are for people.
+    `read` makes an item of a delivery (the channel's UUID, method, properties, body); `give` takes a batch of them and
+    their session, and returns when they may be acknowledged, or raises `Lost`; `settle`, if there is one, is told when
+    the broker has taken that; `report` tells the service what was found. The last three may take as long as they need,
+    and raise `Stopped` at the end. `counts` and `missing` (exchanges that are not there) are for people.
     """
 
     def __init__(
@@ -161,8 +198,9 @@ class Consumer(Generic[Item]):
         parameters: Any,
         stop: threading.Event,
         read: Callable[[str, Any, Any, bytes], Item],
-        give: Callable[[list[Item], Held], None],
+        give: Callable[[list[Item], Session], None],
         report: Callable[[Found], None],
+        settle: Callable[[list[Item]], None] | None = None,
     ) -> None:
         self.queue = queue
         self.inbox: Inbox[Item] = Inbox(
@@ -173,8 +211,9 @@ class Consumer(Generic[Item]):
         self.connected = False
         self._bindings, self._settings, self._parameters, self._stop = bindings, settings, parameters, stop
         self._read: Callable[[str, Any, Any, bytes], Item] = read
-        self._give_on: Callable[[list[Item], Held], None] = give
+        self._give_on: Callable[[list[Item], Session], None] = give
         self._report = report
+        self._settle: Callable[[list[Item]], None] | None = settle
         self._known = False
         self._seen = time.monotonic()
         self._found: Found = "there"
@@ -202,11 +241,20 @@ class Consumer(Generic[Item]):
             if self.connected and time.monotonic() >= self._report_at:
                 self._report_found()
             if batch:
-                # of one session: the next reads nothing before this one's messages are given
-                _, session, tag, _ = batch[-1]
-                self._give_on([item for item, *_ in batch], held(session, batch[0][-1]))
-                self.counts["forwarded"] += len(batch)
-                session.done(tag)
+                self._give_batch(batch)
+
+    def _give_batch(self, batch: list[Delivery[Item]]) -> None:
+        _, session, tag = batch[-1]
+        items = [item for item, *_ in batch]
+        try:
+            self._give_on(items, session)
+        except Lost:
+            log.info("dropped", queue=self.queue, messages=len(batch), channel=session.id, reason=LOST)
+            return
+        self.counts["forwarded"] += len(batch)
+        session.done(tag)
+        if self._settle is not None and session.confirmed():
+            self._settle(items)
 
     def _report_found(self) -> None:
         found = self._found
@@ -232,7 +280,8 @@ class Consumer(Generic[Item]):
                 began = time.monotonic()
                 try:
                     self._session()
-                except (pika.exceptions.AMQPError, OSError) as error:
+                except BROKER_ERRORS as error:
+                    self.inbox.drop()
                     if self._stop.is_set():
                         log.info("connection-lost", queue=self.queue, error=told(error))
                         return
@@ -257,7 +306,7 @@ class Consumer(Generic[Item]):
         try:
             connection.add_on_connection_blocked_callback(self._blocked)
             channel = connection.channel()
-            session = Session(connection, channel)
+            session = Session(connection, channel, self._settings.pulse_prefetch)
             found = self._declare(connection)
             self.missing = self._bind(connection)
             channel.basic_qos(prefetch_count=self._settings.pulse_prefetch)
@@ -266,22 +315,10 @@ class Consumer(Generic[Item]):
             self._report_at = 0
             self.connected, self._seen = True, time.monotonic()
             log.info("connected", queue=self.queue, broker=self._parameters.host, channel=session.id, found=found)
-            if self._older_given(connection):
-                self._consume(connection, channel, session)
+            self._consume(connection, channel, session)
             self._finish(connection, session)
         finally:
             close(connection)
-
-    def _older_given(self, connection: Any) -> bool:
-        """Wait until what older channels delivered is given, False when it is time to end.
-
-        The broker delivers it once more, so each lost connection would add to what is held. And what was received goes
-        before its redelivery, by which the service knows it again.
-        """
-        while len(self.inbox) and not self._stop.is_set():
-            connection.process_data_events(LOOK)
-            self._seen = time.monotonic()
-        return not self._stop.is_set()
 
     def _consume(self, connection: Any, channel: Any, session: Session) -> None:
         bind_at = time.monotonic() + self._settings.pulse_bind_every.total_seconds()
@@ -376,16 +413,11 @@ class Consumer(Generic[Item]):
         return missing
 
 
-def held(session: Session, since: float) -> Held:
-    """`since`: a time of `time.monotonic()`, when the first of the batch was read."""
-    return lambda: time.monotonic() - since if session.lost else None
-
-
 def close(connection: Any) -> None:
     try:
         if connection.is_open:
             connection.close()
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except BROKER_ERRORS as error:
         log.info("close-failed", error=told(error))
 
 

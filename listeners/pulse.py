@@ -8,6 +8,7 @@ It looks into no message: what cannot be understood is the service's to judge an
 """
 
 import base64
+import json
 import logging
 import threading
 import time
@@ -21,9 +22,9 @@ import httpx
 import pika
 import structlog
 
-from events import MAX_BYTES, QueueReport, QueueState, Verdicts
+from events import MAX_BYTES, Noted, QueueReport, QueueState, Verdicts
 from listeners.announced import Announced, announced_url
-from listeners.consumer import Binding, Consumer, Found, Held
+from listeners.consumer import Binding, Consumer, Found, Lost, Session
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, encode
 from listeners.probe import Probe
 from listeners.process import Configure, run
@@ -76,20 +77,24 @@ def _name(value: str | bytes) -> str:
 
 def shortened(event: bytes) -> bytes:
     """An event with the beginning of its body only: no JSON any more, so it becomes a dead letter."""
-    import json  # noqa: PLC0415 - once in a lifetime
-
-    told = json.loads(event)
-    told["body"] = told["body"][:SHORTENED]
-    return encode(told)
+    cut = json.loads(event)
+    cut["body"] = cut["body"][:SHORTENED]
+    return encode(cut)
 
 
-def orphaned(event: bytes, seconds: float) -> bytes:
-    """An event whose channel is gone, `seconds` after it was received: its redelivery may have come first."""
-    return event[:-1] + b',"orphaned":true,"held":%.3f}' % seconds
+Pending = list[tuple[bytes, int]]
+"""Events, each with the action after which its channel was found alive, if the service had to ask; 0 otherwise."""
+
+
+def told(event: bytes, alive_after: int) -> bytes:
+    return event[:-1] + b',"alive_after":%d}' % alive_after if alive_after else event
 
 
 class Post:
-    """Posts batches of events to `path`; returns once the service has stored each, or judged it. Raises Stopped."""
+    """Posts batches of events to `path`; returns once the service has stored each, or judged it.
+
+    Raises Lost and Stopped.
+    """
 
     def __init__(
         self, path: str, forwarder: Forwarder, settings: ListenerSettings, stop: threading.Event,
@@ -97,47 +102,70 @@ class Post:
     ) -> None:  # fmt: skip
         self._path, self._forwarder, self._stop, self._judged = path, forwarder, stop, judged
         self._refused_retry = settings.refused_retry.total_seconds()
+        self._unsure_retry = settings.pulse_unsure_retry.total_seconds()
 
-    def __call__(self, events: list[bytes], held: Held) -> None:
+    def __call__(self, events: list[bytes], session: Session) -> None:
+        pending = [(event, 0) for event in events]
+        while pending := self._given(pending, session):
+            if self._stop.wait(self._unsure_retry):
+                raise Stopped("the listener is to end")
+
+    def acknowledged(self, events: list[bytes]) -> None:
+        """Tell the service that the broker does not bring these again. Raises Stopped."""
+        body = encode({"deliveries": [json.loads(event)["delivery"] for event in events]})
+        try:
+            self._forwarder.post(f"{self._path}/acknowledged", body, Noted)
+        except Rejected as error:
+            # nothing is lost; only an equal button that comes redelivered is then taken for one of these
+            log.warning("acknowledgement-refused", path=self._path, events=len(events), error=str(error))
+
+    def _given(self, pending: Pending, session: Session) -> Pending:
+        """Give them on; what is left are those of which the service is unsure."""
         while True:
             try:
-                self._post(events, held)
+                return self._post(pending, session)
             except TooLarge as error:
-                self._in_pieces(events, held, error)
+                return self._in_pieces(pending, session, error)
             except Rejected as error:
                 self._refused(error)
-                continue
-            return
 
-    def _post(self, events: list[bytes], held: Held) -> None:
+    def _post(self, pending: Pending, session: Session) -> Pending:
         def body() -> bytes:
-            seconds = held()
-            given = events if seconds is None else [orphaned(event, seconds) for event in events]
-            made = b'{"events":[' + b",".join(given) + b"]}"
+            if session.lost:
+                raise Lost
+            made = b'{"events":[' + b",".join(told(event, after) for event, after in pending) + b"]}"
             if len(made) > MAX_BYTES:
                 raise TooLarge(f"{len(made):,} bytes are more than the {MAX_BYTES:,} that a request may have")
             return made
 
         verdicts = self._forwarder.post(self._path, body, Verdicts).verdicts
-        if len(verdicts) != len(events):
-            raise Rejected(f"the service gave {len(verdicts)} verdicts for {len(events)} events: run equal versions")
+        if len(verdicts) != len(pending):
+            raise Rejected(f"the service gave {len(verdicts)} verdicts for {len(pending)} events: run equal versions")
         for verdict in ("accepted", "duplicate", "rejected"):
             self._judged(verdict, sum(each.verdict == verdict for each in verdicts))
         reasons = [each.reason for each in verdicts if each.verdict == "rejected"]
         if reasons:
             log.warning("events-rejected", path=self._path, events=len(reasons), first_reason=reasons[0])
+        unsure = [
+            (event, its.after) for (event, _), its in zip(pending, verdicts, strict=True) if its.verdict == "unsure"
+        ]
+        if unsure:
+            log.info("events-unsure", path=self._path, events=len(unsure), channel=session.id)
+            # what was stored before the broker answers is no redelivery of what this channel still holds
+            if not session.confirmed():
+                raise Lost
+        return unsure
 
-    def _in_pieces(self, events: list[bytes], held: Held, error: TooLarge) -> None:
-        if len(events) > 1:
-            half = len(events) // 2
-            self(events[:half], held)
-            self(events[half:], held)
-        elif len(events[0]) > 2 * SHORTENED:
-            log.error("event-too-large", path=self._path, size=len(events[0]), error=str(error), kept=SHORTENED)
-            self([shortened(events[0])], held)
-        else:
-            self._refused(error)
-            self(events, held)
+    def _in_pieces(self, pending: Pending, session: Session, error: TooLarge) -> Pending:
+        if len(pending) > 1:
+            half = len(pending) // 2
+            return self._given(pending[:half], session) + self._given(pending[half:], session)
+        ((event, after),) = pending
+        if len(event) > 2 * SHORTENED:
+            log.error("event-too-large", path=self._path, size=len(event), error=str(error), kept=SHORTENED)
+            return self._given([(shortened(event), after)], session)
+        self._refused(error)
+        return self._given(pending, session)
 
     def _refused(self, error: Rejected) -> None:
         log.error(
@@ -188,13 +216,18 @@ class PulseListener:
             self._report(kind, queue, found)
 
         read: Callable[[str, Any, Any, bytes], Any] = pulse_message
-        give: Callable[[list[Any], Held], None]
+        give: Callable[[list[Any], Session], None]
+        settle = None
         if kind == "pushes":
             self._announced = Announced(settings, self._forwarder, self._stop, self._tls)
             read, give = announced_url, self._announced
         else:
-            give = Post(f"/api/v1/events/{kind}", self._forwarder, settings, self._stop, judged)
-        consumer = Consumer(queue, bindings(kind, settings), settings, self._parameters, self._stop, read, give, report)
+            give = post = Post(f"/api/v1/events/{kind}", self._forwarder, settings, self._stop, judged)
+            # task events may be told twice, and are too many to speak of each again
+            settle = post.acknowledged if kind == "job-actions" else None
+        consumer = Consumer(
+            queue, bindings(kind, settings), settings, self._parameters, self._stop, read, give, report, settle
+        )
         return consumer
 
     def _report(self, kind: str, queue: str, found: Found) -> None:

@@ -170,10 +170,12 @@ class Action(Work, table=True):
     run_id: int | None = None
     requester: str = Field(sa_type=Text)
     source: Source = Field(sa_type=Text)
-    delivery: str | None = Field(default=None, unique=True)  # the key under which it came
+    delivery: str | None = Field(default=None, unique=True)  # the key under which it last came
     channel: str | None = None  # the AMQP channel that it last came on
+    delivered_at: datetime = Field(default_factory=now, sa_type=Utc)  # when it last came
+    acknowledged: bool = False  # the broker knows, and does not bring it again
     redeliveries: int = 0  # how often the broker brought it again
-    ahead: bool = False  # it came redelivered, and what was delivered before may still come
+    ahead: bool = False  # it came redelivered, and what was delivered before may still arrive
     received_at: datetime = Field(default_factory=now, sa_type=Utc)
     planned_at: datetime | None = _utc()
     plan_attempt: int = 0  # goes up when a plan that nothing came of is made anew

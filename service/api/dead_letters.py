@@ -115,7 +115,7 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
     if isinstance(event, Arrival):
         if event.press is None:
             raise Problem(422, "Still not understood", event.reason)
-        (verdict,), _ = await action.store(session, [event], again=True)
+        (verdict,), _ = await action.store(session, [event], None)
     else:
         (verdict,), _ = await store(session, parts.settings, [event])
     if verdict.verdict == "rejected" or (verdict.reason is not None and letter.kind != "job-action"):

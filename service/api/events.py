@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from sqlmodel import col, select
 
-from events import OversizedPush, PulseMessage, PushEvent, Verdict, Verdicts
+from events import Acknowledged, Noted, OversizedPush, PulseMessage, PushEvent, Verdict, Verdicts
 from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import PulseMessages, Pushes, signed
 from service.api.signed import events_of, signed_json
 from service.database import Session
 from service.door import NonsenseError, originals, reason_of
+from service.errors import Problem
 from service.flow import action
 from service.flow.push import store
 from service.models import DeadLetter
@@ -96,7 +97,7 @@ async def take_job_actions(request: Request, parts: PartsDep) -> Verdicts:
         for number, reason in refused.items()
     ]
     async with parts.database.writing() as session:
-        stored, actions = await action.store(session, list(arrivals.values()))
+        stored, actions = await action.store(session, list(arrivals.values()), parts.settings.pulse.acknowledged_within)
         letters = await _new(session, letters)
         session.add_all(letters)
         taken = worker.take(actions)
@@ -113,6 +114,18 @@ async def take_job_actions(request: Request, parts: PartsDep) -> Verdicts:
     ]
     metrics.event_in("job-action", answers)
     return Verdicts(verdicts=answers)
+
+
+@router.post("/job-actions/acknowledged", operation_id="noteAcknowledgements", openapi_extra=signed(Acknowledged))
+async def note_acknowledgements(request: Request, parts: PartsDep) -> Noted:
+    """Take note of which messages the broker will not bring again."""
+    _, body = await signed_json(request, parts.settings)
+    try:
+        told = Acknowledged.model_validate(body)
+    except ValidationError as error:
+        raise Problem(422, "Invalid request", reason_of(error)) from None
+    async with parts.database.writing() as session:
+        return Noted(actions=await action.acknowledged(session, told.deliveries))
 
 
 def job_action(event: Any) -> action.Arrival:

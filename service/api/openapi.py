@@ -9,7 +9,16 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from events import MAX_EVENTS, LeaseRequest, OversizedPush, PollResult, PulseMessage, PushEvent, QueueReport
+from events import (
+    MAX_EVENTS,
+    Acknowledged,
+    LeaseRequest,
+    OversizedPush,
+    PollResult,
+    PulseMessage,
+    PushEvent,
+    QueueReport,
+)
 from service.settings import READ, REPOSITORIES_WRITE
 
 Json = dict[str, Any]
@@ -96,7 +105,7 @@ class Lease(LeaseRequest):
     results: list[PollResult] = Field([], max_length=MAX_EVENTS)
 
 
-_SIGNED: tuple[type[BaseModel], ...] = (Pushes, PulseMessages, Lease, QueueReport)
+_SIGNED: tuple[type[BaseModel], ...] = (Pushes, PulseMessages, Acknowledged, Lease, QueueReport)
 
 _WEBHOOK: Json = {
     "webhookId": {"name": "webhook-id", "description": "drawn anew for each message"},

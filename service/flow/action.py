@@ -1,8 +1,16 @@
 """A pressed button, or a call of our API, becomes a stored action; and what every action begins with.
 
-The broker may bring a message again: under the same delivery key when a listener posts it once more, and as
-`redelivered` under a new key when the listener's channel was lost before it could acknowledge. Then the one that
-was delivered first may come after its redelivery: the listener marks it as `orphaned`.
+A message may come again: under the same delivery key when a listener posts it once more, and as `redelivered` under
+a new key when the listener's channel was lost before it could acknowledge. Nothing tells it from an equal press but
+what listeners know, so that is asked for:
+
+- Was the earlier one acknowledged? Then the broker does not bring it again, and what comes redelivered is another
+  press. A listener says so as soon as the broker has confirmed it; until then (`acknowledged_within`) we are unsure.
+- Is the channel still there that brought this one? Then nobody else was brought it, and what came redelivered on
+  another is another press. If it is gone, this one may be late, and behind its own redelivery.
+
+What we are unsure of is not stored. A listener whose channel is alive sends it again, and says so; one that has lost it
+need not, for the broker brings it to somebody.
 """
 
 import asyncio
@@ -20,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlmodel import col, select, update
+from sqlmodel import col, delete, select, update
 
 from events import PulseMessage, Verdict
 from service.clients.taskcluster import Definition, Status
@@ -43,9 +51,6 @@ KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
 
 REDELIVERED_WITHIN = timedelta(hours=24)
 """How long after a message the broker may bring it again."""
-
-CLOCKS_APART = timedelta(seconds=5)
-"""How far the clocks of two replicas may differ."""
 
 _LOCKS = 0x7C7B
 """The first of the two numbers of our advisory locks on PostgreSQL; alembic/env.py takes another."""
@@ -132,15 +137,17 @@ class Arrival:
 
 
 async def store(
-    session: Session, arrivals: Sequence[Arrival], *, again: bool = False
+    session: Session, arrivals: Sequence[Arrival], acknowledged_within: timedelta | None
 ) -> tuple[list[Verdict], list[Action]]:
     """Store what is new, in the caller's transaction: a verdict for each, and the actions that are to be done.
 
-    `again`: these are dead letters on their second way in, whose keys are known.
+    `acknowledged_within` None: these are dead letters on their second way in, whose keys are known and which are
+    acknowledged; there is nobody to be asked about them.
     """
     fresh = await _new_keys(session, [arrival.message.delivery for arrival in arrivals])
-    if again:
+    if acknowledged_within is None:
         fresh = {arrival.message.delivery for arrival in arrivals}
+    unsure: list[str] = []
     await _one_by_one(session, [a.press for a in arrivals if a.press is not None and a.message.delivery in fresh])
     verdicts: list[Verdict] = []
     actions: list[Action] = []
@@ -156,16 +163,25 @@ async def store(
             verdicts.append(Verdict(verdict="rejected", reason=f"{arrival.reason}; kept as a dead letter"))
             continue
         action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
-        if known := await _known(session, action, message):
+        known = await _known(session, action, message, acknowledged_within)
+        if isinstance(known, Verdict):
+            unsure.append(message.delivery)
+            verdicts.append(known)
+            log.info("action-unsure", task_id=action.task_id, reason=known.reason)
+            continue
+        if known is not None:
             session.add(known)
             verdicts.append(Verdict(verdict="duplicate", reason=f"it came before, as action {known.id}"))
             log.info("action-redelivered", action=known.id, task_id=known.task_id)
             continue
         action.delivery, action.channel, action.ahead = message.delivery, message.channel, message.redelivered
+        action.acknowledged = acknowledged_within is None
         session.add(action)
         actions.append(action)
         rejected = action.state == State.REJECTED
         verdicts.append(Verdict(verdict="rejected" if rejected else "accepted", reason=action.error))
+    if unsure:
+        await session.exec(delete(Delivery).where(col(Delivery.key).in_(unsure)))
     return verdicts, [action for action in actions if action.state == State.PENDING]
 
 
@@ -193,24 +209,40 @@ async def _one_by_one(session: Session, presses: Iterable[JobAction]) -> None:
         await connection.execute(_TAKE_LOCKS, {"space": _LOCKS, "stripes": stripes})
 
 
-async def _known(session: Session, action: Action, message: PulseMessage) -> Action | None:
-    """The action that this message was made into already, under another delivery key; it is marked as matched."""
-    if message.redelivered:
-        equal = await _equal(session, action, message.channel, now() - REDELIVERED_WITHIN)
+async def _known(
+    session: Session, action: Action, message: PulseMessage, acknowledged_within: timedelta | None
+) -> Action | Verdict | None:
+    """The action that this message was made into already, under another delivery key; it is marked as matched.
+
+    A verdict: that cannot be told yet.
+    """
+    at = now()
+    equal = await _equal(session, action, message.channel, at - REDELIVERED_WITHIN)
+    after = max((each.id or 0 for each in equal if each.ahead), default=0)
+    if message.redelivered and (earlier := [each for each in equal if not each.acknowledged]):
+        overdue = [each for each in earlier if each.delivered_at <= at - (acknowledged_within or timedelta(0))]
+        if not overdue:
+            reason = f"it may be action {earlier[0].id} once more, of which an acknowledgement may still come"
+            return Verdict(verdict="unsure", reason=reason, after=after)
         # of several the one that was brought again least often: what a lost channel had may come on two others
-        earlier = min(equal, key=lambda each: (each.redeliveries, each.id), default=None)
-        if earlier is not None:
-            earlier.channel, earlier.redeliveries = message.channel, earlier.redeliveries + 1
-            return earlier
-    if message.orphaned:
-        # its redelivery was stored after it was received; what is older is another press
-        received = now() - min(timedelta(seconds=min(message.held, 86_400)) + CLOCKS_APART, REDELIVERED_WITHIN)
-        equal = await _equal(session, action, message.channel, received)
-        later = next((each for each in equal if each.ahead), None)
-        if later is not None:
-            later.ahead = False
-            return later
+        known = min(overdue, key=lambda each: (each.redeliveries, each.id))
+        known.delivery, known.channel, known.delivered_at = message.delivery, message.channel, at
+        known.redeliveries += 1
+        return known
+    if after > message.alive_after and acknowledged_within is not None:
+        reason = f"action {after} is equal and came redelivered: it may be this one, if this one's channel is gone"
+        return Verdict(verdict="unsure", reason=reason, after=after)
     return None
+
+
+async def acknowledged(session: Session, deliveries: Sequence[str]) -> int:
+    """The broker does not bring these again. Returns how many actions that was not known of."""
+    rows = await session.exec(
+        update(Action)
+        .where(col(Action.delivery).in_(deliveries), col(Action.acknowledged).is_(False))
+        .values(acknowledged=True)
+    )
+    return int(rows.rowcount)
 
 
 async def _equal(session: Session, action: Action, channel: str, since: datetime) -> list[Action]:

@@ -677,6 +677,7 @@ def test_a_service_that_was_away(world: World) -> None:
         time.sleep(0.2)
         away.clear()
         world.service.wait_for(lambda: 2 in repository.stored)
+        world.service.wait_for(lambda: any(line["event"] == "service-back" for line in logs))
     events = [line["event"] for line in logs if line["event"].startswith("service-")]
     assert events == ["service-away", "service-back"]
     assert ids([event for batch in world.service.batches for event in batch]) == [1, 2]

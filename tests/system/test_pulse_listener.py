@@ -66,6 +66,36 @@ def test_each_press_is_one_action_whoever_is_killed_meanwhile(systems: Systems, 
     channel.connection.close()
 
 
+def test_equal_presses_that_a_killed_listener_held_are_each_one_action(systems: Systems, amqp_url: str) -> None:
+    """They come again to two others, in any order and beside new ones, and nothing in them tells one from the other."""
+    system = systems(amqp_url=amqp_url)
+    service = system.stack.service()
+    system.add_repository()
+    listeners = [system.stack.listener(f"pulse-{number}", "pulse") for number in range(3)]
+    for each in listeners:
+        system.wait(lambda: "connected" in each.tail())  # noqa: B023 - called at once
+    job = str(uuid.uuid4())
+    press(system, job)
+    system.wait(lambda: len(actions(system)) == 1)
+    channel = pika.BlockingConnection(pika.URLParameters(amqp_url)).channel()
+    service.kill()
+    for _ in range(9):
+        press(system, job)
+    system.wait(lambda: channel.queue_declare(queue_of(system), passive=True).method.message_count == 0)
+    listeners[0].kill()
+    listeners[1].kill()
+    listeners[1].start()
+    service.start()
+    system.wait(lambda: len(actions(system)) >= 10, 60)
+    press(system, job)
+    system.wait(lambda: len(actions(system)) >= 11, 60)
+    system.wait(lambda: channel.queue_declare(queue_of(system), passive=True).method.message_count == 0)
+    listeners[1].stop()  # which finishes what it holds
+    listeners[2].stop()
+    assert len(actions(system)) == 11
+    channel.connection.close()
+
+
 def test_a_queue_that_is_deleted_is_warned_of(systems: Systems, amqp_url: str) -> None:
     system = systems(amqp_url=amqp_url, settings={"TC_TREEHERDER_PULSE_READ": '["job-actions"]'})
     system.stack.service()

@@ -30,10 +30,14 @@ def channel(number: int) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"channel {number}"))
 
 
+def key(delivery: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"delivery {delivery}"))
+
+
 def message(
-    delivery: int, *, on: int = 1, redelivered: bool = False, held: float | None = None, **press: Any
+    delivery: int, *, on: int = 1, redelivered: bool = False, alive_after: int = 0, **press: Any
 ) -> dict[str, Any]:
-    """A message as the listener sends it, orphaned when it is `held`; `press` are fields of its body."""
+    """A message as the listener sends it; `press` are fields of its body."""
     body = {
         "version": 1,
         "project": "mc",
@@ -44,7 +48,7 @@ def message(
         **press,
     }
     return {
-        "delivery": str(uuid.uuid5(uuid.NAMESPACE_OID, f"delivery {delivery}")),
+        "delivery": key(delivery),
         "channel": channel(on),
         "redelivered": redelivered,
         "exchange": "exchange/treeherder/v1/job-actions",
@@ -52,7 +56,7 @@ def message(
         "cc": [],
         "body": json.dumps(body),
         "encoding": "utf-8",
-        **({} if held is None else {"orphaned": True, "held": held}),
+        "alive_after": alive_after,
     }
 
 
@@ -63,6 +67,13 @@ async def press(api: Api, *messages: Any) -> list[str]:
     verdicts = answer.json()["verdicts"]
     assert len(verdicts) == len(messages)
     return [verdict["verdict"] for verdict in verdicts]
+
+
+async def acknowledge(api: Api, *deliveries: int) -> int:
+    """Tell that the broker has taken the acknowledgement of these; how many actions that was news of."""
+    answer = await api.signed("/events/job-actions/acknowledged", {"deliveries": [key(each) for each in deliveries]})
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["actions"])
 
 
 async def actions(api: Api) -> list[Action]:
@@ -133,89 +144,120 @@ async def test_two_presses_that_are_redelivered_to_two_listeners_are_two_actions
     assert len(await actions(api)) == 2
 
 
-async def test_a_redelivery_that_comes_before_what_was_delivered_first_is_one_action(api: Api) -> None:
-    # listener A holds 1 and loses its channel; the broker brings it to B; A's own comes last
+async def test_what_was_acknowledged_is_not_brought_again_so_an_equal_one_is_another_press(api: Api) -> None:
+    assert await press(api, message(1, on=1)) == ["accepted"]
+    assert await acknowledge(api, 1) == 1
+    assert await acknowledge(api, 1, 77) == 0
+    # the second press was with a listener that was killed
     assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
-    assert await press(api, message(1, on=1, held=30)) == ["duplicate"]
-    assert await press(api, message(1, on=1, held=30)) == ["duplicate"]  # its key is known, too
-    assert len(await actions(api)) == 1
-
-
-async def test_an_orphan_that_comes_before_its_redelivery_is_one_action(api: Api) -> None:
-    assert await press(api, message(1, on=1, held=1)) == ["accepted"]
-    assert await press(api, message(2, on=2, redelivered=True)) == ["duplicate"]
-    assert len(await actions(api)) == 1
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
-async def test_a_message_that_three_listeners_hold_is_one_action_in_any_order(
-    sqlite_api: Api, order: tuple[int, ...]
-) -> None:
-    held = {1: message(1, on=1, held=60), 2: message(2, on=2, redelivered=True, held=30)}
-    held[3] = message(3, on=3, redelivered=True)
-    for number in order:
-        await press(sqlite_api, held[number])
-    assert len(await actions(sqlite_api)) == 1
-
-
-async def test_two_presses_whose_redeliveries_come_first_are_two_actions(api: Api) -> None:
-    again = [message(n, on=2, redelivered=True) for n in (3, 4)]
-    assert await press(api, *again) == ["accepted", "accepted"]
-    assert await press(api, *(message(n, on=1, held=30) for n in (1, 2))) == ["duplicate", "duplicate"]
-    # each is matched once: a third that was held is a third press
-    assert await press(api, message(5, on=1, held=30)) == ["accepted"]
+    # and brought twice more: what counts is the delivery that came last
+    assert await press(api, message(3, on=3, redelivered=True)) == ["duplicate"]
+    assert await acknowledge(api, 2) == 0
+    assert await press(api, message(4, on=4, redelivered=True)) == ["duplicate"]
+    assert await acknowledge(api, 4) == 1
+    assert await press(api, message(5, on=5, redelivered=True, alive_after=2)) == ["accepted"]
     assert len(await actions(api)) == 3
 
 
-async def test_two_presses_of_which_one_overtakes_the_other_are_two_actions(api: Api) -> None:
-    assert await press(api, message(1, on=1, held=30)) == ["accepted"]
-    again = [message(n, on=2, redelivered=True) for n in (3, 4)]
-    assert await press(api, *again) == ["duplicate", "accepted"]
-    assert await press(api, message(2, on=1, held=30)) == ["duplicate"]
+async def test_two_presses_that_two_listeners_are_brought_first_after_a_crash_are_two_actions(api: Api) -> None:
+    # both were with a listener that was killed before it could post them
+    assert await press(api, message(1, on=2, redelivered=True)) == ["accepted"]
+    assert await acknowledge(api, 1) == 1
+    assert await press(api, message(2, on=3, redelivered=True)) == ["unsure"]
+    assert await press(api, message(2, on=3, redelivered=True, alive_after=1)) == ["accepted"]
     assert len(await actions(api)) == 2
 
 
-async def test_an_orphan_is_not_taken_for_a_press_of_which_it_is_no_copy(api: Api) -> None:
-    assert await press(api, message(1, on=1)) == ["accepted"]  # came well, and waits for nobody
-    assert await press(api, message(2, on=2, held=30)) == ["accepted"]
-    assert await press(api, message(3, on=3, redelivered=True, job_guid=f"{RUN}/1")) == ["accepted"]
-    assert await press(api, message(4, on=3, held=30, job_guid=f"{RUN}/1")) == ["accepted"], "of the same channel"
+async def test_until_an_acknowledgement_is_overdue_nobody_knows(database_url: str) -> None:
+    async with running(settings_for(database_url, pulse={"acknowledged_within": 3600})) as api:
+        assert await press(api, message(1, on=1)) == ["accepted"]
+        assert await press(api, message(2, on=2, redelivered=True), message(3, on=2)) == ["unsure", "accepted"]
+        # nothing of it was stored, so the same delivery can come again
+        answer = await api.signed("/events/job-actions", {"events": [message(2, on=2, redelivered=True)]})
+        (verdict,) = answer.json()["verdicts"]
+        assert verdict["verdict"] == "unsure"
+        assert "action 1" in verdict["reason"]
+        assert await acknowledge(api, 1, 3) == 2
+        assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
+        assert await press(api, message(4, on=4, redelivered=True)) == ["unsure"]
+        async with api.database.writing() as session:
+            for action in await session.exec(select(Action)):
+                action.delivered_at -= timedelta(hours=2)
+        assert await press(api, message(4, on=4, redelivered=True)) == ["duplicate"]
+        assert await press(api, message(4, on=4, redelivered=True)) == ["duplicate"]
+        assert len(await actions(api)) == 3
+
+
+async def test_what_is_late_behind_its_own_redelivery_is_not_stored(api: Api) -> None:
+    # listener A posts 1 and loses its channel; the broker brings it to B, which is faster
+    assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
+    answer = await api.signed("/events/job-actions", {"events": [message(1, on=1)]})
+    (verdict,) = answer.json()["verdicts"]
+    assert (verdict["verdict"], verdict["after"]) == ("unsure", 1)
+    assert "action 1" in verdict["reason"]
+    assert len(await actions(api)) == 1
+
+
+async def test_what_came_on_a_channel_that_is_alive_is_another_press(api: Api) -> None:
+    assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
+    assert await press(api, message(1, on=1)) == ["unsure"]
+    assert await press(api, message(1, on=1, alive_after=1)) == ["accepted"]
+    assert await press(api, message(1, on=1)) == ["duplicate"]
+    # alive then is not alive now: since, one more came redelivered
+    assert await press(api, message(3, on=3)) == ["unsure"]
+    assert await acknowledge(api, 1, 2) == 2
+    assert await press(api, message(4, on=4, redelivered=True, alive_after=1)) == ["accepted"]
+    assert await press(api, message(3, on=3, alive_after=1)) == ["unsure"]
+    assert await press(api, message(3, on=3, alive_after=3)) == ["accepted"]
     assert len(await actions(api)) == 4
 
 
-async def test_a_second_press_that_was_held_is_not_lost(api: Api) -> None:
-    # which is why a listener gives what it holds, though its channel is gone: by its redelivery alone nobody could tell
-    assert await press(api, message(1, on=1)) == ["accepted"]  # and acknowledged
-    assert await press(api, message(2, on=1, held=1)) == ["accepted"]
-    assert await press(api, message(3, on=2, redelivered=True)) == ["duplicate"]
-    assert len(await actions(api)) == 2
+async def test_nobody_is_asked_about_what_came_on_the_same_channel(api: Api) -> None:
+    assert await press(api, message(1, on=1, redelivered=True)) == ["accepted"]
+    assert await press(api, message(2, on=1), message(3, on=1, redelivered=True)) == ["accepted", "accepted"]
 
 
-async def test_an_orphan_that_was_received_after_the_redelivery_is_another_press(api: Api) -> None:
-    # listener A was killed, so what it held never comes; much later the button is pressed once more
-    assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
-    async with api.database.writing() as session:
-        for action in await session.exec(select(Action)):
-            action.received_at = now() - timedelta(minutes=10)
-    assert await press(api, message(3, on=3, held=60)) == ["accepted"]
-    assert await press(api, message(4, on=4, held=700)) == ["duplicate"]
-    for held in (None, -1, "x", float("inf")):
-        assert await press(api, {**message(5, on=5), "orphaned": True, "held": held}) == ["rejected"]
+@pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
+async def test_a_message_that_three_listeners_posted_is_one_action_in_any_order(
+    sqlite_api: Api, order: tuple[int, ...]
+) -> None:
+    posted = {1: message(1, on=1), 2: message(2, on=2, redelivered=True), 3: message(3, on=3, redelivered=True)}
+    for number in order:
+        await press(sqlite_api, posted[number])
+    assert len(await actions(sqlite_api)) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "deliveries"),
+        ({"deliveries": "x"}, "deliveries"),
+        ({"deliveries": ["x"]}, "deliveries.0"),
+        ({"deliveries": [key(1)] * 1_001}, "deliveries"),
+        ([], "Acknowledged"),
+        (b"{", "JSON"),
+    ],
+)
+async def test_an_acknowledgement_that_is_nonsense_is_refused(sqlite_api: Api, body: Any, words: str) -> None:
+    answer = await sqlite_api.signed("/events/job-actions/acknowledged", body)
+    assert answer.status_code in {400, 422}
+    assert words in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("first", [{"on": 1}, {"on": 2, "redelivered": True}], ids=["natural", "overtaken"])
 async def test_equal_presses_in_transactions_at_once_are_one_action(postgres_url: str, first: dict[str, Any]) -> None:
-    second: dict[str, Any] = {"on": 3, "redelivered": True} if first["on"] == 1 else {"on": 1, "held": 30}
+    natural = first["on"] == 1
+    second: dict[str, Any] = {"on": 3, "redelivered": True} if natural else {"on": 1}
     async with running(settings_for(postgres_url)) as api:
         async with api.database.writing() as session:
             arrivals = [job_action(message(1, **first))]
-            (verdict,), _ = await store(session, arrivals)
+            (verdict,), _ = await store(session, arrivals, timedelta(0))
             await session.flush()
             posted = asyncio.create_task(press(api, message(2, **second)))
             done, _ = await asyncio.wait([posted], timeout=0.3)
             assert not done, "it must wait for what is not committed yet"
         assert verdict.verdict == "accepted"
-        assert await posted == ["duplicate"]
+        assert await posted == ["duplicate" if natural else "unsure"]
         assert len(await actions(api)) == 1
 
 
