@@ -1,11 +1,15 @@
 """How fast retriggers are, what they cost, and how that grows: `bin/measure-retrigger`."""
 
 import asyncio
+import base64
 import contextlib
+import json
 import sqlite3
+import statistics
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,11 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
+import pika
 import psutil
 import taskcluster.aio
 import typer
 
+from sandbox import broker
 from sandbox.stack import Process, Stack, wait_for
+from sandbox.treeherder import JOB_ACTIONS_EXCHANGE
 from service.flow.definition import stamp
 from service.flow.ids import slugid
 
@@ -135,6 +142,30 @@ class Measured:
             raise typer.BadParameter(f"the retrigger is {state}: {self.api.get(f'/actions/{action_id}').json()}")
         return Cost(seconds, first, spent, plan_cpu, self._calls(), peak[0])
 
+    def pressed(self, channel: Any, exchange: str, body: bytes) -> tuple[float, float]:
+        """Publish a press; the seconds until the action was stored and until its first createTask was answered."""
+        time.sleep(0.25)  # so that it comes alone, as a press does
+        before = self.api.get("/actions", params={"limit": 1}).json()["items"]
+        created = len(self._creations())
+        published = time.time()
+        while True:  # until the listener has bound its queue
+            try:
+                channel.basic_publish(exchange, f"taskcluster.{PROJECT}.retrigger", body, mandatory=True)
+                break
+            except pika.exceptions.UnroutableError:
+                time.sleep(0.1)
+                published = time.time()
+        while len(creations := self._creations()) == created:
+            time.sleep(0.02)
+        (action,) = self.api.get("/actions", params={"limit": 1}).json()["items"]
+        if [action["id"]] == [each["id"] for each in before]:
+            raise typer.BadParameter("a task was created, but no action is there")
+        return _since(published, action["received_at"]), _since(published, creations[created]["time"])
+
+    def _creations(self) -> list[Json]:
+        creations: list[Json] = self.taskcluster.get("/calls").json()["creations"]
+        return creations
+
     def _calls(self) -> dict[str, int]:
         calls: dict[str, int] = self.taskcluster.get("/calls").json()["calls"]
         return calls
@@ -166,6 +197,10 @@ class Measured:
         finally:
             stop.set()
             thread.join()
+
+
+def _since(then: float, moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp() - then
 
 
 @contextlib.contextmanager
@@ -255,14 +290,45 @@ def leaf(folder: Path, size: int) -> None:
             )
 
 
+def press(folder: Path, amqp_url: str, presses: int) -> None:
+    """From a message that the broker has confirmed to the first createTask's answer, one press after the other."""
+    broker.check(amqp_url)
+    guid = str(uuid.UUID(bytes=base64.urlsafe_b64decode(task_id("failed") + "==")))
+    pressed = {"version": 1, "project": PROJECT, "job_guid": f"{guid}/0", "action": "retrigger", "requester": "me"}
+    with Stack(folder, settings=SETTINGS, amqp_url=amqp_url) as stack:
+        one = Measured(stack, stack.service(), folder / "tc-treeherder.sqlite")
+        stack.listener("pulse", "pulse")
+        exchange = broker.exchange_prefix(stack.pulse_user) + JOB_ACTIONS_EXCHANGE
+        with pika.BlockingConnection(pika.URLParameters(amqp_url)) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            for latency in (0.0, 0.02):
+                one.load(graph("fan", 1))
+                one.taskcluster.post("/latency", json={"seconds": latency}).raise_for_status()
+                times = [one.pressed(channel, exchange, json.dumps(pressed).encode()) for _ in range(presses)]
+                stored, created = (sorted(which) for which in zip(*times, strict=True))
+                typer.echo(
+                    f"press, {latency * 1000:.0f} ms a call: stored after {_spread(stored)}, "
+                    f"first createTask after {_spread(created)}"
+                )
+
+
+def _spread(seconds: list[float]) -> str:
+    """Of sorted times."""
+    median, p95 = statistics.median(seconds), seconds[int(0.95 * (len(seconds) - 1))]
+    return f"{median * 1000:.0f} ms (95 % within {p95 * 1000:.0f} ms)"
+
+
 def main(
-    what: Annotated[list[str] | None, typer.Argument(help="fan, chain, rate, leaf; default: all four")] = None,
+    what: Annotated[list[str] | None, typer.Argument(help="fan, chain, rate, leaf, press; default: all five")] = None,
     sizes: Annotated[str, typer.Option(help="tasks of each graph")] = "10,100,1000,5000",
     group: Annotated[int, typer.Option(help="tasks of the leaf's group")] = 20_000,
+    presses: Annotated[int, typer.Option(help="of the button, one after the other")] = 50,
+    amqp_url: Annotated[str, typer.Option(help="a RabbitMQ, for press", envvar="SANDBOX_AMQP_URL")] = broker.LOCAL,
 ) -> None:
     """Measure retriggers on this machine: service on SQLite and Taskcluster's stand-in, each a process."""
     numbers = [int(size) for size in sizes.split(",")]
-    for each in what or ["fan", "chain", "rate", "leaf"]:
+    for each in what or ["fan", "chain", "rate", "leaf", "press"]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder)
             if each in {"fan", "chain"}:
@@ -271,8 +337,10 @@ def main(
                 rate(path, max(numbers))
             elif each == "leaf":
                 leaf(path, group)
+            elif each == "press":
+                press(path, amqp_url, presses)
             else:
-                raise typer.BadParameter(f"{each!r} is none of fan, chain, rate, leaf")
+                raise typer.BadParameter(f"{each!r} is none of fan, chain, rate, leaf, press")
 
 
 if __name__ == "__main__":
