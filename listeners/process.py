@@ -8,7 +8,8 @@ from typing import Protocol
 
 import structlog
 
-from listeners.settings import ListenerSettings, SettingsError, load
+from configuration import SettingsError
+from listeners.settings import ListenerSettings, load
 
 log = structlog.get_logger()
 

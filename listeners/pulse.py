@@ -22,13 +22,14 @@ import httpx
 import pika
 import structlog
 
+from configuration import SettingsError
 from events import MAX_BYTES, Noted, QueueReport, QueueState, Verdicts
 from listeners.announced import Announced, announced_url
 from listeners.consumer import Binding, Consumer, Found, Lost, Session
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, encode
 from listeners.probe import Probe
 from listeners.process import Configure, run
-from listeners.settings import ListenerSettings, SettingsError
+from listeners.settings import ListenerSettings
 
 log = structlog.get_logger()
 

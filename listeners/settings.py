@@ -1,52 +1,18 @@
-"""The listeners' settings: environment variables (`TC_TREEHERDER_…`) over a YAML file named by `TC_TREEHERDER_CONFIG`.
+"""The listeners' settings, read as `configuration` says.
 
-Service and listeners can share one environment and one file: each reads what is its own. Durations are seconds or
-ISO 8601.
+Service and listeners can share one environment and one file: each reads what is its own.
 """
 
-import base64
-import binascii
-import os
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    HttpUrl,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict, YamlConfigSettingsSource
 
+from configuration import Configuration, Duration, SettingsError, WebhookSecret, read, told
 from events import MAX_EVENTS
 
 MIB = 1024 * 1024
-
-
-def _webhook_secret(secret: SecretStr) -> SecretStr:
-    try:
-        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
-    except binascii.Error:
-        key = b""
-    if len(key) < 24:
-        raise ValueError("a webhook secret is whsec_ and base64 of at least 24 random bytes: openssl rand -base64 32")
-    return secret
-
-
-def _duration(value: Any) -> Any:
-    """Seconds as a number, which environment variables hold as text; anything else is ISO 8601, such as PT5M."""
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        return value
-    if not 0 <= seconds < 1e9:
-        raise ValueError(f"{value} is no duration: give seconds, such as 30 or 0.5, or ISO 8601, such as PT5M")
-    return timedelta(seconds=seconds)
 
 
 def _positive(value: timedelta) -> timedelta:
@@ -55,8 +21,6 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
-WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
-Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
 Positive = Annotated[Duration, AfterValidator(_positive)]
 
 _NAME = r"^[A-Za-z0-9._/-]{1,100}$"
@@ -95,10 +59,9 @@ class _SharedFile(YamlConfigSettingsSource):
         return {**data, **own}
 
 
-class ListenerSettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", extra="ignore", hide_input_in_errors=True
-    )
+class ListenerSettings(Configuration):
+    model_config = SettingsConfigDict(extra="ignore")
+    file_source = _SharedFile
 
     service_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8080"), description="where tc-treeherder serve answers")
     webhook_secrets: list[WebhookSecret] = Field(
@@ -185,22 +148,6 @@ class ListenerSettings(BaseSettings):
     log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
     sentry_dsn: SecretStr | None = Field(None, description="errors are reported to this Sentry")
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-        if path := os.environ.get("TC_TREEHERDER_CONFIG"):
-            if not os.path.isfile(path):
-                raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is no file")
-            sources += (_SharedFile(settings_cls, yaml_file=path),)
-        return sources
-
     @model_validator(mode="after")
     def _consistent(self) -> "ListenerSettings":
         if self.pulse_prefetch < self.pulse_batch:
@@ -212,36 +159,15 @@ class ListenerSettings(BaseSettings):
         return str(self.service_url).rstrip("/")
 
 
-class SettingsError(Exception):
-    """The settings are wrong; the message names each one and never a secret's value."""
-
-
 def load(**overrides: Any) -> ListenerSettings:
     """The settings of this process. Raises SettingsError."""
-    try:
-        return ListenerSettings(**overrides)
-    except ValidationError as error:
-        lines = [_line(problem) for problem in error.errors(include_input=False, include_url=False)]
-        raise SettingsError(
-            "wrong settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  " + "\n  ".join(lines)
-        ) from None
-    except SettingsError:
-        raise
-    except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
-        # the cause may hold a value
-        raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_where(error)})") from None
+    return read(ListenerSettings, _told, **overrides)
 
 
-def _line(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"]) or "settings"
-    if name == "webhook_secrets" and problem["type"] in {"missing", "too_short"}:
+def _told(problem: Any) -> str:
+    if problem["loc"] == ("webhook_secrets",) and problem["type"] in {"missing", "too_short"}:
         return (
-            f"{name}: a listener signs what it sends and has no secret: set TC_TREEHERDER_WEBHOOK_SECRETS to the same "
-            'JSON list as the service\'s, ["whsec_…"]'
+            "webhook_secrets: a listener signs what it sends and has no secret: set TC_TREEHERDER_WEBHOOK_SECRETS to "
+            'the same JSON list as the service\'s, ["whsec_…"]'
         )
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _where(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}" if mark else str(error).split("\n", 1)[0] if "field" in str(error) else "unreadable"
+    return told(problem)

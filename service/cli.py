@@ -36,8 +36,9 @@ def _fail(message: str) -> NoReturn:
 
 
 def _settings() -> "Settings":
+    from configuration import SettingsError
     from service import log
-    from service.settings import SettingsError, load
+    from service.settings import load
 
     try:
         settings = load()

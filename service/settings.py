@@ -1,28 +1,15 @@
-"""One `Settings`: environment variables (`TC_TREEHERDER_…`, nested with `__`) over a YAML file named by
-`TC_TREEHERDER_CONFIG`. Lists and mappings in a variable are JSON. Durations are seconds or ISO 8601."""
+"""One `Settings`, read as `configuration` says."""
 
-import base64
-import binascii
-import os
 from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    HttpUrl,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from configuration import Configuration, Duration, WebhookSecret, read
 from service.flow.error_task import DEFAULT_ERROR_TASK
 
 REPOSITORIES_WRITE = "tc-treeherder:repositories:write"
@@ -42,35 +29,6 @@ class Token(Strict):
     name: str = Field(min_length=1, description="stands in the log for the value")
     value: SecretStr = Field(min_length=16, description="at least 16 characters")
     scopes: list[str] = Field([], description="what the caller may do; a trailing * satisfies all that begin so")
-
-
-def _webhook_secret(secret: SecretStr) -> SecretStr:
-    try:
-        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
-    except binascii.Error:
-        key = b""
-    if len(key) < 24:
-        raise ValueError(
-            "a webhook secret is whsec_ and base64 of at least 24 random bytes: make one with openssl rand"
-        )
-    return secret
-
-
-def _duration(value: Any) -> Any:
-    """Seconds as a number, which environment variables hold as text; anything else is ISO 8601, such as PT5M."""
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        return value
-    if not 0 <= seconds < 1e9:
-        raise ValueError(f"{value} is no duration: give seconds, such as 30 or 0.5, or ISO 8601, such as PT5M")
-    return timedelta(seconds=seconds)
-
-
-Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
-
-
-WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 
 
 def _database_url(url: SecretStr) -> SecretStr:
@@ -210,10 +168,8 @@ class RetentionSettings(Strict):
     pushes: Duration = Field(timedelta(days=365), description="pushes and actions, with their ids and delivery keys")
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
-    )
+class Settings(Configuration):
+    model_config = SettingsConfigDict(extra="forbid")
 
     database_url: DatabaseUrl = Field(
         SecretStr("sqlite+aiosqlite:///tc-treeherder.sqlite"),
@@ -266,22 +222,6 @@ class Settings(BaseSettings):
         {}, description="in a file that service and listeners share: what is the listeners' alone (see below)"
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-        if path := os.environ.get("TC_TREEHERDER_CONFIG"):
-            if not os.path.isfile(path):
-                raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is no file")
-            sources += (YamlConfigSettingsSource(settings_cls, yaml_file=path),)
-        return sources
-
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         for prefix, environment in self.environments.items():
@@ -307,28 +247,6 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value().startswith("sqlite")
 
 
-class SettingsError(Exception):
-    """The settings are wrong; the message names each one and never a secret's value."""
-
-
 def load(**overrides: Any) -> Settings:
     """The settings of this process. Raises SettingsError."""
-    try:
-        return Settings(**overrides)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_input=False, include_url=False):
-            name = ".".join(str(part) for part in problem["loc"]) or "settings"
-            lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
-        raise SettingsError(
-            "wrong settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  " + "\n  ".join(lines)
-        ) from None
-    except SettingsError:
-        raise
-    except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
-        raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_field_of(error)})") from None
-
-
-def _field_of(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}" if mark else str(error).split("\n", 1)[0] if "field" in str(error) else "unreadable"
+    return read(Settings, **overrides)

@@ -27,10 +27,11 @@ import pytest
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
+from configuration import SettingsError
 from events import MAX_EVENTS, Acknowledged, Noted, PulseMessage, QueueReport, QueueState, Verdict, Verdicts
 from listeners import consumer as module
 from listeners.pulse import PulseListener, parameters, user
-from listeners.settings import ListenerSettings, SettingsError, load
+from listeners.settings import ListenerSettings, load
 from tests.listeners.fakes import SECRET, Answer, Request, problem, serving, short
 from tests.private_servers import MissingServiceError, PrivateBroker
 from tests.proxy import TcpProxy

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from listeners.settings import SettingsError, load
+from configuration import SettingsError
+from listeners.settings import load
 from tests.listeners.fakes import OTHER_SECRET, SECRET
 
 

@@ -196,7 +196,8 @@ def test_the_wheel_has_the_migrations_and_what_both_sides_share(wheel: Path) -> 
     in_checkout = {path.name for path in (ROOT / "alembic" / "versions").glob("*.py")}
     assert {name.rpartition("/")[2] for name in names if name.startswith("service/_alembic/versions/")} == in_checkout
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"events.py", "service", "listeners", "sandbox"}
+    modules = {"configuration.py", "events.py"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {*modules, "service", "listeners", "sandbox"}
     assert [name for name in names if name.endswith((".pyc", ".sqlite"))] == []
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.settings import SettingsError, load
+from configuration import SettingsError
+from service.settings import load
 
 SECRET = "hush-hush-0123456789"
 WEBHOOK = "whsec_" + "bmV3" * 10

@@ -22,10 +22,11 @@ import pytest
 from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
+from configuration import SettingsError
 from listeners.settings import ListenerSettings
 from sandbox import credentials
 from sandbox.stack import free_port
-from service.settings import Settings, SettingsError, load
+from service.settings import Settings, load
 from tests.service.asgi import push_event, signature
 from tests.services import Amqp
 from tests.system.conftest import PATH, REPOSITORY, System, graph_of

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from listeners.settings import SettingsError as ListenerSettingsError
+from configuration import SettingsError
 from listeners.settings import load as load_listeners
 from service.commands.client import checked
 from service.commands.doctor import hosts, near, pulse, taskcluster, treeherder
@@ -20,7 +20,7 @@ async def examine(settings: Settings, url: str | None, seconds: float) -> list[F
     reports = [Report("settings"), Report("database")]
     try:
         listeners = load_listeners()
-    except ListenerSettingsError as error:
+    except SettingsError as error:
         listeners = None
         reports[0].error("listeners", f"they would not start: {error}", "set what is named there, for listeners too")
     service_url = checked(url or near.own_address(settings))

@@ -9,11 +9,11 @@ from typing import Any
 import pika
 import pika.exceptions
 
+from configuration import SettingsError
 from listeners import pulse as listening
 from listeners.consumer import BROKER_ERRORS, told
 from listeners.consumer import remedy as remedy_of
 from listeners.settings import ListenerSettings
-from listeners.settings import SettingsError as ListenerSettingsError
 from service.auth import loopback
 from service.commands.doctor.finding import Examination, Report, apart
 from service.flow.notice import RETRIGGER_EXCHANGE
@@ -66,7 +66,7 @@ async def listener(report: Report, ex: Examination) -> None:
         return
     try:
         parameters, user = listening.parameters(settings), listening.user(settings)
-    except ListenerSettingsError as error:
+    except SettingsError as error:
         report.error("connection", str(error), listening.URL_FORM)
         return
 

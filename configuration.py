@@ -1,0 +1,98 @@
+"""How settings are read, the service's and the listeners' alike: environment variables (`TC_TREEHERDER_…`, nested with
+`__`) over a YAML file named by `TC_TREEHERDER_CONFIG`. Lists and mappings in a variable are JSON.
+
+Durations are seconds or ISO 8601.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+
+class SettingsError(Exception):
+    """The settings are wrong; the message names each one and never a secret's value."""
+
+
+def _webhook_secret(secret: SecretStr) -> SecretStr:
+    try:
+        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) < 24:
+        raise ValueError("a webhook secret is whsec_ and base64 of at least 24 random bytes: openssl rand -base64 32")
+    return secret
+
+
+def _duration(value: Any) -> Any:
+    """Seconds as a number, which environment variables hold as text; anything else is ISO 8601, such as PT5M."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return value
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"{value} is no duration: give seconds, such as 30 or 0.5, or ISO 8601, such as PT5M")
+    return timedelta(seconds=seconds)
+
+
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
+Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
+
+
+class Configuration(BaseSettings):
+    """The settings of a program. What the file has that is not its own, it may drop in `file_source`."""
+
+    model_config = SettingsConfigDict(env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", hide_input_in_errors=True)
+
+    file_source: ClassVar[type[YamlConfigSettingsSource]] = YamlConfigSettingsSource
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        if path := os.environ.get("TC_TREEHERDER_CONFIG"):
+            if not os.path.isfile(path):
+                raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is no file")
+            sources += (cls.file_source(settings_cls, yaml_file=path),)
+        return sources
+
+
+Made = TypeVar("Made", bound=Configuration)
+
+
+def told(problem: Any) -> str:
+    """One of pydantic's errors, without the value."""
+    name = ".".join(str(part) for part in problem["loc"]) or "settings"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def read(settings: type[Made], tell: Callable[[Any], str] = told, **overrides: Any) -> Made:
+    """The settings of this process; `tell` puts one of pydantic's errors in words. Raises SettingsError."""
+    try:
+        return settings(**overrides)
+    except ValidationError as error:
+        lines = [tell(problem) for problem in error.errors(include_input=False, include_url=False)]
+        raise SettingsError(
+            "wrong settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  " + "\n  ".join(lines)
+        ) from None
+    except SettingsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
+        # the cause may hold a value
+        raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_where(error)})") from None
+
+
+def _where(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}" if mark else str(error).split("\n", 1)[0] if "field" in str(error) else "unreadable"
