@@ -6,6 +6,7 @@ Durations are seconds or ISO 8601.
 
 import base64
 import binascii
+import difflib
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,6 +14,11 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+PREFIX = "TC_TREEHERDER_"
+
+_OTHERS = {"CONFIG", "TOKEN"}
+"""Variables with this prefix that are no setting: of the file, and of the commands that call the API."""
 
 
 class SettingsError(Exception):
@@ -47,7 +53,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta()
 class Configuration(BaseSettings):
     """The settings of a program. What the file has that is not its own, it may drop in `file_source`."""
 
-    model_config = SettingsConfigDict(env_prefix="TC_TREEHERDER_", env_nested_delimiter="__", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", hide_input_in_errors=True)
 
     file_source: ClassVar[type[YamlConfigSettingsSource]] = YamlConfigSettingsSource
 
@@ -91,6 +97,19 @@ def read(settings: type[Made], tell: Callable[[Any], str] = told, **overrides: A
     except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
         # the cause may hold a value
         raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_where(error)})") from None
+
+
+def unknown(*programs: type[Configuration]) -> dict[str, str]:
+    """Variables that look like settings of these programs and are none, each with what to do about it."""
+    names = {name.upper() for program in programs for name in program.model_fields} | _OTHERS
+    found = {}
+    for variable in sorted(os.environ):
+        name = variable.upper().removeprefix(PREFIX).partition("__")[0]
+        if variable.upper().startswith(PREFIX) and name not in names:
+            close = difflib.get_close_matches(name, names, 1)
+            meant = f"did you mean {PREFIX}{close[0]}? " if close else ""
+            found[variable] = f"{meant}`tc-treeherder settings` lists them all"
+    return found
 
 
 def _where(error: Exception) -> str:

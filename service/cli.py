@@ -36,15 +36,20 @@ def _fail(message: str) -> NoReturn:
 
 
 def _settings() -> "Settings":
-    from configuration import SettingsError
+    import structlog
+
+    from configuration import SettingsError, unknown
+    from listeners.settings import ListenerSettings
     from service import log
-    from service.settings import load
+    from service.settings import Settings, load
 
     try:
         settings = load()
     except SettingsError as error:
         _fail(str(error))
     log.configure(settings.log_level, settings.log_json, settings.sentry_dsn)
+    for variable, remedy in unknown(Settings, ListenerSettings).items():
+        structlog.get_logger().warning("setting-unknown", variable=variable, remedy=remedy)
     return settings
 
 

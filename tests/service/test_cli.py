@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 from sqlalchemy import make_url
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from service.cli import app
@@ -98,6 +99,17 @@ def test_beyond_loopback_it_serves_only_with_tokens(run: Run, monkeypatch: pytes
     tokens = json.dumps([{"name": "me", "value": SECRET}])
     assert run("serve", HOST="0.0.0.0", TOKENS=tokens)[0] == 0
     assert [options["host"] for options in started] == ["127.0.0.1", "127.0.0.2", "::1", "localhost", "0.0.0.0"]
+
+
+def test_a_variable_that_is_no_setting_is_warned_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with capture_logs() as logs:
+        assert run("serve", POL__INTERVAL=SECRET)[0] == 0
+    (line,) = [line for line in logs if line["event"] == "setting-unknown"]
+    assert line["variable"] == "TC_TREEHERDER_POL__INTERVAL"
+    assert "TC_TREEHERDER_POLL" in line["remedy"]
+    assert SECRET not in str(line)
 
 
 @pytest.mark.parametrize("command", ["serve", "work"])

@@ -8,6 +8,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
+from configuration import unknown
+from listeners.settings import ListenerSettings
 from service.api.health import get_version
 from service.commands.doctor.finding import Examination, Report, apart, told
 from service.database import Database, SchemaBehindError, check_schema, shown
@@ -39,6 +41,8 @@ def settings(report: Report, ex: Examination) -> None:
     else:
         remedy = "set TC_TREEHERDER_TOKENS to let others in"
         report.warning("credentials", "none: the API answers on loopback only, and whoever is there may do all", remedy)
+    for variable, remedy in unknown(Settings, ListenerSettings).items():
+        report.warning(variable, "no setting has this name, so it does nothing", remedy)
     if not of.environments:
         report.warning("environments", "none: pushes and jobs are shown nowhere", "name each Treeherder there")
 

@@ -180,6 +180,13 @@ def test_no_service_answers(doctor: Doctor) -> None:
     assert "serve" in found.the("service", "answer")["remedy"]
 
 
+def test_a_variable_that_is_no_setting_is_named(doctor: Doctor) -> None:
+    found = doctor(POL__INTERVAL="1")
+    finding = found.the("settings", "TC_TREEHERDER_POL__INTERVAL")
+    assert finding["status"] == "warning"
+    assert "TC_TREEHERDER_POLL" in finding["remedy"]
+
+
 def test_the_service_is_looked_for_where_the_settings_have_it(doctor: Doctor, system: System) -> None:
     assert doctor(SERVICE_URL=None, HOST="0.0.0.0").the("service", "answer")["detail"] == system.stack.service_url
 
