@@ -123,7 +123,14 @@ def caller_of(settings: Settings, request: Request) -> Caller:
 def loopback(host: str) -> bool:
     """Whether a Host header names this machine for itself."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a name or address, without port and brackets, is this machine's own."""
+    try:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

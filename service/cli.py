@@ -1,7 +1,6 @@
 """The tc-treeherder command."""
 
 import asyncio
-import ipaddress
 import signal
 import sys
 from contextlib import contextmanager
@@ -94,10 +93,11 @@ def serve(
     import uvicorn
 
     from service.app import create_app
+    from service.auth import is_loopback
     from service.server import Protocol
 
     settings = _settings()
-    if not settings.has_credentials and not _loopback(settings.host):
+    if not settings.has_credentials and not is_loopback(settings.host):
         _fail(
             f"host is {settings.host}, but no tokens are configured: without credentials the service listens on "
             "loopback only. Set TC_TREEHERDER_TOKENS or TC_TREEHERDER_TASKCLUSTER_LOGINS, or "
@@ -118,13 +118,6 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=10,
     )
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @app.command()

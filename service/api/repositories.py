@@ -1,6 +1,5 @@
 """The monitored repositories."""
 
-import ipaddress
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -11,6 +10,7 @@ from sqlmodel import col, select
 
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, RepositoryAlias, Writer, Writing, cursor, opaque
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
+from service.auth import is_loopback
 from service.database import Session, now
 from service.door import visible
 from service.errors import Problem, Refusal, Unavailable
@@ -49,20 +49,13 @@ def normal_url(settings: Settings, url: str) -> tuple[str, str]:
         refusal = wrong(f"is on {host}, which is not among allowed_hosts ({', '.join(settings.allowed_hosts)})")
         refusal.more["host_not_allowed"] = host
         raise refusal
-    if parts.scheme == "http" and not _loopback(name):
+    if parts.scheme == "http" and not is_loopback(name):
         raise wrong("is http; only a host on loopback may be asked without TLS")
     if not path.strip("/") or any(part in {"", ".", ".."} for part in path.strip("/").split("/")):
         raise wrong("names no repository: it needs a path such as /mozilla-central")
     if not all("!" <= c <= "~" for c in path):
         raise wrong("has a character in its path that must be percent-encoded")
     return f"{parts.scheme}://{host}{path}", host
-
-
-def _loopback(name: str) -> bool:
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def default_scopes(url: str) -> list[str]:
