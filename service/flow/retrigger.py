@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 from sqlalchemy import insert
+from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Queue, Status
@@ -193,7 +194,8 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
     target, group = subject.status["taskId"], subject.status["taskGroupId"]
     found = Found(target, group, subject.definition)
     made = Plan([], [], [])
-    if target == group:
+    decides = target == group and not await _leads_copies(parts, target)
+    if decides:
         made.notes.append(f"{target} is a decision task: it is copied alone, without what depends on it")
         page = await parts.queue.dependents(target)
         for status, definition in page.tasks:
@@ -213,7 +215,7 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
     statuses = await parts.queue.statuses(sorted(outside)) if outside else {}
     # in threads: for thousands of tasks it takes seconds, and other requests go on meanwhile
     chosen = await asyncio.to_thread(_choose, found, order, ancestors, statuses, made)
-    new_group = await _group(parts, found, len(chosen), made)
+    new_group = None if decides else await _group(parts, found, len(chosen), made)
     await asyncio.to_thread(_build, found, chosen, statuses, key, new_group, made)
     made.left_out = [*found.skipped.values()][:MAX_LEFT_OUT]
     if len(found.skipped) > MAX_LEFT_OUT:
@@ -230,10 +232,24 @@ def copies_dependents(status: Status, run_id: int | None) -> bool:
     return run is not None and run["state"] in _BAD_ENDS and run is status["runs"][-1]
 
 
+async def _leads_copies(parts: Parts, task_id: str) -> bool:
+    """Whether it is the first of several copies: then their group has its id, although it is no decision task."""
+    first, other = aliased(PlannedTask), aliased(PlannedTask)
+    together = (col(other.action_id) == first.action_id) & (col(other.plan_attempt) == first.plan_attempt)
+    async with parts.database.reading() as session:
+        others = await session.exec(
+            select(other.task_id)
+            .join(first, together)
+            .where(first.task_id == task_id, other.task_id != task_id, col(first.copy_of).is_not(None))
+            .limit(1)
+        )
+        return others.first() is not None
+
+
 async def _group(parts: Parts, found: "Found", copies: int, made: Plan) -> str | None:
     """The task group of the copies; None: a new one."""
     mode = parts.settings.retrigger_group
-    if found.target == found.group or mode == "new" or (mode == "auto" and copies > 1):
+    if mode == "new" or (mode == "auto" and copies > 1):
         return None
     if mode == "auto" and await parts.queue.group_sealed(found.group):
         made.notes.append(f"task group {found.group} is sealed: the copy gets a group of its own")

@@ -27,6 +27,7 @@ from service.models import Repository
 from service.settings import Settings, TaskclusterSettings
 from tests.service.flow.graphs import (
     GROUP,
+    WORKER,
     Definition,
     Direct,
     action_on,
@@ -149,6 +150,37 @@ async def test_a_decision_task_is_copied_alone_into_a_group_of_its_own(monitored
     assert there(monitored, made["group"])["taskGroupId"] == made["group"]
     assert [each["task_id"] for each in action.left_out] == [slug("a")]
     assert "decision task" in action.notes[0]
+
+
+async def test_a_copy_that_fails_too_is_copied_with_all_that_depends_on_it(monitored: World) -> None:
+    """The first copy's id is that of its task group, and yet it is no decision task."""
+    queue = monitored.tc.queue
+    build(queue, {"group": [], "a": [], "b": ["a"], "c": ["b"]})
+    end(queue, "a")
+    before = await copies(monitored, await carry_out(monitored, slug("a")))
+    for state in ("failed", "completed"):
+        assert there(monitored, before["a"])["taskGroupId"] == before["a"]
+        queue.claim_task(before["a"], 0, WORKER)
+        getattr(queue, f"report_{state}")(before["a"], 0)
+        action = await carry_out(monitored, before["a"])
+        assert (action.notes, action.left_out) == ([], [])
+        made = await copies(monitored, action)
+        group = made["a"] if state == "failed" else before["a"]
+        assert list(made) == (["a", "b", "c"] if state == "failed" else ["a"])
+        assert {there(monitored, task_id)["taskGroupId"] for task_id in made.values()} == {group}
+        before = made
+
+
+async def test_the_copy_of_a_decision_task_is_one_too(monitored: World) -> None:
+    queue = monitored.tc.queue
+    build(queue, {"group": []})
+    copy = (await copies(monitored, await carry_out(monitored, GROUP)))["group"]
+    queue.create_task(slug("a"), definition_of("a", [], taskGroupId=copy) | {"dependencies": [copy]})
+    queue.claim_task(copy, 0, WORKER)
+    queue.report_failed(copy, 0)
+    action = await carry_out(monitored, copy)
+    assert list(await copies(monitored, action)) == ["group"]
+    assert [each["task_id"] for each in action.left_out] == [slug("a")]
 
 
 async def test_dependents_in_other_groups_are_left_out(monitored: World) -> None:
