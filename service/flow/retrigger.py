@@ -10,7 +10,7 @@ A task that failed is copied with everything in its group that depends on it, as
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -391,13 +391,35 @@ def _choose(
         state = statuses.get(dependency, {}).get("state")
         if state in _BAD_ENDS and found.definition["requires"] == "all-completed":
             made.notes.append(f"the copy waits for {dependency}, which is {state}: retrigger or rerun that too")
-    for task_id in order[1:]:
+    for task_id in _originals_first(found, order, ancestors)[1:]:
         reason = _why_not(found, task_id, chosen, ancestors, statuses)
         if reason is None:
             chosen[task_id] = None
         else:
             found.leave_out(task_id, found.definitions[task_id], reason)
     return chosen
+
+
+def _originals(task_id: str, ancestors: Mapping[str, str]) -> Iterator[str]:
+    """What it is a copy of, and what that is a copy of."""
+    original = ancestors.get(task_id)
+    while original is not None:
+        yield original
+        original = ancestors.get(original)
+
+
+def _originals_first(found: Found, order: list[str], ancestors: Mapping[str, str]) -> list[str]:
+    """`order`, and copies behind what they are copies of: whether that is in the plan decides on them."""
+    if not any(each in found.definitions for task_id in order for each in _originals(task_id, ancestors)):
+        return order
+    behind = {
+        task_id: {"dependencies": [*found.definitions[task_id]["dependencies"], *_originals(task_id, ancestors)]}
+        for task_id in order
+    }
+    try:
+        return in_order(behind)
+    except CircleError:
+        return order  # an original that waits for its own copy: nobody knows which is to be first
 
 
 def _why_not(
@@ -408,11 +430,8 @@ def _why_not(
     statuses: Mapping[str, Status],
 ) -> str | None:
     """Why a dependent is not copied."""
-    original = ancestors.get(task_id)
-    while original is not None:
-        if original in found.definitions:
-            return f"it is an earlier copy of {original}"
-        original = ancestors.get(original)
+    if original := next((each for each in _originals(task_id, ancestors) if each in chosen), None):
+        return f"it is an earlier copy of {original}"
     definition = found.definitions[task_id]
     if not any(dependency in chosen for dependency in definition["dependencies"]):
         return "it depends on tasks that are left out only"

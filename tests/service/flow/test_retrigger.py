@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlmodel import select
 
 from sandbox.taskcluster import Client, Taskcluster
 from sandbox.taskcluster.queue import Queue
@@ -23,7 +24,7 @@ from service.flow import create, retrigger
 from service.flow.action import RejectedError, Subject
 from service.flow.definition import stamp
 from service.flow.retrigger import replace_ids
-from service.models import Repository
+from service.models import PlannedTask, Repository
 from service.settings import Settings, TaskclusterSettings
 from tests.service.flow.graphs import (
     GROUP,
@@ -222,6 +223,26 @@ async def test_an_earlier_copy_of_a_task_in_the_plan_is_not_copied_again(monitor
     assert list(await copies(monitored, action)) == ["a", "b"]
     assert {each["task_id"] for each in action.left_out} == {single["b"], again["b"]}
     assert all("earlier copy" in each["reason"] for each in action.left_out)
+
+
+async def test_the_copy_of_a_task_that_is_not_in_the_plan_is_copied(sqlite_url: str) -> None:
+    async with world_with(sqlite_url, retrigger_group="same") as world:
+        queue = world.tc.queue
+        build(queue, {"group": [], "a": [], "x": [], "b": ["a", "x"], "c": ["b"]})
+        end(queue, "x")
+        earlier = await copies(world, await carry_out(world, slug("x")))
+        queue.claim_task(earlier["x"], 0, WORKER)
+        queue.report_completed(earlier["x"], 0)
+        end(queue, "a")
+        action = await carry_out(world, slug("a"))
+        async with world.database.reading() as session:
+            rows = await session.exec(select(PlannedTask.copy_of).where(PlannedTask.action_id == action.id))
+            assert set(rows) == {slug("a"), earlier["b"], earlier["c"]}
+        reasons = {each["task_id"]: each["reason"] for each in action.left_out}
+        assert reasons == {
+            slug("b"): f"it needs {slug('x')}, which is failed and not copied",
+            slug("c"): "it depends on tasks that are left out only",
+        }
 
 
 async def test_what_could_never_run_is_left_out(monitored: World) -> None:
