@@ -110,17 +110,15 @@ class TaskclusterQueue:
 
     async def tasks(self, task_ids: Sequence[str]) -> dict[str, Definition]:
         found = await self._many(task_ids, lambda **call: self._queue().tasks(**call), "tasks")
-        return {each["taskId"]: each["task"] for each in found}
+        return {_part(each, "taskId", str): _part(each, "task", dict) for each in found}
 
     async def statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
         found = await self._many(task_ids, lambda **call: self._queue().statuses(**call), "statuses")
-        return {each["taskId"]: each["status"] for each in found}
+        return {_part(each, "taskId", str): _part(each, "status", dict) for each in found}
 
     async def dependents(self, task_id: str, token: str | None = None) -> Page:
         answer = await answer_of(lambda: self._queue().listDependentTasks(task_id, query=_after(token)))
-        return Page(
-            [(each["status"], each["task"]) for each in _part(answer, "tasks", list)], answer.get("continuationToken")
-        )
+        return Page(_tasks(answer), _following(answer, token))
 
     async def group_sealed(self, group_id: str) -> bool:
         answer = await self._read(lambda: self._queue().getTaskGroup(group_id))
@@ -130,8 +128,8 @@ class TaskclusterQueue:
         token: str | None = None
         while True:
             answer = await answer_of(lambda: self._queue().listTaskGroup(group_id, query=_after(token)))  # noqa: B023 - awaited before the token changes
-            yield [(each["status"], each["task"]) for each in _part(answer, "tasks", list)]
-            token = answer.get("continuationToken")
+            yield _tasks(answer)
+            token = _following(answer, token)
             if token is None:
                 return
 
@@ -143,7 +141,7 @@ class TaskclusterQueue:
             while True:
                 answer = await answer_of(lambda: call(payload=asked, query=_after(token)))  # noqa: B023 - awaited before they change
                 found += _part(answer, key, list)
-                token = answer.get("continuationToken")
+                token = _following(answer, token)
                 if token is None:
                     break
         return found
@@ -155,7 +153,7 @@ class TaskclusterQueue:
             query = _after(token)
             answer = await self._read(lambda: self._queue().listArtifacts(task_id, str(run_id), query=query))  # noqa: B023 - awaited before it changes
             found += _part(answer, "artifacts", list) if answer else []
-            token = answer.get("continuationToken") if answer else None
+            token = _following(answer, token) if answer else None
             if token is None:
                 return found
 
@@ -269,12 +267,25 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
     return answer
 
 
-def _part(answer: dict[str, Any], key: str, kind: type[_T]) -> _T:
-    """What the answer has there. Raises Unavailable when that is something else."""
-    found = answer.get(key)
+def _part(answer: Any, key: str, kind: type[_T]) -> _T:
+    """What the answer, or an item of its list, has there. Raises Unavailable when that is something else."""
+    found = answer.get(key) if isinstance(answer, dict) else None
     if not isinstance(found, kind):
         raise Unavailable("taskcluster", f"Taskcluster's answer has no {kind.__name__} {key!r}")
     return found
+
+
+def _tasks(answer: dict[str, Any]) -> list[tuple[Status, Definition]]:
+    return [(_part(each, "status", dict), _part(each, "task", dict)) for each in _part(answer, "tasks", list)]
+
+
+def _following(answer: dict[str, Any], token: str | None) -> str | None:
+    """What asks for the page behind this answer, None when it was the last. Raises Unavailable when that is this one
+    again: such a list would never end."""
+    following = _part(answer, "continuationToken", str) if answer.get("continuationToken") else None
+    if following is not None and following == token:
+        raise Unavailable("taskcluster", "Taskcluster's answer says that it is followed by itself")
+    return following
 
 
 def _after(token: str | None) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import mohawk.util
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sandbox.taskcluster import Client, Taskcluster, create_app
@@ -262,6 +262,45 @@ async def test_a_success_that_is_none(said: str, kind: str) -> None:
             await queue.create_task(TASK, {}, ["a"])
         with pytest.raises(Unavailable, match="answered something"):
             await queue.task(TASK)
+
+
+LISTS: dict[str, Callable[[TaskclusterQueue], Awaitable[Any]]] = {
+    "dependents": lambda queue: queue.dependents(TASK),
+    "group": lambda queue: _whole(queue.group(TASK)),
+    "tasks": lambda queue: queue.tasks([TASK]),
+    "statuses": lambda queue: queue.statuses([TASK]),
+}
+
+
+async def _whole(pages: AsyncIterator[Any]) -> list[Any]:
+    return [page async for page in pages]
+
+
+@pytest.mark.parametrize("item", [None, "x", 1, [], {}, {"taskId": TASK}, {"status": 1, "task": 1, "taskId": TASK}])
+@pytest.mark.parametrize("listed", LISTS)
+async def test_a_list_of_something_else(listed: str, item: Any) -> None:
+    async def answer(_: Request) -> Response:
+        return JSONResponse({"tasks": [item], "statuses": [item]})
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
+    async with serving(app) as url, queue_at(url) as queue:
+        with pytest.raises(Unavailable, match="Taskcluster's answer has no"):
+            await LISTS[listed](queue)
+
+
+@pytest.mark.parametrize(("token", "ends"), [("again", False), ({}, True), (7, False), ("", True), (None, True)])
+@pytest.mark.parametrize("listed", [name for name in LISTS if name != "dependents"])
+async def test_a_list_that_never_ends(listed: str, token: Any, ends: bool) -> None:
+    async def answer(_: Request) -> Response:
+        return JSONResponse({"tasks": [], "statuses": [], "continuationToken": token})
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
+    async with serving(app) as url, queue_at(url) as queue, asyncio.timeout(5):
+        if ends:
+            assert not any(await LISTS[listed](queue))
+        else:
+            with pytest.raises(Unavailable, match="Taskcluster's answer"):
+                await LISTS[listed](queue)
 
 
 @pytest.mark.parametrize(("kind", "calls"), [("drop", 2), ("drop-after", 2), ("hang", 1)])
