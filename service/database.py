@@ -32,9 +32,6 @@ log = structlog.get_logger()
 
 Session = AsyncSession
 
-SQLITE_POOL = 5
-"""Connections to SQLite. One writes at a time, the others read; each has a thread and a cache of some megabytes."""
-
 
 def now() -> datetime:
     """The present, aware and in UTC: the only clock of the service."""
@@ -71,8 +68,6 @@ class Database:
             self.engine = create_async_engine(
                 url,
                 connect_args={"timeout": 30, "async_creator_fn": sqlite.connect},
-                pool_size=SQLITE_POOL,
-                max_overflow=0,
                 hide_parameters=True,
             )
             _prepare_sqlite(self.engine.sync_engine)

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlmodel import col, select
 
-from service.database import SQLITE_POOL, Database, SchemaBehindError, check_schema, check_schema_async, now
+from service.database import Database, SchemaBehindError, check_schema, check_schema_async, now
 from service.models import DeadLetter, PushStep, StepKind
 from tests.service.world import add_repository
 
@@ -103,22 +103,6 @@ async def test_sqlite_readers_never_wait_for_a_writer(sqlite: Database) -> None:
         async with asyncio.timeout(1):
             assert await subjects(sqlite) == []
     assert await subjects(sqlite) == ["a"]
-
-
-async def test_sqlite_has_few_connections_and_whoever_comes_later_waits(sqlite: Database) -> None:
-    """Each keeps some megabytes for good."""
-    at_once: list[int] = []
-
-    async def read() -> None:
-        async with sqlite.reading() as session:
-            await session.exec(select(DeadLetter.subject))
-            at_once.append(sqlite.engine.pool.checkedout())  # type: ignore[attr-defined]  # of a QueuePool
-            await asyncio.sleep(0.01)
-
-    await asyncio.gather(*(read() for _ in range(30)))
-    assert (len(at_once), max(at_once)) == (30, SQLITE_POOL)
-    async with sqlite.writing() as session:
-        session.add(letter("a"))
 
 
 async def test_sqlite_pragmas(sqlite: Database) -> None:
