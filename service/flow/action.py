@@ -18,9 +18,10 @@ import base64
 import binascii
 import uuid
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import structlog
@@ -148,7 +149,9 @@ async def store(
     if acknowledged_within is None:
         fresh = {arrival.message.delivery for arrival in arrivals}
     unsure: list[str] = []
-    await _one_by_one(session, [a.press for a in arrivals if a.press is not None and a.message.delivery in fresh])
+    presses = [a.press for a in arrivals if a.press is not None and a.message.delivery in fresh]
+    await _one_by_one(session, presses)
+    equal = await _earlier(session, presses)
     verdicts: list[Verdict] = []
     actions: list[Action] = []
     for arrival in arrivals:
@@ -163,7 +166,10 @@ async def store(
             verdicts.append(Verdict(verdict="rejected", reason=f"{arrival.reason}; kept as a dead letter"))
             continue
         action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
-        known = await _known(session, action, message, acknowledged_within)
+        others = [each for each in equal[_said(action)] if each.channel != message.channel]
+        if any(each.id is None for each in others):
+            await session.flush()
+        known = _known(others, message, acknowledged_within)
         if isinstance(known, Verdict):
             unsure.append(message.delivery)
             verdicts.append(known)
@@ -177,6 +183,7 @@ async def store(
         action.delivery, action.channel, action.ahead = message.delivery, message.channel, message.redelivered
         action.acknowledged = acknowledged_within is None
         session.add(action)
+        equal[_said(action)].append(action)
         actions.append(action)
         rejected = action.state == State.REJECTED
         verdicts.append(Verdict(verdict="rejected" if rejected else "accepted", reason=action.error))
@@ -209,15 +216,44 @@ async def _one_by_one(session: Session, presses: Iterable[JobAction]) -> None:
         await connection.execute(_TAKE_LOCKS, {"space": _LOCKS, "stripes": stripes})
 
 
-async def _known(
-    session: Session, action: Action, message: PulseMessage, acknowledged_within: timedelta | None
+_Said = tuple[str, str, str, str, int | None]
+
+
+def _said(action: Action) -> _Said:
+    """What is the same in equal presses."""
+    return action.task_id, action.kind, action.project, action.requester, action.run_id
+
+
+async def _earlier(session: Session, presses: Sequence[JobAction]) -> defaultdict[_Said, list[Action]]:
+    """Those of the last day that may be one of `presses` already, or that one of them may be late behind."""
+    found: defaultdict[_Said, list[Action]] = defaultdict(list)
+    if not presses:
+        return found
+    earlier = await session.exec(
+        select(Action)
+        .where(
+            col(Action.task_id).in_({press.job[0] for press in presses}),
+            Action.source == Source.PULSE,
+            col(Action.received_at) > now() - REDELIVERED_WITHIN,
+            col(Action.acknowledged).is_(False) | col(Action.ahead).is_(True),
+        )
+        .order_by(col(Action.id))  # as `acknowledged` does, so that two who lock them never wait in a circle
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    for action in earlier:
+        found[_said(action)].append(action)
+    return found
+
+
+def _known(
+    equal: Sequence[Action], message: PulseMessage, acknowledged_within: timedelta | None
 ) -> Action | Verdict | None:
     """The action that this message was made into already, under another delivery key; it is marked as matched.
 
-    A verdict: that cannot be told yet.
+    A verdict: that cannot be told yet. `equal`: those that say the same, and last came on another channel.
     """
     at = now()
-    equal = await _equal(session, action, message.channel, at - REDELIVERED_WITHIN)
     after = max((each.id or 0 for each in equal if each.ahead), default=0)
     if message.redelivered and (earlier := [each for each in equal if not each.acknowledged]):
         overdue = [each for each in earlier if each.delivered_at <= at - (acknowledged_within or timedelta(0))]
@@ -237,34 +273,15 @@ async def _known(
 
 async def acknowledged(session: Session, deliveries: Sequence[str]) -> int:
     """The broker does not bring these again. Returns how many actions that was not known of."""
-    rows = await session.exec(
-        update(Action)
+    known = await session.exec(
+        select(Action.id)
         .where(col(Action.delivery).in_(deliveries), col(Action.acknowledged).is_(False))
-        .values(acknowledged=True)
-    )
-    return int(rows.rowcount)
-
-
-async def _equal(session: Session, action: Action, channel: str, since: datetime) -> list[Action]:
-    """Those that say the same as `action` and last came on another channel, since then."""
-    await session.flush()  # those of this batch count too
-    # all are locked, for one that another transaction has matched meanwhile must not hide the others
-    equal = await session.exec(
-        select(Action)
-        .where(
-            Action.task_id == action.task_id,
-            Action.source == Source.PULSE,
-            Action.kind == action.kind,
-            Action.project == action.project,
-            Action.requester == action.requester,
-            Action.run_id == action.run_id,
-            col(Action.received_at) > since,
-        )
-        .order_by(col(Action.id))  # so that two who lock them never wait in a circle
+        .order_by(col(Action.id))  # as `_earlier` does
         .with_for_update()
-        .execution_options(populate_existing=True)
     )
-    return [each for each in equal if each.channel != channel]
+    ids = list(known)
+    await session.exec(update(Action).where(col(Action.id).in_(ids)).values(acknowledged=True))
+    return len(ids)
 
 
 async def called(session: Session, action: Action, key: str, digest: str) -> Action | None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sqlalchemy import event
 from sqlmodel import col, select
 
 from service.api.events import job_action
@@ -259,6 +260,36 @@ async def test_equal_presses_in_transactions_at_once_are_one_action(postgres_url
         assert verdict.verdict == "accepted"
         assert await posted == ["duplicate" if natural else "unsure"]
         assert len(await actions(api)) == 1
+
+
+async def test_those_that_lock_the_same_actions_never_wait_in_a_circle(postgres_url: str) -> None:
+    guids = [f"{RUN}/{number}" for number in range(2)]
+    async with running(settings_for(postgres_url)) as api:
+        keys = sorted([1, 2], key=key)
+        await press(api, *(message(number, job_guid=guid) for number, guid in zip(keys, guids, strict=True)))
+        async with api.database.writing() as session:
+            await session.get(Action, 1, with_for_update=True)
+            told = asyncio.create_task(acknowledge(api, *keys))
+            await asyncio.sleep(0.3)  # it waits for the first, and has not come to the second
+            again = [message(5, on=2, redelivered=True, job_guid=guid) for guid in reversed(guids)]
+            posted = asyncio.create_task(press(api, again[0], {**again[1], "delivery": key(6)}))
+            await asyncio.sleep(0.3)
+        assert await told == 2
+        assert await posted == ["accepted", "accepted"]
+
+
+async def test_a_full_batch_reads_the_database_no_more_often_than_a_small_one(api: Api) -> None:
+    """Until it is committed nobody can acknowledge it, and what takes seconds would be overdue from the start."""
+    asked: list[str] = []
+    engine = api.database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+    batches = [[message(100 * size + n, on=size, redelivered=True) for n in range(size)] for size in (2, 40)]
+    needed = []
+    for batch in batches:
+        asked.clear()
+        await press(api, *batch)
+        needed.append(sum("SELECT" in each for each in asked))
+    assert needed[1] == needed[0], asked
 
 
 async def test_two_presses_of_which_none_was_stored_before_are_two_actions_too(api: Api) -> None:
