@@ -275,6 +275,26 @@ def _part(answer: Any, key: str, kind: type[_T]) -> _T:
     return found
 
 
+def known_definition(definition: Definition) -> Definition:
+    """`definition`, of which everything can be relied on that decides what becomes of a task. Raises Unavailable."""
+    for key in ("taskGroupId", "schedulerId", "workerType", "requires", "created", "deadline", "expires"):
+        _part(definition, key, str)
+    for key in ("dependencies", "routes"):
+        if not all(type(each) is str for each in _part(definition, key, list)):
+            raise Unavailable("taskcluster", f"Taskcluster's answer has {key} that are no texts")
+    return definition
+
+
+def known_status(status: Status) -> Status:
+    """`status`, likewise."""
+    for key in ("taskId", "taskGroupId", "schedulerId", "state", "deadline", "expires"):
+        _part(status, key, str)
+    for run in _part(status, "runs", list):
+        _part(run, "runId", int)
+        _part(run, "state", str)
+    return status
+
+
 def _tasks(answer: dict[str, Any]) -> list[tuple[Status, Definition]]:
     return [(_part(each, "status", dict), _part(each, "task", dict)) for each in _part(answer, "tasks", list)]
 

@@ -32,7 +32,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlmodel import col, delete, select, update
 
 from events import PulseMessage, Verdict
-from service.clients.taskcluster import Definition, Status
+from service.clients.taskcluster import Definition, Status, known_definition, known_status
 from service.database import Session, now
 from service.door import NonsenseError, parse
 from service.errors import Refusal
@@ -340,6 +340,7 @@ async def subject_of(parts: Parts, project: str, task_id: str) -> Subject:
         raise FailedError(f"Taskcluster does not let us see task {task_id} ({refusal.status}): {refusal}") from None
     if definition is None or status is None:
         raise RejectedError(f"there is no task {task_id} in Taskcluster: it may have expired")
+    definition, status = known_definition(definition), known_status(status)
     prefixes = tuple(parts.settings.environments) or KNOWN_PREFIXES
     named = [
         (prefix, found)

@@ -21,7 +21,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
-from service.clients.taskcluster import Definition, Queue, Status
+from service.clients.taskcluster import Definition, Queue, Status, known_definition, known_status
 from service.database import Session, now
 from service.door import problems_of, visible
 from service.errors import Refusal
@@ -199,7 +199,7 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
         made.notes.append(f"{target} is a decision task: it is copied alone, without what depends on it")
         page = await parts.queue.dependents(target)
         for status, definition in page.tasks:
-            found.leave_out(status["taskId"], definition, "a decision task is copied alone")
+            found.leave_out(known_status(status)["taskId"], definition, "a decision task is copied alone")
     elif copies_dependents(subject.status, run_id):
         everywhere = await dependents(parts.queue, found)
         if not everywhere:
@@ -213,6 +213,8 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
     ancestors = await _ancestors(parts, order)
     outside = {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
     statuses = await parts.queue.statuses(sorted(outside)) if outside else {}
+    for status in statuses.values():
+        known_status(status)
     # in threads: for thousands of tasks it takes seconds, and other requests go on meanwhile
     chosen = await asyncio.to_thread(_choose, found, order, ancestors, statuses, made)
     new_group = None if decides else await _group(parts, found, len(chosen), made)
@@ -278,9 +280,9 @@ class Found:
         self.skipped[task_id] = {"task_id": task_id, "name": visible(name_of(definition)), "reason": reason}
 
     def add(self, status: Status, definition: Definition) -> bool:
-        """Note a dependent; whether it is a new one of the group."""
-        task_id: str = status["taskId"]
-        if definition["taskGroupId"] != self.group:
+        """Note a dependent; whether it is a new one of the group. Raises Unavailable for what is no task."""
+        task_id: str = known_status(status)["taskId"]
+        if known_definition(definition)["taskGroupId"] != self.group:
             self.leave_out(task_id, definition, f"it is in another task group, {definition['taskGroupId']}")
             return False
         if task_id in self.definitions:
@@ -326,8 +328,8 @@ async def _read_group(queue: Queue, found: Found) -> None:
     needs: dict[str, list[str]] = {}
     async for page in queue.group(found.group):
         for status, definition in page:
-            dependencies = definition["dependencies"]
-            needs[status["taskId"]] = dependencies
+            dependencies = known_definition(definition)["dependencies"]
+            needs[known_status(status)["taskId"]] = dependencies
             if any(dependency in found.definitions for dependency in dependencies):
                 found.add(status, definition)
             found.states[status["taskId"]] = status["state"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlmodel import select
 
 from sandbox.taskcluster import Client, Taskcluster
-from sandbox.taskcluster.queue import Queue
+from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import TaskclusterQueue
 from service.database import Database, now
 from service.errors import Unavailable
@@ -598,6 +598,44 @@ async def test_whatever_call_fails_for_a_while_it_is_carried_out_once(
         assert all(
             queue.find(task_id).runs == [] or name == "a" for name, task_id in (await copies(world, action)).items()
         )
+
+
+ODD_DEFINITIONS: list[dict[str, Any]] = [
+    {"routes": None},
+    {"routes": [1]},
+    {"dependencies": None},
+    {"dependencies": [{"an": "object"}]},
+    {"requires": None},
+    {"created": 0},
+]
+ODD_STATUSES: list[dict[str, Any]] = [{"runs": [None]}, {"runs": [{}]}, {"state": None}]
+
+
+@pytest.mark.parametrize("calls", [0, 20])
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        *itertools.product("ab", ODD_DEFINITIONS),
+        *itertools.product(["a", "b", "outside"], ODD_STATUSES),
+    ],
+    ids=str,
+)
+async def test_an_answer_that_is_no_task_postpones_it(
+    monitored: World, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any], name: str, calls: int
+) -> None:
+    monkeypatch.setattr(retrigger, "WALK_CALLS", calls)
+    queue = monitored.tc.queue
+    build(queue, {"group": [], "outside": [], "a": [], "b": ["a", "outside"]})
+    end(queue, "a")
+    task, whole = queue.find(slug(name)), Task.status
+    if odd in ODD_STATUSES:
+        monkeypatch.setattr(Task, "status", lambda each: whole(each) | (odd if each is task else {}))
+    else:
+        task.definition = task.definition | odd
+    await action_on(monitored, slug("a"))
+    hold = await claimed(monitored)
+    with pytest.raises(Unavailable, match="Taskcluster's answer has"):
+        await retrigger.run(monitored.parts, hold)
 
 
 async def test_many_throttled_calls_do_not_make_the_waits_long(sqlite_url: str) -> None:
