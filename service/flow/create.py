@@ -209,7 +209,10 @@ def _readable(task: PlannedTask, refusal: Refusal) -> str:
 
 
 def missing_scopes(message: str) -> list[str]:
-    """The scopes that the message of a 403 InsufficientScopes says are missing; of alternatives the first."""
+    """The scopes that the message of a 403 InsufficientScopes says are missing; of alternatives the last.
+
+    These are the priorities that allow the task's, from the highest down to the task's own, which allows the least.
+    """
     found = re.search(r"missing the following scopes:\s*```\s*(.*?)\s*```", message, re.DOTALL)
     if found is None:
         return []
@@ -223,7 +226,7 @@ def missing_scopes(message: str) -> list[str]:
 def _flat(expression: Any) -> list[str]:
     if isinstance(expression, dict):
         if "AnyOf" in expression:
-            return [scope for each in expression["AnyOf"][:1] for scope in _flat(each)]
+            return [scope for each in expression["AnyOf"][-1:] for scope in _flat(each)]
         return [scope for each in expression.get("AllOf", []) for scope in _flat(each)]
     return [str(expression)]
 
