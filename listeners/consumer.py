@@ -87,10 +87,18 @@ class Inbox(Generic[Item]):
                 self._changed.notify()
 
     def drop(self) -> None:
-        """What waits is not given on: its channel is gone, and the broker brings it again."""
+        """What waits is not given on: its channel is gone, and the broker brings it again.
+
+        What a deleted queue had brought stays: nobody brings that again.
+        """
         with self._changed:
-            self._items.clear()
-            self._bytes = 0
+            self._items = deque(each for each in self._items if each[1].cancelled)
+            self._bytes = sum(len(item) for item, *_ in self._items)
+
+    @property
+    def waiting(self) -> int:
+        """Those that wait, without the batch that is under way."""
+        return len(self._items)
 
     def close(self) -> None:
         """Nothing more comes: what waits is ready at once."""
@@ -130,28 +138,33 @@ class Inbox(Generic[Item]):
 
 
 class Session:
-    """One channel, and how far it is acknowledged. Delivery tags count per channel, and begin at 1 on each."""
+    """One channel, and how far it is acknowledged. Delivery tags count per channel, and begin at 1 on each.
+
+    `cancelled`: the broker has ended its consumer, as it does when the queue is deleted; so what it brought is here only.
+    """
 
     def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
         self.id = str(uuid.uuid4())
         self._connection, self._channel, self._prefetch = connection, channel, prefetch
         self._done = self._acknowledged = 0
+        self.cancelled = False
 
     @property
     def lost(self) -> bool:
-        """Whether it is no more. From any thread."""
-        return not self._channel.is_open
+        """Whether it is no more, and the broker brings again what it brought. From any thread."""
+        return not self.cancelled and not self._channel.is_open
 
     def done(self, tag: int) -> None:
         """All up to `tag` is given. From any thread; the acknowledgement is sent by the one that owns the connection.
 
-        On a channel that is no more it does nothing: the broker delivers again, marked as redelivered.
+        On a channel that is no more it does nothing: the broker delivers again, marked as redelivered, what it still has.
         """
         self._done = tag
         try:
             self._connection.add_callback_threadsafe(self.acknowledge)
         except pika.exceptions.ConnectionWrongStateError:
-            log.info("not-acknowledged", channel=self.id, reason=LOST)
+            if not self.cancelled:
+                log.info("not-acknowledged", channel=self.id, reason=LOST)
 
     def acknowledge(self) -> None:
         if self._done > self._acknowledged and self._channel.is_open:
@@ -176,7 +189,7 @@ class Session:
         except pika.exceptions.ConnectionWrongStateError:
             return False
         while not answered.wait(LOOK):
-            if self.lost:
+            if not self._channel.is_open:
                 return False
         return True
 
@@ -315,10 +328,27 @@ class Consumer(Generic[Item]):
             self._report_at = 0
             self.connected, self._seen = True, time.monotonic()
             log.info("connected", queue=self.queue, broker=self._parameters.host, channel=session.id, found=found)
-            self._consume(connection, channel, session)
+            if self._older_given(connection):
+                self._consume(connection, channel, session)
             self._finish(connection, session)
         finally:
             close(connection)
+
+    def _older_given(self, connection: Any) -> bool:
+        """Wait until what a deleted queue had brought is given, False when it is time to end.
+
+        Otherwise each queue that is deleted while the service is away would add to what is held.
+        """
+        every = self._settings.pulse_bind_every.total_seconds()
+        look_at = time.monotonic() + every
+        while self.inbox.waiting and not self._stop.is_set():
+            connection.process_data_events(LOOK)
+            self._seen = now = time.monotonic()
+            if now > look_at:  # nobody consumes, so nobody is told
+                if not self._exists(connection):
+                    raise CancelledError("the queue was deleted before it was read")
+                look_at = now + every
+        return not self._stop.is_set()
 
     def _consume(self, connection: Any, channel: Any, session: Session) -> None:
         bind_at = time.monotonic() + self._settings.pulse_bind_every.total_seconds()
@@ -337,6 +367,7 @@ class Consumer(Generic[Item]):
                 # also those that were bound: an exchange that was made anew has lost its bindings
                 self.missing = self._bind(connection)
                 bind_at = now + self._settings.pulse_bind_every.total_seconds()
+        session.cancelled = True
         raise CancelledError("the broker cancelled the consumer, as it does when the queue is deleted")
 
     def _finish(self, connection: Any, session: Session) -> None:

@@ -153,7 +153,7 @@ class Post:
         if unsure:
             log.info("events-unsure", path=self._path, events=len(unsure), channel=session.id)
             # what was stored before the broker answers is no redelivery of what this channel still holds
-            if not session.confirmed():
+            if not session.confirmed() and session.lost:
                 raise Lost
         return unsure
 

@@ -706,6 +706,43 @@ def test_a_deleted_queue_is_declared_anew_and_told_of_loudly(world: World) -> No
     assert world.told("queue-deleted")[0]["log_level"] == "error"
 
 
+def test_what_a_deleted_queue_had_brought_is_given_all_the_same(world: World) -> None:
+    """Nobody brings it again. Queues are deleted when nothing takes from them, so when the service is away."""
+    world.service.before = lambda request: problem(503, "away") if request.path == ACTIONS else None
+    with world.listening(pulse_batch=2, pulse_prefetch=6) as listener:
+        world.press(*map(str, range(6)))
+        consumer = listener.consumers["job-actions"]
+        eventually(lambda: consumer.counts["received"] == 6)
+        for deleted in (1, 2):
+            world.channel.queue_delete(world.queue)
+            eventually(lambda: consumer.counts["connections lost"] == deleted and consumer.connected)  # noqa: B023 - called at once
+        world.press(*map(str, range(6, 12)))
+        assert len(consumer.inbox) == 6  # what is held does not grow with each queue
+        world.service.before = lambda request: None
+        eventually(lambda: len(world.service.acknowledged) == 6)
+    assert world.service.bodies() == list(map(str, range(12)))
+    assert world.service.acknowledged == [event.delivery for event in world.service.events()[6:]]
+    assert world.waiting() == 0
+    assert not world.told("dropped")
+
+
+def test_what_a_deleted_queue_had_brought_is_given_though_the_service_is_unsure(world: World) -> None:
+    doubts: list[int] = []
+
+    def doubt(event: PulseMessage) -> bool:
+        if not doubts:
+            world.channel.queue_delete(world.queue)
+            eventually(lambda: world.told("queue-deleted"))
+        doubts.append(event.alive_after)
+        return event.alive_after == 0
+
+    world.service.doubt = doubt
+    with world.listening():
+        world.press("1")
+        eventually(lambda: world.service.stored)
+    assert doubts == [0, 17]
+
+
 def test_a_queue_that_was_deleted_while_nobody_listened_is_known_to_the_service(world: World) -> None:
     world.service.state = QueueState(deleted=True, deaf_from="2024-01-01")
     with world.listening() as listener:
