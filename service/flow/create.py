@@ -19,7 +19,7 @@ from sqlmodel import col, select, update
 from service.clients.taskcluster import Queue, Status
 from service.database import Session, now
 from service.errors import Refusal, Unavailable
-from service.flow.definition import date, differences, expiries, move, shortened
+from service.flow.definition import MAX_BODY, date, differences, expiries, move, shortened
 from service.models import PlannedTask
 from service.parts import Parts
 from service.work import Hold
@@ -135,6 +135,12 @@ async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list
             if repeat or now() - date(task.definition["created"]) < MINUTES:
                 raise RefusedError(_readable(task, refusal)) from None
             await _stamp_anew(parts, hold, task)  # not there, and stale
+        except Unavailable:
+            size = len(json.dumps(task.definition, separators=(",", ":")))
+            if size > MAX_BODY:  # then it is 500 each time; and what is no ASCII takes more room as it is sent
+                why = f"it is {size:,} bytes as it is sent, and {MAX_BODY:,} bytes at most are taken"
+                raise RefusedError(f"Taskcluster refuses task {task.name} ({task.task_id}): {why}") from None
+            raise
         else:
             if hold.item.lease > 1 or repeat:  # somebody may have tried before
                 await _schedule_if_forgotten(queue, task, status)

@@ -200,6 +200,8 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
         page = await parts.queue.dependents(target)
         for status, definition in page.tasks:
             found.leave_out(known_status(status)["taskId"], definition, "a decision task is copied alone")
+        if page.token is not None:
+            made.notes.append(f"more than {len(page.tasks):,} tasks depend on it; the first are listed as left out")
     elif copies_dependents(subject.status, run_id):
         everywhere = await dependents(parts.queue, found)
         if not everywhere:
@@ -391,7 +393,7 @@ def _choose(
     chosen = {found.target: None}
     for dependency in found.definition["dependencies"]:
         state = statuses.get(dependency, {}).get("state")
-        if state in _BAD_ENDS and found.definition["requires"] == "all-completed":
+        if state in _BAD_ENDS and found.definition["requires"] == "all-completed" and len(made.notes) < MAX_NOTES:
             made.notes.append(f"the copy waits for {dependency}, which is {state}: retrigger or rerun that too")
     for task_id in _originals_first(found, order, ancestors)[1:]:
         reason = _why_not(found, task_id, chosen, ancestors, statuses)

@@ -184,6 +184,14 @@ async def test_the_copy_of_a_decision_task_is_one_too(monitored: World) -> None:
     assert [each["task_id"] for each in action.left_out] == [slug("a")]
 
 
+async def test_that_more_depend_on_a_decision_task_than_are_listed_is_said(monitored: World) -> None:
+    queue = monitored.tc.queue
+    build(queue, {"group": [], **{f"t{n}": ["group"] for n in range(1_001)}})
+    action = await carry_out(monitored, GROUP)
+    assert len(action.left_out) == 1_000
+    assert "more than 1,000 tasks depend on it" in action.notes[1]
+
+
 async def test_dependents_in_other_groups_are_left_out(monitored: World) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
@@ -269,6 +277,15 @@ async def test_that_the_copy_itself_waits_for_a_failed_task_is_said(monitored: W
     made = await copies(monitored, action)
     assert queue.find(made["b"]).state == "unscheduled"
     assert slug("a") in action.notes[0]
+
+
+async def test_no_more_than_a_few_such_notes_are_made(monitored: World) -> None:
+    queue = monitored.tc.queue
+    names = [f"t{n}" for n in range(30)]
+    build(queue, {"group": [], **dict.fromkeys(names, ()), "b": names})
+    for name in names:
+        queue.cancel_task(slug(name))
+    assert len((await carry_out(monitored, slug("b"))).notes) == retrigger.MAX_NOTES
 
 
 # --- circles -----------------------------------------------------------------------------------------------------
@@ -554,6 +571,21 @@ async def test_a_missing_scope_is_named_and_what_was_made_is_cancelled(monitored
     assert made["a"] in queue.tasks
     states = {name: queue.tasks[task_id].runs[-1]["reasonResolved"] for name, task_id in made.items() if name != "c"}
     assert set(states.values()) == {"canceled"}
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp, of any megabyte
+async def test_a_copy_that_is_too_large_to_be_sent_fails_the_action(monitored: World) -> None:
+    """What is no ASCII is sent as escapes, so a copy can be too large of what the queue once took."""
+    queue = monitored.tc.queue
+    build(queue, {"group": [], "a": []})
+    queue.create_task(slug("b"), definition_of("b", ["a"], payload={"text": "\u4e2d" * 1_750_000}))
+    end(queue, "a")
+    action = await carry_out(monitored, slug("a"))
+    assert action.state == "failed"
+    assert "refuses task b" in str(action.error)
+    assert "10,485,760 bytes at most" in str(action.error)
+    made = await copies(monitored, action)
+    assert queue.find(made["a"]).runs[-1]["reasonResolved"] == "canceled"
 
 
 async def test_a_task_that_stands_under_a_planned_id_and_is_not_ours_fails_the_action(monitored: World) -> None:
