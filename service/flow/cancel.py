@@ -2,6 +2,7 @@
 
 import structlog
 
+from service.clients.taskcluster import known_status
 from service.database import now
 from service.errors import Refusal
 from service.flow.action import FailedError, RejectedError, Subject, subject_of
@@ -28,9 +29,13 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
             async with hold.writing(planned_at=now()):
                 pass
         try:
-            await parts.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
+            after = await parts.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
         except Refusal as refusal:
             raise FailedError(_readable(subject, refusal)) from None
+        subject.status = known_status(after)
+        if not _cancelled(subject) and (nothing := nothing_to_do(subject)) is not None:  # it ended just before
+            await hold.finish(State.NOTHING_TO_DO, nothing)
+            return
     except RejectedError as error:
         await hold.finish(State.REJECTED, str(error))
     except FailedError as error:

@@ -59,6 +59,21 @@ async def test_what_has_ended_is_nothing_to_do(monitored: World, state: str) -> 
     assert not monitored.tc.journal.calls["cancelTask"]
 
 
+async def test_what_ends_before_the_cancel_arrives_is_nothing_to_do(
+    monitored: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel_task = monitored.parts.queue.cancel_task
+
+    async def late(task_id: str, scope: str) -> Any:
+        end(monitored.tc.queue, "a", "completed")
+        return await cancel_task(task_id, scope)
+
+    monkeypatch.setattr(monitored.parts.queue, "cancel_task", late)
+    action = await carry_out(monitored, slug("a"), "cancel")
+    assert action.state == "nothing-to-do"
+    assert f"{slug('a')} (a) is completed already" in str(action.error)
+
+
 async def test_what_ended_long_past_its_deadline_is_nothing_to_do_too(monitored: World) -> None:
     end(monitored.tc.queue, "a")
     monitored.tc.queue.clock.advance(2 * 86400)
