@@ -140,7 +140,7 @@ class Inbox(Generic[Item]):
 class Session:
     """One channel, and how far it is acknowledged. Delivery tags count per channel, and begin at 1 on each.
 
-    `cancelled`: the broker has ended its consumer, as it does when the queue is deleted; so what it brought is here only.
+    `cancelled`: the broker has ended its consumer, as it does when the queue is deleted: what it brought is here only.
     """
 
     def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
@@ -157,7 +157,7 @@ class Session:
     def done(self, tag: int) -> None:
         """All up to `tag` is given. From any thread; the acknowledgement is sent by the one that owns the connection.
 
-        On a channel that is no more it does nothing: the broker delivers again, marked as redelivered, what it still has.
+        On a channel that is no more it does nothing: what the broker still has it delivers again, as redelivered.
         """
         self._done = tag
         try:
