@@ -46,6 +46,10 @@ MAX_ANSWER = 128 * 1024 * 1024
 """Bytes of one answer: a page of a thousand tasks with definitions of 128 KiB each."""
 
 
+MAX_WORDS = 30_000
+"""Characters of why something is refused: a task can have 10,000 dependencies, and each can be named."""
+
+
 @dataclass
 class Page:
     """Some of a list of tasks, each as (status, definition); `token` asks for those that follow."""
@@ -314,8 +318,9 @@ def _after(token: str | None) -> dict[str, str]:
 
 
 def _text(error: Exception) -> str:
-    """The service's own words, without the request's particulars that follow them."""
-    return str(error).split("\n---\n", 1)[0].strip()
+    """The service's own words, without the request's particulars that follow them, and no more than anybody reads."""
+    text = str(error).split("\n---\n", 1)[0].strip()
+    return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}… ({len(text):,} characters)"
 
 
 def _sendable(scopes: list[str]) -> list[str]:

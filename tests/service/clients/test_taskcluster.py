@@ -250,6 +250,18 @@ async def test_each_status(status: int, error: type[Exception], body: str) -> No
     assert ROOT.access_token not in str(raised.value)
 
 
+async def test_a_reason_without_an_end_is_cut() -> None:
+    async def answer(_: Request) -> Response:
+        return JSONResponse({"code": "InputError", "message": "x" * 1_000_000, "requestInfo": {}}, 400)
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["PUT"])])
+    async with serving(app) as url, queue_at(url) as queue:
+        with pytest.raises(Refusal) as raised:
+            await queue.create_task(TASK, {}, ["a"])
+    assert 30_000 < len(str(raised.value)) < 30_100
+    assert str(raised.value).endswith("… (1,000,000 characters)")
+
+
 @pytest.mark.parametrize("said", ["", "<html>", "[1]", "null", '"x"'])
 @pytest.mark.parametrize("kind", ["application/json", "text/html"])
 async def test_a_success_that_is_none(said: str, kind: str) -> None:
