@@ -67,20 +67,17 @@ def _ready_schema(settings: "Settings") -> None:
 @contextmanager
 def _readable_errors(url: str) -> "Iterator[None]":
     """What an operator can mend is said in one line and ends the program with 2."""
-    from alembic.util import CommandError
     from sqlalchemy.exc import DBAPIError
 
-    from service.database import SchemaBehindError, shown
+    from service.database import SchemaError, shown
 
     try:
         yield
-    except SchemaBehindError as error:
+    except SchemaError as error:
         _fail(str(error))
     except DBAPIError as error:
         words = " ".join(str(error.orig).split())
         _fail(f"the database {shown(url)} cannot be used: {words}. Start it, or change TC_TREEHERDER_DATABASE_URL.")
-    except CommandError as error:
-        _fail(f"the schema of {shown(url)} stays as it is: {error}")
 
 
 @app.command()

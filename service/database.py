@@ -9,14 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import alembic.command
 import structlog
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import JSON, DateTime, Engine, create_engine, event
+from sqlalchemy import JSON, DateTime, Engine, create_engine, event, inspect, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Dialect, make_url
@@ -124,17 +120,27 @@ async def insert_new(session: AsyncSession, model: type[SQLModel], **values: Any
 # --- the schema's version ----------------------------------------------------------------------------------------
 
 
-class SchemaBehindError(Exception):
+class SchemaError(Exception):
+    """The schema cannot be changed; the message says why."""
+
+
+class SchemaBehindError(SchemaError):
     """The database's schema is not the one this code was written for."""
 
 
-def _config(url: str) -> Config:
+def migrations() -> Path:
+    """Where they are: in a wheel within the package, in a checkout beside it."""
     here = Path(__file__).parent
-    installed = here / "_alembic"  # in a wheel; in a checkout the migrations stand beside the package
-    config = Config()
-    config.set_main_option("script_location", str(installed if installed.is_dir() else here.parent / "alembic"))
-    config.attributes["url"] = url
-    return config
+    installed = here / "_alembic"
+    return installed if installed.is_dir() else here.parent / "alembic"
+
+
+def revisions() -> list[str]:
+    """Those that this release knows, in order; a file's name begins with its own.
+
+    Alembic would tell, too: it takes ten megabytes, which a service whose schema is as it should be can do without.
+    """
+    return sorted(file.name.partition("_")[0] for file in (migrations() / "versions").glob("*_*.py"))
 
 
 def shown(url: str) -> str:
@@ -142,23 +148,40 @@ def shown(url: str) -> str:
     return make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
-def _sync(url: str) -> str:
+def sync_url(url: str) -> str:
+    """For SQLAlchemy's other half, in which alembic works."""
     return url.replace("sqlite+aiosqlite:", "sqlite:")
 
 
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the schema to `revision`. Two at once on PostgreSQL wait for each other (alembic/env.py holds a lock).
 
-    A schema that a newer release has migrated is left as it is, so that an older one can be rolled back to.
+    A schema that a newer release has migrated is left as it is, so that an older one can be rolled back to. Raises
+    SchemaError.
     """
-    if revision == "head" and _is_ahead(url, _current(url)):
+    current = _current(url)
+    if revision == "head" and (current == revisions()[-1] or _is_ahead(current)):
         return
-    alembic.command.upgrade(_config(_sync(url)), revision)
+    _migrate("upgrade", url, revision)
 
 
 def downgrade(url: str, revision: str) -> None:
-    """Take the schema back to `revision` (`base`: nothing is left)."""
-    alembic.command.downgrade(_config(_sync(url)), revision)
+    """Take the schema back to `revision` (`base`: nothing is left). Raises SchemaError."""
+    _migrate("downgrade", url, revision)
+
+
+def _migrate(command: Literal["upgrade", "downgrade"], url: str, revision: str) -> None:
+    import alembic.command  # noqa: PLC0415 - see `revisions`
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations()))
+    config.attributes["url"] = sync_url(url)
+    try:
+        getattr(alembic.command, command)(config, revision)
+    except CommandError as error:
+        raise SchemaError(f"the schema of {shown(url)} stays as it is: {error}") from error
 
 
 def check_schema(url: str) -> None:
@@ -166,9 +189,8 @@ def check_schema(url: str) -> None:
 
     One that is ahead will do: each migration works with the previous release's code (expand first, contract later).
     """
-    current = _current(url)
-    head = ScriptDirectory.from_config(_config(_sync(url))).get_current_head()
-    if current != head and not _is_ahead(url, current):
+    current, head = _current(url), revisions()[-1]
+    if current != head and not _is_ahead(current):
         raise SchemaBehindError(
             f"the database {shown(url)} is at schema {current or 'none'}, "
             f"this release needs {head}: run `tc-treeherder db upgrade` first"
@@ -176,18 +198,20 @@ def check_schema(url: str) -> None:
 
 
 def _current(url: str) -> str | None:
-    engine = create_engine(_sync(url), poolclass=NullPool)
+    engine = create_engine(sync_url(url), poolclass=NullPool)
     try:
         with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return revision
     finally:
         engine.dispose()
 
 
-def _is_ahead(url: str, current: str | None) -> bool:
+def _is_ahead(current: str | None) -> bool:
     """Whether the schema is at a migration that this release does not know, so a newer one made it."""
-    known = {each.revision for each in ScriptDirectory.from_config(_config(_sync(url))).walk_revisions()}
-    ahead = current is not None and current not in known
+    ahead = current is not None and current not in revisions()
     if ahead:
         log.warning("schema-ahead", schema=current, why="a newer release has migrated it; expected in a roll-back")
     return ahead

@@ -15,11 +15,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # not in a batch: SQLite can add a column with a default and drop one in place, and keeps what refers to the table
-    column = sa.Column("delivered_at", sa.DateTime(timezone=True), nullable=False, server_default="1970-01-01 00:00:00")
-    op.add_column("action", column)
-    op.execute("UPDATE action SET delivered_at = received_at")
-    # nobody knows it of those that are there: a redelivered message may be theirs
+    # Not in a batch: SQLite can add a column with a default and drop one in place, and keeps what refers to the table.
+    # Of what is there, or what the previous release adds, nobody says so any more: an acknowledgement is long overdue.
+    long_ago = sa.Column(
+        "delivered_at", sa.DateTime(timezone=True), nullable=False, server_default="1970-01-01 00:00:00"
+    )
+    op.add_column("action", long_ago)
     op.add_column("action", sa.Column("acknowledged", sa.Boolean(), nullable=False, server_default=sa.false()))
 
 

@@ -1,6 +1,8 @@
 """Sessions, transactions and points in time, on both databases."""
 
 import asyncio
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -8,7 +10,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlmodel import col, select
 
-from service.database import Database, SchemaBehindError, check_schema, check_schema_async, now
+from service.database import (
+    Database,
+    SchemaBehindError,
+    SchemaError,
+    check_schema,
+    check_schema_async,
+    downgrade,
+    now,
+)
 from service.models import DeadLetter, PushStep, StepKind
 from tests.service.world import add_repository
 
@@ -132,3 +142,17 @@ async def test_a_schema_that_is_up_to_date_is_fine(database_url: str) -> None:
 def test_a_schema_that_is_behind_is_named(empty_database_url: str) -> None:
     with pytest.raises(SchemaBehindError, match=r"is at schema none, this release needs .*tc-treeherder db upgrade"):
         check_schema(empty_database_url)
+
+
+def test_a_service_whose_schema_is_as_it_should_be_does_without_alembic(sqlite_url: str) -> None:
+    script = (
+        "import sys, service.app, service.cli; from service.database import check_schema, upgrade; "
+        "upgrade(sys.argv[1]); check_schema(sys.argv[1]); print('alembic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, sqlite_url], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_revision_that_is_none_is_said(sqlite_url: str) -> None:
+    with pytest.raises(SchemaError, match=r"x\.sqlite stays as it is: .*nonsense"):
+        downgrade(sqlite_url, "nonsense")

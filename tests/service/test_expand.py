@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, Boolean, Column, DateTime, Float, Integer, LargeBinary, MetaData, Table, create_engine
 from sqlalchemy import select as select_columns
 from sqlalchemy.pool import NullPool
 
-from service.database import _config, _sync, upgrade
+from service.database import revisions, sync_url, upgrade
 
-REVISIONS = [
-    script.revision for script in reversed(list(ScriptDirectory.from_config(_config("sqlite://")).walk_revisions()))
-]
+REVISIONS = revisions()
 VERSIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
 CONTRACTING = {"drop_table", "drop_column", "drop_constraint", "rename_table", "execute"}
@@ -41,7 +38,7 @@ def _value(column: Column[Any]) -> Any:
 @pytest.mark.parametrize("position", range(1, len(REVISIONS)), ids=REVISIONS[1:])
 def test_what_the_release_before_writes_and_reads_still_works(empty_database_url: str, position: int) -> None:
     upgrade(empty_database_url, REVISIONS[position - 1])
-    engine = create_engine(_sync(empty_database_url), poolclass=NullPool)
+    engine = create_engine(sync_url(empty_database_url), poolclass=NullPool)
     before = MetaData()
     before.reflect(engine)
     upgrade(empty_database_url, REVISIONS[position])
