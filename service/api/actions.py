@@ -4,6 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Annotated
+from urllib.parse import quote
 
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -74,7 +75,8 @@ async def create_action(
             session.add(wanted)
         else:
             digest = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
-            action = await called(session, wanted, f"api {caller.key} {key}", digest)
+            # quoted, so that where the caller's name ends and the key begins is never a guess
+            action = await called(session, wanted, f"api {quote(caller.key)} {key}", digest)
         if action is None:
             detail = f"the Idempotency-Key {key!r} was used for another action: choose a new one for each"
             raise Problem(422, "Key used before", detail)

@@ -519,6 +519,16 @@ async def test_keys_of_two_callers_have_nothing_to_do_with_each_other(sqlite_url
     assert len(set(ids)) == 2
 
 
+async def test_a_key_that_continues_the_name_of_a_caller_is_no_other_callers(sqlite_url: str) -> None:
+    tokens = [{"name": name, "value": f"{name:-<16}", "scopes": ["*"]} for name in ("ci", "ci nightly")]
+    async with running(settings_for(sqlite_url, tokens=tokens)) as api:
+        ids = [
+            (await api.post("/actions", WANTED, token=f"{name:-<16}", headers={"Idempotency-Key": key})).json()["id"]
+            for name, key in (("ci", "nightly 7"), ("ci nightly", "7"))
+        ]
+    assert len(set(ids)) == 2
+
+
 async def test_calls_with_one_key_at_once_are_one_action(api: Api) -> None:
     key = {"Idempotency-Key": "once"}
     answers = await asyncio.gather(*(api.post("/actions", WANTED, headers=key) for _ in range(8)))
