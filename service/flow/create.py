@@ -251,8 +251,11 @@ def _wanted(scope: str) -> str:
     return f"{scope} (for {why})"
 
 
-async def cancel_tasks(parts: Parts, tasks: list[PlannedTask]) -> None:
-    """Cancel what was made of a plan that was given up. One that has ended, or is gone, is left as it is."""
+async def cancel_tasks(parts: Parts, tasks: list[PlannedTask]) -> list[PlannedTask]:
+    """Cancel what was made of a plan that was given up. One that has ended, or is gone, is left as it is.
+
+    Returns those that stood there: of some we may have had no answer, so the caller puts them on record.
+    """
     statuses = await parts.queue.statuses([task.task_id for task in tasks])
     running = [
         task for task in reversed(tasks) if statuses.get(task.task_id, {"state": "failed"})["state"] not in RESOLVED
@@ -269,3 +272,4 @@ async def cancel_tasks(parts: Parts, tasks: list[PlannedTask]) -> None:
 
     ours = [t for t in running if t.task_id in there and not differences(t.definition or {}, there[t.task_id])]
     await asyncio.gather(*(cancel(task) for task in ours))
+    return ours

@@ -225,7 +225,7 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
     step = hold.item
     async with parts.database.reading() as session:
         plan = await _stored_plan(session, step)
-    await cancel_tasks(parts, plan)
+    stood = await cancel_tasks(parts, plan)
     error_task: str | None = None
     made: list[PlannedTask] = []
     try:
@@ -236,7 +236,7 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
         # then the reason stands alone
         log.warning("error-task-refused", repository=repository.alias, push=push.push_id, why=str(error))
     async with hold.finishing(State.FAILED, step.refused, error_task=error_task) as session:
-        await record(session, made)
+        await record(session, [*stood, *made])
 
 
 async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> PlannedTask:

@@ -96,8 +96,9 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
         await hold.finish(State.FAILED, str(error), failure_jobs=action.failure_jobs)
     else:
         log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
-        await cancel_tasks(parts, await _stored(parts, action))
-        await hold.finish(State.FAILED, action.refused)
+        made = await cancel_tasks(parts, await _stored(parts, action))
+        async with hold.finishing(State.FAILED, action.refused) as session:
+            await record(session, made)
 
 
 async def _stored(parts: Parts, action: Action) -> list[PlannedTask]:

@@ -573,6 +573,29 @@ async def test_a_missing_scope_is_named_and_what_was_made_is_cancelled(monitored
     assert set(states.values()) == {"canceled"}
 
 
+async def test_what_was_made_without_an_answer_is_listed_as_made(
+    monitored: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = monitored.tc.queue
+    build(queue, {"group": [], "a": [], "b": ["a"]})
+    queue.create_task(slug("c"), definition_of("c", ["a"], routes=["index.secret.thing"]))
+    end(queue, "a")
+    create_task = monitored.parts.queue.create_task
+
+    async def lost(task_id: str, definition: Definition, scopes: list[str]) -> Any:
+        status = await create_task(task_id, definition, scopes)
+        if definition["metadata"]["name"] == "b":
+            raise Unavailable("taskcluster", "the answer was lost")
+        return status
+
+    monkeypatch.setattr(monitored.parts.queue, "create_task", lost)
+    action = await carry_out(monitored, slug("a"))
+    assert action.state == "failed"
+    async with monitored.database.reading() as session:
+        rows = await session.exec(select(PlannedTask.name, PlannedTask.created))
+        assert dict(rows.all()) == {"a": True, "b": True, "c": False}
+
+
 @pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp, of any megabyte
 async def test_a_copy_that_is_too_large_to_be_sent_fails_the_action(monitored: World) -> None:
     """What is no ASCII is sent as escapes, so a copy can be too large of what the queue once took."""
