@@ -195,15 +195,17 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
     target, group = subject.status["taskId"], subject.status["taskGroupId"]
     found = Found(target, group, subject.definition)
     made = Plan([], [], [])
+    whole = copies_dependents(subject.status, run_id)
     decides = target == group and not await _leads_copies(parts, target)
     if decides:
-        made.notes.append(f"{target} is a decision task: it is copied alone, without what depends on it")
+        why = "names its task group, as a decision task does"
+        made.notes.append(f"{target} {why}: it is copied alone, without what depends on it")
         page = await parts.queue.dependents(target)
         for status, definition in page.tasks:
             found.leave_out(known_status(status)["taskId"], definition, "a decision task is copied alone")
         if page.token is not None:
             made.notes.append(f"more than {len(page.tasks):,} tasks depend on it; the first are listed as left out")
-    elif copies_dependents(subject.status, run_id):
+    elif whole:
         everywhere = await dependents(parts.queue, found)
         if not everywhere:
             made.notes.append(

@@ -151,6 +151,9 @@ async def test_a_decision_task_is_copied_alone_into_a_group_of_its_own(monitored
     assert there(monitored, made["group"])["taskGroupId"] == made["group"]
     assert [each["task_id"] for each in action.left_out] == [slug("a")]
     assert "decision task" in action.notes[0]
+    action = await carry_out(monitored, slug("group"), run_id=7)
+    assert action.state == "rejected"
+    assert "no run 7" in str(action.error)
 
 
 async def test_a_copy_that_fails_too_is_copied_with_all_that_depends_on_it(monitored: World) -> None:
