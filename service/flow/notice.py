@@ -17,7 +17,9 @@ from service.budget import jobs_budget, refilled
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow.action import Subject
+from service.flow.definition import stamp
 from service.flow.ids import action_key
+from service.flow.jobs import Facts, UnusableError
 from service.models import Action, Notice, NoticeKind, Push, Repository, State
 from service.parts import Parts
 from service.settings import Environment
@@ -83,44 +85,40 @@ def failure_jobs(parts: Parts, action: Action, subject: Subject) -> list[dict[st
 
 
 def _job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:
-    """A completed job beside the one that was to be retriggered: the same platform, group and symbol."""
-    extra = subject.definition.get("extra", {})
-    told = extra.get("treeherder") if isinstance(extra, dict) else None
-    treeherder: dict[str, Any] = told if isinstance(told, dict) else {}
-    machine = treeherder.get("machine")
-    platform = {
-        "platform": _text(machine, "platform", subject.definition["workerType"], 100),
-        "os_name": _text(machine, "os", "-", 25),
-        "architecture": _text(machine, "architecture", "-", 25),
-    }
-    labels = treeherder.get("labels") or treeherder.get("collection") or ["opt"]
-    first = (
-        next((label for label in labels if isinstance(label, str)), "opt") if isinstance(labels, list | dict) else ""
-    )
+    """A completed job beside the one that was to be retriggered: the same platform, options, group and symbol."""
     digest = hmac.digest(action_key(secret, action, 0), b"failure job", sha256)
     return {
         "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
         "name": f"{action.kind}: {subject.name}"[:100],
-        "job_symbol": _text(treeherder, "symbol", "?", 25),
-        "group_name": _text(treeherder, "groupName", "unknown", 100),
-        "group_symbol": _text(treeherder, "groupSymbol", "?", 25),
-        "product_name": _text(treeherder, "productName", "unknown", 100),
+        **_beside(subject),
         "who": action.requester[:50] or "unknown",
         "machine": "unknown",
         "build_system_type": "taskcluster",
-        "build_platform": platform,
-        "machine_platform": platform,
-        "option_collection": {first[:25] or "opt": True},
-        "tier": tier if (tier := treeherder.get("tier")) in (1, 2, 3) else 1,
         "state": "completed",
         "result": "exception",
     }
 
 
-def _text(told: Any, name: str, default: str, longest: int) -> str:
-    value = told.get(name) if isinstance(told, dict) else None
-    text = str(value) if isinstance(value, str | int | float) else ""
-    return text[:longest] or default[:longest]
+def _beside(subject: Subject) -> dict[str, Any]:
+    """Where the job of the task itself stands; of a task that is not shown, a place by its worker type."""
+    definition = subject.definition
+    try:
+        facts = Facts(subject.status["taskId"], definition)
+    except (UnusableError, KeyError, TypeError, ValueError):
+        shown = {"symbol": "?", "machine": {"platform": definition["workerType"]}}
+        metadata = {"name": subject.name, "description": "", "owner": "unknown"}
+        bare = {**definition, "metadata": metadata, "extra": {"treeherder": shown}, "created": stamp(now())}
+        facts = Facts(subject.status["taskId"], bare)
+    return {
+        "job_symbol": facts.symbol,
+        "group_name": facts.group_name,
+        "group_symbol": facts.group_symbol,
+        "product_name": facts.product,
+        "build_platform": facts.build,
+        "machine_platform": facts.machine,
+        "option_collection": dict.fromkeys(facts.options, True),
+        "tier": facts.tier,
+    }
 
 
 async def _post_job(parts: Parts, notice: Notice) -> str | None:

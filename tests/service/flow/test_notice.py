@@ -88,6 +88,42 @@ async def test_a_rejected_retrigger_is_a_job_on_the_push_with_the_reason(pushed:
     assert job.body["who"] == "sheriff@example.com"
 
 
+@pytest.mark.parametrize(
+    ("section", "shown"),
+    [
+        (
+            {
+                "symbol": 7,
+                "groupSymbol": "tc",
+                "groupName": "Executed",
+                "productName": "firefox",
+                "tier": 2,
+                "collection": {"opt": False, "debug": True},
+                "machine": {"platform": "linux64", "os": "linux"},
+                "build": {"platform": "android", "architecture": "arm"},
+            },
+            ["7", "tc", "Executed", "firefox", 2, {"debug": True}, "android", "linux64"],
+        ),
+        (
+            {"symbol": "x", "labels": ["debug", "fission"]},
+            ["x", "?", "unknown", "unknown", 1, {"debug": True, "fission": True}, "test", "test"],
+        ),
+        ({"symbol": []}, ["?", "?", "unknown", "unknown", 1, {"opt": True}, "test", "test"]),
+        (None, ["?", "?", "unknown", "unknown", 1, {"opt": True}, "test", "test"]),
+    ],
+)
+async def test_it_stands_beside_the_job_of_the_task(pushed: World, section: Any, shown: list[Any]) -> None:
+    routes = [f"tc-treeherder.v2.mc.{node('mc 1')}.1", "index.x"]
+    definition = definition_of("bad", routes=routes, extra={} if section is None else {"treeherder": section})
+    pushed.tc.queue.create_task(slug("bad"), definition)
+    action = await carry_out(pushed, slug("bad"))
+    (shown_at,) = action.failure_jobs
+    job = shown_at["entry"]["job"]
+    names = ["job_symbol", "group_symbol", "group_name", "product_name", "tier", "option_collection"]
+    platforms = [job[kind]["platform"] for kind in ("build_platform", "machine_platform")]
+    assert [job[name] for name in names] + platforms == shown
+
+
 async def test_a_failed_retrigger_is_shown_and_a_done_one_is_not(pushed: World) -> None:
     queue = pushed.tc.queue
     build(queue, {"good": []}, routes=[f"tc-treeherder.v2.mc.{node('mc 1')}.1"])
