@@ -16,6 +16,7 @@ need not, for the broker brings it to somebody.
 import asyncio
 import base64
 import binascii
+import re
 import uuid
 import zlib
 from collections import defaultdict
@@ -36,7 +37,7 @@ from service.clients.taskcluster import Definition, Status, known_definition, kn
 from service.database import Session, now
 from service.door import NonsenseError, parse
 from service.errors import Refusal
-from service.flow.definition import name_of
+from service.flow.definition import SLUGID, name_of
 from service.flow.routes import Route
 from service.flow.routes import parse as parse_route
 from service.models import Action, DeadLetter, Delivery, Repository, Source, State
@@ -334,6 +335,8 @@ async def repository_of(parts: Parts, project: str) -> Repository:
 async def subject_of(parts: Parts, project: str, task_id: str) -> Subject:
     """The task, fetched anew, for a message is only a hint. Raises RejectedError and FailedError."""
     repository = await repository_of(parts, project)
+    if re.fullmatch(SLUGID, task_id) is None:
+        raise RejectedError(f"there is no task {task_id} in Taskcluster: no taskId looks like this")
     try:
         definition, status = await asyncio.gather(parts.queue.task(task_id), parts.queue.status(task_id))
     except Refusal as refusal:

@@ -546,6 +546,7 @@ async def test_what_is_not_to_be_done_is_rejected_with_the_reason(monitored: Wor
         (slug("a"), "other", ["routes", "other", slug("a")]),
         (slug("bare"), "mc", ["routes", slug("bare")]),
         (slug("missing"), "mc", ["no task", slug("missing")]),
+        ("A" * 22, "mc", ["no task", "A" * 22]),  # a UUID, and no slugid
     ):
         action = await carry_out(monitored, task_id, project=project)
         assert action.state == "rejected"
