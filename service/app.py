@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 
 from service import errors, sweep
 from service.api import (
@@ -70,10 +70,8 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
     app.add_middleware(BodyLimit, seconds=chosen.request_timeout.total_seconds())
     app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
-    api = APIRouter(prefix="/api/v1")
     for noun in (repositories, pushes, actions, dead_letters, polls, events, task_events, listeners):
-        api.include_router(noun.router)
-    app.include_router(api)
+        app.include_router(noun.router, prefix="/api/v1")
     app.include_router(health.router)
     openapi.install(app)
     return app
