@@ -251,7 +251,7 @@ async def test_wake_makes_it_look_at_once(sqlite: Database, steps: Steps) -> Non
         await asyncio.sleep(0.05)
         await add_steps(sqlite)
         worker.wake()
-        await until(lambda: _is(done(sqlite), 1), 1)
+        await until(lambda: _is(done(sqlite), 1), 10)
 
 
 async def test_a_lease_is_renewed_while_its_step_runs(sqlite: Database, steps: Steps) -> None:
