@@ -14,7 +14,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Protocol, Self
 
 import httpx
 
@@ -30,24 +30,36 @@ class StackError(RuntimeError):
     """A process did not start or did not answer; the message has the end of its log."""
 
 
+class Running(Protocol):
+    """What is asked of a process that was started; `subprocess.Popen` has it."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: signal.Signals, /) -> None: ...
+
+
 class Process:
     """A `tc-treeherder …` process, whose output goes to a file."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
         self._arguments, self._environment, self.log = arguments, environment, log
-        self._file: IO[bytes] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
 
     def start(self) -> None:
-        self._file = self.log.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "service", *self._arguments],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._file,
-            stderr=self._file,
-            start_new_session=True,  # Ctrl-C is for whoever started the stack
-        )
+        self._process = self._launch()
+
+    def _launch(self) -> Running:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "service", *self._arguments],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for whoever started the stack
+            )
 
     @property
     def pid(self) -> int:
@@ -73,14 +85,11 @@ class Process:
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
             self._process.wait()
             raise StackError(
                 f"{self._arguments} did not end within {seconds} s of {number.name}\n{self.tail()}"
             ) from None
-        finally:
-            if self._file is not None:
-                self._file.close()
         self._process = None
         return code
 
@@ -105,6 +114,7 @@ class Stack:
         environments: tuple[str, ...] = (ENVIRONMENT,),
         ports: tuple[int, int, int] = (0, 0, 0),
         service_port: int = 0,
+        process: type[Process] = Process,
     ) -> None:
         self.folder = folder
         self._mercurial, self.amqp_url, self._ports = mercurial, amqp_url, ports
@@ -116,6 +126,7 @@ class Stack:
         self.token = secrets.token_urlsafe(24)
         self._webhook_secret = "whsec_" + b64encode(secrets.token_bytes(32)).decode()
         self.sandbox: dict[str, Any] = {}
+        self._process = process
         self.processes: dict[str, Process] = {}
         self.service_url = f"http://127.0.0.1:{self._service_port}"
 
@@ -167,7 +178,7 @@ class Stack:
         self.sandbox = json.loads(ready.read_text())
 
     def _add(self, name: str, arguments: list[str], environment: dict[str, str]) -> Process:
-        process = Process(arguments, environment, self.folder / f"{name}.log")
+        process = self._process(arguments, environment, self.folder / f"{name}.log")
         self.processes[name] = process
         return process
 
@@ -215,7 +226,8 @@ class Stack:
         process = self._add(name, ["serve", *arguments], environment)
         process.start()
         url = f"http://127.0.0.1:{environment['TC_TREEHERDER_PORT']}/__lbheartbeat__"
-        wait_for(lambda: _answers(url), 30, process)
+        with httpx.Client(timeout=5) as client:  # one: each that is made reads all CA certificates
+            wait_for(lambda: _answers(client, url), 30, process)
         return process
 
     def upgrade(self) -> None:
@@ -266,9 +278,9 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def _answers(url: str) -> bool:
+def _answers(client: httpx.Client, url: str) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=5).is_success
+        return client.get(url).is_success
     return False
 
 

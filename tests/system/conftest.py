@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from sandbox.stack import Stack, wait_for
+from tests.system.warm import WarmProcess
 
 REPOSITORY, PATH = "try", "try"
 
@@ -138,9 +139,8 @@ def systems(tmp_path: Path) -> Iterator[Callable[..., System]]:
 
         def make(database_url: str | None = None, **arguments: Any) -> System:
             settings = {**SHORT, **arguments.pop("settings", {})}
-            stack = exits.enter_context(
-                Stack(tmp_path / "stack", database_url=database_url, settings=settings, **arguments)
-            )
+            values = {"database_url": database_url, "settings": settings, "process": WarmProcess, **arguments}
+            stack = exits.enter_context(Stack(tmp_path / "stack", **values))
             system = System(stack)
             for client in (system.api, system.hg, system.taskcluster, system.treeherder):
                 exits.enter_context(client)

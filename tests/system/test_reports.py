@@ -31,6 +31,7 @@ from tests.service.flow.newsroom import PREFIX, PROJECTS, STAGE, definition, imp
 from tests.service.world import ROOT
 from tests.services import Amqp
 from tests.system.conftest import SHORT
+from tests.system.warm import WarmProcess
 
 RUNS = int(os.environ.get("REPORTS_RUNS", "150"))
 KILLS = int(os.environ.get("REPORTS_KILLS", "4"))
@@ -186,8 +187,12 @@ def newsrooms(tmp_path: Path, amqp: Amqp) -> Iterator[Callable[[str], Newsroom]]
             )
             exits.callback(lambda: tc.publisher.delete_exchanges() if tc.publisher else None)
             url, loop = exits.enter_context(serving(tc))
-            stack = exits.enter_context(Stack(tmp_path / "stack", database_url=database_url, settings=SHORT))
-            second = exits.enter_context(Stack(tmp_path / "second", database_url=database_url, settings=SHORT))
+            stack, second = (
+                exits.enter_context(
+                    Stack(tmp_path / name, database_url=database_url, settings=SHORT, process=WarmProcess)
+                )
+                for name in ("stack", "second")
+            )
             room = Newsroom(stack, second, amqp, url, tc)
             room.loop = loop
             for prefix_, control in room.treeherders.items():
