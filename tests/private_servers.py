@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import pwd
-import random
 import shutil
 import signal
 import socket
@@ -32,6 +31,8 @@ import psutil
 import psycopg
 from pika.exceptions import AMQPError
 from sqlalchemy import make_url
+
+from sandbox.stack import free_port
 
 STATE = Path(__file__).resolve().parents[1] / ".services" / "state.json"
 
@@ -394,13 +395,9 @@ class PrivateBroker(PrivateServer):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody uses, below those that systems give to outgoing connections."""
     ports: set[int] = set()
     while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.add(port)
+        ports.add(free_port())
     return list(ports)
 
 

@@ -1,4 +1,3 @@
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from structlog.testing import capture_logs
 from events import Leases, Verdicts
 from listeners import forward
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, Unanswered, encode
+from sandbox.stack import free_port
 from tests.listeners.fakes import OTHER_SECRET, SECRET, Answer, Request, problem, serving, short
 
 PATH = "/api/v1/polls/lease"
@@ -98,8 +98,7 @@ def test_two_messages_have_two_ids() -> None:
 
 
 def test_an_outage_and_its_end_are_one_line_each() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     with capture_logs() as logs, forwarding(f"http://127.0.0.1:{port}") as forwarder:
         threads = [threading.Thread(target=forwarder.post, args=(PATH, b"{}", Leases)) for _ in range(3)]
         for thread in threads:
