@@ -25,6 +25,7 @@ import pytest
 from tests.private_servers import MissingServiceError
 from tests.services import (
     Amqp,
+    Copies,
     Server,
     create_database,
     drop_database,
@@ -146,7 +147,7 @@ def _reason(report: object) -> str:
     return str(where[2] if isinstance(where, tuple) else where).removeprefix("Skipped: ")
 
 
-# Databases: migrated once a run, then copied
+# Databases: migrated once a run, then copied; PostgreSQL's copies are used again
 
 
 def _migrate(url: str) -> None:
@@ -180,11 +181,18 @@ def _sqlite(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
 
 
+@pytest.fixture(scope="session")
+def postgres_copies(postgres_server: Server, postgres_template: str) -> Iterator[Copies]:
+    copies = Copies(postgres_server.url, postgres_template)
+    yield copies
+    copies.close()
+
+
 @pytest.fixture
-def postgres_url(postgres_server: Server, postgres_template: str) -> Iterator[str]:
-    url = create_database(postgres_server.url, postgres_template)
+def postgres_url(postgres_copies: Copies) -> Iterator[str]:
+    url = postgres_copies.take()
     yield url
-    drop_database(postgres_server.url, url)
+    postgres_copies.give_back(url)
 
 
 @pytest.fixture

@@ -249,6 +249,87 @@ def drop_database(server: str, url: str) -> None:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+def rename_database(server: str, url: str) -> str:
+    """Ends the connections to a database and gives it another name; returns its URL from now on."""
+    old, new = make_url(url).database or "", unique_name()
+    with psycopg.connect(conninfo(server), autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [old])
+        rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")  # it waits up to 5 s for those that are about to end
+        connection.execute(rename.format(sql.Identifier(old), sql.Identifier(new)))
+    return make_url(url).set(database=new).render_as_string(hide_password=False)
+
+
+class Copies:
+    """Copies of a migrated database, for one test at a time: to make one takes longer than most tests, to empty it not.
+
+    What a test gives back gets a new name first, so that nothing which still runs can reach it any more. It is used
+    again only when its schema was left alone and it has stayed small; otherwise it is dropped.
+    """
+
+    SMALL = 4 << 20  # bytes in all tables: beyond, dead rows would slow down the tests to come
+    SCHEMA = (
+        *("pg_attrdef", "pg_attribute", "pg_class", "pg_constraint", "pg_enum", "pg_event_trigger", "pg_extension"),
+        *("pg_index", "pg_namespace", "pg_policy", "pg_proc", "pg_rewrite", "pg_sequence", "pg_statistic_ext"),
+        *("pg_trigger", "pg_type", "alembic_version"),
+    )
+
+    def __init__(self, server: str, template: str) -> None:
+        self._server, self._template = server, template
+        self._schema: Any = None
+        self._idle: list[str] = []
+
+    def take(self) -> str:
+        """The URL of a copy that nobody else uses."""
+        if self._idle:
+            return self._idle.pop()
+        url = create_database(self._server, self._template)
+        with psycopg.connect(conninfo(url), autocommit=True) as connection:
+            self._schema = self._schema or self._look(connection)
+            # Nobody crashes a server that tests share. Set here, for a template hands no setting of its own on.
+            name = sql.Identifier(make_url(url).database or "")
+            connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
+        return url
+
+    def give_back(self, url: str) -> None:
+        """Takes back what `take` gave, in whatever state it is, and ends the connections to it."""
+        try:
+            url = rename_database(self._server, url)
+        except psycopg.errors.ObjectInUse:  # by something that connects anew faster than it is thrown out
+            return drop_database(self._server, url)
+        with psycopg.connect(conninfo(url), autocommit=True) as connection:
+            reusable = self._look(connection) == self._schema and self._empty(connection)
+        if not reusable:
+            return drop_database(self._server, url)
+        self._idle.append(url)
+
+    def close(self) -> None:
+        while self._idle:
+            drop_database(self._server, self._idle.pop())
+
+    def _look(self, connection: psycopg.Connection) -> Any:
+        """How many rows describe the schema, and the newest transaction behind them: a change alters one or both."""
+        counts = sql.SQL("SELECT count(*), max(xmin::text::bigint) FROM {}")
+        each = sql.SQL(" UNION ALL ").join(counts.format(sql.Identifier(name)) for name in self.SCHEMA)
+        return connection.execute(each).fetchall()
+
+    def _empty(self, connection: psycopg.Connection) -> bool:
+        """Deletes every row and sets the sequences back; false when there is too much to be worth it."""
+        found = connection.execute(
+            "SELECT tablename, pg_table_size(quote_ident(tablename)::regclass) FROM pg_tables "
+            "WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+        ).fetchall()
+        if sum(size for _, size in found) > self.SMALL:
+            return False
+        # In one statement, at the end of which the foreign keys are looked at.
+        deletes = [sql.SQL("{0} AS (DELETE FROM {0})").format(sql.Identifier(name)) for name, _ in found]
+        connection.execute(
+            sql.SQL("WITH {} SELECT setval(seqrelid, seqstart, false) FROM pg_sequence").format(
+                sql.SQL(", ").join(deletes)
+            )
+        )
+        return True
+
+
 # Virtual hosts
 
 

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pika
@@ -15,6 +16,7 @@ from tests import services
 from tests.private_servers import MissingServiceError, check_broker, conninfo, free_ports
 from tests.services import (
     Amqp,
+    Copies,
     Server,
     create_database,
     drop_database,
@@ -124,6 +126,85 @@ def test_a_database_is_made_copied_and_dropped_although_in_use(postgres_server: 
     with pytest.raises(psycopg.OperationalError):
         user.execute("SELECT 1")
     user.close()
+
+
+@pytest.fixture
+def copies(postgres_server: Server) -> Iterator[Copies]:
+    template = create_database(postgres_server.url)
+    with psycopg.connect(conninfo(template)) as connection:
+        connection.execute("CREATE TABLE alembic_version AS SELECT '1' AS version_num")
+        connection.execute("CREATE TABLE parent (id serial PRIMARY KEY)")
+        connection.execute("CREATE TABLE child (parent integer NOT NULL REFERENCES parent)")
+    copies = Copies(postgres_server.url, template)
+    yield copies
+    copies.close()
+    drop_database(postgres_server.url, template)
+
+
+def identity(url: str) -> object:
+    """What a database keeps whatever it is called."""
+    with psycopg.connect(conninfo(url)) as connection:
+        return connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
+
+
+def is_there(server: Server, database: object) -> bool:
+    with psycopg.connect(conninfo(server.url)) as connection:
+        return database in connection.execute("SELECT oid FROM pg_database").fetchall()
+
+
+def test_a_copy_is_used_again_without_what_was_in_it_and_under_another_name(
+    copies: Copies, postgres_server: Server
+) -> None:
+    first = copies.take()
+    database = identity(first)
+    user = psycopg.connect(conninfo(first), autocommit=True)
+    assert user.execute("INSERT INTO parent DEFAULT VALUES RETURNING id").fetchone() == (1,)
+    user.execute("INSERT INTO child VALUES (1)")
+    copies.give_back(first)
+    for again in (lambda: user.execute("SELECT 1"), lambda: psycopg.connect(conninfo(first))):
+        with pytest.raises(psycopg.OperationalError):
+            again()
+    user.close()
+    second = copies.take()
+    assert identity(second) == database
+    other = copies.take()
+    assert identity(other) != database
+    copies.give_back(other)
+    with psycopg.connect(conninfo(second)) as connection:
+        assert connection.execute("SELECT count(*) FROM child").fetchone() == (0,)
+        assert connection.execute("INSERT INTO parent DEFAULT VALUES RETURNING id").fetchall() == [(1,)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("1",)]
+    copies.give_back(second)
+    assert is_there(postgres_server, database)
+    copies.close()
+    assert not is_there(postgres_server, database)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE child ADD other integer",
+        "ALTER TABLE child ALTER parent DROP NOT NULL",
+        "DROP TABLE child",
+        "CREATE INDEX mine ON child (parent)",
+        "CREATE SEQUENCE mine",
+        "UPDATE alembic_version SET version_num = '2'",
+        "DELETE FROM alembic_version",
+        "INSERT INTO parent SELECT generate_series(1, 200000)",
+    ],
+)
+def test_a_copy_that_is_not_what_it_was_is_dropped(copies: Copies, postgres_server: Server, change: str) -> None:
+    first = copies.take()
+    database = identity(first)
+    with psycopg.connect(conninfo(first)) as connection:
+        connection.execute(change)
+    copies.give_back(first)
+    assert not is_there(postgres_server, database)
+    second = copies.take()
+    with psycopg.connect(conninfo(second)) as connection:
+        connection.execute("INSERT INTO parent VALUES (1)")
+        connection.execute("INSERT INTO child VALUES (1)")
+    copies.give_back(second)
 
 
 def test_database_url_is_migrated(database_url: str) -> None:
