@@ -12,6 +12,7 @@ where servers are looked for.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,15 +40,19 @@ FULL = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}
 EMPTY = {"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"}
 
 
-# Servers: found once a run, before the first test
+# Servers: found once a run, before the first test; where processes share the tests, by the one that starts them
 
 
 class Services:
-    """The servers of this run, each looked for once, when first asked for."""
+    """The servers of this run, each looked for once, when first asked for. `found` is another process's `tell()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: str | None = None) -> None:
         self.used: dict[str, Server] = {}
         self.missing: dict[str, str] = {}
+        if found is not None:
+            told = json.loads(found)
+            self.used = {name: Server.told(server) for name, server in told["used"].items()}
+            self.missing = told["missing"]
 
     def get(self, name: str, find: Callable[[], Server]) -> Server:
         """Raises MissingServiceError, each time with the same words."""
@@ -66,6 +72,15 @@ class Services:
     def broker(self) -> Server:
         return self.get("RabbitMQ", find_broker)
 
+    def tell(self) -> str:
+        """Looks for all of them; what a process that shares the tests is told of them."""
+        for find in (self.postgres, self.broker):
+            with contextlib.suppress(MissingServiceError):
+                find()
+        return json.dumps(
+            {"used": {name: server.tell() for name, server in self.used.items()}, "missing": self.missing}
+        )
+
     def close(self) -> None:
         while self.used:
             self.used.popitem()[1].stop()
@@ -75,9 +90,15 @@ SERVICES = pytest.StashKey[Services]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SERVICES] = Services()
+    config.stash[SERVICES] = Services(getattr(config, "workerinput", {}).get("services"))
     # CI ends a run with SIGTERM: as Ctrl-C it lets fixtures and servers end in good order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """pytest-xdist starts a process that shares the tests."""
+    node.workerinput["services"] = node.config.stash[SERVICES].tell()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -28,6 +28,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from tests.private_servers import (
+    KINDS,
     MissingServiceError,
     PrivateBroker,
     PrivatePostgres,
@@ -59,6 +60,16 @@ class Server:
     shared: bool = True
     private: PrivateServer | None = None
     stop: Callable[[], None] = lambda: None
+
+    def tell(self) -> dict[str, Any]:
+        """This server as JSON, for another process of the same run, whose `stop` then does nothing."""
+        private = self.private and [self.private.name, self.private.save()]
+        return {"url": self.url, "how": self.how, "shared": self.shared, "private": private}
+
+    @classmethod
+    def told(cls, server: dict[str, Any]) -> "Server":
+        private = server["private"] and KINDS[server["private"][0]].load(server["private"][1])
+        return cls(**{**server, "private": private})
 
 
 # Finding them

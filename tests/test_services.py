@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import sqlite3
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tests import services
-from tests.private_servers import MissingServiceError, check_broker, conninfo, free_ports
+from tests.private_servers import MissingServiceError, PrivateBroker, check_broker, conninfo, free_ports
 from tests.services import (
     Amqp,
     Copies,
@@ -261,19 +262,38 @@ def test_amqp_names_its_own_and_clears_them(amqp_url: str) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("required", ["1", ""])
-def test_what_is_missing_is_said_loudly_and_fails_where_it_is_required(tmp_path: Path, required: str) -> None:
+def test_a_server_is_told_to_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PrivateBroker, "program", lambda *_: "rabbitmq-server")
+    broker = PrivateBroker([1, 2, 3, 4], tmp_path)
+    told = Server.told(json.loads(json.dumps(Server("amqp://here", "here", False, broker, pytest.fail).tell())))
+    assert (told.url, told.how, told.shared) == ("amqp://here", "here", False)
+    assert isinstance(told.private, PrivateBroker)
+    assert told.private.save() == broker.save()
+    told.stop()  # is for who started it
+    assert Server.told(Server("amqp://here", "here").tell()).private is None
+
+
+@pytest.mark.parametrize(("required", "processes"), [("1", 0), ("", 2)])
+def test_what_is_missing_is_said_loudly_and_fails_where_it_is_required(
+    tmp_path: Path, required: str, processes: int
+) -> None:
     (tmp_path / "test_it.py").write_text(
         "def test_database(database_url): assert database_url\ndef test_amqp(amqp): assert amqp.url\n"
+    )
+    (tmp_path / "conftest.py").write_text(
+        "import os\nfrom tests import conftest\n"
+        "if 'PYTEST_XDIST_WORKER' in os.environ: conftest.find_postgres = conftest.find_broker = 'not looked for again'"
     )
     nowhere = f"127.0.0.1:{free_ports(1)[0]}"
     environment = {
         **os.environ,
         "REQUIRE_SERVICES": required,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # they take seconds to import, in each process
         "TEST_DATABASE_URL": f"postgresql://{nowhere}/x",
         "TEST_AMQP_URL": f"amqp://{nowhere}/x",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", str(tmp_path)]
+    command += ["-p", "xdist", "-n", str(processes)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert "NO POSTGRESQL: TEST_DATABASE_URL is set, but" in done.stdout, done.stdout + done.stderr
     assert "NO RABBITMQ: TEST_AMQP_URL is set, but" in done.stdout
