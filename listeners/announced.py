@@ -51,7 +51,7 @@ class Announced:
     def close(self) -> None:
         self._pushlogs.close()
 
-    def __call__(self, urls: list[str], _: Any = None) -> None:
+    def __call__(self, urls: list[str], _: Any = None) -> dict[int, str]:
         due = sorted({url for url in urls if url})[:MOST]
         results: list[PollResult] = []
         while due or results:
@@ -62,10 +62,11 @@ class Announced:
                 leases = self._forwarder.post("/api/v1/polls/lease", encode(request.model_dump()), Leases).leases
             except Rejected as error:
                 log.error("lease-rejected", error=str(error), remedy="the poll goes on without announcements")  # noqa: TRY400 - the message says it all
-                return
+                break
             results = [result for lease in leases if (result := self._poll(lease)) is not None]
             polled = {lease.url for lease in leases}
             due = [url for url in due if url not in polled] if leases else []
+        return {}
 
     def _poll(self, lease: Any) -> PollResult | None:
         log.info("polling-announced", repository=lease.repository)

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -146,7 +146,7 @@ class Session:
     def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
         self.id = str(uuid.uuid4())
         self._connection, self._channel, self._prefetch = connection, channel, prefetch
-        self._done = self._acknowledged = 0
+        self._due: deque[tuple[int, bool]] = deque()  # tags, and whether all before are meant too
         self.cancelled = False
 
     @property
@@ -154,12 +154,12 @@ class Session:
         """Whether it is no more, and the broker brings again what it brought. From any thread."""
         return not self.cancelled and not self._channel.is_open
 
-    def done(self, tag: int) -> None:
-        """All up to `tag` is given. From any thread; the acknowledgement is sent by the one that owns the connection.
+    def done(self, tags: Sequence[int], *, multiple: bool) -> None:
+        """These are given; `multiple`: and so are all before. From any thread; the one that owns the connection tells.
 
         On a channel that is no more it does nothing: what the broker still has it delivers again, as redelivered.
         """
-        self._done = tag
+        self._due.extend([(tags[-1], True)] if multiple else [(tag, False) for tag in tags])
         try:
             self._connection.add_callback_threadsafe(self.acknowledge)
         except pika.exceptions.ConnectionWrongStateError:
@@ -167,9 +167,8 @@ class Session:
                 log.info("not-acknowledged", channel=self.id, reason=LOST)
 
     def acknowledge(self) -> None:
-        if self._done > self._acknowledged and self._channel.is_open:
-            self._acknowledged = self._done
-            self._channel.basic_ack(self._acknowledged, multiple=True)
+        while self._due and self._channel.is_open:
+            self._channel.basic_ack(*self._due.popleft())
 
     def confirmed(self) -> bool:
         """Whether the broker still has this channel, and with it has taken every acknowledgement that was due.
@@ -198,9 +197,10 @@ class Consumer(Generic[Item]):
     """Reads `queue`, declares and binds it, and reconnects whenever it has to, until `stop` is set.
 
     `read` makes an item of a delivery (the channel's UUID, method, properties, body); `give` takes a batch of them and
-    their session, and returns when they may be acknowledged, or raises `Lost`; `settle`, if there is one, is told when
-    the broker has taken that; `report` tells the service what was found. The last three may take as long as they need,
-    and raise `Stopped` at the end. `counts` and `missing` (exchanges that are not there) are for people.
+    their session, and returns when they may be acknowledged, but for those that it returns: their numbers in the batch,
+    and what to give in their stead after a pause; or raises `Lost`; `settle`, if there is one, is told when the broker
+    has taken the acknowledgement; `report` tells the service what was found. The last three may take as long as they
+    need, and raise `Stopped` at the end. `counts` and `missing` (exchanges that are not there) are for people.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class Consumer(Generic[Item]):
         parameters: Any,
         stop: threading.Event,
         read: Callable[[str, Any, Any, bytes], Item],
-        give: Callable[[list[Item], Session], None],
+        give: Callable[[list[Item], Session], Mapping[int, Item]],
         report: Callable[[Found], None],
         settle: Callable[[list[Item]], None] | None = None,
     ) -> None:
@@ -224,7 +224,7 @@ class Consumer(Generic[Item]):
         self.connected = False
         self._bindings, self._settings, self._parameters, self._stop = bindings, settings, parameters, stop
         self._read: Callable[[str, Any, Any, bytes], Item] = read
-        self._give_on: Callable[[list[Item], Session], None] = give
+        self._give_on: Callable[[list[Item], Session], Mapping[int, Item]] = give
         self._report = report
         self._settle: Callable[[list[Item]], None] | None = settle
         self._known = False
@@ -257,17 +257,24 @@ class Consumer(Generic[Item]):
                 self._give_batch(batch)
 
     def _give_batch(self, batch: list[Delivery[Item]]) -> None:
-        _, session, tag = batch[-1]
-        items = [item for item, *_ in batch]
-        try:
-            self._give_on(items, session)
-        except Lost:
-            log.info("dropped", queue=self.queue, messages=len(batch), channel=session.id, reason=LOST)
-            return
-        self.counts["forwarded"] += len(batch)
-        session.done(tag)
-        if self._settle is not None and session.confirmed():
-            self._settle(items)
+        session = batch[0][1]
+        while True:
+            try:
+                left = self._give_on([item for item, *_ in batch], session)
+            except Lost:
+                log.info("dropped", queue=self.queue, messages=len(batch), channel=session.id, reason=LOST)
+                return
+            # those that are given do not wait for the others: somebody may be waiting for their acknowledgement
+            if given := [each for number, each in enumerate(batch) if number not in left]:
+                self.counts["forwarded"] += len(given)
+                session.done([tag for *_, tag in given], multiple=not left)
+                if self._settle is not None and session.confirmed():
+                    self._settle([item for item, *_ in given])
+            if not left:
+                return
+            batch = [(left[number], session, tag) for number, (*_, tag) in enumerate(batch) if number in left]
+            if self._stop.wait(self._settings.pulse_unsure_retry.total_seconds()):
+                raise Stopped("the listener is to end")
 
     def _report_found(self) -> None:
         found = self._found

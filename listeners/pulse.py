@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -67,6 +67,7 @@ def pulse_message(channel: str, method: Any, properties: Any, body: bytes) -> by
             "cc": [_name(key) for key in cc[:MAX_CC] if isinstance(key, str | bytes)] if isinstance(cc, list) else [],
             "body": text,
             "encoding": encoding,
+            "alive_after": 0,  # the last, for `told`
         }
     )
 
@@ -83,18 +84,17 @@ def shortened(event: bytes) -> bytes:
     return encode(cut)
 
 
-Pending = list[tuple[bytes, int]]
-"""Events, each with the action after which its channel was found alive, if the service had to ask; 0 otherwise."""
-
-
 def told(event: bytes, alive_after: int) -> bytes:
-    return event[:-1] + b',"alive_after":%d}' % alive_after if alive_after else event
+    """An event that says after which action its channel was found alive."""
+    before, _, _ = event.rpartition(b",")
+    return before + b',"alive_after":%d}' % alive_after
 
 
 class Post:
     """Posts batches of events to `path`; returns once the service has stored each, or judged it.
 
-    Raises Lost and Stopped.
+    What it returns are those of which the service is unsure, to be posted again: number in the batch, and event. Raises
+    Lost and Stopped.
     """
 
     def __init__(
@@ -103,13 +103,15 @@ class Post:
     ) -> None:  # fmt: skip
         self._path, self._forwarder, self._stop, self._judged = path, forwarder, stop, judged
         self._refused_retry = settings.refused_retry.total_seconds()
-        self._unsure_retry = settings.pulse_unsure_retry.total_seconds()
 
-    def __call__(self, events: list[bytes], session: Session) -> None:
-        pending = [(event, 0) for event in events]
-        while pending := self._given(pending, session):
-            if self._stop.wait(self._unsure_retry):
-                raise Stopped("the listener is to end")
+    def __call__(self, events: list[bytes], session: Session) -> dict[int, bytes]:
+        while True:
+            try:
+                return self._post(events, session)
+            except TooLarge as error:
+                return self._in_pieces(events, session, error)
+            except Rejected as error:
+                self._refused(error)
 
     def acknowledged(self, events: list[bytes]) -> None:
         """Tell the service that the broker does not bring these again. Raises Stopped."""
@@ -120,36 +122,26 @@ class Post:
             # nothing is lost; only an equal button that comes redelivered is then taken for one of these
             log.warning("acknowledgement-refused", path=self._path, events=len(events), error=str(error))
 
-    def _given(self, pending: Pending, session: Session) -> Pending:
-        """Give them on; what is left are those of which the service is unsure."""
-        while True:
-            try:
-                return self._post(pending, session)
-            except TooLarge as error:
-                return self._in_pieces(pending, session, error)
-            except Rejected as error:
-                self._refused(error)
-
-    def _post(self, pending: Pending, session: Session) -> Pending:
+    def _post(self, events: list[bytes], session: Session) -> dict[int, bytes]:
         def body() -> bytes:
             if session.lost:
                 raise Lost
-            made = b'{"events":[' + b",".join(told(event, after) for event, after in pending) + b"]}"
+            made = b'{"events":[' + b",".join(events) + b"]}"
             if len(made) > MAX_BYTES:
                 raise TooLarge(f"{len(made):,} bytes are more than the {MAX_BYTES:,} that a request may have")
             return made
 
         verdicts = self._forwarder.post(self._path, body, Verdicts).verdicts
-        if len(verdicts) != len(pending):
-            raise Rejected(f"the service gave {len(verdicts)} verdicts for {len(pending)} events: run equal versions")
+        if len(verdicts) != len(events):
+            raise Rejected(f"the service gave {len(verdicts)} verdicts for {len(events)} events: run equal versions")
         for verdict in ("accepted", "duplicate", "rejected"):
             self._judged(verdict, sum(each.verdict == verdict for each in verdicts))
         reasons = [each.reason for each in verdicts if each.verdict == "rejected"]
         if reasons:
             log.warning("events-rejected", path=self._path, events=len(reasons), first_reason=reasons[0])
-        unsure = [
-            (event, its.after) for (event, _), its in zip(pending, verdicts, strict=True) if its.verdict == "unsure"
-        ]
+        unsure = {
+            number: told(events[number], each.after) for number, each in enumerate(verdicts) if each.verdict == "unsure"
+        }
         if unsure:
             log.info("events-unsure", path=self._path, events=len(unsure), channel=session.id)
             # what was stored before the broker answers is no redelivery of what this channel still holds
@@ -157,16 +149,17 @@ class Post:
                 raise Lost
         return unsure
 
-    def _in_pieces(self, pending: Pending, session: Session, error: TooLarge) -> Pending:
-        if len(pending) > 1:
-            half = len(pending) // 2
-            return self._given(pending[:half], session) + self._given(pending[half:], session)
-        ((event, after),) = pending
+    def _in_pieces(self, events: list[bytes], session: Session, error: TooLarge) -> dict[int, bytes]:
+        if len(events) > 1:
+            half = len(events) // 2
+            unsure = self(events[:half], session)
+            return unsure | {half + number: event for number, event in self(events[half:], session).items()}
+        (event,) = events
         if len(event) > 2 * SHORTENED:
             log.error("event-too-large", path=self._path, size=len(event), error=str(error), kept=SHORTENED)
-            return self._given([(shortened(event), after)], session)
+            return self([shortened(event)], session)
         self._refused(error)
-        return self._given(pending, session)
+        return self(events, session)
 
     def _refused(self, error: Rejected) -> None:
         log.error(
@@ -217,7 +210,7 @@ class PulseListener:
             self._report(kind, queue, found)
 
         read: Callable[[str, Any, Any, bytes], Any] = pulse_message
-        give: Callable[[list[Any], Session], None]
+        give: Callable[[list[Any], Session], Mapping[int, Any]]
         settle = None
         if kind == "pushes":
             self._announced = Announced(settings, self._forwarder, self._stop, self._tls)

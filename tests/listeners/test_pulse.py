@@ -617,12 +617,36 @@ def test_what_the_service_is_unsure_of_is_left_to_its_redelivery_once_its_channe
     assert world.told("dropped")
 
 
-def test_it_ends_while_the_service_is_unsure(world: World) -> None:
-    world.service.doubt = lambda event: True
+def test_what_is_stored_does_not_wait_for_what_the_service_is_unsure_of(world: World) -> None:
+    """Another listener may be asked to wait for its acknowledgement, and its own for that one's."""
+    doubted = {"2", "4"}
+    world.service.doubt = lambda event: event.body in doubted
+    with world.listening(pulse_linger=timedelta(seconds=0.3)):
+        world.press("0")
+        eventually(lambda: world.service.acknowledged)
+        world.press("1", "2", "3", "4", "5")
+        eventually(lambda: len(world.service.acknowledged) == 4)
+        doubted.remove("2")
+        eventually(lambda: len(world.service.acknowledged) == 5)
+    eventually(lambda: world.waiting() == 1)
+    keys = {delivery: event.body for delivery, event in world.service.stored.items()}
+    assert [keys[delivery] for delivery in world.service.acknowledged] == list("01352")
+    doubted.clear()
     with world.listening():
-        world.press("1")
+        eventually(lambda: len(world.service.acknowledged) == 6)
+        world.press("6")  # all before is acknowledged, and the channel holds
+        eventually(lambda: len(world.service.acknowledged) == 7)
+    assert world.waiting() == 0
+    assert not world.told("connection-lost")
+
+
+def test_it_ends_while_the_service_is_unsure(world: World) -> None:
+    world.service.doubt = lambda event: event.body == "2"
+    with world.listening():
+        world.press("1", "2")
         eventually(lambda: world.told("events-unsure"))
     eventually(lambda: world.waiting() == 1)
+    assert len(world.service.acknowledged) == 1
     assert world.told("not-given")
 
 
