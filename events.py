@@ -84,6 +84,7 @@ class Verdict(BaseModel):
     )
     reason: str | None = None
     after: int = Field(0, description="when unsure: what `alive_after` is to be, once the channel is found alive")
+    since: float = Field(0, description="when unsure: what `unsure_since` is to be")
     repository: str | None = None
     cursor: int | None = Field(None, description="the repository's cursor after the commit")
     generation: int | None = None
@@ -165,6 +166,9 @@ class PulseMessage(Event):
     redelivered: bool
     alive_after: int = Field(
         0, ge=0, description="its channel was found alive after the service had stored this action: see `unsure`"
+    )
+    unsure_since: float = Field(
+        0, ge=0, allow_inf_nan=False, description="seconds since 1970, as the service said when it first was unsure"
     )
     exchange: str = Field(max_length=255)
     routing_key: str = Field(max_length=255)

@@ -50,6 +50,10 @@ LATE = 0.5
 URL_FORM = "set TC_TREEHERDER_PULSE_URL to amqps://user:password@pulse.mozilla.org:5671/%2F"
 
 
+_NOTHING_TOLD = {"alive_after": 0, "unsure_since": 0}
+"""What an event ends with before the service was unsure of it: see `told`."""
+
+
 def pulse_message(channel: str, method: Any, properties: Any, body: bytes) -> bytes:
     """A delivery as `PulseMessage`, in JSON; `channel` is the UUID of the channel that it came on."""
     try:
@@ -67,7 +71,7 @@ def pulse_message(channel: str, method: Any, properties: Any, body: bytes) -> by
             "cc": [_name(key) for key in cc[:MAX_CC] if isinstance(key, str | bytes)] if isinstance(cc, list) else [],
             "body": text,
             "encoding": encoding,
-            "alive_after": 0,  # the last, for `told`
+            **_NOTHING_TOLD,
         }
     )
 
@@ -84,10 +88,10 @@ def shortened(event: bytes) -> bytes:
     return encode(cut)
 
 
-def told(event: bytes, alive_after: int) -> bytes:
-    """An event that says after which action its channel was found alive."""
-    before, _, _ = event.rpartition(b",")
-    return before + b',"alive_after":%d}' % alive_after
+def told(event: bytes, alive_after: int, unsure_since: float) -> bytes:
+    """An event that says after which action its channel was found alive, and since when the service has been unsure."""
+    before, _, _ = event.rpartition(b',"alive_after":')  # which nothing within a string can look like
+    return before + b"," + encode({"alive_after": alive_after, "unsure_since": unsure_since})[1:]
 
 
 class Post:
@@ -140,7 +144,9 @@ class Post:
         if reasons:
             log.warning("events-rejected", path=self._path, events=len(reasons), first_reason=reasons[0])
         unsure = {
-            number: told(events[number], each.after) for number, each in enumerate(verdicts) if each.verdict == "unsure"
+            number: told(events[number], each.after, each.since)
+            for number, each in enumerate(verdicts)
+            if each.verdict == "unsure"
         }
         if unsure:
             log.info("events-unsure", path=self._path, events=len(unsure), channel=session.id)

@@ -5,7 +5,8 @@ a new key when the listener's channel was lost before it could acknowledge. Noth
 what listeners know, so that is asked for:
 
 - Was the earlier one acknowledged? Then the broker does not bring it again, and what comes redelivered is another
-  press. A listener says so as soon as the broker has confirmed it; until then (`acknowledged_within`) we are unsure.
+  press. A listener says so as soon as the broker has confirmed it; until then we are unsure, for so long that it could
+  (`acknowledged_within`) since it was stored, and since we were first asked.
 - Is the channel still there that brought this one? Then nobody else was brought it, and what came redelivered on
   another is another press. If it is gone, this one may be late, and behind its own redelivery.
 
@@ -255,12 +256,16 @@ def _known(
     A verdict: that cannot be told yet. `equal`: those that say the same, and last came on another channel.
     """
     at = now()
+    since = message.unsure_since or at.timestamp()
     after = max((each.id or 0 for each in equal if each.ahead), default=0)
     if message.redelivered and (earlier := [each for each in equal if not each.acknowledged]):
-        overdue = [each for each in earlier if each.delivered_at <= at - (acknowledged_within or timedelta(0))]
+        # in the time before it was asked for, the service may have been away, or still storing it
+        within = acknowledged_within or timedelta(0)
+        asked = since <= (at - within).timestamp()
+        overdue = [each for each in earlier if asked and each.delivered_at <= at - within]
         if not overdue:
             reason = f"it may be action {earlier[0].id} once more, of which an acknowledgement may still come"
-            return Verdict(verdict="unsure", reason=reason, after=after)
+            return Verdict(verdict="unsure", reason=reason, after=after, since=since)
         # of several the one that was brought again least often: what a lost channel had may come on two others
         known = min(overdue, key=lambda each: (each.redeliveries, each.id))
         known.delivery, known.channel, known.delivered_at = message.delivery, message.channel, at
@@ -268,7 +273,7 @@ def _known(
         return known
     if after > message.alive_after and acknowledged_within is not None:
         reason = f"action {after} is equal and came redelivered: it may be this one, if this one's channel is gone"
-        return Verdict(verdict="unsure", reason=reason, after=after)
+        return Verdict(verdict="unsure", reason=reason, after=after, since=since)
     return None
 
 

@@ -76,7 +76,7 @@ class Service:
         if event.delivery in self.stored:
             return Verdict(verdict="duplicate")
         if self.doubt(event):
-            return Verdict(verdict="unsure", after=17)
+            return Verdict(verdict="unsure", after=17, since=1e9)
         self.stored[event.delivery] = event
         try:
             json.loads(event.body)
@@ -589,7 +589,7 @@ def test_what_the_service_is_unsure_of_is_sent_again_while_its_channel_is_there(
         eventually(lambda: counts["accepted"] == 3)
         assert counts["duplicate"] == 0
     twos = [event for event in world.service.events() if event.body == "2"]
-    assert [event.alive_after for event in twos] == [0, 17, 17, 17]
+    assert [(event.alive_after, event.unsure_since) for event in twos] == [(0, 0), *[(17, 1e9)] * 3]
     assert len({event.delivery for event in twos}) == 1
     assert sorted(doubts) == ["1", "2", "2", "2", "2", "3"], "the others are not sent again"
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import itertools
 import json
+import time
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -36,7 +37,13 @@ def key(delivery: int) -> str:
 
 
 def message(
-    delivery: int, *, on: int = 1, redelivered: bool = False, alive_after: int = 0, **press: Any
+    delivery: int,
+    *,
+    on: int = 1,
+    redelivered: bool = False,
+    alive_after: int = 0,
+    unsure_since: float = 0,
+    **press: Any,
 ) -> dict[str, Any]:
     """A message as the listener sends it; `press` are fields of its body."""
     body = {
@@ -58,6 +65,7 @@ def message(
         "body": json.dumps(body),
         "encoding": "utf-8",
         "alive_after": alive_after,
+        "unsure_since": unsure_since,
     }
 
 
@@ -178,14 +186,23 @@ async def test_until_an_acknowledgement_is_overdue_nobody_knows(database_url: st
         (verdict,) = answer.json()["verdicts"]
         assert verdict["verdict"] == "unsure"
         assert "action 1" in verdict["reason"]
+        since = verdict["since"]
+        assert since == pytest.approx(time.time(), abs=60)
         assert await acknowledge(api, 1, 3) == 2
         assert await press(api, message(2, on=2, redelivered=True)) == ["accepted"]
         assert await press(api, message(4, on=4, redelivered=True)) == ["unsure"]
         async with api.database.writing() as session:
             for action in await session.exec(select(Action)):
                 action.delivered_at -= timedelta(hours=2)
-        assert await press(api, message(4, on=4, redelivered=True)) == ["duplicate"]
-        assert await press(api, message(4, on=4, redelivered=True)) == ["duplicate"]
+        # whoever stored it may have been unable to reach us in these two hours
+        recently, long_ago = since - 3500, since - 3700
+        assert await press(api, message(4, on=4, redelivered=True)) == ["unsure"]
+        assert await press(api, message(4, on=4, redelivered=True, unsure_since=recently)) == ["unsure"]
+        assert await press(api, message(4, on=4, redelivered=True, unsure_since=long_ago)) == ["duplicate"]
+        assert await press(api, message(4, on=4, redelivered=True, unsure_since=long_ago)) == ["duplicate"]
+        for nonsense in (-1, "x", float("nan"), float("inf")):
+            odd = {**message(5, on=4), "unsure_since": nonsense}
+            assert await press(api, odd) == ["rejected"]
         assert len(await actions(api)) == 3
 
 

@@ -50,6 +50,7 @@ class Delivered:
     minute: int
     key: str = field(default_factory=lambda: str(uuid.uuid4()))
     alive_after: int = 0
+    unsure_since: float = 0
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Listener:
             "routing_key": "taskcluster.mc.retrigger",
             "body": BODY,
             "alive_after": each.alive_after,
+            "unsure_since": each.unsure_since,
         }
 
 
@@ -124,7 +126,7 @@ class Play:
             listener.stored.append(listener.pending.popleft().key)
             return
         if listener.channel.open:  # the broker was asked, after the answer
-            listener.pending[0] = replace(listener.pending[0], alive_after=verdict.after)
+            listener.pending[0] = replace(listener.pending[0], alive_after=verdict.after, unsure_since=verdict.since)
         else:
             self.reconnect(listener)
 
@@ -167,6 +169,11 @@ class Play:
                 action.received_at -= minutes * LONGER
                 if action.channel not in open_channels:
                     action.delivered_at -= minutes * LONGER
+        for listener in self.listeners:
+            listener.pending = deque(
+                replace(each, unsure_since=max(each.unsure_since - minutes * LONGER.total_seconds(), 0))
+                for each in listener.pending
+            )
 
     # what can happen
 
