@@ -286,7 +286,7 @@ def test_what_is_missing_is_said_loudly_and_fails_where_it_is_required(
     )
     nowhere = f"127.0.0.1:{free_ports(1)[0]}"
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},  # this run's own
         "REQUIRE_SERVICES": required,
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # they take seconds to import, in each process
         "TEST_DATABASE_URL": f"postgresql://{nowhere}/x",
