@@ -307,11 +307,12 @@ class Copies:
             url = rename_database(self._server, url)
         except psycopg.errors.ObjectInUse:  # by something that connects anew faster than it is thrown out
             return drop_database(self._server, url)
+        self._idle.append(url)  # at once: it is dropped in the end, even when Ctrl-C comes now
         with psycopg.connect(conninfo(url), autocommit=True) as connection:
             reusable = self._look(connection) == self._schema and self._empty(connection)
         if not reusable:
-            return drop_database(self._server, url)
-        self._idle.append(url)
+            self._idle.remove(url)
+            drop_database(self._server, url)
 
     def close(self) -> None:
         while self._idle:
