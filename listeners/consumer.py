@@ -479,11 +479,38 @@ def _within(error: BaseException) -> Iterable[BaseException]:
 def remedy(error: BaseException) -> dict[str, str]:
     """What to do about it, where a person has to."""
     words = told(error)
-    if "CERTIFICATE_VERIFY_FAILED" in words:
-        return {"remedy": "the broker's certificate is not trusted: check the host in the url, or name your own CA in "
-                "SSL_CERT_FILE"}  # fmt: skip
-    if isinstance(error, pika.exceptions.AuthenticationError | pika.exceptions.ProbableAuthenticationError):
-        return {"remedy": "check user and password in TC_TREEHERDER_PULSE_URL"}
-    if "ACCESS_REFUSED" in words:
-        return {"remedy": "the user may use queues named queue/<user>/… only: check TC_TREEHERDER_PULSE_USER"}
+    for sign, what in _REMEDIES:
+        if sign in words if isinstance(sign, str) else isinstance(error, sign):
+            return {"remedy": what}
     return {}
+
+
+_REMEDIES: list[tuple[str | tuple[type[BaseException], ...], str]] = [
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "the broker's certificate is not trusted: check the host in the url, or name your own CA in SSL_CERT_FILE",
+    ),
+    (
+        "WRONG_VERSION_NUMBER",
+        "nothing speaks TLS there: check the port in TC_TREEHERDER_PULSE_URL (Pulse's is 5671; a broker without TLS "
+        "has 5672 and amqp://)",
+    ),
+    (
+        (pika.exceptions.IncompatibleProtocolError,),
+        "nothing speaks AMQP without TLS there: check the port in TC_TREEHERDER_PULSE_URL, and whether it must begin "
+        "with amqps://",
+    ),
+    (
+        (pika.exceptions.AuthenticationError, pika.exceptions.ProbableAuthenticationError),
+        "check user and password in TC_TREEHERDER_PULSE_URL",
+    ),
+    (
+        (pika.exceptions.ProbableAccessDeniedError,),
+        "check the virtual host, which is the end of TC_TREEHERDER_PULSE_URL: Pulse's is %2F",
+    ),
+    (
+        "ACCESS_REFUSED",
+        "the user may use queues named queue/<user>/… only: check TC_TREEHERDER_PULSE_USER",
+    ),
+]
+"""What words of an error, or its type, tell of; the first that fits."""

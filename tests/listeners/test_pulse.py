@@ -932,6 +932,37 @@ def test_a_broker_whose_certificate_is_not_trusted_gets_nothing(world: World, tl
     assert "SSL_CERT_FILE" in line["remedy"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (("amqps://", "amqp://"), "must begin with amqps://"),
+        ((":TLS/", ":PLAIN/"), "nothing speaks TLS there"),
+        (("/VHOST", "/nowhere"), "check the virtual host"),
+        (("PASSWORD@", "wrong@"), "check user and password"),
+    ],
+)
+def test_a_slip_in_the_url_is_told_with_its_remedy(
+    world: World,
+    tls: TlsProxy,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: tuple[str, str],
+    words: str,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    plain = urlsplit(world.amqp.url)
+    assert plain.password is not None
+    url = f"amqps://{plain.username}:PASSWORD@127.0.0.1:TLS/VHOST".replace(*changed)
+    for name, value in {
+        "PASSWORD": plain.password, "TLS": tls.port, "PLAIN": plain.port or 5672, "VHOST": plain.path[1:]
+    }.items():  # fmt: skip
+        url = url.replace(name, str(value))
+    world.broker = url
+    with world.listening(wait=False):
+        (line, *_) = eventually(lambda: world.told("broker-away"))
+    assert words in line["remedy"]
+
+
 def test_a_certificate_of_another_host_is_refused(
     world: World, tls: TlsProxy, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
