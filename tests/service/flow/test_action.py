@@ -56,7 +56,7 @@ class Delivered:
 @dataclass
 class Listener:
     channel: Channel
-    pending: deque[Delivered] = field(default_factory=deque)  # not known to be stored
+    pending: list[Delivered] = field(default_factory=list)  # not known to be stored
     stored: list[str] = field(default_factory=list)  # and not acknowledged
     alive: bool = True
 
@@ -106,8 +106,8 @@ class Play:
         self.tell("deliver", press, "again" * redelivered, "to", self.number(listener))
 
     def send(self, listener: Listener) -> None:
-        """It is on its way, and says what the listener knew then."""
-        each = listener.pending[0]
+        """It is on its way, and says what the listener knew then. Of a batch, some may be known before others."""
+        each = self.chance.choice(listener.pending)
         self.flying.append((listener, each, listener.message(each)))
 
     async def arrive(self, flight: tuple[Listener, Delivered, dict[str, Any]], *, heard: bool) -> None:
@@ -118,15 +118,16 @@ class Play:
         what = f"alive after {each.alive_after}" if each.alive_after else ""
         said = f"{verdict.verdict} {verdict.reason or ''}"
         self.tell("from", self.number(listener), each.press, "again" * each.redelivered, what, said, heard)
-        if heard and listener.alive and listener.pending and listener.pending[0].key == each.key:
-            self._hear(listener, verdict)
+        if heard and listener.alive:
+            for pending in [its for its in listener.pending if its.key == each.key]:
+                self._hear(listener, pending, verdict)
 
-    def _hear(self, listener: Listener, verdict: Verdict) -> None:
+    def _hear(self, listener: Listener, each: Delivered, verdict: Verdict) -> None:
+        listener.pending.remove(each)
         if verdict.verdict != "unsure":
-            listener.stored.append(listener.pending.popleft().key)
-            return
-        if listener.channel.open:  # the broker was asked, after the answer
-            listener.pending[0] = replace(listener.pending[0], alive_after=verdict.after, unsure_since=verdict.since)
+            listener.stored.append(each.key)
+        elif listener.channel.open:  # the broker was asked, after the answer
+            listener.pending.append(replace(each, alive_after=verdict.after, unsure_since=verdict.since))
         else:
             self.reconnect(listener)
 
@@ -170,10 +171,10 @@ class Play:
                 if action.channel not in open_channels:
                     action.delivered_at -= minutes * LONGER
         for listener in self.listeners:
-            listener.pending = deque(
+            listener.pending = [
                 replace(each, unsure_since=max(each.unsure_since - minutes * LONGER.total_seconds(), 0))
                 for each in listener.pending
-            )
+            ]
 
     # what can happen
 
@@ -187,7 +188,7 @@ class Play:
             [lambda each=each: self.send(each) for each in living if each.pending] if len(self.flying) < 5 else [],
             [lambda each=each: self.arrive(each, heard=True) for each in self.flying],
             [lambda each=each: self.arrive(each, heard=False) for each in self.flying],
-            [lambda each=each: self.acknowledge(each) for each in living if each.stored and not each.pending],
+            [lambda each=each: self.acknowledge(each) for each in living if each.stored],
             [lambda each=each: self.cut(each) for each in opened if each.channel.held and more],
             [lambda each=each: self.kill(each) for each in living if each.channel.held and more],
             [lambda each=each: self.reconnect(each) for each in living if not each.channel.open],
