@@ -48,7 +48,8 @@ class Process:
         self._process: Running | None = None
 
     def start(self) -> None:
-        self._process = self._launch()
+        with _undisturbed():  # what was started and is not known yet would go on for ever
+            self._process = self._launch()
 
     def _launch(self) -> Running:
         with self.log.open("ab") as log:
