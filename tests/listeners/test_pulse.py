@@ -32,6 +32,7 @@ from events import MAX_EVENTS, Acknowledged, Noted, PulseMessage, QueueReport, Q
 from listeners import consumer as module
 from listeners.pulse import PulseListener, parameters, user
 from listeners.settings import ListenerSettings, load
+from sandbox.stack import free_port
 from tests.listeners.fakes import SECRET, Answer, Request, problem, serving, short
 from tests.private_servers import MissingServiceError, PrivateBroker
 from tests.proxy import TcpProxy
@@ -1058,11 +1059,6 @@ def ends(running: subprocess.Popen[str], number: signal.Signals, seconds: float)
     assert running.returncode == 0, output
     assert "Traceback" not in output
     return output
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def test_a_probe_that_cannot_listen_is_told(world: World) -> None:
