@@ -1,6 +1,7 @@
 """What endpoints ask for, so that their signatures read as prose."""
 
 import base64
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -51,6 +52,10 @@ async def get_caller(request: Request, parts: PartsDep) -> auth.Caller:
     if request.method not in {"GET", "HEAD"} and caller is not auth.ANYBODY:
         writes: Writes = request.app.state.writes
         writes.spend(caller.key)
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    if twice := [name for name, times in given.items() if times > 1]:
+        # FastAPI would take the last one
+        raise Problem(422, "Invalid request", f"{twice[0]}: it is given {given[twice[0]]} times: give it once")
     return caller
 
 

@@ -275,3 +275,7 @@ async def test_reads_need_a_token_unless_they_are_public(sqlite_url: str) -> Non
             assert (await api.get(path, token=None)).status_code == 200
             is_problem(await api.get(path, token="x" * 20), 401)
         is_problem(await api.patch("/repositories/mc", {"level": "3"}, token=None), 401)
+
+
+async def test_a_parameter_that_is_given_twice_is_refused(sqlite_api: Api) -> None:
+    is_problem(await sqlite_api.get("/pushes?repository=a&limit=1&repository=b"), 422, "repository", "2 times")
