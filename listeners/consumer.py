@@ -39,6 +39,9 @@ LOOK = 0.25
 BROKER_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException, OSError)
 """What pika raises when a broker is away, breaks off, refuses, or takes a connection and then says nothing."""
 
+ACCESS_REFUSED = 403
+"""AMQP's reply code to who may not do something."""
+
 LOST = "their channel is gone, and they are delivered again"
 
 STEADY = 10.0
@@ -441,7 +444,7 @@ class Consumer(Generic[Item]):
                     queue=self.queue,
                     exchange=binding.exchange,
                     error=told(error),
-                    remedy="nothing is heard from it until it is there; other bindings are not affected",
+                    remedy=f"nothing is heard from it until {_wanted(error)}; other bindings are not affected",
                     again_in=self._settings.pulse_bind_every.total_seconds(),
                 )
         if channel is not None:
@@ -449,6 +452,10 @@ class Consumer(Generic[Item]):
         for exchange in sorted(set(self.missing) - set(missing)):
             log.info("exchange-bound", queue=self.queue, exchange=exchange)
         return missing
+
+
+def _wanted(error: pika.exceptions.ChannelClosedByBroker) -> str:
+    return "this user may read it" if error.reply_code == ACCESS_REFUSED else "it is there"
 
 
 def close(connection: Any) -> None:

@@ -175,7 +175,6 @@ async def store(
         if isinstance(known, Verdict):
             unsure.append(message.delivery)
             verdicts.append(known)
-            log.info("action-unsure", task_id=action.task_id, reason=known.reason)
             continue
         if known is not None:
             session.add(known)
@@ -190,6 +189,7 @@ async def store(
         rejected = action.state == State.REJECTED
         verdicts.append(Verdict(verdict="rejected" if rejected else "accepted", reason=action.error))
     if unsure:
+        log.info("actions-unsure", actions=len(unsure), deliveries=unsure[:10])
         await session.exec(delete(Delivery).where(col(Delivery.key).in_(unsure)))
     return verdicts, [action for action in actions if action.state == State.PENDING]
 

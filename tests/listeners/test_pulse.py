@@ -828,6 +828,17 @@ def own_world(own_broker: PrivateBroker) -> Iterator[World]:
         world.connection.close()
 
 
+def test_an_exchange_that_may_not_be_read_is_told_as_that(own_world: World, own_broker: PrivateBroker) -> None:
+    own_broker.ctl("set_permissions", "guest", ".*", ".*", "^queue/.*")
+    try:
+        with own_world.listening():
+            (line, *_) = eventually(lambda: own_world.told("exchange-missing"))
+            assert "until this user may read it" in line["remedy"]
+            assert "ACCESS_REFUSED" in line["error"]
+    finally:
+        own_broker.ctl("set_permissions", "guest", ".*", ".*", ".*")
+
+
 def test_a_broker_that_is_restarted_delivers_what_was_not_acknowledged(
     own_world: World, own_broker: PrivateBroker
 ) -> None:
