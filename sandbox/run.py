@@ -88,10 +88,7 @@ async def _run(
     ready_file: Path | None,
     repositories: tuple[str, ...],
 ) -> None:
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     urls = {name: f"http://{HOST}:{listening.getsockname()[1]}" for name, listening in sockets.items()}
     projects = [Repository(path.rsplit("/", 1)[-1], f"{urls['hg']}/{path}") for path in repositories]
     tc = taskcluster.Taskcluster(
@@ -106,6 +103,9 @@ async def _run(
     th = treeherder.State(Store(projects), keys, amqp_url, job_actions)
 
     async with contextlib.AsyncExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+            stack.callback(loop.remove_signal_handler, number)  # uvloop leaves them, and a closed loop hears nothing
         pushlog = stack.enter_context(_mercurial() if mercurial else hg.MemoryPushlog())
         for path in repositories:
             await asyncio.to_thread(pushlog.create, path)

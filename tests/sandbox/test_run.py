@@ -203,8 +203,10 @@ def test_a_port_that_is_taken_is_named(start: Callable[..., Sandbox]) -> None:
 def test_without_mercurial_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mercurial, "HG", tmp_path / "no-hg")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(SandboxError, match=r"no-hg.*--no-mercurial"):
         run(0, 0, 0)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_broker_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
