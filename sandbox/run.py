@@ -104,8 +104,10 @@ async def _run(
 
     async with contextlib.AsyncExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGINT):
+            # uvloop leaves its own, and a closed loop hears nothing
+            stack.callback(signal.signal, number, signal.getsignal(number))
+            stack.callback(loop.remove_signal_handler, number)
             loop.add_signal_handler(number, stopping.set)
-            stack.callback(loop.remove_signal_handler, number)  # uvloop leaves them, and a closed loop hears nothing
         pushlog = stack.enter_context(_mercurial() if mercurial else hg.MemoryPushlog())
         for path in repositories:
             await asyncio.to_thread(pushlog.create, path)
