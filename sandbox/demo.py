@@ -258,7 +258,8 @@ Push again:
   .venv/bin/tc-treeherder sandbox push {PATH} README.md -m "Bug 2 - another change" --hg-url {hg}
 """
         )
-        signal.pause()
+        while True:  # pause() would sleep through a signal that came just before it
+            time.sleep(0.5)
 
 
 def main(
