@@ -10,15 +10,23 @@ import pytest
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def _folder() -> Path:
+    return Path(os.environ.get("TC_TREEHERDER_FACTS", _BESIDE))
+
+
+def have_facts() -> bool:
+    """Return True if the folder is there. What runs outside a test, as in a server's answer, must not call `facts`."""
+    return _folder().is_dir()
+
+
 def facts() -> Path:
     """The folder with other projects' schemas and recordings: `TC_TREEHERDER_FACTS`, or `shared/data` beside the clone.
 
     Skips the calling test, saying so, where there is none.
     """
-    folder = Path(os.environ.get("TC_TREEHERDER_FACTS", _BESIDE))
-    if not folder.is_dir():
-        pytest.skip(f"no published schemas at {folder}: set TC_TREEHERDER_FACTS to a folder that has them")
-    return folder
+    if not have_facts():
+        pytest.skip(f"no published schemas at {_folder()}: set TC_TREEHERDER_FACTS to a folder that has them")
+    return _folder()
 
 
 def fact(name: str) -> Any:

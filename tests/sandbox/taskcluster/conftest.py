@@ -7,6 +7,7 @@ import pytest
 
 from sandbox.taskcluster import Taskcluster
 from sandbox.taskcluster.queue import Message
+from tests.facts import have_facts
 from tests.sandbox.taskcluster.support import ROOT, Api, validate_message
 
 
@@ -20,11 +21,13 @@ def tc() -> Taskcluster:
 
 @pytest.fixture
 def messages(tc: Taskcluster) -> list[Message]:
-    """The messages of the stand-in, each checked against its schema when it comes."""
+    """The messages of the stand-in, each checked against its schema when it comes, where the schemas are at hand."""
     heard: list[Message] = []
+    check = have_facts()
 
     def hear(message: Message) -> None:
-        validate_message(message)
+        if check:
+            validate_message(message)
         heard.append(message)
 
     tc.queue.listeners.append(hear)
