@@ -262,9 +262,39 @@ Push again:
             time.sleep(0.5)
 
 
+MARKER = ".tc-treeherder-demo"
+"""The file that says that a folder is the demo's own."""
+
+
+def _claim_folder(folder: Path) -> None:
+    """Make `folder` an empty folder that is marked as the demo's.
+
+    Raises StackError for one that holds anything and is not marked: nobody's files are deleted.
+    """
+    marker = folder / MARKER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = list(folder.iterdir())
+        if contents and not marker.is_file():
+            raise StackError(
+                f"the folder {folder} holds files that are not the demo's ({contents[0].name}, ...): "
+                "name a new or an empty one with --folder"
+            )
+        marker.touch()
+        for path in contents:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != marker:
+                path.unlink()
+    except OSError as error:
+        raise StackError(f"the folder {folder} cannot be used ({error}): name another with --folder") from None
+
+
 def main(
     once: Annotated[bool, typer.Option("--once", help="Leave when the push is through.")] = False,
-    folder: Annotated[Path, typer.Option(help="for the database and the logs; emptied first")] = Path(".demo"),
+    folder: Annotated[
+        Path, typer.Option(help="for the database and the logs: new or empty, or an earlier demo's")
+    ] = Path(".demo"),
     free_ports: Annotated[bool, typer.Option(help="Any free ports instead of the usual ones.")] = False,
     amqp_url: Annotated[
         str | None,
@@ -282,10 +312,10 @@ def main(
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, signal.default_int_handler)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it meets is told here, in a line
-    shutil.rmtree(folder, ignore_errors=True)
     ports = (0, 0, 0) if free_ports or once else (HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT)
     service_port = 0 if free_ports or once else SERVICE_PORT
     try:
+        _claim_folder(folder)
         url = _broker(amqp_url, no_broker)
         stack = Stack(folder.absolute(), mercurial=True, ports=ports, service_port=service_port, amqp_url=url)
         if url:
@@ -303,7 +333,7 @@ def main(
                 _stay(stack)
     except (StackError, httpx.HTTPError) as error:
         typer.echo(f"\nThe demo failed: {error}", err=True)
-        if folder.exists():
+        if (folder / MARKER).exists():
             typer.echo(f"The logs are in {folder.absolute()}", err=True)
         sys.exit(1)
 

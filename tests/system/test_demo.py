@@ -49,6 +49,16 @@ def demo(folder: Path, *arguments: str, local: str = NOWHERE, **environment: str
     return process.returncode, said, complained
 
 
+def test_a_folder_with_somebodys_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "thesis.tex").write_text("years of work")
+    code, _, complained = demo(tmp_path)
+    assert code == 1
+    assert "thesis.tex" in complained
+    assert "--folder" in complained
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["thesis.tex"]
+
+
 def left(said: str, amqp_url: str) -> set[str]:
     """What the demo that said this has left at the broker."""
     (user,) = set(re.findall(r"exchange/(sandbox-[0-9a-f]{8})/", said))
