@@ -13,6 +13,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.requests import ClientDisconnect
 
 from service.clients.auth import Logins, Signed
+from service.clients.taskcluster import satisfies
 from service.errors import Problem, Refusal, Unavailable
 from service.settings import READ, Settings
 
@@ -34,7 +35,7 @@ class Caller:
 
     def has(self, scope: str) -> bool:
         """Taskcluster's rule: a scope that ends in `*` satisfies all that begin so."""
-        return any(scope == held or (held.endswith("*") and scope.startswith(held[:-1])) for held in self.scopes)
+        return satisfies(self.scopes, scope)
 
 
 ANYBODY = Caller("anybody", ())

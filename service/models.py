@@ -1,5 +1,6 @@
 """The tables. What goes over the API is in `schemas`; never the other way round."""
 
+import uuid
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any
@@ -42,6 +43,7 @@ class Repository(SQLModel, table=True):
     url: str = Field(unique=True)
     host: str
     level: str
+    route_project: str | None = None  # `user/project`, where the routes of its tasks name that and not the alias
     scopes: list[str] = Field(default_factory=list, sa_type=Json)
     contains: str | None = None
     graph: bool = True
@@ -164,6 +166,7 @@ class Action(Work, table=True):
 
     __table_args__ = (_due_index("action"),)
 
+    key: str = Field(default_factory=lambda: str(uuid.uuid4()))  # what the ids of its copies are derived from
     kind: str  # retrigger, cancel; or another one's name, which is rejected
     project: str = Field(sa_type=Text, index=True)
     task_id: str = Field(index=True)
@@ -247,7 +250,8 @@ class PlannedTask(SQLModel, table=True):
     label: str = Field(sa_type=Text)  # what the id was derived from: "task", "error" or "copy"
     name: str = Field(sa_type=Text)
     definition: dict[str, Any] | None = Field(sa_type=Json)
-    created: bool = False
+    created: bool = False  # it exists in Taskcluster, made by this plan or adopted
+    adopted: bool = False  # it existed before this plan could create it: giving up the plan does not cancel it
 
 
 class Stage(IntEnum):

@@ -1,8 +1,9 @@
 """What a step of the flow works with: one `Parts` a process, made in the app's lifespan."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 from sqlmodel import select
@@ -31,6 +32,7 @@ class Parts:
     renderer: Renderer
     secret: bytes  # the key behind derived task ids
     logins: Logins | None = None  # None: Taskcluster credentials are not taken
+    large_plans: asyncio.Lock = field(default_factory=asyncio.Lock)  # one is in memory at a time, whoever pushed them
 
 
 @asynccontextmanager

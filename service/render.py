@@ -1,21 +1,54 @@
 """Renders templates in child processes with limits on time, memory and output; one that exceeds them is killed."""
 
 import asyncio
-import base64
 import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from service.settings import RenderLimits
+from service.slugids import replace_ids
 
 log = structlog.get_logger()
 
 
 class TemplateError(Exception):
     """The template cannot be rendered, however often it is tried; the message is for whoever wrote it."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a template renders to, with task ids in it, and the ids that `as_slugid` and `ownTaskId` returned."""
+
+    result: list[Any]
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A child's answer: JSON that is not parsed yet, for that can take a hundred times the memory."""
+
+    answer: bytes
+
+    @property
+    def small(self) -> bool:
+        """Whether it takes no time to parse; the event loop does not wait for another one."""
+        return len(self.answer) <= 64 * 1024
+
+    def parse(self, task_id: Callable[[str], str]) -> Rendering:
+        """Parse the answer; `task_id` derives the ids that labels stand for. Raises TemplateError."""
+        head, *lines = self.answer.split(b"\n")
+        ids = {placeholder: task_id(label) for placeholder, label in json.loads(head)["labels"].items()}
+        try:
+            # line by line, so that no other thread waits for all of it
+            result = [replace_ids(json.loads(line), ids) for line in lines]
+        except RecursionError:
+            raise TemplateError("nested too deeply") from None
+        return Rendering(result, frozenset(ids.values()))
 
 
 class Renderer:
@@ -30,21 +63,20 @@ class Renderer:
         """Start one child, so that the first push need not wait for it."""
         self._free.append(await self._spawn())
 
-    async def taskcluster_yml(self, text: str, context: dict[str, Any], key: bytes) -> list[Any]:
-        """The tasks that a `.taskcluster.yml` of version 1 describes. Raises TemplateError."""
-        tasks: list[Any] = await self._ask({"yaml": text, "context": context}, key)
-        return tasks
+    async def taskcluster_yml(self, text: str, context: dict[str, Any]) -> Rendered:
+        """Render the tasks that a `.taskcluster.yml` of version 1 describes. Raises TemplateError."""
+        return await self._ask({"yaml": text, "context": context})
 
-    async def template(self, template: Any, context: dict[str, Any], key: bytes) -> Any:
-        """A rendered JSON-e template. Raises TemplateError."""
-        return await self._ask({"template": template, "context": context}, key)
+    async def template(self, template: Any, context: dict[str, Any]) -> Rendered:
+        """Render a JSON-e template: a `result` of one value. Raises TemplateError."""
+        return await self._ask({"template": template, "context": context})
 
     async def close(self) -> None:
         while self._free:
             await _kill(self._free.pop())
 
-    async def _ask(self, request: dict[str, Any], key: bytes) -> Any:
-        body = json.dumps({**request, "key": base64.b64encode(key).decode()}).encode()
+    async def _ask(self, request: dict[str, Any]) -> Rendered:
+        body = json.dumps(request).encode()
         async with self._slots:
             answer = None
             while answer is None:
@@ -55,11 +87,11 @@ class Renderer:
                         f"cannot be rendered within {self._limits.memory_mib} MiB of memory "
                         f"and {self._limits.seconds:g} s"
                     )
-        if "error" in answer:
-            raise TemplateError(answer["error"])
-        return answer["result"]
+        if answer.startswith(_ERROR):
+            raise TemplateError(json.loads(answer)["error"])
+        return Rendered(answer)
 
-    async def _try(self, child: asyncio.subprocess.Process, body: bytes) -> dict[str, Any] | None:
+    async def _try(self, child: asyncio.subprocess.Process, body: bytes) -> bytes | None:
         """The child's answer; None: it has died. It is kept for the next request unless it used up what it has."""
         try:
             answer = await asyncio.wait_for(self._exchange(child, body), self._limits.seconds)
@@ -72,7 +104,7 @@ class Renderer:
         except BaseException:
             await _kill(child)
             raise
-        if answer.get("spent"):
+        if answer.endswith(_SPENT):
             await _kill(child)
         else:
             self._free.append(child)
@@ -82,7 +114,8 @@ class Renderer:
         limits = self._limits
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-m", "service.render_child"),
-            *(str(limits.memory_mib), str(limits.output_mib * 1024 * 1024), str(limits.seconds)),
+            *(str(limits.memory_mib), str(limits.seconds)),
+            *(str(limits.output_mib * 1024 * 1024), str(limits.tasks), str(limits.nodes)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -90,7 +123,7 @@ class Renderer:
             start_new_session=True,  # Ctrl-C is for us; the child ends when its input does
         )
 
-    async def _exchange(self, child: asyncio.subprocess.Process, body: bytes) -> dict[str, Any]:
+    async def _exchange(self, child: asyncio.subprocess.Process, body: bytes) -> bytes:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write(len(body).to_bytes(4, "big") + body)
@@ -98,8 +131,11 @@ class Renderer:
         size = int.from_bytes(await child.stdout.readexactly(4), "big")
         if size > self._limits.output_mib * 1024 * 1024:
             raise ConnectionError("the child answers more than it may")
-        answer: dict[str, Any] = json.loads(await child.stdout.readexactly(size))
-        return answer
+        return await child.stdout.readexactly(size)
+
+
+_ERROR, _SPENT = b'{"error": ', b'"spent": true}'
+"""How the answer begins that is an error, and ends when the child has used up its memory."""
 
 
 async def _kill(child: asyncio.subprocess.Process) -> None:

@@ -1,12 +1,13 @@
 """The child process that evaluates what strangers wrote: YAML and JSON-e. It has no secrets and little of anything.
 
-It reads requests from standard input and writes answers to standard output, each a JSON text behind its length (4
-bytes, big-endian). `service.render` starts it, sets its time limit and kills it when it exceeds any.
+It reads requests from standard input and writes answers to standard output, each behind its length (4 bytes,
+big-endian). A request is a JSON text. An answer is a line of JSON, and a further line for each rendered task, so that
+the parent can parse them one by one. `service.render` starts it, sets its time limit and kills it when it exceeds any.
+
+Task ids are the parent's secret: `as_slugid` and `ownTaskId` give placeholders, and the answer says which label each
+stands for.
 """
 
-import base64
-import hashlib
-import hmac
 import json
 import re
 import resource
@@ -19,6 +20,7 @@ import yaml
 from yaml.resolver import Resolver
 
 from service.door import storable, visible
+from service.slugids import slugid_of
 
 _MAX_ERROR = 10_000
 """Characters of an error: some quote the whole value that is wrong."""
@@ -42,13 +44,35 @@ class _UnusableError(Exception):
     """The template cannot be used; the message is for whoever wrote it."""
 
 
-def slugid(key: bytes, label: str) -> str:
-    """The id of the task `label`: an HMAC shaped as a v4 UUID, "nice" (it begins with a letter), base64url."""
-    digest = bytearray(hmac.digest(key, label.encode(errors="backslashreplace"), hashlib.sha256)[:16])
-    digest[0] &= 0x7F  # nice: the first of the 22 characters is A-Z or a-f
-    digest[6] = digest[6] & 0x0F | 0x40  # version 4
-    digest[8] = digest[8] & 0x3F | 0x80  # RFC 4122's variant
-    return base64.urlsafe_b64encode(uuid.UUID(bytes=bytes(digest)).bytes).decode().rstrip("=")
+OWN_LABEL = "decision"
+"""The label that `ownTaskId` stands for."""
+
+
+class _Placeholders:
+    """Gives each label a random text of a task id's form."""
+
+    def __init__(self) -> None:
+        self._by_label: dict[str, str] = {}
+
+    def as_slugid(self, label: Any) -> str:
+        """JSON-e's `as_slugid`. Raises TypeError for a label that is no scalar."""
+        text = _javascript_text(label)
+        return self._by_label.setdefault(text, slugid_of(uuid.uuid4().bytes))
+
+    def labels(self) -> dict[str, str]:
+        """Return the label of each placeholder."""
+        return {placeholder: label for label, placeholder in self._by_label.items()}
+
+
+def _javascript_text(value: Any) -> str:
+    """Return a scalar as JavaScript's String() does: other programs render the same templates, in JavaScript."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
+        return str(int(value))
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    raise TypeError(f"as_slugid takes a text or a number, not {type(value).__name__}")
 
 
 def _plain(value: Any) -> Any:
@@ -89,19 +113,38 @@ def _render(template: Any, context: dict[str, Any]) -> Any:
         raise _UnusableError(f"does not render: {error}") from None
 
 
-def _answer(request: dict[str, Any], output_limit: int) -> bytes:
-    key = base64.b64decode(request["key"])
+class _Limits:
+    """What an answer may hold."""
 
-    def as_slugid(label: str) -> str:
-        return slugid(key, label)
+    def __init__(self, output: int, tasks: int, nodes: int) -> None:
+        self.output, self.tasks, self.nodes = output, tasks, nodes
 
-    context = {**request["context"], "as_slugid": as_slugid}
+    def check(self, result: Any, labels: int, *, tasks: bool) -> None:
+        """Raise _UnusableError unless `result` is within the limits; it is not copied or encoded before."""
+        if tasks and len(result) > self.tasks:
+            raise _UnusableError(f"renders to {len(result):,} tasks: at most {self.tasks:,} are taken for one push")
+        nodes, waiting = labels, [result]
+        while waiting:
+            value = waiting.pop()
+            inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            nodes += 1
+            # what waits is counted too: one value may stand in a list millions of times
+            if nodes + len(waiting) + len(inside) > self.nodes:
+                raise _UnusableError(f"renders to more than {self.nodes:,} values: so many are not taken for one push")
+            waiting.extend(inside)
+
+
+def _answer(request: dict[str, Any], limits: _Limits) -> bytes:
+    placeholders = _Placeholders()
     try:
-        if "yaml" in request:
-            result = _tasks(_parse(request["yaml"]), context)
-        else:
-            result = _render(request["template"], context)
-        answer = json.dumps({"result": storable(result)}).encode()
+        own = placeholders.as_slugid(OWN_LABEL)
+        context = {**request["context"], "ownTaskId": own, "as_slugid": placeholders.as_slugid}
+        tasks = "yaml" in request
+        result = _tasks(_parse(request["yaml"]), context) if tasks else _render(request["template"], context)
+        labels = placeholders.labels()
+        limits.check(result, len(labels), tasks=tasks)
+        head = json.dumps({"labels": labels})
+        answer = "\n".join([head, *(json.dumps(storable(each)) for each in (result if tasks else [result]))]).encode()
     except _UnusableError as error:
         return _error(str(error))
     except RecursionError:
@@ -110,8 +153,8 @@ def _answer(request: dict[str, Any], output_limit: int) -> bytes:
         return _error("needs more memory than it may have", spent=True)
     except Exception as error:  # noqa: BLE001 - JSON-e raises whatever Python does; the child answers, never dies of it
         return _error(f"does not render: {type(error).__name__}: {error}")
-    if len(answer) > output_limit:
-        return _error(f"renders to {len(answer):,} bytes: more than {output_limit:,} are not taken")
+    if len(answer) > limits.output:
+        return _error(f"renders to {len(answer):,} bytes: more than {limits.output:,} are not taken")
     return answer
 
 
@@ -119,7 +162,7 @@ def _error(why: str, *, spent: bool = False) -> bytes:
     return json.dumps({"error": visible(why[:_MAX_ERROR]), "spent": spent}).encode()
 
 
-def main(memory_mib: int, output_limit: int, seconds: float) -> NoReturn:
+def main(memory_mib: int, seconds: float, limits: _Limits) -> NoReturn:
     memory = memory_mib * 1024 * 1024
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -129,11 +172,11 @@ def main(memory_mib: int, output_limit: int, seconds: float) -> NoReturn:
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime + seconds) + 2
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        answer = _answer(json.loads(requests.read(int.from_bytes(head, "big"))), output_limit)
+        answer = _answer(json.loads(requests.read(int.from_bytes(head, "big"))), limits)
         answers.write(len(answer).to_bytes(4, "big") + answer)
         answers.flush()
     sys.exit(0)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    main(int(sys.argv[1]), float(sys.argv[2]), _Limits(*map(int, sys.argv[3:])))

@@ -23,6 +23,22 @@ def _storable(text: str) -> str:
 
 Text = Annotated[str, Field(max_length=1_000), AfterValidator(_storable)]
 Scope = Annotated[str, Field(min_length=1, max_length=1_000, pattern=r"^[ -~]+$")]
+
+MAX_SCOPES_LENGTH = 2_000
+"""Characters of all scopes of a repository: each call carries them in a header, of which 4,096 bytes are read."""
+
+
+def _sendable(scopes: list[str]) -> list[str]:
+    if (length := sum(len(scope) + 3 for scope in scopes)) > MAX_SCOPES_LENGTH:
+        raise ValueError(
+            f"{length:,} characters of scopes: at most {MAX_SCOPES_LENGTH:,} fit into a call. Put them into a role in "
+            "Taskcluster, and name that: assume:<role>"
+        )
+    return scopes
+
+
+Scopes = Annotated[list[Scope], Field(max_length=100), AfterValidator(_sendable)]
+RouteProject = Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$", max_length=100), AfterValidator(_storable)]
 Level = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1, 2, 3, or a name such as nss")]
 Prefix = Annotated[str, Field(max_length=100), AfterValidator(_storable)]
 
@@ -52,7 +68,10 @@ class RepositoryChange(Schema):
     """JSON Merge Patch: what is not named stays."""
 
     level: Level = "1"
-    scopes: list[Scope] | None = Field(None, description="null: assume:repo:<host>/<path>:branch:default")
+    route_project: RouteProject | None = Field(
+        None, description="`user/project`: what the v2 routes of its tasks name, where that is not the alias"
+    )
+    scopes: Scopes | None = Field(None, description="null: assume:repo:<host>/<path>:branch:default")
     contains: Text | None = Field(None, description="a push gets a graph only if its tip's message contains this")
     graph: Bool = Field(True, description="create task graphs")
     environments: list[Prefix] | None = Field(None, description="route prefixes; null: all")
@@ -81,6 +100,7 @@ class RepositoryRead(Schema):
     alias: str
     url: str
     level: str
+    route_project: str | None
     scopes: list[str]
     contains: str | None
     graph: bool
@@ -115,7 +135,7 @@ class ResultsetRead(Schema):
 
 
 class TaskRead(Schema):
-    task_id: str
+    task_id: str | None = Field(description="null until it was created: nobody is to know the id before")
     name: str
     created: bool
 
@@ -212,7 +232,7 @@ class MadeTask(Schema):
     """A copy: `task_id` of `copy_of`."""
 
     copy_of: str
-    task_id: str
+    task_id: str | None = Field(description="null until it was created: nobody is to know the id before")
     name: str
     created: bool
 
@@ -254,7 +274,7 @@ class ActionRead(ActionSummary):
 
 
 class PlannedCopy(Schema):
-    """A copy that would be made. An action that is really done draws other new ids."""
+    """A copy that would be made. Its `task_id` is made up: an action that is really done derives others."""
 
     copy_of: str
     task_id: str

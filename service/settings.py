@@ -116,6 +116,10 @@ class RenderLimits(Strict):
     seconds: float = Field(10, gt=0, description="for one file; then the process is killed")
     memory_mib: int = Field(512, ge=64, description="MiB of memory, for one process")
     output_mib: int = Field(20, ge=1, description="MiB that a file may render to")
+    tasks: int = Field(10_000, ge=1, description="tasks that a file may render to")
+    nodes: int = Field(
+        1_000_000, ge=1, description="values that a file may render to: texts, numbers, lists, mappings; each counts"
+    )
 
 
 class PollSettings(Strict):
@@ -176,6 +180,12 @@ class Settings(Configuration):
         description="sqlite+aiosqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
     )
     database_pool: int = Field(10, ge=1, description="connections to PostgreSQL in one process")
+    deployment: str = Field(
+        "tc-treeherder",
+        min_length=1,
+        description="name of this deployment, part of every task id: one that has a copy of another's database needs "
+        "a name of its own",
+    )
     host: str = Field("127.0.0.1", description="address that the API listens on; beyond loopback only with credentials")
     port: int = Field(8080, ge=0, le=65535, description="its port")
     tokens: list[Token] = Field([], description="who may call the API")

@@ -20,7 +20,7 @@ from service.door import visible
 from service.errors import Problem, UpstreamError
 from service.flow import cancel, retrigger
 from service.flow.action import FailedError, RejectedError, called, new_action, subject_of
-from service.flow.ids import action_key
+from service.flow.ids import copy_ids
 from service.models import Action, PlannedTask, Source, State
 from service.parts import Parts
 from service.schemas import (
@@ -123,7 +123,7 @@ async def _plan(parts: Parts, asked: ActionCreate, plan: ActionPlan) -> None:
             plan.state = ActionState.NOTHING_TO_DO
         return
     unreal = new_action(asked.action, asked.project, asked.task_id, asked.run_id, "", Source.API)
-    made = await retrigger.plan(parts, subject, asked.run_id, action_key(parts.secret, unreal, 0))
+    made = await retrigger.plan(parts, subject, asked.run_id, copy_ids(parts.secret, unreal, 0))
     plan.notes = made.notes
     plan.left_out = [LeftOut.model_validate(each) for each in made.left_out]
     plan.tasks = [
@@ -226,7 +226,9 @@ async def _tasks(session: Session, actions: Sequence[Action], first: int | None 
     tasks: dict[int, list[MadeTask]] = defaultdict(list)
     for action_id, copy_of, task_id, name, created in await session.exec(query):
         assert action_id is not None
-        tasks[action_id].append(MadeTask(copy_of=copy_of or "", task_id=task_id, name=name, created=created))
+        tasks[action_id].append(
+            MadeTask(copy_of=copy_of or "", task_id=task_id if created else None, name=name, created=created)
+        )
     return tasks
 
 

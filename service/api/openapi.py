@@ -230,6 +230,7 @@ _REPOSITORY: Json = {
     "alias": "mozilla-central",
     "url": "https://hg.mozilla.org/mozilla-central",
     "level": "3",
+    "route_project": None,
     "scopes": ["assume:repo:hg.mozilla.org/mozilla-central:branch:default"],
     "contains": None,
     "graph": True,

@@ -150,7 +150,7 @@ async def _tasks(session: Session, steps: list[PushStep]) -> dict[int, list[Task
         .order_by(col(PlannedTask.position))
     )
     for step_id, task_id, name, created in rows:
-        tasks[step_id or 0].append(TaskRead(task_id=task_id, name=name, created=created))
+        tasks[step_id or 0].append(TaskRead(task_id=task_id if created else None, name=name, created=created))
     return tasks
 
 

@@ -1,8 +1,10 @@
 """Taskcluster's queue, through the official client."""
 
+import json
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -11,10 +13,11 @@ import mohawk.base
 import mohawk.util
 import structlog
 from taskcluster import exceptions
+from taskcluster.aio import Auth as AuthClient
 from taskcluster.aio import Queue as Client
 
 from service import metrics
-from service.errors import Refusal, Unavailable
+from service.errors import Refusal, Unavailable, UpstreamError
 from service.settings import TaskclusterSettings
 
 log = structlog.get_logger()
@@ -100,9 +103,10 @@ class TaskclusterQueue:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
         self._clients: OrderedDict[tuple[str, ...] | None, Client] = OrderedDict()
+        self._held: tuple[float, list[str]] | None = None
 
     async def create_task(self, task_id: str, definition: Definition, scopes: list[str]) -> Status:
-        return await self._status(lambda: self._queue(scopes).createTask(task_id, definition))
+        return await self._status(lambda queue: queue.createTask(task_id, definition), scopes)
 
     async def task(self, task_id: str) -> Definition | None:
         definition: Definition | None = await self._read(lambda: self._queue().task(task_id))
@@ -162,10 +166,10 @@ class TaskclusterQueue:
                 return found
 
     async def schedule_task(self, task_id: str, scope: str) -> Status:
-        return await self._status(lambda: self._queue([scope]).scheduleTask(task_id))
+        return await self._status(lambda queue: queue.scheduleTask(task_id), [scope])
 
     async def cancel_task(self, task_id: str, scope: str) -> Status:
-        return await self._status(lambda: self._queue([scope]).cancelTask(task_id))
+        return await self._status(lambda queue: queue.cancelTask(task_id), [scope])
 
     async def close(self) -> None:
         if self._session:
@@ -179,25 +183,41 @@ class TaskclusterQueue:
             return self._clients[key]
         if self._session is None:
             self._session = session_of(self._settings.timeout.total_seconds(), 100)
-        # an empty dict: without any the client takes credentials from environment variables of its own
-        options: dict[str, Any] = {"rootUrl": self._settings.root, "maxRetries": 0, "credentials": {}}
-        if self._settings.client_id and self._settings.access_token:
-            # a new dict each: the client changes the one it is given
-            options["credentials"] = {
-                "clientId": self._settings.client_id,
-                "accessToken": self._settings.access_token.get_secret_value(),
-            }
-            if self._settings.certificate:
-                options["credentials"]["certificate"] = self._settings.certificate.get_secret_value()
-            if scopes is not None:
-                options["authorizedScopes"] = _sendable(scopes)
+        options = options_of(self._settings)
+        if options["credentials"] and scopes is not None:
+            options["authorizedScopes"] = _sendable(scopes)
         self._clients[key] = Client(options, session=self._session)
         if len(self._clients) > 500:
             self._clients.popitem(last=False)
         return self._clients[key]
 
-    async def _status(self, call: Callable[[], Awaitable[Any]]) -> Status:
-        return _part(await answer_of(call), "status", dict)
+    async def _status(self, call: Callable[[Client], Awaitable[Any]], scopes: list[str]) -> Status:
+        """Make a call with these scopes alone; a ScopesRefusal names those of them that our client lacks."""
+        try:
+            return _part(await answer_of(lambda: call(self._queue(scopes))), "status", dict)
+        except ScopesRefusal as refusal:
+            if refusal.status != 401:
+                raise
+            raise await self._lacking(scopes) from None
+
+    async def _lacking(self, scopes: list[str]) -> UpstreamError:
+        whose = f"the service's Taskcluster client ({self._settings.client_id})"
+        try:
+            held = await self._current_scopes()
+        except UpstreamError:
+            why = f"{whose} lacks one of the scopes {named(scopes)}; which one, auth.currentScopes does not tell it"
+            return ScopesRefusal(why, 401, [])
+        lacking = [scope for scope in scopes if not satisfies(held, scope)]
+        if not lacking:  # what we remember is old, or it was granted just now
+            self._held = None
+            return Unavailable("taskcluster", f"{whose} lacked one of the scopes {named(scopes)} a moment ago")
+        return ScopesRefusal(f"{whose} lacks {named(lacking)}: grant that to the client", 401, lacking)
+
+    async def _current_scopes(self) -> list[str]:
+        """Return what our client may do, roles expanded; asked at most once in `SCOPES_KEPT` seconds."""
+        if self._held is None or time.monotonic() - self._held[0] > SCOPES_KEPT:
+            self._held = (time.monotonic(), await current_scopes(self._settings, self._queue().session))
+        return self._held[1]
 
     async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
@@ -208,8 +228,47 @@ class TaskclusterQueue:
             raise
 
 
+class ScopesRefusal(Refusal):
+    """A call that scopes are missing for; `missing` are these, as far as they are known.
+
+    The message names no others: what Taskcluster says lists all that the service's client has.
+    """
+
+    def __init__(self, message: str, status: int, missing: list[str]) -> None:
+        super().__init__("taskcluster", message, status)
+        self.missing = missing
+
+
 class _UnusableError(aiohttp.ClientError):
     """An answer that is not read; the message says why."""
+
+
+SCOPES_KEPT = 30.0
+"""Seconds that the scopes of our client are remembered."""
+
+
+def options_of(settings: TaskclusterSettings) -> dict[str, Any]:
+    """Return the options of a client of any of Taskcluster's services, with the service's credentials."""
+    # an empty dict: without any the client takes credentials from environment variables of its own
+    options: dict[str, Any] = {"rootUrl": settings.root, "maxRetries": 0, "credentials": {}}
+    if settings.client_id and settings.access_token:
+        # a new dict each: the client changes the one it is given
+        options["credentials"] = {
+            "clientId": settings.client_id,
+            "accessToken": settings.access_token.get_secret_value(),
+        }
+        if settings.certificate:
+            options["credentials"]["certificate"] = settings.certificate.get_secret_value()
+    return options
+
+
+async def current_scopes(settings: TaskclusterSettings, session: aiohttp.ClientSession) -> list[str]:
+    """Return the scopes of the service's client, with what its roles bring. Raises Unavailable and Refusal."""
+    client = AuthClient(options_of(settings), session=session)
+    scopes = (await answer_of(client.currentScopes)).get("scopes")
+    if not isinstance(scopes, list):
+        raise Unavailable("taskcluster", "auth.currentScopes answers no list of scopes: is that Taskcluster?")
+    return [str(scope) for scope in scopes]
 
 
 class _Answer(aiohttp.ClientResponse):
@@ -251,9 +310,17 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
     try:
         answer = await call()
     except exceptions.TaskclusterAuthFailure as error:
+        text = _text(error)
+        if "authorizedScopes" in text and "not satisfy" in text:
+            why = "the service's Taskcluster client lacks some of the scopes that this call may use"
+            raise ScopesRefusal(why, 401, []) from None
         # our credentials, not the caller's doing: an operator can mend it, and then the work goes on
-        raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {_text(error)}") from None
+        why = "401, for a reason that lists scopes" if "scopes" in text else text
+        raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {why}") from None
     except exceptions.TaskclusterRestFailure as error:
+        if error.status_code == 403:
+            missing = missing_scopes(_text(error))
+            raise ScopesRefusal(f"missing {named(missing) or 'scopes that it does not name'}", 403, missing) from None
         if error.status_code in {408, 429} or error.status_code < 400:
             raise Unavailable("taskcluster", f"Taskcluster answers {error.status_code}: {_text(error)}") from None
         raise Refusal("taskcluster", _text(error), error.status_code) from None
@@ -269,6 +336,46 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
     if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):
         raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON object")
     return answer
+
+
+MAX_NAMED, MAX_SCOPE = 10, 200
+"""Scopes that a message names, and characters of one: strangers write the scopes of their tasks."""
+
+
+def named(scopes: Sequence[str]) -> str:
+    """Return some scopes for a message, shortened if they are many or long."""
+    shown = [scope if len(scope) <= MAX_SCOPE else f"{scope[:MAX_SCOPE]}…" for scope in scopes[:MAX_NAMED]]
+    more = [f"and {len(scopes) - MAX_NAMED} more"] if len(scopes) > MAX_NAMED else []
+    return ", ".join([*shown, *more])
+
+
+def missing_scopes(message: str) -> list[str]:
+    """Return the scopes that the message of a 403 InsufficientScopes says are missing; of alternatives the last.
+
+    These are the priorities that allow the task's, from the highest down to the task's own, which allows the least.
+    """
+    _, _, rest = message.partition("missing the following scopes:")
+    _, opening, rest = rest.partition("```")
+    block, closing, _ = rest.partition("```")
+    if not (opening and closing):
+        return []
+    try:
+        return _flat(json.loads(block))
+    except (ValueError, RecursionError):
+        return [block.strip()]
+
+
+def _flat(expression: Any) -> list[str]:
+    if isinstance(expression, dict):
+        if "AnyOf" in expression:
+            return [scope for each in expression["AnyOf"][-1:] for scope in _flat(each)]
+        return [scope for each in expression.get("AllOf", []) for scope in _flat(each)]
+    return [str(expression)]
+
+
+def satisfies(held: Iterable[str], scope: str) -> bool:
+    """Return True if one of the held scopes satisfies `scope`: it is that, or ends in `*` where `scope` goes on."""
+    return any(scope == each or (each.endswith("*") and scope.startswith(each[:-1])) for each in held)
 
 
 def _part(answer: Any, key: str, kind: type[_T]) -> _T:

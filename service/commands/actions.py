@@ -132,7 +132,13 @@ def _show(action: dict[str, Any], as_json: bool) -> None:
         pairs.append(("next attempt", when(action["next_attempt_at"])))
     pairs += [("note", note) for note in action["notes"]]
     pairs.append(
-        ("tasks", [f"{t['task_id']}  {'created' if t['created'] else 'not yet'}  {t['name']}" for t in action["tasks"]])
+        (
+            "tasks",
+            [
+                f"{t['task_id'] or '(no id yet)':22}  {'created' if t['created'] else 'not yet'}  {t['name']}"
+                for t in action["tasks"]
+            ],
+        )
     )
     output.fields([*pairs, *_left_out(action)])
 

@@ -104,7 +104,10 @@ def _show(push: dict[str, Any], as_json: bool) -> None:
         pairs.append(
             (
                 "tasks",
-                [f"{t['task_id']}  {'created' if t['created'] else 'not yet'}  {t['name']}" for t in graph["tasks"]],
+                [
+                    f"{t['task_id'] or '(no id yet)':22}  {'created' if t['created'] else 'not yet'}  {t['name']}"
+                    for t in graph["tasks"]
+                ],
             )
         )
     output.fields(pairs)

@@ -354,7 +354,7 @@ async def subject_of(parts: Parts, project: str, task_id: str) -> Subject:
         (prefix, found)
         for route in definition["routes"]
         for prefix in prefixes
-        if (found := parse_route(prefix, route)) and found.project == project
+        if (found := parse_route(prefix, route)) and found.full_project in {project, repository.route_project}
     ]
     if not named:
         raise RejectedError(

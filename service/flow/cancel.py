@@ -6,7 +6,7 @@ from service.clients.taskcluster import known_status
 from service.database import now
 from service.errors import Refusal
 from service.flow.action import FailedError, RejectedError, Subject, subject_of
-from service.flow.create import RESOLVED, exact_scope
+from service.flow.create import RESOLVED, exact_scope, was_cancelled
 from service.models import Action, State
 from service.parts import Parts
 from service.work import Hold
@@ -22,7 +22,7 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
         nothing = nothing_to_do(subject)
         if nothing is not None:
             # what we began and could not write down is done, whoever asks
-            mine = action.planned_at is not None and _cancelled(subject)
+            mine = action.planned_at is not None and was_cancelled(subject.status)
             await hold.finish(State.DONE if mine else State.NOTHING_TO_DO, None if mine else nothing)
             return
         if action.planned_at is None:
@@ -33,7 +33,9 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
         except Refusal as refusal:
             raise FailedError(_readable(subject, refusal)) from None
         subject.status = known_status(after)
-        if not _cancelled(subject) and (nothing := nothing_to_do(subject)) is not None:  # it ended just before
+        if (
+            not was_cancelled(subject.status) and (nothing := nothing_to_do(subject)) is not None
+        ):  # it ended just before
             await hold.finish(State.NOTHING_TO_DO, nothing)
             return
     except RejectedError as error:
@@ -51,16 +53,11 @@ def nothing_to_do(subject: Subject) -> str | None:
     return f"task {subject.status['taskId']} ({subject.name}) is {state} already" if state in RESOLVED else None
 
 
-def _cancelled(subject: Subject) -> bool:
-    runs = subject.status["runs"]
-    return bool(runs) and runs[-1].get("reasonResolved") == "canceled"
-
-
 def _readable(subject: Subject, refusal: Refusal) -> str:
     task = f"task {subject.status['taskId']} ({subject.name})"
     scope = exact_scope("cancel-task", subject.status)
     if refusal.status == 409:
         return f"{task} is past its deadline, {subject.status['deadline']}, and cannot be cancelled any more"
-    if refusal.status == 403:
+    if refusal.status in {401, 403}:
         return f"Taskcluster does not let this service cancel {task}: its client needs the scope {scope}"
     return f"Taskcluster refuses to cancel {task} with {refusal.status}: {refusal}"

@@ -2,26 +2,30 @@
 
 The queue takes a repeated `createTask` with the same body as the same request, until the body's `created` is 15
 minutes old: then it is 400, although the task exists. After any 400 or 409 the plan and the task are therefore read
-again, and what stands there is judged.
+again. A task that exists under a planned id is adopted if it has the plan's authority: an earlier attempt made it, of
+which the answer was lost, or the database was restored from a backup since. Any other is left alone, and the plan is
+refused.
 """
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import structlog
+from sqlalchemy import insert
 from sqlmodel import col, select, update
 
-from service.clients.taskcluster import Queue, Status
+from service.clients.taskcluster import Definition, Queue, ScopesRefusal, Status, known_definition, named
 from service.database import Session, now
-from service.errors import Refusal, Unavailable
-from service.flow.definition import MAX_BODY, date, differences, expiries, move, shortened
+from service.errors import Refusal, Unavailable, UpstreamError
+from service.flow.definition import MAX_BODY, authority_differences, date, expiries, move, needed_first, shortened
 from service.models import PlannedTask
 from service.parts import Parts
+from service.slugids import find_ids, replace_ids
 from service.work import Hold
 
 log = structlog.get_logger()
@@ -41,20 +45,39 @@ class RefusedError(Exception):
     """Taskcluster will never take this plan; the message names the task, and says why in the queue's words."""
 
 
+CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
+"""What is stored of a plan before the event loop goes on with other work."""
+
+
+async def store_plan(hold: Hold[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
+    """Store a plan whole, with `values` on its work: in one transaction, and piece by piece."""
+    async with hold.writing(**values) as session:
+        chunk: list[dict[str, Any]] = []
+        size = 0
+        for number, task in enumerate(plan, 1):
+            chunk.append(task.model_dump())
+            size += len(json.dumps(task.definition))
+            if size >= CHUNK_BYTES or len(chunk) >= CHUNK_TASKS or number == len(plan):
+                await session.exec(insert(PlannedTask), params=chunk)
+                chunk, size = [], 0
+    return plan
+
+
 async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], scopes: list[str]) -> list[PlannedTask]:
     """Create those of `tasks` (in dependency order) that are not there yet.
 
     Returns the last ones made; the caller puts them on `record` in the transaction that ends its work. Raises
     RefusedError, and Unavailable when it should go on later; what was created by then is on record.
     """
+    plan = Plan(tasks)
     made: list[PlannedTask] = []
     progress, recorded_at = False, time.monotonic()
-    for batch in _batches([task for task in tasks if not task.created]):
+    for batch in _batches(plan.levels):
         if len(made) >= RECORD_TASKS or (made and time.monotonic() - recorded_at >= RECORD_SECONDS):
             async with hold.writing() as session:
                 await record(session, made)
             made, recorded_at = [], time.monotonic()
-        outcomes = await _create_batch(parts, hold, batch, scopes)
+        outcomes = await _create_batch(parts, hold, batch, scopes, plan)
         made += [task for task, error in outcomes if error is None]
         progress = progress or bool(made)
         errors = [error for _, error in outcomes if error is not None]
@@ -65,29 +88,64 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
                 await record(session, made)
             hold.item.attempts = attempts.get("attempts", hold.item.attempts)
             # one that is refused for good decides, whatever else went wrong meanwhile
-            raise next((error for error in errors if isinstance(error, RefusedError)), errors[0])
+            error = next((error for error in errors if isinstance(error, RefusedError)), errors[0])
+            error.args = tuple(hide_ids(text, tasks) if isinstance(text, str) else text for text in error.args)
+            raise error
     return made
 
 
 async def record(session: Session, made: list[PlannedTask]) -> None:
-    """Write down that these tasks stand in Taskcluster."""
-    ids = [task.task_id for task in made]
-    await session.exec(update(PlannedTask).where(col(PlannedTask.task_id).in_(ids)).values(created=True))
+    """Write down that these tasks exist in Taskcluster, and which of them were not created by this plan."""
+    for adopted in (False, True):
+        ids = [task.task_id for task in made if task.adopted == adopted]
+        if ids:
+            values = {"created": True, "adopted": adopted}
+            await session.exec(update(PlannedTask).where(col(PlannedTask.task_id).in_(ids)).values(**values))
+    for task in made:
+        task.created = True
 
 
-def _batches(tasks: Iterable[PlannedTask]) -> Iterator[list[PlannedTask]]:
-    """The levels, cut so that what was made is on record while a wide one is still being made."""
-    for level in _levels(tasks):
-        for start in range(0, len(level), RECORD_TASKS):
-            yield level[start : start + RECORD_TASKS]
+class Plan:
+    """What a plan says of its tasks as a whole; `tasks` are all of them, in the order of creation."""
+
+    def __init__(self, tasks: list[PlannedTask]) -> None:
+        self.levels = _levels(tasks)
+        self._revealed: asyncio.Task[set[str]] | None = None
+
+    async def revealed(self) -> set[str]:
+        """Return the ids that stand in a task which is created before or beside the task of that id.
+
+        Everybody can read the definition of a task that was created, so anybody can have used them first.
+        """
+        if self._revealed is None:
+            self._revealed = asyncio.create_task(asyncio.to_thread(self._find_revealed))
+        return await self._revealed
+
+    def _find_revealed(self) -> set[str]:
+        level_of = {task.task_id: number for number, level in enumerate(self.levels) for task in level}
+        return {
+            task_id
+            for number, level in enumerate(self.levels)
+            for task in level
+            for task_id in find_ids(json.dumps(task.definition), level_of)
+            if task_id != task.task_id and level_of[task_id] >= number
+        }
+
+
+def _batches(levels: Iterable[list[PlannedTask]]) -> Iterator[list[PlannedTask]]:
+    """What is to be created of the levels, cut so that it is recorded while a wide level is still being created."""
+    for level in levels:
+        missing = [task for task in level if not task.created]
+        for start in range(0, len(missing), RECORD_TASKS):
+            yield missing[start : start + RECORD_TASKS]
 
 
 def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
-    """`tasks` by the longest way down to one without dependencies: those of a level do not need each other."""
+    """Return `tasks` by the longest way down to one that needs none first: those of a level do not need each other."""
     depth: dict[str, int] = {}
     levels: list[list[PlannedTask]] = []
     for task in tasks:
-        below = [depth[d] for d in (task.definition or {}).get("dependencies", []) if d in depth]
+        below = [depth[d] for d in needed_first(task.definition) if d in depth] if task.definition else []
         depth[task.task_id] = 1 + max(below, default=-1)
         if depth[task.task_id] == len(levels):
             levels.append([])
@@ -96,7 +154,7 @@ def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
 
 
 async def _create_batch(
-    parts: Parts, hold: Hold[Any], batch: list[PlannedTask], scopes: list[str]
+    parts: Parts, hold: Hold[Any], batch: list[PlannedTask], scopes: list[str], plan: Plan
 ) -> list[tuple[PlannedTask, Exception | None]]:
     connections = asyncio.Semaphore(parts.settings.taskcluster.connections)
     stop = False
@@ -107,7 +165,7 @@ async def _create_batch(
             if stop:
                 return task, Unavailable("taskcluster", "not tried: another task of the plan failed")
             try:
-                await _create(parts, hold, task, scopes)
+                await _create(parts, hold, task, scopes, plan)
             except Exception as error:  # noqa: BLE001 - raised by the caller, once the others are through
                 stop = True
                 return task, error
@@ -116,11 +174,11 @@ async def _create_batch(
     return await asyncio.gather(*(one(task) for task in batch))
 
 
-async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list[str]) -> None:
+async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list[str], plan: Plan) -> None:
     assert task.definition is not None, "retention keeps the definitions of unfinished plans"
     queue = parts.queue
     if now() - date(task.definition["created"]) > LATE:
-        if await _is_there(queue, task):
+        if await _adopt(queue, task, plan):
             return
         await _stamp_anew(parts, hold, task)
     for repeat in (False, True):
@@ -130,7 +188,7 @@ async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list
             if refusal.status not in {400, 409}:
                 raise RefusedError(_readable(task, refusal)) from None
             await _read_again(parts, task)
-            if await _is_there(queue, task):
+            if await _adopt(queue, task, plan):
                 return
             if repeat or now() - date(task.definition["created"]) < MINUTES:
                 raise RefusedError(_readable(task, refusal)) from None
@@ -139,34 +197,68 @@ async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list
             size = len(json.dumps(task.definition, separators=(",", ":")))
             if size > MAX_BODY:  # then it is 500 each time; and what is no ASCII takes more room as it is sent
                 why = f"it is {size:,} bytes as it is sent, and {MAX_BODY:,} bytes at most are taken"
-                raise RefusedError(f"Taskcluster refuses task {task.name} ({task.task_id}): {why}") from None
+                raise RefusedError(f"Taskcluster refuses task {task.name}: {why}") from None
             raise
         else:
+            _refuse_cancelled(task, status)
             if hold.item.lease > 1 or repeat:  # somebody may have tried before
-                await _schedule_if_forgotten(queue, task, status)
+                await _schedule_if_forgotten(queue, status, task.definition)
             return
 
 
-async def _is_there(queue: Queue, task: PlannedTask) -> bool:
-    """Whether the task stands in Taskcluster as planned. Raises RefusedError when something else stands there."""
-    there = await queue.task(task.task_id)
-    if there is None:
+async def _adopt(queue: Queue, task: PlannedTask, plan: Plan) -> bool:
+    """Take the task that exists under the planned id for the plan's; return False if none exists.
+
+    Raises RefusedError for a task that is not the plan's, which is not touched, and for one that has been cancelled
+    or has expired.
+    """
+    existing = await queue.task(task.task_id)
+    status = await queue.status(task.task_id) if existing is not None else None
+    if existing is None or status is None:
         return False
-    differing = differences(task.definition or {}, there)
-    if differing:
-        raise RefusedError(f"task {task.task_id} ({task.name}) exists and is not ours: {', '.join(differing)} differ")
-    status = await queue.status(task.task_id)
-    if status is not None:
-        await _schedule_if_forgotten(queue, task, status)
+    known_definition(existing)
+    if differing := authority_differences(task.definition or {}, existing):
+        raise RefusedError(f"{_foreign(task)}: its {', '.join(differing)} are not the plan's. {_ANEW}")
+    if task.task_id in await plan.revealed():
+        raise RefusedError(
+            f"{_foreign(task)}, which an earlier task of the plan names: anybody can have made it. {_ANEW}"
+        )
+    _refuse_cancelled(task, status)
+    with suppress(ValueError):  # no date that a calendar has
+        if date(existing["expires"]) <= now():
+            raise RefusedError(f"task {task.name} was created before, and expired on {existing['expires']}. {_ANEW}")
+    await _schedule_if_forgotten(queue, status, existing)
+    task.adopted = True
     return True
 
 
-async def _schedule_if_forgotten(queue: Queue, task: PlannedTask, status: Status) -> None:
-    """Heal what a crash inside `createTask` leaves: a task that waits for nothing and was never scheduled."""
-    if status["state"] != "unscheduled" or not await _dependencies_met(queue, task.definition or {}):
+_ANEW = "A retry plans the tasks anew, with other ids"
+
+
+def _foreign(task: PlannedTask) -> str:
+    return f"a task that this service did not make has the id that was planned for {task.name}"
+
+
+def _refuse_cancelled(task: PlannedTask, status: Status) -> None:
+    if was_cancelled(status):
+        raise RefusedError(f"task {task.name} was created before, and somebody has cancelled it. {_ANEW}")
+
+
+def was_cancelled(status: Status) -> bool:
+    """Return True if the task's latest run was cancelled."""
+    runs = status["runs"]
+    return bool(runs) and runs[-1].get("reasonResolved") == "canceled"
+
+
+async def _schedule_if_forgotten(queue: Queue, status: Status, definition: Definition) -> None:
+    """Schedule what a crash inside `createTask` left: a task that waits for nothing and was never scheduled.
+
+    `definition` is that of the existing task: its own dependencies decide, whatever the plan says.
+    """
+    if status["state"] != "unscheduled" or not await _dependencies_met(queue, definition):
         return
-    await queue.schedule_task(task.task_id, exact_scope("schedule-task", status))
-    log.info("task-scheduled", task_id=task.task_id, why="it was created but never scheduled")
+    await queue.schedule_task(status["taskId"], exact_scope("schedule-task", status))
+    log.info("task-scheduled", task_id=status["taskId"], why="it was created but never scheduled")
 
 
 def exact_scope(what: str, status: Status) -> str:
@@ -206,35 +298,11 @@ async def _stamp_anew(parts: Parts, hold: Hold[Any], task: PlannedTask) -> None:
 
 
 def _readable(task: PlannedTask, refusal: Refusal) -> str:
-    where = f"Taskcluster refuses task {task.name} ({task.task_id}) with {refusal.status}: "
-    missing = missing_scopes(str(refusal)) if refusal.status == 403 else []
-    if not missing:
+    where = f"Taskcluster refuses task {task.name} with {refusal.status}: "
+    if not isinstance(refusal, ScopesRefusal) or refusal.status != 403:
         return where + str(refusal)
-    wanted = "; ".join(_wanted(scope) for scope in missing)
+    wanted = named([f"{scope} (for {_reason_for(scope)})" for scope in refusal.missing]) or "some that it does not name"
     return where + f"the project's scopes lack {wanted}. Add them to its role in Taskcluster or to the repository"
-
-
-def missing_scopes(message: str) -> list[str]:
-    """The scopes that the message of a 403 InsufficientScopes says are missing; of alternatives the last.
-
-    These are the priorities that allow the task's, from the highest down to the task's own, which allows the least.
-    """
-    found = re.search(r"missing the following scopes:\s*```\s*(.*?)\s*```", message, re.DOTALL)
-    if found is None:
-        return []
-    try:
-        expression = json.loads(found[1])
-    except ValueError:
-        expression = found[1]
-    return _flat(expression)
-
-
-def _flat(expression: Any) -> list[str]:
-    if isinstance(expression, dict):
-        if "AnyOf" in expression:
-            return [scope for each in expression["AnyOf"][-1:] for scope in _flat(each)]
-        return [scope for each in expression.get("AllOf", []) for scope in _flat(each)]
-    return [str(expression)]
 
 
 _FOR = {
@@ -245,31 +313,70 @@ _FOR = {
 }
 
 
-def _wanted(scope: str) -> str:
-    """A scope, and what of a task's definition asks for it."""
-    why = next((why for start, why in _FOR.items() if scope.startswith(start)), "the task's own scopes")
-    return f"{scope} (for {why})"
+def _reason_for(scope: str) -> str:
+    """Return what of a task's definition asks for a scope."""
+    return next((why for start, why in _FOR.items() if scope.startswith(start)), "the task's own scopes")
 
 
-async def cancel_tasks(parts: Parts, tasks: list[PlannedTask]) -> list[PlannedTask]:
-    """Cancel what was made of a plan that was given up. One that has ended, or is gone, is left as it is.
+def hide_ids(text: str, tasks: Iterable[PlannedTask]) -> str:
+    """Return `text` with the names of tasks in place of their ids, where these were not created yet.
 
-    Returns those that stood there: of some we may have had no answer, so the caller puts them on record.
+    Whoever learns such an id can create a task under it before we do.
     """
-    statuses = await parts.queue.statuses([task.task_id for task in tasks])
-    running = [
-        task for task in reversed(tasks) if statuses.get(task.task_id, {"state": "failed"})["state"] not in RESOLVED
-    ]
-    there = await parts.queue.tasks([task.task_id for task in running])
+    return str(replace_ids(text, {task.task_id: f"(the id of {task.name})" for task in tasks if not task.created}))
+
+
+MAX_CANCEL_ATTEMPTS = 5
+"""Attempts at a step after which it is given up although Taskcluster does not answer whether tasks were cancelled."""
+
+
+async def cancel_created(
+    parts: Parts, hold: Hold[Any], tasks: list[PlannedTask]
+) -> tuple[list[PlannedTask], list[str]]:
+    """Cancel what this plan's own `createTask` created; a task that it found is not touched, whoever made it.
+
+    Return the tasks that were created without our having had the answer, to be recorded, and what could not be
+    cancelled and why. Raises Unavailable while it is worth to try again.
+    """
+    final = hold.item.attempts >= MAX_CANCEL_ATTEMPTS
     connections = asyncio.Semaphore(parts.settings.taskcluster.connections)
 
-    async def cancel(task: PlannedTask) -> None:
+    async def cancel(task: PlannedTask, status: Status) -> str | None:
         async with connections:
             try:
-                await parts.queue.cancel_task(task.task_id, exact_scope("cancel-task", statuses[task.task_id]))
-            except Refusal as refusal:
-                log.warning("cancel-refused", task_id=task.task_id, why=str(refusal))
+                await parts.queue.cancel_task(task.task_id, exact_scope("cancel-task", status))
+            except UpstreamError as error:
+                if isinstance(error, Unavailable) and not final:
+                    raise
+                log.warning("cancel-refused", task_id=task.task_id, why=str(error))
+                return f"task {task.name} ({task.task_id}) could not be cancelled: {error}"
+            return None
 
-    ours = [t for t in running if t.task_id in there and not differences(t.definition or {}, there[t.task_id])]
-    await asyncio.gather(*(cancel(task) for task in ours))
-    return ours
+    try:
+        statuses = await parts.queue.statuses([task.task_id for task in tasks if not task.adopted])
+        unrecorded = await _created_without_answer(parts, [t for t in tasks if not t.created and t.task_id in statuses])
+    except UpstreamError as error:
+        if isinstance(error, Unavailable) and not final:
+            raise
+        return [], [f"what was created could not be cancelled: {error}"]
+    created = [task for task in tasks if task.created and not task.adopted and task.task_id in statuses]
+    running = [task for task in [*created, *unrecorded] if statuses[task.task_id]["state"] not in RESOLVED]
+    outcomes = await asyncio.gather(*(cancel(task, statuses[task.task_id]) for task in reversed(running)))
+    return unrecorded, [why for why in outcomes if why is not None]
+
+
+async def _created_without_answer(parts: Parts, tasks: list[PlannedTask]) -> list[PlannedTask]:
+    """Return those of the existing `tasks` that are to the letter what we sent.
+
+    The queue too takes that for the proof that a `createTask` is the same: it answers a repeated one with success.
+    """
+    if not tasks:
+        return []
+    ids = [task.task_id for task in tasks]
+    existing = await parts.queue.tasks(ids)
+    async with parts.database.reading() as session:
+        rows = await session.exec(
+            select(PlannedTask.task_id, PlannedTask.definition).where(col(PlannedTask.task_id).in_(ids))
+        )
+        sent = dict(rows.all())
+    return [task for task in tasks if existing.get(task.task_id) == sent[task.task_id]]

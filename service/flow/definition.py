@@ -18,6 +18,9 @@ SLUGID = r"^[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10
 MAX_BODY = 10 * 1024 * 1024
 """The queue answers 500 to a larger body, and always will."""
 
+MAX_SCOPES, MAX_SCOPE = 1_000, 4_096
+"""Scopes of one task, and characters of one of them. The queue knows no limit; real tasks have some dozens."""
+
 MAX_LIFE = timedelta(days=5)
 """From `created` to `deadline`."""
 
@@ -58,7 +61,7 @@ class TaskDefinition(BaseModel):
     created: str
     deadline: str
     expires: str | None = None
-    scopes: list[Annotated[str, Field(pattern=r"^[ -~]*$")]] = []
+    scopes: list[Annotated[str, Field(max_length=MAX_SCOPE, pattern=r"^[ -~]*$")]] = Field([], max_length=MAX_SCOPES)
     payload: dict[str, Any]
     metadata: Metadata
     tags: dict[str, Annotated[str, Field(max_length=4096)]] = {}
@@ -141,21 +144,17 @@ def _year_after(at: datetime) -> datetime:
         return at.replace(year=at.year + 1, month=3, day=1)
 
 
-def differences(plan: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """The keys in which what stands in Taskcluster is not our plan; dates and priority aside, which others may move."""
-    aside = {*DATES, "priority"}
-    return sorted(
-        key for key in plan.keys() | there.keys() if key not in aside and _ours(key, plan) != _ours(key, there)
-    )
+AUTHORITY = ("schedulerId", "taskGroupId", "projectId", "taskQueueId", "routes", "scopes")
+"""What a task may do, and who may act on it. Other keys of an earlier attempt's task may differ: dates, tags, ..."""
 
 
-def _ours(key: str, definition: dict[str, Any]) -> Any:
-    value = definition.get(key)
-    return _without_artifact_dates(value) if key == "payload" else value
+def authority_differences(plan: dict[str, Any], existing: dict[str, Any]) -> list[str]:
+    """Return the keys that stand for authority in which an existing task is not the planned one."""
+    return [key for key in AUTHORITY if _unordered(plan.get(key)) != _unordered(existing.get(key))]
 
 
-def _without_artifact_dates(payload: Any) -> Any:
-    return _each_artifact(payload, lambda artifact: {k: v for k, v in artifact.items() if k != "expires"})
+def _unordered(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, list) else value
 
 
 def _each_artifact(payload: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
@@ -241,6 +240,24 @@ class CircleError(ValueError):
     def __init__(self, circle: list[str]) -> None:
         super().__init__("tasks depend on each other in a circle, so none can be the first")
         self.circle = circle
+
+
+def creation_order(definitions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return task ids so that each comes after its dependencies and, where these allow it, its group's first task.
+
+    Once a task has been created, everybody can read its taskGroupId, and could create that task first. A task may
+    depend on itself; the queue takes it, and it waits until somebody schedules it. Raises CircleError.
+    """
+    behind = {task_id: {"dependencies": needed_first(definition)} for task_id, definition in definitions.items()}
+    try:
+        return in_order(behind, but_itself=True)
+    except CircleError:
+        return in_order(definitions, but_itself=True)
+
+
+def needed_first(definition: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the tasks that are created before this one, where they are in its plan."""
+    return [*definition["dependencies"], definition["taskGroupId"]]
 
 
 def in_order(definitions: Mapping[str, Mapping[str, Any]], *, but_itself: bool = False) -> list[str]:

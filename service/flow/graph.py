@@ -3,15 +3,17 @@
 What keeps a push from a graph for good is shown where people look: a task on the push that carries the error.
 """
 
-import hashlib
-import hmac
+import asyncio
 import json
 import re
+from collections.abc import Collection
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Text, cast, func
+from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from service import metrics
@@ -19,13 +21,14 @@ from service.clients.taskcluster import Definition
 from service.database import now
 from service.door import problems_of
 from service.errors import Refusal
-from service.flow.create import RefusedError, cancel_tasks, create_tasks, record
-from service.flow.definition import MAX_BODY, SLUGID, CircleError, complete, in_order, name_of, stamp
-from service.flow.ids import push_key, slugid
+from service.flow.create import RefusedError, cancel_created, create_tasks, record, store_plan
+from service.flow.definition import MAX_BODY, CircleError, complete, creation_order, name_of, stamp
+from service.flow.ids import DeriveId, graph_ids
 from service.flow.resultset import push_of
 from service.models import PlannedTask, Push, PushStep, Repository, State
 from service.parts import Parts
-from service.render import TemplateError
+from service.render import Rendered, TemplateError
+from service.render_child import OWN_LABEL
 from service.settings import Settings
 from service.work import Hold
 
@@ -34,6 +37,8 @@ log = structlog.get_logger()
 FILE = ".taskcluster.yml"
 MAX_ERROR = 8_000
 _EMAIL = re.compile(r"[^@\s<>]+@[^@\s<>]+")
+_ADDRESS = re.compile(r"[!-~]+@[!-~]+")
+MAX_ADDRESS = 254
 
 
 async def run(parts: Parts, hold: Hold[PushStep]) -> None:
@@ -41,21 +46,11 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     step = hold.item
     async with parts.database.reading() as session:
         push, repository = await push_of(session, step)
-        plan = await _stored_plan(session, step)
     structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
     if step.refused is None:
         try:
-            if not plan:
-                reason, tasks = await _planned(parts, step, push, repository)
-                if reason is not None:
-                    await hold.finish(State.SKIPPED, reason)
-                    return
-                plan = await _store(parts, hold, tasks)
-            made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
-            async with hold.finishing(State.DONE) as session:
-                await record(session, made)
-            metrics.graph_created(push.noticed_at)
-            log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
+            async with AsyncExitStack() as stack:
+                await _make_graph(parts, hold, push, repository, stack)
             return
         except (TemplateError, RefusedError) as error:
             log.warning("graph-refused", repository=repository.alias, push=push.push_id, why=str(error))
@@ -64,17 +59,47 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     await _give_up(parts, hold, push, repository)
 
 
-async def _stored_plan(session: Any, step: PushStep) -> list[PlannedTask]:
-    tasks = await session.exec(
-        select(PlannedTask)
-        .where(
-            PlannedTask.step_id == step.id,
-            PlannedTask.plan_attempt == step.plan_attempt,
-            col(PlannedTask.label) != "error",
-        )
-        .order_by(col(PlannedTask.position))
+async def _make_graph(
+    parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository, stack: AsyncExitStack
+) -> None:
+    """Make the graph, or end the step because the push gets none; a large plan is in `stack` while it is in memory.
+
+    Raises TemplateError and RefusedError.
+    """
+    plan = await _stored_plan(parts, hold, stack)
+    if not plan:
+        reason, tasks = await _planned(parts, hold.item, push, repository, stack)
+        if reason is not None:
+            await hold.finish(State.SKIPPED, reason)
+            return
+        plan = await store_plan(hold, tasks)
+    made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
+    async with hold.finishing(State.DONE) as session:
+        await record(session, made)
+    metrics.graph_created(push.noticed_at)
+    log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
+
+
+LARGE = 1024 * 1024
+"""Characters of a plan's definitions; of larger plans one is in memory at a time."""
+
+
+async def _stored_plan(parts: Parts, hold: Hold[PushStep], stack: AsyncExitStack) -> list[PlannedTask]:
+    step = hold.item
+    if step.lease == 1:  # nobody can have planned it before
+        return []
+    own = (
+        PlannedTask.step_id == step.id,
+        PlannedTask.plan_attempt == step.plan_attempt,
+        col(PlannedTask.label) != "error",
     )
-    return list(tasks)
+    size = select(func.sum(func.length(cast(PlannedTask.definition, Text)))).where(*own)
+    async with parts.database.reading() as session:
+        large = ((await session.exec(size)).one() or 0) > LARGE
+    if large:
+        await stack.enter_async_context(parts.large_plans)
+    async with parts.database.reading() as session:
+        return list(await session.exec(select(PlannedTask).where(*own).order_by(col(PlannedTask.position))))
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------
@@ -102,9 +127,9 @@ def comment_of(push: Push) -> str:
 
 
 async def _planned(
-    parts: Parts, step: PushStep, push: Push, repository: Repository
+    parts: Parts, step: PushStep, push: Push, repository: Repository, stack: AsyncExitStack
 ) -> tuple[str | None, list[PlannedTask]]:
-    """The plan of a push; or the reason why it gets none."""
+    """Return the plan of a push; or the reason why it gets none. Raises TemplateError."""
     reason = why_not(parts.settings, repository, push)
     if reason is not None:
         return reason, []
@@ -119,16 +144,28 @@ async def _planned(
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise TemplateError(f"{FILE} is not UTF-8: {error}") from None
-    key = push_key(parts.secret, repository, push, step.plan_attempt)
     try:
-        rendered = await parts.renderer.taskcluster_yml(text, context_of(parts.settings, repository, push, key), key)
+        rendered = await parts.renderer.taskcluster_yml(text, context_of(parts.settings, repository, push))
     except TemplateError as error:
         raise TemplateError(f"{FILE} {error}") from None
-    return None, plan_of(rendered, step)
+    ids = graph_ids(parts.secret, parts.settings.deployment, repository, push, step.plan_attempt, "graph")
+    if rendered.small:
+        return None, _checked(rendered, ids, step)
+    if len(rendered.answer) > LARGE:
+        await stack.enter_async_context(parts.large_plans)
+    return None, await asyncio.to_thread(_checked, rendered, ids, step)
 
 
-def context_of(settings: Settings, repository: Repository, push: Push, key: bytes) -> dict[str, Any]:
-    """What a `.taskcluster.yml` may use. `as_slugid` is added where it is rendered."""
+def _checked(rendered: Rendered, ids: DeriveId, step: PushStep) -> list[PlannedTask]:
+    try:
+        rendering = rendered.parse(ids)
+    except TemplateError as error:
+        raise TemplateError(f"{FILE} {error}") from None
+    return plan_of(rendering.result, rendering.ids, step)
+
+
+def context_of(settings: Settings, repository: Repository, push: Push) -> dict[str, Any]:
+    """What a `.taskcluster.yml` may use. `as_slugid` and `ownTaskId` are added where it is rendered."""
     parents = (push.changesets[0].get("parents") or []) if len(push.changesets) == len(push.nodes) else []
     return {
         "tasks_for": "hg-push",
@@ -149,7 +186,6 @@ def context_of(settings: Settings, repository: Repository, push: Push, key: byte
         },
         "now": stamp(now()),
         "taskcluster_root_url": settings.taskcluster.root,
-        "ownTaskId": slugid(key, "decision"),
     }
 
 
@@ -159,22 +195,35 @@ def owner_of(settings: Settings, push: Push) -> str:
 
 
 def scopes_of(settings: Settings, repository: Repository, push: Push) -> list[str]:
-    """`authorizedScopes` of the project, and that its pusher may be told by mail. Nothing of our own."""
-    return [*repository.scopes, f"queue:route:notify.email.{owner_of(settings, push)}.*"]
+    """`authorizedScopes` of the project, and that its pusher may be told by mail. Nothing of our own.
+
+    A user who has no address of printable ASCII gets no mail: such a scope would make every call 401.
+    """
+    owner = owner_of(settings, push)
+    if len(owner) > MAX_ADDRESS or not _ADDRESS.fullmatch(owner):
+        return repository.scopes
+    return [*repository.scopes, f"queue:route:notify.email.{owner}.*"]
 
 
-def plan_of(rendered: list[Any], step: PushStep) -> list[PlannedTask]:
-    """Rendered tasks, completed as the queue completes them, in dependency order. Raises TemplateError."""
+def plan_of(rendered: list[Any], ids: Collection[str], step: PushStep) -> list[PlannedTask]:
+    """Return rendered tasks as the queue completes them, in the order of creation.
+
+    Each must have one of `ids`, which were derived for this attempt: a task under any other id may be somebody else's.
+    Raises TemplateError.
+    """
     definitions: dict[str, Definition] = {}
     for number, task in enumerate(rendered, 1):
         where = f"{FILE}: task {number}"
         if not isinstance(task, dict) or not isinstance(task.get("taskId"), str):
             raise TemplateError(f"{where} has no taskId: give it one, such as {{$eval: as_slugid('build')}}")
         task_id = task["taskId"]
-        if not re.fullmatch(SLUGID, task_id):
-            raise TemplateError(f"{where} has the taskId {task_id[:100]!r}, which is no slugid: use as_slugid")
+        if task_id not in ids:
+            raise TemplateError(
+                f"{where} has the taskId {task_id[:100]!r}, which as_slugid and ownTaskId of this push did not return: "
+                "use {$eval: as_slugid('a label')}"
+            )
         if task_id in definitions:
-            raise TemplateError(f"{where} has the taskId {task_id} of an earlier one: each needs a label of its own")
+            raise TemplateError(f"{where} has the taskId of an earlier one: each needs a label of its own")
         try:
             definition = complete(task_id, {key: value for key, value in task.items() if key != "taskId"})
         except ValidationError as error:
@@ -184,7 +233,7 @@ def plan_of(rendered: list[Any], step: PushStep) -> list[PlannedTask]:
             raise TemplateError(f"{where} ({name_of(task)}) is {size:,} bytes: Taskcluster takes {MAX_BODY:,} at most")
         definitions[task_id] = definition
     try:
-        order = in_order(definitions, but_itself=True)
+        order = creation_order(definitions)
     except CircleError as error:
         names = ", ".join(name_of(definitions[task_id]) for task_id in error.circle[:10])
         raise TemplateError(f"{FILE}: {error}: {names}") from None
@@ -202,30 +251,13 @@ def plan_of(rendered: list[Any], step: PushStep) -> list[PlannedTask]:
     ]
 
 
-async def _store(parts: Parts, hold: Hold[PushStep], plan: list[PlannedTask]) -> list[PlannedTask]:
-    """Raises TemplateError when a taskId stands in another plan."""
-    ids = [task.task_id for task in plan]
-    try:
-        async with hold.writing() as session:
-            session.add_all(plan)
-    except IntegrityError:
-        async with parts.database.reading() as session:
-            taken = await session.exec(select(PlannedTask.task_id).where(col(PlannedTask.task_id).in_(ids[:1000])))
-        raise TemplateError(
-            f"{FILE}: taskId {taken.first() or ''} is that of another push or attempt: use as_slugid for all of them"
-        ) from None
-    return plan
-
-
 # --- when it was refused -----------------------------------------------------------------------------------------
 
 
 async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> None:
     """Cancel what was made of the plan, show the error as a task on the push, and end the step."""
     step = hold.item
-    async with parts.database.reading() as session:
-        plan = await _stored_plan(session, step)
-    stood = await cancel_tasks(parts, plan)
+    unrecorded, not_cancelled = await cancel_created(parts, hold, await _outline(parts, step))
     error_task: str | None = None
     made: list[PlannedTask] = []
     try:
@@ -235,8 +267,25 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
     except (TemplateError, RefusedError) as error:
         # then the reason stands alone
         log.warning("error-task-refused", repository=repository.alias, push=push.push_id, why=str(error))
-    async with hold.finishing(State.FAILED, step.refused, error_task=error_task) as session:
-        await record(session, [*stood, *made])
+    reason = "; ".join([step.refused or "", *not_cancelled])[:MAX_ERROR]
+    async with hold.finishing(State.FAILED, reason, error_task=error_task) as session:
+        await record(session, [*unrecorded, *made])
+
+
+async def _outline(parts: Parts, step: PushStep) -> list[PlannedTask]:
+    """Return the plan without its definitions, which can be large."""
+    async with parts.database.reading() as session:
+        tasks = await session.exec(
+            select(PlannedTask)
+            .options(defer(PlannedTask.definition))  # type: ignore[arg-type]  # SQLModel types columns as their values
+            .where(
+                PlannedTask.step_id == step.id,
+                PlannedTask.plan_attempt == step.plan_attempt,
+                col(PlannedTask.label) != "error",
+            )
+            .order_by(col(PlannedTask.position))
+        )
+        return list(tasks)
 
 
 async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> PlannedTask:
@@ -252,23 +301,21 @@ async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository
         stored = found.first()
     if stored is not None:
         return stored
-    key = push_key(parts.secret, repository, push, step.plan_attempt)
-    # a key of its own: the template may use any label, "error" too
-    task_id = slugid(hmac.digest(key, b"error task", hashlib.sha256), "error")
+    ids = graph_ids(parts.secret, parts.settings.deployment, repository, push, step.plan_attempt, "error")
     prefixes = [
         p for p in parts.settings.environments if repository.environments is None or p in repository.environments
     ]
     context = {
-        **context_of(parts.settings, repository, push, key),
-        "ownTaskId": task_id,
+        **context_of(parts.settings, repository, push),
         "error": step.refused,
         "environments": prefixes,
     }
-    rendered = await parts.renderer.template(parts.settings.error_task, context, key)
+    rendering = (await parts.renderer.template(parts.settings.error_task, context)).parse(ids)
+    task_id = ids(OWN_LABEL)
     try:
-        (task,) = plan_of([{**rendered, "taskId": task_id}], step)
+        (task,) = plan_of([{**rendering.result[0], "taskId": task_id}], rendering.ids, step)
     except TypeError:
         raise TemplateError("the setting error_task renders to something that is no task") from None
     task.label = "error"
-    await _store(parts, hold, [task])
+    await store_plan(hold, [task])
     return task

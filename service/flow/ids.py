@@ -1,29 +1,46 @@
-"""Task ids are derived, not drawn: a repeated `createTask` is the same request, and nobody outside can guess the id
-and take it first."""
+"""Task ids are derived, not drawn: a repeated `createTask` is the same request, and nobody outside can guess an id.
+
+Each id is an HMAC with the deployment's secret over everything that tells one task from another. The deployment's name
+is part of it, so that a staging service with a copy of the database makes tasks of its own.
+"""
 
 import hashlib
 import hmac
+import json
 import secrets
-from datetime import UTC
+from collections.abc import Callable
+from typing import Literal
 
 from service.database import Session, insert_new
 from service.models import Action, Push, Repository, Secret
-from service.render_child import slugid
+from service.slugids import slugid_of
 
-__all__ = ["action_key", "make_secret", "push_key", "slugid"]
-
-
-def push_key(secret: bytes, repository: Repository, push: Push, attempt: int) -> bytes:
-    """The key for the labels of one push's plan. The process that renders it gets this, never the secret."""
-    what = "\0".join(("push", repository.url, str(push.generation), str(push.push_id), str(attempt)))
-    return hmac.digest(secret, what.encode(), hashlib.sha256)
+DeriveId = Callable[[str], str]
+"""Returns the task id of a label."""
 
 
-def action_key(secret: bytes, action: Action, attempt: int) -> bytes:
-    """The key for the copies that one action makes; the label of a copy is the id of its original."""
-    # with the time, because the number of an action may come again, in a database that was restored
-    what = "\0".join(("action", str(action.id), action.received_at.astimezone(UTC).isoformat(), str(attempt)))
-    return hmac.digest(secret, what.encode(), hashlib.sha256)
+def derive(secret: bytes, *what: object) -> bytes:
+    """Return 32 bytes that only this deployment can derive from `what`."""
+    # JSON, so that where one part ends and the next begins is never a guess
+    return hmac.digest(secret, json.dumps(what).encode(), hashlib.sha256)
+
+
+def slugid(secret: bytes, *what: object) -> str:
+    """Return the task id that `what` has in this deployment."""
+    return slugid_of(derive(secret, *what)[:16])
+
+
+def graph_ids(
+    secret: bytes, deployment: str, repository: Repository, push: Push, attempt: int, kind: Literal["graph", "error"]
+) -> DeriveId:
+    """Return what derives the ids of one attempt at a push's graph, or of its error task, from their labels."""
+    subject = (kind, deployment, repository.url, push.generation, push.push_id, push.revision, attempt)
+    return lambda label: slugid(secret, *subject, label)
+
+
+def copy_ids(secret: bytes, action: Action, attempt: int) -> DeriveId:
+    """Return what derives the ids of the copies of one attempt at an action from the ids of their originals."""
+    return lambda original: slugid(secret, "copy", action.key, attempt, original)
 
 
 async def make_secret(session: Session, name: str) -> None:

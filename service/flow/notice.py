@@ -4,11 +4,9 @@ At least once: a message may go out twice, and a job that Treeherder has complet
 """
 
 import asyncio
-import hmac
 import json
 import uuid
 from datetime import timedelta
-from hashlib import sha256
 from typing import Any
 
 from sqlmodel import col, select
@@ -18,7 +16,7 @@ from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow.action import Subject
 from service.flow.definition import stamp
-from service.flow.ids import action_key
+from service.flow.ids import derive
 from service.flow.jobs import Facts, UnusableError
 from service.models import Action, Notice, NoticeKind, Push, Repository, State
 from service.parts import Parts
@@ -74,19 +72,19 @@ def failure_jobs(parts: Parts, action: Action, subject: Subject) -> list[dict[st
         if environment is None or environment.jobs != "rest":
             continue
         entry = {
-            "project": action.project,
+            "project": route.project,
             "revision": route.revision,
             "revision_hash": route.revision_hash,
             "job": _job(parts.secret, action, subject),
         }
         if prefix not in shown or route.revision is not None:  # a version 2 route needs no looking up
-            shown[prefix] = {"environment": prefix, "project": action.project, "entry": entry}
+            shown[prefix] = {"environment": prefix, "project": route.project, "entry": entry}
     return list(shown.values())
 
 
 def _job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:
     """A completed job beside the one that was to be retriggered: the same platform, options, group and symbol."""
-    digest = hmac.digest(action_key(secret, action, 0), b"failure job", sha256)
+    digest = derive(secret, "failure job", action.key)
     return {
         "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
         "name": f"{action.kind}: {subject.name}"[:100],

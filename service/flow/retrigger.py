@@ -8,16 +8,13 @@ A task that failed is copied with everything in its group that depends on it, as
 """
 
 import asyncio
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import insert
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
@@ -27,7 +24,7 @@ from service.door import problems_of, visible
 from service.errors import Refusal
 from service.flow import notice
 from service.flow.action import FailedError, RejectedError, Subject, repository_of, run_of, subject_of
-from service.flow.create import RESOLVED, RefusedError, cancel_tasks, create_tasks, record
+from service.flow.create import RESOLVED, RefusedError, cancel_created, create_tasks, record, store_plan
 from service.flow.definition import (
     CircleError,
     complete,
@@ -39,9 +36,10 @@ from service.flow.definition import (
     name_of,
     shortened,
 )
-from service.flow.ids import action_key, slugid
+from service.flow.ids import DeriveId, copy_ids
 from service.models import Action, PlannedTask, Repository, State
 from service.parts import Parts
+from service.slugids import replace_ids
 from service.work import Hold
 
 log = structlog.get_logger()
@@ -53,6 +51,7 @@ MAX_LEFT_OUT = 1_000
 """Tasks that are left out and listed one by one."""
 
 MAX_NOTES = 20
+MAX_ERROR = 8_000
 _KEYS_AT_A_TIME = 10_000
 _BAD_ENDS = frozenset({"failed", "exception"})
 
@@ -96,9 +95,10 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
         await hold.finish(State.FAILED, str(error), failure_jobs=action.failure_jobs)
     else:
         log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
-        made = await cancel_tasks(parts, await _stored(parts, action))
-        async with hold.finishing(State.FAILED, action.refused) as session:
-            await record(session, made)
+        unrecorded, not_cancelled = await cancel_created(parts, hold, await _stored(parts, action))
+        reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_ERROR]
+        async with hold.finishing(State.FAILED, reason) as session:
+            await record(session, unrecorded)
 
 
 async def _stored(parts: Parts, action: Action) -> list[PlannedTask]:
@@ -116,27 +116,24 @@ async def _make_plan(parts: Parts, hold: Hold[Action]) -> list[PlannedTask]:
     action = hold.item
     subject = await subject_of(parts, action.project, action.task_id)
     action.failure_jobs = notice.failure_jobs(parts, action, subject)
-    key = action_key(parts.secret, action, action.plan_attempt)
-    made = await plan(parts, subject, action.run_id, key)
-    rows: list[dict[str, Any]] = [
-        {
-            "task_id": copy.new_id,
-            "action_id": action.id,
-            "copy_of": copy.old_id,
-            "plan_attempt": action.plan_attempt,
-            "position": position,
-            "label": "copy",
-            "name": copy.name,
-            "definition": copy.definition,
-            "created": False,
-        }
+    made = await plan(parts, subject, action.run_id, copy_ids(parts.secret, action, action.plan_attempt))
+    copies = [
+        PlannedTask(
+            task_id=copy.new_id,
+            action_id=action.id,
+            copy_of=copy.old_id,
+            plan_attempt=action.plan_attempt,
+            position=position,
+            label="copy",
+            name=copy.name,
+            definition=copy.definition,
+        )
         for position, copy in enumerate(made.copies)
     ]
     extra = {"left_out": made.left_out, "notes": made.notes, "failure_jobs": action.failure_jobs}
-    async with hold.writing(planned_at=now(), **extra) as session:
-        await session.exec(insert(PlannedTask), params=rows)
-    log.info("retrigger-planned", action=action.id, task_id=action.task_id, copies=len(rows))
-    return [PlannedTask(**row) for row in rows]
+    await store_plan(hold, copies, planned_at=now(), **extra)
+    log.info("retrigger-planned", action=action.id, task_id=action.task_id, copies=len(copies))
+    return copies
 
 
 async def _carry_out(parts: Parts, hold: Hold[Action], planned: list[PlannedTask]) -> None:
@@ -180,10 +177,10 @@ def scopes_of(repository: Repository) -> list[str]:
 # --- the plan ----------------------------------------------------------------------------------------------------
 
 
-async def plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) -> Plan:
+async def plan(parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId) -> Plan:
     """What to make for a retrigger of this task's run. Raises RejectedError, FailedError and Unavailable."""
     try:
-        return await _plan(parts, subject, run_id, key)
+        return await _plan(parts, subject, run_id, new_id)
     except Refusal as refusal:
         task_id = subject.status["taskId"]
         raise FailedError(
@@ -191,7 +188,7 @@ async def plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) -
         ) from None
 
 
-async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) -> Plan:
+async def _plan(parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId) -> Plan:
     target, group = subject.status["taskId"], subject.status["taskGroupId"]
     found = Found(target, group, subject.definition)
     made = Plan([], [], [])
@@ -223,7 +220,7 @@ async def _plan(parts: Parts, subject: Subject, run_id: int | None, key: bytes) 
     # in threads: for thousands of tasks it takes seconds, and other requests go on meanwhile
     chosen = await asyncio.to_thread(_choose, found, order, ancestors, statuses, made)
     new_group = None if decides else await _group(parts, found, len(chosen), made)
-    await asyncio.to_thread(_build, found, chosen, statuses, key, new_group, made)
+    await asyncio.to_thread(_build, found, chosen, statuses, new_id, new_group, made)
     made.left_out = [*found.skipped.values()][:MAX_LEFT_OUT]
     if len(found.skipped) > MAX_LEFT_OUT:
         made.notes.append(f"{len(found.skipped)} tasks are left out; the first {MAX_LEFT_OUT} are listed")
@@ -462,25 +459,29 @@ def _build(
     found: Found,
     chosen: Iterable[str],
     statuses: Mapping[str, Status],
-    key: bytes,
+    new_id: DeriveId,
     group: str | None,
     made: Plan,
 ) -> None:
     """Make the copies; `group` None: one named by the first copy's id."""
-    new_ids = {task_id: slugid(key, task_id) for task_id in chosen}
+    new_ids = {task_id: new_id(task_id) for task_id in chosen}
     group = group or new_ids[found.target]
     at = now()
     expire = expiries(found.definitions | dict(statuses))
-    for task_id, new_id in new_ids.items():
+    names = {}
+    for task_id, copy_id in new_ids.items():
         old = found.definitions[task_id]
+        names[copy_id] = name = visible(name_of(old))
         _refuse_missing(old, new_ids, found, statuses)
-        definition, decided_by = _copy(old, new_id, group, new_ids, expire, at)
+        definition, decided_by = _copy(old, copy_id, group, new_ids, expire, at)
         if decided_by is not None and len(made.notes) < MAX_NOTES:
+            # by name: nobody is to know the id of a task that is not created yet
+            needed = f"the copy of {names[decided_by]}" if decided_by in names else decided_by
             made.notes.append(
-                f"the deadline of {new_id} is only {definition['deadline']}, for {decided_by} expires then"
+                f"the deadline of the copy of {name} is only {definition['deadline']}, for {needed} expires then"
             )
-        expire[new_id] = date(definition["expires"])
-        made.copies.append(Copy(task_id, new_id, visible(name_of(old)), definition))
+        expire[copy_id] = date(definition["expires"])
+        made.copies.append(Copy(task_id, copy_id, name, definition))
 
 
 def _refuse_missing(old: Definition, new_ids: Mapping[str, str], found: Found, statuses: Mapping[str, Status]) -> None:
@@ -513,46 +514,3 @@ def _copy(
         raise FailedError(f"{visible(name_of(old))} {error}") from None
     except RecursionError:
         raise FailedError(f"the definition of {visible(name_of(old))} is nested too deeply to be copied") from None
-
-
-ID_LENGTH = 22
-
-_RUN = re.compile(rf"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{{{ID_LENGTH},}}")
-"""Whole runs of the characters of task ids, as long as an id or longer."""
-
-_PLAIN = frozenset({int, float, bool, type(None)})
-
-
-def replace_ids(value: Any, new_ids: Mapping[str, str]) -> Any:
-    """`value`, as JSON has it, with every id of `new_ids` replaced wherever it stands, in keys and inside texts too.
-
-    One pass: what it costs grows with the size of `value`, not with the number of ids.
-    """
-
-    def in_text(text: str) -> str:
-        return _RUN.sub(lambda run: _replace_in(run[0], new_ids), text) if len(text) >= ID_LENGTH else text
-
-    def in_any(item: Any) -> Any:
-        kind = type(item)
-        if kind is str:
-            return in_text(item)
-        if kind is dict:
-            return {in_text(name): each if type(each) in _PLAIN else in_any(each) for name, each in item.items()}
-        if kind is list:
-            return [each if type(each) in _PLAIN else in_any(each) for each in item]
-        return item
-
-    return in_any(value)
-
-
-def _replace_in(run: str, new_ids: Mapping[str, str]) -> str:
-    if len(run) == ID_LENGTH:
-        return new_ids.get(run, run)
-    # an id may begin anywhere, for what stands before it may be of the same characters
-    pieces, kept = [], 0
-    for at in range(len(run) - ID_LENGTH + 1):
-        new_id = new_ids.get(run[at : at + ID_LENGTH]) if at >= kept else None
-        if new_id is not None:
-            pieces += [run[kept:at], new_id]
-            kept = at + ID_LENGTH
-    return "".join(pieces) + run[kept:] if pieces else run

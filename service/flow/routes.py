@@ -1,13 +1,14 @@
 """Task routes: `<prefix>.<project>.<revision_hash>` (v1) and `<prefix>.v2.<project>.<revision>[.<id>]`.
 
-The prefix names the Treeherder. The project of a v2 route may be `user/project`; Treeherder knows it as `project`.
+The prefix names the Treeherder. The project of a v2 route may be `user/project`: Treeherder knows it as `project`, but
+it is another repository than the one that `project` alone names.
 """
 
 import re
 from dataclasses import dataclass
 
 _V1 = re.compile(r"(?!v2\.)(?P<project>[^./]+)\.(?P<revision_hash>[0-9a-f]{40})")
-_V2 = re.compile(r"v2\.(?:[^/]+/)?(?P<project>[^/]+?)\.(?P<revision>[0-9a-f]{40})(?:\.[0-9]+)?")
+_V2 = re.compile(r"v2\.(?:(?P<user>[^/]+)/)?(?P<project>[^/]+?)\.(?P<revision>[0-9a-f]{40})(?:\.[0-9]*)?")
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,12 @@ class Route:
     project: str
     revision: str | None = None
     revision_hash: str | None = None
+    user: str | None = None
+
+    @property
+    def full_project(self) -> str:
+        """The project as it stands in the route, with the user where there is one."""
+        return self.project if self.user is None else f"{self.user}/{self.project}"
 
 
 def parse(prefix: str, route: str) -> Route | None:

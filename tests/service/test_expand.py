@@ -16,7 +16,10 @@ from sqlalchemy.pool import NullPool
 
 from service.database import revisions, sync_url, upgrade
 
-REVISIONS = revisions()
+FIRST = "0006"
+"""The migration that this rule begins with: before it, nothing was in use that could have broken."""
+
+REVISIONS = revisions()[revisions().index(FIRST) :]
 VERSIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
 CONTRACTING = {"drop_table", "drop_column", "drop_constraint", "rename_table", "execute"}
@@ -57,6 +60,8 @@ def test_what_the_release_before_writes_and_reads_still_works(empty_database_url
 
 def test_no_migration_takes_anything_away() -> None:
     for path in sorted(VERSIONS.glob("*.py")):
+        if path.name[:4] <= FIRST:
+            continue
         (upgrading,) = [
             node
             for node in ast.parse(path.read_text()).body

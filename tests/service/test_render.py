@@ -22,8 +22,11 @@ KEY = b"k" * 32
 CONTEXT: dict[str, Any] = {
     "push": {"owner": "dev@example.com", "comment": "Bug 1 - \u00e4 ${x}"},
     "now": "2030-01-30T12:00:00.000Z",
-    "ownTaskId": slugid(KEY, "decision"),
 }
+
+
+def ids(label: str) -> str:
+    return slugid(KEY, label)
 
 
 @asynccontextmanager
@@ -52,12 +55,12 @@ def children() -> list[psutil.Process]:
 
 
 async def tasks(renderer: Renderer, text: str) -> list[Any]:
-    return await renderer.taskcluster_yml("version: 1\n" + text, CONTEXT, KEY)
+    return (await renderer.taskcluster_yml("version: 1\n" + text, CONTEXT)).parse(ids).result
 
 
 async def error(renderer: Renderer, text: str) -> str:
     with pytest.raises(TemplateError) as refused:
-        await renderer.taskcluster_yml(text, CONTEXT, KEY)
+        await renderer.taskcluster_yml(text, CONTEXT)
     check_storable(str(refused.value))
     return str(refused.value)
 
@@ -88,11 +91,30 @@ tasks:
     ]
 
 
-async def test_labels_give_the_ids_of_their_own_push(renderer: Renderer) -> None:
-    text = "version: 1\ntasks: [{$eval: \"as_slugid('a')\"}]"
-    one, other = [await renderer.taskcluster_yml(text, CONTEXT, key) for key in (KEY, b"x" * 32)]
-    assert one == [slugid(KEY, "a")]
-    assert other == [slugid(b"x" * 32, "a")]
+async def test_labels_become_ids_in_the_parent(renderer: Renderer) -> None:
+    text = "version: 1\ntasks: [\"${as_slugid('a')}-${as_slugid('b')}\", {$eval: as_slugid('a')}]"
+    rendered = await renderer.taskcluster_yml(text, CONTEXT)
+    for key in (KEY, b"x" * 32):
+        rendering = rendered.parse(lambda label, key=key: slugid(key, label))  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+        assert rendering.result == [f"{slugid(key, 'a')}-{slugid(key, 'b')}", slugid(key, "a")]
+        assert rendering.ids == {slugid(key, label) for label in ("a", "b", "decision")}
+        assert slugid(key, "a").encode() not in rendered.answer, "the child cannot know it"
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [("1", "1"), ("1.0", "1"), ("2.5", "2.5"), ("true", "true"), ("null", "null"), ("'1'", "1"), ("10 * 10", "100")],
+)
+async def test_a_label_may_be_any_scalar_and_is_read_as_javascript_does(
+    renderer: Renderer, label: str, text: str
+) -> None:
+    assert await tasks(renderer, f'tasks: [{{$eval: "as_slugid({label})"}}]') == [ids(text)]
+
+
+async def test_a_template_that_makes_placeholders_of_placeholders_gets_no_id(renderer: Renderer) -> None:
+    text = "tasks: [{$eval: \"as_slugid('a')[0:21] + 'A'\"}, {$eval: \"as_slugid('a')[1:22]\"}]"
+    for made in await tasks(renderer, text):
+        assert made not in {ids("a"), ids("decision")}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +173,7 @@ async def test_no_tasks_are_none(renderer: Renderer) -> None:
         ("version: 1\ntasks: {a: 1}", "^`tasks` is rendered as dict: it must be a list"),
         ("version: 1\ntasks: null", "^`tasks` is rendered as NoneType"),
         ("version: 1\ntasks: [{$eval: nothing}]", "^does not render: .*nothing"),
-        ("version: 1\ntasks: [{$eval: 'as_slugid(1)'}]", "^does not render: "),
+        ("version: 1\ntasks: [{$eval: 'as_slugid([])'}]", "^does not render: .*not list"),
         ("version: 1\ntasks: [{$eval: 'as_slugid()'}]", "^does not render: "),
         ("version: 1\ntasks: [{$eval: '1/0'}]", "^does not render: "),
         ("version: 1\ntasks: [&a [*a]]", "^nested too deeply"),
@@ -163,8 +185,8 @@ async def test_what_cannot_be_used_is_told(renderer: Renderer, text: str, why: s
 
 
 async def test_a_template_that_is_json_already(renderer: Renderer) -> None:
-    rendered = await renderer.template({"a": {"$eval": "error"}, "b": "${error}"}, {"error": "${no} \u00e4"}, KEY)
-    assert rendered == {"a": "${no} \u00e4", "b": "${no} \u00e4"}
+    rendered = await renderer.template({"a": {"$eval": "error"}, "b": "${error}"}, {"error": "${no} \u00e4"})
+    assert rendered.parse(ids).result == [{"a": "${no} \u00e4", "b": "${no} \u00e4"}]
 
 
 # Harm
@@ -239,20 +261,61 @@ async def test_one_that_takes_too_long_is_killed_and_told_so() -> None:
 
 @pytest.mark.parametrize(("mib", "taken"), [(1, False), (2, True)])
 async def test_output_that_is_too_large(mib: int, taken: bool) -> None:
-    text = "version: 1\ntasks: {$map: {$eval: 'range(0, 1100)'}, each(x): " + "x" * 1000 + "}"
+    text = "tasks: {$map: {$eval: 'range(0, 1100)'}, each(x): " + "x" * 1000 + "}"
     async with renderer_of(output_mib=mib, seconds=5) as renderer:
         if taken:
-            assert len(await renderer.taskcluster_yml(text, CONTEXT, KEY)) == 1100
+            assert len(await tasks(renderer, text)) == 1100
         else:
-            assert "bytes: more than 1,048,576 are not taken" in await error(renderer, text)
+            assert "bytes: more than 1,048,576 are not taken" in await error(renderer, "version: 1\n" + text)
         assert len(children()) == 1
 
 
+def _list(value: str, times: int) -> str:
+    return "[" + ", ".join([value] * times) + "]"
+
+
+NESTED = (
+    f"version: 1\ntasks: {{$let: {{a: {_list('{}', 100)}}}, in: {{$let: {{b: {_list('{$eval: a}', 100)}}}, "
+    f"in: {{$let: {{c: {_list('{$eval: b}', 100)}}}, in: {_list('{$eval: c}', 4)}}}}}}}"
+)
+"""Small, and renders to four million values."""
+
+
+async def test_too_many_values_are_refused_before_they_are_sent() -> None:
+    async with renderer_of(1, seconds=20) as renderer:
+        await renderer.start()
+        before = psutil.Process().memory_info().rss
+        assert await error(renderer, NESTED) == (
+            "renders to more than 1,000,000 values: so many are not taken for one push"
+        )
+        assert psutil.Process().memory_info().rss - before < 8 * 1024 * 1024
+        (child,) = children()
+        assert child.memory_info().rss < 256 * 1024 * 1024
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(8, True), (7, False)])
+async def test_values_are_counted(limit: int, taken: bool) -> None:
+    text = "version: 1\ntasks: [{a: [1, two, {}]}, {}]"  # with the list of tasks, and ownTaskId's label
+    async with renderer_of(nodes=limit, seconds=5) as renderer:
+        if taken:
+            assert len((await renderer.taskcluster_yml(text, CONTEXT)).parse(ids).result) == 2
+        else:
+            assert "more than 7 values" in await error(renderer, text)
+
+
+async def test_too_many_tasks_are_refused() -> None:
+    text = "version: 1\ntasks: {$map: {$eval: 'range(0, 40000)'}, each(x): {}}"
+    async with renderer_of(1, seconds=20) as renderer:
+        assert await error(renderer, text) == "renders to 40,000 tasks: at most 10,000 are taken for one push"
+
+
 async def test_a_large_answer_does_not_hold_up_the_loop() -> None:
-    async with renderer_of(output_mib=8, seconds=20) as renderer:
+    async with renderer_of(output_mib=8, tasks=50_000, seconds=20) as renderer:
         text = "version: 1\ntasks: {$map: {$eval: 'range(0, 50000)'}, each(x): {n: '" + "x" * 100 + "'}}"
         with responsive(0.5):
-            assert len(await renderer.taskcluster_yml(text, CONTEXT, KEY)) == 50_000
+            rendered = await renderer.taskcluster_yml(text, CONTEXT)
+            assert not rendered.small
+            assert len((await asyncio.to_thread(rendered.parse, ids)).result) == 50_000
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -274,7 +337,7 @@ async def test_children_are_kept_and_shared() -> None:
 async def test_a_render_that_is_cancelled_leaves_no_child() -> None:
     async with renderer_of(1, seconds=30) as renderer:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(renderer.taskcluster_yml(BOMBS["ranges"], CONTEXT, KEY), 0.4)
+            await asyncio.wait_for(renderer.taskcluster_yml(BOMBS["ranges"], CONTEXT), 0.4)
         assert children() == []
         assert await tasks(renderer, "tasks: [1]") == [1]
 

@@ -3,14 +3,12 @@
 from collections import defaultdict
 
 import httpx
-from taskcluster.aio import Auth
 
 from service.auth import Caller
-from service.clients.taskcluster import answer_of, session_of
+from service.clients.taskcluster import ScopesRefusal, current_scopes, named, session_of
 from service.commands.doctor.finding import Examination, Report, ask, judge_clock, some, told
 from service.errors import Refusal, Unavailable
 from service.flow import retrigger
-from service.flow.create import missing_scopes
 
 _PING = "/api/auth/v1/ping"
 
@@ -53,7 +51,7 @@ async def scopes(report: Report, ex: Examination) -> None:
         held = await _current_scopes(ex)
     except Refusal as error:
         # they are good, for others are told 401; but what they may do cannot be asked
-        lacking = ", ".join(missing_scopes(str(error))) or "auth:current-scopes"
+        lacking = named(error.missing if isinstance(error, ScopesRefusal) else []) or "auth:current-scopes"
         remedy = f"give client {settings.client_id} the scope {lacking}"
         report.warning("scopes", f"not checked: {settings.client_id} may not ask for its own (no {lacking})", remedy)
         return
@@ -83,17 +81,8 @@ async def scopes(report: Report, ex: Examination) -> None:
 
 
 async def _current_scopes(ex: Examination) -> list[str]:
-    settings = ex.settings.taskcluster
-    assert settings.access_token is not None
-    credentials = {"clientId": settings.client_id, "accessToken": settings.access_token.get_secret_value()}
-    if settings.certificate is not None:
-        credentials["certificate"] = settings.certificate.get_secret_value()
     async with session_of(ex.seconds, 1) as session:
-        client = Auth({"rootUrl": settings.root, "maxRetries": 0, "credentials": credentials}, session=session)
-        found = (await answer_of(client.currentScopes)).get("scopes")
-    if not isinstance(found, list):
-        raise Unavailable("taskcluster", "auth.currentScopes answers no list of scopes: is that Taskcluster?")
-    return [str(scope) for scope in found]
+        return await current_scopes(ex.settings.taskcluster, session)
 
 
 def _wanted(report: Report, caller: Caller, scope: str, why: str) -> None:

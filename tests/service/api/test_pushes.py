@@ -188,7 +188,7 @@ async def test_what_was_not_refused_goes_on_with_the_stored_plan(api: Api) -> No
     assert answer.status_code == 202
     graph = answer.json()["graph"]
     assert (graph["state"], graph["reason"], graph["attempts"], graph["at"]) == ("pending", None, 0, None)
-    assert [task["task_id"] for task in graph["tasks"]] == ["decision-0", "build-0"]
+    assert [(task["task_id"], task["name"]) for task in graph["tasks"]] == [(None, "decision"), (None, "build")]
     for step in await api.steps():
         assert (step.state, step.attempts, step.error, step.done_at) == (State.PENDING, 0, None, None)
         assert step.plan_attempt == 0

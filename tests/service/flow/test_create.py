@@ -12,8 +12,8 @@ from sandbox.taskcluster.clock import parse
 from sandbox.taskcluster.queue import Queue as Stand
 from service.database import now
 from service.errors import Refusal, Unavailable
-from service.flow.create import RefusedError, cancel_tasks, create_tasks, missing_scopes, record
-from service.flow.definition import complete, differences, stamp
+from service.flow.create import MAX_CANCEL_ATTEMPTS, RefusedError, cancel_created, create_tasks, record
+from service.flow.definition import authority_differences, complete, stamp
 from service.flow.ids import slugid
 from service.models import PlannedTask, PushStep, StepKind
 from service.work import Hold, LeaseLostError
@@ -236,10 +236,10 @@ async def test_whether_dependencies_are_met(world: World, requires: str, outcome
     first = plan["d"].definition
     assert first is not None
     queue.create_task(task_id("d"), first)
+    queue.claim_task(task_id("d"), 0, {"workerGroup": "g", "workerId": "w"})
     if outcome == "exception":
-        queue.cancel_task(task_id("d"))
+        queue.report_exception(task_id("d"), 0, {"reason": "malformed-payload"})
     else:
-        queue.claim_task(task_id("d"), 0, {"workerGroup": "g", "workerId": "w"})
         (queue.report_completed if outcome == "completed" else queue.report_failed)(task_id("d"), 0)
     world.tc.faults.add("crash", "createTask", times=1)
     second = plan["a"].definition
@@ -271,7 +271,7 @@ async def test_a_late_plan_is_stamped_anew_before_it_is_sent(world: World, monke
     assert len(sent) == 2
     new = plan.stands("a")
     assert old is not None
-    assert differences(old, new) == []
+    assert authority_differences(old, new) == []
     moved = _moment(new["created"]) - _moment(old["created"])
     assert abs(moved - 30 * 3600_000) < 60_000
     for key in ("deadline", "expires"):
@@ -344,16 +344,112 @@ async def test_a_dependency_that_expires_too_soon_shortens_the_life(world: World
 # Refused for good
 
 
-async def test_another_task_under_our_id_is_told_by_its_keys(world: World) -> None:
+AUTHORITY: dict[str, Any] = {
+    "schedulerId": "mallory",
+    "taskGroupId": task_id("somebody's"),
+    "projectId": "mallory",
+    "taskQueueId": "prov/other",
+    "routes": ["index.mallory"],
+    "scopes": ["secrets:get:mallory"],
+}
+
+
+@pytest.mark.parametrize("key", AUTHORITY)
+async def test_another_task_under_our_id_is_neither_recorded_nor_touched(world: World, key: str) -> None:
     plan = await plan_of(world, {"d": []})
     definition = plan["d"].definition
     assert definition is not None
-    theirs = {**definition, "tags": {"a": "b"}, "payload": {}, "priority": "high"}
+    theirs = {**definition, key: AUTHORITY[key], "tags": {"a": "b"}}
+    if key == "taskQueueId":
+        theirs["workerType"] = "other"
     world.tc.queue.create_task(task_id("d"), theirs)
-    with pytest.raises(RefusedError, match=r"task \S{22} \(d\) exists and is not ours: payload, tags differ"):
+    with pytest.raises(RefusedError, match=rf"has the id that was planned for d: its {key} are not the plan's") as why:
         await plan.create()
+    assert task_id("d") not in str(why.value)
     assert plan.stands("d") == theirs
     assert await plan.created() == set()
+    await cancel_created(world.parts, plan.hold, plan.tasks)
+    assert plan.state("d") == "pending"
+    assert await plan.created() == set()
+
+
+async def test_an_earlier_attempts_task_is_adopted_whatever_else_differs(world: World) -> None:
+    plan = await plan_of(world, {"d": []})
+    definition = plan["d"].definition
+    assert definition is not None
+    earlier = {**definition, "tags": {"a": "b"}, "payload": {}, "priority": "high", "created": stamp(now())}
+    world.tc.queue.create_task(task_id("d"), earlier)
+    await plan.create()
+    assert plan.stands("d") == earlier
+    (planned,) = await world.planned()
+    assert (planned.created, planned.adopted) == (True, True)
+    await cancel_created(world.parts, plan.hold, await world.planned())
+    assert plan.state("d") == "pending", "what a plan finds it does not cancel"
+
+
+async def test_a_task_that_was_cancelled_meanwhile_fails_the_plan(world: World) -> None:
+    plan = await plan_of(world, {"d": []})
+    await create_tasks(world.parts, plan.hold, plan.tasks, SCOPES)  # and the answer is lost
+    world.tc.queue.cancel_task(task_id("d"))
+    for age in (0, 12 * 60):  # createTask says it is there; or it is asked for
+        world.tc.clock.advance(age)
+        await plan.again()
+        if age:
+            old = {**(plan["d"].definition or {}), "created": stamp(now() - timedelta(minutes=12))}
+            plan["d"].definition = old
+        with pytest.raises(RefusedError, match="task d was created before, and somebody has cancelled it"):
+            await plan.create()
+        assert await plan.created() == set()
+
+
+async def test_a_task_that_has_expired_meanwhile_fails_the_plan(world: World) -> None:
+    plan = await plan_of(world, {"d": []})
+    definition = plan["d"].definition
+    assert definition is not None
+    past = {
+        name: stamp(now() - timedelta(days=days)) for name, days in (("created", 9), ("deadline", 8), ("expires", 1))
+    }
+    world.tc.clock.advance(-9 * 24 * 3600)
+    world.tc.queue.create_task(task_id("d"), {**definition, **past})
+    world.tc.clock.reset()
+    with pytest.raises(RefusedError, match="task d was created before, and expired on"):
+        await plan.create()
+    assert await plan.created() == set()
+
+
+async def test_an_id_that_an_earlier_task_names_is_not_adopted(world: World) -> None:
+    """Whoever reads the earlier task can make a task under that id, with the same authority and another payload."""
+    plan = await plan_of(world, {"d": [], "a": ["d"]}, payload={"later": task_id("a")})
+    first, second = plan["d"].definition, plan["a"].definition
+    assert first is not None
+    assert second is not None
+    world.tc.queue.create_task(task_id("d"), first)
+    world.tc.queue.create_task(task_id("a"), {**second, "payload": {"evil": True}})
+    with pytest.raises(RefusedError, match="planned for a, which an earlier task of the plan names"):
+        await plan.create()
+    assert await plan.created() == {task_id("d")}
+    assert plan.state("a") == "unscheduled"
+
+
+async def test_the_first_task_of_a_group_is_created_alone_before_the_others(world: World) -> None:
+    plan = await plan_of(world, {"group": [], **{str(n): [] for n in range(5)}})
+    world.tc.faults.add("before", "createTask", status=500, times=1)
+    with pytest.raises(Unavailable):
+        await plan.create()
+    assert world.tc.queue.tasks == {}, "a task that names the group would have told its id"
+
+
+async def test_the_existing_tasks_own_dependencies_decide_whether_it_is_scheduled(world: World) -> None:
+    plan = await plan_of(world, {"d": [], "a": ["d"]})
+    for name in ("d", "a"):
+        definition = {**(plan[name].definition or {}), "tags": {"x": "y"}}
+        world.tc.queue.create_task(task_id(name), definition)
+    # the plan was made anew, and says that nothing is waited for
+    plan["a"].definition = {**(plan["a"].definition or {}), "dependencies": []}
+    await plan.again()
+    await plan.create()
+    assert plan.state("a") == "unscheduled"
+    assert world.tc.journal.calls["scheduleTask"] == 0
 
 
 async def test_another_priority_is_still_ours(world: World) -> None:
@@ -372,7 +468,7 @@ async def test_a_sealed_group(world: World) -> None:
     assert first is not None
     world.tc.queue.create_task(task_id("d"), first)
     world.tc.queue.seal_task_group(task_id("d"))
-    with pytest.raises(RefusedError, match=r"refuses task a .* with 409: .*sealed"):
+    with pytest.raises(RefusedError, match=r"refuses task a with 409: .*sealed"):
         await plan.create()
     assert await plan.created() == {task_id("d")}, "what is there is ours, sealed or not"
 
@@ -395,27 +491,13 @@ async def test_missing_scopes_are_named_with_what_asks_for_them(world: World) ->
     assert "```" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("message", "missing"),
-    [
-        ("missing the following scopes:\n\n```\nqueue:route:a\n```\n\nmore ```\nb\n```", ["queue:route:a"]),
-        ('missing the following scopes:\n```\n{"AllOf": ["a", {"AnyOf": ["b", "c"]}]}\n```', ["a", "c"]),
-        ('missing the following scopes:\n```\n{"AnyOf": []}\n```', []),
-        ("something else", []),
-        ("", []),
-    ],
-)
-def test_missing_scopes(message: str, missing: list[str]) -> None:
-    assert missing_scopes(message) == missing
-
-
 async def test_what_the_schema_refuses_is_told_in_the_queues_words(world: World) -> None:
     plan = await plan_of(world, {"d": []})
     assert plan.tasks[0].definition is not None
     plan.tasks[0].definition = {**plan.tasks[0].definition, "retries": 99}
     async with world.database.writing() as session:
         await session.exec(update(PlannedTask).values(definition=plan.tasks[0].definition))
-    with pytest.raises(RefusedError, match=r"refuses task d \(\S{22}\) with 400: Schema Validation Failed"):
+    with pytest.raises(RefusedError, match=r"refuses task d with 400: Schema Validation Failed"):
         await plan.create()
 
 
@@ -426,29 +508,36 @@ async def test_a_refusal_decides_whatever_else_went_wrong(world: World) -> None:
     world.tc.queue.create_task(task_id("d"), first)
     definition = plan["5"].definition
     assert definition is not None
-    world.tc.queue.create_task(task_id("5"), {**definition, "tags": {"a": "b"}})
+    world.tc.queue.create_task(task_id("5"), {**definition, "projectId": "mallory"})
     world.tc.faults.add("delay", "createTask", seconds=0.02)
     world.tc.faults.add("before", "createTask", status=500, times=4)
     for planned in plan.tasks:
         planned.created = planned.name == "d"
-    with pytest.raises(RefusedError, match="not ours"):
+    with pytest.raises(RefusedError, match="not the plan's"):
         await plan.create()
 
 
 async def test_reads_that_are_refused_are_tried_again_and_leave_nothing_running(world: World) -> None:
     """An operator can mend that; the plan is as good as before."""
-    plan = await plan_of(world, {str(n): [] for n in range(4)}, age=timedelta(minutes=12))
+    plan = await plan_of(world, {str(n): [] for n in range(5)}, age=timedelta(minutes=12))
+    first = plan["0"].definition
+    assert first is not None
+    world.tc.clock.advance(-12 * 60)
+    world.tc.queue.create_task(task_id("0"), first)
+    world.tc.clock.reset()
+    async with plan.hold.writing() as session:
+        await record(session, [plan["0"]])
     world.tc.faults.add("before", "task", status=403, times=1)
     world.tc.faults.add("delay", "createTask", seconds=0.1)
     with pytest.raises(Refusal) as refused:
         await plan.create()
     assert refused.value.status == 403
     assert await plan.created() == set(world.tc.queue.tasks), "the others are through, and on record"
-    assert len(world.tc.queue.tasks) == 3
+    assert len(world.tc.queue.tasks) == 4
     world.tc.faults.remove()
     await plan.again()
     await plan.create()
-    assert len(world.tc.queue.tasks) == 4
+    assert len(world.tc.queue.tasks) == 5
 
 
 async def test_who_lost_the_lease_judges_nothing(world: World) -> None:
@@ -490,39 +579,67 @@ async def test_what_was_made_is_on_record_though_another_failed(world: World) ->
 async def test_what_was_made_of_a_plan_is_cancelled(world: World) -> None:
     plan = await plan_of(world, {**GRAPH, "e": [], "never": []})
     missing = plan["never"]
-    await create_tasks(world.parts, plan.hold, [task for task in plan.tasks if task is not missing], SCOPES)
+    made = await create_tasks(world.parts, plan.hold, [task for task in plan.tasks if task is not missing], SCOPES)
+    async with plan.hold.writing() as session:
+        await record(session, made)
     queue: Stand = world.tc.queue
     queue.claim_task(task_id("e"), 0, {"workerGroup": "g", "workerId": "w"})
     queue.report_completed(task_id("e"), 0)
     world.tc.journal.clear()
-    await cancel_tasks(world.parts, plan.tasks)
+    assert await cancel_created(world.parts, plan.hold, plan.tasks) == ([], [])
     assert {name: plan.state(name) for name in ("d", "a", "b", "c")} == dict.fromkeys("dabc", "exception")
     assert plan.state("e") == "completed"
-    assert world.tc.journal.calls["cancelTask"] == 4
-    await cancel_tasks(world.parts, plan.tasks)
+    assert world.tc.journal.calls == {"statuses": 1, "cancelTask": 4}
+    await cancel_created(world.parts, plan.hold, plan.tasks)
     assert world.tc.journal.calls["cancelTask"] == 4
 
 
-async def test_what_is_not_ours_is_not_cancelled(world: World) -> None:
+async def test_what_was_made_without_an_answer_is_cancelled_and_to_be_recorded(world: World) -> None:
+    plan = await plan_of(world, {"d": [], "e": []})
+    await create_tasks(world.parts, plan.hold, plan.tasks[:1], SCOPES)  # and nothing of it was recorded
+    unrecorded, not_cancelled = await cancel_created(world.parts, plan.hold, await world.planned())
+    assert [task.name for task in unrecorded] == ["d"]
+    assert not_cancelled == []
+    assert plan.state("d") == "exception"
+
+
+async def test_what_is_not_to_the_letter_what_was_sent_is_not_cancelled(world: World) -> None:
     plan = await plan_of(world, {"d": []})
     definition = plan["d"].definition
     assert definition is not None
     world.tc.queue.create_task(task_id("d"), {**definition, "tags": {"a": "b"}})
-    await cancel_tasks(world.parts, plan.tasks)
+    assert await cancel_created(world.parts, plan.hold, plan.tasks) == ([], [])
     assert plan.state("d") == "pending"
 
 
-async def test_a_cancel_that_is_refused_keeps_nobody_from_the_others(world: World) -> None:
+async def test_a_cancel_that_is_refused_keeps_nobody_from_the_others_and_is_told(world: World) -> None:
     plan = await plan_of(world, {"d": [], "e": []})
     await plan.create()
     world.tc.faults.add("before", "cancelTask", status=409, times=1)
-    await cancel_tasks(world.parts, plan.tasks)
+    _, (why,) = await cancel_created(world.parts, plan.hold, plan.tasks)
     assert sorted(plan.state(name) for name in ("d", "e")) == ["exception", "pending"]
+    assert "could not be cancelled: " in why
 
 
-async def test_cancelling_waits_for_a_taskcluster_that_is_away(world: World) -> None:
+async def test_giving_up_goes_on_though_our_client_may_not_cancel(world: World) -> None:
     plan = await plan_of(world, {"d": []})
     await plan.create()
-    world.tc.faults.add("before", status=503)
+    world.tc.auth.add_client("tc-treeherder", "service-secret", ["auth:current-scopes", "queue:status:*"])
+    _, (why,) = await cancel_created(world.parts, plan.hold, plan.tasks)
+    scope = f"queue:cancel-task:test/{task_id('d')}/{task_id('d')}"
+    assert f"the service's Taskcluster client (tc-treeherder) lacks {scope}: grant that to the client" in why
+    assert "auth:current-scopes" not in why
+
+
+async def test_cancelling_waits_for_a_taskcluster_that_is_away_but_not_for_ever(world: World) -> None:
+    plan = await plan_of(world, {"d": []})
+    await plan.create()
+    fault = world.tc.faults.add("before", status=503)
     with pytest.raises(Unavailable):
-        await cancel_tasks(world.parts, plan.tasks)
+        await cancel_created(world.parts, plan.hold, plan.tasks)
+    fault.method = "cancelTask"
+    with pytest.raises(Unavailable):
+        await cancel_created(world.parts, plan.hold, plan.tasks)
+    plan.hold.item.attempts = MAX_CANCEL_ATTEMPTS
+    _, (why,) = await cancel_created(world.parts, plan.hold, plan.tasks)
+    assert "could not be cancelled: Taskcluster answers 503" in why

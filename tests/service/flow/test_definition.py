@@ -19,9 +19,9 @@ from service.flow.definition import (
     SLUGID,
     CircleError,
     TaskDefinition,
+    authority_differences,
     complete,
     date,
-    differences,
     in_order,
     move,
     stamp,
@@ -216,7 +216,7 @@ def test_real_definitions_are_complete_already() -> None:
         definition = event["task"]
         whole = complete(TASK, definition)
         assert {key: whole[key] for key in definition} == definition
-        assert differences(definition, whole) == ["projectId", "taskQueueId"]
+        assert authority_differences(definition, whole) == ["projectId", "taskQueueId"]
 
 
 def test_nulls_inside_the_payload_survive() -> None:
@@ -248,42 +248,23 @@ def test_dates_with_an_offset() -> None:
 WHOLE = complete(TASK, BASE)
 
 
-def test_dates_and_priority_make_no_difference() -> None:
-    there = {**WHOLE, "priority": "high", **dict.fromkeys(("created", "deadline", "expires"), "2031-01-01T00:00:00Z")}
-    assert differences(WHOLE, there) == []
+def test_what_an_earlier_attempt_made_otherwise_is_no_difference() -> None:
+    others = {"priority": "high", "tags": {"a": "b"}, "payload": {}, "metadata": {}, "extra": {"x": 1}, "retries": 9}
+    existing = {**WHOLE, **others, **dict.fromkeys(("created", "deadline", "expires"), "2031-01-01T00:00:00Z")}
+    assert authority_differences(WHOLE, existing) == []
 
 
-@pytest.mark.parametrize(
-    "key",
-    sorted(set(WHOLE) - {"created", "deadline", "expires", "priority"}),
-)
-def test_any_other_key_does(key: str) -> None:
-    assert differences(WHOLE, {**WHOLE, key: "else"}) == [key]
-    assert differences(WHOLE, {k: v for k, v in WHOLE.items() if k != key}) == [key]
+@pytest.mark.parametrize("key", ["schedulerId", "taskGroupId", "projectId", "taskQueueId", "routes", "scopes"])
+def test_what_stands_for_authority_is(key: str) -> None:
+    value = ["else"] if isinstance(WHOLE[key], list) else "else"
+    assert authority_differences(WHOLE, {**WHOLE, key: value}) == [key]
+    assert authority_differences(WHOLE, {k: v for k, v in WHOLE.items() if k != key}) == [key]
 
 
-def test_differences_are_sorted_and_name_what_is_too_much() -> None:
-    assert differences(WHOLE, {**WHOLE, "tags": {"a": "b"}, "more": 1, "extra": {"x": None}}) == [
-        "extra",
-        "more",
-        "tags",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "differ"),
-    [
-        ({"artifacts": {"a": {"expires": "x", "path": 1}}}, {"artifacts": {"a": {"expires": "y", "path": 1}}}, False),
-        ({"artifacts": {"a": {"expires": "x", "path": 1}}}, {"artifacts": {"a": {"expires": "x", "path": 2}}}, True),
-        ({"artifacts": [{"expires": "x", "name": "a"}]}, {"artifacts": [{"expires": "y", "name": "a"}]}, False),
-        ({"artifacts": [{"expires": "x", "name": "a"}]}, {"artifacts": [{"expires": "x", "name": "b"}]}, True),
-        ({"artifacts": ["a"]}, {"artifacts": ["b"]}, True),
-        ({"artifacts": "a"}, {"artifacts": "a"}, False),
-        ({"env": {"expires": "x"}}, {"env": {"expires": "y"}}, True),
-    ],
-)
-def test_only_the_dates_of_artifacts_are_put_aside(one: Any, other: Any, differ: bool) -> None:
-    assert differences({**WHOLE, "payload": one}, {**WHOLE, "payload": other}) == (["payload"] if differ else [])
+def test_the_order_of_routes_and_scopes_means_nothing() -> None:
+    plan = {**WHOLE, "routes": ["a", "b"], "scopes": ["c", "d"]}
+    assert authority_differences(plan, {**plan, "routes": ["b", "a"], "scopes": ["d", "c"]}) == []
+    assert authority_differences(plan, {**plan, "routes": ["a", "b", "b"]}) == ["routes"]
 
 
 def test_move_moves_every_date_and_nothing_else() -> None:
@@ -312,7 +293,7 @@ def test_move_moves_every_date_and_nothing_else() -> None:
         "public/d": "odd",
     }
     assert moved["payload"]["expires"] == payload["expires"]
-    assert differences(plan, moved) == []
+    assert authority_differences(plan, moved) == []
     assert is_valid(moved, SCHEMA)
 
 

@@ -1,24 +1,27 @@
 """From a push to its task graph: whether it gets one, what the plan says, and what is shown when there is none."""
 
+import asyncio
+import json
 import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlmodel import col, select, update
+from sqlmodel import delete, select, update
 
 from sandbox.hg import NewChangeset
 from sandbox.hg.faults import Fault
 from service.database import now
-from service.errors import Unavailable
+from service.errors import Refusal, Unavailable
 from service.flow import graph
+from service.flow.definition import stamp
 from service.flow.graph import context_of, owner_of, plan_of, scopes_of, why_not
-from service.flow.ids import push_key, slugid
+from service.flow.ids import graph_ids, slugid
 from service.models import PlannedTask, Push, PushStep, Repository, State, StepKind
 from service.render import TemplateError
 from service.settings import Settings, load
 from tests.sandbox.taskcluster.support import is_valid
-from tests.service.world import World, node, push_event, world_of
+from tests.service.world import SCOPES, World, node, push_event, world_of
 
 KEY = b"k" * 32
 
@@ -103,7 +106,7 @@ def test_only_the_tip_decides(settings: Settings) -> None:
 
 def test_context(settings: Settings) -> None:
     push = push_of(2, date=now().replace(microsecond=999_999))
-    context = context_of(settings, repository_of(level="nss"), push, KEY)
+    context = context_of(settings, repository_of(level="nss"), push)
     assert context.pop("now").endswith("Z")
     assert context == {
         "tasks_for": "hg-push",
@@ -118,7 +121,6 @@ def test_context(settings: Settings) -> None:
         },
         "repository": {"url": "https://hg.mozilla.org/mc", "project": "mc", "level": "nss", "type": "hg"},
         "taskcluster_root_url": "https://firefox-ci-tc.services.mozilla.com",
-        "ownTaskId": slugid(KEY, "decision"),
     }
     assert isinstance(context["push"]["pushdate"], int)
 
@@ -131,13 +133,13 @@ def test_context(settings: Settings) -> None:
     ],
 )
 def test_base_revision(settings: Settings, push: Push, base: str) -> None:
-    assert context_of(settings, repository_of(), push, KEY)["push"]["base_revision"] == base
+    assert context_of(settings, repository_of(), push)["push"]["base_revision"] == base
 
 
 def test_the_first_commit_has_no_base(settings: Settings) -> None:
     push = push_of()
     push.changesets[0]["parents"] = []
-    assert context_of(settings, repository_of(), push, KEY)["push"]["base_revision"] == "0" * 40
+    assert context_of(settings, repository_of(), push)["push"]["base_revision"] == "0" * 40
 
 
 @pytest.mark.parametrize(
@@ -151,13 +153,25 @@ def test_the_first_commit_has_no_base(settings: Settings) -> None:
     ],
 )
 def test_owner(settings: Settings, user: str, owner: str) -> None:
-    push = push_of(user=user)
-    assert owner_of(settings, push) == owner
-    assert scopes_of(settings, repository_of(scopes=["a", "b"]), push) == [
-        "a",
-        "b",
-        f"queue:route:notify.email.{owner}.*",
-    ]
+    assert owner_of(settings, push_of(user=user)) == owner
+
+
+@pytest.mark.parametrize(
+    ("user", "notified"),
+    [
+        ("dev@example.com", "dev@example.com"),
+        ("ffxbld", "ffxbld@noreply.mozilla.org"),
+        ("a*@b.example", "a*@b.example"),
+        ("A B <a@b.example>", None),
+        ("", None),
+        ("d\u00e9v@example.com", None),
+        ("a\tb@example.com", None),
+        ("x" * 250 + "@example.com", None),
+    ],
+)
+def test_only_an_address_is_authorised_to_be_notified(settings: Settings, user: str, notified: str | None) -> None:
+    more = [] if notified is None else [f"queue:route:notify.email.{notified}.*"]
+    assert scopes_of(settings, repository_of(scopes=["a", "b"]), push_of(user=user)) == ["a", "b", *more]
 
 
 # The plan
@@ -180,7 +194,7 @@ STEP = PushStep(id=5, push_id=1, kind=StepKind.GRAPH, lane="graph x", plan_attem
 
 def test_plan() -> None:
     one, two = ids(2)
-    plan = plan_of([task(0, dependencies=[two]), task(1, taskGroupId=one)], STEP)
+    plan = plan_of([task(0, dependencies=[two]), task(1, taskGroupId=one)], ids(2), STEP)
     assert [(t.task_id, t.position, t.name) for t in plan] == [(two, 0, "t1"), (one, 1, "t0")]
     for planned in plan:
         assert (planned.step_id, planned.plan_attempt, planned.label, planned.created) == (5, 2, "task", False)
@@ -192,7 +206,16 @@ def test_plan() -> None:
 
 
 def test_no_tasks_are_no_plan() -> None:
-    assert plan_of([], STEP) == []
+    assert plan_of([], ids(1), STEP) == []
+
+
+def test_the_first_task_of_a_group_is_created_before_those_that_name_it() -> None:
+    one, two, three = ids(3)
+    plan = plan_of([task(0, taskGroupId=three), task(1, taskGroupId=three), task(2)], ids(3), STEP)
+    assert plan[0].task_id == three
+    # ...where dependencies allow it
+    plan = plan_of([task(0, taskGroupId=three), task(1, taskGroupId=three), task(2, dependencies=[one])], ids(3), STEP)
+    assert [planned.task_id for planned in plan] == [one, two, three]
 
 
 @pytest.mark.parametrize(
@@ -201,11 +224,13 @@ def test_no_tasks_are_no_plan() -> None:
         ([1], r"\.taskcluster\.yml: task 1 has no taskId: give it one, such as \{\$eval: as_slugid\('build'\)\}"),
         ([None], "task 1 has no taskId"),
         ([task(), {"taskId": 1}], "task 2 has no taskId"),
-        ([task(taskId="build")], "task 1 has the taskId 'build', which is no slugid"),
-        ([task(taskId="A" * 22)], "no slugid"),
-        ([task(taskId=slugid(KEY, "0") + "\n")], "no slugid"),
-        ([task(taskId="../" * 7 + "A")], "no slugid"),
-        ([task(), task()], f"task 2 has the taskId {slugid(KEY, '0')} of an earlier one"),
+        ([task(taskId="build")], "task 1 has the taskId 'build', which as_slugid and ownTaskId .* did not return"),
+        ([task(taskId=slugid(KEY, "0") + "\n")], "did not return"),
+        ([task(taskId=slugid(b"other", "0"))], "did not return"),
+        ([task(2)], "did not return"),
+        ([task(), task()], "task 2 has the taskId of an earlier one"),
+        ([task(scopes=["x"] * 1001)], "scopes: .*at most 1000"),
+        ([task(scopes=["x" * 4097])], r"scopes\.0: .*at most 4096"),
         ([task(payload=None)], r"task 1 \(t0\) is no task definition: payload: "),
         ([task(metadata=None)], r"task 1 \(nameless\) is no task definition: metadata: "),
         ([task(retries="5", priority="normal")], "priority: .*; retries: "),
@@ -217,7 +242,7 @@ def test_no_tasks_are_no_plan() -> None:
 )
 def test_what_is_no_plan_is_told(tasks: list[Any], why: str) -> None:
     with pytest.raises(TemplateError, match=why) as refused:
-        plan_of(tasks, STEP)
+        plan_of(tasks, ids(2), STEP)
     assert len(str(refused.value)) < 1000
     assert "errors.pydantic.dev" not in str(refused.value)
 
@@ -283,8 +308,8 @@ async def test_a_push_gets_its_graph(world: World) -> None:
     assert all(task.created for task in plan)
     async with world.database.reading() as session:
         repository = (await session.exec(select(Repository))).one()
-    key = push_key(world.parts.secret, repository, push, 0)
-    assert [task.task_id for task in plan] == [slugid(key, "decision"), slugid(key, "error")]
+    derive = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")
+    assert [task.task_id for task in plan] == [derive("decision"), derive("error")]
     for planned in plan:
         assert world.tc.queue.task(planned.task_id) == planned.definition
     assert world.tc.queue.task(plan[0].task_id)["routes"] == [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"]
@@ -394,22 +419,113 @@ async def test_an_error_task_goes_on_after_a_crash(world: World) -> None:
     assert len(world.tc.queue.tasks) == 1
 
 
-async def test_a_task_id_of_another_push_is_told(world: World) -> None:
-    yml = YML.replace("{$eval: ownTaskId}\n    taskQueueId", "VAD5PL3ZTaq4b8iuQOXxBA\n    taskQueueId").split(
-        "  - taskId: {$eval: as"
-    )[0]
-    await pushed(world, yml)
-    assert (await run(world)).state == State.DONE
-    made = world.hg.push("mc", [NewChangeset(message="Bug 2")], user="dev@example.com")
-    await world.store(push_event(made.id, changesets=[{"node": made.nodes[-1]}]))
-    await graph.run(world.parts, await world.hold(StepKind.GRAPH))
+async def test_somebody_elses_task_in_a_template_is_not_touched(world: World) -> None:
+    """The definition of a running task is public: whoever pushes it, word by word, gets no hold of the task."""
+    victim = slugid(b"somebody", "build")
+    definition = {
+        "taskQueueId": "prov/w",
+        "schedulerId": "test",
+        "created": stamp(now()),
+        "deadline": stamp(now() + timedelta(days=1)),
+        "payload": {},
+        "metadata": {"name": "build", "description": "d", "owner": "o", "source": "https://example.com"},
+    }
+    world.tc.queue.create_task(victim, definition)
+    stands = world.tc.queue.task(victim)
+    await pushed(world, json.dumps({"version": 1, "tasks": [{"taskId": victim, **stands}]}))
+    step = await run(world)
+    assert step.state == State.FAILED
+    assert "which as_slugid and ownTaskId of this push did not return" in str(step.error)
+    assert world.tc.queue.status(victim)["status"]["state"] == "pending"
+    assert world.tc.queue.task(victim) == stands
+    assert [task.label for task in await world.planned()] == ["error"]
+    assert world.tc.journal.calls == {"createTask": 1}, "it was not even asked after"
+
+
+NOW_IN_A_TAG = YML.replace("payload: {}", "tags: {pushed: '${now}'}\n    payload: {}")
+
+
+async def test_a_backup_that_was_restored_adopts_what_the_lost_plan_made(world: World) -> None:
+    """The plan is made anew, and differs in a tag and in dates; the tasks of the lost one go on."""
+    await pushed(world, NOW_IN_A_TAG)
+    await run(world)
+    before = {task_id: task.definition for task_id, task in world.tc.queue.tasks.items()}
+    async with world.database.writing() as session:  # as it was when the push was stored
+        await session.exec(delete(PlannedTask))
+        await session.exec(update(PushStep).values(state=State.PENDING, due_at=now(), done_at=None))
+    await asyncio.sleep(0.002)  # `now` has milliseconds
+    world.tc.journal.clear()
+    step = await run(world)
+    assert (step.state, step.error) == (State.DONE, None)
+    assert {task_id: task.definition for task_id, task in world.tc.queue.tasks.items()} == before
+    assert [(task.created, task.adopted) for task in await world.planned()] == [(True, True)] * 2
+    assert world.tc.journal.calls["cancelTask"] == 0
+
+
+async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(world: World) -> None:
+    await pushed(world, NOW_IN_A_TAG.replace("dependencies: [", 'dependencies: ["VAD5PL3ZTaq4b8iuQOXxBA", '))
     async with world.database.reading() as session:
-        second = (
-            await session.exec(select(PushStep).where(PushStep.kind == StepKind.GRAPH, col(PushStep.push_id) == 2))
-        ).one()
-    assert second.state == State.FAILED
-    assert "taskId VAD5PL3ZTaq4b8iuQOXxBA is that of another push" in str(second.error)
-    await error_shown(world, second)
+        repository, push = (await session.exec(select(Repository))).one(), (await world.pushes())[0]
+    own = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")("decision")
+    found = {
+        "taskQueueId": "prov/w",
+        "schedulerId": "test",
+        "created": stamp(now()),
+        "deadline": stamp(now() + timedelta(days=1)),
+        "routes": [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"],
+        "payload": {},
+        "metadata": {"name": "d", "description": "d", "owner": "o", "source": "https://example.com"},
+    }
+    world.tc.queue.create_task(own, found)
+    step = await run(world)
+    assert step.state == State.FAILED
+    assert "non-existing" in str(step.error)
+    assert world.tc.queue.status(own)["status"]["state"] == "pending"
+    assert world.tc.journal.calls["cancelTask"] == 0
+
+
+async def test_no_id_is_told_before_its_task_was_created(world: World) -> None:
+    """Taskcluster's own words quote the id: whoever reads it could create the task first."""
+    await pushed(
+        world, YML.replace("payload: {}", "payload: {}\n    retries: 49").replace("prov/w", "prov/w\n    tags: {a: b}")
+    )
+    world.tc.faults.add("before", "createTask", status=409)
+    world.tc.faults.add("before", "cancelTask", status=409)
+    hold = await world.hold(StepKind.GRAPH)
+    async with world.database.reading() as session:
+        repository, push = (await session.exec(select(Repository))).one(), (await world.pushes())[0]
+    ids = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")
+    real = world.parts.queue.create_task
+
+    async def create_task(task_id: str, *arguments: Any) -> Any:
+        try:
+            return await real(task_id, *arguments)
+        except Refusal as refusal:
+            raise Refusal("taskcluster", f"taskId {task_id} (x{ids('error')}): {refusal}", 409) from None
+
+    world.parts.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # in the words of the real queue
+    await graph.run(world.parts, hold)
+    step = await world.step(StepKind.GRAPH)
+    assert "taskId (the id of decision)" in str(step.error)
+    for label in ("decision", "error"):
+        assert ids(label) not in str(step.error)
+
+
+@pytest.mark.parametrize("scope", ["queue:create-task:project:none", "queue:route:tc-treeherder.*"])
+async def test_a_scope_that_our_own_client_lacks_is_named_and_whose_it_is(sqlite_url: str, scope: str) -> None:
+    """Taskcluster answers 401 to authorizedScopes that the client does not hold, and lists all that it does hold."""
+    async with world_of(sqlite_url) as world:
+        held = [each for each in SCOPES if each not in {scope, "queue:create-task:project:*"}]
+        held += ["queue:cancel-task:x/*", "auth:current-scopes", "secret-project:*", "queue:route:notify.email.*"]
+        world.tc.auth.add_client("tc-treeherder", "service-secret", held)
+        await pushed(world, scopes=[*held[:3], scope])
+        step = await run(world)
+        assert (step.state, step.due_at) == (State.FAILED, None)
+        assert f"the service's Taskcluster client (tc-treeherder) lacks {scope}: grant that to the client" in str(
+            step.error
+        )
+        assert "secret-project" not in str(step.error)
+        assert "credentials have" not in str(step.error)
 
 
 @pytest.mark.parametrize("kind", ["status", "hangup"])

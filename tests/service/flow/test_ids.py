@@ -11,8 +11,8 @@ from sqlmodel import select
 
 from service.database import Database, now
 from service.flow.definition import SLUGID
-from service.flow.ids import make_secret, push_key, slugid
-from service.models import Push, Repository, Secret
+from service.flow.ids import copy_ids, graph_ids, make_secret, slugid
+from service.models import Action, Push, Repository, Secret, Source
 from tests.facts import fact
 
 NICE = re.compile(r"[A-Za-f][A-Za-z0-9_-]{7}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]")
@@ -51,31 +51,53 @@ def test_all_bits_but_those_of_the_form_are_used() -> None:
 
 
 def test_an_id_stays_what_it_is() -> None:
-    """Ids of plans that are stored must come out again after an upgrade."""
-    assert slugid(bytes(32), "decision") == "JmoOsZekTX-ZWyelvchQvA"
-    assert (
-        push_key(bytes(32), *subject(), 0).hex() == "301b84e9526a46bb1d121dbb2b0a27dffb19862f6eb27e93dd89b08fcf1b43ed"
-    )
+    """A plan that is made again after an upgrade must have the same ids."""
+    assert slugid(bytes(32), "a", 1) == "f45YuVf5Tj-h9yb2grmcCg"
+    derive = graph_ids(bytes(32), "tc-treeherder", *subject(), 0, "graph")
+    assert derive("decision") == "BPWdY9FvQQ-qp-ORnTw3qQ"
+    action = Action(key="4f1c", kind="retrigger", project="mc", task_id="x", requester="", source=Source.API, lane="")
+    assert copy_ids(bytes(32), action, 0)("old") == "NWbWJNgVSwOZWllU_Fy0gw"
 
 
-def subject(url: str = "https://hg.mozilla.org/mc", generation: int = 0, push_id: int = 7) -> tuple[Repository, Push]:
+def subject(
+    url: str = "https://hg.mozilla.org/mc", generation: int = 0, push_id: int = 7, tip: str | None = None
+) -> tuple[Repository, Push]:
     repository = Repository(alias="mc", url=url, host="hg.mozilla.org", level="1", last_push_id=0)
-    values: dict[str, Any] = {"user": "", "date": now(), "revision": None, "revision_hash": "", "changesets": []}
+    values: dict[str, Any] = {"user": "", "date": now(), "revision": tip, "revision_hash": "", "changesets": []}
     push = Push(repository_id=1, generation=generation, push_id=push_id, nodes=[], **values)
     return repository, push
 
 
-def test_every_part_of_a_push_makes_another_key() -> None:
+def test_every_part_of_a_push_makes_another_id() -> None:
     variants = [
-        push_key(secret, *subject(url, generation, push_id), attempt)
+        graph_ids(secret, deployment, *subject(url, generation, push_id, tip), attempt, kind)("label")
         for secret in (b"a" * 32, b"b" * 32)
+        for deployment in ("production", "staging")
         for url in ("https://hg.mozilla.org/mc", "https://hg.mozilla.org/mc2")
         for generation in (0, 1, 11)
         for push_id in (1, 11)
+        for tip in (None, "a" * 40, "b" * 40)
         for attempt in (0, 1, 11)
+        for kind in ("graph", "error")
     ]
     assert len(set(variants)) == len(variants)
-    assert all(len(key) == 32 for key in variants)
+
+
+def test_every_part_of_an_action_makes_another_id() -> None:
+    def action(**fields: Any) -> Action:
+        values = {
+            "kind": "retrigger",
+            "project": "mc",
+            "task_id": "x",
+            "requester": "",
+            "source": Source.API,
+            "lane": "",
+        }
+        return Action(**{**values, **fields})
+
+    one, other = action(id=1), action(id=1)  # a restored database gives numbers out again
+    ids = {copy_ids(b"k", each, attempt)(old) for each in (one, other) for attempt in (0, 1) for old in ("a", "b")}
+    assert len(ids) == 8
 
 
 async def test_a_secret_is_made_once(database: Database) -> None:

@@ -10,9 +10,10 @@ A, B = "a1" * 20, "b2" * 20
     [
         (f"tc-treeherder.autoland.{A}", Route("autoland", revision_hash=A)),
         (f"tc-treeherder.v2.autoland.{A}", Route("autoland", revision=A)),
+        (f"tc-treeherder.v2.autoland.{A}.", Route("autoland", revision=A)),
         (f"tc-treeherder.v2.autoland.{A}.88565", Route("autoland", revision=A)),
-        (f"tc-treeherder.v2.mozilla/bugzilla.{A}.7", Route("bugzilla", revision=A)),
-        (f"tc-treeherder.v2.mozilla/pdf.js.{A}.7", Route("pdf.js", revision=A)),
+        (f"tc-treeherder.v2.mozilla/bugzilla.{A}.7", Route("bugzilla", revision=A, user="mozilla")),
+        (f"tc-treeherder.v2.mozilla/pdf.js.{A}.7", Route("pdf.js", revision=A, user="mozilla")),
         (f"tc-treeherder.v2.{A}.{B}", Route(A, revision=B)),
         (f"tc-treeherder.v2.{A}", None),  # no project of that name, but a v2 route without one
         (f"tc-treeherder-stage.autoland.{A}", None),
