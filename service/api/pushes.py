@@ -88,6 +88,7 @@ async def retry_push(
     auth.require(parts.settings, caller, f"tc-treeherder:action:retry:{alias}")
     async with parts.database.writing() as session:
         push = await _find(session, alias, push_id, generation)
+        await refuse_deleted(session, push.repository_id)
         failed = (
             await session.exec(
                 select(PushStep)
@@ -110,6 +111,16 @@ async def retry_push(
     log.info("push-retried", repository=alias, push=push_id, steps=len(failed), by=caller.name)
     request.app.state.worker.wake()
     return read
+
+
+async def refuse_deleted(session: Session, repository_id: int) -> None:
+    """Raise a 409 if the repository was deleted: nothing is done for it any more."""
+    repository = await session.get_one(Repository, repository_id, with_for_update={"read": True})
+    if repository.deleted_at is not None:
+        detail = (
+            f"the repository {repository.alias} ({repository.url}) was deleted: add it again to go on with its pushes"
+        )
+        raise Problem(409, "Repository deleted", detail)
 
 
 async def _find(session: Session, alias: str, push_id: int, generation: int | None) -> Push:

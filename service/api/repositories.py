@@ -10,11 +10,12 @@ from sqlmodel import col, select
 
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, RepositoryAlias, Writer, Writing, cursor, opaque
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
-from service.auth import is_loopback
+from service.auth import loopback
 from service.database import Session, now
 from service.door import visible
 from service.errors import Problem, Refusal, Unavailable
 from service.flow import poll
+from service.flow.urls import canonical_url
 from service.models import Action, Push, PushStep, Repository, State
 from service.parts import Parts
 from service.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
@@ -28,34 +29,21 @@ def normal_url(settings: Settings, url: str) -> tuple[str, str]:
     """`url` as we keep it, and its host. Raises a 422 that says what is wrong with it."""
 
     def wrong(why: str) -> Problem:
-        return Problem(422, "Invalid url", f"url: {url!r} {why}")
+        # what is behind these characters is not shown: it may hold a password
+        shown = "the one given" if set(url) & set("@?#") else repr(url)
+        return Problem(422, "Invalid url", f"url: {shown} {why}")
 
     try:
-        parts = urlsplit(url)
-        port = parts.port
+        canonical, host = canonical_url(url)
     except ValueError as error:
-        raise wrong(f"is no URL: {error}") from None
-    name = (parts.hostname or "").lower()
-    host = f"[{name}]" if ":" in name else name
-    if port is not None:
-        host = f"{host}:{port}"
-    path = parts.path.rstrip("/")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        # not shown: it may hold a password
-        raise Problem(422, "Invalid url", f"url: the one on {host} has more than scheme, host and path: leave that out")
-    if parts.scheme not in {"https", "http"} or not name:
-        raise wrong("is no https URL")
+        raise wrong(str(error)) from None
     if host not in settings.allowed_hosts:
         refusal = wrong(f"is on {host}, which is not among allowed_hosts ({', '.join(settings.allowed_hosts)})")
         refusal.more["host_not_allowed"] = host
         raise refusal
-    if parts.scheme == "http" and not is_loopback(name):
+    if canonical.startswith("http:") and not loopback(host):
         raise wrong("is http; only a host on loopback may be asked without TLS")
-    if not path.strip("/") or any(part in {"", ".", ".."} for part in path.strip("/").split("/")):
-        raise wrong("names no repository: it needs a path such as /mozilla-central")
-    if not all("!" <= c <= "~" for c in path):
-        raise wrong("has a character in its path that must be percent-encoded")
-    return f"{parts.scheme}://{host}{path}", host
+    return canonical, host
 
 
 def default_scopes(url: str) -> list[str]:

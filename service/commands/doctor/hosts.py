@@ -8,6 +8,7 @@ import httpx
 
 from service.auth import loopback
 from service.commands.doctor.finding import Examination, Report, some, told
+from service.flow.urls import canonical_url
 
 
 def check(host: str) -> Callable[[Report, Examination], Awaitable[None]]:
@@ -39,7 +40,7 @@ def _scheme(ex: Examination, host: str) -> str:
 
 
 async def repositories(report: Report, ex: Examination) -> None:
-    """On hosts that may be asked."""
+    """On hosts that may be asked, and spelled in the one way that we would store today."""
     stray: dict[str, list[str]] = defaultdict(list)
     for repository in ex.monitored:
         if repository.host not in ex.settings.allowed_hosts:
@@ -47,3 +48,11 @@ async def repositories(report: Report, ex: Examination) -> None:
     for host, aliases in stray.items():
         detail = f"{host} is not among allowed_hosts: {some(aliases)} cannot be polled"
         report.error("allowed_hosts", detail, f"add {host} to allowed_hosts, or remove these repositories")
+    for repository in ex.monitored:
+        try:
+            canonical = canonical_url(repository.url)[0]
+        except ValueError as error:
+            canonical = f"none: it {error}"
+        if canonical != repository.url:
+            detail = f"{repository.alias} has the url {repository.url}, whose canonical spelling is {canonical}"
+            report.error("urls", detail, f"tc-treeherder repositories delete {repository.alias}, and add it anew")

@@ -197,6 +197,16 @@ async def test_what_was_not_refused_goes_on_with_the_stored_plan(api: Api) -> No
     assert await api.letters() == [], "what is done again is no dead letter"
 
 
+async def test_a_push_of_a_deleted_repository_is_not_retried(api: Api) -> None:
+    await api.add()
+    await api.push(push_event(101))
+    await api.delete("/repositories/mc", params={"force": "true"})
+    is_problem(await api.post("/pushes/mc/101/retry", token=RETRIER), 409, "deleted", "add it again")
+    assert {step.state for step in await api.steps()} == {State.FAILED}
+    await api.add()
+    assert (await api.post("/pushes/mc/101/retry", token=RETRIER)).status_code == 202
+
+
 async def test_what_was_refused_is_rendered_anew_as_the_next_attempt(api: Api) -> None:
     await api.add()
     await api.push(push_event(101))

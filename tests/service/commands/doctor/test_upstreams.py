@@ -35,6 +35,17 @@ def test_a_repository_on_a_host_that_is_not_allowed(doctor: Doctor, variables: d
     assert "stray" in found.the("hg", "allowed_hosts")["detail"]
 
 
+def test_urls_of_an_earlier_release_that_pass_for_another_repository(doctor: Doctor, variables: dict[str, str]) -> None:
+    host = json.loads(variables["ALLOWED_HOSTS"])[0]
+    store(
+        variables["DATABASE_URL"], repository(f"http://{host}/try%2Fx", "hidden"), repository(f"http://{host}/x", "x")
+    )
+    found = doctor()
+    assert found.status("hg", "urls") == "error"
+    assert f"hidden has the url http://{host}/try%2Fx" in found.the("hg", "urls")["detail"]
+    assert "repositories delete hidden" in found.the("hg", "urls")["remedy"]
+
+
 def test_a_repository_that_is_off_matters_to_nobody(doctor: Doctor, variables: dict[str, str]) -> None:
     store(variables["DATABASE_URL"], repository("https://hg.example.com/x", "off", enabled=False, scopes=["assume:y"]))
     assert len(doctor().wrong()) == 1
