@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import uvicorn
 from hypothesis import given
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from events import MAX_BYTES
 from service.api.limit import MAX_BODY, Writes
 from service.errors import Problem
-from service.server import MAX_HEAD, Protocol
+from service.server import MAX_DISCARDED, MAX_HEAD, Protocol
 from tests.service.asgi import ADMIN, READER, Api, is_problem, running, settings_for, signature
 
 SIGNED = ["/api/v1/events/pushes", "/api/v1/events/job-actions", "/api/v1/events/tasks", "/api/v1/polls/lease"]
@@ -336,3 +337,103 @@ async def test_the_rest_of_a_refused_body_is_not_taken(sqlite_url: str) -> None:
             assert answer.startswith("HTTP/1.1 413 ")
             assert body is not None
             assert body["status"] == 413
+
+
+CHUNKED = b"%b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+UNREAD, READ = CHUNKED % b"GET /__lbheartbeat__", CHUNKED % b"POST /api/v1/repositories"
+READ = READ.replace(b"\r\n\r\n", b"\r\n" + AUTHORIZED + b"\r\n")
+BODY = b"2\r\n{}\r\n0\r\n"
+PIPELINED = b"GET /__version__ HTTP/1.1\r\nHost: x\r\n\r\n" * 500
+ENDLESS = {
+    "trailers": (READ + BODY, b"X-A: a\r\n" * 1000),
+    "trailers that nobody reads": (UNREAD + BODY, b"X-A: a\r\n" * 1000),
+    "a trailer's value": (READ + BODY + b"X-A: ", b"a" * 10_000),
+    "a trailer's value that nobody reads": (UNREAD + BODY + b"X-A: ", b"a" * 10_000),
+    "a trailer's name": (READ + BODY, b"a" * 10_000),
+    "a chunk's extension": (READ + b"2;", b"a" * 10_000),
+    "a chunk's extension that nobody reads": (UNREAD + b"2;", b"a" * 10_000),
+    "a chunk's size": (READ, b"0" * 10_000),
+    "chunks with extensions": (READ, b"1;aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n \r\n" * 200),
+    "small chunks that nobody reads": (UNREAD, b"1\r\n \r\n" * 2_000),
+    "a body that nobody reads": (UNREAD, b"ffff\r\n" + b" " * 0xFFFF + b"\r\n"),
+    "empty lines": (b"", b"\r\n" * 5_000),
+    "empty lines after a request": (b"GET /__version__ HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n" * 5_000),
+    "pipelined requests": (PIPELINED, PIPELINED),
+    "what follows an upgrade": (b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", b"x" * 10_000),
+    "a method": (b"", b"G" * 10_000),
+    "a target": (b"GET /", b"a" * 10_000),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_nothing_of_a_request_is_read_without_end(sqlite_url: str, name: str) -> None:
+    head, more = ENDLESS[name]
+    most = 40 * MAX_DISCARDED  # what fills the buffers between here and there, too
+
+    def send(port: int) -> int:
+        with connected(port) as connection:
+            sent = 0
+            try:
+                connection.sendall(head)
+                connection.settimeout(5)
+                while sent < most:
+                    sent += connection.send(more)
+            except (ConnectionResetError, BrokenPipeError):
+                pass
+            return sent
+
+    before = psutil.Process().memory_info().rss
+    async with served(sqlite_url, 30) as (port, _):
+        assert await asyncio.to_thread(send, port) < most, "it is hung up on"
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            assert (await client.get("/__lbheartbeat__")).status_code == 200
+    assert psutil.Process().memory_info().rss - before < 30 * 1024 * 1024
+
+
+async def test_empty_lines_that_drip_after_a_request_keep_no_connection(sqlite_url: str) -> None:
+    async with served(sqlite_url, 0.5) as (port, _):
+        whole = b"GET /__lbheartbeat__ HTTP/1.1\r\nHost: x\r\n\r\n"
+        took, answer = await asyncio.to_thread(dripping, port, whole, b"\r\n")
+        assert answer.startswith("HTTP/1.1 200 ")
+        assert 0.4 < took < 3
+
+
+async def test_trailers_are_no_headers(sqlite_url: str) -> None:
+    async with served(sqlite_url, 30) as (port, _):
+
+        def send() -> tuple[str, dict[str, Any] | None]:
+            with connected(port) as connection:
+                connection.sendall(CHUNKED % b"POST /api/v1/repositories" + b"2\r\n{}\r\n0\r\n" + AUTHORIZED + b"\r\n")
+                connection.shutdown(socket.SHUT_WR)
+                return answer_on(connection)
+
+        answer, _ = await asyncio.to_thread(send)
+        assert answer.startswith("HTTP/1.1 401 "), answer
+
+
+async def test_a_request_with_thousands_of_headers_reaches_no_route(sqlite_url: str) -> None:
+    async with served(sqlite_url, 30) as (port, _):
+
+        def send() -> tuple[str, dict[str, Any] | None]:
+            with connected(port) as connection:
+                connection.sendall(b"GET /__version__ HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 5_000 + b"\r\n")
+                return answer_on(connection)
+
+        answer, body = await asyncio.to_thread(send)
+        assert answer.startswith("HTTP/1.1 400 "), answer
+        assert body is not None
+        assert "headers" in body["detail"]
+        assert "application/problem+json" in answer
+
+
+async def test_a_body_in_many_small_chunks_is_taken(sqlite_url: str) -> None:
+    async with served(sqlite_url, 30) as (port, _):
+        raw = json.dumps({"events": [], "x": "y" * 40_000}).encode()
+
+        async def bytewise() -> AsyncIterator[bytes]:
+            for byte in raw:
+                yield bytes([byte])
+
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            answer = await client.post("/api/v1/events/pushes", content=bytewise(), headers=signature(raw))
+            assert answer.status_code == 202, answer.text
