@@ -1,6 +1,7 @@
 """What listeners and service say to each other. Both sides import this module, and nothing else of each other.
 
-Every request is signed (Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`).
+Every request is signed (Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`), and so are its
+method and path (`webhook-route-signature`, over the same id and timestamp).
 """
 
 from typing import Annotated, Any, Literal

@@ -70,7 +70,9 @@ _FOLLOWED = {f"/api/v1/events/{kind}" for kind in ("pushes", "job-actions", "tas
 class Forwarder:
     """Posts to the service over keep-alive connections; any thread may use it.
 
-    The first of `webhook_secrets` signs (Standard Webhooks). Of an outage, and of its end, one line is logged.
+    The first of `webhook_secrets` signs (Standard Webhooks): the body, and apart from it method and path, so that a
+    request is good for one route only, and can be refused before its body is read. Of an outage, and of its end, one
+    line is logged.
     """
 
     def __init__(self, settings: ListenerSettings, stop: threading.Event, connections: int, tls: Any = True) -> None:
@@ -136,6 +138,7 @@ class Forwarder:
             "webhook-id": message,
             "webhook-timestamp": str(int(at.timestamp())),
             "webhook-signature": signature,
+            "webhook-route-signature": self._webhook.sign(message, at, f"POST {path}"),
         }
         return self._client.post(self._service + path, content=body, headers=headers)
 

@@ -19,7 +19,7 @@ from service.api import (
     repositories,
     task_events,
 )
-from service.api.limit import BodyLimit, Writes
+from service.api.limit import BodyLimit, Local, Writes
 from service.api.trace import Trace
 from service.database import Database, check_schema_async
 from service.parts import parts
@@ -68,6 +68,8 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
     )
     app.state.writes = Writes(chosen.writes_per_minute)
     app.add_middleware(BodyLimit, seconds=chosen.request_timeout.total_seconds())
+    if not chosen.has_credentials:
+        app.add_middleware(Local)
     app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
     for noun in (repositories, pushes, actions, dead_letters, polls, events, task_events, listeners):

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
@@ -43,6 +44,9 @@ LOCAL = Caller("local", ("*",))
 """Without any credentials configured the service listens on loopback only, and whoever is there may do all."""
 
 
+BEWIT = "bewit"
+"""The query parameter that holds a signed URL's credentials."""
+
 MAX_SIGNATURE = 4096
 """Characters of a Hawk header that are looked at (`maxMatchLength` of Hawk's reference implementation)."""
 
@@ -51,7 +55,7 @@ async def identify(settings: Settings, request: Request, logins: Logins | None) 
     """Who sent this request. Raises a 401 for credentials that are no good, a 503 when Taskcluster cannot tell."""
     header = request.headers.get("authorization")
     if header is None:
-        signed = request.method in {"GET", "HEAD"} and "bewit" in request.query_params
+        signed = request.method in {"GET", "HEAD"} and BEWIT in request.query_params
     else:
         signed = header[:5].lower() == "hawk "
     if logins is None or not signed:
@@ -102,10 +106,6 @@ def caller_of(settings: Settings, request: Request) -> Caller:
     """Who sent this request, by its token. Raises a 401 for one that is not known."""
     header = request.headers.get("authorization")
     if not settings.has_credentials:
-        host = request.headers.get("host", "localhost")
-        if not loopback(host):  # a page of elsewhere in a browser here, or a proxy that forwards to us
-            detail = f"without credentials in its settings this service answers on loopback only, and not as {host!r}"
-            raise Problem(403, "Not local", f"{detail}: set TC_TREEHERDER_TOKENS")
         return LOCAL
     if header is None:
         return ANYBODY
@@ -119,6 +119,27 @@ def caller_of(settings: Settings, request: Request) -> Caller:
         if matches:
             return Caller(matches[0].name, tuple(matches[0].scopes))
     raise _refused(settings, "the Authorization header holds no token that this service knows")
+
+
+def check_local(method: str, headers: Mapping[str, str]) -> None:
+    """Raise a 403 for what a web page of somebody else makes a browser on this machine send.
+
+    Only where no credentials are configured, so that whoever reaches the service may do everything. A foreign Host is
+    what a page sends after it has let its own name resolve to loopback (DNS rebinding).
+    """
+    host = headers.get("host", "localhost")
+    if not loopback(host):  # or a proxy that forwards to us
+        detail = f"without credentials in its settings this service answers on loopback only, and not as {host!r}"
+        raise Problem(403, "Not local", f"{detail}: set TC_TREEHERDER_TOKENS")
+    if method in {"GET", "HEAD", "OPTIONS"}:
+        return
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    foreign = origin is not None and origin.partition("://")[2] != host
+    if foreign or site not in {None, "same-origin", "none"}:
+        detail = (
+            f"a web page of {origin or site} sent this: without credentials in its settings this service refuses it"
+        )
+        raise Problem(403, "Cross-site request", f"{detail}; set TC_TREEHERDER_TOKENS, and send one of them")
 
 
 def loopback(host: str) -> bool:
@@ -150,6 +171,13 @@ def _challenge(settings: Settings) -> dict[str, str]:
     return {"WWW-Authenticate": "Bearer, Hawk" if settings.taskcluster_logins else "Bearer"}
 
 
+def require_credentials(settings: Settings, caller: Caller) -> None:
+    """Raise a 401 unless it is known who calls: the scope that is needed may depend on the body."""
+    if caller is ANYBODY:
+        detail = f"this needs credentials: {_what_to_send(settings)}"
+        raise Problem(401, "Credentials needed", detail, _challenge(settings))
+
+
 def require(settings: Settings, caller: Caller, scope: str) -> None:
     """Raise a 401 or 403 that names the scope, unless `caller` has it."""
     if caller.has(scope):
@@ -172,18 +200,32 @@ def may_read(settings: Settings, caller: Caller) -> None:
         require(settings, caller, READ)
 
 
+ROUTE_SIGNATURE = "webhook-route-signature"
+"""The header that signs method and path, as `webhook-signature` signs the body: of the same id and timestamp."""
+
+
+def verify_route_signature(settings: Settings, request: Request) -> None:
+    """Raise a 401 unless one of the webhook secrets signed this request's method and path. Reads no body."""
+    route = f"{request.method} {request.scope['path']}".encode(errors="replace")
+    headers = {**request.headers, "webhook-signature": request.headers.get(ROUTE_SIGNATURE, "")}
+    _verify(settings, headers, route, f"the {ROUTE_SIGNATURE} of method and path")
+
+
 def verify_signature(settings: Settings, request: Request, body: bytes) -> None:
     """Raise a 401 unless one of the webhook secrets signed exactly these bytes."""
-    headers = dict(request.headers)
+    _verify(settings, dict(request.headers), body, "the Standard Webhooks signature of the body")
+
+
+def _verify(settings: Settings, headers: dict[str, str], signed: bytes, what: str) -> None:
     for secret in settings.webhook_secrets:
         try:
-            Webhook(secret.get_secret_value()).verify(body, headers, json_parse=False)
+            Webhook(secret.get_secret_value()).verify(signed, headers, json_parse=False)
         except (WebhookVerificationError, ValueError, TypeError, IndexError) as error:
             # the library lets what malformed headers and bodies raise through
             log.debug("signature-refused", error=type(error).__name__)
         else:
             return
-    detail = "the Standard Webhooks signature is missing, too old, or made with another secret than webhook_secrets"
+    detail = f"{what} is missing, too old, or made with another secret than webhook_secrets"
     if not settings.webhook_secrets:
         detail = "no webhook_secrets are configured, so nothing that a listener signs can be believed"
     raise Problem(401, "Not signed", detail)

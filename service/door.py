@@ -13,6 +13,9 @@ from pydantic import ValidationError
 MAX_PROBLEMS = 5
 """Problems told of one value: a list can have a million of them."""
 
+MAX_NESTING = 100
+"""Levels of objects and lists within each other, of JSON from outside."""
+
 _UNSTORABLE = re.compile("[\ud800-\udfff\x00]")
 
 
@@ -25,14 +28,19 @@ def visible(text: str) -> str:
     return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if _UNSTORABLE.search(text) else text
 
 
-def storable(value: Any) -> Any:
-    """`value`, parsed JSON or YAML, with everything that a database or JSON refuses made visible."""
+def storable(value: Any, levels: int = 1_000) -> Any:
+    """`value`, parsed JSON or YAML, with everything that a database or JSON refuses made visible.
+
+    Raises NonsenseError when it has more than so many levels.
+    """
     if isinstance(value, str):
         return visible(value)
+    if isinstance(value, list | dict) and not levels:
+        raise NonsenseError("its objects and lists are nested too deeply")
     if isinstance(value, list):
-        return [storable(item) for item in value]
+        return [storable(item, levels - 1) for item in value]
     if isinstance(value, dict):
-        return {visible(str(key)): storable(item) for key, item in value.items()}
+        return {visible(str(key)): storable(item, levels - 1) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -41,7 +49,7 @@ def storable(value: Any) -> Any:
 def parse(raw: bytes) -> Any:
     """Parse JSON from outside. Raises NonsenseError."""
     try:
-        return storable(json.loads(raw.decode()))
+        return storable(json.loads(raw.decode()), MAX_NESTING)
     except (ValueError, RecursionError) as error:
         raise NonsenseError(f"not JSON: {visible(str(error))}") from None
 

@@ -256,7 +256,7 @@ def store(folder: Path, database_url: str | None, events: int) -> None:
             before, began = cpu({"service": service}), time.perf_counter()
             for body in bodies:
                 headers = _signed(secret, body)
-                answer = client.post("/api/v1/events/tasks", content=body, headers=headers)
+                answer = client.post(_PATH, content=body, headers=headers)
                 assert answer.status_code == 202, answer.text
                 assert b'"rejected"' not in answer.content, answer.text
             took = time.perf_counter() - began
@@ -287,12 +287,16 @@ def _bodies(load: Load, events: int) -> Iterator[bytes]:
         yield json.dumps({"events": batch}).encode()
 
 
+_PATH = "/api/v1/events/tasks"
+
+
 def _signed(secret: str, body: bytes) -> dict[str, str]:
     at = datetime.now(UTC)
     return {
         "webhook-id": "m",
         "webhook-timestamp": str(int(at.timestamp())),
         "webhook-signature": Webhook(secret).sign("m", at, body.decode()),
+        "webhook-route-signature": Webhook(secret).sign("m", at, f"POST {_PATH}"),
         "content-type": "application/json",
     }
 

@@ -15,6 +15,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from service import auth
 from service.api.deps import ActionNumber, After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
 from service.api.openapi import LOCATION, problems
+from service.api.route import Route
 from service.database import Session
 from service.door import visible
 from service.errors import Problem, UpstreamError
@@ -37,7 +38,7 @@ from service.schemas import (
 from service.worker import Worker
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/actions", tags=["actions"])
+router = APIRouter(prefix="/actions", tags=["actions"], route_class=Route)
 
 TASKS_IN_A_LIST = 20
 

@@ -10,6 +10,7 @@ from service import work
 from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event
 from service.api.openapi import WRITES, problems
+from service.api.route import Route
 from service.database import Session, now
 from service.door import NonsenseError, parse, reason_of
 from service.errors import Problem
@@ -21,7 +22,7 @@ from service.parts import Parts
 from service.schemas import DeadLetterPage, DeadLetterRead
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
+router = APIRouter(prefix="/dead-letters", tags=["dead letters"], route_class=Route)
 
 
 def _read(letter: DeadLetter) -> DeadLetterRead:

@@ -1,14 +1,12 @@
 """What endpoints ask for, so that their signatures read as prose."""
 
 import base64
-from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
 
 from service import auth
-from service.api.limit import Writes
 from service.database import Session
 from service.errors import Problem
 from service.parts import Parts
@@ -47,15 +45,9 @@ Reading = Annotated[Session, Depends(reading, scope="function")]
 Writing = Annotated[Session, Depends(writing, scope="function")]
 
 
-async def get_caller(request: Request, parts: PartsDep) -> auth.Caller:
-    caller = await auth.identify(parts.settings, request, parts.logins)
-    if request.method not in {"GET", "HEAD"} and caller is not auth.ANYBODY:
-        writes: Writes = request.app.state.writes
-        writes.spend(caller.key)
-    given = Counter(name for name, _ in request.query_params.multi_items())
-    if twice := [name for name, times in given.items() if times > 1]:
-        # FastAPI would take the last one
-        raise Problem(422, "Invalid request", f"{twice[0]}: it is given {given[twice[0]]} times: give it once")
+async def get_caller(request: Request) -> auth.Caller:
+    """Return the caller whom `route.Route` has authenticated."""
+    caller: auth.Caller = request.state.caller
     return caller
 
 

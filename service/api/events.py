@@ -11,6 +11,7 @@ from events import Acknowledged, Noted, OversizedPush, PulseMessage, PushEvent, 
 from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import PulseMessages, Pushes, signed
+from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
 from service.database import Session
 from service.door import NonsenseError, originals, reason_of
@@ -21,7 +22,7 @@ from service.models import DeadLetter
 from service.worker import Worker
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/events", tags=["internal"])
+router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
 
 
 @router.post("/pushes", status_code=202, operation_id="takePushes", openapi_extra=signed(Pushes))

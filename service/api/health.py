@@ -15,12 +15,13 @@ from sqlmodel import col, select
 
 from service import metrics
 from service.api.deps import PartsDep
+from service.api.route import Route
 from service.database import now
 from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Repository
 from service.parts import Parts
 from service.schemas import Check, Heartbeat
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Route)
 
 TIME_LIMIT = 3.0
 """Seconds for one check: a health check that hangs says nothing."""

@@ -4,26 +4,53 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from events import MAX_BYTES
+from service import auth
 from service.errors import Problem, problem
 
-MAX_BODY = 1024 * 1024
-"""Bytes of a request, but for what a listener signs: that may have `events.MAX_BYTES`."""
 
-_SIGNED = tuple(f"/api/v1/{noun}/" for noun in ("events", "polls", "listeners"))
+@dataclass(frozen=True)
+class Limit:
+    """What the body of a request may have."""
+
+    size: int  # bytes
+    members: int  # of all its objects and lists, counted by { [ and , wherever they stand: a text may have them, too
+    drain: bool = False  # read a body with too many members to its end: the caller is known, and must see the 413
+
+
+MAX_BODY = 256 * 1024
+"""Bytes of a request by people and programs."""
+
+_PLAIN = Limit(MAX_BODY, 1_000)
+_SIGNED = {
+    # a push can have 200 changesets of 1,000 files, and a message's body is a text with some 200 commas
+    "/api/v1/events/": Limit(MAX_BYTES, 400_000, drain=True),
+    "/api/v1/polls/": Limit(4 * 1024 * 1024, 50_000, drain=True),
+    "/api/v1/listeners/": Limit(64 * 1024, 1_000, drain=True),
+}
+
+_STRUCTURE = b"{[,"
 
 _CLOSE = {"Connection": "close"}
 """After an answer to half a request: what is still to come is not read."""
 
 
+def limit_for(path: str) -> Limit:
+    """Return what a request to this path may have."""
+    return next((limit for prefix, limit in _SIGNED.items() if path.startswith(prefix)), _PLAIN)
+
+
 class BodyLimit:
     """Middleware: refuses a body that says that it is too large before reading it, and one that turns out to be (413).
 
-    A body that takes longer than `seconds` to come is a 408. FastAPI's own limit answers in plain text.
+    So it does with one that has too many members, before it is parsed: to parse ten million `{}` takes seconds. A body
+    that takes longer than `seconds` to come is a 408. FastAPI's own limit answers in plain text.
     """
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
@@ -33,34 +60,61 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = MAX_BYTES if scope["path"].startswith(_SIGNED) else MAX_BODY
-        too_large = f"a request here may have {limit:,} bytes: send less at a time"
+        limit = limit_for(scope["path"])
+        too_large = f"a request here may have {limit.size:,} bytes: send less at a time"
         for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and (len(value) > 18 or int(value) > limit):
+            if name == b"content-length" and value.isdigit() and (len(value) > 18 or int(value) > limit.size):
                 await problem(413, "Content Too Large", too_large, _CLOSE)(scope, receive, send)
                 return
         loop = asyncio.get_running_loop()
         end = loop.time() + self._seconds
-        size = 0
+        size = members = 0
         ended = False
 
-        async def limited() -> Message:
-            nonlocal size, ended
-            if ended:  # what comes now is only that the caller has gone
-                return await receive()
+        async def next_piece() -> Message:
+            nonlocal size, members, ended
             try:
                 async with asyncio.timeout_at(end):
                     message = await receive()
             except TimeoutError:
                 detail = f"the body did not come within {self._seconds:g} s (request_timeout): send it faster, or less"
                 raise HTTPException(408, detail, _CLOSE) from None
-            size += len(message.get("body", b""))
-            if size > limit:
+            body = message.get("body", b"")
+            size += len(body)
+            members += len(body) - len(body.translate(None, _STRUCTURE))
+            if size > limit.size:
                 raise HTTPException(413, too_large, _CLOSE)
             ended = not message.get("more_body", False)
             return message
 
+        async def limited() -> Message:
+            if ended:  # what comes now is only that the caller has gone
+                return await receive()
+            message = await next_piece()
+            if members > limit.members:
+                while limit.drain and not ended:
+                    await next_piece()
+                detail = f"a request here may have {limit.members:,} members of objects and lists: send less at a time"
+                raise HTTPException(413, detail, None if ended else _CLOSE)
+            return message
+
         await self._app(scope, limited, send)
+
+
+class Local:
+    """Middleware: without credentials in the settings, refuses what a foreign web page makes a browser send (403)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                auth.check_local(scope["method"], Headers(scope=scope))
+            except Problem as refused:
+                await problem(refused.status, refused.title, refused.detail, _CLOSE)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Writes:

@@ -7,12 +7,13 @@ from pydantic import ValidationError
 from events import QueueReport, QueueState
 from service.api.deps import PartsDep
 from service.api.openapi import signed
+from service.api.route import SignedRoute
 from service.api.signed import signed_json
 from service.errors import Problem
 from service.flow import queues
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/listeners", tags=["internal"])
+router = APIRouter(prefix="/listeners", tags=["internal"], route_class=SignedRoute)
 
 
 @router.post("/report", operation_id="reportQueue", openapi_extra=signed(QueueReport))

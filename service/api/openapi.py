@@ -114,6 +114,12 @@ _WEBHOOK: Json = {
         "name": "webhook-signature",
         "description": "v1,<base64 of HMAC-SHA256 over id.timestamp.body>, made with one of `webhook_secrets`",
     },
+    "webhookRouteSignature": {
+        "name": "webhook-route-signature",
+        "description": "the same over id.timestamp.POST /api/v1/..., that is method, space and path without the prefix "
+        "of a proxy, in place of the body: a request is good for one route only, and is refused before its body is "
+        "read. Whoever signs draws a new id for each message, so that the two signatures cannot be combined anew",
+    },
 }
 
 _SECURITY: Json = {

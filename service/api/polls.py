@@ -9,13 +9,14 @@ from pydantic import ValidationError
 from events import LeasedRepository, LeaseRequest, Leases, PollResult
 from service.api.deps import PartsDep
 from service.api.openapi import Lease, signed
+from service.api.route import SignedRoute
 from service.api.signed import signed_json
 from service.door import reason_of
 from service.errors import Problem
 from service.flow import poll
 from service.parts import Parts
 
-router = APIRouter(prefix="/polls", tags=["internal"])
+router = APIRouter(prefix="/polls", tags=["internal"], route_class=SignedRoute)
 
 LOOK = 0.25
 """Seconds between two looks for a repository that became due, while a listener waits for one."""

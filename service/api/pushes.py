@@ -21,6 +21,7 @@ from service.api.deps import (
     opaque,
 )
 from service.api.openapi import problems
+from service.api.route import Route
 from service.database import Session
 from service.door import visible
 from service.errors import Problem
@@ -28,7 +29,7 @@ from service.models import DeadLetter, PlannedTask, Push, PushStep, Repository, 
 from service.schemas import ChangesetRead, GraphRead, PushPage, PushRead, PushSummary, ResultsetRead, TaskRead
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/pushes", tags=["pushes"])
+router = APIRouter(prefix="/pushes", tags=["pushes"], route_class=Route)
 
 _GRAPH_STATES = {State.PENDING: "pending", State.DONE: "created", State.SKIPPED: "skipped", State.FAILED: "failed"}
 

@@ -10,6 +10,7 @@ from sqlmodel import col, select
 
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, RepositoryAlias, Writer, Writing, cursor, opaque
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
+from service.api.route import Route
 from service.auth import loopback
 from service.database import Session, now
 from service.door import visible
@@ -22,7 +23,7 @@ from service.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, R
 from service.settings import Settings
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/repositories", tags=["repositories"])
+router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Route)
 
 
 def normal_url(settings: Settings, url: str) -> tuple[str, str]:

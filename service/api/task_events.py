@@ -9,6 +9,7 @@ from events import PulseMessage, Verdict, Verdicts
 from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import PulseMessages, signed
+from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
 from service.database import now
 from service.door import originals, reason_of, visible
@@ -16,7 +17,7 @@ from service.flow import report
 from service.models import DeadLetter
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/events", tags=["internal"])
+router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
 
 
 @router.post("/tasks", status_code=202, operation_id="takeTaskEvents", openapi_extra=signed(PulseMessages))

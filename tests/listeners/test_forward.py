@@ -51,6 +51,8 @@ def test_what_is_sent_is_signed_with_the_first_secret() -> None:
     assert (request.method, request.path, request.body) == ("POST", PATH, b'{"max":3}')
     assert request.headers["content-type"] == "application/json"
     Webhook(SECRET).verify(request.body, request.headers)
+    route = {**request.headers, "webhook-signature": request.headers["webhook-route-signature"]}
+    Webhook(SECRET).verify(f"POST {PATH}", route, json_parse=False)
     with pytest.raises(WebhookVerificationError):
         Webhook(OTHER_SECRET).verify(request.body, request.headers)
 

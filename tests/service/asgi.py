@@ -108,7 +108,7 @@ class Api:
     async def signed(self, path: str, body: Any, secret: str = SECRETS[0]) -> httpx.Response:
         """POST `body`, bytes as they are, as a listener does."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self.client.post(f"/api/v1{path}", content=raw, headers=signature(raw, secret))
+        return await self.client.post(f"/api/v1{path}", content=raw, headers=signature(raw, secret, path=path))
 
     async def push(self, *events: Any) -> list[dict[str, Any]]:
         """Send events that the service must take, and return the verdicts."""
@@ -197,13 +197,16 @@ async def running(settings: Settings, *, work: bool = False) -> AsyncIterator[Ap
         app.state.parts.hg = real
 
 
-def signature(raw: bytes, secret: str = SECRETS[0], at: datetime | None = None) -> dict[str, str]:
-    """The headers with which a listener signs these bytes."""
+def signature(
+    raw: bytes, secret: str = SECRETS[0], at: datetime | None = None, path: str = "/events/pushes"
+) -> dict[str, str]:
+    """Return the headers with which a listener signs these bytes for that path."""
     moment = at or datetime.now(UTC)
     return {
         "webhook-id": "msg_1",
         "webhook-timestamp": str(int(moment.timestamp())),
         "webhook-signature": Webhook(secret).sign("msg_1", moment, raw.decode()),
+        "webhook-route-signature": Webhook(secret).sign("msg_1", moment, f"POST /api/v1{path}"),
         "content-type": "application/json",
     }
 

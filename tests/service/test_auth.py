@@ -8,10 +8,10 @@ from fastapi import Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.auth import ANYBODY, LOCAL, Caller, caller_of, may_read, require
+from service.auth import ANYBODY, LOCAL, Caller, caller_of, check_local, may_read, require
 from service.errors import Problem
 from service.settings import Settings
-from tests.service.asgi import ADMIN, READER, WRITER, settings_for
+from tests.service.asgi import ADMIN, READER, WRITER, is_problem, running, settings_for
 
 DATABASE = "sqlite+aiosqlite:///x.sqlite"
 
@@ -126,6 +126,7 @@ def called(host: str) -> Request:
     ["localhost", "localhost:8080", "127.0.0.1", "127.0.0.1:80", "127.9.9.9:1", "[::1]", "[::1]:8080", "LocalHost"],
 )
 def test_who_calls_this_machine_by_its_own_name_is_local(host: str) -> None:
+    check_local("POST", called(host).headers)
     assert caller_of(known(tokens=[]), called(host)) is LOCAL
 
 
@@ -148,10 +149,55 @@ def test_who_calls_this_machine_by_its_own_name_is_local(host: str) -> None:
 def test_a_page_of_elsewhere_that_leads_here_is_not_local(host: str) -> None:
     """A browser sends the name under which it found us (DNS rebinding)."""
     with pytest.raises(Problem, match="loopback only") as refused:
-        caller_of(known(tokens=[]), called(host))
+        check_local("GET", called(host).headers)
     assert refused.value.status == 403
     assert "TC_TREEHERDER_TOKENS" in refused.value.detail
     assert caller_of(known(), called(host)) is ANYBODY, "where callers are told apart, the name does not matter"
+
+
+HERE = {"host": "127.0.0.1:8080"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"origin": "https://evil.example.com"},
+        {"origin": "http://127.0.0.1:3000"},
+        {"origin": "http://localhost:8080"},
+        {"origin": "null"},
+        {"origin": ""},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "http://127.0.0.1:8080", "sec-fetch-site": "cross-site"},
+    ],
+)
+def test_a_page_of_elsewhere_changes_nothing_here(more: dict[str, str]) -> None:
+    for method in ("POST", "PATCH", "DELETE", "PUT"):
+        with pytest.raises(Problem, match="web page") as refused:
+            check_local(method, {**HERE, **more})
+        assert refused.value.status == 403
+        assert "TC_TREEHERDER_TOKENS" in refused.value.detail
+    check_local("GET", {**HERE, **more})  # a link, whose answer that page cannot read
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"origin": "http://127.0.0.1:8080"}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}]
+)
+def test_a_program_or_a_page_of_ours_may(more: dict[str, str]) -> None:
+    check_local("POST", {**HERE, **more})
+
+
+async def test_without_credentials_every_path_is_for_this_machine_alone(sqlite_url: str) -> None:
+    async with running(settings_for(sqlite_url, tokens=[])) as api:
+        for path in ("/api/v1/repositories", "/metrics", "/docs", "/openapi.json", "/__heartbeat__", "/nowhere"):
+            is_problem(await api.call("GET", path, token=None), 403, "'service'")
+            answer = await api.call("GET", path, token=None, headers={"Host": "localhost:8080"})
+            assert answer.status_code == (404 if path == "/nowhere" else 200), path
+        page = {"Host": "localhost:8080", "Origin": "https://evil.example.com"}
+        body = {"alias": "x", "url": "https://hg.mozilla.org/x", "last_push_id": 1}
+        is_problem(await api.post("/repositories", body, token=None, headers=page), 403, "evil.example.com")
+        del page["Origin"]
+        assert (await api.post("/repositories", body, token=None, headers=page)).status_code == 201
 
 
 def test_logins_with_taskcluster_credentials_make_nobody_local() -> None:

@@ -250,6 +250,7 @@ def posted(system: System, *messages: dict[str, Any]) -> list[dict[str, Any]]:
         "webhook-id": "msg_1",
         "webhook-timestamp": str(int(at.timestamp())),
         "webhook-signature": Webhook(secret).sign("msg_1", at, raw),
+        "webhook-route-signature": Webhook(secret).sign("msg_1", at, "POST /api/v1/events/job-actions"),
     }
     answer = httpx.post(f"{system.stack.service_url}/api/v1/events/job-actions", content=raw, headers=headers)
     assert answer.status_code == 202, answer.text

@@ -361,7 +361,9 @@ async def test_replicas_that_take_the_same_batches_at_once_make_each_action_once
 
 async def test_the_202_is_lost_after_the_commit_and_the_batch_comes_again(api: Api) -> None:
     raw = json.dumps({"events": [message(1)]}).encode()
-    lost = await api.client.post("/api/v1/events/job-actions", content=raw, headers=signature(raw))
+    lost = await api.client.post(
+        "/api/v1/events/job-actions", content=raw, headers=signature(raw, path="/events/job-actions")
+    )
     assert lost.status_code == 202  # nobody hears it
     assert await press(api, message(1)) == ["duplicate"]
     assert len(await actions(api)) == 1
@@ -561,13 +563,14 @@ async def test_it_takes_the_scope_of_the_action_and_the_project(sqlite_url: str,
     reader = {"name": "reader", "value": READER}
     async with running(settings_for(sqlite_url, tokens=[sheriff, reader])) as api:
         for token, body, status, missing in (
-            (None, WANTED, 401, "tc-treeherder:action:retrigger:mc"),
             (READER, WANTED, 403, "tc-treeherder:action:retrigger:mc"),
             (sheriff["value"], {**WANTED, "action": "cancel"}, 403, "tc-treeherder:action:cancel:mc"),
             (sheriff["value"], {**WANTED, "project": "try"}, 403, "tc-treeherder:action:retrigger:try"),
         ):
             problem = is_problem(await api.post(path, body, token=token), status, missing)
             assert problem["missing_scope"] == missing
+        is_problem(await api.post(path, WANTED, token=None), 401, "needs credentials")
+        is_problem(await api.post(path, {"nonsense": 1}, token=None), 401)
         assert await actions(api) == []
         if path == "/actions":
             assert (await api.post(path, WANTED, token=str(sheriff["value"]))).status_code == 202

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -73,10 +74,10 @@ class Signed(requests.auth.AuthBase):
         assert isinstance(body, str | bytes)
         raw = body.encode() if isinstance(body, str) else body
         try:
-            signed = signature(raw)
+            signed = signature(raw, path=str(urlsplit(request.url or "").path).removeprefix("/api/v1"))
         except UnicodeDecodeError:  # which nobody signs
             return request
-        for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
+        for name in ("webhook-id", "webhook-timestamp", "webhook-signature", "webhook-route-signature"):
             request.headers[name] = signed[name]
         return request
 

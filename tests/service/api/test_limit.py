@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events import MAX_BYTES
-from service.api.limit import MAX_BODY, Writes
+from service.api.limit import Writes, limit_for
 from service.errors import Problem
 from service.server import MAX_DISCARDED, MAX_HEAD, Protocol
 from tests.service.asgi import ADMIN, READER, Api, is_problem, running, settings_for, signature
@@ -38,7 +38,8 @@ async def body_of(size: int) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("path", SIGNED + OTHERS)
 async def test_a_body_that_says_that_it_is_too_large_is_not_read(sqlite_api: Api, path: str) -> None:
-    limit = MAX_BYTES if path in SIGNED else MAX_BODY
+    limit = limit_for(path).size
+    assert limit <= (MAX_BYTES if path in SIGNED else 256 * 1024)
     read = 0
 
     async def counted() -> AsyncIterator[bytes]:
@@ -59,19 +60,19 @@ async def test_a_body_that_says_that_it_is_too_large_is_not_read(sqlite_api: Api
 
 @pytest.mark.parametrize("path", ["/api/v1/repositories", "/api/v1/actions"])
 async def test_a_body_that_does_not_say_is_read_up_to_the_limit(sqlite_api: Api, path: str) -> None:
-    read = 0
+    read, limit = 0, limit_for(path).size
 
     async def counted() -> AsyncIterator[bytes]:
         nonlocal read
-        async for chunk in body_of(50 * MAX_BODY):
+        async for chunk in body_of(50 * limit):
             read += len(chunk)
             yield chunk
 
     answer = await sqlite_api.call("POST", path, content=counted(), headers={"Content-Type": "application/json"})
-    is_problem(answer, 413, f"{MAX_BODY:,} bytes")
-    assert read <= MAX_BODY + 65_536
-    whole = json.dumps({"x": "y" * (MAX_BODY - 9)}).encode()
-    assert len(whole) == MAX_BODY
+    is_problem(answer, 413, f"{limit:,} bytes")
+    assert read <= limit + 65_536
+    whole = json.dumps({"x": "y" * (limit - 9)}).encode()
+    assert len(whole) == limit
     is_problem(await sqlite_api.call("POST", path, content=whole, headers={"Content-Type": "application/json"}), 422)
 
 
@@ -217,10 +218,12 @@ AUTHORIZED = f"Authorization: Bearer {ADMIN}\r\n".encode()
 
 @pytest.mark.parametrize(
     ("path", "more"),
-    [("/api/v1/repositories", AUTHORIZED), ("/api/v1/events/pushes", b"")],
+    [("/api/v1/repositories", AUTHORIZED), ("/api/v1/events/pushes", None)],
 )
-@pytest.mark.parametrize("length", [b"Content-Length: 500000", b"Transfer-Encoding: chunked"])
-async def test_a_body_that_drips_is_408(sqlite_url: str, path: str, more: bytes, length: bytes) -> None:
+@pytest.mark.parametrize("length", [b"Content-Length: 200000", b"Transfer-Encoding: chunked"])
+async def test_a_body_that_drips_is_408(sqlite_url: str, path: str, more: bytes | None, length: bytes) -> None:
+    if more is None:
+        more = b"".join(f"{name}: {value}\r\n".encode() for name, value in signature(b"").items() if "web" in name)
     async with served(sqlite_url, 0.5) as (port, _):
         head = b"POST %b HTTP/1.1\r\nHost: x\r\n%bContent-Type: application/json\r\n%b\r\n\r\n"
         drip = b"1\r\n \r\n" if b"chunked" in length else b" "
@@ -251,7 +254,7 @@ async def test_a_head_that_drips_is_408_and_nothing_at_all_is_hung_up_on(sqlite_
 
 async def test_a_body_that_nobody_reads_cannot_drip_for_ever(sqlite_url: str) -> None:
     async with served(sqlite_url, 0.5) as (port, _):
-        head = b"GET /__lbheartbeat__ HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n"
+        head = b"GET /__lbheartbeat__ HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n"
         took, answer = await asyncio.to_thread(dripping, port, head, b" ")
         assert answer.startswith("HTTP/1.1 200 ")
         assert answer.count("HTTP/1.1") == 1
@@ -278,7 +281,9 @@ async def test_others_are_answered_meanwhile_and_slow_is_not_too_slow(sqlite_url
                 assert answer.status_code == 202, answer.text
                 # what waits for work is not waited for
                 lease = json.dumps({"results": [], "max": 1, "wait": 1.5}).encode()
-                answer = await client.post("/api/v1/polls/lease", content=lease, headers=signature(lease))
+                answer = await client.post(
+                    "/api/v1/polls/lease", content=lease, headers=signature(lease, path="/polls/lease")
+                )
                 assert answer.status_code == 200, answer.text
 
 

@@ -63,7 +63,7 @@ def test_every_operation_says_who_may_call_it(document: dict[str, Any]) -> None:
         named = [set(each) for each in operation["security"]]
         assert set().union(*named) <= set(schemes)
         if operation["tags"] == ["internal"]:
-            assert named == [{"webhookId", "webhookTimestamp", "webhookSignature"}]
+            assert named == [{"webhookId", "webhookTimestamp", "webhookSignature", "webhookRouteSignature"}]
         else:
             assert {"bearer"} in named
             assert {"hawk"} in named
@@ -146,7 +146,9 @@ async def test_an_example_of_each_body_is_taken(sqlite_api: Api) -> None:
     assert patched.status_code == 200
     report = {"queue": "queue/us/tc-treeherder/tasks", "events": "tasks", "found": "new"}
     raw = json.dumps(report).encode()
-    answer = await sqlite_api.client.post("/api/v1/listeners/report", content=raw, headers=signature(raw))
+    answer = await sqlite_api.client.post(
+        "/api/v1/listeners/report", content=raw, headers=signature(raw, path="/listeners/report")
+    )
     assert answer.status_code == 200
 
 

@@ -81,7 +81,7 @@ async def test_a_listener_that_has_gone_is_leased_nothing(sqlite_api: Api) -> No
     async def send(message: Any) -> None:
         """Nobody hears it."""
 
-    headers = [(name.encode(), value.encode()) for name, value in signature(raw).items()]
+    headers = [(name.encode(), value.encode()) for name, value in signature(raw, path="/polls/lease").items()]
     scope = {"type": "http", "method": "POST", "path": "/api/v1/polls/lease", "query_string": b"", "headers": headers}
     call = asyncio.create_task(sqlite_api.app(scope, receive, send))
     await asyncio.sleep(0.1)

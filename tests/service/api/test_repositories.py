@@ -176,7 +176,7 @@ async def test_a_body_that_is_nonsense_gets_a_readable_answer(sqlite_api: Api) -
         answer = await sqlite_api.call(
             "POST", "/api/v1/repositories", content=body, headers={"Content-Type": "application/json"}
         )
-        assert answer.status_code in {400, 422}, body[:100]
+        assert answer.status_code in {400, 413, 422}, body[:100]
         is_problem(answer, answer.status_code)
         assert len(answer.content) < 20_000
 
@@ -503,7 +503,10 @@ async def test_writes_need_a_scope_and_the_answer_names_it(sqlite_api: Api) -> N
     for token, status in ((None, 401), (READER, 403)):
         for name, answer in (await _writes(sqlite_api, token)).items():
             scope = "tc-treeherder:action:retry:mc" if name == "retry" else "tc-treeherder:repositories:write"
-            assert is_problem(answer, status, scope)["missing_scope"] == scope
+            if token is None and name == "retry":  # it depends on more than the route
+                is_problem(answer, status, "needs credentials")
+            else:
+                assert is_problem(answer, status, scope)["missing_scope"] == scope
             assert ("www-authenticate" in answer.headers) == (status == 401)
     assert (await sqlite_api.get("/repositories/mc")).json() == before
 

@@ -1,0 +1,81 @@
+"""What every route does before it reads a request's body: authenticate the caller, and check the query."""
+
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+
+from service import auth
+from service.api.deps import get_caller, reader, writer
+from service.api.limit import Writes
+from service.errors import Problem
+from service.parts import Parts
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class Route(APIRoute):
+    """A route that refuses a caller before FastAPI reads the body, for which FastAPI has no means of its own.
+
+    The endpoint's own signature says who may call: `Reader`, `Writer`, or `CallerDep` for any known caller.
+    """
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        dependants = list(_flatten(self.dependant))
+        calls = {each.call for each in dependants}
+        known = sorted({parameter.alias for each in dependants for parameter in each.query_params})
+        if get_caller in calls and "GET" in (self.methods or ()):
+            known.append(auth.BEWIT)
+
+        async def checked(request: Request) -> Response:
+            await self._admit(request, calls)
+            _check_query(request, known)
+            return await handle(request)
+
+        return checked
+
+    async def _admit(self, request: Request, calls: set[Any]) -> None:
+        """Authenticate, and check the scope as far as it does not depend on the body."""
+        if get_caller not in calls:
+            return
+        parts: Parts = request.app.state.parts
+        caller = await auth.identify(parts.settings, request, parts.logins)
+        request.state.caller = caller
+        if request.method not in {"GET", "HEAD"} and caller is not auth.ANYBODY:
+            writes: Writes = request.app.state.writes
+            writes.spend(caller.key)
+        if reader in calls:
+            auth.may_read(parts.settings, caller)
+        elif writer in calls:
+            await writer(caller, parts.settings)
+        else:
+            auth.require_credentials(parts.settings, caller)
+
+
+class SignedRoute(Route):
+    """A route for listeners: the signature of its method and path is verified before the body is read."""
+
+    async def _admit(self, request: Request, calls: set[Any]) -> None:
+        parts: Parts = request.app.state.parts
+        auth.verify_route_signature(parts.settings, request)
+
+
+def _flatten(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for each in dependant.dependencies:
+        yield from _flatten(each)
+
+
+def _check_query(request: Request, known: list[str]) -> None:
+    """Raise a 422 for a parameter that the route does not have, and for one that is given twice."""
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    for name, times in given.items():
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise Problem(422, "Unknown parameter", f"{name[:100]}: there is no such query parameter; known: {names}")
+        if times > 1:  # FastAPI would take the last one
+            raise Problem(422, "Invalid request", f"{name}: it is given {times} times: give it once")
