@@ -40,6 +40,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
         try:
             async with parts(chosen, database) as made:
                 app.state.parts = made
+                app.state.health = pages = health.Health(made)
                 app.state.worker = worker = Worker(made)
                 app.state.reporter = reporter = Reporter(made)
                 app.state.worker_task = app.state.reporter_task = sweeper = None
@@ -49,6 +50,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
                     app.state.reporter_task = asyncio.create_task(reporter.run())
                     sweeper = asyncio.create_task(sweep.run(database, chosen.retention))
                 yield
+                await pages.close()
                 worker.stop()
                 reporter.stop()
                 if sweeper is not None:

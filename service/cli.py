@@ -185,11 +185,16 @@ def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
 
 
 @db.command()
-def downgrade(revision: Annotated[str, typer.Argument(help="a revision; base: nothing is left")]) -> None:
-    """Take the schema back."""
+def downgrade(
+    revision: Annotated[str, typer.Argument(help="a revision; base: nothing is left")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: it is meant.")] = False,
+) -> None:
+    """Take the schema back, and delete what only the newer one can hold."""
     from service import database
+    from service.commands import output
 
     url = _settings().database_url.get_secret_value()
+    output.confirm(f"delete what schema {revision} cannot hold from {database.shown(url)}", yes)
     with _readable_errors(url):
         database.downgrade(url, revision)
     typer.echo(f"the schema is at {revision}")

@@ -5,11 +5,14 @@ roll-back.
 """
 
 import asyncio
+import os
+import stat
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import JSON, DateTime, Engine, create_engine, event, inspect, text
@@ -61,6 +64,7 @@ class Database:
     def __init__(self, url: str, pool: int = 10) -> None:
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
+            make_private(url)
             self.engine = create_async_engine(
                 url,
                 connect_args={"timeout": 30, "async_creator_fn": sqlite.connect},
@@ -92,8 +96,43 @@ class Database:
             await session.connection(execution_options={"immediate": True})
             yield session
 
+    async def write_probe(self) -> None:
+        """Write a row of its own. Raises when the database takes no writes: it is read-only, or its disk is full."""
+        insert = sqlite_insert if self.sqlite else postgresql_insert
+        bucket = SQLModel.metadata.tables["budget"]
+        row = insert(bucket).values(name="write probe", tokens=0, at=now())
+        async with self.writing() as session:
+            await session.exec(row.on_conflict_do_update(index_elements=["name"], set_={"at": row.excluded.at}))
+
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+PRIVATE = 0o600
+
+
+def make_private(url: str) -> None:
+    """Make sure that nobody else may read a SQLite database: create its file so, and correct one that is there.
+
+    SQLite gives -wal and -shm the mode of the file; those of a file that was open to others are corrected, too. Call
+    it before each first connection, which would create the file as the umask says.
+    """
+    name = make_url(url).database if url.startswith("sqlite") else None
+    if not name or name == ":memory:":
+        return
+    path = urlsplit(name).path if name.startswith("file:") else name
+    for file, flags in ((path, os.O_CREAT), *((f"{path}-{more}", 0) for more in ("wal", "shm", "journal"))):
+        try:
+            descriptor = os.open(file, os.O_RDONLY | flags, PRIVATE)
+        except OSError:  # it is not there, or SQLite says more readably why it cannot be opened
+            continue
+        try:
+            if stat.S_IMODE(os.fstat(descriptor).st_mode) != PRIVATE:
+                os.fchmod(descriptor, PRIVATE)
+        except OSError as error:
+            log.warning("database-not-private", file=file, why=error.strerror, remedy=f"chmod 600 {file}")
+        finally:
+            os.close(descriptor)
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -175,6 +214,7 @@ def _migrate(command: Literal["upgrade", "downgrade"], url: str, revision: str) 
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
+    make_private(url)
     config = Config()
     config.set_main_option("script_location", str(migrations()))
     config.attributes["url"] = sync_url(url)
@@ -198,6 +238,7 @@ def check_schema(url: str) -> None:
 
 
 def _current(url: str) -> str | None:
+    make_private(url)
     engine = create_engine(sync_url(url), poolclass=NullPool)
     try:
         with engine.connect() as connection:

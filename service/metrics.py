@@ -7,7 +7,8 @@ asked for, so every replica tells the same.
 import re
 import time
 from collections.abc import Iterable
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +16,12 @@ import aiohttp
 import httpx
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from sqlalchemy import func
+from sqlalchemy import case, func
 from sqlalchemy.pool import QueuePool
 from sqlmodel import col, select
 
 from events import Verdict
-from service.database import Database, Session, now
+from service.database import Database, Session, Utc, now
 from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Repository, Work
 
 log = structlog.get_logger()
@@ -51,10 +52,15 @@ _oldest = Gauge(
 )
 _letters = Gauge(_PREFIX + "dead_letters", "dead letters that wait for a person", ["kind"], registry=REGISTRY)
 _poll_age = Gauge(
-    _PREFIX + "last_good_poll_seconds", "since the last good poll of a repository", ["repository"], registry=REGISTRY
+    _PREFIX + "last_good_poll_seconds",
+    "since the last good poll of the repository that waits longest",
+    registry=REGISTRY,
 )
 _poll_failures = Gauge(
-    _PREFIX + "poll_failures", "polls in a row of a repository that failed", ["repository"], registry=REGISTRY
+    _PREFIX + "poll_failures", "polls in a row that failed, of the repository that has most", registry=REGISTRY
+)
+_polls_old = Gauge(
+    _PREFIX + "repositories_not_polled", "repositories without a good poll for ten minutes", registry=REGISTRY
 )
 _queue_age = Gauge(_PREFIX + "pulse_queue_read_seconds", "since a queue was last read", ["queue"], registry=REGISTRY)
 _deletions = Gauge(
@@ -163,6 +169,14 @@ def metered_aiohttp(system: str) -> aiohttp.TraceConfig:
 
 # --- what is asked of the database -----------------------------------------------------------------------------------
 
+MAX_LABELS = 50
+"""Values of a label that comes from the database, of each kind of work; what waits least is put together."""
+
+OTHERS = "others"
+
+OLD_POLL = timedelta(minutes=10)
+"""A repository that had no good poll for so long is not polled."""
+
 _TABLES: tuple[type[Work], ...] = (PushStep, Action, Notice, JobReport, GroupCheck)
 
 
@@ -187,30 +201,49 @@ async def _read_work(session: Session) -> None:
             select(model.lane, func.count(), func.min(model.since))
             .where(col(model.due_at).is_not(None))
             .group_by(model.lane)
+            .order_by(func.min(model.since))
         )
-        for lane, count, since in rows:
-            name = str(model.__tablename__)
-            _waiting.labels(name, lane).set(count)
-            _oldest.labels(name, lane).set((at - since).total_seconds())
+        name = str(model.__tablename__)
+        for number, (lane, count, since) in enumerate(rows):
+            label = lane if number < MAX_LABELS else OTHERS
+            _waiting.labels(name, label).inc(count)
+            if number <= MAX_LABELS:  # they come oldest first
+                _oldest.labels(name, label).set((at - since).total_seconds())
     _letters.clear()
     for kind, count in await session.exec(select(DeadLetter.kind, func.count()).group_by(DeadLetter.kind)):
         _letters.labels(kind).set(count)
 
 
+@dataclass(frozen=True)
+class Polls:
+    """How the enabled repositories are polled. Neither /metrics nor /__heartbeat__ names any of them: both are open."""
+
+    old: int  # repositories without a good poll for OLD_POLL
+    oldest: float  # seconds since the last good poll of the one that has waited longest
+    failures: int  # the most polls in a row that failed
+
+
+async def summarize_polls(session: Session) -> Polls:
+    """Return what may be told of all repositories' polls together."""
+    at = now()
+    good = func.coalesce(Repository.last_good_poll_at, Repository.created_at)
+    old = func.sum(case((good < at - OLD_POLL, 1), else_=0))
+    query = select(func.min(good, type_=Utc), func.max(Repository.poll_failures), old)
+    oldest, failures, count = (
+        await session.exec(query.where(col(Repository.deleted_at).is_(None), col(Repository.enabled).is_(True)))
+    ).one()
+    return Polls(count or 0, 0 if oldest is None else (at - oldest).total_seconds(), failures or 0)
+
+
 async def _read_polls(session: Session) -> None:
     at = now()
-    _poll_age.clear()
-    _poll_failures.clear()
-    rows = await session.exec(
-        select(Repository.alias, Repository.last_good_poll_at, Repository.created_at, Repository.poll_failures).where(
-            col(Repository.deleted_at).is_(None), col(Repository.enabled).is_(True)
-        )
-    )
-    for alias, good, created, failures in rows:
-        _poll_age.labels(alias).set((at - (good or created)).total_seconds())
-        _poll_failures.labels(alias).set(failures)
+    polls = await summarize_polls(session)
+    _poll_age.set(polls.oldest)
+    _poll_failures.set(polls.failures)
+    _polls_old.set(polls.old)
     _queue_age.clear()
     _deletions.clear()
-    for queue in await session.exec(select(PulseQueue)):
+    newest = select(PulseQueue).order_by(col(PulseQueue.seen_at).desc()).limit(MAX_LABELS)
+    for queue in await session.exec(newest):
         _queue_age.labels(queue.name).set((at - queue.seen_at).total_seconds())
         _deletions.labels(queue.name).set(queue.deletions)

@@ -184,17 +184,21 @@ class PushRead(PushSummary):
     changesets: list[ChangesetRead]
 
 
-class DeadLetterRead(Schema):
+class DeadLetterSummary(Schema):
     id: int
     kind: str
     subject: str
     reason: str
     since: datetime
-    payload: str | None = Field(description="the event as it came, where it is text")
+    payload_bytes: int | None = Field(description="size of the event as it came; null: it is work that was buried")
 
 
-class DeadLetterPage(Page[DeadLetterRead]):
-    """A page of dead letters."""
+class DeadLetterRead(DeadLetterSummary):
+    payload: str | None = Field(description="the event as it came, or its first MiB; what is no UTF-8 is escaped")
+
+
+class DeadLetterPage(Page[DeadLetterSummary]):
+    """A page of dead letters, without their payloads."""
 
 
 class Check(BaseModel):

@@ -198,6 +198,12 @@ class Settings(Configuration):
         "must be for this host and port, whatever a Host or X-Forwarded header says",
     )
     public_reads: bool = Field(False, description="everybody may read")
+    health_cache: Duration = Field(
+        timedelta(seconds=5), description="/metrics and the checks of /__heartbeat__ are computed once in so long"
+    )
+    write_check: Duration = Field(
+        timedelta(seconds=15), description="between two checks that the database takes a write, where somebody asks"
+    )
     writes_per_minute: int = Field(600, ge=0, description="of one caller, in one process; more are a 429. 0: any")
     request_timeout: Duration = Field(
         timedelta(seconds=30), description="for the head of a request, and again for its body"

@@ -3,6 +3,8 @@
 import structlog
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
+from sqlalchemy import LargeBinary, func
+from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from events import OversizedPush, PulseMessage
@@ -19,48 +21,64 @@ from service.flow.action import Arrival
 from service.flow.push import store
 from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, PushStep, Work
 from service.parts import Parts
-from service.schemas import DeadLetterPage, DeadLetterRead
+from service.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummary
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/dead-letters", tags=["dead letters"], route_class=Route)
 
 
-def _read(letter: DeadLetter) -> DeadLetterRead:
-    payload = None if letter.payload is None else letter.payload.decode(errors="backslashreplace")
-    return DeadLetterRead(
+MAX_PAYLOAD = 1024 * 1024
+"""Bytes of a payload that are shown."""
+
+# neither database reads a large value for its length
+_SIZE = func.length(DeadLetter.payload)
+_WITHOUT_PAYLOAD = defer(DeadLetter.payload, raiseload=True)  # type: ignore[arg-type]  # a column, of which mypy sees the value
+
+
+def _summary(letter: DeadLetter, payload_bytes: int | None) -> DeadLetterSummary:
+    return DeadLetterSummary(
         id=letter.id or 0,
         kind=letter.kind,
         subject=letter.subject,
         reason=letter.reason,
         since=letter.since,
-        payload=payload,
+        payload_bytes=payload_bytes,
     )
 
 
-async def _find(session: Session, letter_id: int, *, lock: bool = True) -> DeadLetter:
-    letter = await session.get(DeadLetter, letter_id, with_for_update=lock) if 0 < letter_id < 2**31 else None
+def _unknown(letter_id: int) -> Problem:
+    return Problem(404, "Unknown dead letter", f"there is no dead letter {letter_id}; it may be replayed or dropped")
+
+
+async def _find(session: Session, letter_id: int) -> DeadLetter:
+    letter = await session.get(DeadLetter, letter_id, with_for_update=True) if 0 < letter_id < 2**31 else None
     if letter is None:
-        raise Problem(404, "Unknown dead letter", f"there is no dead letter {letter_id}; it may be replayed or dropped")
+        raise _unknown(letter_id)
     return letter
 
 
 @router.get("", operation_id="listDeadLetters", responses=problems())
 async def list_dead_letters(session: Reading, _: Reader, limit: Limit = 50, after: After = None) -> DeadLetterPage:
-    """Dead letters, the newest first."""
-    query = select(DeadLetter).order_by(col(DeadLetter.id).desc())
+    """Dead letters, the newest first, without their payloads."""
+    query = select(DeadLetter, _SIZE).options(_WITHOUT_PAYLOAD).order_by(col(DeadLetter.id).desc())
     if (before := cursor(after)) is not None:
         query = query.where(col(DeadLetter.id) < before)
     found = (await session.exec(query.limit(limit + 1))).all()
-    last = found[limit - 1].id if len(found) > limit else None
-    return DeadLetterPage(
-        items=[_read(letter) for letter in found[:limit]], next=None if last is None else opaque(last)
-    )
+    items = [_summary(letter, size) for letter, size in found[:limit]]
+    return DeadLetterPage(items=items, next=opaque(items[-1].id) if len(found) > limit else None)
 
 
 @router.get("/{letter_id}", operation_id="getDeadLetter", responses=problems(404))
 async def get_dead_letter(letter_id: LetterNumber, session: Reading, _: Reader) -> DeadLetterRead:
-    """One dead letter."""
-    return _read(await _find(session, letter_id, lock=False))
+    """One dead letter, with its payload."""
+    shown = func.substr(DeadLetter.payload, 1, MAX_PAYLOAD, type_=LargeBinary)
+    query = select(DeadLetter, _SIZE, shown).options(_WITHOUT_PAYLOAD).where(DeadLetter.id == letter_id)
+    row = (await session.exec(query)).first() if 0 < letter_id < 2**31 else None
+    if row is None:
+        raise _unknown(letter_id)
+    letter, size, payload = row
+    text = None if payload is None else payload.decode(errors="backslashreplace")
+    return DeadLetterRead(**_summary(letter, size).model_dump(), payload=text)
 
 
 @router.post(
@@ -71,11 +89,11 @@ async def get_dead_letter(letter_id: LetterNumber, session: Reading, _: Reader) 
 )
 async def replay_dead_letter(
     letter_id: LetterNumber, request: Request, parts: PartsDep, caller: Writer
-) -> DeadLetterRead:
+) -> DeadLetterSummary:
     """Take it in once more: the event as it came, or the work that was buried. It stays when that fails."""
     async with parts.database.writing() as session:
         letter = await _find(session, letter_id)
-        read = _read(letter)
+        read = _summary(letter, None if letter.payload is None else len(letter.payload))
         work_id = letter.step_id or letter.action_id or letter.notice_id or letter.report_id
         if work_id is not None:
             buried = await session.get(_WORK.get(letter.kind, PushStep), work_id, with_for_update=True)

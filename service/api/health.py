@@ -7,17 +7,18 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import func
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
 from service import metrics
-from service.api.deps import PartsDep
+from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.database import now
-from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Repository
+from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep
 from service.parts import Parts
 from service.schemas import Check, Heartbeat
 
@@ -44,14 +45,6 @@ async def lb_heartbeat(request: Request, response: Response) -> dict[str, str]:
     return {"status": "error" if ended else "ok"}
 
 
-@router.get("/__readiness__", operation_id="readiness", responses={503: {"model": Check}})
-async def readiness(response: Response, parts: PartsDep) -> Check:
-    """The database answers. Nothing else counts: while Treeherder is away, what comes in must still be stored."""
-    check = await _checked("database", _database, parts)
-    response.status_code = 200 if check.status == "ok" else 503
-    return check
-
-
 @router.get("/__version__", operation_id="version")
 async def get_version() -> dict[str, Any]:
     """What is running: version.json of the image, else the package's version."""
@@ -63,20 +56,72 @@ async def get_version() -> dict[str, Any]:
     return {"source": "", "version": version("tc-treeherder"), "commit": "", "build": ""}
 
 
+class Health:
+    """What the pages of this module show: computed for all callers together, for each of them is open."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        seconds = parts.settings.health_cache.total_seconds()
+        self.metrics = Cached(lambda: metrics.exposition(parts.database), seconds)
+        self.checks = Cached(self._checks, seconds)
+        self._write = Probe(parts.database.write_probe, parts.settings.write_check.total_seconds())
+
+    async def database(self) -> Check:
+        """Whether the database answers, and takes writes: it does not when its disk is full, or it is read-only."""
+        check = await _checked("database", _database, self._parts)
+        if check.status != "ok":
+            return check
+        try:
+            failure = await self._write.result(TIME_LIMIT)
+        except TimeoutError:  # another writer may hold SQLite's only lock for so long
+            return Check(name="database", status="warning", detail=f"no write ended within {TIME_LIMIT:g} s")
+        if failure is not None:
+            why = str(failure.orig) if isinstance(failure, DBAPIError) else type(failure).__name__
+            return Check(name="database", status="error", detail=f"it takes no writes: {' '.join(why.split())}")
+        return check
+
+    async def _checks(self) -> list[Check]:
+        parts = self._parts
+        return [
+            await _checked("work", _work, parts),
+            await _checked("polls", _polls, parts),
+            await _checked("pulse", _pulse, parts),
+        ]
+
+    async def close(self) -> None:
+        await self._write.close()
+
+
+async def get_health(request: Request) -> Health:
+    health: Health = request.app.state.health
+    return health
+
+
+HealthDep = Annotated[Health, Depends(get_health)]
+
+
+@router.get("/__readiness__", operation_id="readiness", responses={503: {"model": Check}})
+async def readiness(response: Response, health: HealthDep) -> Check:
+    """The database answers, and takes writes. Nothing else counts: while Treeherder is away, what comes in must still
+    be stored."""
+    check = await health.database()
+    response.status_code = 503 if check.status == "error" else 200
+    return check
+
+
 @router.get("/metrics", operation_id="metrics", response_class=Response)
-async def get_metrics(parts: PartsDep) -> Response:
-    """Prometheus' text format."""
-    body = await asyncio.wait_for(metrics.exposition(parts.database), TIME_LIMIT * 3)
+async def get_metrics(health: HealthDep) -> Response:
+    """Prometheus' text format, some seconds old (`health_cache`)."""
+    body = await asyncio.wait_for(health.metrics.get(), TIME_LIMIT * 3)
     return Response(body, media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/__heartbeat__", operation_id="heartbeat", responses={503: {"model": Heartbeat}})
-async def heartbeat(request: Request, response: Response, parts: PartsDep) -> Heartbeat:
+async def heartbeat(request: Request, response: Response, health: HealthDep) -> Heartbeat:
     """Each check, warnings told from failures; 503 when any has failed."""
-    checks = [await _checked("database", _database, parts)]
-    if checks[0].status == "ok":
-        checks += [await _checked("work", _work, parts), await _checked("polls", _polls, parts)]
-        checks.append(await _checked("pulse", _pulse, parts))
+    checks = [await health.database()]
+    if checks[0].status != "error":
+        checks += await health.checks.get()
     for name in _ended(request):
         checks.append(Check(name=name, status="error", detail=f"the {name} has ended: restart this process"))
     order = ["ok", "warning", "error"]
@@ -143,24 +188,12 @@ async def _pulse(parts: Parts) -> Check:
 
 
 async def _polls(parts: Parts) -> Check:
-    quiet = now() - QUIET
     async with parts.database.reading() as session:
-        count = (
-            await session.exec(
-                select(func.count())
-                .select_from(Repository)
-                .where(
-                    col(Repository.deleted_at).is_(None),
-                    col(Repository.enabled).is_(True),
-                    func.coalesce(Repository.last_good_poll_at, Repository.created_at) < quiet,
-                )
-            )
-        ).one()
-    if not count:
+        polls = await metrics.summarize_polls(session)
+    if not polls.old:
         return Check(name="polls", status="ok")
-    # their names are for those who may read; this page is open
     detail = (
-        f"no good poll for {QUIET} of {count} repositories: is a listener running? "
+        f"no good poll for {metrics.OLD_POLL} of {polls.old} repositories: is a listener running? "
         "GET /api/v1/repositories shows each poll_error"
     )
     return Check(name="polls", status="warning", detail=detail)

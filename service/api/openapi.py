@@ -359,6 +359,7 @@ EXAMPLES: dict[str, Json] = {
         "subject": "mozilla-central, push 43211",
         "reason": "not understood: push.changesets: Field required",
         "since": "2026-01-15T12:00:00Z",
+        "payload_bytes": 56,
         "payload": '{"repository": "mozilla-central", "push": {"id": 43211}}',
     },
     "Heartbeat": {

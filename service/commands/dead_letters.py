@@ -1,6 +1,5 @@
 """`tc-treeherder dead-letters`: what could not be understood or ran out of retries, listed, replayed, dropped."""
 
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 
 from service.commands import FAILED, USAGE, Failed, output
 from service.commands.client import DEFAULT_URL, Refused, Service, Unreachable, Url
-from service.commands.output import AsJson, when
+from service.commands.output import AsJson, Yes, when
 
 app = typer.Typer(no_args_is_help=True, help="Events that were not understood, and work that ran out of retries.")
 
@@ -64,8 +63,13 @@ def show(letter_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_UR
             ("subject", letter["subject"]),
             ("reason", letter["reason"]),
             ("payload", letter["payload"]),
+            *([("shown", f"of {letter['payload_bytes']:,} bytes the first MiB")] if _is_cut(letter) else []),
         ]
     )
+
+
+def _is_cut(letter: dict[str, Any]) -> bool:
+    return (letter["payload_bytes"] or 0) > 1024 * 1024
 
 
 @app.command()
@@ -91,17 +95,15 @@ def drop(
     ids: Ids = None,
     everything: Everything = False,
     kind: Kind = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: --all is meant.")] = False,
+    yes: Yes = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Forget them, for good."""
     with Service(url) as service:
         chosen = _chosen(service, ids, everything, kind)
-        if everything and chosen and not yes:
-            if not sys.stdin.isatty():
-                raise Failed(f"--all would drop {len(chosen)} dead letters for good: add --yes if that is meant", USAGE)
-            typer.confirm(f"Drop {len(chosen)} dead letters for good?", abort=True, err=True)
+        if chosen:
+            output.confirm(f"drop {len(chosen)} dead letters", yes)
         _each(chosen, "dropped", lambda letter_id: service.send("DELETE", "dead-letters", letter_id), as_json)
 
 

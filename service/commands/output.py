@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from service.commands import USAGE, Failed
 from service.commands.text import visible
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text for people.")]
@@ -64,6 +65,18 @@ def fields(pairs: Iterable[tuple[str, Any]]) -> None:
 def say(text: str) -> None:
     """Print a sentence."""
     typer.echo(visible(text))
+
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: it is meant.")]
+
+
+def confirm(what: str, yes: bool) -> None:
+    """Ask whether to do what cannot be taken back, unless `yes`; without a terminal, raise Failed."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Failed(f"this would {what}, for good: add --yes if that is meant", USAGE)
+    typer.confirm(f"{what[0].upper()}{what[1:]}, for good?", abort=True, err=True)
 
 
 def warn(text: str) -> None:

@@ -6,7 +6,7 @@ import typer
 
 from service.commands import USAGE, Failed, importing, output
 from service.commands.client import DEFAULT_URL, Service, Url
-from service.commands.output import AsJson, when
+from service.commands.output import AsJson, Yes, when
 
 app = typer.Typer(no_args_is_help=True, help="The monitored repositories.")
 app.command("import")(importing.run)
@@ -134,10 +134,13 @@ def _given(
 def remove(
     alias: Alias,
     force: Annotated[bool, typer.Option("--force", help="Bury its unfinished work as dead letters.")] = False,
+    yes: Yes = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Monitor it no more. Its pushes can still be read."""
+    work = " and give up its unfinished work" if force else ""
+    output.confirm(f"remove {alias}{work}", yes)
     with Service(url) as service:
         service.send("DELETE", "repositories", alias, query={"force": "true" if force else None})
     if as_json:
@@ -147,8 +150,11 @@ def remove(
 
 
 @app.command()
-def reset(alias: Alias, last_push_id: Cursor = None, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def reset(
+    alias: Alias, last_push_id: Cursor = None, yes: Yes = False, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
     """Begin a new generation of a repository that was made anew, and set its cursor."""
+    output.confirm(f"begin a new generation of {alias} and forget its cursor", yes)
     with Service(url) as service, output.waiting("asking its pushlog"):
         made = service.send("POST", "repositories", alias, "reset", body={"last_push_id": last_push_id})
     _show(made, as_json)

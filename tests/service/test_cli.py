@@ -124,7 +124,9 @@ def test_on_postgresql_a_schema_that_is_behind_is_refused(
     assert SECRET not in output
 
 
-@pytest.mark.parametrize("command", [["serve"], ["work"], ["db", "upgrade"], ["db", "downgrade", "base"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["serve"], ["work"], ["db", "upgrade"], ["db", "downgrade", "base", "--yes"]], ids=" ".join
+)
 def test_a_database_that_is_away_is_named_without_its_password(run: Run, no_server: None, command: list[str]) -> None:
     url = f"postgresql+psycopg://me:{SECRET}@127.0.0.1:9/x?password={SECRET}"
     code, output = run(*command, DATABASE_URL=url)
@@ -157,9 +159,13 @@ def test_db_goes_up_and_down(run: Run, empty_database_url: str) -> None:
     assert go("upgrade") == (0, "the schema is at head\n")
     check_schema(empty_database_url)
     assert go("upgrade")[0] == 0, "once more does nothing"
-    assert go("downgrade", "0001") == (0, "the schema is at 0001\n")
-    assert go("downgrade", "base")[0] == 0
-    for arguments in (("upgrade", "splendid"), ("downgrade", "splendid")):
+    code, output = go("downgrade", "base")
+    assert code == 2
+    assert "for good: add --yes" in output
+    check_schema(empty_database_url)
+    assert go("downgrade", "0001", "--yes") == (0, "the schema is at 0001\n")
+    assert go("downgrade", "base", "--yes")[0] == 0
+    for arguments in (("upgrade", "splendid"), ("downgrade", "splendid", "--yes")):
         code, output = go(*arguments)
         assert code == 2
         assert "splendid" in output

@@ -1,9 +1,12 @@
 """Sessions, transactions and points in time, on both databases."""
 
 import asyncio
+import os
+import stat
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -18,6 +21,7 @@ from service.database import (
     check_schema_async,
     downgrade,
     now,
+    upgrade,
 )
 from service.models import DeadLetter, PushStep, StepKind
 from tests.service.world import add_repository
@@ -156,3 +160,43 @@ def test_a_service_whose_schema_is_as_it_should_be_does_without_alembic(sqlite_u
 def test_a_revision_that_is_none_is_said(sqlite_url: str) -> None:
     with pytest.raises(SchemaError, match=r"x\.sqlite stays as it is: .*nonsense"):
         downgrade(sqlite_url, "nonsense")
+
+
+def modes(path: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob(f"{path.name}*")}
+
+
+@pytest.mark.parametrize("way", ["upgrade", "check", "serve"])
+async def test_nobody_else_may_read_a_sqlite_database(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "x.sqlite"
+    url = f"sqlite+aiosqlite:///{path}"
+    before = os.umask(0)  # the least careful one
+    try:
+        if way == "upgrade":
+            upgrade(url)
+        elif way == "check":
+            with pytest.raises(SchemaBehindError):
+                check_schema(url)
+        database = Database(url)
+        async with database.writing() as session:
+            await session.exec(text("CREATE TABLE x (y)"))  # type: ignore[call-overload]  # SQLModel's own is narrower
+            assert modes(path) == {"x.sqlite": 0o600, "x.sqlite-wal": 0o600, "x.sqlite-shm": 0o600}
+        await database.close()
+        assert modes(path)["x.sqlite"] == 0o600
+    finally:
+        os.umask(before)
+
+
+async def test_a_database_that_others_could_read_is_corrected_with_its_side_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    url = f"sqlite+aiosqlite:///{path}"
+    first = Database(url)
+    async with first.writing() as session:
+        await session.exec(text("CREATE TABLE x (y)"))  # type: ignore[call-overload]  # SQLModel's own is narrower
+    for name in modes(path):
+        os.chmod(tmp_path / name, 0o644)
+    assert set(modes(path)) == {"x.sqlite", "x.sqlite-wal", "x.sqlite-shm"}
+    second = Database(url)
+    assert set(modes(path).values()) == {0o600}
+    await first.close()
+    await second.close()

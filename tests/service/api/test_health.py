@@ -2,17 +2,21 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlmodel import select
 
 from service.api import health
-from service.database import now
+from service.database import Database, now
 from service.models import PushStep, State
+from service.schemas import Check
 from tests.service.asgi import Api, push_event, running, settings_for
 
 
@@ -138,3 +142,92 @@ async def test_the_version_is_that_of_the_package_or_of_the_image(
 
 async def test_dockerflows_error_endpoint_is_left_out(sqlite_api: Api) -> None:
     assert (await sqlite_api.call("GET", "/__error__")).status_code == 404
+
+
+@contextmanager
+def read_only(api: Api) -> Iterator[None]:
+    """Meanwhile the database refuses every write, as SQLite does with a full disk and PostgreSQL as a standby."""
+    statement = "PRAGMA query_only = {}" if api.database.sqlite else "SET default_transaction_read_only = {}"
+    engine = api.database.engine.sync_engine
+
+    def refuse(connection: Any, *_: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement.format("ON"))
+        cursor.close()
+        if not api.database.sqlite:
+            connection.commit()
+
+    def allow(connection: Any, *_: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement.format("OFF"))
+        cursor.close()
+        if not api.database.sqlite:
+            connection.commit()
+
+    event.listen(engine, "checkout", refuse)
+    event.listen(engine, "checkin", allow)
+    try:
+        yield
+    finally:
+        event.remove(engine, "checkout", refuse)
+        event.remove(engine, "checkin", allow)
+
+
+async def test_a_database_that_takes_no_writes_is_an_error(api: Api) -> None:
+    for _ in range(2):
+        answer = await api.call("GET", "/__readiness__", token=None)
+        assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+        with read_only(api):
+            assert (await api.get("/repositories")).status_code == 200, "it still answers"
+            answer = await api.call("GET", "/__readiness__", token=None)
+            assert answer.status_code == 503
+            assert "it takes no writes: " in answer.json()["detail"]
+            assert "read" in answer.json()["detail"]
+            assert "INSERT INTO" not in answer.json()["detail"]
+            status, overall, checks = await heartbeat(api)
+            assert (status, overall, checks["database"]["status"]) == (503, "error", "error")
+            assert (await api.call("GET", "/__lbheartbeat__", token=None)).status_code == 200, "no restart mends it"
+    assert (await heartbeat(api))[:2] == (200, "ok")
+
+
+async def test_a_write_is_tried_now_and_then_and_one_at_a_time(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    async def probe(_: object) -> None:
+        nonlocal tried
+        tried += 1
+        await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(Database, "write_probe", probe)
+    async with running(settings_for(sqlite_url, write_check=600)) as api:
+        paths = ["/__readiness__", "/__heartbeat__"] * 10
+        answers = await asyncio.gather(*(api.call("GET", path, token=None) for path in paths))
+        assert {answer.status_code for answer in answers} == {200}
+        assert tried == 1
+
+
+async def test_a_writer_that_takes_its_time_makes_nobody_unready(
+    sqlite_api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "TIME_LIMIT", 0.05)
+    async with sqlite_api.database.writing():
+        answer = await sqlite_api.call("GET", "/__readiness__", token=None)
+        assert (answer.status_code, answer.json()["status"]) == (200, "warning")
+        assert (await heartbeat(sqlite_api))[:2] == (200, "warning")
+
+
+async def test_the_checks_are_made_once_for_all_who_ask(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    async def check(_: object) -> Check:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0.01)
+        return Check(name="work", status="ok")
+
+    monkeypatch.setattr(health, "_work", check)
+    async with running(settings_for(sqlite_url, health_cache=600)) as api:
+        await asyncio.gather(*(heartbeat(api) for _ in range(20)))
+    assert made == 1

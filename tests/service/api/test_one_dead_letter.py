@@ -8,7 +8,7 @@ async def test_it_is_what_the_list_has(api: Api) -> None:
     for item in (await api.get("/dead-letters")).json()["items"]:
         answer = await api.get(f"/dead-letters/{item['id']}", token=READER)
         assert answer.status_code == 200
-        assert answer.json() == item
+        assert answer.json().items() >= item.items()
 
 
 async def test_there_is_none_such(sqlite_api: Api) -> None:

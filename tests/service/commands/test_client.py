@@ -60,7 +60,7 @@ def test_a_call_that_is_not_answered_may_have_been_done(
     monkeypatch.setattr(client, "TIME_LIMIT", httpx.Timeout(0.2))
     pretend.hang("/api/v1/repositories/mc/reset")
     pretend.hang("/api/v1/repositories/mc")
-    ran = run("repositories", "reset", "mc", "--url", pretend.url)
+    ran = run("repositories", "reset", "mc", "--yes", "--url", pretend.url)
     assert ran.code == 3
     assert "whether it was done is not known" in ran.err
     ran = run("repositories", "show", "mc", "--url", pretend.url)
@@ -73,7 +73,7 @@ def test_over_the_limit_of_writes_it_waits(run: Run, pretend: Pretended, monkeyp
     monkeypatch.setattr("time.sleep", pauses.append)
     pretend.json("/api/v1/repositories/mc", {"title": "Too many writes", "detail": "x"}, 429, {"Retry-After": "7"})
     pretend.answers["/api/v1/repositories/mc"].append((204, {}, b""))
-    ran = run("repositories", "remove", "mc", "--url", pretend.url)
+    ran = run("repositories", "remove", "mc", "--yes", "--url", pretend.url)
     assert ran.code == 0
     assert pauses == [7]
     assert [method for method, _, _ in pretend.asked] == ["DELETE", "DELETE"]

@@ -49,8 +49,8 @@ def test_they_are_listed_and_shown(tc: Run, bury: Bury) -> None:
 
 
 def test_there_is_no_such_letter(tc: Run) -> None:
-    for command in ("show", "replay", "drop"):
-        ran = tc("dead-letters", command, "4711")
+    for command, *more in (["show"], ["replay"], ["drop", "--yes"]):
+        ran = tc("dead-letters", command, "4711", *more)
         assert ran.code == 4, command
         assert "4711" in ran.err
 
@@ -82,7 +82,9 @@ def test_dropping_all_needs_a_yes(tc: Run, bury: Bury) -> None:
     ran = tc("dead-letters", "drop", "--all", "--kind", "to-drop")
     assert ran.code == 2
     assert "would drop 3 dead letters" in ran.err
-    ran = tc("dead-letters", "drop", str(ids[1]), "--json")
+    ran = tc("dead-letters", "drop", str(ids[1]))
+    assert (ran.code, "would drop 1 dead letters" in ran.err) == (2, True)
+    ran = tc("dead-letters", "drop", str(ids[1]), "--json", "--yes")
     assert (ran.code, ran.json) == (0, {"dropped": [ids[1]], "failed": []})
     ran = tc("dead-letters", "drop", "--all", "--kind", "to-drop", "--yes", "--json")
     assert ran.json["dropped"] == [ids[0], ids[2]]
@@ -97,7 +99,7 @@ def test_used_wrongly(tc: Run, arguments: list[str]) -> None:
 
 def test_when_the_service_goes_away_it_says_what_was_done(run: Run, pretend: Pretended) -> None:
     pretend.answers["/api/v1/dead-letters/1"] = [(204, {}, b"")]
-    ran = run("dead-letters", "drop", "1", "2", "3", "--json", "--url", pretend.url)
+    ran = run("dead-letters", "drop", "1", "2", "3", "--yes", "--json", "--url", pretend.url)
     assert ran.code == 3
     assert ran.json == {"dropped": [1], "failed": []}
     assert len(pretend.asked) == 2

@@ -79,26 +79,38 @@ def test_set_is_used_wrongly(tc: Run, options: list[str]) -> None:
     assert tc("repositories", "set", "whatever", *options).code == 2
 
 
-@pytest.mark.parametrize("command", ["show", "remove", "reset"])
-def test_there_is_no_such_repository(tc: Run, command: str) -> None:
-    ran = tc("repositories", command, "nowhere")
+@pytest.mark.parametrize("command", ["remove", "reset"])
+def test_what_destroys_data_needs_a_yes(system: System, tc: Run, command: str) -> None:
+    added(system, tc, "keeping")
+    before = tc("repositories", "show", "keeping", "--json").json
+    ran = tc("repositories", command, "keeping")
+    assert ran.code == 2
+    assert "keeping, for good: add --yes" in ran.err or "cursor, for good: add --yes" in ran.err
+    after = tc("repositories", "show", "keeping", "--json").json
+    assert (after["generation"], after["last_push_id"]) == (before["generation"], before["last_push_id"])
+    assert tc("repositories", "remove", "keeping", "-y").code == 0
+
+
+@pytest.mark.parametrize("command", [["show"], ["remove", "--yes"], ["reset", "--yes"]])
+def test_there_is_no_such_repository(tc: Run, command: list[str]) -> None:
+    ran = tc("repositories", command[0], "nowhere", *command[1:])
     assert ran.code == 4
     assert "'nowhere'" in ran.err
 
 
 def test_reset_begins_a_new_generation(system: System, tc: Run) -> None:
     added(system, tc, "resetting")
-    ran = tc("repositories", "reset", "resetting", "--last-push-id", "3", "--json")
+    ran = tc("repositories", "reset", "resetting", "--last-push-id", "3", "--json", "--yes")
     assert (ran.json["generation"], ran.json["last_push_id"]) == (1, 3)
 
 
 def test_a_removed_repository_is_gone(system: System, tc: Run) -> None:
     added(system, tc, "leaving")
-    ran = tc("repositories", "remove", "leaving")
+    ran = tc("repositories", "remove", "leaving", "--yes")
     assert (ran.code, ran.out) == (0, "leaving is monitored no more\n")
-    assert tc("repositories", "remove", "leaving").code == 4
+    assert tc("repositories", "remove", "leaving", "--yes").code == 4
     added(system, tc, "leaving")
-    assert tc("repositories", "remove", "leaving", "--json").json == {"removed": "leaving"}
+    assert tc("repositories", "remove", "leaving", "--json", "--yes").json == {"removed": "leaving"}
 
 
 def test_unfinished_work_is_buried_only_by_force(system: System, tc: Run) -> None:
@@ -112,7 +124,7 @@ def test_unfinished_work_is_buried_only_by_force(system: System, tc: Run) -> Non
     (secret,) = json.loads(system.stack.environment["TC_TREEHERDER_WEBHOOK_SECRETS"])
     answer = system.api.post("/events/pushes", content=raw, headers=signature(raw, secret))
     assert answer.json()["verdicts"][0]["verdict"] == "accepted"
-    ran = tc("repositories", "remove", "busy")
+    ran = tc("repositories", "remove", "busy", "--yes")
     assert ran.code == 1
     assert "Unfinished work" in ran.err
-    assert tc("repositories", "remove", "busy", "--force").code == 0
+    assert tc("repositories", "remove", "busy", "--force", "--yes").code == 0
