@@ -10,6 +10,7 @@ from service import errors, sweep
 from service.api import (
     actions,
     dead_letters,
+    docs,
     events,
     health,
     listeners,
@@ -67,6 +68,8 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
         license_info={"name": "MPL-2.0", "identifier": "MPL-2.0"},
         version="1",
         lifespan=lifespan,
+        docs_url=None,  # `docs` has them without a CDN
+        redoc_url=None,
     )
     app.state.writes = Writes(chosen.writes_per_minute)
     app.add_middleware(BodyLimit, seconds=chosen.request_timeout.total_seconds())
@@ -78,4 +81,5 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
         app.include_router(noun.router, prefix="/api/v1")
     app.include_router(health.router)
     openapi.install(app)
+    docs.install(app)
     return app
