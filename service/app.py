@@ -22,15 +22,18 @@ from service.api import (
 )
 from service.api.limit import BodyLimit, Local, Writes
 from service.api.trace import Trace
-from service.database import Database, check_schema_async
+from service.database import Database, check_schema_async, follow_clock
 from service.parts import parts
 from service.reporter import Reporter
 from service.settings import Settings, load
 from service.worker import Worker
 
 
-def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAPI:
-    """The app; `work` False leaves the worker to other processes (`tc-treeherder work`)."""
+def create_app(settings: Settings | None = None, *, work: bool = True, alone: bool = False) -> FastAPI:
+    """The app; `work` False leaves the worker to other processes (`tc-treeherder work`).
+
+    `alone`: the caller has made sure that no other process works on this SQLite database.
+    """
     chosen = settings or load()
 
     @asynccontextmanager
@@ -39,23 +42,26 @@ def create_app(settings: Settings | None = None, *, work: bool = True) -> FastAP
         await check_schema_async(url)
         database = Database(url, chosen.database_pool)
         try:
-            async with parts(chosen, database) as made:
+            async with parts(chosen, database, alone=alone) as made:
                 app.state.parts = made
                 app.state.health = pages = health.Health(made)
                 app.state.worker = worker = Worker(made)
                 app.state.reporter = reporter = Reporter(made)
-                app.state.worker_task = app.state.reporter_task = sweeper = None
+                app.state.worker_task = app.state.reporter_task = None
                 if work:
+                    await made.replica.start()
                     await made.renderer.start()
                     app.state.worker_task = asyncio.create_task(worker.run())
                     app.state.reporter_task = asyncio.create_task(reporter.run())
-                    sweeper = asyncio.create_task(sweep.run(database, chosen.retention))
+                    helper = asyncio.create_task(sweep.run(database, chosen.retention))
+                else:
+                    helper = asyncio.create_task(follow_clock(database))
                 yield
                 await pages.close()
                 worker.stop()
                 reporter.stop()
-                if sweeper is not None:
-                    sweeper.cancel()
+                helper.cancel()
+                if work:
                     await asyncio.gather(app.state.worker_task, app.state.reporter_task)
         finally:
             await database.close()

@@ -1,10 +1,11 @@
 """Requests left for a host or a credential: a bucket in the database, shared by all replicas."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from sqlmodel import select
 
+from service import clock
 from service.database import Session, insert_new
 from service.models import Budget
 from service.settings import Environment
@@ -38,5 +39,13 @@ async def refilled(session: Session, name: str, at: datetime, rate: float) -> Bu
         await insert_new(session, Budget, name=name, tokens=burst(rate), at=at)
         bucket = (await session.exec(query)).one()
     bucket.tokens = min(burst(rate), bucket.tokens + rate * max((at - bucket.at).total_seconds(), 0))
+    if bucket.at - at > timedelta(seconds=clock.REPORTED):  # a clock jumped: it would stay empty until then
+        bucket.at = at
     bucket.at = max(at, bucket.at)
     return bucket
+
+
+def blocked_for(bucket: Budget, at: datetime, longest: timedelta) -> timedelta:
+    """Return how long the bucket is still blocked; not at all where a clock that jumped wrote more than `longest`."""
+    left = (bucket.blocked_until or at) - at
+    return left if timedelta() < left <= longest else timedelta()

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -50,6 +50,23 @@ def _settings() -> "Settings":
     for variable, remedy in unknown(Settings, ListenerSettings).items():
         structlog.get_logger().warning("setting-unknown", variable=variable, remedy=remedy)
     return settings
+
+
+@contextmanager
+def _only(settings: "Settings", *roles: str) -> "Iterator[bool]":
+    """On SQLite, make sure that this process is the only one in these roles, before it touches the database.
+
+    Gives whether it is; on PostgreSQL any number may be.
+    """
+    from service.replica import LockedError, only
+
+    with ExitStack() as stack:
+        try:
+            for role in roles if settings.sqlite else ():
+                stack.enter_context(only(role, settings.database_url.get_secret_value()))
+        except LockedError as error:
+            _fail(str(error))
+        yield settings.sqlite
 
 
 def _ready_schema(settings: "Settings") -> None:
@@ -100,32 +117,34 @@ def serve(
             "loopback only. Set TC_TREEHERDER_TOKENS or TC_TREEHERDER_TASKCLUSTER_LOGINS, or "
             "TC_TREEHERDER_HOST=127.0.0.1."
         )
-    _ready_schema(settings)
-    # uvicorn raises the signal that stopped it once more: being told to stop is a good end
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
-        create_app(settings, work=worker),
-        host=settings.host,
-        port=settings.port,
-        http=partial(Protocol, seconds=settings.request_timeout.total_seconds()),  # type: ignore[arg-type]  # makes one
-        ws="none",
-        proxy_headers=False,  # who calls is known by credentials, and our address by public_url
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=10,
-    )
+    with _only(settings, "serve", *(["work"] if worker else [])) as alone:
+        _ready_schema(settings)
+        # uvicorn raises the signal that stopped it once more: being told to stop is a good end
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        uvicorn.run(
+            create_app(settings, work=worker, alone=alone),
+            host=settings.host,
+            port=settings.port,
+            http=partial(Protocol, seconds=settings.request_timeout.total_seconds()),  # type: ignore[arg-type]  # makes one
+            ws="none",
+            proxy_headers=False,  # who calls is known by credentials, and our address by public_url
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
 
 
 @app.command()
 def work() -> None:
     """Run a worker alone, beside `serve --no-worker`."""
     settings = _settings()
-    _ready_schema(settings)
-    asyncio.run(_work(settings))
+    with _only(settings, "work") as alone:
+        _ready_schema(settings)
+        asyncio.run(_work(settings, alone=alone))
 
 
-async def _work(settings: "Settings") -> None:
+async def _work(settings: "Settings", *, alone: bool) -> None:
     from service import sweep
     from service.database import Database
     from service.parts import parts
@@ -134,7 +153,8 @@ async def _work(settings: "Settings") -> None:
 
     opened = Database(settings.database_url.get_secret_value(), settings.database_pool)
     try:
-        async with parts(settings, opened) as made:
+        async with parts(settings, opened, alone=alone) as made:
+            await made.replica.start()
             worker, reporter = Worker(made), Reporter(made)
 
             def stop() -> None:

@@ -15,26 +15,74 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import JSON, DateTime, Engine, create_engine, event, inspect, text
+from sqlalchemy import JSON, DateTime, Engine, create_engine, event, func, inspect, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.types import TypeDecorator
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service import sqlite
+from service.clock import Clock
 
 log = structlog.get_logger()
 
 Session = AsyncSession
 
 
+clock = Clock()
+"""The clock of this process, which `check_clock` feeds."""
+
+
 def now() -> datetime:
-    """The present, aware and in UTC: the only clock of the service."""
-    return datetime.now(UTC)
+    """Return the present, aware and in UTC: the only clock of the service."""
+    return clock.now()
+
+
+def clock_usable() -> bool:
+    """Return False while the clock differs so much from the database's that no work may be taken."""
+    return clock.usable
+
+
+def clock_difference() -> float:
+    """Return the seconds by which the database's clock was ahead at the last comparison."""
+    return clock.difference
+
+
+async def check_clock(session: AsyncSession) -> None:
+    """Compare this process's clock with the database's: before each claim, and at the start, when it is set by it.
+
+    SQLite's clock is the wall clock of this machine.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        at = clock.steady()
+        clock.compare(clock.wall(), at, at)
+        return
+    connection = await session.connection()
+    sent = clock.steady()
+    database_time = (await connection.execute(_DATABASE_TIME)).scalar_one()
+    clock.compare(database_time, sent, clock.steady())
+
+
+CLOCK_EVERY = 5.0
+"""Seconds between two comparisons in a process that claims nothing."""
+
+
+async def follow_clock(database: "Database") -> None:
+    """Compare the clocks until cancelled, in a process that claims nothing."""
+    while True:
+        await asyncio.sleep(CLOCK_EVERY)
+        try:
+            async with database.reading() as session:
+                await check_clock(session)
+        except Exception:  # the database is away: the time is carried forward
+            log.exception("clock-not-compared")
+
+
+_DATABASE_TIME = select(func.clock_timestamp())
 
 
 class Utc(TypeDecorator[datetime]):

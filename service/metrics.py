@@ -21,7 +21,7 @@ from sqlalchemy.pool import QueuePool
 from sqlmodel import col, select
 
 from events import Verdict
-from service.database import Database, Session, Utc, now
+from service.database import Database, Session, Utc, clock_difference, now
 from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Repository, Work
 
 log = structlog.get_logger()
@@ -70,6 +70,11 @@ _deletions = Gauge(
     registry=REGISTRY,
 )
 _pool = Gauge(_PREFIX + "database_connections", "connections of this process's pool", ["state"], registry=REGISTRY)
+_clock = Gauge(
+    _PREFIX + "clock_difference_seconds",
+    "from this process's clock to the database's, at the last comparison; beyond 60 no work is taken",
+    registry=REGISTRY,
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -189,6 +194,7 @@ async def exposition(database: Database) -> bytes:
     if isinstance(pool, QueuePool):
         _pool.labels("in use").set(pool.checkedout())
         _pool.labels("idle").set(pool.checkedin())
+    _clock.set(clock_difference())
     return generate_latest(REGISTRY)
 
 

@@ -15,10 +15,14 @@ def _utc(nullable: bool = True, index: bool = False) -> Any:
     return Field(default=None, sa_type=Utc, nullable=nullable, index=index)
 
 
-def _due_index(table: str) -> Index:
-    """What the worker looks for: finished work is not in it."""
-    due = text("due_at IS NOT NULL")
-    return Index(f"ix_{table}_due", "lane", "due_at", sqlite_where=due, postgresql_where=due)
+def _work_indexes(table: str) -> tuple[Index, Index, Index]:
+    """What workers look for: lanes, whose turn it is in each, and who holds what. Finished work is in none of them."""
+    due, held = text("due_at IS NOT NULL"), text("holder IS NOT NULL")
+    return (
+        Index(f"ix_{table}_due", "lane", "due_at", sqlite_where=due, postgresql_where=due),
+        Index(f"ix_{table}_turn", "lane", "share", "due_at", "id", sqlite_where=due, postgresql_where=due),
+        Index(f"ix_{table}_holder", "holder", sqlite_where=held, postgresql_where=held),
+    )
 
 
 class Repository(SQLModel, table=True):
@@ -103,6 +107,15 @@ class State(StrEnum):
     NOTHING_TO_DO = "nothing-to-do"  # an action on what has ended already
 
 
+NOBODY = "-"
+"""The share of work that is nobody's."""
+
+
+def share_of(repository: str, person: str) -> str:
+    """Return the share of a repository's pusher, or of whoever requests actions on its tasks."""
+    return f"{repository}/{person}"
+
+
 class Work(SQLModel):
     """What every piece of leased work has; `service.work` says how it is written.
 
@@ -113,9 +126,11 @@ class Work(SQLModel):
     id: int | None = Field(default=None, primary_key=True)
     state: State = Field(default=State.PENDING, sa_type=Text)
     lane: str  # the upstream it needs; one lane never holds up another
+    share: str = Field(default=NOBODY, sa_type=Text)  # whose it is: a lane is shared fairly among these
     # also the lease's end; None: nothing to do. A default of the column would stand in for a None that is stored
     due_at: datetime | None = Field(default_factory=now, sa_type=Utc, sa_column_kwargs={"default": None})
     lease: int = 0  # the fencing number: goes up at each claim
+    holder: str | None = Field(default=None, sa_type=Text)  # the process that claimed it, see service.replica
     attempts: int = 0
     since: datetime = Field(default_factory=now, sa_type=Utc)  # when it was first due
     error: str | None = Field(default=None, sa_type=Text)  # the last failure, or why it was skipped
@@ -142,7 +157,7 @@ class PushStep(Work, table=True):
     __tablename__ = "push_step"
     __table_args__ = (
         UniqueConstraint("push_id", "kind", "environment"),
-        _due_index("push_step"),
+        *_work_indexes("push_step"),
     )
 
     push_id: int = Field(foreign_key="push.id")
@@ -164,7 +179,7 @@ class Source(StrEnum):
 class Action(Work, table=True):
     """A button that was pressed, or a call of our API: what is wanted, and what became of it."""
 
-    __table_args__ = (_due_index("action"),)
+    __table_args__ = _work_indexes("action")
 
     key: str = Field(default_factory=lambda: str(uuid.uuid4()))  # what the ids of its copies are derived from
     kind: str  # retrigger, cancel; or another one's name, which is rejected
@@ -197,6 +212,7 @@ class Action(Work, table=True):
             Notice(
                 kind=NoticeKind.JOB,
                 lane=f"failure {shown['environment']}",
+                share=self.share,
                 action_id=self.id or 0,
                 target=shown["environment"],
                 key=shown["project"],
@@ -222,7 +238,7 @@ class NoticeKind(StrEnum):
 class Notice(Work, table=True):
     """What others are told of an action that has ended: work of its own, so that it holds nothing up."""
 
-    __table_args__ = (_due_index("notice"),)
+    __table_args__ = _work_indexes("notice")
 
     kind: NoticeKind = Field(sa_type=Text)
     action_id: int = Field(foreign_key="action.id", index=True)
@@ -274,7 +290,7 @@ class JobReport(Work, table=True):
     __tablename__ = "job_report"
     __table_args__ = (
         UniqueConstraint("task_id", "run_id", "environment"),
-        _due_index("job_report"),
+        *_work_indexes("job_report"),
         Index("ix_job_report_open", "heard_at", sqlite_where=text("stage < 3"), postgresql_where=text("stage < 3")),
     )
 
@@ -301,7 +317,7 @@ class GroupCheck(Work, table=True):
     """A task group that is to be listed once, because messages about it may have been lost."""
 
     __tablename__ = "group_check"
-    __table_args__ = (_due_index("group_check"),)
+    __table_args__ = _work_indexes("group_check")
 
     task_group_id: str
 
@@ -310,6 +326,9 @@ class GroupCheck(Work, table=True):
         return DeadLetter(
             kind="group-check", subject=f"task group {self.task_group_id}", reason=reason, payload=payload
         )
+
+
+WORK_TABLES: tuple[type[Work], ...] = (PushStep, Action, Notice, JobReport, GroupCheck)
 
 
 class DeadLetter(SQLModel, table=True):

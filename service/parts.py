@@ -14,10 +14,12 @@ from service.clients.hg import Hg, HttpHg
 from service.clients.pulse import Publisher, PulsePublisher
 from service.clients.taskcluster import Queue, TaskclusterQueue
 from service.clients.treeherder import RestTreeherder, Treeherder
-from service.database import Database
+from service.database import Database, check_clock
+from service.fair import FairSlots
 from service.flow.ids import make_secret
 from service.models import Secret
 from service.render import Renderer
+from service.replica import Replica
 from service.settings import Settings
 
 
@@ -32,13 +34,17 @@ class Parts:
     renderer: Renderer
     secret: bytes  # the key behind derived task ids
     logins: Logins | None = None  # None: Taskcluster credentials are not taken
+    replica: Replica = field(default_factory=Replica)
+    connections: FairSlots = field(default_factory=lambda: FairSlots(10))  # for createTask and the like
     large_plans: asyncio.Lock = field(default_factory=asyncio.Lock)  # one is in memory at a time, whoever pushed them
 
 
 @asynccontextmanager
-async def parts(settings: Settings, database: Database) -> AsyncIterator[Parts]:
-    """The real parts, closed again in reverse order."""
+async def parts(settings: Settings, database: Database, *, alone: bool = False) -> AsyncIterator[Parts]:
+    """The real parts, closed again in reverse order. `alone`: no other process works on this SQLite database."""
     async with AsyncExitStack() as stack:
+        async with database.reading() as session:
+            await check_clock(session)
         hg = HttpHg(settings)
         stack.push_async_callback(hg.close)
         queue = TaskclusterQueue(settings.taskcluster)
@@ -62,7 +68,12 @@ async def parts(settings: Settings, database: Database) -> AsyncIterator[Parts]:
             if "rest" in {environment.pushes, environment.jobs}
         }
         secret = await _secret(database)
-        yield Parts(settings, database, hg, queue, treeherders, publisher, renderer, secret, logins)
+        replica = Replica(database, settings.replica, alone=alone)
+        stack.push_async_callback(replica.stop)
+        connections = FairSlots(settings.taskcluster.connections)
+        yield Parts(
+            settings, database, hg, queue, treeherders, publisher, renderer, secret, logins, replica, connections
+        )
 
 
 async def _secret(database: Database) -> bytes:

@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from service.fair import FairSlots
+from service.models import NOBODY
 from service.settings import RenderLimits
 from service.slugids import replace_ids
 
@@ -52,32 +54,32 @@ class Rendered:
 
 
 class Renderer:
-    """Up to `processes` children, started when first needed and kept: starting one takes longer than most renders."""
+    """Up to `processes` children, shared fairly; each is started when first needed and kept, for that takes long."""
 
     def __init__(self, limits: RenderLimits, processes: int = 2) -> None:
         self._limits = limits
         self._free: list[asyncio.subprocess.Process] = []
-        self._slots = asyncio.Semaphore(processes)
+        self._slots = FairSlots(processes)
 
     async def start(self) -> None:
         """Start one child, so that the first push need not wait for it."""
         self._free.append(await self._spawn())
 
-    async def taskcluster_yml(self, text: str, context: dict[str, Any]) -> Rendered:
+    async def taskcluster_yml(self, text: str, context: dict[str, Any], share: str = NOBODY) -> Rendered:
         """Render the tasks that a `.taskcluster.yml` of version 1 describes. Raises TemplateError."""
-        return await self._ask({"yaml": text, "context": context})
+        return await self._ask({"yaml": text, "context": context}, share)
 
-    async def template(self, template: Any, context: dict[str, Any]) -> Rendered:
+    async def template(self, template: Any, context: dict[str, Any], share: str = NOBODY) -> Rendered:
         """Render a JSON-e template: a `result` of one value. Raises TemplateError."""
-        return await self._ask({"template": template, "context": context})
+        return await self._ask({"template": template, "context": context}, share)
 
     async def close(self) -> None:
         while self._free:
             await _kill(self._free.pop())
 
-    async def _ask(self, request: dict[str, Any]) -> Rendered:
+    async def _ask(self, request: dict[str, Any], share: str) -> Rendered:
         body = json.dumps(request).encode()
-        async with self._slots:
+        async with self._slots.use(share):
             answer = None
             while answer is None:
                 kept = bool(self._free)

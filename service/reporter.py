@@ -13,8 +13,8 @@ import structlog
 from sqlalchemy import exc
 
 from service import work
-from service.budget import burst, jobs_budget, refilled
-from service.database import now
+from service.budget import blocked_for, burst, jobs_budget, refilled
+from service.database import check_clock, clock_usable, now
 from service.flow import heal, settle
 from service.flow.deliver import Delivered, Deliverer
 from service.models import Budget, JobReport
@@ -81,6 +81,8 @@ class Reporter:
         pause = min(self._settings.quiet.total_seconds() / 4, 30)
 
         async def step() -> float:
+            if not clock_usable():
+                return RETRY
             checked = await heal.check_quiet(self._parts)
             return 0 if checked == heal.ONE_CALL else pause
 
@@ -112,6 +114,7 @@ class Desk:
         self._environment = parts.settings.environments[environment]
         self._deliverer = Deliverer(parts, environment)
         self._served: dict[str, float] = {}  # lane -> when it was last, by time.monotonic()
+        self._last: dict[str, str] = {}  # lane -> the share that was served last
         self._links_at = time.monotonic()  # when links last had a request
         self._links: asyncio.Task[None] | None = None  # the last batch of them
         self._running: dict[asyncio.Task[None], list[JobReport]] = {}
@@ -126,7 +129,18 @@ class Desk:
         if len(self._running) >= self._settings.at_a_time:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         async with self._parts.database.reading() as session:
-            lanes = await settle.due(session, self._prefix)
+            await check_clock(session)
+            if not clock_usable():
+                return RETRY
+            found = await settle.due(session, self._prefix, self._settings.batch)
+        longest = self._parts.settings.work.longest_wait
+        hidden = [name for name, (_, last) in found.items() if last > now() + longest]
+        for name in hidden:
+            async with self._parts.database.writing() as session:
+                await work.pull_back(session, JobReport, name, longest)
+        if hidden:
+            return 0
+        lanes = {name: count for name, (count, _) in found.items() if count}
         lane, pause = self._next(lanes)
         if lane is None:
             return pause
@@ -136,13 +150,22 @@ class Desk:
             if pause > 0:
                 return pause
             lease = self._parts.settings.work.lease
-            reports = await work.claim(session, JobReport, lane, self._settings.batch, lease)
+            reports = await work.claim(
+                session,
+                JobReport,
+                lane,
+                self._settings.batch,
+                lease,
+                holder=self._parts.replica.holder,
+                after=self._last.get(lane, ""),
+            )
             if reports:
                 bucket.tokens -= 1
         self._served[lane] = time.monotonic()
         if lane.startswith("links "):
             self._links_at = time.monotonic()
         if reports:
+            self._last[lane] = reports[-1].share
             task = asyncio.create_task(self._deliver(lane, reports), context=contextvars.Context())
             self._running[task] = reports
             if lane.startswith("links "):
@@ -177,8 +200,8 @@ class Desk:
     def _wait(self, bucket: Budget, *, only_links: bool) -> float:
         """Seconds until a request may be made. Links alone leave some of the budget to the jobs that may come."""
         at = now()
-        if bucket.blocked_until is not None and bucket.blocked_until > at:
-            return min((bucket.blocked_until - at).total_seconds(), 1.0)  # it may be lifted
+        if blocked := blocked_for(bucket, at, self._parts.settings.work.longest_wait):
+            return min(blocked.total_seconds(), 1.0)  # it may be lifted
         needed = max(1.0, burst(self._rate) * 2 / 3) if only_links else 1.0
         return max(0.0, (needed - bucket.tokens) / self._rate)
 

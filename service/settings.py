@@ -50,8 +50,10 @@ class TaskclusterSettings(Strict):
     client_id: str | None = Field(None, description="the service's own client; without one, calls carry no credentials")
     access_token: SecretStr | None = Field(None, description="its token")
     certificate: SecretStr | None = Field(None, description="JSON, with temporary credentials only")
-    timeout: Duration = Field(timedelta(seconds=30), description="for one call; shorter than the lease")
-    connections: int = Field(10, ge=1, description="calls at a time for one graph or retrigger")
+    timeout: Duration = Field(timedelta(seconds=30), description="for one call")
+    connections: int = Field(
+        10, ge=1, description="tasks that one process creates at a time, of all graphs and retriggers together"
+    )
 
     @property
     def root(self) -> str:
@@ -134,13 +136,25 @@ class PollSettings(Strict):
 
 
 class WorkSettings(Strict):
-    lease: Duration = Field(timedelta(seconds=90), description="a worker that says nothing for so long has died")
+    lease: Duration = Field(
+        timedelta(seconds=15),
+        description="a worker that says nothing for so long has died; it renews its leases, however long a call takes",
+    )
     per_lane: int = Field(10, ge=1, description="pieces of work at a time for one upstream, in one process")
     idle: Duration = Field(timedelta(seconds=0.5), description="between two looks for work that others stored")
     first_retry: Duration = Field(timedelta(seconds=1), description="doubles with each failure, with jitter")
     max_retry: Duration = Field(timedelta(minutes=10), description="between two attempts at most")
-    give_up: Duration = Field(timedelta(days=1), description="then it is buried as a dead letter")
+    give_up: Duration = Field(timedelta(days=1), description="then it is buried as a dead letter, after")
+    give_up_attempts: int = Field(20, ge=1, description="this many attempts at least, so that no clock buries anything")
     drain: Duration = Field(timedelta(seconds=20), description="how long SIGTERM waits for work under way")
+
+    @property
+    def longest_wait(self) -> timedelta:
+        """The longest time after which anything is due: what is due later was written by a clock that was wrong.
+
+        Half an hour is the most that an upstream may ask for; backoff is spread by half either way.
+        """
+        return max(timedelta(minutes=30), self.max_retry * 1.5, self.lease)
 
 
 class ReportSettings(Strict):
@@ -178,6 +192,13 @@ class Settings(Configuration):
     database_url: DatabaseUrl = Field(
         SecretStr("sqlite+aiosqlite:///tc-treeherder.sqlite"),
         description="sqlite+aiosqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
+    )
+    replica: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="name of this process among those that work on one PostgreSQL database; a restarted one takes over "
+        "at once what it held. Default: the host's name",
     )
     database_pool: int = Field(10, ge=1, description="connections to PostgreSQL in one process")
     deployment: str = Field(
@@ -246,8 +267,6 @@ class Settings(Configuration):
                     raise ValueError(f"environments.{prefix}.{name} is pulse: that needs pulse.url")
         if self.taskcluster_logins and self.public_url is None:
             raise ValueError("taskcluster_logins needs public_url: a signature is for the address that was called")
-        if self.taskcluster.timeout >= self.work.lease:
-            raise ValueError("work.lease must be longer than taskcluster.timeout, or a slow call loses its lease")
         names = [token.name for token in self.tokens]
         if len(set(names)) < len(names):
             raise ValueError("two tokens have the same name: the log could not tell them apart")

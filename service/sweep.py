@@ -14,7 +14,7 @@ from sqlalchemy import Table, delete, null, update
 from sqlmodel import SQLModel, col, select
 
 from service import metrics
-from service.database import Database, Session, now
+from service.database import Database, Session, clock_usable, now
 from service.models import (
     Action,
     DeadLetter,
@@ -40,6 +40,8 @@ async def run(database: Database, settings: RetentionSettings) -> None:
     """Sweep now and then until cancelled. Any number of replicas may: what is gone is gone."""
     while True:
         await asyncio.sleep(settings.every.total_seconds() * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+        if not clock_usable():
+            continue
         try:
             swept = await sweep(database, settings)
         except Exception:  # the database is away: next time, then

@@ -7,20 +7,24 @@ after it: a renewal on its way would make finished work due again.
 """
 
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import structlog
-from sqlalchemy import func, literal, union_all
+from sqlalchemy import bindparam, func, literal, tuple_, union_all
 from sqlmodel import col, select, update
 
 from service import metrics
-from service.database import Database, Session, now
+from service.database import Database, Session, Utc, now
 from service.door import visible
-from service.models import State, Work
+from service.fair import deal
+from service.models import WORK_TABLES, State, Work
 from service.settings import WorkSettings
 
 log = structlog.get_logger()
@@ -32,12 +36,17 @@ class LeaseLostError(Exception):
     """Another worker holds this work now: stop at once and write nothing."""
 
 
+class GivenWayError(Exception):
+    """The work was stopped between two parts of it, for others who wait: it goes on when their turn is over."""
+
+
 class Hold(Generic[W]):
     """A piece of work that this process holds; `ended` once it was finished, given back or buried."""
 
     def __init__(self, database: Database, settings: WorkSettings, item: W) -> None:
         self.item = item
         self.ended = False
+        self.wanted = False  # others wait for its slot
         self._database = database
         self._settings = settings
         self._model = type(item)
@@ -57,6 +66,11 @@ class Hold(Generic[W]):
         async with self.writing():
             pass
 
+    def give_way(self) -> None:
+        """Call this between two parts of long work, with all that was done on record. Raises GivenWayError."""
+        if self.wanted:
+            raise GivenWayError
+
     @asynccontextmanager
     async def finishing(self, state: State, reason: str | None = None, **values: Any) -> AsyncIterator[Session]:
         """A transaction in which the work is done with: nothing is due any more."""
@@ -75,10 +89,11 @@ class Hold(Generic[W]):
     async def retry(self, reason: str, wait: timedelta | None = None) -> None:
         """Try again later, with exponential backoff and jitter; bury it once it was tried for `give_up`."""
         at = now()
-        if at - self.item.since >= self._settings.give_up:
+        if exhausted(self._settings, self.item, self.item.since, self._settings.give_up):
             await self.bury(f"given up after {self.item.attempts} attempts since {self.item.since:%F %T}Z: {reason}")
             return
         pause = max(backoff(self._settings, self.item.attempts), wait or timedelta())
+        pause = min(pause, self._settings.longest_wait)
         async with self._ending() as session:
             await self._set(session, error=reason, due_at=at + pause)
         metrics.work_ended(self.item, "retried")
@@ -105,6 +120,8 @@ class Hold(Generic[W]):
     async def _set(self, session: Session, **values: Any) -> None:
         # reasons quote what upstreams said, which may hold what no database takes
         values = {name: visible(value) if isinstance(value, str) else value for name, value in values.items()}
+        if self.ended:
+            values["holder"] = None
         held = await session.exec(
             update(self._model)
             .where(col(self._model.id) == self.item.id, col(self._model.lease) == self.item.lease)
@@ -114,6 +131,11 @@ class Hold(Generic[W]):
             raise LeaseLostError(f"{self!r} is held by another worker")
 
 
+def exhausted(settings: WorkSettings, item: Work, since: datetime, limit: timedelta) -> bool:
+    """Return True if the work failed for `limit` since then and often enough: a clock that jumps buries nothing."""
+    return now() - since >= limit and item.attempts >= settings.give_up_attempts
+
+
 def backoff(settings: WorkSettings, attempts: int) -> timedelta:
     """How long to wait after the `attempts`th failure: doubling, capped, and spread by half either way."""
     doublings = min(max(attempts - 1, 0), 30)
@@ -121,55 +143,211 @@ def backoff(settings: WorkSettings, attempts: int) -> timedelta:
     return pause * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
 
 
-async def due_lanes(session: Session, models: tuple[type[Work], ...]) -> dict[type[Work], dict[str, datetime]]:
-    """Each lane of these tables that has unfinished work, and when its first piece is due."""
-    lanes: dict[type[Work], dict[str, datetime]] = {model: {} for model in models}
-    for number, lane, due in await session.exec(_due_lanes(models)):
-        lanes[models[number]][lane] = due
+@dataclass
+class Lane:
+    """Unfinished work of one table and lane: when its first and its last piece is due."""
+
+    first: datetime
+    last: datetime
+
+
+async def due_lanes(session: Session, models: tuple[type[Work], ...]) -> dict[type[Work], dict[str, Lane]]:
+    """Return each lane of these tables that has unfinished work."""
+    lanes: dict[type[Work], dict[str, Lane]] = {model: {} for model in models}
+    for number, lane, first, last in await session.exec(_due_lanes(models)):
+        lanes[models[number]][lane] = Lane(first, last)
     return lanes
 
 
 @cache
 def _due_lanes(models: tuple[type[Work], ...]) -> Any:
     """One statement for all of them, made once: that takes longer than to execute it."""
-    return union_all(
-        *(
-            select(literal(number), model.lane, func.min(model.due_at))
-            .where(col(model.due_at).is_not(None))
-            .group_by(model.lane)
-            for number, model in enumerate(models)
-        )
-    )
+    return union_all(*(_lanes(number, model) for number, model in enumerate(models)))
 
 
-async def claim(session: Session, model: type[W], lane: str, limit: int, lease: timedelta) -> list[W]:
-    """Take up to `limit` due pieces of `lane`, the longest due first."""
+def _lanes(number: int, model: type[Work]) -> Any:
+    lanes = lanes_of(model, f"lanes_{number}")
+
+    def due(which: Any) -> Any:
+        of_lane = (col(model.due_at).is_not(None), col(model.lane) == lanes.c.lane)
+        return select(which(model.due_at)).where(*of_lane).scalar_subquery()
+
+    return select(literal(number), lanes.c.lane, due(func.min), due(func.max)).where(lanes.c.lane.is_not(None))
+
+
+def lanes_of(model: type[Work], name: str) -> Any:
+    """Return a CTE of the lanes with unfinished work, found by the index however many pieces are in each.
+
+    It has a row of NULL too.
+    """
+    unfinished = col(model.due_at).is_not(None)
+    lanes: Any = select(func.min(model.lane).label("lane")).where(unfinished).cte(name, recursive=True)
+    following = select(func.min(model.lane)).where(unfinished, col(model.lane) > lanes.c.lane).scalar_subquery()
+    return lanes.union_all(select(following).where(lanes.c.lane.is_not(None)))
+
+
+async def pull_back(session: Session, model: type[Work], lane: str, longest: timedelta) -> None:
+    """Let what is due later than after the longest wait be due: a clock that was wrong wrote that."""
     at = now()
-    due = (
+    hidden = (
         select(model.id)
-        .where(model.lane == lane, col(model.due_at) <= at)
-        .order_by(col(model.due_at), col(model.id))
-        .limit(limit)
-        .with_for_update(skip_locked=True)  # SQLite leaves it out; there BEGIN IMMEDIATE does the same
-        .cte()  # read once: a subquery that PostgreSQL's planner scans again locks, and takes, more than `limit`
+        .where(model.lane == lane, col(model.due_at) > at + longest)
+        .limit(PULLED_BACK)
+        .with_for_update(skip_locked=True)
+        .cte()
     )
+    pulled = await session.exec(update(model).where(col(model.id).in_(select(hidden.c.id))).values(due_at=at))
+    log.warning("due-too-late", work=model.__name__, lane=lane, pieces=pulled.rowcount, longest=str(longest))
+
+
+PULLED_BACK = 500
+"""Rows in one statement."""
+
+SHARES = 50
+"""Shares of a lane that are looked at for one claim; the next claim goes on with those that follow."""
+
+
+async def due_shares(session: Session, model: type[Work], lane: str, after: str = "") -> list[str]:
+    """Return shares of `lane` that have due work, in the order of their turns: those that follow `after` come first."""
+    values = {"lane": lane, "at": now()}
+    shares = list(await session.exec(_due_shares(model), params={**values, "after": after}))
+    if after and len(shares) < SHARES:
+        first = await session.exec(_due_shares(model), params={**values, "after": ""})
+        shares += [share for share in first if share not in shares]
+    return shares[:SHARES]
+
+
+@cache
+def _due_shares(model: type[Work]) -> Any:
+    """From share to share by the index, however many pieces are in each."""
+    lane: Any = bindparam("lane")
+    at: Any = bindparam("at", type_=Utc)
+    unfinished = (col(model.lane) == lane, col(model.due_at).is_not(None))
+    first = select(func.min(model.share).label("share")).where(*unfinished, col(model.share) > bindparam("after"))
+    shares: Any = first.cte("shares", recursive=True)
+    following = select(func.min(model.share)).where(*unfinished, col(model.share) > shares.c.share).scalar_subquery()
+    shares = shares.union_all(select(following).where(shares.c.share.is_not(None)))
+    due = select(literal(1)).where(col(model.lane) == lane, col(model.share) == shares.c.share, col(model.due_at) <= at)
+    return select(shares.c.share).where(shares.c.share.is_not(None), due.exists()).limit(SHARES)
+
+
+async def claim(
+    session: Session,
+    model: type[W],
+    lane: str,
+    limit: int,
+    lease: timedelta,
+    *,
+    holder: str | None = None,
+    held: Mapping[str, int] = MappingProxyType({}),
+    most: int | None = None,
+    after: str = "",
+) -> list[W]:
+    """Take up to `limit` due pieces of `lane`, fairly by shares, and of each share the longest due first.
+
+    The share that holds the fewest goes first (`held`: what this process holds of the lane), and none gets more than
+    `most`; the turns begin with the shares that follow `after`.
+    """
+    at = now()
+    holds = Counter(held)
+    shares = await due_shares(session, model, lane, after)
+    claimed: list[W] = []
+    while shares and len(claimed) < limit:
+        dealt = deal(shares, holds, limit - len(claimed), most or limit)
+        if not dealt:
+            break
+        taken = await _claim(session, model, lane, dealt, at, {"due_at": at + lease, "holder": holder})
+        claimed += taken
+        got = Counter(item.share for item in taken)
+        holds.update(got)
+        shares = [share for share in shares if got[share] == dealt.get(share, 0)]  # the others have nothing left
+        if not taken:
+            break
+    return sorted(claimed, key=lambda item: item.id or 0)
+
+
+async def _claim(
+    session: Session, model: type[W], lane: str, dealt: Mapping[str, int], at: datetime, values: dict[str, Any]
+) -> list[W]:
+    turns = [
+        select(model.id)
+        .where(model.lane == lane, model.share == share, col(model.due_at) <= at)
+        .order_by(col(model.due_at), col(model.id))
+        .limit(count)
+        .with_for_update(skip_locked=True)  # SQLite leaves it out; there BEGIN IMMEDIATE does the same
+        .subquery()
+        for share, count in dealt.items()
+    ]
+    # a CTE is read once: a subquery that PostgreSQL's planner scans again locks, and takes, more than it may
+    due = union_all(*(select(turn.c.id) for turn in turns)).cte()
     claimed = await session.exec(
         update(model)
         .where(col(model.id).in_(select(due.c.id)))
-        .values(due_at=at + lease, lease=model.lease + 1, attempts=model.attempts + 1)
+        .values(lease=model.lease + 1, attempts=model.attempts + 1, **values)
         .returning(model)
     )
-    return sorted(claimed.scalars().all(), key=lambda item: item.id or 0)
+    return list(claimed.scalars().all())
 
 
-def take(fresh: Iterable[Work], lease: timedelta) -> None:
+def take(fresh: Iterable[Work], lease: timedelta, holder: str | None = None) -> None:
     """Claim work that the caller is about to store: it is born claimed, and need not be looked for."""
     for item in fresh:
-        item.lease, item.attempts, item.due_at = 1, 1, now() + lease
+        item.lease, item.attempts, item.due_at, item.holder = 1, 1, now() + lease, holder
+
+
+async def renew(session: Session, holds: Iterable[Hold[Any]], lease: timedelta) -> list[Hold[Any]]:
+    """Say that the holder of these lives; return those that another holds by now."""
+    lost: list[Hold[Any]] = []
+    by_model: dict[type[Work], list[Hold[Any]]] = {}
+    for hold in holds:
+        by_model.setdefault(type(hold.item), []).append(hold)
+    for model, of_model in by_model.items():
+        ours = [(hold.item.id, hold.item.lease) for hold in of_model]
+        still = (
+            select(model.id)
+            .where(tuple_(col(model.id), col(model.lease)).in_(ours))
+            .order_by(col(model.id))
+            .with_for_update()
+            .cte()
+        )
+        renewed = await session.exec(
+            update(model)
+            .where(col(model.id).in_(select(still.c.id)))
+            .values(due_at=now() + lease)
+            .returning(col(model.id))
+        )
+        ids = set(renewed.scalars())
+        lost += [hold for hold in of_model if hold.item.id not in ids]
+    return lost
+
+
+async def take_over(session: Session, names: str | None, but: str) -> int:
+    """Let work be due at once whose holder is known to be gone; return how much it was.
+
+    `names`: what the holder begins with, None: any. `but`: the holder that is not gone. The fencing token goes up, so
+    that a holder that lives after all can write nothing.
+    """
+    taken = 0
+    for model in WORK_TABLES:
+        gone = [col(model.due_at).is_not(None), col(model.holder).is_not(None), col(model.holder) != but]
+        if names is not None:
+            gone.append(func.substr(model.holder, 1, len(names)) == names)
+        held = select(model.id).where(*gone).order_by(col(model.id)).with_for_update().cte()
+        freed = await session.exec(
+            update(model)
+            .where(col(model.id).in_(select(held.c.id)))
+            .values(due_at=now(), holder=None, lease=model.lease + 1)
+        )
+        taken += freed.rowcount
+    return taken
+
+
+AT_ONCE = datetime(2000, 1, 1, tzinfo=UTC)
+"""When work is due that a person asked for again: before everything else of its share."""
 
 
 def again(steps: Iterable[Work]) -> None:
-    """Make finished work due once more, as if it were new."""
+    """Make finished work due once more, as if it were new, and first within its share."""
     for step in steps:
-        step.state, step.error, step.done_at, step.attempts = State.PENDING, None, None, 0
-        step.since = step.due_at = now()
+        step.state, step.error, step.done_at, step.attempts, step.holder = State.PENDING, None, None, 0, None
+        step.since, step.due_at = now(), AT_ONCE

@@ -9,12 +9,13 @@ from typing import Any
 import structlog
 
 from service import work
-from service.database import now
+from service.database import check_clock, clock_usable, now
 from service.errors import Unavailable, UpstreamError
+from service.fair import most_of
 from service.flow import cancel, graph, heal, notice, resultset, retrigger
 from service.models import Action, GroupCheck, Notice, PushStep, StepKind, Work
 from service.parts import Parts
-from service.work import Hold, LeaseLostError
+from service.work import GivenWayError, Hold, LeaseLostError
 
 log = structlog.get_logger()
 
@@ -53,6 +54,8 @@ class Worker:
         self._stopping = False
         self._active = False  # whether `run` is at work and not stopping
         self._running: dict[asyncio.Task[None], Hold[Any]] = {}
+        self._last: dict[tuple[type[Work], str], str] = {}  # the share of each lane that was served last
+        self._waiting: dict[str, list[str]] = {}  # shares of each lane that were left waiting at the last look
 
     def wake(self) -> None:
         self._wake.set()
@@ -91,43 +94,83 @@ class Worker:
     async def _claim(self) -> float:
         """Claim what is due and start it; returns for how many seconds there is nothing to look for."""
         async with self._parts.database.reading() as session:
+            await check_clock(session)
+            if not clock_usable():
+                return self._settings.idle.total_seconds()
             lanes = await work.due_lanes(session, tuple(RUN))
         at = now()
         pause = self._settings.idle.total_seconds()
         for model, due in lanes.items():
-            if free := self._free(model, [lane for lane, first in due.items() if first <= at]):
-                self.begin(await self._claimed(model, free))
-            later = [(first - at).total_seconds() for first in due.values() if first > at]
+            for name, lane in due.items():
+                if hidden := lane.last > at + self._settings.longest_wait:
+                    await self._pull_back(model, name)
+                if lane.first <= at or hidden:
+                    await self._claim_lane(model, name)
+            later = [(lane.first - at).total_seconds() for lane in due.values() if lane.first > at]
             pause = min([pause, *later])
         return max(pause, 0.001)
 
-    def _free(self, model: type[Work], lanes: list[str]) -> dict[str, int]:
-        """How many more pieces of each lane this process has room for."""
-        busy = Counter(hold.item.lane for hold in self._running.values() if isinstance(hold.item, model))
-        return {lane: self._settings.per_lane - busy[lane] for lane in lanes if busy[lane] < self._settings.per_lane}
-
-    async def _claimed(self, model: type[Work], free: dict[str, int]) -> list[Work]:
+    async def _pull_back(self, model: type[Work], lane: str) -> None:
         async with self._parts.database.writing() as session:
-            return [
-                item
-                for lane, slots in sorted(free.items())
-                for item in await work.claim(session, model, lane, slots, self._settings.lease)
-            ]
+            await work.pull_back(session, model, lane, self._settings.longest_wait)
+
+    async def _claim_lane(self, model: type[Work], lane: str) -> None:
+        """Fill this process's free slots of a lane; where there is none, let long work give way to a share that has
+        less."""
+        holds = self._holds(model, lane)
+        held = Counter(hold.item.share for hold in holds)
+        after = self._last.get((model, lane), "")
+        free = self._settings.per_lane - len(holds)
+        if free > 0:
+            async with self._parts.database.writing() as session:
+                items = await work.claim(
+                    session,
+                    model,
+                    lane,
+                    free,
+                    self._settings.lease,
+                    holder=self._parts.replica.holder,
+                    held=held,
+                    most=most_of(self._settings.per_lane),
+                    after=after,
+                )
+            self.begin(items)
+            held.update(item.share for item in items)
+            if items:
+                self._last[model, lane] = items[-1].share
+        async with self._parts.database.reading() as session:
+            waiting = await work.due_shares(session, model, lane, after)
+        self._waiting[lane] = waiting
+        least = min((held[share] for share in waiting), default=0)
+        if waiting and sum(held.values()) >= self._settings.per_lane:
+            # of whoever holds most, what has run longest; with a slot each, those that wait have none
+            long = max(holds, key=lambda hold: held[hold.item.share], default=None)
+            if long is not None and held[long.item.share] > least:
+                long.wanted = True
+
+    def _holds(self, model: type[Work], lane: str) -> list[Hold[Any]]:
+        """Return what this process holds of a lane, the longest held first."""
+        return [hold for hold in self._running.values() if type(hold.item) is model and hold.item.lane == lane]
 
     def take(self, fresh: Sequence[Work]) -> list[Work]:
-        """Claim of `fresh` work, which the caller is about to store, what this worker has room for at once.
+        """Claim of `fresh` work, which the caller is about to store, what it is the turn of, as far as there is room.
 
         The caller gives it to `begin` after the commit. The others are claimed as usual.
         """
-        if not self._active:
+        if not self._active or not clock_usable():
             return []
-        busy = Counter(hold.item.lane for hold in self._running.values())
-        taken = []
+        taken: list[Work] = []
         for item in fresh:
-            if busy[item.lane] < self._settings.per_lane:
-                busy[item.lane] += 1
+            holds = [hold.item for hold in self._holds(type(item), item.lane)]
+            holds += [each for each in taken if type(each) is type(item) and each.lane == item.lane]
+            held = Counter(each.share for each in holds)
+            # it may not overtake work of its own share, nor of one that holds no more and may have another slot
+            most = most_of(self._settings.per_lane)
+            ahead = [share for share in self._waiting.get(item.lane, []) if held[share] < most]
+            its_turn = all(share != item.share and held[share] > held[item.share] for share in ahead)
+            if len(holds) < self._settings.per_lane and held[item.share] < most and its_turn:
                 taken.append(item)
-        work.take(taken, self._settings.lease)
+        work.take(taken, self._settings.lease, self._parts.replica.holder)
         return taken
 
     def begin(self, items: Iterable[Work]) -> None:
@@ -153,6 +196,9 @@ class Worker:
             await RUN[type(item)](self._parts, hold)
         except LeaseLostError as error:
             log.warning("lease-lost", error=str(error))
+        except GivenWayError:
+            log.info("work-gave-way")
+            await self._give_back(hold)
         except Unavailable as error:
             log.warning("step-postponed", system=error.system, error=str(error))
             await self._again(hold, str(error), error.retry_after)
@@ -173,17 +219,19 @@ class Worker:
         """Say that we live; who has lost the lease is stopped."""
         while True:
             await asyncio.sleep(self._settings.lease.total_seconds() / 3)
-            for task, hold in list(self._running.items()):
-                if hold.ended:
-                    continue
-                try:
-                    await hold.renew()
-                except LeaseLostError:
-                    if not hold.ended:  # meanwhile
-                        log.warning("lease-lost", id=hold.item.id)
-                        task.cancel()
-                except Exception:  # the database is away; the lease may last until it is back
-                    log.exception("renew-failed")
+            running = {hold: task for task, hold in self._running.items() if not hold.ended}
+            if not running:
+                continue
+            try:
+                async with self._parts.database.writing() as session:
+                    lost = await work.renew(session, running, self._settings.lease)
+            except Exception:  # the database is away; the leases may last until it is back
+                log.exception("renew-failed")
+                continue
+            for hold in lost:
+                if not hold.ended:  # meanwhile
+                    log.warning("lease-lost", id=hold.item.id)
+                    running[hold].cancel()
 
     async def _drain(self) -> None:
         if not self._running:
@@ -196,9 +244,12 @@ class Worker:
         if pending:
             await asyncio.wait(pending)
         for task in pending:
-            try:
-                await holds[task].release()
-            except LeaseLostError as error:
-                log.info("lease-lost", error=str(error))
-            except Exception:  # the database is away: then its lease ends by itself
-                log.exception("release-failed")
+            await self._give_back(holds[task])
+
+    async def _give_back(self, hold: Hold[Any]) -> None:
+        try:
+            await hold.release()
+        except LeaseLostError as error:
+            log.info("lease-lost", error=str(error))
+        except Exception:  # the database is away: then its lease ends by itself
+            log.exception("release-failed")

@@ -14,9 +14,10 @@ from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
-from service import metrics
+from service import database, metrics
 from service.api.cached import Cached, Probe
 from service.api.route import Route
+from service.clock import SETTLED
 from service.database import now
 from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep
 from service.parts import Parts
@@ -122,6 +123,7 @@ async def heartbeat(request: Request, response: Response, health: HealthDep) -> 
     checks = [await health.database()]
     if checks[0].status != "error":
         checks += await health.checks.get()
+    checks.append(_clock())
     for name in _ended(request):
         checks.append(Check(name=name, status="error", detail=f"the {name} has ended: restart this process"))
     order = ["ok", "warning", "error"]
@@ -165,6 +167,21 @@ async def _work(parts: Parts) -> Check:
         "GET /api/v1/actions?state=received or planned say why; /metrics shows which lane it is in"
     )
     return Check(name="work", status="warning", detail=detail)
+
+
+def _clock() -> Check:
+    """Whether this process's clock and the database's agree."""
+    clock = database.clock
+    if clock.usable and not clock.reported:
+        return Check(name="clock", status="ok")
+    detail = (
+        f"the database's clock is {clock.difference:+.0f} s from this process's: one of them jumped, "
+        "or this machine was paused. Check NTP on both"
+    )
+    if clock.usable:
+        return Check(name="clock", status="warning", detail=detail)
+    detail += f". No work is taken until they agree, or differ by the same for {SETTLED:g} s; events are still stored"
+    return Check(name="clock", status="error", detail=detail)
 
 
 async def _pulse(parts: Parts) -> Check:

@@ -17,6 +17,7 @@ from taskcluster.aio import Auth as AuthClient
 from taskcluster.aio import Queue as Client
 
 from service import metrics
+from service.clients import hawk
 from service.errors import Refusal, Unavailable, UpstreamError
 from service.settings import TaskclusterSettings
 
@@ -36,6 +37,7 @@ class _Unprinted:
 
 
 mohawk.util.pprint = mohawk.base.pprint = _Unprinted
+hawk.use_database_time()
 
 Definition = dict[str, Any]
 Status = dict[str, Any]

@@ -3,15 +3,19 @@
 import asyncio
 import io
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import httpx
 import mohawk
 
+from service.clients import hawk
+from service.database import now
 from service.errors import Refusal, Unavailable
 from service.settings import Environment
+
+hawk.use_database_time()
 
 _ACCEPT = {"Accept": "application/json; version=1.0"}
 
@@ -167,7 +171,7 @@ def hgpushes_message(url: str, path: str, push_id: int, user: str, date: datetim
                 "exchange": "exchange/hgpushes/v1",
                 "routing_key": path,
                 "serializer": "json",
-                "sent": datetime.now(UTC).isoformat(),
+                "sent": now().isoformat(),
             },
         },
     }

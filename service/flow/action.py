@@ -41,7 +41,7 @@ from service.errors import Refusal
 from service.flow.definition import SLUGID, name_of
 from service.flow.routes import Route
 from service.flow.routes import parse as parse_route
-from service.models import Action, DeadLetter, Delivery, Repository, Source, State
+from service.models import Action, DeadLetter, Delivery, Repository, Source, State, share_of
 from service.parts import Parts
 
 log = structlog.get_logger()
@@ -122,6 +122,7 @@ def new_action(kind: str, project: str, task_id: str, run_id: int | None, reques
         requester=requester,
         source=source,
         lane=f"action {kind}" if kind in KINDS else "none",
+        share=share_of(project, requester),
     )
     if kind not in KINDS:
         action.state, action.due_at, action.done_at = State.REJECTED, None, now()

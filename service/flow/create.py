@@ -77,6 +77,7 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
             async with hold.writing() as session:
                 await record(session, made)
             made, recorded_at = [], time.monotonic()
+            hold.give_way()
         outcomes = await _create_batch(parts, hold, batch, scopes, plan)
         made += [task for task, error in outcomes if error is None]
         progress = progress or bool(made)
@@ -156,12 +157,12 @@ def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
 async def _create_batch(
     parts: Parts, hold: Hold[Any], batch: list[PlannedTask], scopes: list[str], plan: Plan
 ) -> list[tuple[PlannedTask, Exception | None]]:
-    connections = asyncio.Semaphore(parts.settings.taskcluster.connections)
+    share = f"{hold.item.lane} {hold.item.share}"
     stop = False
 
     async def one(task: PlannedTask) -> tuple[PlannedTask, Exception | None]:
         nonlocal stop
-        async with connections:
+        async with parts.connections.use(share):
             if stop:
                 return task, Unavailable("taskcluster", "not tried: another task of the plan failed")
             try:
@@ -339,10 +340,9 @@ async def cancel_created(
     cancelled and why. Raises Unavailable while it is worth to try again.
     """
     final = hold.item.attempts >= MAX_CANCEL_ATTEMPTS
-    connections = asyncio.Semaphore(parts.settings.taskcluster.connections)
 
     async def cancel(task: PlannedTask, status: Status) -> str | None:
-        async with connections:
+        async with parts.connections.use(f"{hold.item.lane} {hold.item.share}"):
             try:
                 await parts.queue.cancel_task(task.task_id, exact_scope("cancel-task", status))
             except UpstreamError as error:

@@ -24,7 +24,7 @@ from service.flow import jobs
 from service.flow.jobs import Facts, UnusableError
 from service.models import JobReport, Push, PushStep, Repository, Stage, State, StepKind
 from service.parts import Parts
-from service.work import backoff
+from service.work import backoff, exhausted
 
 log = structlog.get_logger()
 
@@ -462,7 +462,7 @@ class Deliverer:
         """How long to leave a Treeherder alone that is away, or has had enough."""
         self._failures += 1
         pause = timedelta(seconds=min(2.0 ** min(self._failures - 1, 20), self._settings.max_pause.total_seconds()))
-        return max(pause, error.retry_after or timedelta())
+        return min(max(pause, error.retry_after or timedelta()), self._parts.settings.work.longest_wait)
 
     def _sent(self, report: JobReport) -> Outcome:
         more = (
@@ -476,16 +476,16 @@ class Deliverer:
     def later(self, report: JobReport, reason: str, wait: timedelta | None = None) -> Outcome:
         """Try again after `wait`, by default with backoff; bury it once it was tried for `work.give_up`."""
         work = self._parts.settings.work
-        if now() - report.since >= work.give_up:
+        if exhausted(work, report, report.since, work.give_up):
             return Outcome(report, End.BURIED, f"given up after {report.attempts} attempts: {reason}")
         pause = min(backoff(work, report.attempts), self._settings.max_pause) if wait is None else wait
-        return Outcome(report, End.LATER, reason, pause)
+        return Outcome(report, End.LATER, reason, min(pause, work.longest_wait))
 
     def _until_push(self, report: JobReport, reason: str) -> Outcome:
         """Wait until Treeherder has answered for `push_wait` that it has no such push: what it could not answer in an
         outage counts for nothing."""
         since = report.no_push_since or now()
-        if now() - since >= self._settings.push_wait:
+        if exhausted(self._parts.settings.work, report, since, self._settings.push_wait):
             return Outcome(report, End.BURIED, f"given up after {self._settings.push_wait}: {reason}")
         outcome = self.later(report, reason)
         outcome.no_push_since = since

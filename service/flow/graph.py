@@ -145,7 +145,8 @@ async def _planned(
     except UnicodeDecodeError as error:
         raise TemplateError(f"{FILE} is not UTF-8: {error}") from None
     try:
-        rendered = await parts.renderer.taskcluster_yml(text, context_of(parts.settings, repository, push))
+        context = context_of(parts.settings, repository, push)
+        rendered = await parts.renderer.taskcluster_yml(text, context, step.share)
     except TemplateError as error:
         raise TemplateError(f"{FILE} {error}") from None
     ids = graph_ids(parts.secret, parts.settings.deployment, repository, push, step.plan_attempt, "graph")
@@ -310,7 +311,7 @@ async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository
         "error": step.refused,
         "environments": prefixes,
     }
-    rendering = (await parts.renderer.template(parts.settings.error_task, context)).parse(ids)
+    rendering = (await parts.renderer.template(parts.settings.error_task, context, step.share)).parse(ids)
     task_id = ids(OWN_LABEL)
     try:
         (task,) = plan_of([{**rendering.result[0], "taskId": task_id}], rendering.ids, step)

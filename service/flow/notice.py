@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlmodel import col, select
 
-from service.budget import jobs_budget, refilled
+from service.budget import blocked_for, jobs_budget, refilled
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow.action import Subject
@@ -164,8 +164,8 @@ async def _turn(parts: Parts, environment: Environment) -> None:
     async with parts.database.writing() as session:
         at = now()
         bucket = await refilled(session, name, at, rate)
-        if bucket.blocked_until is not None and bucket.blocked_until > at:
-            raise Unavailable("treeherder", f"{environment.url} is left alone for now", bucket.blocked_until - at)
+        if blocked := blocked_for(bucket, at, parts.settings.work.longest_wait):
+            raise Unavailable("treeherder", f"{environment.url} is left alone for now", blocked)
         pause = max(0.0, (1 - bucket.tokens) / rate)
         if pause > LONGEST_TURN:
             reason = f"no request with jobs is left for {environment.url} in the next {LONGEST_TURN:g} s"

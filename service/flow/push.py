@@ -10,7 +10,7 @@ from sqlmodel import col, select
 
 from events import MAX_CHANGESETS_IN_FULL, Changeset, OversizedPush, PushEvent, Verdict
 from service.database import Session, now
-from service.models import DeadLetter, Push, PushStep, Repository, State, StepKind
+from service.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -162,6 +162,8 @@ def _steps(settings: Settings, repository: Repository, push: Push) -> list[PushS
     steps.append(PushStep(push_id=push.id, kind=StepKind.GRAPH, lane=f"graph {repository.host}"))
     if settings.pulse.url is not None:
         steps.append(PushStep(push_id=push.id, kind=StepKind.ANNOUNCEMENT, lane="pulse"))
+    for step in steps:
+        step.share = share_of(repository.alias, push.user)
     if repository.record_before is not None and push.date <= repository.record_before:
         for step in steps:
             step.state, step.due_at, step.done_at = State.SKIPPED, None, now()

@@ -20,7 +20,7 @@ from events import PulseMessage, Verdict
 from service.database import Session, now
 from service.flow.definition import SlugId
 from service.flow.routes import parse
-from service.models import JobReport, Stage, State
+from service.models import NOBODY, JobReport, Stage, State
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -175,6 +175,7 @@ def _row(status: TaskStatus, run_id: int, stage: Stage, run: dict[str, Any], tar
         "version": 1,
         "heard_at": at,
         "lane": target.lane,
+        "share": target.revision or target.revision_hash or NOBODY,  # a push stands for its pusher
         "state": State.SKIPPED if skipped else State.PENDING,
         "error": target.refused,
         "due_at": None if skipped else at,

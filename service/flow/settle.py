@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Table, bindparam, case, collate, func, null, update
+from sqlalchemy import Table, bindparam, case, collate, func, literal, null, update
 from sqlmodel import col, select
 
-from service import metrics
+from service import metrics, work
 from service.database import Session, Utc, now
 from service.door import visible
 from service.flow.deliver import End, Outcome
@@ -32,14 +32,25 @@ def links_lane(environment: str, project: str) -> str:
 
 _AT, _AGAIN_AT = bindparam("at", type_=Utc), bindparam("again_at", type_=Utc)
 
-_DUE = select(JobReport.lane, func.count()).where(col(JobReport.due_at) <= _AT).group_by(JobReport.lane)
+_LANES = work.lanes_of(JobReport, "lanes")
+_OF_LANE = _R.lane == _LANES.c.lane
+_DUE = select(
+    _LANES.c.lane,
+    select(func.count())
+    .select_from(
+        select(literal(1)).where(_OF_LANE, _R.due_at <= _AT).limit(bindparam("most")).correlate(_LANES).subquery()
+    )
+    .scalar_subquery(),
+    select(func.max(_R.due_at)).where(_OF_LANE, _R.due_at.is_not(None)).scalar_subquery(),
+).where(_LANES.c.lane.is_not(None))
 
 
-async def due(session: Session, environment: str) -> dict[str, int]:
-    """How many reports of each lane of this Treeherder are due."""
-    lanes = await session.exec(_DUE, params={"at": now()})
+async def due(session: Session, environment: str, most: int) -> dict[str, tuple[int, datetime]]:
+    """Return how many reports of each lane of this Treeherder are due, of more than `most` so many; and when its last
+    one is."""
+    lanes = await (await session.connection()).execute(_DUE, {"at": now(), "most": most})
     ours = (f"job {environment} ", f"links {environment} ")
-    return {lane: count for lane, count in lanes if lane.startswith(ours)}
+    return {lane: (count, last) for lane, count, last in lanes if lane.startswith(ours)}
 
 
 def _held(**values: Any) -> Any:
@@ -50,6 +61,7 @@ _SAME = _R.version == bindparam("held_version")
 
 _DONE = _held(
     lease=_R.lease + 1,
+    holder=None,
     delivered=bindparam("new_delivered"),
     attempts=0,
     error=None,
@@ -62,6 +74,7 @@ _DONE = _held(
 # Treeherder never changes a completed job: whatever came meanwhile, this was the last that it is told
 _LAST = _held(
     lease=_R.lease + 1,
+    holder=None,
     delivered=bindparam("new_delivered"),
     attempts=0,
     error=None,
@@ -72,6 +85,7 @@ _LAST = _held(
 )
 _LINKS = _held(
     lease=_R.lease + 1,
+    holder=None,
     delivered=bindparam("new_delivered"),
     attempts=0,
     error=None,
@@ -86,6 +100,7 @@ def _ended(state: State) -> Any:
     """What was heard meanwhile is tried as if it were the first; it is known only now whether there was any."""
     return _held(
         lease=_R.lease + 1,
+        holder=None,
         attempts=case((_SAME, _R.attempts), else_=0),
         error=case((_SAME, bindparam("why")), else_=null()),
         due_at=case((_SAME, null()), else_=_AT),
@@ -99,6 +114,7 @@ def _ended(state: State) -> Any:
 _SKIPPED, _BURIED = _ended(State.SKIPPED), _ended(State.FAILED).returning(_R.state)
 _LATER = _held(
     lease=_R.lease + 1,
+    holder=None,
     error=bindparam("why"),
     due_at=_AGAIN_AT,
     no_push_since=bindparam("new_no_push_since", type_=Utc),
@@ -178,7 +194,15 @@ async def skip(session: Session, task_ids: Iterable[str], why: str) -> None:
     await (await session.connection()).execute(
         update(_REPORT)
         .where(_R.id.in_([report.id for report in reports]), _R.stage < Stage.RESOLVED)
-        .values(lease=_R.lease + 1, state=State.SKIPPED, error=why, due_at=None, done_at=now(), no_push_since=None)
+        .values(
+            lease=_R.lease + 1,
+            holder=None,
+            state=State.SKIPPED,
+            error=why,
+            due_at=None,
+            done_at=now(),
+            no_push_since=None,
+        )
     )
 
 

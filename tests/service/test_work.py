@@ -14,11 +14,13 @@ from service import work
 from service.database import Database, now
 from service.models import DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind
 from service.settings import WorkSettings
-from service.work import Hold, LeaseLostError, backoff, claim, due_lanes
+from service.work import Hold, Lane, LeaseLostError, backoff, claim, due_lanes
 from tests.service.world import add_repository
 
 SETTINGS = WorkSettings(lease=timedelta(seconds=30))
 MINUTE = timedelta(minutes=1)
+OVER = WorkSettings(give_up=timedelta(), give_up_attempts=1)
+"""What fails is buried at once."""
 
 
 async def add_steps(database: Database, count: int = 1, lane: str = "graph x", **fields: Any) -> list[int]:
@@ -47,7 +49,7 @@ async def add_steps(database: Database, count: int = 1, lane: str = "graph x", *
                 push_id=push.id or 0,
                 kind=StepKind.GRAPH,
                 lane=lane,
-                **{"due_at": at + timedelta(milliseconds=number), "since": at, **fields},
+                **{"due_at": at + timedelta(milliseconds=number), "since": at, "share": f"mc/{number % 2}", **fields},
             )
             for number, push in enumerate(pushes)
         ]
@@ -86,7 +88,7 @@ async def end_lease(database: Database) -> None:
 
 
 async def test_a_claim_takes_the_longest_due_and_no_more_than_asked(database: Database) -> None:
-    ids = await add_steps(database, 10)
+    ids = await add_steps(database, 10, share="mc/dev")
     assert [item.id for item in await take(database, 3)] == ids[:3]
     assert [item.id for item in await take(database, 100)] == ids[3:]
     assert await take(database, 1) == []
@@ -120,7 +122,7 @@ async def test_workers_at_once_never_claim_the_same(database: Database) -> None:
 
 async def test_postgresql_skips_what_another_is_just_claiming(postgres_url: str) -> None:
     database = Database(postgres_url)
-    ids = await add_steps(database, 4)
+    ids = await add_steps(database, 4, share="mc/dev")
     async with database.writing() as first:
         assert [item.id for item in await claim(first, PushStep, "graph x", 2, MINUTE)] == ids[:2]
         async with asyncio.timeout(5):
@@ -145,9 +147,9 @@ async def test_due_lanes(database: Database) -> None:
         session.add(GroupCheck(lane="taskcluster", task_group_id="x", due_at=due))
     async with database.reading() as session:
         assert await due_lanes(session, (PushStep, Notice, GroupCheck)) == {
-            PushStep: {"graph x": due, "graph y": due + MINUTE},
+            PushStep: {"graph x": Lane(due, due), "graph y": Lane(due + MINUTE, due + MINUTE)},
             Notice: {},
-            GroupCheck: {"taskcluster": due},
+            GroupCheck: {"taskcluster": Lane(due, due)},
         }
 
 
@@ -195,7 +197,7 @@ WRITES: dict[str, Callable[[Hold[Any]], Awaitable[None]]] = {
     "finish": lambda hold: hold.finish(State.DONE),
     "retry": lambda hold: hold.retry("again"),
     "release": Hold.release,
-    "bury": lambda hold: Hold(hold._database, WorkSettings(give_up=timedelta()), hold.item).retry("over"),
+    "bury": lambda hold: Hold(hold._database, OVER, hold.item).retry("over"),
 }
 
 
@@ -277,7 +279,7 @@ async def test_retry_waits_as_long_as_it_was_told(database: Database) -> None:
 
 
 async def test_buried_after_a_day_with_a_dead_letter(database: Database) -> None:
-    await add_steps(database, since=now() - timedelta(hours=23, minutes=59))
+    await add_steps(database, since=now() - timedelta(hours=23, minutes=59), attempts=30)
     (item,) = await take(database)
     await Hold(database, SETTINGS, item).retry("still not")
     assert (await stored_step(database)).state == State.PENDING
@@ -289,7 +291,7 @@ async def test_buried_after_a_day_with_a_dead_letter(database: Database) -> None
     stored = await stored_step(database)
     assert (stored.state, stored.due_at) == (State.FAILED, None)
     assert stored.done_at is not None
-    assert "given up after 2 attempts since" in str(stored.error)
+    assert "given up after 32 attempts since" in str(stored.error)
     assert str(stored.error).endswith("still not")
     (letter,) = await letters(database)
     assert (letter.kind, letter.step_id, letter.reason) == ("graph", stored.id, stored.error)
@@ -297,7 +299,7 @@ async def test_buried_after_a_day_with_a_dead_letter(database: Database) -> None
 
 
 async def test_again_makes_it_new(database: Database) -> None:
-    hold = await hold_one(database, WorkSettings(give_up=timedelta()))
+    hold = await hold_one(database, OVER)
     await hold.retry("over")
     async with database.writing() as session:
         work.again(await session.exec(select(PushStep)))
@@ -309,7 +311,7 @@ async def test_again_makes_it_new(database: Database) -> None:
 @pytest.mark.parametrize("end", ["retry", "finish", "bury"])
 async def test_a_reason_that_no_database_takes_is_made_visible(database: Database, end: str) -> None:
     """Upstreams' own words stand in reasons; one that cannot be stored would keep its work from ever ending."""
-    hold = await hold_one(database, WorkSettings(give_up=timedelta()) if end == "bury" else SETTINGS)
+    hold = await hold_one(database, OVER if end == "bury" else SETTINGS)
     if end == "finish":
         await hold.finish(State.FAILED, "a\0b\udce9")
     else:

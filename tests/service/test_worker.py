@@ -47,7 +47,15 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 
 
 def settings_of(**values: Any) -> Settings:
-    work = {"lease": 10, "idle": 0.02, "first_retry": 0.01, "max_retry": 0.02, "drain": 0.3, **values}
+    work = {
+        "lease": 10,
+        "idle": 0.02,
+        "first_retry": 0.01,
+        "max_retry": 0.02,
+        "drain": 0.3,
+        "give_up_attempts": 1,
+        **values,
+    }
     return Settings(work=work, taskcluster={"timeout": 0.01})
 
 
@@ -175,7 +183,7 @@ async def test_a_bug_is_told_without_its_words_and_an_upstreams_reason_with_them
 ) -> None:
     """What an exception of ours says can hold anything; the log has it."""
     steps.does["graph bug"] = fails(*[KeyError("secret")] * 99)
-    steps.does["graph hg"] = fails(*[Unavailable("hg", "hg is away", timedelta(hours=1))] * 99)
+    steps.does["graph hg"] = fails(*[Unavailable("hg", "hg is away", timedelta(minutes=20))] * 99)
     await add_steps(sqlite, lane="graph bug")
     await add_steps(sqlite, lane="graph hg")
     async with working(sqlite, first_retry=50, max_retry=50):
@@ -184,7 +192,7 @@ async def test_a_bug_is_told_without_its_words_and_an_upstreams_reason_with_them
     assert bug.error == "internal error: KeyError; the log has more"
     assert hg.error == "hg is away"
     assert hg.due_at is not None
-    assert hg.due_at - now() > timedelta(minutes=59)
+    assert hg.due_at - now() > timedelta(minutes=19)
 
 
 async def _told(database: Database) -> int:
@@ -281,7 +289,7 @@ async def test_whoever_lost_its_lease_is_stopped(sqlite: Database, steps: Steps)
     async with working(sqlite, lease=0.15):
         await until(lambda: _is(_count(steps), 1))
         async with sqlite.writing() as session:
-            await session.exec(update(PushStep).values(lease=7, due_at=now() + timedelta(hours=1)))
+            await session.exec(update(PushStep).values(lease=7, due_at=now() + timedelta(minutes=5)))
         async with asyncio.timeout(1):
             await stopped.wait()
     (step,) = await all_steps(sqlite)
@@ -346,8 +354,10 @@ async def test_takes_fresh_work_up_to_its_room(sqlite: Database, steps: Steps) -
     steps.does["graph x"] = waits(slow)
     async with working(sqlite, per_lane=2, idle=60) as worker:
         await until(lambda: _is(_active(worker), 1))
+        lanes = ("graph x",) * 3 + ("graph y",)
         fresh: list[Any] = [
-            PushStep(push_id=1, kind=StepKind.GRAPH, lane=lane) for lane in ("graph x",) * 3 + ("graph y",)
+            PushStep(push_id=1, kind=StepKind.GRAPH, lane=lane, share=f"mc/{number}")
+            for number, lane in enumerate(lanes)
         ]
         taken = worker.take(fresh)
         assert [fresh.index(item) for item in taken] == [0, 1, 3]

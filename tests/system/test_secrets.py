@@ -182,6 +182,7 @@ def test_no_secret_is_told_whatever_goes_wrong(
         "TC_TREEHERDER_PULSE__URL": pulse,
         "TC_TREEHERDER_SENTRY_DSN": f"http://{names['sentry key']}@{sentry}/1",
         "TC_TREEHERDER_WORK__GIVE_UP": "3",
+        "TC_TREEHERDER_WORK__GIVE_UP_ATTEMPTS": "1",
         "TC_TREEHERDER_PROBE_PORT": str(free_port()),
     }
     system = systems(role.url, settings=settings, service_port=port)

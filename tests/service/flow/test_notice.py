@@ -232,6 +232,7 @@ async def test_a_buried_action_is_shown_and_one_taken_up_again_no_longer(pushed:
     async with pushed.database.writing() as session:
         action = await session.get_one(Action, before.action_id)
         action.state, action.due_at, action.since = State.PENDING, before.since, before.since.replace(year=2020)
+        action.attempts = 99
     hold = await claimed(pushed)
     await hold.retry("Taskcluster is away")
     action = await stored(pushed, hold.item)

@@ -1,0 +1,97 @@
+"""The time of this process: the database's, carried forward between two reads by a clock that counts suspended time.
+
+The wall clock of the process plays no part, so a replica whose wall clock is wrong does nothing at the wrong time.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+log = structlog.get_logger()
+
+REPORTED = 5.0
+"""Seconds by which the clocks may differ; three differences in a row beyond it are reported."""
+
+IN_A_ROW = 3
+
+STOPPED = 60.0
+"""Seconds of a difference beyond which no work is taken: one of the two clocks has jumped, and nobody knows which."""
+
+SETTLED = 60.0
+"""Seconds for which such a difference must stay the same; then the database's clock is followed. It may have been set,
+or this machine may have been paused without its clocks noticing. Holders have renewed or lost their leases by then."""
+
+EXACT = 0.1
+"""Seconds of a difference that are left alone: a round trip measures no better."""
+
+
+def _wall() -> datetime:
+    return datetime.now(UTC)
+
+
+def _steady() -> float:
+    """Return seconds of a clock that nobody sets, and that counts the time in which the machine was suspended."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has it
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
+
+
+class Clock:
+    """The database's time as this process knows it. `wall` is read until the first comparison, and for SQLite."""
+
+    def __init__(self, wall: Callable[[], datetime] = _wall, steady: Callable[[], float] = _steady) -> None:
+        self.wall, self.steady = wall, steady
+        self.difference = 0.0  # seconds by which the database was ahead (+) or behind (-) at the last comparison
+        self._time, self._at = wall(), steady()
+        self._compared = False
+        self._in_a_row = 0
+        self._settling: tuple[float, float] | None = None  # the difference that is watched, and since when
+
+    def now(self) -> datetime:
+        return self._carried(self.steady())
+
+    @property
+    def reported(self) -> bool:
+        """Whether the clocks differed so often in a row that people are to know."""
+        return self._in_a_row >= IN_A_ROW
+
+    @property
+    def usable(self) -> bool:
+        """Whether work may be taken. What comes in is stored in any case."""
+        return abs(self.difference) <= STOPPED
+
+    def compare(self, database_time: datetime, sent: float, received: float) -> None:
+        """Compare with what the database answered between `sent` and `received` (of `steady`).
+
+        Half of the round trip is taken off: nobody knows when in it the database read its clock.
+        """
+        middle = (sent + received) / 2
+        if not self._compared:
+            self._follow(database_time, middle)
+            return
+        apart = (database_time - self._carried(middle)).total_seconds()
+        sure = max(abs(apart) - (received - sent) / 2, 0.0)
+        self.difference = sure if apart > 0 else -sure
+        if sure <= REPORTED:
+            if self.reported:
+                log.info("clock-agrees-again", seconds=round(self.difference, 1))
+            self._in_a_row, self._settling = 0, None
+            if sure > EXACT:
+                self._follow(database_time, middle)
+            return
+        self._in_a_row += 1
+        if self._in_a_row == IN_A_ROW:
+            log.error("clock-differs", seconds=round(self.difference, 1), takes_work=self.usable)
+        if self._settling is None or abs(self._settling[0] - apart) > REPORTED:
+            self._settling = apart, received
+        elif received - self._settling[1] >= SETTLED:
+            log.warning("clock-followed", seconds=round(self.difference, 1))
+            self._follow(database_time, middle)
+
+    def _carried(self, at: float) -> datetime:
+        return self._time + timedelta(seconds=at - self._at)
+
+    def _follow(self, database_time: datetime, at: float) -> None:
+        self._time, self._at, self._compared = database_time, at, True
+        self.difference, self._in_a_row, self._settling = 0.0, 0, None

@@ -1,0 +1,82 @@
+"""How slots are shared: among the shares (a repository and its pusher, a project and its requester) that want some.
+
+The share that holds the fewest goes first; of several, the one that has waited longest for its turn. No share holds
+the last slot, so that another one's small piece of work never waits for a large one.
+"""
+
+import asyncio
+import heapq
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+
+def most_of(slots: int) -> int:
+    """Return how many of so many slots one share may hold."""
+    return max(1, slots - 1)
+
+
+def deal(shares: Sequence[str], held: Mapping[str, int], slots: int, most: int) -> dict[str, int]:
+    """Return how many of the free `slots` each share gets. `shares` is in the order of their turns."""
+    order = [(held.get(share, 0), turn, share) for turn, share in enumerate(shares)]
+    heapq.heapify(order)
+    dealt: Counter[str] = Counter()
+    while order and dealt.total() < slots:
+        holds, turn, share = heapq.heappop(order)
+        if holds < most:
+            dealt[share] += 1
+            heapq.heappush(order, (holds + 1, turn, share))
+    return dict(dealt)
+
+
+class FairSlots:
+    """Slots of one process, such as connections: `async with slots.use(share)` waits for one."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._most = most_of(slots)
+        self._held: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the share that was served last comes last
+
+    @asynccontextmanager
+    async def use(self, share: str) -> AsyncIterator[None]:
+        await self._take(share)
+        try:
+            yield
+        finally:
+            self._give_back(share)
+
+    async def _take(self, share: str) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(share, deque()).append(turn)
+        self._serve()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was given one just before
+                self._give_back(share)
+            raise
+
+    def _give_back(self, share: str) -> None:
+        self._free += 1
+        self._held[share] -= 1
+        if not self._held[share]:
+            del self._held[share]
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._free:
+            shares = [share for share in self._waiting if self._held[share] < self._most]
+            if not shares:
+                return
+            share = min(shares, key=lambda each: self._held[each])
+            turns = self._waiting.pop(share)
+            while turns and turns[0].done():  # cancelled while it waited
+                turns.popleft()
+            if not turns:
+                continue
+            turns.popleft().set_result(None)
+            self._free -= 1
+            self._held[share] += 1
+            if turns:
+                self._waiting[share] = turns
