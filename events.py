@@ -79,13 +79,8 @@ class OversizedPush(Event):
 class Verdict(BaseModel):
     """What became of one event."""
 
-    verdict: Literal["accepted", "duplicate", "rejected", "unsure"] = Field(
-        description="unsure: it may be a copy of an action, and is not stored; a listener sends it again unless it has "
-        "lost the channel that brought it, for then the broker brings it anew"
-    )
+    verdict: Literal["accepted", "duplicate", "rejected"]
     reason: str | None = None
-    after: int = Field(0, description="when unsure: what `alive_after` is to be, once the channel is found alive")
-    since: float = Field(0, description="when unsure: what `unsure_since` is to be")
     repository: str | None = None
     cursor: int | None = Field(None, description="the repository's cursor after the commit")
     generation: int | None = None
@@ -165,12 +160,6 @@ class PulseMessage(Event):
     delivery: DeliveryKey
     channel: str = Field(pattern=r"^[0-9a-f-]{36}$", description="the UUID of the AMQP channel that delivered it")
     redelivered: bool
-    alive_after: int = Field(
-        0, ge=0, description="its channel was found alive after the service had stored this action: see `unsure`"
-    )
-    unsure_since: float = Field(
-        0, ge=0, allow_inf_nan=False, description="seconds since 1970, as the service said when it first was unsure"
-    )
     exchange: str = Field(max_length=255)
     routing_key: str = Field(max_length=255)
     cc: list[str] = Field([], max_length=1_000, description="the CC header: further routing keys")
@@ -178,11 +167,20 @@ class PulseMessage(Event):
     encoding: Literal["utf-8", "base64"] = "utf-8"
 
 
+class JobActionMessage(PulseMessage):
+    """A button pressed in Treeherder, as Pulse delivered it."""
+
+    stamp: float = Field(
+        ge=0,
+        lt=32_503_680_000,
+        description="seconds since 1970, by the listener's clock, when it had read the message and had not yet asked "
+        "the broker whether the channel is still open",
+    )
+
+
 class Acknowledged(Event):
-    """The broker has taken the acknowledgement of these: it does not bring them again."""
+    """What the broker has confirmed since the last batch."""
 
-    deliveries: list[DeliveryKey] = Field(max_length=MAX_EVENTS)
-
-
-class Noted(BaseModel):
-    actions: int = Field(description="those that are known to be acknowledged now, and were not before")
+    acknowledged: list[DeliveryKey] = Field(
+        [], max_length=MAX_EVENTS, description="deliveries whose acknowledgement the broker has: it brings none again"
+    )

@@ -51,7 +51,7 @@ class Announced:
     def close(self) -> None:
         self._pushlogs.close()
 
-    def __call__(self, urls: list[str], _: Any = None) -> dict[int, str]:
+    def __call__(self, urls: list[str], _: Any = None) -> None:
         due = sorted({url for url in urls if url})[:MOST]
         results: list[PollResult] = []
         while due or results:
@@ -66,7 +66,6 @@ class Announced:
             results = [result for lease in leases if (result := self._poll(lease)) is not None]
             polled = {lease.url for lease in leases}
             due = [url for url in due if url not in polled] if leases else []
-        return {}
 
     def _poll(self, lease: Any) -> PollResult | None:
         log.info("polling-announced", repository=lease.repository)

@@ -1,6 +1,6 @@
 """A queue at a broker: read on one thread, given on by another, and acknowledged only when that is done.
 
-    broker ──▶ read ──▶ Inbox ──▶ give: a batch at a time ──▶ acknowledge, on the thread that reads ──▶ settle
+    broker ──▶ read ──▶ Inbox ──▶ give: a batch at a time ──▶ acknowledge, on the thread that reads
 
 Each queue has a connection and a channel of its own, so that none waits for another, breaks with it, or is acknowledged
 by its `multiple`. While nothing can be given, `prefetch` ends the reading, and heartbeats go on.
@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -149,7 +149,7 @@ class Session:
     def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
         self.id = str(uuid.uuid4())
         self._connection, self._channel, self._prefetch = connection, channel, prefetch
-        self._due: deque[tuple[int, bool]] = deque()  # tags, and whether all before are meant too
+        self._due: deque[int] = deque()  # tags up to which all are given
         self.cancelled = False
 
     @property
@@ -157,12 +157,12 @@ class Session:
         """Whether it is no more, and the broker brings again what it brought. From any thread."""
         return not self.cancelled and not self._channel.is_open
 
-    def done(self, tags: Sequence[int], *, multiple: bool) -> None:
-        """These are given; `multiple`: and so are all before. From any thread; the one that owns the connection tells.
+    def done(self, tag: int) -> None:
+        """All up to this one are given. From any thread; the one that owns the connection acknowledges.
 
         On a channel that is no more it does nothing: what the broker still has it delivers again, as redelivered.
         """
-        self._due.extend([(tags[-1], True)] if multiple else [(tag, False) for tag in tags])
+        self._due.append(tag)
         try:
             self._connection.add_callback_threadsafe(self.acknowledge)
         except pika.exceptions.ConnectionWrongStateError:
@@ -171,7 +171,7 @@ class Session:
 
     def acknowledge(self) -> None:
         while self._due and self._channel.is_open:
-            self._channel.basic_ack(*self._due.popleft())
+            self._channel.basic_ack(self._due.popleft(), multiple=True)
 
     def confirmed(self) -> bool:
         """Whether the broker still has this channel, and with it has taken every acknowledgement that was due.
@@ -200,9 +200,8 @@ class Consumer(Generic[Item]):
     """Reads `queue`, declares and binds it, and reconnects whenever it has to, until `stop` is set.
 
     `read` makes an item of a delivery (the channel's UUID, method, properties, body); `give` takes a batch of them and
-    their session, and returns when they may be acknowledged, but for those that it returns: their numbers in the batch,
-    and what to give in their stead after a pause; or raises `Lost`; `settle`, if there is one, is told when the broker
-    has taken the acknowledgement; `report` tells the service what was found. The last three may take as long as they
+    their session, and returns when they may be acknowledged, or raises `Lost`; `idle` is called when nothing more came
+    for a moment, and at the end; `report` tells the service what was found. The last three may take as long as they
     need, and raise `Stopped` at the end. `counts` and `missing` (exchanges that are not there) are for people.
     """
 
@@ -214,9 +213,9 @@ class Consumer(Generic[Item]):
         parameters: Any,
         stop: threading.Event,
         read: Callable[[str, Any, Any, bytes], Item],
-        give: Callable[[list[Item], Session], Mapping[int, Item]],
+        give: Callable[[list[Item], Session], None],
         report: Callable[[Found], None],
-        settle: Callable[[list[Item]], None] | None = None,
+        idle: Callable[[], None] | None = None,
     ) -> None:
         self.queue = queue
         self.inbox: Inbox[Item] = Inbox(
@@ -227,9 +226,8 @@ class Consumer(Generic[Item]):
         self.connected = False
         self._bindings, self._settings, self._parameters, self._stop = bindings, settings, parameters, stop
         self._read: Callable[[str, Any, Any, bytes], Item] = read
-        self._give_on: Callable[[list[Item], Session], Mapping[int, Item]] = give
-        self._report = report
-        self._settle: Callable[[list[Item]], None] | None = settle
+        self._give_on: Callable[[list[Item], Session], None] = give
+        self._report, self._idle = report, idle or (lambda: None)
         self._known = False
         self._seen = time.monotonic()
         self._found: Found = "there"
@@ -258,26 +256,19 @@ class Consumer(Generic[Item]):
                 self._report_found()
             if batch:
                 self._give_batch(batch)
+            else:
+                self._idle()
+        self._idle()
 
     def _give_batch(self, batch: list[Delivery[Item]]) -> None:
-        session = batch[0][1]
-        while True:
-            try:
-                left = self._give_on([item for item, *_ in batch], session)
-            except Lost:
-                log.info("dropped", queue=self.queue, messages=len(batch), channel=session.id, reason=LOST)
-                return
-            # those that are given do not wait for the others: somebody may be waiting for their acknowledgement
-            if given := [each for number, each in enumerate(batch) if number not in left]:
-                self.counts["forwarded"] += len(given)
-                session.done([tag for *_, tag in given], multiple=not left)
-                if self._settle is not None and session.confirmed():
-                    self._settle([item for item, *_ in given])
-            if not left:
-                return
-            batch = [(left[number], session, tag) for number, (*_, tag) in enumerate(batch) if number in left]
-            if self._stop.wait(self._settings.pulse_unsure_retry.total_seconds()):
-                raise Stopped("the listener is to end")
+        _, session, last = batch[-1]
+        try:
+            self._give_on([item for item, *_ in batch], session)
+        except Lost:
+            log.info("dropped", queue=self.queue, messages=len(batch), channel=session.id, reason=LOST)
+            return
+        self.counts["forwarded"] += len(batch)
+        session.done(last)
 
     def _report_found(self) -> None:
         found = self._found

@@ -13,8 +13,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +23,7 @@ import pika
 import structlog
 
 from configuration import SettingsError
-from events import MAX_BYTES, Noted, QueueReport, QueueState, Verdicts
+from events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
 from listeners.announced import Announced, announced_url
 from listeners.consumer import Binding, Consumer, Found, Lost, Session
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, encode
@@ -50,12 +50,8 @@ LATE = 0.5
 URL_FORM = "set TC_TREEHERDER_PULSE_URL to amqps://user:password@pulse.mozilla.org:5671/%2F"
 
 
-_NOTHING_TOLD = {"alive_after": 0, "unsure_since": 0}
-"""What an event ends with before the service was unsure of it: see `told`."""
-
-
 def pulse_message(channel: str, method: Any, properties: Any, body: bytes) -> bytes:
-    """A delivery as `PulseMessage`, in JSON; `channel` is the UUID of the channel that it came on."""
+    """A delivery as `JobActionMessage`, in JSON; `channel` is the UUID of the channel that it came on."""
     try:
         text, encoding = body.decode(), "utf-8"
     except UnicodeDecodeError:
@@ -66,12 +62,12 @@ def pulse_message(channel: str, method: Any, properties: Any, body: bytes) -> by
             "delivery": str(uuid.uuid4()),
             "channel": channel,
             "redelivered": method.redelivered,
+            "stamp": time.time(),
             "exchange": _name(method.exchange),
             "routing_key": _name(method.routing_key),
             "cc": [_name(key) for key in cc[:MAX_CC] if isinstance(key, str | bytes)] if isinstance(cc, list) else [],
             "body": text,
             "encoding": encoding,
-            **_NOTHING_TOLD,
         }
     )
 
@@ -88,49 +84,75 @@ def shortened(event: bytes) -> bytes:
     return encode(cut)
 
 
-def told(event: bytes, alive_after: int, unsure_since: float) -> bytes:
-    """An event that says after which action its channel was found alive, and since when the service has been unsure."""
-    before, _, _ = event.rpartition(b',"alive_after":')  # which nothing within a string can look like
-    return before + b"," + encode({"alive_after": alive_after, "unsure_since": unsure_since})[1:]
-
-
 class Post:
-    """Posts batches of events to `path`; returns once the service has stored each, or judged it.
+    """Post batches of events to `path`; return once the service has stored each, or judged it. Raises Lost and Stopped.
 
-    What it returns are those of which the service is unsure, to be posted again: number in the batch, and event. Raises
-    Lost and Stopped.
+    `counted`: the service counts equal events. So it gets none that was read after the broker took it back, and it is
+    told, with the next batch or a moment later, what the broker will not bring again.
     """
 
     def __init__(
         self, path: str, forwarder: Forwarder, settings: ListenerSettings, stop: threading.Event,
-        judged: Callable[[str, int], None],
+        judged: Callable[[str, int], None], *, counted: bool,
     ) -> None:  # fmt: skip
         self._path, self._forwarder, self._stop, self._judged = path, forwarder, stop, judged
         self._refused_retry = settings.refused_retry.total_seconds()
+        self._counted = counted
+        self._posted: tuple[Session, list[str]] | None = None  # of the last batch: acknowledged, perhaps not confirmed
+        self._confirmed: list[str] = []
 
-    def __call__(self, events: list[bytes], session: Session) -> dict[int, bytes]:
+    def __call__(self, events: list[bytes], session: Session) -> None:
+        if self._counted:
+            self._confirm(session)
+        self._send(events, session)
+        if self._counted:
+            self._posted = session, [json.loads(event)["delivery"] for event in events]
+
+    def idle(self) -> None:
+        """Report what the broker has confirmed, if no batch comes that could."""
+        if self._posted is not None:
+            with suppress(Lost):
+                self._confirm(self._posted[0])
+        if self._confirmed:
+            self._send([], None)
+
+    def _confirm(self, session: Session) -> None:
+        """Ask the broker whether the channel is open; if so, it has the acknowledgement of the last batch, too."""
+        posted, self._posted = self._posted, None
+        if session.confirmed():
+            if posted is not None and posted[0] is session:
+                self._confirmed += posted[1]
+        elif session.lost:
+            raise Lost
+
+    def _send(self, events: list[bytes], session: Session | None) -> None:
         while True:
             try:
-                return self._post(events, session)
+                self._post(events, session)
             except TooLarge as error:
-                return self._in_pieces(events, session, error)
+                if len(events) > 1:
+                    half = len(events) // 2
+                    self._send(events[:half], session)
+                    self._send(events[half:], session)
+                    return
+                if not events or len(events[0]) <= 2 * SHORTENED:
+                    self._refused(error)
+                    continue
+                size = len(events[0])
+                log.error("event-too-large", path=self._path, size=size, error=str(error), kept=SHORTENED)  # noqa: TRY400 - the message says it all
+                events = [shortened(events[0])]
             except Rejected as error:
                 self._refused(error)
+            else:
+                return
 
-    def acknowledged(self, events: list[bytes]) -> None:
-        """Tell the service that the broker does not bring these again. Raises Stopped."""
-        body = encode({"deliveries": [json.loads(event)["delivery"] for event in events]})
-        try:
-            self._forwarder.post(f"{self._path}/acknowledged", body, Noted)
-        except Rejected as error:
-            # nothing is lost; only an equal button that comes redelivered is then taken for one of these
-            log.warning("acknowledgement-refused", path=self._path, events=len(events), error=str(error))
+    def _post(self, events: list[bytes], session: Session | None) -> None:
+        confirmed = self._confirmed[:MAX_EVENTS]
 
-    def _post(self, events: list[bytes], session: Session) -> dict[int, bytes]:
         def body() -> bytes:
-            if session.lost:
+            if session is not None and session.lost:
                 raise Lost
-            made = b'{"events":[' + b",".join(events) + b"]}"
+            made = b'{"acknowledged":' + encode(confirmed) + b',"events":[' + b",".join(events) + b"]}"
             if len(made) > MAX_BYTES:
                 raise TooLarge(f"{len(made):,} bytes are more than the {MAX_BYTES:,} that a request may have")
             return made
@@ -138,34 +160,12 @@ class Post:
         verdicts = self._forwarder.post(self._path, body, Verdicts).verdicts
         if len(verdicts) != len(events):
             raise Rejected(f"the service gave {len(verdicts)} verdicts for {len(events)} events: run equal versions")
+        del self._confirmed[: len(confirmed)]
         for verdict in ("accepted", "duplicate", "rejected"):
             self._judged(verdict, sum(each.verdict == verdict for each in verdicts))
         reasons = [each.reason for each in verdicts if each.verdict == "rejected"]
         if reasons:
             log.warning("events-rejected", path=self._path, events=len(reasons), first_reason=reasons[0])
-        unsure = {
-            number: told(events[number], each.after, each.since)
-            for number, each in enumerate(verdicts)
-            if each.verdict == "unsure"
-        }
-        if unsure:
-            log.info("events-unsure", path=self._path, events=len(unsure), channel=session.id)
-            # what was stored before the broker answers is no redelivery of what this channel still holds
-            if not session.confirmed() and session.lost:
-                raise Lost
-        return unsure
-
-    def _in_pieces(self, events: list[bytes], session: Session, error: TooLarge) -> dict[int, bytes]:
-        if len(events) > 1:
-            half = len(events) // 2
-            unsure = self(events[:half], session)
-            return unsure | {half + number: event for number, event in self(events[half:], session).items()}
-        (event,) = events
-        if len(event) > 2 * SHORTENED:
-            log.error("event-too-large", path=self._path, size=len(event), error=str(error), kept=SHORTENED)
-            return self([shortened(event)], session)
-        self._refused(error)
-        return self(events, session)
 
     def _refused(self, error: Rejected) -> None:
         log.error(
@@ -216,17 +216,18 @@ class PulseListener:
             self._report(kind, queue, found)
 
         read: Callable[[str, Any, Any, bytes], Any] = pulse_message
-        give: Callable[[list[Any], Session], Mapping[int, Any]]
-        settle = None
+        give: Callable[[list[Any], Session], None]
+        idle = None
         if kind == "pushes":
             self._announced = Announced(settings, self._forwarder, self._stop, self._tls)
             read, give = announced_url, self._announced
         else:
-            give = post = Post(f"/api/v1/events/{kind}", self._forwarder, settings, self._stop, judged)
-            # task events may be told twice, and are too many to speak of each again
-            settle = post.acknowledged if kind == "job-actions" else None
+            path = f"/api/v1/events/{kind}"
+            counted = kind == "job-actions"  # a task event changes nothing when it comes twice
+            give = post = Post(path, self._forwarder, settings, self._stop, judged, counted=counted)
+            idle = post.idle
         consumer = Consumer(
-            queue, bindings(kind, settings), settings, self._parameters, self._stop, read, give, report, settle
+            queue, bindings(kind, settings), settings, self._parameters, self._stop, read, give, report, idle
         )
         return consumer
 

@@ -124,10 +124,6 @@ class ListenerSettings(Configuration):
         description="unacknowledged messages of a queue, and so what is held while the service is away",
     )
     pulse_timeout: Positive = Field(timedelta(seconds=10), description="for an answer of the broker")
-    pulse_unsure_retry: Positive = Field(
-        timedelta(seconds=0.3),
-        description="a button of which the service cannot tell whether it came before is sent again after so long",
-    )
     pulse_blocked: Positive = Field(
         timedelta(seconds=60), description="a connection that the broker blocks longer is given up for a new one"
     )

@@ -188,12 +188,6 @@ class Action(Work, table=True):
     run_id: int | None = None
     requester: str = Field(sa_type=Text)
     source: Source = Field(sa_type=Text)
-    delivery: str | None = Field(default=None, unique=True)  # the key under which it last came
-    channel: str | None = None  # the AMQP channel that it last came on
-    delivered_at: datetime = Field(default_factory=now, sa_type=Utc)  # when it last came
-    acknowledged: bool = False  # the broker knows, and does not bring it again
-    redeliveries: int = 0  # how often the broker brought it again
-    ahead: bool = False  # it came redelivered, and what was delivered before may still arrive
     received_at: datetime = Field(default_factory=now, sa_type=Utc)
     planned_at: datetime | None = _utc()
     plan_attempt: int = 0  # goes up when a plan that nothing came of is made anew
@@ -222,12 +216,29 @@ class Action(Work, table=True):
         ]
 
 
+UNSETTLED = text("(redelivered OR NOT acknowledged OR NOT made_action)")
+"""What may yet change how many presses are counted, or how many actions there should be; see `flow.action`."""
+
+
 class Delivery(SQLModel, table=True):
-    """The key of something that came in: what brings it again is told `duplicate`."""
+    """Something that came in under a key: a press of a button, or a call with an Idempotency-Key.
+
+    What brings the key again is told `duplicate`.
+    """
+
+    __table_args__ = (
+        Index("ix_delivery_unsettled", "digest", "at", sqlite_where=UNSETTLED, postgresql_where=UNSETTLED),
+    )
 
     key: str = Field(primary_key=True)
-    digest: str | None = None  # of the body behind an Idempotency-Key
+    digest: str | None = None  # of what equal presses say; of the body behind an Idempotency-Key
     at: datetime = Field(default_factory=now, sa_type=Utc)
+    action_id: int | None = Field(default=None, foreign_key="action.id", index=True)  # that it is listed on
+    made_action: bool = True  # and that was made for it; otherwise it may be another delivery of the same press
+    channel: str = ""  # the AMQP channel that brought it
+    redelivered: bool = False
+    stamp: float = 0  # when the listener read it, by its clock
+    acknowledged: bool = False  # the broker has confirmed it: it does not bring it again
 
 
 class NoticeKind(StrEnum):
@@ -346,6 +357,7 @@ class DeadLetter(SQLModel, table=True):
     notice_id: int | None = Field(default=None, foreign_key="notice.id")
     report_id: int | None = Field(default=None, foreign_key="job_report.id")
     since: datetime = Field(default_factory=now, sa_type=Utc)
+    digest: str | None = Field(default=None, unique=True)  # of an event, so that it is kept once
 
 
 class PulseQueue(SQLModel, table=True):

@@ -275,6 +275,9 @@ class ActionPage(Page[ActionSummary]):
 
 class ActionRead(ActionSummary):
     left_out: list[LeftOut]
+    deliveries: int = Field(
+        description="messages that are listed on it: more than one, where the same press may have been delivered again"
+    )
 
 
 class PlannedCopy(Schema):

@@ -105,11 +105,6 @@ class PulseSettings(Strict):
     url: SecretStr | None = Field(None, description="amqps://user:password@pulse.mozilla.org:5671/%2F")
     user: str = Field("tc-treeherder", description="exchanges are named exchange/<user>/…")
     timeout: Duration = Field(timedelta(seconds=30), description="for a confirm")
-    acknowledged_within: Duration = Field(
-        timedelta(seconds=2),
-        description="a listener acknowledges a stored button so soon; until then nobody can say whether an equal, "
-        "redelivered one is the same, and it is asked for again",
-    )
 
 
 class RenderLimits(Strict):

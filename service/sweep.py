@@ -15,6 +15,7 @@ from sqlmodel import SQLModel, col, select
 
 from service import metrics
 from service.database import Database, Session, clock_usable, now
+from service.flow.action import REDELIVERED_WITHIN
 from service.models import (
     Action,
     DeadLetter,
@@ -57,9 +58,9 @@ async def sweep(database: Database, settings: RetentionSettings) -> dict[str, in
         "plan_bodies": (_plan_bodies, at - settings.plans),
         "job_reports": (_job_reports, at - settings.job_reports),
         "dead_letters": (_dead_letters, at - settings.dead_letters),
-        "actions": (_actions, at - settings.pushes),
+        "actions": (_actions, at - max(settings.pushes, REDELIVERED_WITHIN)),
         "pushes": (_pushes, at - settings.pushes),
-        "deliveries": (_deliveries, at - settings.pushes),
+        "deliveries": (_deliveries, at - max(settings.pushes, REDELIVERED_WITHIN)),
     }
     swept = {}
     for name, (step, before) in steps.items():
@@ -125,6 +126,7 @@ async def _actions(session: Session, before: datetime) -> int:
     await _delete(session, DeadLetter, "action_id", ids)
     await _delete(session, Notice, "id", notices)
     await _delete(session, PlannedTask, "action_id", ids)
+    await _delete(session, Delivery, "action_id", ids)
     await _delete(session, Action, "id", ids)
     return len(ids)
 
@@ -151,7 +153,9 @@ async def _pushes(session: Session, before: datetime) -> int:
 
 
 async def _deliveries(session: Session, before: datetime) -> int:
-    keys = (await session.exec(select(Delivery.key).where(col(Delivery.at) < before).limit(BATCH))).all()
+    """Keys of actions that are gone: a release before kept them by themselves."""
+    old = select(Delivery.key).where(col(Delivery.at) < before, col(Delivery.action_id).is_(None))
+    keys = (await session.exec(old.limit(BATCH))).all()
     await _delete(session, Delivery, "key", keys)
     return len(keys)
 

@@ -22,7 +22,7 @@ from service.errors import Problem, UpstreamError
 from service.flow import cancel, retrigger
 from service.flow.action import FailedError, RejectedError, called, new_action, subject_of
 from service.flow.ids import copy_ids
-from service.models import Action, PlannedTask, Source, State
+from service.models import Action, Delivery, PlannedTask, Source, State
 from service.parts import Parts
 from service.schemas import (
     ActionCreate,
@@ -240,7 +240,10 @@ def _ids(actions: Sequence[Action]) -> list[int]:
 async def _read(session: Session, action: Action) -> ActionRead:
     counts = (await _counts(session, [action])).get(action.id or 0, (0, 0))
     tasks = (await _tasks(session, [action]))[action.id or 0]
-    return ActionRead.model_validate({**_summary(action, counts, tasks), "left_out": action.left_out})
+    deliveries = (await session.exec(select(func.count()).where(Delivery.action_id == action.id))).one()
+    return ActionRead.model_validate(
+        {**_summary(action, counts, tasks), "left_out": action.left_out, "deliveries": deliveries}
+    )
 
 
 def _summary(action: Action, counts: tuple[int, int], tasks: list[MadeTask]) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 import structlog
 from fastapi import APIRouter, Request
-from pydantic import ValidationError
 from sqlalchemy import LargeBinary, func
 from sqlalchemy.orm import defer
 from sqlmodel import col, select
@@ -14,7 +13,7 @@ from service.api.events import job_action, push_event
 from service.api.openapi import WRITES, problems
 from service.api.route import Route
 from service.database import Session, now
-from service.door import NonsenseError, parse, reason_of
+from service.door import parse, reason_of
 from service.errors import Problem
 from service.flow import action, heal, report
 from service.flow.action import Arrival
@@ -124,17 +123,13 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
     try:
         parsed = parse(letter.payload or b"")
         event = job_action(parsed) if letter.kind == "job-action" else push_event(parsed)
-    except ValidationError as error:
+    except ValueError as error:  # pydantic's is one
         raise Problem(422, "Still not understood", reason_of(error)) from None
-    except NonsenseError as error:
-        raise Problem(422, "Still not understood", str(error)) from None
     if isinstance(event, OversizedPush):
         detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
         raise Problem(409, "Cannot be replayed", detail)
     if isinstance(event, Arrival):
-        if event.press is None:
-            raise Problem(422, "Still not understood", event.reason)
-        (verdict,), _ = await action.store(session, [event], None)
+        (verdict,), _ = await action.store(session, [event])
     else:
         (verdict,), _ = await store(session, parts.settings, [event])
     if verdict.verdict == "rejected" or (verdict.reason is not None and letter.kind != "job-action"):

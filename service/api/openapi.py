@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 from events import (
     MAX_EVENTS,
     Acknowledged,
+    JobActionMessage,
     LeaseRequest,
     OversizedPush,
     PollResult,
@@ -99,13 +100,19 @@ class PulseMessages(BaseModel):
     events: list[PulseMessage] = Field(max_length=MAX_EVENTS)
 
 
+class JobActionMessages(Acknowledged):
+    """Buttons pressed in Treeherder, each with a verdict of its own, and what the broker has confirmed."""
+
+    events: list[JobActionMessage] = Field(max_length=MAX_EVENTS)
+
+
 class Lease(LeaseRequest):
     """How the last polls went, and how many repositories are wanted next."""
 
     results: list[PollResult] = Field([], max_length=MAX_EVENTS)
 
 
-_SIGNED: tuple[type[BaseModel], ...] = (Pushes, PulseMessages, Acknowledged, Lease, QueueReport)
+_SIGNED: tuple[type[BaseModel], ...] = (Pushes, PulseMessages, JobActionMessages, Lease, QueueReport)
 
 _WEBHOOK: Json = {
     "webhookId": {"name": "webhook-id", "description": "drawn anew for each message"},
@@ -333,7 +340,7 @@ EXAMPLES: dict[str, Json] = {
     },
     "ActionCreate": {**_ACTION, "requester": "sheriff@example.com"},
     "ActionSummary": _ACTION_READ,
-    "ActionRead": {**_ACTION_READ, "left_out": []},
+    "ActionRead": {**_ACTION_READ, "left_out": [], "deliveries": 0},
     "ActionPlan": {
         **_ACTION,
         "state": "planned",

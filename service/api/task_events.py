@@ -1,22 +1,18 @@
 """Ingress of task events: stored and answered at once, whatever state Treeherder and Taskcluster are in."""
 
-from typing import Any
-
-import structlog
 from fastapi import APIRouter, Request
 
 from events import PulseMessage, Verdict, Verdicts
 from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import PulseMessages, signed
+from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
 from service.database import now
-from service.door import originals, reason_of, visible
+from service.door import reason_of, visible
 from service.flow import report
-from service.models import DeadLetter
 
-log = structlog.get_logger()
 router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
 
 
@@ -31,32 +27,18 @@ async def take_task_events(request: Request, parts: PartsDep) -> Verdicts:
     refused: dict[int, str] = {}
     for number, event in enumerate(events):
         try:
-            verdict, noted = report.judge(parts.settings, PulseMessage.model_validate(event), at)
+            judged, noted = report.judge(parts.settings, PulseMessage.model_validate(event), at)
         except ValueError as error:  # pydantic's is one
             refused[number] = visible(reason_of(error))
-            verdict, noted = Verdict(verdict="rejected", reason=f"{refused[number]}; kept as a dead letter"), []
-        verdicts.append(verdict)
+            judged, noted = verdict(refused[number]), []
+        verdicts.append(judged)
         rows += noted
-    letters = []
-    if refused:
-        bytes_of = originals(raw, "events")
-        letters = [
-            DeadLetter(kind="task-event", subject=_subject(events[number]), reason=reason, payload=bytes_of[number])
-            for number, reason in refused.items()
-        ]
+    letters = dead_letters("task-event", raw, events, refused)
     if rows or letters:
         async with parts.database.writing() as session:
             await report.upsert(session, rows)
-            session.add_all(letters)
-    for letter in letters:
-        log.warning("event-not-understood", subject=letter.subject, reason=letter.reason)
+            await keep(session, letters)
     if rows:
         request.app.state.reporter.wake()
     metrics.event_in("task", verdicts)
     return Verdicts(verdicts=verdicts)
-
-
-def _subject(event: Any) -> str:
-    if not isinstance(event, dict):
-        return "an event that is no object"
-    return f"{str(event.get('exchange'))[:100]}, {str(event.get('routing_key'))[:200]}"

@@ -1,39 +1,35 @@
 """A pressed button, or a call of our API, becomes a stored action; and what every action begins with.
 
 A message may come again: under the same delivery key when a listener posts it once more, and as `redelivered` under
-a new key when the listener's channel was lost before it could acknowledge. Nothing tells it from an equal press but
-what listeners know, so that is asked for:
+a new key when the listener's channel was lost before the broker had the acknowledgement. Of equal presses nobody can
+say which redelivered message is which original, but how many presses there were can be counted: see `count_presses`.
 
-- Was the earlier one acknowledged? Then the broker does not bring it again, and what comes redelivered is another
-  press. A listener says so as soon as the broker has confirmed it; until then we are unsure, for so long that it could
-  (`acknowledged_within`) since it was stored, and since we were first asked.
-- Is the channel still there that brought this one? Then nobody else was brought it, and what came redelivered on
-  another is another press. If it is gone, this one may be late, and behind its own redelivery.
-
-What we are unsure of is not stored. A listener whose channel is alive sends it again, and says so; one that has lost it
-need not, for the broker brings it to somebody.
+Listeners report what the broker has confirmed. Until then a delivery may come again; a press that is counted only after
+such a report is carried out then. All deliveries are kept, each on one action.
 """
 
 import asyncio
 import base64
 import binascii
+import hashlib
+import json
 import re
 import uuid
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from sqlalchemy import text
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlmodel import col, delete, select, update
+from sqlmodel import col, select
 
-from events import PulseMessage, Verdict
+from events import JobActionMessage, PulseMessage, Verdict
 from service.clients.taskcluster import Definition, Status, known_definition, known_status
 from service.database import Session, now
 from service.door import NonsenseError, parse
@@ -41,7 +37,7 @@ from service.errors import Refusal
 from service.flow.definition import SLUGID, name_of
 from service.flow.routes import Route
 from service.flow.routes import parse as parse_route
-from service.models import Action, DeadLetter, Delivery, Repository, Source, State, share_of
+from service.models import UNSETTLED, Action, Delivery, Repository, Source, State, share_of
 from service.parts import Parts
 
 log = structlog.get_logger()
@@ -52,8 +48,11 @@ KINDS = ("retrigger", "cancel")
 KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
 """Those of Mozilla's Treeherders, for a service that no environments are configured for."""
 
-REDELIVERED_WITHIN = timedelta(hours=24)
+REDELIVERED_WITHIN = timedelta(days=2)
 """How long after a message the broker may bring it again."""
+
+CLOCK_SKEW = 300.0
+"""Seconds; how far a listener's clock may be off: the service takes no signature that is older or newer."""
 
 _LOCKS = 0x7C7B
 """The first of the two numbers of our advisory locks on PostgreSQL; alembic/env.py takes another."""
@@ -132,163 +131,174 @@ def new_action(kind: str, project: str, task_id: str, run_id: int | None, reques
 
 @dataclass
 class Arrival:
-    """A message, and what it says; or `reason`, why that cannot be understood, and the `payload` to keep."""
+    """A message, and what it says."""
 
-    message: PulseMessage
-    press: JobAction | None
-    reason: str = ""
-    payload: bytes = b""
+    message: JobActionMessage
+    press: JobAction
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of what is the same in equal presses."""
+        values = [*self.press.job, self.press.action, self.press.project, self.press.requester]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+    def delivery(self) -> Delivery:
+        """A row for it, not listed on an action yet."""
+        columns = self.message.model_dump(include={"channel", "redelivered", "stamp"})
+        return Delivery(key=self.message.delivery, digest=self.identity, made_action=False, **columns)
 
 
 async def store(
-    session: Session, arrivals: Sequence[Arrival], acknowledged_within: timedelta | None
+    session: Session, arrivals: Sequence[Arrival], acknowledged: Collection[str] = ()
 ) -> tuple[list[Verdict], list[Action]]:
     """Store what is new, in the caller's transaction: a verdict for each, and the actions that are to be done.
 
-    `acknowledged_within` None: these are dead letters on their second way in, whose keys are known and which are
-    acknowledged; there is nobody to be asked about them.
+    `acknowledged`: deliveries that the broker is now known not to bring again. An equal one may thereby turn out to be
+    another press: it becomes an action here, too.
     """
-    fresh = await _new_keys(session, [arrival.message.delivery for arrival in arrivals])
-    if acknowledged_within is None:
-        fresh = {arrival.message.delivery for arrival in arrivals}
-    unsure: list[str] = []
-    presses = [a.press for a in arrivals if a.press is not None and a.message.delivery in fresh]
-    await _one_by_one(session, presses)
-    equal = await _earlier(session, presses)
-    verdicts: list[Verdict] = []
-    actions: list[Action] = []
-    for arrival in arrivals:
-        message, press = arrival.message, arrival.press
-        if message.delivery not in fresh:
-            verdicts.append(Verdict(verdict="duplicate", reason="this delivery is known"))
-            continue
-        fresh.remove(message.delivery)  # the same key once more in this batch is a duplicate too
-        if press is None:
-            subject = f"{message.exchange} {message.routing_key}"
-            session.add(DeadLetter(kind="job-action", subject=subject, reason=arrival.reason, payload=arrival.payload))
-            verdicts.append(Verdict(verdict="rejected", reason=f"{arrival.reason}; kept as a dead letter"))
-            continue
-        action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
-        others = [each for each in equal[_said(action)] if each.channel != message.channel]
-        if any(each.id is None for each in others):
-            await session.flush()
-        known = _known(others, message, acknowledged_within)
-        if isinstance(known, Verdict):
-            unsure.append(message.delivery)
-            verdicts.append(known)
-            continue
-        if known is not None:
-            session.add(known)
-            verdicts.append(Verdict(verdict="duplicate", reason=f"it came before, as action {known.id}"))
-            log.info("action-redelivered", action=known.id, task_id=known.task_id)
-            continue
-        action.delivery, action.channel, action.ahead = message.delivery, message.channel, message.redelivered
-        action.acknowledged = acknowledged_within is None
-        session.add(action)
-        equal[_said(action)].append(action)
-        actions.append(action)
-        rejected = action.state == State.REJECTED
-        verdicts.append(Verdict(verdict="rejected" if rejected else "accepted", reason=action.error))
-    if unsure:
-        log.info("actions-unsure", actions=len(unsure), deliveries=unsure[:10])
-        await session.exec(delete(Delivery).where(col(Delivery.key).in_(unsure)))
-    return verdicts, [action for action in actions if action.state == State.PENDING]
+    acknowledged = set(acknowledged)
+    reported = await session.exec(
+        select(Delivery.digest).where(col(Delivery.key).in_(acknowledged), col(Delivery.acknowledged).is_(False))
+    )
+    identities = {*filter(None, reported), *(arrival.identity for arrival in arrivals)}
+    await _lock(session, identities)
+    groups = await _unsettled(session, identities)
+    # never less than they were counted as before: with the days, deliveries leave the groups
+    enough = {identity: max(count_presses(group), _actions_of(group)) for identity, group in groups.items()}
+    for delivery in chain.from_iterable(groups.values()):
+        delivery.acknowledged = delivery.acknowledged or delivery.key in acknowledged
+    arrived = {arrival.message.delivery: arrival for arrival in arrivals}
+    known = set(await session.exec(select(Delivery.key).where(col(Delivery.key).in_(arrived))))
+    new = {key: arrival.delivery() for key, arrival in arrived.items() if key not in known}
+    for delivery in new.values():
+        groups[delivery.digest or ""].append(delivery)
+
+    pressed_now: list[Delivery] = []
+    for identity, group in groups.items():
+        more = count_presses(group) - enough.get(identity, 0)
+        # what has no action yet goes first, and of that what is certainly a press of its own
+        spare = sorted(
+            (delivery for delivery in group if not delivery.made_action),
+            key=lambda delivery: (delivery.action_id is not None, delivery.redelivered),
+        )
+        pressed_now += spare[: max(more, 0)]
+    actions = await _make_actions(session, pressed_now, arrived)
+    for group in groups.values():
+        _list_others(group)
+    session.add_all(new.values())
+    verdicts = list(_verdicts(arrivals, new, actions))
+    return verdicts, [action for action in actions.values() if action.state == State.PENDING]
 
 
-async def _new_keys(session: Session, keys: Iterable[str]) -> set[str]:
-    """Store the keys, and return those that were not there. Two that bring the same at once wait for each other."""
-    insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
-    rows = [{"key": key, "at": now()} for key in sorted(set(keys))]
-    if not rows:
-        return set()
-    stored = await session.exec(insert(Delivery).values(rows).on_conflict_do_nothing().returning(col(Delivery.key)))
-    return set(stored.scalars())
-
-
-async def _one_by_one(session: Session, presses: Iterable[JobAction]) -> None:
-    """Wait for every transaction that stores an equal press: what it has not committed yet, nobody else can see.
+async def _lock(session: Session, names: Iterable[str]) -> None:
+    """Wait for every transaction that stores under one of `names`: what it has not committed yet, nobody else can see.
 
     SQLite has one writer, so there is nothing to wait for.
     """
     if session.get_bind().dialect.name != "postgresql":
         return
-    names = {f"{each.project}/{each.job[0]}/{each.action}/{each.requester}" for each in presses}
-    stripes = sorted({zlib.crc32(name.encode(errors="surrogatepass")) % _STRIPES for name in names})
+    stripes = sorted({zlib.crc32(name.encode()) % _STRIPES for name in names})
     if stripes:  # sorted, so that two never wait in a circle
         connection = await session.connection()
         await connection.execute(_TAKE_LOCKS, {"space": _LOCKS, "stripes": stripes})
 
 
-_Said = tuple[str, str, str, str, int | None]
+async def _unsettled(session: Session, identities: Collection[str]) -> defaultdict[str, list[Delivery]]:
+    """The equal deliveries of which not each is certainly the only one of its press, and has made its action.
 
-
-def _said(action: Action) -> _Said:
-    """What is the same in equal presses."""
-    return action.task_id, action.kind, action.project, action.requester, action.run_id
-
-
-async def _earlier(session: Session, presses: Sequence[JobAction]) -> defaultdict[_Said, list[Action]]:
-    """Those of the last day that may be one of `presses` already, or that one of them may be late behind."""
-    found: defaultdict[_Said, list[Action]] = defaultdict(list)
-    if not presses:
-        return found
-    earlier = await session.exec(
-        select(Action)
-        .where(
-            col(Action.task_id).in_({press.job[0] for press in presses}),
-            Action.source == Source.PULSE,
-            col(Action.received_at) > now() - REDELIVERED_WITHIN,
-            col(Action.acknowledged).is_(False) | col(Action.ahead).is_(True),
-        )
-        .order_by(col(Action.id))  # as `acknowledged` does, so that two who lock them never wait in a circle
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
-    for action in earlier:
-        found[_said(action)].append(action)
-    return found
-
-
-def _known(
-    equal: Sequence[Action], message: PulseMessage, acknowledged_within: timedelta | None
-) -> Action | Verdict | None:
-    """The action that this message was made into already, under another delivery key; it is marked as matched.
-
-    A verdict: that cannot be told yet. `equal`: those that say the same, and last came on another channel.
+    However often a button is pressed, these are few: those of the last moments, and those of lost channels.
     """
-    at = now()
-    since = message.unsure_since or at.timestamp()
-    after = max((each.id or 0 for each in equal if each.ahead), default=0)
-    if message.redelivered and (earlier := [each for each in equal if not each.acknowledged]):
-        # in the time before it was asked for, the service may have been away, or still storing it
-        within = acknowledged_within or timedelta(0)
-        asked = since <= (at - within).timestamp()
-        overdue = [each for each in earlier if asked and each.delivered_at <= at - within]
-        if not overdue:
-            reason = f"it may be action {earlier[0].id} once more, of which an acknowledgement may still come"
-            return Verdict(verdict="unsure", reason=reason, after=after, since=since)
-        # of several the one that was brought again least often: what a lost channel had may come on two others
-        known = min(overdue, key=lambda each: (each.redeliveries, each.id))
-        known.delivery, known.channel, known.delivered_at = message.delivery, message.channel, at
-        known.redeliveries += 1
-        return known
-    if after > message.alive_after and acknowledged_within is not None:
-        reason = f"action {after} is equal and came redelivered: it may be this one, if this one's channel is gone"
-        return Verdict(verdict="unsure", reason=reason, after=after, since=since)
-    return None
-
-
-async def acknowledged(session: Session, deliveries: Sequence[str]) -> int:
-    """The broker does not bring these again. Returns how many actions that was not known of."""
-    known = await session.exec(
-        select(Action.id)
-        .where(col(Action.delivery).in_(deliveries), col(Action.acknowledged).is_(False))
-        .order_by(col(Action.id))  # as `_earlier` does
-        .with_for_update()
+    groups: defaultdict[str, list[Delivery]] = defaultdict(list)
+    deliveries = await session.exec(
+        select(Delivery)
+        .where(col(Delivery.digest).in_(identities), UNSETTLED, col(Delivery.at) > now() - REDELIVERED_WITHIN)
+        .order_by(col(Delivery.stamp))
     )
-    ids = list(known)
-    await session.exec(update(Action).where(col(Action.id).in_(ids)).values(acknowledged=True))
-    return len(ids)
+    for delivery in deliveries:
+        groups[delivery.digest or ""].append(delivery)
+    return groups
+
+
+def may_come_again_as(earlier: Delivery, later: Delivery) -> bool:
+    """Return True if both may be the same message."""
+    return (
+        later.redelivered
+        and not earlier.acknowledged
+        and earlier.channel != later.channel
+        and earlier.stamp - 2 * CLOCK_SKEW < later.stamp
+    )
+
+
+def count_presses(deliveries: Collection[Delivery]) -> int:
+    """Return how many presses there were at least, of equal deliveries.
+
+    That is their number without the largest one-to-one matching of what `may_come_again_as` what. By König's theorem,
+    the matching has as many pairs as there are ends, less those of the largest set of ends without a pair among them.
+    In the order of time, a pair is an `earlier` end before a `later` end on another channel. So such a set is: later
+    ends, up to some time; then both kinds on one channel, up to another time; then earlier ends.
+    """
+    ends = [(each.stamp, False, each.channel) for each in deliveries if each.redelivered]
+    ends += [(each.stamp - 2 * CLOCK_SKEW, True, each.channel) for each in deliveries if not each.acknowledged]
+    later_ends = largest = 0
+    on_channel: defaultdict[str, int] = defaultdict(int)
+    for _, is_earlier, channel in sorted(ends):
+        on_channel[channel] = max(on_channel[channel], later_ends) + 1
+        later_ends += not is_earlier
+        largest = max(largest + is_earlier, later_ends, on_channel[channel])
+    return len(deliveries) - (len(ends) - largest)
+
+
+def _actions_of(deliveries: Iterable[Delivery]) -> int:
+    return sum(delivery.made_action for delivery in deliveries)
+
+
+async def _make_actions(
+    session: Session, deliveries: Sequence[Delivery], arrived: Mapping[str, Arrival]
+) -> dict[str, Action]:
+    """Make an action of each delivery, by its key; of one that was listed on another action, the same once more."""
+    ids = {delivery.action_id for delivery in deliveries if delivery.action_id is not None}
+    listed = {action.id: action for action in await session.exec(select(Action).where(col(Action.id).in_(ids)))}
+    actions: dict[str, Action] = {}
+    for delivery in deliveries:
+        if delivery.action_id is None:
+            press = arrived[delivery.key].press
+            action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
+        else:
+            same = listed[delivery.action_id]
+            action = new_action(same.kind, same.project, same.task_id, same.run_id, same.requester, Source.PULSE)
+            log.info("press-counted-late", delivery=delivery.key, listed_on=same.id, task_id=same.task_id)
+        actions[delivery.key] = action
+    session.add_all(actions.values())
+    await session.flush()
+    for delivery in deliveries:
+        delivery.action_id, delivery.made_action = actions[delivery.key].id, True
+    return actions
+
+
+def _list_others(group: Sequence[Delivery]) -> None:
+    """List each delivery that made no action on one that it may belong to: of several, on the one that has fewest."""
+    listed = [delivery for delivery in group if delivery.action_id is not None]
+    deliveries = Counter(delivery.action_id for delivery in listed)
+    for delivery in [delivery for delivery in group if delivery.action_id is None]:
+        same = [each for each in listed if may_come_again_as(each, delivery) or may_come_again_as(delivery, each)]
+        ids = {each.action_id for each in same or listed}
+        delivery.action_id = min(ids, key=lambda action_id: (deliveries[action_id], action_id or 0))
+        deliveries[delivery.action_id] += 1
+
+
+def _verdicts(
+    arrivals: Iterable[Arrival], new: dict[str, Delivery], actions: Mapping[str, Action]
+) -> Iterator[Verdict]:
+    for arrival in arrivals:
+        delivery = new.pop(arrival.message.delivery, None)  # the same key once more in this batch is a duplicate too
+        if delivery is None:
+            yield Verdict(verdict="duplicate", reason="this delivery is known")
+        elif delivery.made_action:
+            action = actions[delivery.key]
+            rejected = action.state == State.REJECTED
+            yield Verdict(verdict="rejected" if rejected else "accepted", reason=action.error)
+        else:
+            yield Verdict(verdict="duplicate", reason=f"it came before, as action {delivery.action_id}")
 
 
 async def called(session: Session, action: Action, key: str, digest: str) -> Action | None:
@@ -296,15 +306,14 @@ async def called(session: Session, action: Action, key: str, digest: str) -> Act
 
     None: the key is known, and was used for something else.
     """
-    if await _new_keys(session, [key]):
-        await session.exec(update(Delivery).where(col(Delivery.key) == key).values(digest=digest))
-        action.delivery = key
-        session.add(action)
-        await session.flush()
-        return action
-    known = await session.get_one(Delivery, key)
-    earlier = (await session.exec(select(Action).where(Action.delivery == key))).first()
-    return earlier if known.digest == digest else None
+    await _lock(session, [key])
+    known = await session.get(Delivery, key)
+    if known is not None:
+        return await session.get(Action, known.action_id) if known.digest == digest else None
+    session.add(action)
+    await session.flush()
+    session.add(Delivery(key=key, digest=digest, action_id=action.id, acknowledged=True))
+    return action
 
 
 # --- what every action begins with -------------------------------------------------------------------------------

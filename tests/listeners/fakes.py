@@ -263,7 +263,6 @@ def short(url: str, **options: Any) -> ListenerSettings:
         "first_retry": moment,
         "max_retry": moment,
         "refused_retry": moment,
-        "pulse_unsure_retry": moment,
         "lease_wait": 0.2,
         "lease_look": moment,
         "linger": timedelta(milliseconds=2),

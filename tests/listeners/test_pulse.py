@@ -28,7 +28,7 @@ from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from configuration import SettingsError
-from events import MAX_EVENTS, Acknowledged, Noted, PulseMessage, QueueReport, QueueState, Verdict, Verdicts
+from events import MAX_EVENTS, Acknowledged, JobActionMessage, QueueReport, QueueState, Verdict, Verdicts
 from listeners import consumer as module
 from listeners.pulse import PulseListener, parameters, user
 from listeners.settings import ListenerSettings, load
@@ -45,14 +45,13 @@ MOMENT = timedelta(milliseconds=50)
 
 @dataclass
 class Service:
-    """Stores what is posted, once; `before` can answer in its stead, by path, and `doubt` is unsure of an event."""
+    """Stores what is posted, once; `before` can answer in its stead, by path."""
 
-    batches: dict[str, list[list[PulseMessage]]] = field(default_factory=lambda: {ACTIONS: [], TASKS: []})
-    stored: dict[str, PulseMessage] = field(default_factory=dict)
+    batches: dict[str, list[list[JobActionMessage]]] = field(default_factory=lambda: {ACTIONS: [], TASKS: []})
+    stored: dict[str, JobActionMessage] = field(default_factory=dict)
     reports: list[QueueReport] = field(default_factory=list)
     state: QueueState = field(default_factory=lambda: QueueState(deleted=False))
     before: Callable[[Request], Answer | None] = lambda request: None
-    doubt: Callable[[PulseMessage], bool] = lambda event: False
     acknowledged: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,21 +62,19 @@ class Service:
         if request.path == "/api/v1/listeners/report":
             self.reports.append(QueueReport.model_validate_json(request.body))
             return Answer(200, self.state.model_dump_json().encode())
-        if request.path == f"{ACTIONS}/acknowledged":
-            self.acknowledged += Acknowledged.model_validate_json(request.body).deliveries
-            return Answer(200, Noted(actions=0).model_dump_json().encode())
-        events = [PulseMessage.model_validate(event) for event in json.loads(request.body)["events"]]
+        acknowledged = Acknowledged.model_validate_json(request.body).acknowledged
+        events = [JobActionMessage.model_validate(event) for event in json.loads(request.body)["events"]]
         assert len(events) <= MAX_EVENTS
         with self.lock:
-            self.batches[request.path].append(events)
+            if events or not acknowledged:
+                self.batches[request.path].append(events)
+            self.acknowledged += acknowledged
             verdicts = [self._judge(event) for event in events]
         return Answer(202, Verdicts(verdicts=verdicts).model_dump_json().encode())
 
-    def _judge(self, event: PulseMessage) -> Verdict:
+    def _judge(self, event: JobActionMessage) -> Verdict:
         if event.delivery in self.stored:
             return Verdict(verdict="duplicate")
-        if self.doubt(event):
-            return Verdict(verdict="unsure", after=17, since=1e9)
         self.stored[event.delivery] = event
         try:
             json.loads(event.body)
@@ -90,7 +87,7 @@ class Service:
         with self.lock:
             return [event.body for batch in self.batches[path] for event in batch]
 
-    def events(self, path: str = ACTIONS) -> list[PulseMessage]:
+    def events(self, path: str = ACTIONS) -> list[JobActionMessage]:
         with self.lock:
             return [event for batch in self.batches[path] for event in batch]
 
@@ -565,90 +562,99 @@ def test_the_service_is_not_told_what_nobody_knows(world: World, proxy: TcpProxy
     assert first.delivery != again.delivery
 
 
-def test_a_service_that_takes_no_acknowledgements_is_warned_of_and_holds_up_nothing(world: World) -> None:
-    world.service.before = lambda request: problem(404, "?") if request.path.endswith("/acknowledged") else None
+def test_what_the_broker_has_taken_is_told_with_the_next_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK", 1)
+    posted: list[Any] = []
+
+    def note(request: Request) -> None:
+        if request.path == ACTIONS:
+            posted.append(json.loads(request.body))
+
+    world.service.before = note
+    with world.listening():
+        for number in range(1_000):
+            world.press(str(number))
+            eventually(lambda: len(world.service.bodies()) > number)  # noqa: B023 - called at once
+            if any(each["events"] and each["acknowledged"] for each in posted):
+                break
+        eventually(lambda: len(world.service.acknowledged) == len(world.service.bodies()))
+    told = next(each for each in posted if each["events"] and each["acknowledged"])
+    assert not {event["delivery"] for event in told["events"]} & set(told["acknowledged"])
+    assert not posted[0]["acknowledged"]
+    assert world.service.acknowledged == [event.delivery for event in world.service.events()]
+
+
+def test_a_report_that_does_not_arrive_is_repeated(world: World) -> None:
+    refused: list[Any] = []
+
+    def refuse(request: Request) -> Answer | None:
+        if request.path != ACTIONS or len(refused) > 2 or not json.loads(request.body)["acknowledged"]:
+            return None
+        refused.append(json.loads(request.body))
+        return problem(503, "away")
+
+    world.service.before = refuse
+    with world.listening():
+        world.press("1", "2")
+        eventually(lambda: len(world.service.acknowledged) == 2)
+    assert len(refused) == 3
+    assert world.service.acknowledged == [event.delivery for event in world.service.events()]
+
+
+def test_at_the_end_it_tells_what_the_broker_has_taken(world: World) -> None:
+    posted = threading.Event()
+
+    def wait(request: Request) -> Answer | None:
+        if request.path == ACTIONS and not posted.is_set():
+            posted.set()
+            time.sleep(0.2)
+        return None
+
+    world.service.before = wait
     with world.listening():
         world.press("1")
-        eventually(lambda: world.told("acknowledgement-refused"))
-        world.press("2")
-        eventually(lambda: world.service.bodies() == ["1", "2"])
-    assert world.waiting() == 0
+        assert posted.wait(10)
+    assert world.service.acknowledged == [event.delivery for event in world.service.events()]
 
 
-def test_what_the_service_is_unsure_of_is_sent_again_while_its_channel_is_there(world: World) -> None:
-    doubts: list[str] = []
-
-    def doubt(event: PulseMessage) -> bool:
-        doubts.append(event.body)
-        return event.body == "2" and doubts.count("2") <= 3
-
-    world.service.doubt = doubt
-    with world.listening() as listener:
-        world.press("1", "2", "3")
-        eventually(lambda: len(world.service.acknowledged) == 3)
-        counts = listener.consumers["job-actions"].counts
-        eventually(lambda: counts["accepted"] == 3)
-        assert counts["duplicate"] == 0
-    twos = [event for event in world.service.events() if event.body == "2"]
-    assert [(event.alive_after, event.unsure_since) for event in twos] == [(0, 0), *[(17, 1e9)] * 3]
-    assert len({event.delivery for event in twos}) == 1
-    assert sorted(doubts) == ["1", "2", "2", "2", "2", "3"], "the others are not sent again"
-
-
-def test_what_the_service_is_unsure_of_is_left_to_its_redelivery_once_its_channel_is_gone(
-    world: World, proxy: TcpProxy
-) -> None:
-    def doubt(event: PulseMessage) -> bool:
-        if event.redelivered:
-            return False
-        proxy.hold()  # the listener cannot notice anything: it has to ask
-        return True
-
-    world.service.doubt = doubt
+def test_what_a_broken_channel_brought_is_not_posted(world: World, proxy: TcpProxy) -> None:
+    """A listener that was suspended reads what the broker has given to somebody else long since."""
     with world.listening(pulse_timeout=timedelta(seconds=1)) as listener:
-        world.press("1")
-        eventually(lambda: world.told("events-unsure"))
-        time.sleep(0.2)
-        assert len(world.service.bodies()) == 1, "nothing is said before the broker has answered"
-        proxy.cut()
-        proxy.release()
-        eventually(lambda: world.service.acknowledged)
+        session = module.Session
+        held = threading.Event()
+        confirmed = session.confirmed
+
+        def cut_off(self: module.Session) -> bool:
+            if not held.is_set():
+                held.set()
+                proxy.hold()  # nobody notices anything: it has to ask
+            return confirmed(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session, "confirmed", cut_off)
+            world.press("1")
+            assert held.wait(10)
+            time.sleep(0.2)
+            assert world.service.bodies() == [], "nothing is posted before the broker has answered"
+            proxy.cut()
+            proxy.release()
+            eventually(lambda: world.service.acknowledged)
         assert listener.consumers["job-actions"].counts["accepted"] == 1
-    assert [event.redelivered for event in world.service.events()] == [False, True]
+    assert [event.redelivered for event in world.service.events()] == [True]
     assert world.told("dropped")
 
 
-def test_what_is_stored_does_not_wait_for_what_the_service_is_unsure_of(world: World) -> None:
-    """Another listener may be asked to wait for its acknowledgement, and its own for that one's."""
-    doubted = {"2", "4"}
-    world.service.doubt = lambda event: event.body in doubted
-    with world.listening(pulse_linger=timedelta(seconds=0.3)):
-        world.press("0")
-        eventually(lambda: world.service.acknowledged)
-        world.press("1", "2", "3", "4", "5")
-        eventually(lambda: len(world.service.acknowledged) == 4)
-        doubted.remove("2")
-        eventually(lambda: len(world.service.acknowledged) == 5)
-    eventually(lambda: world.waiting() == 1)
-    keys = {delivery: event.body for delivery, event in world.service.stored.items()}
-    assert [keys[delivery] for delivery in world.service.acknowledged] == list("01352")
-    doubted.clear()
-    with world.listening():
-        eventually(lambda: len(world.service.acknowledged) == 6)
-        world.press("6")  # all before is acknowledged, and the channel holds
-        eventually(lambda: len(world.service.acknowledged) == 7)
-    assert world.waiting() == 0
-    assert not world.told("connection-lost")
-
-
-def test_it_ends_while_the_service_is_unsure(world: World) -> None:
-    world.service.doubt = lambda event: event.body == "2"
-    with world.listening():
-        world.press("1", "2")
-        eventually(lambda: world.told("events-unsure"))
-    eventually(lambda: world.waiting() == 1)
-    assert len(world.service.acknowledged) == 1
-    assert world.told("not-given")
+def test_each_message_says_when_it_was_read(world: World) -> None:
+    before = time.time()
+    world.service.before = lambda request: problem(503, "away")
+    with world.listening() as listener:
+        world.press("1")
+        eventually(lambda: listener.consumers["job-actions"].counts["received"])
+        read = time.time()
+        time.sleep(0.1)
+        world.service.before = lambda request: None
+        (event,) = eventually(world.service.events)
+    assert before <= event.stamp <= read
 
 
 def test_while_the_broker_is_away_it_asks_again_with_growing_pauses(world: World, proxy: TcpProxy) -> None:
@@ -749,23 +755,6 @@ def test_what_a_deleted_queue_had_brought_is_given_all_the_same(world: World) ->
     assert world.service.acknowledged == [event.delivery for event in world.service.events()[6:]]
     assert world.waiting() == 0
     assert not world.told("dropped")
-
-
-def test_what_a_deleted_queue_had_brought_is_given_though_the_service_is_unsure(world: World) -> None:
-    doubts: list[int] = []
-
-    def doubt(event: PulseMessage) -> bool:
-        if not doubts:
-            world.channel.queue_delete(world.queue)
-            eventually(lambda: world.told("queue-deleted"))
-        doubts.append(event.alive_after)
-        return event.alive_after == 0
-
-    world.service.doubt = doubt
-    with world.listening():
-        world.press("1")
-        eventually(lambda: world.service.stored)
-    assert doubts == [0, 17]
 
 
 def test_a_queue_that_was_deleted_while_nobody_listened_is_known_to_the_service(world: World) -> None:

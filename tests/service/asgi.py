@@ -44,7 +44,6 @@ def settings_for(database_url: str, **more: Any) -> Settings:
         "webhook_secrets": SECRETS,
         "health_cache": 0,
         "write_check": 0,
-        "pulse": {"acknowledged_within": 0},  # most tests have no listener that could say so
         "allowed_hosts": ["hg.mozilla.org", "127.0.0.1:9", "localhost:8000", "[::1]:8000", "hg.example.com"],
         "environments": {
             prefix: {"url": "http://127.0.0.1:9", "client_id": "tc", "secret": TREEHERDER_SECRET}

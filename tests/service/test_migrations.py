@@ -13,13 +13,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from hatchling.builders.wheel import WheelBuilder
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, MetaData, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from sqlmodel import Session, SQLModel, select
 
 import service.models as tables
 from service.database import check_schema, downgrade, migrations, revisions, sync_url, upgrade
+from service.flow.action import Arrival, JobAction
 
 ROOT = Path(__file__).parents[2]
 
@@ -150,6 +151,92 @@ def test_data_survives_the_way_down_to_the_first_revision_and_up_again(database_
             assert session.exec(select(tables.Budget)).one().tokens == 1.5
 
     on(database_url, look)
+
+
+def test_actions_and_keys_of_before_are_kept_and_what_may_come_again_is_counted(empty_database_url: str) -> None:
+    upgrade(empty_database_url, "0005")
+    at = datetime.now(UTC)
+    common: dict[str, Any] = {"project": "mc", "requester": "me", "lane": "action retrigger", "kind": "retrigger"}
+    common |= {"lease": 0, "attempts": 0, "since": at, "redeliveries": 1, "received_at": at, "plan_attempt": 0}
+    common |= {"left_out": [], "notes": [], "failure_jobs": [], "delivered_at": AT}
+    pressed: dict[str, Any] = {
+        "source": "pulse",
+        "state": "pending",
+        "due_at": AT,
+        "channel": "c",
+        "task_id": "t" * 22,
+        "run_id": 0,
+    }
+    asked: dict[str, Any] = {
+        "source": "api",
+        "state": "done",
+        "due_at": None,
+        "channel": None,
+        "task_id": "u" * 22,
+        "run_id": None,
+    }
+    actions = [
+        {**common, **pressed, "id": 1, "delivery": "k1", "acknowledged": False, "ahead": True},
+        {**common, **pressed, "id": 2, "delivery": "k2", "acknowledged": True, "ahead": False},
+        {**common, **asked, "id": 3, "delivery": "api me k3", "acknowledged": False, "ahead": False},
+        {**common, **asked, "id": 4, "delivery": None, "acknowledged": False, "ahead": False},
+    ]
+    keys = [("k0", None), ("k1", None), ("k2", None), ("api me k3", "d" * 64)]
+
+    def tables_of(connection: Connection) -> MetaData:
+        metadata = MetaData()
+        metadata.reflect(connection)
+        return metadata
+
+    def fill_old(connection: Connection) -> None:
+        old = tables_of(connection).tables
+        connection.execute(old["action"].insert(), actions)
+        rows = [{"key": key, "digest": digest, "at": at} for key, digest in keys]
+        connection.execute(old["delivery"].insert(), rows)
+        connection.execute(
+            old["notice"].insert(),
+            {"action_id": 1, "kind": "pulse", "target": "x", "key": "y", "body": {}, "state": "pending", "lane": "z"}
+            | {"lease": 0, "attempts": 0, "since": at},
+        )
+
+    def look(connection: Connection) -> None:
+        with Session(connection) as session:
+            first = session.get_one(tables.Action, 1)
+            assert (first.state, first.due_at, first.task_id) == ("pending", AT, "t" * 22)
+            assert session.exec(select(tables.Notice.action_id)).one() == 1
+            deliveries = {delivery.key: delivery for delivery in session.exec(select(tables.Delivery))}
+            assert {key: delivery.action_id for key, delivery in deliveries.items()} == {
+                "k0": None, "k1": 1, "k2": 2, "api me k3": 3
+            }  # fmt: skip
+            one, two = deliveries["k1"], deliveries["k2"]
+            assert (one.redelivered, one.acknowledged, one.channel) == (True, False, "c")
+            assert (two.redelivered, two.acknowledged, one.stamp) == (False, True, AT.timestamp())
+            body = {"version": 1, "project": "mc", "action": "retrigger", "requester": "me"}
+            guid = "b6db6db6-db6d-4b6d-b6db-6db6db6db6db/0"  # 22 t, but for the last bits
+            press = JobAction.model_validate({**body, "job_guid": guid})
+            press.job = ("t" * 22, 0)
+            message: Any = None
+            assert Arrival(message, press).identity == one.digest == two.digest
+            assert (deliveries["api me k3"].digest, deliveries["k0"].digest) == ("d" * 64, None)
+
+    on(empty_database_url, fill_old)
+    upgrade(empty_database_url)
+    on(empty_database_url, look)
+    downgrade(empty_database_url, "0005")
+
+    def look_back(connection: Connection) -> None:
+        old = tables_of(connection).tables
+        found = {row.id: row for row in connection.execute(old["action"].select())}
+        assert {number: row.delivery for number, row in found.items()} == {1: "k1", 2: "k2", 3: "api me k3", 4: None}
+        assert [(row.channel, row.acknowledged, row.ahead) for row in (found[1], found[2])] == [
+            ("c", False, True), ("c", True, False)
+        ]  # fmt: skip
+        kept = {row.key: row.digest for row in connection.execute(old["delivery"].select())}
+        assert kept == dict(keys)
+
+    on(empty_database_url, look_back)
+    upgrade(empty_database_url)
+    assert on(empty_database_url, drift) == []
 
 
 def test_upgrades_at_once_wait_for_each_other(empty_database_url: str) -> None:

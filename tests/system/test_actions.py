@@ -225,6 +225,7 @@ def message(press: int, channel: int, *, redelivered: bool = False, action: str 
         "delivery": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{press} {channel}")),
         "channel": str(uuid.uuid5(uuid.NAMESPACE_OID, f"channel {channel}")),
         "redelivered": redelivered,
+        "stamp": time.time(),
         "exchange": "exchange/treeherder/v1/job-actions",
         "routing_key": f"taskcluster.{REPOSITORY}.{action}",
         "body": json.dumps(body),
@@ -232,18 +233,7 @@ def message(press: int, channel: int, *, redelivered: bool = False, action: str 
 
 
 def post(system: System, *messages: dict[str, Any]) -> list[str]:
-    """Post a batch as the Pulse listener does, what the service is unsure of again and again; the verdicts."""
-    verdicts = posted(system, *messages)
-    while unsure := [number for number, each in enumerate(verdicts) if each["verdict"] == "unsure"]:
-        time.sleep(0.1)
-        known = [{"alive_after": verdicts[each]["after"], "unsure_since": verdicts[each]["since"]} for each in unsure]
-        again = posted(system, *(messages[each] | more for each, more in zip(unsure, known, strict=True)))
-        for number, verdict in zip(unsure, again, strict=True):
-            verdicts[number] = verdict
-    return [verdict["verdict"] for verdict in verdicts]
-
-
-def posted(system: System, *messages: dict[str, Any]) -> list[dict[str, Any]]:
+    """Post a batch as the Pulse listener does; the verdicts."""
     (secret,) = json.loads(system.stack.environment["TC_TREEHERDER_WEBHOOK_SECRETS"])
     raw, at = json.dumps({"events": messages}), datetime.now(UTC)
     headers = {
@@ -254,8 +244,7 @@ def posted(system: System, *messages: dict[str, Any]) -> list[dict[str, Any]]:
     }
     answer = httpx.post(f"{system.stack.service_url}/api/v1/events/job-actions", content=raw, headers=headers)
     assert answer.status_code == 202, answer.text
-    verdicts: list[dict[str, Any]] = answer.json()["verdicts"]
-    return verdicts
+    return [verdict["verdict"] for verdict in answer.json()["verdicts"]]
 
 
 def test_a_message_that_comes_again_after_a_crash_is_one_action(systems: Systems, database_url: str) -> None:

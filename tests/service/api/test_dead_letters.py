@@ -43,7 +43,8 @@ async def test_no_list_holds_what_came_and_of_a_large_one_the_beginning_is_shown
 
 
 async def test_lists_come_in_pages(api: Api) -> None:
-    await api.push(*range(5))
+    for number in range(5):
+        await api.push(number)
     seen, after = [], None
     while True:
         page = (await api.get("/dead-letters", params={"limit": 2, **({"after": after} if after else {})})).json()
