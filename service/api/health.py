@@ -122,8 +122,7 @@ async def heartbeat(request: Request, response: Response, health: HealthDep) -> 
     """Each check, warnings told from failures; 503 when any has failed."""
     checks = [await health.database()]
     if checks[0].status != "error":
-        checks += await health.checks.get()
-    checks.append(_clock())
+        checks += [*await health.checks.get(), _clock()]
     for name in _ended(request):
         checks.append(Check(name=name, status="error", detail=f"the {name} has ended: restart this process"))
     order = ["ok", "warning", "error"]

@@ -211,7 +211,7 @@ async def test_a_write_is_tried_now_and_then_and_one_at_a_time(
 async def test_a_writer_that_takes_its_time_makes_nobody_unready(
     sqlite_api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "TIME_LIMIT", 0.05)
+    monkeypatch.setattr(health, "TIME_LIMIT", 0.5)
     async with sqlite_api.database.writing():
         answer = await sqlite_api.call("GET", "/__readiness__", token=None)
         assert (answer.status_code, answer.json()["status"]) == (200, "warning")
