@@ -11,6 +11,7 @@ from service import work
 from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event
 from service.api.openapi import WRITES, problems
+from service.api.pushes import refuse_deleted
 from service.api.route import Route
 from service.database import Session, now
 from service.door import parse, reason_of
@@ -18,7 +19,7 @@ from service.errors import Problem
 from service.flow import action, heal, report
 from service.flow.action import Arrival
 from service.flow.push import store
-from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, PushStep, Work
+from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, Push, PushStep, Work
 from service.parts import Parts
 from service.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummary
 
@@ -98,6 +99,9 @@ async def replay_dead_letter(
             buried = await session.get(_WORK.get(letter.kind, PushStep), work_id, with_for_update=True)
             if buried is None:
                 raise Problem(409, "Cannot be replayed", f"the work of dead letter {letter_id} is gone: drop it")
+            if isinstance(buried, PushStep):
+                push = await session.get_one(Push, buried.push_id)
+                await refuse_deleted(session, push.repository_id)
             work.again([buried])
         else:
             await _take_in(session, parts, letter)

@@ -37,7 +37,7 @@ log = structlog.get_logger()
 FILE = ".taskcluster.yml"
 MAX_ERROR = 8_000
 _EMAIL = re.compile(r"[^@\s<>]+@[^@\s<>]+")
-_ADDRESS = re.compile(r"[!-~]+@[!-~]+")
+_ADDRESS = re.compile(r"[!-?A-~]+@[!-?A-~]+")
 MAX_ADDRESS = 254
 
 

@@ -145,11 +145,17 @@ async def test_buried_work_is_done_again(api: Api) -> None:
     assert len(await api.letters()) == 2
 
 
-async def test_work_of_a_deleted_repository_can_be_replayed_after_all(api: Api) -> None:
+async def test_work_of_a_deleted_repository_is_not_done_again(api: Api) -> None:
     await api.add()
     await api.push(push_event(101))
     await api.delete("/repositories/mc", params={"force": "true"})
-    for letter in await api.letters():
+    letters = await api.letters()
+    for letter in letters:
+        is_problem(await api.post(f"/dead-letters/{letter.id}/replay"), 409, "mc", "deleted", "add it again")
+    assert {step.state for step in await api.steps()} == {State.FAILED}
+    assert len(await api.letters()) == len(letters)
+    await api.add()
+    for letter in letters:
         assert (await api.post(f"/dead-letters/{letter.id}/replay")).status_code == 202
     assert {step.state for step in await api.steps()} == {State.PENDING}
 
