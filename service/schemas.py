@@ -273,11 +273,17 @@ class ActionPage(Page[ActionSummary]):
     """A page of actions."""
 
 
+class ListedDelivery(Schema):
+    """A message that brought the press of a button, or may have brought it again."""
+
+    received_at: datetime
+    redelivered: bool
+    acknowledged: bool = Field(description="a listener has reported that the broker will not bring it again")
+
+
 class ActionRead(ActionSummary):
     left_out: list[LeftOut]
-    deliveries: int = Field(
-        description="messages that are listed on it: more than one, where the same press may have been delivered again"
-    )
+    deliveries: list[ListedDelivery] = Field(description="the first hundred that are listed on it")
 
 
 class PlannedCopy(Schema):

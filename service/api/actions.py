@@ -32,6 +32,7 @@ from service.schemas import (
     ActionState,
     ActionSummary,
     LeftOut,
+    ListedDelivery,
     MadeTask,
     PlannedCopy,
 )
@@ -41,6 +42,7 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/actions", tags=["actions"], route_class=Route)
 
 TASKS_IN_A_LIST = 20
+DELIVERIES = 100
 
 _SCOPE = "tc-treeherder:action:<action>:<project>"
 
@@ -240,7 +242,11 @@ def _ids(actions: Sequence[Action]) -> list[int]:
 async def _read(session: Session, action: Action) -> ActionRead:
     counts = (await _counts(session, [action])).get(action.id or 0, (0, 0))
     tasks = (await _tasks(session, [action]))[action.id or 0]
-    deliveries = (await session.exec(select(func.count()).where(Delivery.action_id == action.id))).one()
+    rows = select(Delivery).where(Delivery.action_id == action.id, Delivery.channel != "").order_by(col(Delivery.at))
+    deliveries = [
+        ListedDelivery(received_at=each.at, redelivered=each.redelivered, acknowledged=each.acknowledged)
+        for each in await session.exec(rows.limit(DELIVERIES))
+    ]
     return ActionRead.model_validate(
         {**_summary(action, counts, tasks), "left_out": action.left_out, "deliveries": deliveries}
     )

@@ -340,7 +340,7 @@ EXAMPLES: dict[str, Json] = {
     },
     "ActionCreate": {**_ACTION, "requester": "sheriff@example.com"},
     "ActionSummary": _ACTION_READ,
-    "ActionRead": {**_ACTION_READ, "left_out": [], "deliveries": 0},
+    "ActionRead": {**_ACTION_READ, "left_out": [], "deliveries": []},
     "ActionPlan": {
         **_ACTION,
         "state": "planned",

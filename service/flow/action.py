@@ -12,6 +12,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import heapq
 import json
 import re
 import uuid
@@ -278,12 +279,20 @@ async def _make_actions(
 def _list_others(group: Sequence[Delivery]) -> None:
     """List each delivery that made no action on one that it may belong to: of several, on the one that has fewest."""
     listed = [delivery for delivery in group if delivery.action_id is not None]
-    deliveries = Counter(delivery.action_id for delivery in listed)
-    for delivery in [delivery for delivery in group if delivery.action_id is None]:
-        same = [each for each in listed if may_come_again_as(each, delivery) or may_come_again_as(delivery, each)]
-        ids = {each.action_id for each in same or listed}
-        delivery.action_id = min(ids, key=lambda action_id: (deliveries[action_id], action_id or 0))
-        deliveries[delivery.action_id] += 1
+    deliveries = Counter(delivery.action_id or 0 for delivery in listed)
+    alike: defaultdict[tuple[str, bool], list[Delivery]] = defaultdict(list)  # of one batch: seconds are no matter
+    for delivery in group:
+        if delivery.action_id is None:
+            alike[delivery.channel, delivery.redelivered].append(delivery)
+    for others in alike.values():
+        one = others[0]
+        same = {each.action_id or 0 for each in listed if may_come_again_as(each, one) or may_come_again_as(one, each)}
+        fewest = [(deliveries[action_id], action_id) for action_id in same or deliveries]
+        heapq.heapify(fewest)
+        for delivery in others:
+            count, delivery.action_id = fewest[0]
+            deliveries[delivery.action_id] += 1
+            heapq.heapreplace(fewest, (count + 1, delivery.action_id))
 
 
 def _verdicts(

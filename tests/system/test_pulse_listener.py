@@ -77,6 +77,8 @@ def test_equal_presses_that_a_killed_listener_held_are_each_one_action(systems: 
     job = str(uuid.uuid4())
     press(system, job)
     system.wait(lambda: len(actions(system)) == 1)
+    # a listener that is killed takes a report with it that it has not made
+    system.wait(lambda: system.api.get("/actions/1").json()["deliveries"][0]["acknowledged"])
     channel = pika.BlockingConnection(pika.URLParameters(amqp_url)).channel()
     service.kill()
     for _ in range(9):

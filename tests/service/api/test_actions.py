@@ -79,7 +79,7 @@ async def press(api: Api, *messages: Any, acknowledged: Iterable[int] = ()) -> l
 
 async def listed(api: Api) -> list[int]:
     """How many deliveries are listed on each action."""
-    return [(await api.get(f"/actions/{action.id}")).json()["deliveries"] for action in await actions(api)]
+    return [len((await api.get(f"/actions/{action.id}")).json()["deliveries"]) for action in await actions(api)]
 
 
 async def actions(api: Api) -> list[Action]:
@@ -167,6 +167,8 @@ async def test_an_acknowledgement_that_is_reported_late_makes_the_press_that_it_
     assert await press(api, message(1, on=1), message(2, on=2, redelivered=True)) == ["accepted", "duplicate"]
     assert await listed(api) == [2]
     assert await press(api, acknowledged=[1]) == []
+    (delivery,) = (await api.get("/actions/1")).json()["deliveries"]
+    assert (delivery["redelivered"], delivery["acknowledged"]) == (False, True)
     assert await press(api, acknowledged=[1]) == []
     first, second = await actions(api)
     assert (second.kind, second.project, second.task_id, second.run_id) == ("retrigger", "mc", TASK, 0)
