@@ -30,7 +30,8 @@ from structlog.testing import capture_logs
 from configuration import SettingsError
 from events import MAX_EVENTS, Acknowledged, JobActionMessage, QueueReport, QueueState, Verdict, Verdicts
 from listeners import consumer as module
-from listeners.pulse import PulseListener, parameters, user
+from listeners.forward import Forwarder
+from listeners.pulse import Post, PulseListener, parameters, pulse_message, user
 from listeners.settings import ListenerSettings, load
 from sandbox.stack import free_port
 from tests.listeners.fakes import SECRET, Answer, Request, problem, serving, short
@@ -378,18 +379,28 @@ def test_an_answer_with_too_few_verdicts_acknowledges_nothing(world: World) -> N
 
 def test_what_a_proxy_finds_too_large_is_sent_in_pieces(world: World) -> None:
     sizes: list[int] = []
+    too_early: list[str] = []
 
     def limit(request: Request) -> Answer | None:
         sizes.append(len(request.body))
+        if request.path == ACTIONS and listener:
+            # a batch is acknowledged when its last piece is given
+            reported = {*world.service.acknowledged, *json.loads(request.body)["acknowledged"]}
+            if len(reported) > listener[0].consumers["job-actions"].counts["forwarded"]:
+                too_early.extend(reported)
         return problem(413, "too large") if len(request.body) > 150_000 else None
 
+    listener: list[PulseListener] = []
     world.service.before = limit
-    with world.listening():
+    with world.listening() as running:
+        listener.append(running)
         world.press(*(json.dumps(f"{number}" * 50_000) for number in range(8)))
         eventually(lambda: len(world.service.bodies()) == 8)
     assert [body[1] for body in world.service.bodies()] == list("01234567")
     assert max(sizes) > 150_000
     assert world.waiting() == 0
+    assert len(world.service.acknowledged) == 8
+    assert too_early == []
 
 
 def test_of_a_message_that_is_always_too_large_the_beginning_becomes_a_dead_letter(world: World) -> None:
@@ -642,6 +653,36 @@ def test_what_a_broken_channel_brought_is_not_posted(world: World, proxy: TcpPro
         assert listener.consumers["job-actions"].counts["accepted"] == 1
     assert [event.redelivered for event in world.service.events()] == [True]
     assert world.told("dropped")
+
+
+def test_what_a_lost_channel_may_have_acknowledged_is_never_told(world: World) -> None:
+    """Neither while nothing comes, nor with the next channel's first batch."""
+    settings, stop = world.settings(), threading.Event()
+    forwarder = Forwarder(settings, stop, connections=1)
+    post = Post(ACTIONS, forwarder, settings, stop, lambda verdict, events: None, counted=True)
+    connection = pika.BlockingConnection(pika.URLParameters(world.amqp.url))
+    method, properties = pika.spec.Basic.Deliver(exchange="x", routing_key="y"), pika.BasicProperties()
+
+    def batch(session: module.Session) -> list[bytes]:
+        return [pulse_message(session.id, method, properties, b"1")]
+
+    class Asked(module.Session):
+        """A channel that answers as long as it is open: here no thread reads."""
+
+        def confirmed(self) -> bool:
+            return not self.lost
+
+    for idle in (True, False):
+        lost, new = (Asked(connection, connection.channel(), 1) for _ in range(2))
+        post(batch(lost), lost)
+        lost._channel.close()
+        if idle:
+            post.idle()
+        post(batch(new), new)
+        post.idle()
+        assert world.service.acknowledged == [event.delivery for event in world.service.events()[1::2]]
+    connection.close()
+    forwarder.close()
 
 
 def test_each_message_says_when_it_was_read(world: World) -> None:
