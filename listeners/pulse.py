@@ -95,9 +95,8 @@ class Post:
         self, path: str, forwarder: Forwarder, settings: ListenerSettings, stop: threading.Event,
         judged: Callable[[str, int], None], *, counted: bool,
     ) -> None:  # fmt: skip
-        self._path, self._forwarder, self._stop, self._judged = path, forwarder, stop, judged
+        self._path, self._forwarder, self._stop, self._judged, self._counted = path, forwarder, stop, judged, counted
         self._refused_retry = settings.refused_retry.total_seconds()
-        self._counted = counted
         self._posted: tuple[Session, list[str]] | None = None  # of the last batch: acknowledged, perhaps not confirmed
         self._confirmed: list[str] = []
 

@@ -165,7 +165,10 @@ async def store(
     await _lock(session, identities)
     groups = await _unsettled(session, identities)
     # never less than they were counted as before: with the days, deliveries leave the groups
-    enough = {identity: max(count_presses(group), _actions_of(group)) for identity, group in groups.items()}
+    enough = {
+        identity: max(count_presses(group), sum(delivery.made_action for delivery in group))
+        for identity, group in groups.items()
+    }
     for delivery in chain.from_iterable(groups.values()):
         delivery.acknowledged = delivery.acknowledged or delivery.key in acknowledged
     arrived = {arrival.message.delivery: arrival for arrival in arrivals}
@@ -177,11 +180,9 @@ async def store(
     pressed_now: list[Delivery] = []
     for identity, group in groups.items():
         more = count_presses(group) - enough.get(identity, 0)
+        spare = [delivery for delivery in group if not delivery.made_action]
         # what has no action yet goes first, and of that what is certainly a press of its own
-        spare = sorted(
-            (delivery for delivery in group if not delivery.made_action),
-            key=lambda delivery: (delivery.action_id is not None, delivery.redelivered),
-        )
+        spare.sort(key=lambda delivery: (delivery.action_id is not None, delivery.redelivered))
         pressed_now += spare[: max(more, 0)]
     actions = await _make_actions(session, pressed_now, arrived)
     for group in groups.values():
@@ -222,12 +223,8 @@ async def _unsettled(session: Session, identities: Collection[str]) -> defaultdi
 
 def may_come_again_as(earlier: Delivery, later: Delivery) -> bool:
     """Return True if both may be the same message."""
-    return (
-        later.redelivered
-        and not earlier.acknowledged
-        and earlier.channel != later.channel
-        and earlier.stamp - 2 * CLOCK_SKEW < later.stamp
-    )
+    in_time = earlier.stamp - 2 * CLOCK_SKEW < later.stamp
+    return later.redelivered and not earlier.acknowledged and earlier.channel != later.channel and in_time
 
 
 def count_presses(deliveries: Collection[Delivery]) -> int:
@@ -249,15 +246,11 @@ def count_presses(deliveries: Collection[Delivery]) -> int:
     return len(deliveries) - (len(ends) - largest)
 
 
-def _actions_of(deliveries: Iterable[Delivery]) -> int:
-    return sum(delivery.made_action for delivery in deliveries)
-
-
 async def _make_actions(
     session: Session, deliveries: Sequence[Delivery], arrived: Mapping[str, Arrival]
 ) -> dict[str, Action]:
     """Make an action of each delivery, by its key; of one that was listed on another action, the same once more."""
-    ids = {delivery.action_id for delivery in deliveries if delivery.action_id is not None}
+    ids = {delivery.action_id for delivery in deliveries} - {None}
     listed = {action.id: action for action in await session.exec(select(Action).where(col(Action.id).in_(ids)))}
     actions: dict[str, Action] = {}
     for delivery in deliveries:
@@ -281,9 +274,8 @@ def _list_others(group: Sequence[Delivery]) -> None:
     listed = [delivery for delivery in group if delivery.action_id is not None]
     deliveries = Counter(delivery.action_id or 0 for delivery in listed)
     alike: defaultdict[tuple[str, bool], list[Delivery]] = defaultdict(list)  # of one batch: seconds are no matter
-    for delivery in group:
-        if delivery.action_id is None:
-            alike[delivery.channel, delivery.redelivered].append(delivery)
+    for delivery in [delivery for delivery in group if delivery.action_id is None]:
+        alike[delivery.channel, delivery.redelivered].append(delivery)
     for others in alike.values():
         one = others[0]
         same = {each.action_id or 0 for each in listed if may_come_again_as(each, one) or may_come_again_as(one, each)}
@@ -295,9 +287,7 @@ def _list_others(group: Sequence[Delivery]) -> None:
             heapq.heapreplace(fewest, (count + 1, delivery.action_id))
 
 
-def _verdicts(
-    arrivals: Iterable[Arrival], new: dict[str, Delivery], actions: Mapping[str, Action]
-) -> Iterator[Verdict]:
+def _verdicts(arrivals: Iterable[Arrival], new: dict[str, Delivery], actions: dict[str, Action]) -> Iterator[Verdict]:
     for arrival in arrivals:
         delivery = new.pop(arrival.message.delivery, None)  # the same key once more in this batch is a duplicate too
         if delivery is None:
