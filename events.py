@@ -34,7 +34,7 @@ class Event(BaseModel):
 
 
 class Changeset(Event):
-    """A changeset; the last 200 of a push in full, the others with `node` and `branch` alone."""
+    """A changeset: the last 200 of a push in full, the others with `node` and `branch`, the first with `parents`."""
 
     node: Node
     branch: str = Field("default", max_length=1_000)

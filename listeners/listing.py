@@ -204,7 +204,8 @@ def trim(push_id: int, entry: Any) -> Any:
     """An entry as it is sent: its id, and no more of its changesets than anybody uses.
 
     The last 200 changesets are in full, with at most 1,000 file names; of the others node and branch are left, which
-    the revision_hash is made of. What does not look like an entry stays as it came, for a dead letter.
+    the revision_hash is made of, and of the very first its parents, which the push is based on. What does not look
+    like an entry stays as it came, for a dead letter.
     """
     if not isinstance(entry, dict):
         return entry
@@ -213,7 +214,9 @@ def trim(push_id: int, entry: Any) -> Any:
         return {**entry, "id": push_id}
     full = len(changesets) - MAX_CHANGESETS_IN_FULL
     sent = [
-        _picked(changeset, _SENT[:2]) if number < full else _in_full(changeset)
+        _in_full(changeset)
+        if number >= full
+        else _picked(changeset, ("node", "branch") if number else ("node", "branch", "parents"))
         for number, changeset in enumerate(changesets)
     ]
     return {**_picked(entry, ("user", "date")), "id": push_id, "changesets": sent}

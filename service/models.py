@@ -91,6 +91,7 @@ class Push(SQLModel, table=True):
     date: datetime = Field(sa_type=Utc)
     revision: str | None = Field(index=True)  # the tip; None when no changeset is left
     revision_hash: str = Field(index=True)
+    base_revision: str | None = None  # the first parent of the first changeset
     changesets: list[dict[str, Any]] = Field(sa_type=Json)  # the last 200, in full
     nodes: list[str] = Field(sa_type=Json)  # all of them
     noticed_at: datetime = Field(default_factory=now, sa_type=Utc)

@@ -9,35 +9,25 @@ stands for.
 """
 
 import json
+import math
 import re
 import resource
 import sys
 import uuid
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NoReturn
 
 import jsone
+import jsone.interpreter
 import yaml
-from yaml.resolver import Resolver
 
-from service.door import storable, visible
+from service.door import visible
 from service.slugids import slugid_of
+from service.yaml12 import EqualKeysError, as_number, join_pairs, key_text, load
 
 _MAX_ERROR = 10_000
 """Characters of an error: some quote the whole value that is wrong."""
-
-_TIMESTAMP, _BOOL = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:bool"
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there
-    """YAML as the tools around `.taskcluster.yml` have it (1.2): a date stays text, and so do `on`, `yes` and `no`."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own way
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in {_TIMESTAMP, _BOOL}]
-        for first, resolvers in Resolver.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 class _UnusableError(Exception):
@@ -55,8 +45,10 @@ class _Placeholders:
         self._by_label: dict[str, str] = {}
 
     def as_slugid(self, label: Any) -> str:
-        """JSON-e's `as_slugid`. Raises TypeError for a label that is no scalar."""
-        text = _javascript_text(label)
+        """JSON-e's `as_slugid`, of any scalar: JavaScript, which others render with, makes a text of it."""
+        if isinstance(label, dict | list) or callable(label):
+            raise jsone.JSONTemplateError("as_slugid takes a text or a number, such as as_slugid('build')")
+        text = label if isinstance(label, str) else json.dumps(_finished(label))
         return self._by_label.setdefault(text, slugid_of(uuid.uuid4().bytes))
 
     def labels(self) -> dict[str, str]:
@@ -64,31 +56,85 @@ class _Placeholders:
         return {placeholder: label for label, placeholder in self._by_label.items()}
 
 
-def _javascript_text(value: Any) -> str:
-    """Return a scalar as JavaScript's String() does: other programs render the same templates, in JavaScript."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
-        return str(int(value))
-    if value is None or isinstance(value, bool | int | float):
-        return json.dumps(value)
-    raise TypeError(f"as_slugid takes a text or a number, not {type(value).__name__}")
+class _Interpreter(jsone.interpreter.Interpreter):  # type: ignore[misc]  # it publishes no types
+    """JSON-e's, with JavaScript's numbers: 4 / 2 is 2, in texts too."""
+
+    def visit(self, node: Any) -> Any:
+        value = super().visit(node)
+        return as_number(value) if isinstance(value, float) else value
+
+
+def _guarded(function: Callable[..., Any], what: Callable[..., str]) -> Callable[..., Any]:
+    """Return `function`, whose Python errors become JSON-e's own: those say where in the template they happened."""
+
+    def guarded(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (jsone.JSONTemplateError, RecursionError, MemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - JSON-e raises whatever Python does for what it does not expect
+            raise jsone.JSONTemplateError(what(*arguments)) from None
+
+    return guarded
+
+
+def _broken_expression(source: Any, *_: Any) -> str:
+    return f"the expression {str(source)[:200]!r} cannot be evaluated"
+
+
+def _adapt_json_e() -> None:
+    module = import_module("jsone.render")  # the package's attribute of that name is the function in it
+    module.Interpreter = _Interpreter  # type: ignore[attr-defined]  # it publishes no types
+    for name in ("parse", "parse_until_terminator"):
+        setattr(module, name, _guarded(getattr(module, name), _broken_expression))
+    for name, operator in module.operators.items():
+        module.operators[name] = _guarded(operator, lambda *_, name=name: f"{name} is used in a wrong way")
+
+
+_adapt_json_e()
 
 
 def _plain(value: Any) -> Any:
     """JSON's types alone. A key that is no text becomes what JSON would write."""
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else json.dumps(key): _plain(item) for key, item in value.items()}
+        return {join_pairs(key_text(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | bool | int | float):
+    if isinstance(value, str):
+        return join_pairs(value)
+    if value is None or isinstance(value, bool | int | float):
         return value
     raise _UnusableError(f"a value of type {type(value).__name__} has no place in JSON: {str(value)[:100]}")
 
 
+def _finished(value: Any) -> Any:
+    """Return what was rendered with the numbers and texts that JSON and our database take."""
+    if isinstance(value, str):
+        return visible(join_pairs(value))
+    if isinstance(value, dict):
+        return {visible(join_pairs(str(key))): _finished(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finished(item) for item in value]
+    if isinstance(value, float):
+        return as_number(value) if math.isfinite(value) else str(value)
+    return value
+
+
+_VERSION_0 = re.compile(r"^version:[ \t]*0[ \t]*(?:#.*)?$", re.MULTILINE)
+
+
 def _parse(text: str) -> Any:
+    # by its text: before its mustache is rendered, such a file need not be YAML
+    if _VERSION_0.search(text):
+        raise _UnusableError("version is 0: only version 1 is understood; see docs/taskcluster-yml.md for its form")
     try:
-        return _plain(yaml.load(text, _Loader))  # noqa: S506 - a subclass of the safe loader
+        return _plain(load(text))
+    except EqualKeysError as error:
+        raise _UnusableError(f"cannot be read: {error.problem}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"in line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise _UnusableError(f"not YAML: {where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise _UnusableError(f"not YAML: {error}") from None
 
@@ -110,7 +156,8 @@ def _render(template: Any, context: dict[str, Any]) -> Any:
     try:
         return jsone.render(template, context)
     except jsone.JSONTemplateError as error:
-        raise _UnusableError(f"does not render: {error}") from None
+        where = "".join(error.location).lstrip(".")
+        raise _UnusableError(f"does not render: {f'at {where}: ' if where else ''}{error.args[0]}") from None
 
 
 class _Limits:
@@ -144,15 +191,15 @@ def _answer(request: dict[str, Any], limits: _Limits) -> bytes:
         labels = placeholders.labels()
         limits.check(result, len(labels), tasks=tasks)
         head = json.dumps({"labels": labels})
-        answer = "\n".join([head, *(json.dumps(storable(each)) for each in (result if tasks else [result]))]).encode()
+        answer = "\n".join([head, *(json.dumps(_finished(each)) for each in (result if tasks else [result]))]).encode()
     except _UnusableError as error:
         return _error(str(error))
     except RecursionError:
         return _error("nested too deeply")
     except MemoryError:
         return _error("needs more memory than it may have", spent=True)
-    except Exception as error:  # noqa: BLE001 - JSON-e raises whatever Python does; the child answers, never dies of it
-        return _error(f"does not render: {type(error).__name__}: {error}")
+    except Exception:  # noqa: BLE001 - the child answers, it never dies of a template
+        return _error("does not render: it holds something that JSON-e does not expect")
     if len(answer) > limits.output:
         return _error(f"renders to {len(answer):,} bytes: more than {limits.output:,} are not taken")
     return answer

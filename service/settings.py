@@ -243,7 +243,10 @@ class Settings(Configuration):
         description="task group of copies. auto: of a single task its original's, unless that is sealed, of more a new "
         "one; same: always the original's; new: always a new one. A decision task's copy begins its own",
     )
-    owner_domain: str = Field("noreply.mozilla.org", description="added to an owner that is no e-mail address")
+    owner_domain: str = Field(
+        "",
+        description="added to a pushlog's user without @, where tasks need an address; default: the user as it stands",
+    )
     error_task: dict[str, Any] = Field(
         DEFAULT_ERROR_TASK, description="JSON-e template of the task that shows a broken .taskcluster.yml"
     )

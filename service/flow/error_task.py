@@ -2,7 +2,7 @@
 
 A JSON-e template of the settings (`error_task`); this is its default. It runs on the built-in queue that fails every
 task at once, so it needs no worker, no secrets and no image. Context: `push`, `repository`, `error`, `environments`
-(route prefixes), `now`, `taskcluster_root_url`, `ownTaskId`.
+(route prefixes), `owner` (the pusher, as `metadata.owner` takes it), `now`, `taskcluster_root_url`, `ownTaskId`.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ DEFAULT_ERROR_TASK: dict[str, Any] = {
     "metadata": {
         "name": "taskcluster.yml error",
         "description": "No task graph was created for this push:\n\n${error}",
-        "owner": "${push.owner}",
+        "owner": "${owner}",
         "source": "${repository.url}/file/${push.revision}/.taskcluster.yml",
     },
     "extra": {

@@ -36,9 +36,10 @@ log = structlog.get_logger()
 
 FILE = ".taskcluster.yml"
 MAX_ERROR = 8_000
-_EMAIL = re.compile(r"[^@\s<>]+@[^@\s<>]+")
 _ADDRESS = re.compile(r"[!-?A-~]+@[!-?A-~]+")
 MAX_ADDRESS = 254
+MAX_OWNER = 255
+"""Characters of `metadata.owner`."""
 
 
 async def run(parts: Parts, hold: Hold[PushStep]) -> None:
@@ -71,6 +72,9 @@ async def _make_graph(
         reason, tasks = await _planned(parts, hold.item, push, repository, stack)
         if reason is not None:
             await hold.finish(State.SKIPPED, reason)
+            return
+        if not tasks:
+            await hold.finish(State.SKIPPED, f"{FILE}: the template has no tasks for this push")
             return
         plan = await store_plan(hold, tasks)
     made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
@@ -111,19 +115,28 @@ def why_not(settings: Settings, repository: Repository, push: Push) -> str | Non
         return f"graphs are off for {repository.alias}"
     if push.revision is None:
         return "no changesets are left of this push"
-    comment = comment_of(push)
-    if "DONTBUILD" in comment:
+    message = message_of(push)
+    if "DONTBUILD" in message:
         return "DONTBUILD in the tip's message"
-    if repository.contains is not None and repository.contains not in comment:
+    if repository.contains is not None and repository.contains not in message:
         return f"the tip's message does not contain {repository.contains!r}"
     if now() - push.date > settings.max_push_age:
         return f"pushed on {push.date:%F %T}Z, longer ago than max_push_age ({settings.max_push_age})"
     return None
 
 
-def comment_of(push: Push) -> str:
-    """The message of the push's tip."""
+def message_of(push: Push) -> str:
+    """Return the message of the push's tip."""
     return (push.changesets[-1].get("desc") or "") if push.changesets else ""
+
+
+def try_line(message: str) -> str:
+    """Return what follows `try:` in the message, to the end of that line and with it; one blank if there is none.
+
+    Chain of trust renders the file with exactly this.
+    """
+    _, found, rest = message.partition("try:")
+    return found + re.split(r"[\r\n\u2028\u2029]", rest, maxsplit=1)[0] if found else " "
 
 
 async def _planned(
@@ -167,15 +180,14 @@ def _checked(rendered: Rendered, ids: DeriveId, step: PushStep) -> list[PlannedT
 
 def context_of(settings: Settings, repository: Repository, push: Push) -> dict[str, Any]:
     """What a `.taskcluster.yml` may use. `as_slugid` and `ownTaskId` are added where it is rendered."""
-    parents = (push.changesets[0].get("parents") or []) if len(push.changesets) == len(push.nodes) else []
     return {
         "tasks_for": "hg-push",
         "push": {
             "owner": owner_of(settings, push),
             "revision": push.revision,
             "revision_hash": push.revision_hash,
-            "base_revision": parents[0] if parents else "0" * 40,
-            "comment": comment_of(push),
+            "base_revision": push.base_revision or "0" * 40,
+            "comment": try_line(message_of(push)),
             "pushlog_id": push.push_id,
             "pushdate": int(push.date.timestamp()),
         },
@@ -191,8 +203,8 @@ def context_of(settings: Settings, repository: Repository, push: Push) -> dict[s
 
 
 def owner_of(settings: Settings, push: Push) -> str:
-    """The pusher's e-mail address, made up where the pushlog has a bare user name."""
-    return push.user if _EMAIL.fullmatch(push.user) else f"{push.user}@{settings.owner_domain}"
+    """Return the pushlog's user as it stands; where `owner_domain` is set, a bare user name becomes an address."""
+    return f"{push.user}@{settings.owner_domain}" if settings.owner_domain and "@" not in push.user else push.user
 
 
 def scopes_of(settings: Settings, repository: Repository, push: Push) -> list[str]:
@@ -308,6 +320,7 @@ async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository
     ]
     context = {
         **context_of(parts.settings, repository, push),
+        "owner": owner_of(parts.settings, push)[:MAX_OWNER] or "unknown",
         "error": step.refused,
         "environments": prefixes,
     }

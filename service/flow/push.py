@@ -1,7 +1,7 @@
 """A pushlog entry becomes a stored push, with the steps that are to be done for it."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -23,6 +23,11 @@ def revision_hash(changesets: Iterable[Changeset]) -> str:
         digest.update(changeset.node.encode())
         digest.update(changeset.branch.encode())
     return digest.hexdigest()
+
+
+def base_revision(changesets: Sequence[Changeset]) -> str | None:
+    """Return the first parent of a push's first changeset, if the pushlog names one."""
+    return next(iter(changesets[0].parents or []), None) if changesets else None
 
 
 @dataclass
@@ -109,6 +114,7 @@ def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | Overs
         date=datetime.fromtimestamp(entry.date, UTC),
         revision=revision,
         revision_hash=revision_hash(entry.changesets),
+        base_revision=base_revision(entry.changesets),
         changesets=[c.model_dump(exclude_none=True) for c in entry.changesets[-MAX_CHANGESETS_IN_FULL:]],
         nodes=[c.node for c in entry.changesets],
     )

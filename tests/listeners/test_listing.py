@@ -159,6 +159,7 @@ def test_only_the_last_200_changesets_are_sent_in_full() -> None:
     assert set(sent) == {"id", "user", "date", "changesets"}
     assert (sent["id"], sent["user"], sent["date"]) == (7, "u", 5)
     assert sent["changesets"][99] == {"node": f"{99:040x}", "branch": "branch 99"}
+    assert set(sent["changesets"][0]) == {"node", "branch", "parents"}, "what the push is based on"
     full = sent["changesets"][100]
     assert set(full) == {"node", "branch", "author", "desc", "parents", "files", "files_count"}
     assert (full["files"], full["files_count"], full["desc"]) == (["0-\udce9"], 1, "Bug 100\0\x1b")

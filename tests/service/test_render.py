@@ -112,7 +112,7 @@ async def test_a_label_may_be_any_scalar_and_is_read_as_javascript_does(
 
 
 async def test_a_template_that_makes_placeholders_of_placeholders_gets_no_id(renderer: Renderer) -> None:
-    text = "tasks: [{$eval: \"as_slugid('a')[0:21] + 'A'\"}, {$eval: \"as_slugid('a')[1:22]\"}]"
+    text = "tasks: [{$eval: \"as_slugid('a')[0:21] + 'B'\"}, {$eval: \"as_slugid('a')[1:22]\"}]"
     for made in await tasks(renderer, text):
         assert made not in {ids("a"), ids("decision")}
 
@@ -134,6 +134,16 @@ async def test_a_template_that_makes_placeholders_of_placeholders_gets_no_id(ren
         ("1.5", 1.5),
         ("0x10", 16),
         ("'\u00e4'", "\u00e4"),
+        ("010", 10),
+        ("12:30", "12:30"),
+        ("1_000", "1_000"),
+        ("=", "="),
+        ("{$eval: '5 / 1'}", 5),
+        ("{$eval: '5 / 2'}", 2.5),
+        ("'${10 / 2} ${1.0}'", "5 1"),
+        ("{$eval: 'str(6 / 3)'}", "2"),
+        ('"\\ud83d\\ude00"', "\U0001f600"),
+        ('"\\ud83d"', "\\ud83d"),
         (".inf", "inf"),
         (".nan", "nan"),
         ('"a\\0b"', "a\\u0000b"),
@@ -160,7 +170,16 @@ async def test_no_tasks_are_none(renderer: Renderer) -> None:
     ("text", "why"),
     [
         ("version: 1\ntasks: [", "^not YAML: .*line 3"),
-        ('version: 1\ntasks: ["\\uD800"]', "^not YAML"),
+        ("version: 1\ntasks: [{a: 1,\n b: 2, a: 3}]", "^cannot be read: the key 'a' stands twice, in lines 2 and 3$"),
+        ("version: 1\ntasks: []\ntasks: []", "^cannot be read: the key 'tasks' stands twice, in lines 2 and 3$"),
+        ("version: 1\ntasks: [{$eval: '1 )'}]", r"^does not render: at tasks\[0\]: "),
+        ("version: 1\ntasks: [{$eval: 'sqrt(-1)'}]", r"^does not render: at tasks\[0\]: .*'sqrt\(-1\)' cannot be"),
+        ("version: 1\ntasks: ['${1 )}']", r"^does not render: at tasks\[0\]: "),
+        ("version: 1\ntasks: [{x: {$map: 5, 'each(y)': 1}}]", r"^does not render: at tasks\[0\]\.x: "),
+        ("version: 1\ntasks: [{$match: 5}]", r"^does not render: at tasks\[0\]: "),
+        ("version: 1\ntasks: [{$fromNow: {}}]", r"^does not render: at tasks\[0\]: "),
+        ("version: 0\nmetadata: {{no}} yaml", "^version is 0: only version 1 is understood"),
+        ("version: 0  # old\ntasks: []", "^version is 0"),
         ("version: 1\ntasks: !!python/object/apply:os.system [true]", "^not YAML: .*python/object"),
         ("version: 1\ntasks: [!!set {a}]", "^a value of type set has no place in JSON"),
         ("version: 1\ntasks: [!!binary aGVsbG8=]", "^a value of type bytes has no place in JSON"),
@@ -173,7 +192,7 @@ async def test_no_tasks_are_none(renderer: Renderer) -> None:
         ("version: 1\ntasks: {a: 1}", "^`tasks` is rendered as dict: it must be a list"),
         ("version: 1\ntasks: null", "^`tasks` is rendered as NoneType"),
         ("version: 1\ntasks: [{$eval: nothing}]", "^does not render: .*nothing"),
-        ("version: 1\ntasks: [{$eval: 'as_slugid([])'}]", "^does not render: .*not list"),
+        ("version: 1\ntasks: [{$eval: 'as_slugid([])'}]", "^does not render: at .*as_slugid takes a text or a number"),
         ("version: 1\ntasks: [{$eval: 'as_slugid()'}]", "^does not render: "),
         ("version: 1\ntasks: [{$eval: '1/0'}]", "^does not render: "),
         ("version: 1\ntasks: [&a [*a]]", "^nested too deeply"),

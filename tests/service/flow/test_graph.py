@@ -105,7 +105,7 @@ def test_only_the_tip_decides(settings: Settings) -> None:
 
 
 def test_context(settings: Settings) -> None:
-    push = push_of(2, date=now().replace(microsecond=999_999))
+    push = push_of(2, date=now().replace(microsecond=999_999), base_revision=node("parent 0"))
     context = context_of(settings, repository_of(level="nss"), push)
     assert context.pop("now").endswith("Z")
     assert context == {
@@ -115,7 +115,7 @@ def test_context(settings: Settings) -> None:
             "revision": node(1),
             "revision_hash": "f" * 40,
             "base_revision": node("parent 0"),
-            "comment": "Bug 1",
+            "comment": " ",
             "pushlog_id": 7,
             "pushdate": int(push.date.timestamp()),
         },
@@ -125,42 +125,52 @@ def test_context(settings: Settings) -> None:
     assert isinstance(context["push"]["pushdate"], int)
 
 
+def test_a_push_without_a_parent_has_zeros_for_a_base(settings: Settings) -> None:
+    assert context_of(settings, repository_of(), push_of())["push"]["base_revision"] == "0" * 40
+
+
 @pytest.mark.parametrize(
-    ("push", "base"),
+    ("message", "comment"),
     [
-        (push_of(201, kept=200), "0" * 40),  # the first one's parents are not kept
-        (push_of(changesets=1, kept=1), node("parent 0")),
+        ("Bug 1 - a change", " "),
+        ("", " "),
+        ("try: -b do -p linux", "try: -b do -p linux"),
+        ("Bug 1\n\n  please try: -b o\nand more", "try: -b o"),
+        ("try: a\r\nb", "try: a"),
+        ("try: a\u2028b", "try: a"),
+        ("try:", "try:"),
+        ("try: one\ntry: two", "try: one"),
+        ("Try: not this", " "),
     ],
 )
-def test_base_revision(settings: Settings, push: Push, base: str) -> None:
-    assert context_of(settings, repository_of(), push)["push"]["base_revision"] == base
-
-
-def test_the_first_commit_has_no_base(settings: Settings) -> None:
-    push = push_of()
-    push.changesets[0]["parents"] = []
-    assert context_of(settings, repository_of(), push)["push"]["base_revision"] == "0" * 40
+def test_the_comment_is_the_try_line(settings: Settings, message: str, comment: str) -> None:
+    push = push_of(2)
+    push.changesets[-1]["desc"] = message
+    assert context_of(settings, repository_of(), push)["push"]["comment"] == comment
 
 
 @pytest.mark.parametrize(
-    ("user", "owner"),
+    ("user", "added"),
     [
         ("dev@example.com", "dev@example.com"),
-        ("ffxbld", "ffxbld@noreply.mozilla.org"),
-        ("A B <a@b.example>", "A B <a@b.example>@noreply.mozilla.org"),
-        ("", "@noreply.mozilla.org"),
-        ("a@b@c", "a@b@c@noreply.mozilla.org"),
+        ("Some Dev <dev@example.com>", "Some Dev <dev@example.com>"),
+        ("dev@example.com\n", "dev@example.com\n"),
+        ("ffxbld", "ffxbld@example.org"),
+        ("", "@example.org"),
     ],
 )
-def test_owner(settings: Settings, user: str, owner: str) -> None:
-    assert owner_of(settings, push_of(user=user)) == owner
+def test_the_owner_is_the_user_as_it_stands(settings: Settings, user: str, added: str) -> None:
+    push = push_of(user=user)
+    assert owner_of(settings, push) == user
+    assert owner_of(settings.model_copy(update={"owner_domain": "example.org"}), push) == added
 
 
 @pytest.mark.parametrize(
     ("user", "notified"),
     [
         ("dev@example.com", "dev@example.com"),
-        ("ffxbld", "ffxbld@noreply.mozilla.org"),
+        ("ffxbld", None),
+        ("dev@example.com\n", None),
         ("a*@b.example", "a*@b.example"),
         ("A B <a@b.example>", None),
         ("", None),
@@ -272,13 +282,20 @@ tasks:
 """
 
 
-async def pushed(world: World, yml: str | bytes | None = YML, *, message: str = "Bug 1", **repository: Any) -> Push:
+async def pushed(
+    world: World,
+    yml: str | bytes | None = YML,
+    *,
+    message: str = "Bug 1",
+    user: str = "dev@example.com",
+    **repository: Any,
+) -> Push:
     """Push such a file, and store the push as the listener brings it."""
     await world.add_repository(**repository)
     files: dict[str, str | bytes | None] = {"a": "b"} if yml is None else {".taskcluster.yml": yml}
     made = world.hg.push("mc", [NewChangeset(message=message, files=files)], user="dev@example.com")
     entry = {"node": made.nodes[-1], "branch": "default", "desc": message, "parents": []}
-    (verdict,) = await world.store(push_event(made.id, changesets=[entry]))
+    (verdict,) = await world.store(push_event(made.id, changesets=[entry], user=user))
     assert verdict.verdict == "accepted"
     (push,) = await world.pushes()
     return push
@@ -376,6 +393,24 @@ async def test_a_broken_template_is_shown_on_the_push(world: World, yml: str | b
     for planned in await world.planned():
         if planned.label != "error" and planned.task_id in world.tc.queue.tasks:
             assert world.tc.queue.status(planned.task_id)["status"]["state"] == "exception"
+
+
+USERS = ["", "Some Dev <dev@example.com>", "dev@example.com\n", "\u00e9", "u" * 500, "tab\there", "${x} {{y}}"]
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_no_name_of_a_user_makes_a_call_or_a_task_of_ours_invalid(world: World, user: str) -> None:
+    await pushed(world, "version: 2", user=user)
+    step = await run(world)
+    assert "version is 2" in str(step.error)
+    definition = await error_shown(world, step)
+    assert definition["metadata"]["owner"] == (user[:255] or "unknown")
+
+
+async def test_a_template_without_tasks_says_so(world: World) -> None:
+    await pushed(world, "version: 1\ntasks: {$if: 'false', then: [], else: []}")
+    step = await run(world)
+    assert (step.state, step.error) == (State.SKIPPED, ".taskcluster.yml: the template has no tasks for this push")
 
 
 async def test_the_error_of_a_refused_plan_stands_beside_a_task_with_the_label_error(world: World) -> None:

@@ -16,7 +16,7 @@ from sqlmodel import col, select, update
 from events import Changeset, OversizedPush, PushEvent, Verdict
 from sandbox.treeherder_store import check_resultset
 from service.database import Database, now
-from service.flow.push import revision_hash, store
+from service.flow.push import base_revision, revision_hash, store
 from service.flow.resultset import resultset_of
 from service.models import DeadLetter, Push, PushStep, Repository, State
 from service.settings import Settings, load
@@ -88,6 +88,7 @@ def test_revision_hash_is_over_node_and_branch_in_order(named: list[tuple[int, s
     made = [Changeset(node=node(name), branch=branch) for name, branch in named]
     joined = "".join(node(name) + branch for name, branch in named)
     assert revision_hash(made) == hashlib.sha1(joined.encode(), usedforsecurity=False).hexdigest()
+    assert base_revision(made) is None
     if made[::-1] != made:
         assert revision_hash(made[::-1]) != revision_hash(made)
 
@@ -176,12 +177,16 @@ async def test_with_pulse_a_push_is_announced(sqlite: Database) -> None:
 
 async def test_a_large_push_keeps_the_last_200_in_full(sqlite: Database, settings: Settings) -> None:
     await add_repository(sqlite, "mc")
-    many = [{"node": node(n), "branch": "b", **({} if n < 4800 else {"desc": f"d{n}"})} for n in range(5_000)]
+    many: list[dict[str, Any]] = [
+        {"node": node(n), "branch": "b", **({} if n < 4800 else {"desc": f"d{n}"})} for n in range(5_000)
+    ]
+    many[0]["parents"] = [node("base"), node("other")]
     await take(sqlite, settings, push_event(1, changesets=many))
     (push,) = await pushes(sqlite)
     assert len(push.nodes) == 5_000
     assert [each["desc"] for each in push.changesets] == [f"d{n}" for n in range(4_800, 5_000)]
     assert push.revision_hash == revision_hash([Changeset.model_validate(each) for each in many])
+    assert push.base_revision == node("base")
 
 
 async def test_a_push_without_changesets(database: Database, settings: Settings) -> None:
