@@ -81,7 +81,10 @@ class Repository(SQLModel, table=True):
 class Push(SQLModel, table=True):
     """A push of one generation of a repository, as the pushlog told it."""
 
-    __table_args__ = (UniqueConstraint("repository_id", "generation", "push_id"),)
+    __table_args__ = (
+        UniqueConstraint("repository_id", "generation", "push_id"),
+        Index("ix_push_user", "user", "id"),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     repository_id: int = Field(foreign_key="repository.id")
@@ -180,7 +183,7 @@ class Source(StrEnum):
 class Action(Work, table=True):
     """A button that was pressed, or a call of our API: what is wanted, and what became of it."""
 
-    __table_args__ = _work_indexes("action")
+    __table_args__ = (*_work_indexes("action"), Index("ix_action_requester", "requester", "id"))
 
     key: str = Field(default_factory=lambda: str(uuid.uuid4()))  # what the ids of its copies are derived from
     kind: str  # retrigger, cancel; or another one's name, which is rejected

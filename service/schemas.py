@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from events import Alias
 from service.flow.definition import SLUGID
-from service.models import Source, State
+from service.models import Source, Stage, State
 
 
 class Schema(BaseModel):
@@ -309,3 +309,57 @@ class ActionPlan(Schema):
     notes: list[str]
     tasks: list[PlannedCopy]
     left_out: list[LeftOut]
+
+
+class TaskPush(Schema):
+    repository: str
+    push_id: int
+    generation: int
+    revision: str | None
+
+
+class TaskAction(Schema):
+    id: int
+    action: str
+    project: str
+    requester: str
+    state: ActionState
+    reason: str | None
+    received_at: datetime
+
+
+class RunStage(StrEnum):
+    UNSCHEDULED = "unscheduled"
+    PENDING = "pending"
+    RUNNING = "running"
+    RESOLVED = "resolved"
+
+    @classmethod
+    def of(cls, stage: int) -> "RunStage":
+        """Return what this stage of a job report is called; a run that another one followed is resolved."""
+        return list(cls)[min(stage, Stage.RESOLVED)]
+
+
+class RunRead(Schema):
+    """A run in one environment, and how far its report is."""
+
+    run_id: int
+    environment: str
+    project: str
+    stage: RunStage = Field(description="the newest that was heard of")
+    told: RunStage | None = Field(description="what Treeherder was told last")
+    state: State = Field(description="of the report")
+    error: str | None
+    heard_at: datetime
+    next_attempt_at: datetime | None
+
+
+class TaskOwner(Schema):
+    task_id: str
+    name: str | None = Field(None, description="null: this service did not create it")
+    push: TaskPush | None = Field(None, description="of whose graph it is")
+    made_by: int | None = Field(None, description="the action that made it, a copy")
+    copy_of: str | None = Field(None, description="of which task it is a copy")
+    actions: list[TaskAction] = Field(description="on this task; the newest 100")
+    copies: list[MadeTask] = Field(description="that these made; the newest 100")
+    runs: list[RunRead] = Field(description="that were reported; the newest 100")

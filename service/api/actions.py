@@ -154,6 +154,8 @@ async def list_actions(
     _: Reader,
     state: ActionState | None = None,
     project: Annotated[str | None, Query(max_length=1_000, description="alias")] = None,
+    task_id: Annotated[str | None, Query(max_length=100, description="the task that it was asked for")] = None,
+    requester: Annotated[str | None, Query(max_length=1_000, description="who asked, exactly")] = None,
     limit: Limit = 50,
     after: After = None,
 ) -> ActionPage:
@@ -161,6 +163,10 @@ async def list_actions(
     query = select(Action).order_by(col(Action.id).desc())
     if project is not None:
         query = query.where(Action.project == visible(project))
+    if task_id is not None:
+        query = query.where(Action.task_id == visible(task_id))
+    if requester is not None:
+        query = query.where(Action.requester == visible(requester))
     if state is not None:
         query = _in_state(query, state)
     if (before := cursor(after)) is not None:
@@ -193,7 +199,7 @@ def _in_state(query: SelectOfScalar[Action], state: ActionState) -> SelectOfScal
     return query.where(Action.state == State(state.value))
 
 
-def _state(action: Action) -> ActionState:
+def state_of(action: Action) -> ActionState:
     if action.state != State.PENDING:
         return ActionState(str(action.state))
     return ActionState.RECEIVED if action.planned_at is None else ActionState.PLANNED
@@ -258,7 +264,7 @@ def _summary(action: Action, counts: tuple[int, int], tasks: list[MadeTask]) -> 
     return {
         **{name: getattr(action, name) for name in names},
         "action": action.kind,
-        "state": _state(action),
+        "state": state_of(action),
         "reason": action.error,
         "left_out_count": len(action.left_out),
         "tasks_planned": counts[0],

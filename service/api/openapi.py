@@ -35,6 +35,7 @@ credentials where the service takes them (Hawk); listeners sign (Standard Webhoo
 TAGS = [
     {"name": "repositories", "description": "The monitored repositories."},
     {"name": "pushes", "description": "Pushes, and what became of each step: resultsets and the task graph."},
+    {"name": "tasks", "description": "What a task belongs to, and what was reported of it."},
     {"name": "actions", "description": "A retrigger or a cancel asked for, and what became of each."},
     {"name": "dead letters", "description": "What could not be understood, or ran out of retries: nothing disappears."},
     {"name": "health", "description": "Dockerflow's endpoints and Prometheus' metrics. They need no credentials."},
@@ -341,6 +342,28 @@ EXAMPLES: dict[str, Json] = {
     "ActionCreate": {**_ACTION, "requester": "sheriff@example.com"},
     "ActionSummary": _ACTION_READ,
     "ActionRead": {**_ACTION_READ, "left_out": [], "deliveries": []},
+    "TaskOwner": {
+        "task_id": _COPY,
+        "name": "test-linux64/opt-xpcshell-1",
+        "push": None,
+        "made_by": 17,
+        "copy_of": _TASK,
+        "actions": [],
+        "copies": [],
+        "runs": [
+            {
+                "run_id": 0,
+                "environment": "tc-treeherder",
+                "project": "mozilla-central",
+                "stage": "running",
+                "told": "pending",
+                "state": "pending",
+                "error": None,
+                "heard_at": "2026-01-15T12:31:00Z",
+                "next_attempt_at": "2026-01-15T12:31:01Z",
+            }
+        ],
+    },
     "ActionPlan": {
         **_ACTION,
         "state": "planned",

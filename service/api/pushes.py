@@ -40,6 +40,8 @@ async def list_pushes(
     _: Reader,
     repository: Annotated[str | None, Query(max_length=50, description="alias")] = None,
     state: Annotated[State | None, Query(description="pushes with a step in this state")] = None,
+    revision: Annotated[str | None, Query(max_length=40, description="of the tip, all 40 digits")] = None,
+    user: Annotated[str | None, Query(max_length=1_000, description="who pushed, exactly")] = None,
     limit: Limit = 50,
     after: After = None,
 ) -> PushPage:
@@ -47,6 +49,10 @@ async def list_pushes(
     query = select(Push, Repository.alias).where(col(Repository.id) == Push.repository_id).order_by(col(Push.id).desc())
     if repository is not None:
         query = query.where(Repository.alias == visible(repository))
+    if revision is not None:
+        query = query.where(Push.revision == visible(revision))
+    if user is not None:
+        query = query.where(Push.user == visible(user))
     if state is not None:
         query = query.where(col(Push.id).in_(select(PushStep.push_id).where(PushStep.state == state)))
     if (before := cursor(after)) is not None:

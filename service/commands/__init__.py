@@ -1,6 +1,7 @@
 """The operators' commands of `tc-treeherder`: a module a noun, loaded only when it is asked for.
 
-    repositories pushes actions dead_letters    over the API of a running service, from anywhere (client.py)
+    repositories pushes tasks actions dead_letters
+                                                over the API of a running service, from anywhere (client.py)
     doctor                                      reads the settings here, and checks every system that they name
     client.py output.py text.py                 the HTTP client with its errors; tables, JSON, progress; terminals
     importing.py sources.py                     `repositories import`, and where it imports from
@@ -40,6 +41,7 @@ class Failed(Exception):
 _MODULES = {
     "repositories": "service.commands.repositories",
     "pushes": "service.commands.pushes",
+    "tasks": "service.commands.tasks",
     "actions": "service.commands.actions",
     "dead-letters": "service.commands.dead_letters",
     "doctor": "service.commands.doctor",

@@ -30,13 +30,16 @@ def list_actions(
     state: Annotated[
         str | None, typer.Option(help="received, planned, done, failed, rejected or nothing-to-do")
     ] = None,
+    task_id: Annotated[str | None, typer.Option(help="on this task")] = None,
+    requester: Annotated[str | None, typer.Option(help="whom it was asked for by")] = None,
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Actions, the newest first."""
     with Service(url) as service:
-        actions = list(service.pages("actions", limit=limit, project=project, state=state))
+        filters = {"project": project, "state": state, "task_id": task_id, "requester": requester}
+        actions = list(service.pages("actions", limit=limit, **filters))
     if as_json:
         output.document(actions)
         return

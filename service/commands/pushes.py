@@ -19,13 +19,17 @@ Generation = Annotated[int | None, typer.Option(help="of the repository; the new
 def list_pushes(
     repository: Annotated[str | None, typer.Option("--repository", "-r", help="of this alias alone")] = None,
     state: Annotated[str | None, typer.Option(help="with a step that is pending, done, skipped or failed")] = None,
+    revision: Annotated[str | None, typer.Option(help="of the tip, all 40 digits")] = None,
+    user: Annotated[str | None, typer.Option(help="who pushed")] = None,
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Pushes, the newest first."""
     with Service(url) as service:
-        pushes = list(service.pages("pushes", limit=limit, repository=repository, state=state))
+        pushes = list(
+            service.pages("pushes", limit=limit, repository=repository, state=state, revision=revision, user=user)
+        )
     if as_json:
         output.document(pushes)
         return
