@@ -1,5 +1,6 @@
 """The listeners' way in: raw bytes first, then the signature, then JSON, then each event by itself."""
 
+import asyncio
 from typing import Any
 
 from fastapi import Request
@@ -11,6 +12,9 @@ from service.door import NonsenseError, parse
 from service.errors import Problem
 from service.settings import Settings
 
+LARGE = 512 * 1024
+"""Bytes of a body that is verified and parsed in a thread."""
+
 
 async def signed_json(request: Request, settings: Settings) -> tuple[bytes, Any]:
     """The verified body of a request, and what it says. Raises a 401 or 400; `limit` a 413."""
@@ -18,9 +22,15 @@ async def signed_json(request: Request, settings: Settings) -> tuple[bytes, Any]
         raw = await request.body()
     except ClientDisconnect:
         raise Problem(400, "Incomplete", "the connection ended before the body did: send it again") from None
+    if len(raw) > LARGE:  # the event loop has others to serve meanwhile
+        return raw, await asyncio.to_thread(_verify_and_parse, request, settings, raw)
+    return raw, _verify_and_parse(request, settings, raw)
+
+
+def _verify_and_parse(request: Request, settings: Settings, raw: bytes) -> Any:
     auth.verify_signature(settings, request, raw)
     try:
-        return raw, parse(raw)
+        return parse(raw)
     except NonsenseError as error:
         raise Problem(400, "Not JSON", f"the signed body is {error}") from None
 
