@@ -209,15 +209,23 @@ async def _read_work(session: Session) -> None:
             .group_by(model.lane)
             .order_by(func.min(model.since))
         )
-        name = str(model.__tablename__)
-        for number, (lane, count, since) in enumerate(rows):
-            label = lane if number < MAX_LABELS else OTHERS
-            _waiting.labels(name, label).inc(count)
-            if number <= MAX_LABELS:  # they come oldest first
-                _oldest.labels(name, label).set((at - since).total_seconds())
+        lanes: dict[str, tuple[int, datetime]] = {}
+        for lane, count, since in rows:  # those that have waited longest come first, and are named
+            label = _upstream_of(lane)
+            label = label if label in lanes or len(lanes) < MAX_LABELS else OTHERS
+            total, oldest = lanes.get(label, (0, since))
+            lanes[label] = (total + count, min(oldest, since))
+        for label, (total, oldest) in lanes.items():
+            _waiting.labels(str(model.__tablename__), label).set(total)
+            _oldest.labels(str(model.__tablename__), label).set((at - oldest).total_seconds())
     _letters.clear()
     for kind, count in await session.exec(select(DeadLetter.kind, func.count()).group_by(DeadLetter.kind)):
         _letters.labels(kind).set(count)
+
+
+def _upstream_of(lane: str) -> str:
+    """Return what is done with which upstream: a third word is a project, which is not named here."""
+    return " ".join(lane.split(" ", 2)[:2])
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,13 @@ async def test_labels_are_bounded_and_name_no_repository(api: Api) -> None:
     await api.add("top-secret-project")
     await api.push(asgi.push_event(101, alias="top-secret-project"))
     async with api.database.writing() as session:
+        for number in range(3):
+            lane = f"job tc-treeherder top-secret-project-{number}"
+            session.add(GroupCheck(task_group_id="x", lane=lane, since=now() - timedelta(days=1 + number)))
         for number in range(MAX_LABELS + 10):
-            session.add(GroupCheck(task_group_id="x", lane=f"lane {number}", since=now() - timedelta(hours=number + 1)))
+            session.add(
+                GroupCheck(task_group_id="x", lane=f"lane {number} project", since=now() - timedelta(hours=number + 1))
+            )
             queue = PulseQueue(name=f"queue {number}", events="tasks", seen_at=now() - timedelta(hours=number))
             session.add(queue)
     answer = await api.call("GET", "/metrics", token=None)
@@ -103,10 +108,12 @@ async def test_labels_are_bounded_and_name_no_repository(api: Api) -> None:
     ]
     checks = {s.labels["lane"]: s.value for s in waiting.samples if s.labels["work"] == "group_check"}
     assert len(checks) == MAX_LABELS + 1
-    assert checks["others"] == 10
+    assert checks["others"] == 11
+    assert checks["job tc-treeherder"] == 3
     assert f"lane {MAX_LABELS + 9}" in checks, "what waits longest is named"
     assert answer.text.count('pulse_queue_read_seconds{queue="') == MAX_LABELS
-    assert 3600 <= await told(api.database, "work_oldest_seconds", lane="others") < 11 * 3600
+    assert 3600 <= await told(api.database, "work_oldest_seconds", lane="others") < 12 * 3600
+    assert await told(api.database, "work_oldest_seconds", lane="job tc-treeherder") >= 3 * 86_400
 
 
 async def test_one_request_computes_them_for_all_and_not_again_for_a_while(
