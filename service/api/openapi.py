@@ -49,7 +49,7 @@ _PROBLEMS = {
     404: "It is not there.",
     408: "The body did not come in time.",
     409: "It does not go with what is there.",
-    413: "The body is too large, or holds too many events.",
+    413: "The body is too large, or holds too many events or members of objects and lists.",
     422: "Something in the request is wrong; `errors`, where it is there, lists each place.",
     429: "The caller writes too often.",
     502: "An upstream did not answer: try again.",
