@@ -53,13 +53,16 @@ MAX_SIGNATURE = 4096
 """Characters of a Hawk header that are looked at (`maxMatchLength` of Hawk's reference implementation)."""
 
 
+def has_bewit(request: Request, logins: Logins | None) -> bool:
+    """Return True if the query's bewit is what tells who calls: otherwise it is a parameter like any unknown one."""
+    reads = request.method in {"GET", "HEAD"}
+    return logins is not None and reads and "authorization" not in request.headers and BEWIT in request.query_params
+
+
 async def identify(settings: Settings, request: Request, logins: Logins | None) -> Caller:
     """Who sent this request. Raises a 401 for credentials that are no good, a 503 when Taskcluster cannot tell."""
     header = request.headers.get("authorization")
-    if header is None:
-        signed = request.method in {"GET", "HEAD"} and BEWIT in request.query_params
-    else:
-        signed = header[:5].lower() == "hawk "
+    signed = has_bewit(request, logins) if header is None else header[:5].lower() == "hawk "
     if logins is None or not signed:
         return caller_of(settings, request)
     if header is not None and len(header) > MAX_SIGNATURE:

@@ -28,12 +28,11 @@ class Route(APIRoute):
         dependants = list(_flatten(self.dependant))
         calls = {each.call for each in dependants}
         known = sorted({parameter.alias for each in dependants for parameter in each.query_params})
-        if get_caller in calls and "GET" in (self.methods or ()):
-            known.append(auth.BEWIT)
 
         async def checked(request: Request) -> Response:
             await self._admit(request, calls)
-            _check_query(request, known)
+            signed = get_caller in calls and auth.has_bewit(request, request.app.state.parts.logins)
+            _check_query(request, [*known, auth.BEWIT] if signed else known)
             return await handle(request)
 
         return checked

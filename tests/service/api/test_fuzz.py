@@ -49,7 +49,20 @@ class Late:
 
 
 APP = Late()
-SCHEMA = schemathesis.openapi.from_dict(create_app(Settings.model_construct()).openapi())
+
+
+def _document() -> dict[str, Any]:
+    """Return the document of a service that takes no Taskcluster credentials: to it a bewit is an unknown parameter."""
+    document = create_app(Settings.model_construct()).openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "security" in operation:
+                operation["security"] = [each for each in operation["security"] if "bewit" not in each]
+    del document["components"]["securitySchemes"]["bewit"]
+    return document
+
+
+SCHEMA = schemathesis.openapi.from_dict(_document())
 SCHEMA.app = APP
 
 TELLING = {

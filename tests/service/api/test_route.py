@@ -191,3 +191,7 @@ async def test_no_route_ignores_a_query_parameter(sqlite_api: Api) -> None:
         headers = signature(b"{}", path=path.removeprefix("/api/v1"))
         answer = await sqlite_api.call(method, f"{path}?colour=red", content=b"{}", headers=headers)
         is_problem(answer, 422, "colour")
+
+
+async def test_a_bewit_that_nobody_looks_at_is_unknown_too(sqlite_api: Api) -> None:
+    is_problem(await sqlite_api.get("/repositories?bewit=x"), 422, "bewit")
