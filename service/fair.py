@@ -36,7 +36,9 @@ class FairSlots:
         self._free = slots
         self._most = most_of(slots)
         self._held: Counter[str] = Counter()
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the share that was served last comes last
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._served: dict[str, int] = {}  # when each share that waits or holds was served last, counted up
+        self._turns = 0
 
     @asynccontextmanager
     async def use(self, share: str) -> AsyncIterator[None]:
@@ -63,20 +65,26 @@ class FairSlots:
         if not self._held[share]:
             del self._held[share]
         self._serve()
+        self._forget(share)
+
+    def _forget(self, share: str) -> None:
+        if share not in self._held and share not in self._waiting:
+            self._served.pop(share, None)
 
     def _serve(self) -> None:
         while self._free:
             shares = [share for share in self._waiting if self._held[share] < self._most]
             if not shares:
                 return
-            share = min(shares, key=lambda each: self._held[each])
-            turns = self._waiting.pop(share)
-            while turns and turns[0].done():  # cancelled while it waited
-                turns.popleft()
-            if not turns:
+            share = min(shares, key=lambda each: (self._held[each], self._served.get(each, 0)))
+            turn = self._waiting[share].popleft()
+            if not self._waiting[share]:
+                del self._waiting[share]
+            if turn.done():  # cancelled while it waited
+                self._forget(share)
                 continue
-            turns.popleft().set_result(None)
+            turn.set_result(None)
             self._free -= 1
             self._held[share] += 1
-            if turns:
-                self._waiting[share] = turns
+            self._turns += 1
+            self._served[share] = self._turns

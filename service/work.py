@@ -197,7 +197,8 @@ async def pull_back(session: Session, model: type[Work], lane: str, longest: tim
         .cte()
     )
     pulled = await session.exec(update(model).where(col(model.id).in_(select(hidden.c.id))).values(due_at=at))
-    log.warning("due-too-late", work=model.__name__, lane=lane, pieces=pulled.rowcount, longest=str(longest))
+    if pulled.rowcount:
+        log.warning("due-too-late", work=model.__name__, lane=lane, pieces=pulled.rowcount, longest=str(longest))
 
 
 PULLED_BACK = 500
@@ -332,7 +333,7 @@ async def take_over(session: Session, names: str | None, but: str) -> int:
         gone = [col(model.due_at).is_not(None), col(model.holder).is_not(None), col(model.holder) != but]
         if names is not None:
             gone.append(func.substr(model.holder, 1, len(names)) == names)
-        held = select(model.id).where(*gone).order_by(col(model.id)).with_for_update().cte()
+        held = select(model.id).where(*gone).order_by(col(model.holder), col(model.id)).with_for_update().cte()
         freed = await session.exec(
             update(model)
             .where(col(model.id).in_(select(held.c.id)))

@@ -1,20 +1,24 @@
 """How work is leased, on both databases."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import event
 from sqlmodel import select, update
 
 from service import work
 from service.database import Database, now
-from service.models import DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind
+from service.flow import settle
+from service.models import WORK_TABLES, DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind
 from service.settings import WorkSettings
-from service.work import Hold, Lane, LeaseLostError, backoff, claim, due_lanes
+from service.work import Hold, Lane, LeaseLostError, backoff, claim, due_lanes, due_shares
 from tests.service.world import add_repository
 
 SETTINGS = WorkSettings(lease=timedelta(seconds=30))
@@ -23,9 +27,11 @@ OVER = WorkSettings(give_up=timedelta(), give_up_attempts=1)
 """What fails is buried at once."""
 
 
-async def add_steps(database: Database, count: int = 1, lane: str = "graph x", **fields: Any) -> list[int]:
+async def add_steps(
+    database: Database, count: int = 1, lane: str = "graph x", alias: str | None = None, **fields: Any
+) -> list[int]:
     """So many due steps of a lane, the first due first; their ids."""
-    repository = await add_repository(database, lane.replace(" ", "-"))
+    repository = await add_repository(database, alias or lane.replace(" ", "-"))
     at = now() - MINUTE
     pushes = [
         Push(
@@ -330,8 +336,124 @@ def test_backoff_is_spread() -> None:
     assert len({backoff(SETTINGS, 5) for _ in range(20)}) > 10
 
 
-async def test_claims_are_found_by_the_index(sqlite: Database) -> None:
-    asked = "SELECT id FROM push_step WHERE lane = 'x' AND due_at <= '2024' ORDER BY due_at, id LIMIT 3"
-    async with sqlite.engine.connect() as connection:
-        plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}")
-        assert "ix_push_step_due" in str(plan.all())
+# Fairness
+
+
+async def test_a_claim_shares_a_lane_fairly(database: Database) -> None:
+    hog = await add_steps(database, 50, share="mc/hog")
+    others = [(await add_steps(database, 3, lane="graph x", alias=f"r{n}", share=f"r{n}/dev"))[0] for n in range(3)]
+    claimed = await claim_fairly(database, 8)
+    assert Counter(item.share for item in claimed) == {"mc/hog": 2, "r0/dev": 2, "r1/dev": 2, "r2/dev": 2}
+    assert {hog[0], hog[1], *others} <= {item.id for item in claimed}, "of each the first"
+
+
+async def claim_fairly(database: Database, limit: int, **more: Any) -> list[PushStep]:
+    async with database.writing() as session:
+        return await claim(session, PushStep, "graph x", limit, MINUTE, **more)
+
+
+async def test_whoever_holds_least_goes_first_and_none_gets_the_last_slot(database: Database) -> None:
+    await add_steps(database, 50, share="mc/hog")
+    assert len(await claim_fairly(database, 10, most=9)) == 9
+    await add_steps(database, 5, alias="r1", share="r1/dev")
+    claimed = await claim_fairly(database, 1, most=9, held={"mc/hog": 9})
+    assert [item.share for item in claimed] == ["r1/dev"]
+    assert await claim_fairly(database, 9, most=9, held={"mc/hog": 9, "r1/dev": 9}) == []
+
+
+async def test_what_one_share_leaves_others_get(database: Database) -> None:
+    await add_steps(database, 50, share="mc/hog")
+    await add_steps(database, 1, alias="r1", share="r1/dev")
+    assert Counter(item.share for item in await claim_fairly(database, 10)) == {"mc/hog": 9, "r1/dev": 1}
+
+
+async def test_shares_take_turns(database: Database) -> None:
+    for number in range(5):
+        await add_steps(database, 2, alias=f"r{number}", share=f"r{number}/dev")
+    served, last = [], ""
+    for _ in range(10):
+        (item,) = await claim_fairly(database, 1, after=last)
+        last = item.share
+        served.append(last)
+    assert served == [f"r{number}/dev" for number in range(5)] * 2
+
+
+async def test_more_shares_than_are_looked_at_take_turns_too(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 2 * work.SHARES
+    ids = await add_steps(database, count, share="-")
+    async with database.writing() as session:
+        for number, step_id in enumerate(ids):
+            (await session.get_one(PushStep, step_id)).share = f"r{number:03}/dev"
+    served: set[str] = set()
+    last = ""
+    for _ in range(10):
+        items = await claim_fairly(database, 10, after=last)
+        served |= {item.share for item in items}
+        last = items[-1].share
+    assert len(served) == count
+
+
+async def test_who_waits_for_a_retry_has_no_turn(database: Database) -> None:
+    await add_steps(database, 5, share="mc/later", due_at=now() + MINUTE)
+    await add_steps(database, 1, alias="r1", share="r1/dev")
+    async with database.reading() as session:
+        assert await due_shares(session, PushStep, "graph x") == ["r1/dev"]
+    assert [item.share for item in await claim_fairly(database, 5)] == ["r1/dev"]
+
+
+async def test_what_is_asked_for_again_goes_first_within_its_share(database: Database) -> None:
+    ids = await add_steps(database, 5, share="mc/dev")
+    async with database.writing() as session:
+        step = await session.get_one(PushStep, ids[4])
+        step.state, step.due_at = State.FAILED, None
+    async with database.writing() as session:
+        work.again([await session.get_one(PushStep, ids[4])])
+    assert [item.id for item in await claim_fairly(database, 1)] == [ids[4]]
+
+
+# Indexes
+
+
+async def test_what_workers_ask_all_the_time_scans_nothing(database: Database, statements: list[Any]) -> None:
+    """At a million finished rows and ten thousand due ones; PostgreSQL is told that scans cost too much."""
+    await add_steps(database, 3)
+    statements.clear()
+    async with database.writing() as session:
+        await due_lanes(session, WORK_TABLES)
+        for model in WORK_TABLES:
+            await claim(session, model, "graph x", 2, MINUTE, holder="a/b", after="mc/1")
+            await work.pull_back(session, model, "graph x", MINUTE)
+        await settle.due(session, "tc-treeherder", 200)
+        await work.take_over(session, "a/", "a/c")
+        asked = list(statements)
+        assert len(asked) > 20
+        connection = await session.connection()
+        if not database.sqlite:
+            await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        for statement, parameters in asked:
+            explain = f"EXPLAIN {'QUERY PLAN ' if database.sqlite else ''}{statement}"
+            plan = "\n".join(str(row) for row in (await connection.exec_driver_sql(explain, parameters)).all())
+            scans = [
+                line
+                for line in plan.splitlines()
+                if re.search(r"Seq Scan on|SCAN (push_step|action|notice|job_report|group_check)\b", line)
+                and "USING" not in line
+            ]
+            assert not scans, f"{statement}\n{plan}"
+        await session.rollback()
+
+
+@pytest.fixture
+def statements(database: Database) -> Iterator[list[Any]]:
+    """What is sent to the database, with its parameters."""
+    sent: list[Any] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        sent.append((statement, parameters))
+
+    engine = database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(engine, "before_cursor_execute", note)

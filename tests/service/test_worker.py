@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -371,3 +372,88 @@ async def test_takes_fresh_work_up_to_its_room(sqlite: Database, steps: Steps) -
 
 async def _active(worker: Worker) -> int:
     return int(worker._active)
+
+
+# Fairness: order is counted, not time
+
+
+async def test_one_hog_leaves_the_last_slot_to_others(database: Database, steps: Steps) -> None:
+    slow = asyncio.Event()
+    steps.does["graph x"] = waits(slow)
+    await add_steps(database, 20, share="mc/hog")
+    async with working(database, per_lane=4):
+        await until(lambda: _is(_count(steps), 3))
+        (other,) = await add_steps(database, 1, alias="r1", share="r1/dev")
+        await until(lambda: _is(_count(steps), 4))
+        assert steps.began[-1] == other
+        slow.set()
+        await until(lambda: _is(done(database), 21))
+
+
+async def test_fresh_work_of_another_is_begun_at_once_and_a_hogs_waits_its_turn(sqlite: Database, steps: Steps) -> None:
+    slow = asyncio.Event()
+    steps.does["graph x"] = waits(slow)
+    await add_steps(sqlite, 20, share="mc/hog")
+    async with working(sqlite, per_lane=4) as worker:
+        await until(lambda: _is(_count(steps), 3))
+
+        def fresh(share: str) -> PushStep:
+            return PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", share=share)
+
+        assert worker.take([fresh("mc/hog")]) == []
+        other = fresh("r1/dev")
+        assert worker.take([other]) == [other]
+        slow.set()
+        await until(lambda: _is(done(sqlite), 20))
+
+
+async def test_fresh_work_does_not_overtake_a_share_that_waits(sqlite: Database, steps: Steps) -> None:
+    slow = asyncio.Event()
+    steps.does["graph x"] = waits(slow)
+    for number in range(4):
+        await add_steps(sqlite, 1, alias=f"r{number}", share=f"r{number}/dev")
+    async with working(sqlite, per_lane=3, idle=0.02) as worker:
+        await until(lambda: _is(_count(steps), 3))
+        await until(lambda: _is(_waiting(worker), 1))
+        (task, *_) = worker._running
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        late = PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", share="r9/dev")
+        assert worker.take([late]) == []
+        slow.set()
+
+
+async def _waiting(worker: Worker) -> int:
+    return len(worker._waiting.get("graph x", []))
+
+
+async def test_long_work_gives_way_between_its_parts(sqlite: Database, steps: Steps) -> None:
+    """As many hogs as slots: who comes after them waits for a part of their work, not for all of it."""
+    parts_done: Counter[int] = Counter()
+    enough = asyncio.Event()
+
+    async def long(parts: Parts, hold: Hold[Any]) -> None:
+        while not enough.is_set():
+            parts_done[hold.item.id] += 1
+            await asyncio.sleep(0)
+            hold.give_way()
+
+    steps.does["graph x"] = long
+    hogs = [(await add_steps(sqlite, 1, alias=f"hog{n}", share=f"hog{n}/dev"))[0] for n in range(3)]
+    async with working(sqlite, per_lane=3):
+        await until(lambda: _is(_count(steps), 3))
+        (other,) = await add_steps(sqlite, 1, alias="r1", share="r1/dev")
+        await until(lambda: _began(steps, other))
+        await until(lambda: _again(steps, hogs))
+        enough.set()
+        await until(lambda: _is(done(sqlite), 4))
+    assert all(step.attempts == 1 for step in await all_steps(sqlite)), "to give way is no failure"
+
+
+async def _began(steps: Steps, step_id: int) -> bool:
+    return step_id in steps.began
+
+
+async def _again(steps: Steps, hogs: list[int]) -> bool:
+    return any(steps.began.count(hog) > 1 for hog in hogs)

@@ -1,0 +1,144 @@
+"""How slots are shared. Order is counted, not time."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.fair import FairSlots, deal, most_of
+
+
+@pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 1), (10, 9)])
+def test_nobody_holds_the_last_slot(slots: int, most: int) -> None:
+    assert most_of(slots) == most
+    assert deal(["hog"], {}, slots, most) == {"hog": most}
+
+
+def test_whoever_holds_least_goes_first() -> None:
+    assert deal(["a", "b", "c"], {"a": 3, "b": 1}, 4, 9) == {"c": 2, "b": 2}
+    assert deal(["b", "a"], {}, 1, 9) == {"b": 1}, "of those that hold as much, whose turn it is"
+    assert deal(["hog", "other"], {"hog": 9}, 1, 9) == {"other": 1}
+    assert deal(["hog"], {"hog": 9}, 1, 9) == {}
+    assert deal([], {}, 5, 9) == {}
+
+
+@given(
+    shares=st.lists(st.sampled_from("abcdef"), unique=True),
+    held=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 12)),
+    slots=st.integers(0, 20),
+    most=st.integers(1, 10),
+)
+def test_what_is_dealt_is_fair(shares: list[str], held: dict[str, int], slots: int, most: int) -> None:
+    dealt = deal(shares, held, slots, most)
+    assert sum(dealt.values()) <= slots
+    after = {share: held.get(share, 0) + dealt.get(share, 0) for share in shares}
+    for share in dealt:
+        assert after[share] <= most
+        assert all(after[share] <= after[other] + 1 for other in shares)
+    if sum(dealt.values()) < slots:
+        assert all(holds >= most for holds in after.values())
+
+
+class Calls:
+    """Calls that each take a slot until they are let go, in the order in which they began."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = FairSlots(slots)
+        self.began: list[str] = []
+        self._going: list[asyncio.Event] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def call(self, share: str, times: int = 1) -> None:
+        self.tasks += [asyncio.create_task(self._call(share)) for _ in range(times)]
+
+    async def _call(self, share: str) -> None:
+        async with self.slots.use(share):
+            self.began.append(share)
+            going = asyncio.Event()
+            self._going.append(going)
+            await going.wait()
+
+    async def end(self, count: int = 1) -> None:
+        for _ in range(count):
+            self._going.pop(0).set()
+        await self.settle()
+
+    async def settle(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def end_all(self) -> None:
+        while self._going:
+            await self.end()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+async def test_a_call_of_another_never_waits_behind_ten_thousand() -> None:
+    calls = Calls(10)
+    calls.call("hog", 10_000)
+    await calls.settle()
+    assert calls.began == ["hog"] * 9
+    calls.call("other", 3)
+    await calls.settle()
+    assert calls.began[9:] == ["other"]
+    await calls.end(2)
+    assert calls.began[10:] == ["other"] * 2, "and then it is its turn until it has as many"
+    for task in calls.tasks:
+        task.cancel()
+    await asyncio.gather(*calls.tasks, return_exceptions=True)
+
+
+async def test_shares_take_turns() -> None:
+    calls = Calls(2)
+    calls.call("a", 4)
+    calls.call("b", 4)
+    calls.call("c", 4)
+    await calls.settle()
+    for _ in range(10):
+        await calls.end()
+    assert Counter(calls.began[:6]) == {"a": 2, "b": 2, "c": 2}
+    await calls.end_all()
+    assert Counter(calls.began) == {"a": 4, "b": 4, "c": 4}
+
+
+async def test_one_slot_is_everybodys() -> None:
+    calls = Calls(1)
+    calls.call("a", 2)
+    calls.call("b")
+    await calls.settle()
+    await calls.end_all()
+    assert calls.began == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("given_before", [False, True])
+async def test_who_is_cancelled_keeps_no_slot(given_before: bool) -> None:
+    calls = Calls(2)
+    calls.call("a", 2)
+    await calls.settle()
+    if given_before:
+        await_end = calls.tasks[1]
+        calls._going.pop(0).set()  # the slot is given on in the step in which it is cancelled
+        await asyncio.sleep(0)
+        await_end.cancel()
+    else:
+        calls.tasks[1].cancel()
+        await calls.settle()
+        await calls.end()
+    await calls.settle()
+    calls.call("b", 2)
+    await calls.settle()
+    assert calls.began.count("b") == 1
+    calls.call("c")
+    await calls.settle()
+    assert calls.began.count("c") == 1, "both slots are free again"
+    await calls.end_all()
+
+
+async def test_an_error_gives_the_slot_back() -> None:
+    slots = FairSlots(1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            async with slots.use("a"):
+                raise ZeroDivisionError
