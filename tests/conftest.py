@@ -6,6 +6,7 @@ database_url            both in turn
 empty_database_url      both in turn, without any table: for the migrations
 amqp                    a RabbitMQ for the test: `amqp.url`, and names that are its own
 amqp_url                just the URL
+faketime                a library that fakes the time of a process
 
 A server that cannot be had skips the tests that need it, or fails them with REQUIRE_SERVICES=1; tests/services.py says
 where servers are looked for.
@@ -21,11 +22,11 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from tests.private_servers import MissingServiceError
+from tests.private_servers import MissingServiceError, find_faketime
 from tests.services import (
     Amqp,
     Copies,
@@ -36,6 +37,8 @@ from tests.services import (
     find_postgres,
     own_vhost,
 )
+
+Found = TypeVar("Found")
 
 FULL = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}
 EMPTY = {"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"}
@@ -138,7 +141,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
                 find()
 
 
-def _had(find: Callable[[], Server]) -> Server:
+def _had(find: Callable[[], Found]) -> Found:
     try:
         return find()
     except MissingServiceError as why:
@@ -155,6 +158,12 @@ def postgres_server(request: pytest.FixtureRequest) -> Server:
 @pytest.fixture(scope="session")
 def amqp_server(request: pytest.FixtureRequest) -> Server:
     return _had(request.config.stash[SERVICES].broker)
+
+
+@pytest.fixture(scope="session")
+def faketime() -> Path:
+    """The library that fakes the time of a process that it is preloaded into."""
+    return _had(find_faketime)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

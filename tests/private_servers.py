@@ -413,6 +413,17 @@ def _installed(program: str, folders: Sequence[str], beside: str = "") -> str:
     raise MissingServiceError(f"{program} is not installed (neither in PATH nor in {', '.join(folders)})")
 
 
+def find_faketime() -> Path:
+    """The library that fakes the time of a process that it is preloaded into; installed if need be, as servers are."""
+    pattern = "usr/lib/*/faketime/libfaketimeMT.so.1"
+    if not list(Path("/").glob(pattern)):
+        apt = shutil.which("apt-get")
+        if apt is None or os.geteuid() != 0:
+            raise MissingServiceError("no faketime: neither is its library in /usr/lib, nor may it be installed here")
+        _apt_install(apt, ["faketime"])
+    return next(Path("/").glob(pattern))
+
+
 def _version(path: Path) -> list[int]:
     """The numbers in a path, so that postgresql/17 comes after postgresql/9.6."""
     return [int(word) for word in "".join(c if c.isdigit() else " " for c in str(path)).split()]

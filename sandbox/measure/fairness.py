@@ -1,0 +1,210 @@
+"""What one hog costs others: `bin/measure-fairness`.
+
+A push or a cancel of somebody else is timed alone, and again beside a hog: one pusher with many waiting graphs, or with
+templates that take as long as they may, and a retrigger of ten thousand tasks. By turns, so that both see one machine.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sandbox.stack import Stack, wait_for
+from service.log import configure
+
+HOG, OTHER = "hog", "other"
+
+ONE = """\
+version: 1
+tasks:
+  - taskId: {$eval: ownTaskId}
+    taskQueueId: sandbox/measure
+    created: {$fromNow: ""}
+    deadline: {$fromNow: "1 day"}
+    payload: {}
+    metadata: {name: decision, description: d, owner: "${push.owner}", source: "${repository.url}"}
+"""
+
+MANY = """\
+version: 1
+tasks:
+  $map: {$eval: "range(0, %d)"}
+  each(n):
+    taskId: {$if: "n == 0", then: {$eval: ownTaskId}, else: {$eval: "as_slugid('t' + str(n))"}}
+    taskGroupId: {$eval: ownTaskId}
+    taskQueueId: sandbox/measure
+    schedulerId: measure
+    created: {$fromNow: ""}
+    deadline: {$fromNow: "1 day"}
+    routes: ["tc-treeherder.v2.${repository.project}.${push.revision}.${push.pushlog_id}"]
+    payload: {sandbox: {result: hang}}
+    metadata: {name: "t${n}", description: d, owner: "${push.owner}", source: "${repository.url}"}
+"""
+
+SLOW = """\
+version: 1
+tasks:
+  $map: {$eval: "range(0, 9000)"}
+  each(x):
+    $map: {$eval: "range(0, 9000)"}
+    each(y): {$if: "x < 0", then: 1}
+"""
+"""It takes more than the time that a template has, and is killed."""
+
+FAST = {
+    "TC_TREEHERDER_POLL__INTERVAL": "0.2",
+    "TC_TREEHERDER_POLL__MAX_REQUESTS_PER_HOST": "1000",
+    "TC_TREEHERDER_LOG_LEVEL": "WARNING",
+}
+
+
+class Measured:
+    """A running stack with two repositories: one is the hog's."""
+
+    def __init__(self, stack: Stack, upstream: float) -> None:
+        self.stack = stack
+        self.api = stack.api()
+        self.hg, self.taskcluster, self.treeherder = (stack.control(p) for p in ("hg", "taskcluster", "treeherder"))
+        for name in (HOG, OTHER):
+            self.hg.post("/repositories", json={"repository": name}).raise_for_status()
+            body = {"alias": name, "url": f"{stack.sandbox['hg']}/{name}", "last_push_id": 0}
+            self.api.post("/repositories", json=body).raise_for_status()
+        self.taskcluster.post("/latency", json={"seconds": upstream}).raise_for_status()
+
+    def push(self, repository: str, yml: str) -> int:
+        changesets = [{"message": "Bug 1 - a change", "files": {".taskcluster.yml": yml}}]
+        body = {"repository": repository, "user": f"{repository}@example.com", "changesets": changesets}
+        return int(self.hg.post("/push", json=body).raise_for_status().json()["id"])
+
+    def graph(self, repository: str, push_id: int) -> dict[str, Any]:
+        answer = self.api.get(f"/pushes/{repository}/{push_id}")
+        found: dict[str, Any] = answer.json() if answer.status_code == 200 else {"graph": {"state": "unknown"}}
+        return found
+
+    def notice_to_graph(self) -> float:
+        """Seconds from the notice of a push of somebody else to its graph, by the service's own times."""
+        push_id = self.push(OTHER, ONE)
+        wait_for(lambda: self.graph(OTHER, push_id)["graph"]["state"] == "created", 120)
+        push = self.graph(OTHER, push_id)
+        ended, noticed = (datetime.fromisoformat(at) for at in (push["graph"]["at"], push["noticed_at"]))
+        return (ended - noticed).total_seconds()
+
+    def waiting(self, repository: str) -> int:
+        """Graphs of that repository that have not ended."""
+        answer = self.api.get("/pushes", params={"repository": repository, "state": "pending", "limit": 500})
+        return len(answer.json()["items"])
+
+
+def pushes(
+    folder: Path, database_url: str | None, count: int, upstream: float, graphs: int, yml: str, what: str
+) -> None:
+    """A push of another pusher, alone and beside so many waiting graphs of one."""
+    with Stack(folder, database_url=database_url, settings=FAST) as stack:
+        if database_url is not None:
+            stack.upgrade()
+        stack.service()
+        stack.listener()
+        measured = Measured(stack, upstream)
+        for _ in range(5):
+            measured.notice_to_graph()
+        alone = [measured.notice_to_graph() for _ in range(count)]
+        for _ in range(graphs):
+            measured.push(HOG, yml)
+        wait_for(lambda: measured.graph(HOG, graphs)["graph"]["state"] != "unknown", 120)
+        beside: list[float] = []
+        while len(beside) < count:
+            beside.append(measured.notice_to_graph())
+            if not measured.waiting(HOG):
+                break
+        left = measured.waiting(HOG)
+    _say(f"a push beside {what}, {len(beside)} times, {upstream * 1000:g} ms a call of Taskcluster", alone, beside, 1.5)
+    print(f"  of the hog's {graphs} graphs {left} still waited at the end")
+
+
+def cancels(folder: Path, database_url: str | None, count: int, upstream: float, tasks: int) -> None:
+    """A cancel of another requester, alone and beside a push of so many tasks."""
+    with Stack(folder, database_url=database_url, settings=FAST) as stack:
+        if database_url is not None:
+            stack.upgrade()
+        stack.service()
+        stack.listener()
+        measured = Measured(stack, upstream)
+        pushed = measured.push(OTHER, MANY % (2 * count + 1))
+        wait_for(lambda: measured.graph(OTHER, pushed)["graph"]["state"] == "created", 120)
+        ids = [task["task_id"] for task in measured.graph(OTHER, pushed)["graph"]["tasks"]]
+        alone = [_cancel(measured, task_id) for task_id in ids[:count]]
+        hog = measured.push(HOG, MANY % tasks)
+        before = measured.taskcluster.get("/calls").json()["calls"]["createTask"]
+
+        def created() -> int:
+            return int(measured.taskcluster.get("/calls").json()["calls"]["createTask"]) - before
+
+        wait_for(lambda: created() > 20, 120)
+        beside = [_cancel(measured, task_id) for task_id in ids[count : 2 * count]]
+        done, state = created(), str(measured.graph(HOG, hog)["graph"]["state"])
+    _say(
+        f"a cancel beside {tasks} creations, {count} times, {upstream * 1000:g} ms a call of Taskcluster", alone, beside
+    )
+    print(f"  slowest beside {_ms(max(beside))} (aim: 1 s); the hog's graph was {state}, {done} tasks created")
+
+
+def _cancel(measured: Measured, task_id: str) -> float:
+    body = {"action": "cancel", "project": OTHER, "task_id": task_id}
+    began = time.perf_counter()
+    action = measured.api.post("/actions", json=body).raise_for_status().json()
+    while action["state"] in {"received", "planned"}:
+        time.sleep(0.01)
+        action = measured.api.get(f"/actions/{action['id']}").json()
+    assert action["state"] == "done", action
+    return time.perf_counter() - began
+
+
+def _say(what: str, alone: list[float], beside: list[float], aim: float | None = None) -> None:
+    ratio = _p95(beside) / _p95(alone)
+    print(f"{what}:")
+    print(f"  alone    median {_ms(statistics.median(alone))}, p95 {_ms(_p95(alone))}")
+    print(f"  beside   median {_ms(statistics.median(beside))}, p95 {_ms(_p95(beside))}")
+    print(f"           {[round(v, 2) for v in beside]}")
+    print(f"  ratio    {ratio:.2f} of the p95" + (f" (aim: {aim})" if aim else ""))
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
+
+
+def _p95(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.95)]
+
+
+def main(
+    what: Annotated[list[str] | None, typer.Argument(help="graphs, templates, cancels; default: all")] = None,
+    database_url: Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")] = None,
+    times: int = 30,
+    graphs: Annotated[int, typer.Option(help="the hog's waiting pushes")] = 100,
+    tasks: Annotated[int, typer.Option(help="in each of the hog's graphs")] = 300,
+    creations: int = 10_000,
+    upstream: Annotated[float, typer.Option(help="seconds that each call of Taskcluster takes at least")] = 0.1,
+) -> None:
+    """Measure what one hog costs others."""
+    configure("WARNING", as_json=None)
+    measures: dict[str, Callable[[Path], None]] = {
+        "graphs": lambda folder: pushes(
+            folder, database_url, times, upstream, graphs, MANY % tasks, f"{graphs} graphs of {tasks} tasks"
+        ),
+        "templates": lambda folder: pushes(
+            folder, database_url, times, upstream, graphs, SLOW, f"{graphs} templates of 10 s"
+        ),
+        "cancels": lambda folder: cancels(folder, database_url, times, upstream, creations),
+    }
+    for name in what or list(measures):
+        with tempfile.TemporaryDirectory() as folder:
+            measures[name](Path(folder))
+
+
+if __name__ == "__main__":
+    typer.run(main)
