@@ -102,9 +102,9 @@ class Worker:
         pause = self._settings.idle.total_seconds()
         for model, due in lanes.items():
             for name, lane in due.items():
-                if hidden := lane.last > at + self._settings.longest_wait:
+                if lane.last > at + self._settings.longest_wait:
                     await self._pull_back(model, name)
-                if lane.first <= at or hidden:
+                if lane.first <= at:
                     await self._claim_lane(model, name)
             later = [(lane.first - at).total_seconds() for lane in due.values() if lane.first > at]
             pause = min([pause, *later])

@@ -142,7 +142,7 @@ def cancels(folder: Path, database_url: str | None, count: int, upstream: float,
         before = measured.taskcluster.get("/calls").json()["calls"]["createTask"]
 
         def created() -> int:
-            return int(measured.taskcluster.get("/calls").json()["calls"]["createTask"]) - before
+            return int(measured.taskcluster.get("/calls").json()["calls"]["createTask"] - before)
 
         wait_for(lambda: created() > 20, 120)
         beside = [_cancel(measured, task_id) for task_id in ids[count : 2 * count]]
@@ -169,7 +169,6 @@ def _say(what: str, alone: list[float], beside: list[float], aim: float | None =
     print(f"{what}:")
     print(f"  alone    median {_ms(statistics.median(alone))}, p95 {_ms(_p95(alone))}")
     print(f"  beside   median {_ms(statistics.median(beside))}, p95 {_ms(_p95(beside))}")
-    print(f"           {[round(v, 2) for v in beside]}")
     print(f"  ratio    {ratio:.2f} of the p95" + (f" (aim: {aim})" if aim else ""))
 
 
