@@ -98,7 +98,7 @@ class Renderer:
         try:
             answer = await asyncio.wait_for(self._exchange(child, body), self._limits.seconds)
         except TimeoutError:
-            await _kill(child)
+            await self._replace(child)
             raise TemplateError(f"takes longer than {self._limits.seconds:g} s to render") from None
         except (asyncio.IncompleteReadError, ConnectionError):
             await _kill(child)
@@ -107,10 +107,16 @@ class Renderer:
             await _kill(child)
             raise
         if answer.endswith(_SPENT):
-            await _kill(child)
+            await self._replace(child)
         else:
             self._free.append(child)
         return answer
+
+    async def _replace(self, child: asyncio.subprocess.Process) -> None:
+        """End a child, and start the next at once: its share's next template takes that one, not the one that others
+        have kept warm."""
+        await _kill(child)
+        self._free.append(await self._spawn())
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         limits = self._limits

@@ -17,7 +17,7 @@ import typer
 from sandbox.stack import Stack, wait_for
 from service.log import configure
 
-HOG, OTHER = "hog", "other"
+HOG, OTHER = "try", "autoland"
 
 ONE = """\
 version: 1
@@ -71,14 +71,14 @@ class Measured:
         self.api = stack.api()
         self.hg, self.taskcluster, self.treeherder = (stack.control(p) for p in ("hg", "taskcluster", "treeherder"))
         for name in (HOG, OTHER):
-            self.hg.post("/repositories", json={"repository": name}).raise_for_status()
-            body = {"alias": name, "url": f"{stack.sandbox['hg']}/{name}", "last_push_id": 0}
+            body = {"alias": name, "url": stack.sandbox["repositories"][name], "last_push_id": 0}
             self.api.post("/repositories", json=body).raise_for_status()
         self.taskcluster.post("/latency", json={"seconds": upstream}).raise_for_status()
 
     def push(self, repository: str, yml: str) -> int:
         changesets = [{"message": "Bug 1 - a change", "files": {".taskcluster.yml": yml}}]
-        body = {"repository": repository, "user": f"{repository}@example.com", "changesets": changesets}
+        path = self.stack.sandbox["repositories"][repository].removeprefix(f"{self.stack.sandbox['hg']}/")
+        body = {"repository": path, "user": f"{repository}@example.com", "changesets": changesets}
         return int(self.hg.post("/push", json=body).raise_for_status().json()["id"])
 
     def graph(self, repository: str, push_id: int) -> dict[str, Any]:
