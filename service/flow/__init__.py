@@ -15,5 +15,5 @@
 
 The listeners drive poll, push, action and report over the API; `service.reporter` runs deliver and heal; the worker
 runs the others, each leased by `service.work`. definition, ids and routes say what a task's definition, id and routes
-are.
+are, plan what is stored of tasks that are to be created.
 """

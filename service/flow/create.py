@@ -10,22 +10,20 @@ refused.
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import insert
 from sqlmodel import col, select, update
 
 from service.clients.taskcluster import Definition, Queue, ScopesRefusal, Status, known_definition, named
-from service.database import Session, now
+from service.database import now
 from service.errors import Refusal, Unavailable, UpstreamError
-from service.flow.definition import MAX_BODY, authority_differences, date, expiries, move, needed_first, shortened
+from service.flow.definition import MAX_BODY, authority_differences, date, expiries, move, shortened
+from service.flow.plan import RECORD_TASKS, Plan, record
 from service.models import PlannedTask
 from service.parts import Parts
-from service.slugids import find_ids, replace_ids
 from service.work import Hold
 
 log = structlog.get_logger()
@@ -37,30 +35,12 @@ MINUTES = timedelta(minutes=1)
 
 RESOLVED = frozenset({"completed", "failed", "exception"})
 
-RECORD_TASKS, RECORD_SECONDS = 500, 1.0
-"""How many tasks, and how long, a crash may leave unrecorded: they are asked for again, which changes nothing."""
+RECORD_SECONDS = 1.0
+"""How long a crash may leave tasks unrecorded: they are asked for again, which changes nothing."""
 
 
 class RefusedError(Exception):
     """Taskcluster will never take this plan; the message names the task, and says why in the queue's words."""
-
-
-CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
-"""What is stored of a plan before the event loop goes on with other work."""
-
-
-async def store_plan(hold: Hold[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
-    """Store a plan whole, with `values` on its work: in one transaction, and piece by piece."""
-    async with hold.writing(**values) as session:
-        chunk: list[dict[str, Any]] = []
-        size = 0
-        for number, task in enumerate(plan, 1):
-            chunk.append(task.model_dump())
-            size += len(json.dumps(task.definition))
-            if size >= CHUNK_BYTES or len(chunk) >= CHUNK_TASKS or number == len(plan):
-                await session.exec(insert(PlannedTask), params=chunk)
-                chunk, size = [], 0
-    return plan
 
 
 async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], scopes: list[str]) -> list[PlannedTask]:
@@ -72,7 +52,7 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
     plan = Plan(tasks)
     made: list[PlannedTask] = []
     progress, recorded_at = False, time.monotonic()
-    for batch in _batches(plan.levels):
+    for batch in plan.batches():
         if len(made) >= RECORD_TASKS or (made and time.monotonic() - recorded_at >= RECORD_SECONDS):
             async with hold.writing() as session:
                 await record(session, made)
@@ -90,68 +70,9 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
             hold.item.attempts = attempts.get("attempts", hold.item.attempts)
             # one that is refused for good decides, whatever else went wrong meanwhile
             error = next((error for error in errors if isinstance(error, RefusedError)), errors[0])
-            error.args = tuple(hide_ids(text, tasks) if isinstance(text, str) else text for text in error.args)
+            error.args = tuple(plan.hide_ids(text) if isinstance(text, str) else text for text in error.args)
             raise error
     return made
-
-
-async def record(session: Session, made: list[PlannedTask]) -> None:
-    """Write down that these tasks exist in Taskcluster, and which of them were not created by this plan."""
-    for adopted in (False, True):
-        ids = [task.task_id for task in made if task.adopted == adopted]
-        if ids:
-            values = {"created": True, "adopted": adopted}
-            await session.exec(update(PlannedTask).where(col(PlannedTask.task_id).in_(ids)).values(**values))
-    for task in made:
-        task.created = True
-
-
-class Plan:
-    """What a plan says of its tasks as a whole; `tasks` are all of them, in the order of creation."""
-
-    def __init__(self, tasks: list[PlannedTask]) -> None:
-        self.levels = _levels(tasks)
-        self._revealed: asyncio.Task[set[str]] | None = None
-
-    async def revealed(self) -> set[str]:
-        """Return the ids that stand in a task which is created before or beside the task of that id.
-
-        Everybody can read the definition of a task that was created, so anybody can have used them first.
-        """
-        if self._revealed is None:
-            self._revealed = asyncio.create_task(asyncio.to_thread(self._find_revealed))
-        return await self._revealed
-
-    def _find_revealed(self) -> set[str]:
-        level_of = {task.task_id: number for number, level in enumerate(self.levels) for task in level}
-        return {
-            task_id
-            for number, level in enumerate(self.levels)
-            for task in level
-            for task_id in find_ids(json.dumps(task.definition), level_of)
-            if task_id != task.task_id and level_of[task_id] >= number
-        }
-
-
-def _batches(levels: Iterable[list[PlannedTask]]) -> Iterator[list[PlannedTask]]:
-    """What is to be created of the levels, cut so that it is recorded while a wide level is still being created."""
-    for level in levels:
-        missing = [task for task in level if not task.created]
-        for start in range(0, len(missing), RECORD_TASKS):
-            yield missing[start : start + RECORD_TASKS]
-
-
-def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
-    """Return `tasks` by the longest way down to one that needs none first: those of a level do not need each other."""
-    depth: dict[str, int] = {}
-    levels: list[list[PlannedTask]] = []
-    for task in tasks:
-        below = [depth[d] for d in needed_first(task.definition) if d in depth] if task.definition else []
-        depth[task.task_id] = 1 + max(below, default=-1)
-        if depth[task.task_id] == len(levels):
-            levels.append([])
-        levels[depth[task.task_id]].append(task)
-    return levels
 
 
 async def _create_batch(
@@ -317,14 +238,6 @@ _FOR = {
 def _reason_for(scope: str) -> str:
     """Return what of a task's definition asks for a scope."""
     return next((why for start, why in _FOR.items() if scope.startswith(start)), "the task's own scopes")
-
-
-def hide_ids(text: str, tasks: Iterable[PlannedTask]) -> str:
-    """Return `text` with the names of tasks in place of their ids, where these were not created yet.
-
-    Whoever learns such an id can create a task under it before we do.
-    """
-    return str(replace_ids(text, {task.task_id: f"(the id of {task.name})" for task in tasks if not task.created}))
 
 
 MAX_CANCEL_ATTEMPTS = 5

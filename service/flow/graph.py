@@ -21,9 +21,10 @@ from service.clients.taskcluster import Definition
 from service.database import now
 from service.door import problems_of
 from service.errors import Refusal
-from service.flow.create import RefusedError, cancel_created, create_tasks, record, store_plan
+from service.flow.create import RefusedError, cancel_created, create_tasks
 from service.flow.definition import MAX_BODY, CircleError, complete, creation_order, name_of, stamp
 from service.flow.ids import DeriveId, graph_ids
+from service.flow.plan import record, store_plan
 from service.flow.resultset import push_of
 from service.models import PlannedTask, Push, PushStep, Repository, State
 from service.parts import Parts

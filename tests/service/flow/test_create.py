@@ -12,9 +12,10 @@ from sandbox.taskcluster.clock import parse
 from sandbox.taskcluster.queue import Queue as Stand
 from service.database import now
 from service.errors import Refusal, Unavailable
-from service.flow.create import MAX_CANCEL_ATTEMPTS, RefusedError, cancel_created, create_tasks, record
+from service.flow.create import MAX_CANCEL_ATTEMPTS, RefusedError, cancel_created, create_tasks
 from service.flow.definition import authority_differences, complete, stamp
 from service.flow.ids import slugid
+from service.flow.plan import record
 from service.models import PlannedTask, PushStep, StepKind
 from service.work import Hold, LeaseLostError
 from tests.service.world import SCOPES, World, push_event, world_of

@@ -1,0 +1,105 @@
+"""A plan: tasks with their exact definitions, stored before the first of them is created, and what is known of them."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sqlalchemy import insert
+from sqlmodel import col, update
+
+from service.database import Session
+from service.flow.definition import needed_first
+from service.models import PlannedTask
+from service.slugids import find_ids, replace_ids
+from service.work import Hold
+
+RECORD_TASKS = 500
+"""Created tasks that a crash may leave unrecorded."""
+
+CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
+"""What is stored of a plan before the event loop goes on with other work."""
+
+
+async def store_plan(hold: Hold[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
+    """Store a plan whole, with `values` on its work: in one transaction, and piece by piece."""
+    async with hold.writing(**values) as session:
+        chunk: list[dict[str, Any]] = []
+        size = 0
+        for number, task in enumerate(plan, 1):
+            chunk.append(task.model_dump())
+            size += len(json.dumps(task.definition))
+            if size >= CHUNK_BYTES or len(chunk) >= CHUNK_TASKS or number == len(plan):
+                await session.exec(insert(PlannedTask), params=chunk)
+                chunk, size = [], 0
+    return plan
+
+
+async def record(session: Session, made: list[PlannedTask]) -> None:
+    """Write down that these tasks exist in Taskcluster, and which of them were not created by this plan."""
+    for adopted in (False, True):
+        ids = [task.task_id for task in made if task.adopted == adopted]
+        if ids:
+            values = {"created": True, "adopted": adopted}
+            await session.exec(update(PlannedTask).where(col(PlannedTask.task_id).in_(ids)).values(**values))
+    for task in made:
+        task.created = True
+
+
+class Plan:
+    """What a plan says of its tasks as a whole; `tasks` are all of them, in the order of creation."""
+
+    def __init__(self, tasks: list[PlannedTask]) -> None:
+        self._tasks = tasks
+        self._levels = _levels(tasks)
+        self._revealed: set[str] | None = None
+
+    def batches(self) -> Iterator[list[PlannedTask]]:
+        """Yield what is to be created, level by level: those of a batch do not need each other.
+
+        A wide level is cut, so that it is recorded while it is still being created.
+        """
+        for level in self._levels:
+            missing = [task for task in level if not task.created]
+            for start in range(0, len(missing), RECORD_TASKS):
+                yield missing[start : start + RECORD_TASKS]
+
+    def hide_ids(self, text: str) -> str:
+        """Return `text` with the names of tasks in place of their ids, where these were not created yet.
+
+        Whoever learns such an id can create a task under it before we do.
+        """
+        hidden = {task.task_id: f"(the id of {task.name})" for task in self._tasks if not task.created}
+        return str(replace_ids(text, hidden))
+
+    async def revealed(self) -> set[str]:
+        """Return the ids that stand in a task which is created before or beside the task of that id.
+
+        Everybody can read the definition of a task that was created, so anybody can have used them first.
+        """
+        if self._revealed is None:
+            self._revealed = await asyncio.to_thread(self._find_revealed)
+        return self._revealed
+
+    def _find_revealed(self) -> set[str]:
+        level_of = {task.task_id: number for number, level in enumerate(self._levels) for task in level}
+        return {
+            task_id
+            for number, level in enumerate(self._levels)
+            for task in level
+            for task_id in find_ids(json.dumps(task.definition), level_of)
+            if task_id != task.task_id and level_of[task_id] >= number
+        }
+
+
+def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
+    """Return `tasks` by the longest way down to one that needs none first: those of a level do not need each other."""
+    depth: dict[str, int] = {}
+    levels: list[list[PlannedTask]] = []
+    for task in tasks:
+        below = [depth[d] for d in needed_first(task.definition) if d in depth] if task.definition else []
+        depth[task.task_id] = 1 + max(below, default=-1)
+        if depth[task.task_id] == len(levels):
+            levels.append([])
+        levels[depth[task.task_id]].append(task)
+    return levels
