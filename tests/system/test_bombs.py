@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import httpx
 import psutil
 
-from tests.service.test_render import BOMBS
+from tests.service.test_render import BOMBS, NESTED
 from tests.system.conftest import PATH, REPOSITORY, System, graph_of
 
 Systems = Callable[..., System]
@@ -82,6 +82,53 @@ def test_bombs_end_in_error_tasks_and_the_service_answers(systems: Systems, sqli
         (resultset,) = pushes[push_id]["resultsets"]
         assert resultset["state"] == "done", "the push itself is shown"
     assert len(tasks) == 1 + 2 + len(bombs)
+
+
+@contextmanager
+def peak_memory(pid: int) -> Iterator[list[int]]:
+    """Yield a list that has the highest resident set size of the process, in bytes, once the block has ended."""
+    peak = [0]
+    stop = threading.Event()
+
+    def sample() -> None:
+        process = psutil.Process(pid)
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    sampling = threading.Thread(target=sample)
+    sampling.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        sampling.join()
+
+
+FULL = (
+    "version: 1\ntasks:\n  - taskId: {$eval: ownTaskId}\n    extra:\n      $let: {a: "
+    + json.dumps([{}] * 1_000)
+    + "}\n      in: {$map: {$eval: 'range(0, 950)'}, each(n): {$eval: a}}\n"
+)
+"""Renders to one task of 951,000 values, which is within the limits; it is no task definition."""
+
+
+def test_small_templates_with_huge_plans_take_neither_memory_nor_the_loop(systems: Systems, sqlite_url: str) -> None:
+    system = systems(sqlite_url)
+    service = system.stack.service()
+    system.stack.listener()
+    system.add_repository()
+    push(system, "first", graph_of(1))
+    system.wait(lambda: system.settled(1))
+    wide = "version: 1\ntasks: {$map: {$eval: 'range(0, 40000)'}, each(x): {}}"
+    texts = {"nested": NESTED, "full": FULL, "wide": wide}
+    with answering(f"{system.stack.service_url}/__lbheartbeat__", 1.5), peak_memory(service.pid) as peak:
+        names = {push(system, f"{name} {n}", text): name for n in range(4) for name, text in texts.items()}
+        system.wait(lambda: system.settled(len(names) + 1), 90)
+    assert peak[0] < 400 * 1024 * 1024
+    reasons = {"nested": "more than 1,000,000 values", "full": "no task definition", "wide": "40,000 tasks: at most"}
+    for push_id, each in {each["push_id"]: each for each in system.pushes()}.items():
+        if push_id in names:
+            assert reasons[names[push_id]] in each["graph"]["reason"]
 
 
 def test_a_file_that_is_too_large_or_no_text_is_an_error_too(systems: Systems, sqlite_url: str) -> None:
