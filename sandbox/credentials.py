@@ -10,8 +10,7 @@ SERVICE = Client(
     "sandbox-service-token-that-is-no-secret-0000",
     (
         # createTask is done with `authorizedScopes` of a project: its role, and mail to whoever pushed; a copy of a
-        # task
-        # may notify as its original did
+        # task may notify as its original did
         "assume:repo:*",
         "queue:route:notify.*",
         "queue:get-task:*",
@@ -32,16 +31,21 @@ PERSON = Client(
 )
 """A person's Taskcluster client: may call tc-treeherder's API, and nothing of Taskcluster's."""
 
+TRUST_DOMAIN, LEVEL = "sandbox", "3"
+"""Of every repository here; with them, the role below is that of a real project."""
+
+SCHEDULER = f"{TRUST_DOMAIN}-level-{LEVEL}"
+
 ROLES = {
-    # What tasks of a push may use. As with real projects there is no cancel scope here.
+    # What tasks of a push may use, as with real projects: no cancel scope, one scheduler, one provisioner of its own.
     "repo:*": (
         "queue:create-task:highest:sandbox/*",
         "queue:create-task:highest:built-in/*",
-        "queue:create-task:project:*",
-        "queue:scheduler-id:*",
-        "queue:route:tc-treeherder.*",
-        "queue:route:tc-treeherder-stage.*",
-        "queue:route:index.*",
+        "queue:create-task:project:none",
+        f"queue:scheduler-id:{SCHEDULER}",
+        "queue:route:tc-treeherder.v2.*",
+        "queue:route:tc-treeherder-stage.v2.*",
+        "queue:route:index.sandbox.*",
     ),
     # People look at logs without credentials.
     "anonymous": ("queue:get-artifact:public/*", "queue:list-artifacts:*"),

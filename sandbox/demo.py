@@ -20,6 +20,7 @@ import httpx
 import typer
 
 from sandbox import broker
+from sandbox.credentials import LEVEL, TRUST_DOMAIN
 from sandbox.run import HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT
 from sandbox.stack import Stack, StackError
 
@@ -36,7 +37,7 @@ tasks:
   $let:
     common:
       taskGroupId: {$eval: ownTaskId}
-      schedulerId: demo
+      schedulerId: sandbox-level-3
       created: {$fromNow: ""}
       deadline: {$fromNow: "1 day"}
       routes: ["tc-treeherder.v2.${repository.project}.${push.revision}.${push.pushlog_id}"]
@@ -114,7 +115,9 @@ class Demo:
         """Push once and tell what happens. Raises StackError when it is not through in time."""
         url = self._stack.sandbox["repositories"][REPOSITORY]
         typer.echo(f"\nAdding the repository {REPOSITORY} ({url})")
-        answer = self._api.post("/repositories", json={"alias": REPOSITORY, "url": url, "level": "3"})
+        answer = self._api.post(
+            "/repositories", json={"alias": REPOSITORY, "url": url, "level": LEVEL, "trust_domain": TRUST_DOMAIN}
+        )
         _expect(answer, 201)
 
         typer.echo(f"Pushing a commit to {PATH} as {USER}\n")

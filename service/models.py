@@ -47,6 +47,7 @@ class Repository(SQLModel, table=True):
     url: str = Field(unique=True)
     host: str
     level: str
+    trust_domain: str | None = None  # with the level, it names the scheduler of the project's tasks
     route_project: str | None = None  # `user/project`, where the routes of its tasks name that and not the alias
     scopes: list[str] = Field(default_factory=list, sa_type=Json)
     contains: str | None = None
@@ -170,6 +171,7 @@ class PushStep(Work, table=True):
     plan_attempt: int = 0  # goes up when a refused plan is given up and made anew
     refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
     error_task: str | None = None
+    error_task_refused: str | None = Field(default=None, sa_type=Text)  # what was left out of it, or why there is none
 
     def dead_letter(self, reason: str) -> "DeadLetter":
         return DeadLetter(kind=self.kind, subject=f"push {self.push_id}, {self.lane}", reason=reason, step_id=self.id)
@@ -251,18 +253,23 @@ class NoticeKind(StrEnum):
 
 
 class Notice(Work, table=True):
-    """What others are told of an action that has ended: work of its own, so that it holds nothing up."""
+    """What others are told of an action or a step that has ended: work of its own, so that it holds nothing up."""
 
-    __table_args__ = _work_indexes("notice")
+    __table_args__ = (
+        *_work_indexes("notice"),
+        CheckConstraint("(step_id IS NULL) <> (action_id IS NULL)", name="ck_notice_owner"),
+    )
 
     kind: NoticeKind = Field(sa_type=Text)
-    action_id: int = Field(foreign_key="action.id", index=True)
+    action_id: int | None = Field(default=None, foreign_key="action.id", index=True)
+    step_id: int | None = Field(default=None, foreign_key="push_step.id", index=True)
     target: str  # an exchange of ours; or a Treeherder's route prefix
     key: str = Field(sa_type=Text)  # the routing key; or the project
     body: dict[str, Any] = Field(sa_type=Json)
 
     def dead_letter(self, reason: str) -> "DeadLetter":
-        subject = f"action {self.action_id}, told to {self.target}"
+        owner = f"push step {self.step_id}" if self.action_id is None else f"action {self.action_id}"
+        subject = f"{owner}, told to {self.target}"
         return DeadLetter(kind="notice", subject=subject, reason=reason, notice_id=self.id)
 
 

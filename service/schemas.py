@@ -38,6 +38,7 @@ def _sendable(scopes: list[str]) -> list[str]:
 
 
 Scopes = Annotated[list[Scope], Field(max_length=100), AfterValidator(_sendable)]
+TrustDomain = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,30}$")]
 RouteProject = Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$", max_length=100), AfterValidator(_storable)]
 Level = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1, 2, 3, or a name such as nss")]
 Prefix = Annotated[str, Field(max_length=100), AfterValidator(_storable)]
@@ -68,6 +69,9 @@ class RepositoryChange(Schema):
     """JSON Merge Patch: what is not named stays."""
 
     level: Level = "1"
+    trust_domain: TrustDomain | None = Field(
+        None, description="such as gecko: the scheduler of the project's tasks is <trust domain>-level-<level>"
+    )
     route_project: RouteProject | None = Field(
         None, description="`user/project`: what the v2 routes of its tasks name, where that is not the alias"
     )
@@ -100,6 +104,7 @@ class RepositoryRead(Schema):
     alias: str
     url: str
     level: str
+    trust_domain: str | None
     route_project: str | None
     scopes: list[str]
     contains: str | None
@@ -147,6 +152,7 @@ class GraphRead(Schema):
     at: datetime | None
     next_attempt_at: datetime | None = None
     error_task: str | None = Field(description="the task that shows the reason on the push")
+    error_task_refused: str | None = Field(description="what was left out of that task, or why there is none")
     tasks: list[TaskRead]
 
 

@@ -24,6 +24,7 @@ version: 1
 tasks:
   - taskId: {$eval: ownTaskId}
     taskQueueId: sandbox/measure
+    schedulerId: sandbox-level-3
     created: {$fromNow: ""}
     deadline: {$fromNow: "1 day"}
     payload: {}
@@ -38,7 +39,7 @@ tasks:
     taskId: {$if: "n == 0", then: {$eval: ownTaskId}, else: {$eval: "as_slugid('t' + str(n))"}}
     taskGroupId: {$eval: ownTaskId}
     taskQueueId: sandbox/measure
-    schedulerId: measure
+    schedulerId: sandbox-level-3
     created: {$fromNow: ""}
     deadline: {$fromNow: "1 day"}
     routes: ["tc-treeherder.v2.${repository.project}.${push.revision}.${push.pushlog_id}"]

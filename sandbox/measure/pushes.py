@@ -27,6 +27,7 @@ version: 1
 tasks:
   - taskId: {$eval: ownTaskId}
     taskQueueId: sandbox/measure
+    schedulerId: sandbox-level-3
     created: {$fromNow: ""}
     deadline: {$fromNow: "1 day"}
     payload: {sandbox: {seconds: 0}}

@@ -73,7 +73,7 @@ class Load:
             task_id,
             {
                 "taskQueueId": "measure/linux",
-                "schedulerId": "measure",
+                "schedulerId": "sandbox-level-3",
                 "created": _iso(at),
                 "deadline": _iso(at + timedelta(days=1)),
                 "routes": [f"{ENVIRONMENT}.v2.{project}.{TIP[project]}.{1}"],

@@ -49,7 +49,7 @@ def definition(name: str, group: str, dependencies: list[str]) -> Json:
     urls = {f"GECKO_{n}": f"https://queue/v1/task/{d}/artifacts/public/build" for n, d in enumerate(dependencies[:5])}
     return {
         "taskQueueId": "sandbox/measure",
-        "schedulerId": "measure",
+        "schedulerId": "sandbox-level-3",
         "taskGroupId": group,
         "dependencies": [group, *dependencies] if group != task_id(name) else [],
         "created": stamp(at),

@@ -244,6 +244,7 @@ _REPOSITORY: Json = {
     "alias": "mozilla-central",
     "url": "https://hg.mozilla.org/mozilla-central",
     "level": "3",
+    "trust_domain": "gecko",
     "route_project": None,
     "scopes": ["assume:repo:hg.mozilla.org/mozilla-central:branch:default"],
     "contains": None,
@@ -278,6 +279,7 @@ _PUSH: Json = {
         "at": "2026-01-15T12:00:04Z",
         "next_attempt_at": None,
         "error_task": None,
+        "error_task_refused": None,
         "tasks": [{"task_id": _TASK, "name": "Decision task", "created": True}],
     },
 }

@@ -109,7 +109,8 @@ async def retry_push(
         work.again(failed)
         for step in failed:
             if step.refused is not None:
-                step.plan_attempt, step.refused, step.error_task = step.plan_attempt + 1, None, None
+                step.plan_attempt, step.refused = step.plan_attempt + 1, None
+                step.error_task = step.error_task_refused = None
         letters = select(DeadLetter).where(col(DeadLetter.step_id).in_([step.id for step in failed]))
         for letter in await session.exec(letters):
             await session.delete(letter)
@@ -212,6 +213,7 @@ def _graph(step: PushStep, tasks: dict[int, list[TaskRead]]) -> GraphRead:
             "at": step.done_at,
             "next_attempt_at": step.due_at,
             "error_task": step.error_task,
+            "error_task_refused": step.error_task_refused,
             "tasks": tasks[step.id or 0],
         }
     )

@@ -105,6 +105,8 @@ def _show(push: dict[str, Any], as_json: bool) -> None:
         pairs += _step("graph", graph, graph["reason"])
         if graph["error_task"]:
             pairs.append(("error task", graph["error_task"]))
+        if graph["error_task_refused"]:
+            pairs.append(("refused of it", graph["error_task_refused"]))
         pairs.append(
             (
                 "tasks",

@@ -14,6 +14,10 @@ app.command("import")(importing.run)
 Alias = Annotated[str, typer.Argument(help="such as mozilla-central")]
 Level = Annotated[str | None, typer.Option(help="1, 2, 3, or a name such as nss")]
 Scopes = Annotated[list[str] | None, typer.Option("--scope", help="of its tasks; again for more", show_default=False)]
+TrustDomain = Annotated[
+    str | None, typer.Option(help="such as gecko: tasks have the scheduler <trust domain>-level-<level>")
+]
+RouteProject = Annotated[str | None, typer.Option(help="user/project, where the routes of its tasks name that")]
 Contains = Annotated[str | None, typer.Option(help="a push gets a graph only if its tip's message contains this")]
 Graph = Annotated[bool | None, typer.Option("--graph/--no-graph", help="Whether its pushes get task graphs.")]
 Environments = Annotated[
@@ -64,6 +68,8 @@ def add(
     alias: Alias,
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY_URL", help="https; its host must be allowed")],
     level: Level = None,
+    trust_domain: TrustDomain = None,
+    route_project: RouteProject = None,
     scopes: Scopes = None,
     contains: Contains = None,
     graph: Graph = None,
@@ -74,7 +80,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Monitor a repository from now on."""
-    fields = _given(level, scopes, contains, graph, environments, enabled)
+    fields = _given(level, trust_domain, route_project, scopes, contains, graph, environments, enabled)
     body = {"alias": alias, "url": repository, "last_push_id": last_push_id, **fields}
     with Service(url) as service, output.waiting("asking its pushlog"):
         added = service.send("POST", "repositories", body=body)
@@ -85,6 +91,8 @@ def add(
 def change(
     alias: Alias,
     level: Level = None,
+    trust_domain: TrustDomain = None,
+    route_project: RouteProject = None,
     scopes: Scopes = None,
     default_scopes: Annotated[
         bool, typer.Option("--default-scopes", help="Those of its role, assume:repo:<host>/<path>:branch:default.")
@@ -99,7 +107,7 @@ def change(
     as_json: AsJson = False,
 ) -> None:
     """Change what is given; the rest stays."""
-    patch = _given(level, scopes, contains, graph, environments, enabled)
+    patch = _given(level, trust_domain, route_project, scopes, contains, graph, environments, enabled)
     for name, wanted, option in (
         ("scopes", default_scopes, "--default-scopes"),
         ("contains", no_contains, "--no-contains"),
@@ -118,13 +126,16 @@ def change(
 
 def _given(
     level: str | None,
+    trust_domain: str | None,
+    route_project: str | None,
     scopes: list[str] | None,
     contains: str | None,
     graph: bool | None,
     environments: list[str] | None,
     enabled: bool | None,
 ) -> dict[str, Any]:
-    values = {"level": level, "contains": contains, "graph": graph, "enabled": enabled}
+    names = {"level": level, "trust_domain": trust_domain, "route_project": route_project}
+    values = {**names, "contains": contains, "graph": graph, "enabled": enabled}
     # an option that can be given again is an empty list without
     lists = {"scopes": scopes or None, "environments": environments or None}
     return {name: value for name, value in {**values, **lists}.items() if value is not None}
@@ -169,6 +180,8 @@ def _show(repository: dict[str, Any], as_json: bool) -> None:
         ("alias", repository["alias"]),
         ("url", repository["url"]),
         ("level", repository["level"]),
+        ("trust domain", repository["trust_domain"]),
+        ("route project", repository["route_project"]),
         ("scopes", repository["scopes"]),
         ("contains", repository["contains"]),
         ("graph", repository["graph"]),

@@ -10,6 +10,7 @@ refused.
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -40,7 +41,14 @@ RECORD_SECONDS = 1.0
 
 
 class RefusedError(Exception):
-    """Taskcluster will never take this plan; the message names the task, and says why in the queue's words."""
+    """Taskcluster will never take this plan; the message names the task, and says why.
+
+    `missing`: the scopes that the project lacks, if that is why.
+    """
+
+    def __init__(self, message: str, missing: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], scopes: list[str]) -> list[PlannedTask]:
@@ -108,7 +116,8 @@ async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list
             status = await queue.create_task(task.task_id, task.definition, scopes)
         except Refusal as refusal:
             if refusal.status not in {400, 409}:
-                raise RefusedError(_readable(task, refusal)) from None
+                lacking = refusal.missing if isinstance(refusal, ScopesRefusal) and refusal.status == 403 else []
+                raise RefusedError(_readable(task, refusal), lacking) from None
             await _read_again(parts, task)
             if await _adopt(queue, task, plan):
                 return

@@ -1,22 +1,32 @@
 """The task that shows a pusher, on the push, why there is no graph.
 
 A JSON-e template of the settings (`error_task`); this is its default. It runs on the built-in queue that fails every
-task at once, so it needs no worker, no secrets and no image. Context: `push`, `repository`, `error`, `environments`
-(route prefixes), `owner` (the pusher, as `metadata.owner` takes it), `now`, `taskcluster_root_url`, `ownTaskId`.
+task at once, so it needs no worker, no secrets and no image. Context: `push`, `repository` (with `trust_domain`),
+`error`, `environments` (route prefixes), `owner` (the pusher, as `metadata.owner` takes it), `notify` (that owner's
+address, or null), `now`, `taskcluster_root_url`, `ownTaskId`.
 """
 
 from typing import Any
 
 DEFAULT_ERROR_TASK: dict[str, Any] = {
     "taskQueueId": "built-in/fail",
-    "schedulerId": "tc-treeherder",
+    "schedulerId": {
+        "$if": "repository.trust_domain",
+        "then": "${repository.trust_domain}-level-${repository.level}",
+        "else": "tc-treeherder",
+    },
     "created": {"$fromNow": ""},
     "deadline": {"$fromNow": "1 day"},
     "expires": {"$fromNow": "90 days"},
     "retries": 0,
     "routes": {
-        "$map": {"$eval": "environments"},
-        "each(prefix)": "${prefix}.v2.${repository.project}.${push.revision}.${push.pushlog_id}",
+        "$flatten": [
+            {
+                "$map": {"$eval": "environments"},
+                "each(prefix)": "${prefix}.v2.${repository.project}.${push.revision}.${push.pushlog_id}",
+            },
+            {"$if": "notify", "then": ["notify.email.${notify}.on-failed"], "else": []},
+        ]
     },
     "payload": {},
     "metadata": {

@@ -6,6 +6,7 @@ At least once: a message may go out twice, and a job that Treeherder has complet
 import asyncio
 import json
 import uuid
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +19,7 @@ from service.flow.action import Subject
 from service.flow.definition import stamp
 from service.flow.ids import derive
 from service.flow.jobs import Facts, UnusableError
-from service.models import Action, Notice, NoticeKind, Push, Repository, State
+from service.models import Action, Notice, NoticeKind, Push, PushStep, Repository, State
 from service.parts import Parts
 from service.settings import Environment
 from service.work import Hold
@@ -124,10 +125,9 @@ async def _post_job(parts: Parts, notice: Notice) -> str | None:
     environment = parts.settings.environments.get(notice.target)
     if environment is None or environment.jobs != "rest":
         return f"environment {notice.target} takes no jobs over REST by the present settings"
-    async with parts.database.reading() as session:
-        action = await session.get_one(Action, notice.action_id)
-    if action.state not in {State.FAILED, State.REJECTED}:
-        return "the action was taken up again"
+    failure = await _failure(parts, notice)
+    if failure is None:
+        return "it was taken up again"
     treeherder = parts.treeherders[notice.target]
     entry = notice.body
     own = entry["revision"] or await _tip(parts, notice)
@@ -137,25 +137,50 @@ async def _post_job(parts: Parts, notice: Notice) -> str | None:
         raise Unavailable(
             "treeherder", f"{notice.target} knows no push {own or entry['revision_hash']} of {notice.key}"
         )
-    reason = action.error or "no reason is known"
-    ended = int((action.done_at or now()).timestamp())
-    details = [
-        {"content_type": "text", "title": f"{action.kind} failed", "value": reason},
-        {"content_type": "text", "title": "task", "value": action.task_id},
-    ]
+    details = [{"content_type": "text", "title": title, "value": value} for title, value in failure.details.items()]
     job = {
         **entry["job"],
-        "reason": f"{action.kind} failed: {reason}"[:125],
-        "desc": reason,
-        "submit_timestamp": int(action.received_at.timestamp()),
-        "start_timestamp": int(action.received_at.timestamp()),
-        "end_timestamp": ended,
+        "reason": f"{failure.what} failed: {failure.reason}"[:125],
+        "desc": failure.reason,
+        "submit_timestamp": failure.began,
+        "start_timestamp": failure.began,
+        "end_timestamp": failure.ended,
         "artifacts": [{"type": "json", "name": "Job Info", "blob": json.dumps({"job_details": details})}],
     }
     posted = {"project": entry["project"], "revision": revision, "superseded": [], "job": job}
     await _turn(parts, environment)
     await treeherder.post_jobs(notice.key, [posted])
     return None
+
+
+@dataclass
+class _Failure:
+    """What failed, as its job shows it; times in epoch seconds."""
+
+    what: str
+    reason: str
+    began: int
+    ended: int
+    details: dict[str, str]
+
+
+async def _failure(parts: Parts, notice: Notice) -> _Failure | None:
+    """Return what the notice is about; None if that has not failed any more."""
+    async with parts.database.reading() as session:
+        if notice.action_id is not None:
+            action = await session.get_one(Action, notice.action_id)
+            work: Action | PushStep = action
+            what, began, details = action.kind, action.received_at, {"task": action.task_id}
+        else:
+            step = await session.get_one(PushStep, notice.step_id)
+            work = step
+            push = await session.get_one(Push, step.push_id)
+            what, began, details = "task graph", push.noticed_at, {"push": str(push.push_id)}
+    if work.state not in {State.FAILED, State.REJECTED}:
+        return None
+    reason = work.error or "no reason is known"
+    ended = int((work.done_at or now()).timestamp())
+    return _Failure(what, reason, int(began.timestamp()), ended, {f"{what} failed": reason, **details})
 
 
 async def _turn(parts: Parts, environment: Environment) -> None:

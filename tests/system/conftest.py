@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
+from sandbox.credentials import LEVEL, TRUST_DOMAIN
 from sandbox.stack import Stack, wait_for
 from tests.system.warm import WarmProcess
 
@@ -43,7 +44,7 @@ tasks:
       - taskId: {{$if: "n == 0", then: {{$eval: ownTaskId}}, else: {{$eval: "as_slugid('t' + str(n))"}}}}
         taskGroupId: {{$eval: ownTaskId}}
         taskQueueId: sandbox/test
-        schedulerId: test
+        schedulerId: sandbox-level-3
         created: {{$fromNow: ""}}
         deadline: {{$fromNow: "1 day"}}
         payload: {{sandbox: {{seconds: {seconds}}}}}
@@ -64,7 +65,15 @@ class System:
 
     def add_repository(self, **fields: Any) -> None:
         url = self.stack.sandbox["repositories"][REPOSITORY]
-        answer = self.api.post("/repositories", json={"alias": REPOSITORY, "url": url, "last_push_id": 0, **fields})
+        body = {
+            "alias": REPOSITORY,
+            "url": url,
+            "level": LEVEL,
+            "trust_domain": TRUST_DOMAIN,
+            "last_push_id": 0,
+            **fields,
+        }
+        answer = self.api.post("/repositories", json=body)
         assert answer.status_code == 201, answer.text
 
     def push(self, tasks: int = 2, *, user: str = "dev@example.com", message: str = "Bug 1 - a change") -> int:

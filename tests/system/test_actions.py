@@ -43,7 +43,7 @@ def put(system: System, tasks: dict[str, list[str]], seconds: float = 0) -> None
             "taskId": task_id(name),
             "task": {
                 "taskQueueId": "sandbox/test",
-                "schedulerId": "test",
+                "schedulerId": "sandbox-level-3",
                 "taskGroupId": task_id("decision"),
                 "dependencies": [task_id(each) for each in dependencies],
                 "created": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),

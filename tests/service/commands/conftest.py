@@ -29,7 +29,7 @@ tasks:
     common:
       taskGroupId: {$eval: ownTaskId}
       taskQueueId: sandbox/test
-      schedulerId: test
+      schedulerId: sandbox-level-3
       created: {$fromNow: ""}
       deadline: {$fromNow: "1 day"}
       routes: ["tc-treeherder.v2.${repository.project}.${push.revision}.${push.pushlog_id}"]

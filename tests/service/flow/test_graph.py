@@ -13,14 +13,17 @@ from sandbox.hg import NewChangeset
 from sandbox.hg.faults import Fault
 from service.database import now
 from service.errors import Refusal, Unavailable
-from service.flow import graph
+from service.flow import graph, notice
 from service.flow.definition import stamp
-from service.flow.graph import context_of, owner_of, plan_of, scopes_of, why_not
+from service.flow.graph import why_not
 from service.flow.ids import graph_ids, slugid
-from service.models import PlannedTask, Push, PushStep, Repository, State, StepKind
+from service.flow.resultset import resultset_of
+from service.flow.template import context_of, owner_of, plan_of, scopes_of
+from service.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
 from service.render import TemplateError
 from service.settings import Settings, load
 from tests.sandbox.taskcluster.support import is_valid
+from tests.service.flow.graphs import claimed
 from tests.service.world import SCOPES, World, node, push_event, world_of
 
 KEY = b"k" * 32
@@ -388,7 +391,7 @@ async def test_a_broken_template_is_shown_on_the_push(world: World, yml: str | b
     assert step.due_at is None
     assert why in str(step.error)
     definition = await error_shown(world, step)
-    assert definition["routes"] == [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"]
+    assert definition["routes"][0] == f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"
     assert definition["scopes"] == []
     for planned in await world.planned():
         if planned.label != "error" and planned.task_id in world.tc.queue.tasks:
@@ -423,7 +426,57 @@ async def test_the_error_of_a_refused_plan_stands_beside_a_task_with_the_label_e
     assert len({task.task_id for task in await world.planned()}) == 3
 
 
-async def test_where_even_the_error_task_is_refused_the_reason_stands_alone(world: World) -> None:
+REAL_ROLE = [  # the shape of a real project's
+    "queue:scheduler-id:gecko-level-3",
+    "queue:create-task:highest:gecko-3/*",
+    "queue:create-task:highest:built-in/*",
+    "queue:create-task:project:none",
+    "queue:route:tc-treeherder.v2.mc.*",
+]
+
+
+async def test_the_error_task_is_created_with_what_a_real_project_may_do(world: World) -> None:
+    push = await pushed(world, "version: 2", scopes=REAL_ROLE, level="3", trust_domain="gecko")
+    step = await run(world)
+    definition = await error_shown(world, step)
+    assert definition["schedulerId"] == "gecko-level-3"
+    assert definition["routes"] == [
+        f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}",
+        "notify.email.dev@example.com.on-failed",
+    ]
+    assert step.error_task_refused is None
+
+
+async def test_routes_that_the_role_lacks_are_left_out_of_the_error_task(world: World) -> None:
+    await pushed(world, "version: 2", scopes=REAL_ROLE[:4], level="3", trust_domain="gecko")
+    step = await run(world)
+    definition = await error_shown(world, step)
+    assert definition["routes"] == ["notify.email.dev@example.com.on-failed"]
+    assert "lack queue:route:tc-treeherder.v2.mc." in str(step.error_task_refused)
+    (planned,) = await world.planned()
+    assert planned.definition == definition, "what was sent was committed before"
+
+
+async def test_where_even_the_error_task_is_refused_a_job_shows_both_reasons(world: World) -> None:
+    push = await pushed(world, "version: 2", scopes=REAL_ROLE, level="3")  # of no trust domain
+    world.th.store.store_resultsets("mc", [resultset_of(push, await stored_repository(world))])
+    step = await run(world)
+    assert (step.state, step.error_task) == (State.FAILED, None)
+    for words in ("version is 2", "no task could show this on the push", "queue:scheduler-id:tc-treeherder"):
+        assert words in str(step.error)
+    assert world.tc.queue.tasks == {}
+    await notice.run(world.parts, await claimed(world, Notice))
+    (job,) = world.th.store.jobs.values()
+    assert (job.body["job_symbol"], job.body["result"]) == ("D", "exception")
+    assert "version is 2" in str(job.body)
+
+
+async def stored_repository(world: World) -> Repository:
+    async with world.database.reading() as session:
+        return (await session.exec(select(Repository))).one()
+
+
+async def test_where_nothing_may_be_created_the_reason_stands_alone(world: World) -> None:
     await pushed(world, "version: 2", scopes=["assume:nothing"])
     step = await run(world)
     assert (step.state, step.error_task) == (State.FAILED, None)
@@ -536,14 +589,15 @@ async def test_no_id_is_told_before_its_task_was_created(world: World) -> None:
         try:
             return await real(task_id, *arguments)
         except Refusal as refusal:
-            raise Refusal("taskcluster", f"taskId {task_id} (x{ids('error')}): {refusal}", 409) from None
+            other = ids("error") if task_id == ids("decision") else task_id
+            raise Refusal("taskcluster", f"taskId {task_id} (x{other}): {refusal}", 409) from None
 
     world.parts.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # in the words of the real queue
     await graph.run(world.parts, hold)
     step = await world.step(StepKind.GRAPH)
     assert "taskId (the id of decision)" in str(step.error)
-    for label in ("decision", "error"):
-        assert ids(label) not in str(step.error)
+    for planned in await world.planned():
+        assert planned.task_id not in str(step.error)
 
 
 @pytest.mark.parametrize("scope", ["queue:create-task:project:none", "queue:route:tc-treeherder.*"])

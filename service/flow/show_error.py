@@ -1,0 +1,162 @@
+"""A push that gets no graph shows why: by a task on the push, or by a job where the project may create no such task."""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from sqlmodel import col, select, update
+
+from service.clients.taskcluster import named
+from service.flow.create import RefusedError, create_tasks
+from service.flow.ids import derive, graph_ids
+from service.flow.plan import store_plan
+from service.flow.template import MAX_OWNER, address_of, context_of, owner_of, plan_of, scopes_of
+from service.models import Notice, NoticeKind, PlannedTask, Push, PushStep, Repository
+from service.parts import Parts
+from service.render import TemplateError
+from service.render_child import OWN_LABEL
+from service.work import Hold
+
+log = structlog.get_logger()
+
+_ROUTE = "queue:route:"
+
+
+@dataclass
+class Shown:
+    """How a push shows its error; `refused` is what was left out of the task, or why there is none."""
+
+    task_id: str | None = None
+    created: list[PlannedTask] = field(default_factory=list)
+    refused: str | None = None
+    notices: list[Notice] = field(default_factory=list)
+
+
+async def show_error(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> Shown:
+    """Create the error task with what the project may do; prepare a job in each Treeherder if it may not create one.
+
+    Raises Unavailable.
+    """
+    try:
+        task = await _error_task(parts, hold, push, repository)
+        scopes = scopes_of(parts.settings, repository, push)
+        left_out = []
+        while True:
+            try:
+                created = await create_tasks(parts, hold, [task], scopes)
+            except RefusedError as error:
+                routes = _missing_routes(error, task)
+                if not routes:
+                    raise
+                left_out += routes
+                await _leave_out(hold, task, routes)
+            else:
+                why = f"the project's scopes lack {named([_ROUTE + route for route in left_out])}" if left_out else None
+                return Shown(task.task_id, created, why)
+    except (TemplateError, RefusedError) as error:
+        log.warning("error-task-refused", repository=repository.alias, push=push.push_id, why=str(error))
+        return Shown(refused=str(error), notices=_jobs(parts, hold.item, push, repository))
+
+
+def _missing_routes(error: RefusedError, task: PlannedTask) -> list[str]:
+    """Return the routes of the task that it was refused for; none, if it was refused for anything else too."""
+    missing = [scope.removeprefix(_ROUTE) for scope in error.missing]
+    routes = set((task.definition or {})["routes"])
+    return missing if missing and all(route in routes for route in missing) else []
+
+
+async def _leave_out(hold: Hold[PushStep], task: PlannedTask, routes: list[str]) -> None:
+    """Take routes out of a task that was refused, so does not exist; the change is committed before it is sent."""
+    assert task.definition is not None
+    kept = [route for route in task.definition["routes"] if route not in routes]
+    task.definition = {**task.definition, "routes": kept}
+    async with hold.writing() as session:
+        await session.exec(
+            update(PlannedTask).where(col(PlannedTask.task_id) == task.task_id).values(definition=task.definition)
+        )
+
+
+async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> PlannedTask:
+    step = hold.item
+    async with parts.database.reading() as session:
+        found = await session.exec(
+            select(PlannedTask).where(
+                PlannedTask.step_id == step.id,
+                PlannedTask.plan_attempt == step.plan_attempt,
+                PlannedTask.label == "error",
+            )
+        )
+        stored = found.first()
+    if stored is not None:
+        return stored
+    ids = graph_ids(parts.secret, parts.settings.deployment, repository, push, step.plan_attempt, "error")
+    context = context_of(parts.settings, repository, push)
+    context = {
+        **context,
+        "repository": {**context["repository"], "trust_domain": repository.trust_domain},
+        "owner": owner_of(parts.settings, push)[:MAX_OWNER] or "unknown",
+        "error": step.refused,
+        "environments": _environments(parts, repository),
+        "notify": address_of(parts.settings, push),
+    }
+    rendering = (await parts.renderer.template(parts.settings.error_task, context, step.share)).parse(ids)
+    task_id = ids(OWN_LABEL)
+    try:
+        (task,) = plan_of([{**rendering.result[0], "taskId": task_id}], rendering.ids, step)
+    except TypeError:
+        raise TemplateError("the setting error_task renders to something that is no task") from None
+    task.label = "error"
+    await store_plan(hold, [task])
+    return task
+
+
+def _environments(parts: Parts, repository: Repository) -> list[str]:
+    """Return the route prefixes of the Treeherders that show the repository."""
+    return [
+        prefix
+        for prefix in parts.settings.environments
+        if repository.environments is None or prefix in repository.environments
+    ]
+
+
+def _jobs(parts: Parts, step: PushStep, push: Push, repository: Repository) -> list[Notice]:
+    """Return a completed job for each Treeherder that takes jobs over REST; `notice` adds the reason."""
+    digest = derive(parts.secret, "error job", push.id, step.plan_attempt)
+    platform = {"platform": "taskcluster-decision", "os_name": "-", "architecture": "-"}
+    job: dict[str, Any] = {
+        "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
+        "name": "taskcluster.yml error",
+        "job_symbol": "D",
+        "group_name": "unknown",
+        "group_symbol": "?",
+        "product_name": "unknown",
+        "build_platform": platform,
+        "machine_platform": platform,
+        "option_collection": {"opt": True},
+        "tier": 1,
+        "who": push.user[:50] or "unknown",
+        "machine": "unknown",
+        "build_system_type": "taskcluster",
+        "state": "completed",
+        "result": "exception",
+    }
+    entry = {
+        "project": repository.alias,
+        "revision": push.revision,
+        "revision_hash": push.revision_hash,
+        "job": job,
+    }
+    return [
+        Notice(
+            kind=NoticeKind.JOB,
+            lane=f"failure {prefix}",
+            share=step.share,
+            step_id=step.id or 0,
+            target=prefix,
+            key=repository.alias,
+            body=entry,
+        )
+        for prefix in _environments(parts, repository)
+        if parts.settings.environments[prefix].jobs == "rest"
+    ]
