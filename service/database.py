@@ -109,7 +109,7 @@ Json = JSON(none_as_null=True)
 class Database:
     """One engine and its sessions. Its errors hold no parameters: secrets and whole pushes are among them."""
 
-    def __init__(self, url: str, pool: int = 10) -> None:
+    def __init__(self, url: str, pool: int = 20) -> None:
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
             make_private(url)

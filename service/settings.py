@@ -195,7 +195,7 @@ class Settings(Configuration):
         description="name of this process among those that work on one PostgreSQL database; a restarted one takes over "
         "at once what it held. Default: the host's name",
     )
-    database_pool: int = Field(10, ge=1, description="connections to PostgreSQL in one process")
+    database_pool: int = Field(20, ge=1, description="connections to PostgreSQL in one process")
     deployment: str = Field(
         "tc-treeherder",
         min_length=1,
