@@ -141,6 +141,11 @@ class Work(SQLModel):
     error: str | None = Field(default=None, sa_type=Text)  # the last failure, or why it was skipped
     done_at: datetime | None = _utc()
 
+    @property
+    def next_attempt_at(self) -> datetime | None:
+        """When it is tried next; what a person asked for again is due since long before that."""
+        return None if self.due_at is None else max(self.due_at, self.since)
+
     def dead_letter(self, reason: str) -> "DeadLetter":
         """What is left of this work when it is buried."""
         raise NotImplementedError

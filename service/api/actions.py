@@ -270,5 +270,5 @@ def _summary(action: Action, counts: tuple[int, int], tasks: list[MadeTask]) -> 
         "tasks_planned": counts[0],
         "tasks_created": counts[1],
         "tasks": tasks,
-        "next_attempt_at": action.due_at,
+        "next_attempt_at": action.next_attempt_at,
     }

@@ -195,7 +195,7 @@ def _summary(push: Push, alias: str, steps: list[PushStep], tasks: dict[int, lis
                 attempts=step.attempts,
                 error=step.error,
                 at=step.done_at,
-                next_attempt_at=step.due_at,
+                next_attempt_at=step.next_attempt_at,
             )
             for step in steps
             if step.kind == StepKind.RESULTSET
@@ -211,7 +211,7 @@ def _graph(step: PushStep, tasks: dict[int, list[TaskRead]]) -> GraphRead:
             "reason": step.error,
             "attempts": step.attempts,
             "at": step.done_at,
-            "next_attempt_at": step.due_at,
+            "next_attempt_at": step.next_attempt_at,
             "error_task": step.error_task,
             "error_task_refused": step.error_task_refused,
             "tasks": tasks[step.id or 0],

@@ -55,7 +55,13 @@ def retriggered(action: Action, old_id: str, new_id: str, group_id: str) -> Noti
     """The announcement of a retrigger that was carried out."""
     body = {"requester": action.requester, "taskGroupId": group_id, "taskId": old_id, "newTaskId": new_id}
     return Notice(
-        kind=NoticeKind.PULSE, lane="pulse", action_id=action.id or 0, target=RETRIGGER_EXCHANGE, key=old_id, body=body
+        kind=NoticeKind.PULSE,
+        lane="pulse",
+        share=action.share,
+        action_id=action.id or 0,
+        target=RETRIGGER_EXCHANGE,
+        key=old_id,
+        body=body,
     )
 
 

@@ -196,8 +196,10 @@ async def test_ten_minutes_ahead_for_some_seconds_hides_no_push(
         async with api.database.reading() as session:
             await check_clock(session)
         assert (await api.push(push_event(101)))[0]["verdict"] == "accepted", "intake goes on"
+        assert len((await api.lease())["leases"]) == 1
         machine.wall_is_off = timedelta()
         machine.wait(8)
+        assert (await api.repository()).due_at <= now(), "and polls do"
         assert all(step.due_at is not None and step.due_at <= now() for step in await api.steps())
 
 
@@ -268,6 +270,20 @@ async def test_a_budget_that_a_clock_filled_too_late_refills(database: Database)
         assert bucket.tokens > 9
         assert blocked_for(bucket, now(), timedelta(minutes=30)) == timedelta()
         assert blocked_for(bucket, now(), HOUR * 2) > timedelta(minutes=59)
+
+
+async def test_a_process_that_claims_nothing_compares_its_clock_too(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOCK_EVERY", 0.01)
+    machine = Machine(now())
+    async with on(machine, sqlite, monkeypatch) as clock:
+        following = asyncio.create_task(module.follow_clock(sqlite))
+        machine.wall_is_off = HOUR
+        await until(lambda: _is(not clock.usable))
+        machine.wall_is_off = timedelta()
+        await until(lambda: _is(clock.usable))
+        following.cancel()
 
 
 # What people see, and what is signed

@@ -1,13 +1,15 @@
 """Pushes and their steps, over the API."""
 
 import hashlib
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlmodel import select
 
 from service.database import now
-from service.models import PlannedTask, PushStep, State, StepKind
+from service.flow.ids import slugid
+from service.models import Action, PlannedTask, PushStep, State, StepKind
 from tests.service.asgi import (
     READER,
     RETRIER,
@@ -215,6 +217,7 @@ async def test_what_was_refused_is_rendered_anew_as_the_next_attempt(api: Api) -
     await plan(api, "error", label="error")
     graph = (await api.post("/pushes/mc/101/retry")).json()["graph"]
     assert (graph["state"], graph["reason"], graph["error_task"], graph["tasks"]) == ("pending", None, None, [])
+    assert now() - datetime.fromisoformat(graph["next_attempt_at"]) < timedelta(minutes=1)
     (step,) = [step for step in await api.steps() if step.kind == StepKind.GRAPH]
     assert (step.plan_attempt, step.refused, step.error_task) == (1, None, None)
 
@@ -289,3 +292,15 @@ async def test_reads_need_a_token_unless_they_are_public(sqlite_url: str) -> Non
 
 async def test_a_parameter_that_is_given_twice_is_refused(sqlite_api: Api) -> None:
     is_problem(await sqlite_api.get("/pushes?repository=a&limit=1&repository=b"), 422, "repository", "2 times")
+
+
+async def test_work_bears_the_share_of_whoever_wants_it(api: Api) -> None:
+    await api.add()
+    await api.push(push_event(101, user="dev@example.com"))
+    assert {step.share for step in await api.steps()} == {"mc/dev@example.com"}
+    body = {"action": "cancel", "project": "mc", "task_id": slugid(b"k", "task"), "requester": "sheriff"}
+    answer = await api.post("/actions", body)
+    assert answer.status_code == 202, answer.text
+    async with api.database.reading() as session:
+        action = (await session.exec(select(Action))).one()
+    assert action.share == "mc/sheriff"
