@@ -197,7 +197,7 @@ def _finish(document: Json) -> None:
     for name, example in EXAMPLES.items():
         schemas[name]["examples"] = [example]
     document["components"]["responses"] = {str(status): _problem(status) for status in _PROBLEMS if status != 403}
-    document["components"]["securitySchemes"] = _SECURITY
+    document["components"]["securitySchemes"] = dict(_SECURITY)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _finish_operation(path, method, operation)

@@ -21,6 +21,7 @@ import taskcluster
 from mohawk import Sender
 
 from sandbox import hg, treeherder
+from sandbox.credentials import SCHEDULER
 from sandbox.hg import mercurial
 from sandbox.run import SandboxError, run
 from sandbox.taskcluster.pulse import Publisher
@@ -128,6 +129,7 @@ def ask_taskcluster(ready: dict[str, Any]) -> None:
     route = "tc-treeherder.v2.autoland.219d38523a321229f7f48aca6592f76b993fb1aa.1"
     definition = {
         "taskQueueId": "sandbox/linux",
+        "schedulerId": SCHEDULER,
         "created": now.isoformat(),
         "deadline": (now + timedelta(hours=1)).isoformat(),
         "routes": [route, "notify.email.ada@example.com.on-failed"],
