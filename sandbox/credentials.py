@@ -19,6 +19,7 @@ SERVICE = Client(
         "queue:list-dependent-tasks:*",
         "queue:schedule-task:*",
         "queue:cancel-task:*",
+        "auth:expand-scopes",  # `tc-treeherder render` says which scopes a file's tasks lack
         "auth:current-scopes",  # `tc-treeherder doctor` asks what the above amounts to
     ),
 )
@@ -27,7 +28,7 @@ SERVICE = Client(
 PERSON = Client(
     "sandbox/sheriff",
     "sandbox-person-token-that-is-no-secret-00000",
-    ("tc-treeherder:repositories:write", "tc-treeherder:action:*"),
+    ("tc-treeherder:repositories:write", "tc-treeherder:action:*", "tc-treeherder:render"),
 )
 """A person's Taskcluster client: may call tc-treeherder's API, and nothing of Taskcluster's."""
 

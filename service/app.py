@@ -17,6 +17,7 @@ from service.api import (
     openapi,
     polls,
     pushes,
+    render,
     repositories,
     task_events,
     tasks,
@@ -84,7 +85,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         app.add_middleware(Local)
     app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
-    for noun in (repositories, pushes, tasks, actions, dead_letters, polls, events, task_events, listeners):
+    for noun in (repositories, render, pushes, tasks, actions, dead_letters, polls, events, task_events, listeners):
         app.include_router(noun.router, prefix="/api/v1")
     app.include_router(health.router)
     openapi.install(app)

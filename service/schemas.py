@@ -52,6 +52,7 @@ def _number(value: Any) -> Any:
 
 
 Cursor = Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_number)]
+PushId = Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_number)]
 RunId = Annotated[int, Field(ge=0, le=1_000), BeforeValidator(_number)]
 Bool = Annotated[bool, Field(strict=True)]
 
@@ -245,6 +246,31 @@ class MadeTask(Schema):
     task_id: str | None = Field(description="null until it was created: nobody is to know the id before")
     name: str
     created: bool
+
+
+class RenderRequest(Schema):
+    """A file to try. Of the push either its id, or a message and a user for one that never was."""
+
+    file: str = Field(max_length=2 * 1024 * 1024, description="the text of a .taskcluster.yml")
+    push_id: PushId | None = Field(None, description="a push that is known here; nothing is fetched")
+    message: str = Field("", max_length=100_000, description="the message of the tip")
+    user: str = Field("somebody@example.com", max_length=1_000, description="who pushes")
+
+
+class RenderedTask(Schema):
+    task_id: str = Field(description="made up: no push will ever have it")
+    name: str
+    definition: dict[str, Any] = Field(description="as the queue would store it")
+    missing_scopes: list[str] = Field(description="what createTask asks for and the project does not have")
+
+
+class RenderResult(Schema):
+    """What the file makes of the push. Nothing was created or stored."""
+
+    error: str | None = Field(description="why the file cannot be used, and where in it")
+    skipped: str | None = Field(description="why this push would get no graph, whatever the file says")
+    scopes_unchecked: str | None = Field(description="why missing scopes could not be found out")
+    tasks: list[RenderedTask] = Field(description="in the order in which they would be created")
 
 
 class LeftOut(Schema):

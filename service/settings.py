@@ -15,6 +15,9 @@ from service.flow.error_task import DEFAULT_ERROR_TASK
 REPOSITORIES_WRITE = "tc-treeherder:repositories:write"
 """The scope that creates, changes and deletes repositories and handles dead letters."""
 
+RENDER = "tc-treeherder:render"
+"""The scope that renders a file without pushing it."""
+
 READ = "tc-treeherder:read"
 """The scope that reads, where reads are closed. Only Taskcluster's callers need it, and then any other of ours does."""
 

@@ -10,7 +10,7 @@ from service import auth
 from service.database import Session
 from service.errors import Problem
 from service.parts import Parts
-from service.settings import REPOSITORIES_WRITE, Settings
+from service.settings import RENDER, REPOSITORIES_WRITE, Settings
 
 # all of them async: a plain function would be sent to a thread, for each request
 
@@ -69,6 +69,14 @@ async def writer(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
 
 Writer = Annotated[auth.Caller, Depends(writer)]
 """Stands before the session in a signature: who may not write opens no transaction."""
+
+
+async def may_render(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
+    auth.require(settings, caller, RENDER)
+    return caller
+
+
+MayRender = Annotated[auth.Caller, Depends(may_render)]
 
 RepositoryAlias = Annotated[str, Path(description="alias of a repository", examples=["mozilla-central"])]
 PushNumber = Annotated[int, Path(description="id in the pushlog", examples=[43210])]

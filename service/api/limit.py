@@ -28,6 +28,9 @@ MAX_BODY = 256 * 1024
 """Bytes of a request by people and programs."""
 
 _PLAIN = Limit(MAX_BODY, 1_000)
+_RENDER = Limit(4 * 1024 * 1024, 400_000)
+"""A whole `.taskcluster.yml`, as one text, in which what is counted as members may stand too."""
+
 _SIGNED = {
     # a push can have 200 changesets of 1,000 files, and a message's body is a text with some 200 commas
     "/api/v1/events/": Limit(MAX_BYTES, 400_000, drain=True),
@@ -43,6 +46,8 @@ _CLOSE = {"Connection": "close"}
 
 def limit_for(path: str) -> Limit:
     """Return what a request to this path may have."""
+    if path.startswith("/api/v1/repositories/") and path.endswith("/render"):
+        return _RENDER
     return next((limit for prefix, limit in _SIGNED.items() if path.startswith(prefix)), _PLAIN)
 
 

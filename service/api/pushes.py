@@ -73,7 +73,7 @@ async def get_push(
     alias: RepositoryAlias, push_id: PushNumber, session: Reading, _: Reader, generation: Generation = None
 ) -> PushRead:
     """One push, with the state of each step and its tasks."""
-    push = await _find(session, alias, push_id, generation)
+    push = await find_push(session, alias, push_id, generation)
     return await _read(session, push, alias)
 
 
@@ -94,7 +94,7 @@ async def retry_push(
     """Do the failed steps again: with the stored plan where nothing was refused, otherwise rendered anew."""
     auth.require(parts.settings, caller, f"tc-treeherder:action:retry:{alias}")
     async with parts.database.writing() as session:
-        push = await _find(session, alias, push_id, generation)
+        push = await find_push(session, alias, push_id, generation)
         await refuse_deleted(session, push.repository_id)
         failed = (
             await session.exec(
@@ -131,7 +131,7 @@ async def refuse_deleted(session: Session, repository_id: int) -> None:
         raise Problem(409, "Repository deleted", detail)
 
 
-async def _find(session: Session, alias: str, push_id: int, generation: int | None) -> Push:
+async def find_push(session: Session, alias: str, push_id: int, generation: int | None) -> Push:
     query = (
         select(Push)
         .join(Repository, col(Repository.id) == Push.repository_id)

@@ -9,7 +9,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from service import auth
-from service.api.deps import get_caller, reader, writer
+from service.api.deps import get_caller, may_render, reader, writer
 from service.api.limit import Writes
 from service.errors import Problem
 from service.parts import Parts
@@ -20,7 +20,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class Route(APIRoute):
     """A route that refuses a caller before FastAPI reads the body, for which FastAPI has no means of its own.
 
-    The endpoint's own signature says who may call: `Reader`, `Writer`, or `CallerDep` for any known caller.
+    The endpoint's own signature says who may call: `Reader`, `Writer`, `MayRender`, or `CallerDep` for anyone known.
     """
 
     def get_route_handler(self) -> Handler:
@@ -47,11 +47,10 @@ class Route(APIRoute):
         if request.method not in {"GET", "HEAD"} and caller is not auth.ANYBODY:
             writes: Writes = request.app.state.writes
             writes.spend(caller.key)
-        if reader in calls:
-            auth.may_read(parts.settings, caller)
-        elif writer in calls:
-            await writer(caller, parts.settings)
-        else:
+        checks = [check for check in (reader, writer, may_render) if check in calls]
+        for check in checks:
+            await check(caller, parts.settings)
+        if not checks:
             auth.require_credentials(parts.settings, caller)
 
 

@@ -91,6 +91,9 @@ class Queue(Protocol):
     async def artifacts(self, task_id: str, run_id: int) -> list[dict[str, Any]]:
         """What the run has uploaded; nothing when it is gone."""
 
+    async def expand_scopes(self, scopes: list[str]) -> list[str]:
+        """The scopes with what their roles bring."""
+
     async def schedule_task(self, task_id: str, scope: str) -> Status: ...
     async def cancel_task(self, task_id: str, scope: str) -> Status: ...
 
@@ -166,6 +169,11 @@ class TaskclusterQueue:
             token = _following(answer, token) if answer else None
             if token is None:
                 return found
+
+    async def expand_scopes(self, scopes: list[str]) -> list[str]:
+        client = AuthClient(options_of(self._settings), session=self._queue().session)
+        answer = await answer_of(lambda: client.expandScopes({"scopes": scopes}))
+        return [str(scope) for scope in _part(answer, "scopes", list)]
 
     async def schedule_task(self, task_id: str, scope: str) -> Status:
         return await self._status(lambda queue: queue.scheduleTask(task_id), [scope])

@@ -1,6 +1,6 @@
 """The operators' commands of `tc-treeherder`: a module a noun, loaded only when it is asked for.
 
-    repositories pushes tasks actions dead_letters
+    repositories pushes tasks actions dead_letters render
                                                 over the API of a running service, from anywhere (client.py)
     doctor                                      reads the settings here, and checks every system that they name
     client.py output.py text.py                 the HTTP client with its errors; tables, JSON, progress; terminals
@@ -44,6 +44,7 @@ _MODULES = {
     "tasks": "service.commands.tasks",
     "actions": "service.commands.actions",
     "dead-letters": "service.commands.dead_letters",
+    "render": "service.commands.render",
     "doctor": "service.commands.doctor",
 }
 

@@ -157,6 +157,21 @@ def _unordered(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, list) else value
 
 
+PRIORITIES = ("highest", "very-high", "high", "medium", "low", "very-low", "lowest")
+
+
+def required_scopes(definition: Mapping[str, Any]) -> list[list[str]]:
+    """Return what `createTask` asks for a complete definition: of each list one scope, the task's own comes last."""
+    allowing = PRIORITIES[: PRIORITIES.index(definition["priority"]) + 1]
+    return [
+        [f"queue:create-task:project:{definition['projectId']}"],
+        [f"queue:scheduler-id:{definition['schedulerId']}"],
+        [f"queue:create-task:{priority}:{definition['taskQueueId']}" for priority in allowing],
+        *([f"queue:route:{route}"] for route in definition["routes"]),
+        *([scope] for scope in definition["scopes"]),
+    ]
+
+
 def _each_artifact(payload: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """`payload` with `change` made to each artifact; workers take them as a mapping by name, or as a list."""
     artifacts = payload.get("artifacts") if isinstance(payload, dict) else None

@@ -1,0 +1,37 @@
+"""Try a `.taskcluster.yml` before it is pushed."""
+
+import structlog
+from fastapi import APIRouter
+
+from service.api.deps import MayRender, PartsDep, RepositoryAlias
+from service.api.openapi import problems
+from service.api.pushes import find_push
+from service.api.repositories import find
+from service.api.route import Route
+from service.flow.preview import made_up_push, preview
+from service.schemas import RenderedTask, RenderRequest, RenderResult
+from service.settings import RENDER
+
+log = structlog.get_logger()
+router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Route)
+
+
+@router.post("/{alias}/render", operation_id="renderFile", responses=problems(404, scope=RENDER))
+async def render_file(alias: RepositoryAlias, asked: RenderRequest, parts: PartsDep, caller: MayRender) -> RenderResult:
+    """Render a file as for a push of this repository, and check its tasks. Creates and stores nothing."""
+    async with parts.database.reading() as session:
+        repository = await find(session, alias)
+        known = None if asked.push_id is None else await find_push(session, alias, asked.push_id, None)
+    push = known or made_up_push(repository, asked.message, asked.user)
+    result = await preview(parts, repository, push, asked.file, f"render {caller.key}")
+    log.info("file-rendered", repository=alias, tasks=len(result.tasks), error=result.error, by=caller.name)
+    lacking = result.lacking or [[] for _ in result.tasks]
+    return RenderResult(
+        error=result.error,
+        skipped=result.skipped,
+        scopes_unchecked=result.unchecked,
+        tasks=[
+            RenderedTask(task_id=task.task_id, name=task.name, definition=task.definition or {}, missing_scopes=missing)
+            for task, missing in zip(result.tasks, lacking, strict=True)
+        ],
+    )

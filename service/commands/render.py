@@ -1,0 +1,76 @@
+"""`tc-treeherder render`: try a `.taskcluster.yml` before it is pushed."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.commands import USAGE, Failed, output
+from service.commands.client import DEFAULT_URL, Service, Url
+from service.commands.output import AsJson
+
+app = typer.Typer()
+
+
+@app.command()
+def render(
+    file: Annotated[Path, typer.Argument(help="a .taskcluster.yml; - for standard input")],
+    push: Annotated[str | None, typer.Option("--push", metavar="ALIAS/ID", help="Render as for this push.")] = None,
+    repository: Annotated[str | None, typer.Option("--repository", metavar="ALIAS", help="Without --push.")] = None,
+    message: Annotated[str, typer.Option(help="the tip's message, without --push")] = "",
+    user: Annotated[str, typer.Option(help="who pushes, without --push")] = "somebody@example.com",
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show the tasks that a file would make, and the scopes that its project lacks for them. Nothing is created.
+
+    Exit code 1 if the file cannot be used or a scope is missing.
+    """
+    alias, push_id = _target(push, repository)
+    asked = {"file": _read(file), "push_id": push_id, "message": message, "user": user}
+    with Service(url) as service, output.waiting("rendering"):
+        result = service.send("POST", "repositories", alias, "render", body=asked)
+    if as_json:
+        output.document(result)
+    else:
+        _show(result)
+    if result["error"]:
+        raise Failed(result["error"])
+    if lacking := [task["name"] for task in result["tasks"] if task["missing_scopes"]]:
+        raise Failed(f"the project lacks scopes for {len(lacking)} of {len(result['tasks'])} tasks")
+
+
+def _target(push: str | None, repository: str | None) -> tuple[str, int | None]:
+    if (push is None) == (repository is None):
+        raise Failed(
+            "give --push ALIAS/ID for a push that is known, or --repository ALIAS for one that never was", USAGE
+        )
+    if push is None:
+        return str(repository), None
+    alias, _, number = push.rpartition("/")
+    if not alias or not (number.isascii() and number.isdigit()):
+        raise Failed(f"--push {push!r} is not ALIAS/ID, such as try/12345", USAGE)
+    return alias, int(number)
+
+
+def _read(file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Failed(f"{file} cannot be read: {error.strerror}", USAGE) from None
+    except UnicodeDecodeError as error:
+        raise Failed(f"{file} is not UTF-8: {error}", USAGE) from None
+
+
+def _show(result: dict[str, Any]) -> None:
+    for key in ("skipped", "scopes_unchecked"):
+        if result[key]:
+            output.say(result[key])
+    rows = []
+    for task in result["tasks"]:
+        definition = task["definition"]
+        missing = ", ".join(task["missing_scopes"])
+        rows.append((task["name"], definition["taskQueueId"], definition["schedulerId"], missing))
+    if not result["error"]:
+        output.table(("TASK", "QUEUE", "SCHEDULER", "MISSING SCOPES"), rows, "the template has no tasks for this push")
