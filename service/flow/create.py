@@ -281,7 +281,7 @@ async def cancel_created(
         if isinstance(error, Unavailable) and not final:
             raise
         return [], [f"what was created could not be cancelled: {error}"]
-    created = [task for task in tasks if task.created and not task.adopted and task.task_id in statuses]
+    created = [task for task in tasks if task.created and task.task_id in statuses]
     running = [task for task in [*created, *unrecorded] if statuses[task.task_id]["state"] not in RESOLVED]
     outcomes = await asyncio.gather(*(cancel(task, statuses[task.task_id]) for task in reversed(running)))
     return unrecorded, [why for why in outcomes if why is not None]
