@@ -446,7 +446,11 @@ async def test_the_existing_tasks_own_dependencies_decide_whether_it_is_schedule
         definition = {**(plan[name].definition or {}), "tags": {"x": "y"}}
         world.tc.queue.create_task(task_id(name), definition)
     # the plan was made anew, and says that nothing is waited for
-    plan["a"].definition = {**(plan["a"].definition or {}), "dependencies": []}
+    async with world.database.writing() as session:
+        changed = {**(plan["a"].definition or {}), "dependencies": []}
+        await session.exec(
+            update(PlannedTask).where(col(PlannedTask.task_id) == task_id("a")).values(definition=changed)
+        )
     await plan.again()
     await plan.create()
     assert plan.state("a") == "unscheduled"
