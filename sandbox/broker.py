@@ -16,6 +16,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 from listeners.consumer import told
 from sandbox.taskcluster.pulse import TASK_EXCHANGES
 from sandbox.treeherder import JOB_ACTIONS_EXCHANGE
+from service.clients.pulse import ANNOUNCEMENTS, HGPUSHES, JOBS, RETRIGGERS, exchange_name
 
 LOCAL = "amqp://guest:guest@127.0.0.1:5672/%2F"
 """A RabbitMQ as its package or image installs it."""
@@ -40,7 +41,7 @@ def exchange_prefix(user: str) -> str:
 
 def exchanges(user: str) -> list[str]:
     """All that the sandbox and the service may make for this user."""
-    ours = [f"exchange/{user}/v1/{name}" for name in ("hgpushes", "pushes", "retrigger", "jobs")]
+    ours = [exchange_name(user, name) for name in (HGPUSHES, ANNOUNCEMENTS, RETRIGGERS, JOBS)]
     return [exchange_prefix(user) + name for name in (*TASK_EXCHANGES, JOB_ACTIONS_EXCHANGE)] + ours
 
 

@@ -11,7 +11,7 @@ from sqlmodel import select
 from service import metrics
 from service.clients.auth import Logins, TaskclusterLogins
 from service.clients.hg import Hg, HttpHg
-from service.clients.pulse import Publisher, PulsePublisher
+from service.clients.pulse import Publisher, PulsePublisher, exchanges
 from service.clients.taskcluster import Queue, TaskclusterQueue
 from service.clients.treeherder import RestTreeherder, Treeherder
 from service.database import Database, check_clock
@@ -58,7 +58,7 @@ async def parts(settings: Settings, database: Database, *, alone: bool = False) 
         )
         publisher = None
         if settings.pulse.url is not None:
-            publisher = PulsePublisher(settings.pulse)
+            publisher = PulsePublisher(settings.pulse, exchanges(settings))
             stack.push_async_callback(publisher.close)
         renderer = Renderer(settings.render)
         stack.push_async_callback(renderer.close)

@@ -68,7 +68,14 @@ class Environment(Strict):
 
     url: HttpUrl = Field(description="such as https://treeherder.mozilla.org")
     pushes: Literal["rest", "pulse", "off"] = Field(
-        "rest", description="rest: post resultsets; pulse: announce on exchange/<user>/v1/hgpushes; off: neither"
+        "rest", description="rest: post resultsets; pulse: announce on pushes_exchange; off: neither"
+    )
+    pushes_exchange: str | None = Field(
+        None,
+        pattern=r"^exchange/(.+/)?hgpushes/.+$",
+        max_length=255,
+        description="exchange of pushes: pulse, in full; a Treeherder takes only names with /hgpushes/ in them, and "
+        "binds exchange/hgpushes/v1 unless it is told another one. Default: exchange/<pulse.user>/hgpushes/v1",
     )
     client_id: str | None = Field(None, description="Hawk client for pushes and jobs by REST")
     secret: SecretStr | None = Field(None, description="its secret")
@@ -108,6 +115,9 @@ class PulseSettings(Strict):
     url: SecretStr | None = Field(None, description="amqps://user:password@pulse.mozilla.org:5671/%2F")
     user: str = Field("tc-treeherder", description="exchanges are named exchange/<user>/…")
     timeout: Duration = Field(timedelta(seconds=30), description="for a confirm")
+    retry: Duration = Field(
+        timedelta(seconds=5), description="between two attempts to connect to a broker that is away"
+    )
 
 
 class RenderLimits(Strict):

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 from sqlmodel import col, or_, select
 
+from service.clients.pulse import JOBS
 from service.clients.taskcluster import Queue
 from service.database import now
 from service.errors import Refusal, Unavailable
@@ -27,9 +28,6 @@ from service.parts import Parts
 from service.work import backoff, exhausted
 
 log = structlog.get_logger()
-
-PULSE_EXCHANGE = "v1/jobs"
-"""Below `exchange/<user>/`."""
 
 SINGLES_IN_A_ROW = 4
 """What is answered 500 holds a bad job, or Treeherder is ill: so many single jobs, none taken between, tell that."""
@@ -397,7 +395,9 @@ class Deliverer:
         assert publisher is not None, "the settings require pulse.url"
         key = f"{self._prefix}.{project}._"
         sent = await asyncio.gather(
-            *(publisher.publish(PULSE_EXCHANGE, key, message) for _, message in items), return_exceptions=True
+            # jobs are published because somebody is to show them: one that nobody takes is not told
+            *(publisher.publish(JOBS, key, message, mandatory=True) for _, message in items),
+            return_exceptions=True,
         )
         for (report, _), error in zip(items, sent, strict=True):
             if error is None:

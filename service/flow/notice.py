@@ -13,6 +13,7 @@ from typing import Any
 from sqlmodel import col, select
 
 from service.budget import blocked_for, jobs_budget, refilled
+from service.clients.pulse import RETRIGGERS
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow.action import Subject
@@ -23,9 +24,6 @@ from service.models import Action, Notice, NoticeKind, Push, PushStep, Repositor
 from service.parts import Parts
 from service.settings import Environment
 from service.work import Hold
-
-RETRIGGER_EXCHANGE = "v1/retrigger"
-"""Below `exchange/<user>/`."""
 
 LONGEST_TURN = 10.0
 """Seconds that a job waits for a request of the budget; then it is tried again later."""
@@ -39,7 +37,7 @@ async def run(parts: Parts, hold: Hold[Notice]) -> None:
             if parts.publisher is None:
                 await hold.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
                 return
-            await parts.publisher.publish(notice.target, notice.key, notice.body)
+            await parts.publisher.publish(notice.target, notice.key, notice.body)  # nobody has to listen
         else:
             skipped = await _post_job(parts, notice)
             if skipped is not None:
@@ -59,7 +57,7 @@ def retriggered(action: Action, old_id: str, new_id: str, group_id: str) -> Noti
         lane="pulse",
         share=action.share,
         action_id=action.id or 0,
-        target=RETRIGGER_EXCHANGE,
+        target=RETRIGGERS,
         key=old_id,
         body=body,
     )

@@ -8,6 +8,7 @@ import structlog
 from sqlmodel import col, select
 
 from events import MAX_CHANGESETS_IN_FULL
+from service.clients.pulse import ANNOUNCEMENTS, HGPUSHES
 from service.clients.treeherder import hgpushes_message
 from service.database import Session
 from service.errors import Refusal
@@ -71,7 +72,9 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
             assert parts.publisher is not None, "the settings require pulse.url"
             path = urlsplit(repository.url).path.strip("/")
             message = hgpushes_message(repository.url, path, push.push_id, push.user, push.date, push.revision)
-            await parts.publisher.publish("v1/hgpushes", path, message)
+            # a Treeherder has to hear it: without a queue of one the push would show nowhere
+            exchange = environment.pushes_exchange or HGPUSHES
+            await parts.publisher.publish(exchange, path, message, mandatory=True)
     except Refusal as refusal:
         await hold.finish(State.FAILED, str(refusal))
         return
@@ -79,15 +82,12 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
         await push_arrived(session, prefix, repository.alias)
 
 
-PUSHES_EXCHANGE = "v1/pushes"
-"""Below `exchange/<user>/`."""
-
 _MAX_CHANGESETS = 1_000_000
 """Bytes of JSON of the changesets in one message; of more their files are left out."""
 
 
 async def announce(parts: Parts, hold: Hold[PushStep]) -> None:
-    """Tell everybody of the push, on Pulse: at least once."""
+    """Tell everybody of the push, on Pulse: at least once. Nobody has to listen."""
     if parts.publisher is None:
         await hold.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
         return
@@ -104,5 +104,5 @@ async def announce(parts: Parts, hold: Hold[PushStep]) -> None:
         "user": push.user,
         "changesets": changesets,
     }
-    await parts.publisher.publish(PUSHES_EXCHANGE, repository.alias, message)
+    await parts.publisher.publish(ANNOUNCEMENTS, repository.alias, message)
     await hold.finish(State.DONE)

@@ -10,7 +10,7 @@ import pytest
 
 from listeners.settings import ListenerSettings
 from sandbox import broker
-from service.flow import deliver, notice, resultset
+from service.clients import pulse
 from tests.private_servers import MissingServiceError, PrivateBroker
 from tests.sandbox.support import Behaves, listening, newer_amqp, silent, there, web_server
 
@@ -72,7 +72,7 @@ def test_a_broker_that_is_too_full_to_take_messages_is_not_used() -> None:
 
 
 def test_the_names_are_all_that_the_service_and_the_listener_make() -> None:
-    ours = (resultset.PUSHES_EXCHANGE, notice.RETRIGGER_EXCHANGE, deliver.PULSE_EXCHANGE)
+    ours = (pulse.HGPUSHES, pulse.ANNOUNCEMENTS, pulse.RETRIGGERS, pulse.JOBS)
     assert {f"exchange/u/{name}" for name in ours} < set(broker.exchanges("u"))
     fields = ListenerSettings.model_fields
     (kinds,) = get_args(fields["pulse_read"].annotation)

@@ -82,6 +82,14 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
         {"environments": {"t": {"url": "https://t.example.com", "pushes": "pulse"}}},
         r"environments\.t\.pushes.*pulse\.url",
     ),
+    (
+        {
+            "environments": {
+                "t": {"url": "https://t.example.com", "pushes": "off", "pushes_exchange": "exchange/u/v1/p"}
+            }
+        },
+        r"environments\.t\.pushes_exchange",
+    ),
     ({"environments": {"t": {"url": f"https://u:{SECRET}@[x", "pushes": "off"}}}, r"environments\.t\.url"),
     ({"poll": {"interval": "soon"}}, r"poll\.interval"),
     ({"poll": {"interval": -1}}, r"poll\.interval.*-1"),

@@ -15,8 +15,8 @@ from listeners.consumer import BROKER_ERRORS, told
 from listeners.consumer import remedy as remedy_of
 from listeners.settings import ListenerSettings
 from service.auth import loopback
+from service.clients.pulse import exchanges
 from service.commands.doctor.finding import Examination, Report, apart
-from service.flow.notice import RETRIGGER_EXCHANGE
 
 NOT_FOUND = 404
 
@@ -38,18 +38,21 @@ async def publisher(report: Report, ex: Examination) -> None:
         detail = f"pulse.url cannot be understood ({type(error).__name__})"
         report.error("connection", detail, "set TC_TREEHERDER_PULSE__URL to amqps://user:password@host:5671/%2F")
         return
-    exchange = f"exchange/{settings.user}/{RETRIGGER_EXCHANGE}"
 
     def look() -> None:
         with _connected(report, parameters, ex.seconds) as connection:
             if connection is None:
                 return
-            # as the publisher does it, whenever it first publishes there
-            declared = _try(connection, lambda channel: channel.exchange_declare(exchange, "topic", durable=True))
-            if isinstance(declared, Exception):
-                report.error("exchange", f"{exchange}: {told(declared)}", f"check pulse.user: {PERMISSIONS}")
-            else:
-                report.ok("exchange", exchange)
+            for exchange in exchanges(ex.settings):
+                # as the publisher does it at its start
+                declared = _try(
+                    connection, lambda channel, name=exchange: channel.exchange_declare(name, "topic", durable=True)
+                )
+                if isinstance(declared, Exception):
+                    remedy = f"check pulse.user and environments.<prefix>.pushes_exchange: {PERMISSIONS}"
+                    report.error("exchange", f"{exchange}: {told(declared)}", remedy)
+                else:
+                    report.ok("exchange", exchange)
 
     await apart(look)
 

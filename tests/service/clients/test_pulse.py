@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -12,13 +12,13 @@ from urllib.parse import urlsplit, urlunsplit
 import pika
 import pytest
 
-from service.clients.pulse import PulsePublisher
+from service.clients.pulse import HGPUSHES, PulsePublisher, exchanges
 from service.errors import Unavailable
-from service.settings import PulseSettings
+from service.settings import PulseSettings, Settings
 from tests.proxy import TcpProxy
 from tests.services import Amqp
 
-NAME = "v1/hgpushes"
+NAME = HGPUSHES
 KEY = "integration/\u00e4utoland"
 
 
@@ -44,8 +44,10 @@ def through(amqp: Amqp, proxy: TcpProxy) -> str:
 
 
 @asynccontextmanager
-async def publisher_at(url: str, user: str, seconds: float = 10) -> AsyncIterator[PulsePublisher]:
-    made = PulsePublisher(PulseSettings(url=url, user=user, timeout=seconds))
+async def publisher_at(
+    url: str, user: str, seconds: float = 10, names: Iterable[str] = ()
+) -> AsyncIterator[PulsePublisher]:
+    made = PulsePublisher(PulseSettings(url=url, user=user, timeout=seconds, retry=0.05), names)
     try:
         yield made
     finally:
@@ -192,6 +194,74 @@ async def test_an_exchange_of_another_kind_is_told(amqp: Amqp, user: str) -> Non
     async with publisher_at(amqp.url, user) as publisher:
         with pytest.raises(Unavailable, match="PRECONDITION_FAILED"):
             await publisher.publish(NAME, KEY, {})
+
+
+def is_there(amqp: Amqp, exchange: str) -> bool:
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        try:
+            connection.channel().exchange_declare(exchange, passive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+        return True
+
+
+async def until_there(amqp: Amqp, exchange: str) -> None:
+    async with asyncio.timeout(10):
+        while not await asyncio.to_thread(is_there, amqp, exchange):  # noqa: ASYNC110 - the broker tells nobody
+            await asyncio.sleep(0.02)
+
+
+async def test_exchanges_are_declared_before_their_first_message(amqp: Amqp) -> None:
+    names = [amqp.exchange("hgpushes/v1"), amqp.exchange("v1/pushes")]
+    async with publisher_at(amqp.url, amqp.user, names=names):
+        for name in names:
+            await until_there(amqp, name)
+
+
+async def test_exchanges_are_declared_as_soon_as_a_broker_that_was_away_at_start_is_back(
+    amqp: Amqp, proxy: TcpProxy
+) -> None:
+    name = amqp.exchange("hgpushes/v1")
+    proxy.refuse()
+    async with publisher_at(through(amqp, proxy), amqp.user, names=[name]):
+        await asyncio.sleep(0.2)
+        assert not await asyncio.to_thread(is_there, amqp, name)
+        proxy.accept()
+        await until_there(amqp, name)
+
+
+async def test_an_exchange_that_is_refused_keeps_no_other_from_being_declared(amqp: Amqp) -> None:
+    bad, good = amqp.exchange("a"), amqp.exchange("b")
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        connection.channel().exchange_declare(bad, "fanout")
+    async with publisher_at(amqp.url, amqp.user, names=[bad, good]) as publisher:
+        await until_there(amqp, good)
+        await publisher.publish(good, KEY, {})
+
+
+async def test_what_has_to_be_read_and_no_queue_took_is_not_published(amqp: Amqp, proxy: TcpProxy, user: str) -> None:
+    async with publisher_at(through(amqp, proxy), user) as publisher:
+        await publisher.publish(NAME, KEY, {"n": 0})
+        with pytest.raises(Unavailable, match=f"no queue is bound to exchange/{user}/{NAME} for '{KEY}'"):
+            await publisher.publish(NAME, KEY, {"n": 1}, mandatory=True)
+        listener = Listener(amqp, user)
+        await publisher.publish(NAME, KEY, {"n": 2}, mandatory=True)
+        assert proxy.connections == 1, "a message that came back costs no connection"
+    assert [message["n"] for _, _, message in listener.heard()] == [2]
+    listener.close()
+
+
+def test_the_exchanges_of_a_service() -> None:
+    def of(**environment: Any) -> list[str]:
+        values: dict[str, Any] = {"url": "https://th.example.com", **environment}
+        pulse: dict[str, Any] = {"url": "amqp://127.0.0.1/", "user": "u"}
+        return exchanges(Settings(pulse=pulse, environments={"tc-treeherder": values}))
+
+    always = ["exchange/u/v1/pushes", "exchange/u/v1/retrigger"]
+    assert of(pushes="off") == always
+    assert of(pushes="pulse") == ["exchange/u/hgpushes/v1", *always]
+    assert of(pushes="pulse", pushes_exchange="exchange/hgpushes/v1") == ["exchange/hgpushes/v1", *always]
+    assert of(pushes="off", jobs="pulse") == ["exchange/u/v1/jobs", *always]
 
 
 def threads() -> list[str]:

@@ -41,7 +41,10 @@ class Broker:
     refuses: bool = False
     published: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
 
-    async def publish(self, exchange: str, routing_key: str, message: dict[str, Any]) -> None:
+    async def publish(
+        self, exchange: str, routing_key: str, message: dict[str, Any], *, mandatory: bool = False
+    ) -> None:
+        assert not mandatory, "nobody has to listen"
         if self.away:
             raise Unavailable("pulse", "the broker is away")
         if self.refuses:

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pika
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from service.flow.resultset import resultset_of
 from service.models import Push, PushStep, Repository, State, StepKind
 from tests.facts import fact
 from tests.service.world import ENVIRONMENT, World, node, push_event, world_of
+from tests.services import Amqp
 
 REPOSITORY = Repository(alias="mc", url="https://hg.mozilla.org/integration/mc", host="h", level="1", last_push_id=0)
 
@@ -190,9 +192,12 @@ class Heard:
         self.messages: list[tuple[str, str, dict[str, Any]]] = []
         self.error = error
 
-    async def publish(self, exchange: str, routing_key: str, message: dict[str, Any]) -> None:
+    async def publish(
+        self, exchange: str, routing_key: str, message: dict[str, Any], *, mandatory: bool = False
+    ) -> None:
         if self.error:
             raise self.error
+        assert mandatory == ("hgpushes/" in exchange), "a Treeherder has to listen, and nobody else"
         self.messages.append((exchange, routing_key, message))
 
 
@@ -209,7 +214,7 @@ async def test_for_one_that_listens_on_pulse_it_is_announced(sqlite_url: str) ->
         await pushed(world, date=now() - timedelta(minutes=1))
         assert (await run(world)).state == State.DONE
         ((exchange, key, message),) = heard.messages
-        assert (exchange, key) == ("v1/hgpushes", "mc")
+        assert (exchange, key) == ("hgpushes/v1", "mc")
         url = f"{world.hg_url}/mc"
         (told,) = message["payload"]["pushlog_pushes"]
         assert message["payload"]["heads"] == [node("mc 1")]
@@ -228,6 +233,31 @@ async def test_a_broker_that_is_away_is_tried_again(sqlite_url: str) -> None:
             await run(world)
         assert (await world.step(StepKind.RESULTSET)).state == State.PENDING
         world.parts.publisher = publisher
+
+
+async def test_a_push_that_no_treeherder_listens_for_waits_until_one_does(sqlite_url: str, amqp: Amqp) -> None:
+    exchange = amqp.exchange("hgpushes/v1")
+    user = f"{amqp.user}/{amqp.name}"
+    amqp.exchanges |= {f"exchange/{user}/{name}" for name in ("v1/pushes", "v1/retrigger")}
+    environment = {"url": "https://th.example.com", "pushes": "pulse", "pushes_exchange": exchange}
+    pulse = {"url": amqp.url, "user": user}
+    async with world_of(sqlite_url, pulse=pulse, environments={ENVIRONMENT: environment}) as world:
+        await pushed(world)
+        hold = await world.hold(StepKind.RESULTSET)
+        with pytest.raises(Unavailable, match=f"no queue is bound to {exchange}") as unheard:
+            await resultset.run(world.parts, hold)
+        await hold.retry(str(unheard.value), timedelta())  # as the worker does
+        async with world.database.writing() as session:
+            await session.exec(update(PushStep).values(due_at=now()))
+        step = await world.step(StepKind.RESULTSET)
+        assert (step.state, step.error) == (State.PENDING, str(unheard.value))
+        with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+            channel = connection.channel()
+            channel.exchange_declare(exchange, passive=True)  # as a Treeherder does
+            channel.queue_declare(amqp.queue())
+            channel.queue_bind(amqp.queue(), exchange, "#")
+            assert (await run(world)).state == State.DONE
+            assert json.loads(channel.basic_get(amqp.queue())[2])["payload"]["heads"] == [node("mc 1")]
 
 
 async def test_everybody_is_told_on_pulse(sqlite_url: str) -> None:

@@ -1,6 +1,7 @@
 """What the doctor says of Pulse, with a real broker."""
 
 import contextlib
+import json
 import socket
 import ssl
 from collections.abc import Iterator
@@ -131,17 +132,24 @@ def test_a_url_that_is_none(doctor: Doctor) -> None:
 
 def test_where_the_service_publishes(doctor: Doctor, amqp: Amqp) -> None:
     user = f"{amqp.user}/{amqp.name}"
-    exchange = f"exchange/{user}/v1/retrigger"
-    amqp.exchanges.add(exchange)
-    found = doctor(PULSE__URL=amqp.url, PULSE__USER=user, PULSE_READ='["job-actions"]')
-    assert found.the(PUBLISHER, "exchange")["detail"] == exchange
-    assert found.status(PUBLISHER, "exchange") == "ok"
+    exchange = f"exchange/{user}/hgpushes/v1"
+    names = {exchange, *(f"exchange/{user}/v1/{name}" for name in ("jobs", "pushes", "retrigger"))}
+    amqp.exchanges |= names
+    environments = {"th": {"url": "http://127.0.0.1:9", "pushes": "pulse", "jobs": "pulse"}}
+    wanted = {"PULSE__URL": amqp.url, "PULSE__USER": user, "PULSE_READ": '["job-actions"]'}
+    wanted["ENVIRONMENTS"] = json.dumps(environments)
+
+    def exchanges() -> dict[str, str]:
+        findings = [each for each in doctor(**wanted).findings if each["check"] == "exchange"]
+        return {each["detail"]: each["status"] for each in findings if each["system"] == PUBLISHER}
+
+    assert exchanges() == dict.fromkeys(names, "ok")
     with channel_of(amqp) as channel:
         channel.exchange_delete(exchange)  # type: ignore[attr-defined]  # as above
         channel.exchange_declare(exchange, "fanout")  # type: ignore[attr-defined]  # as above
-    found = doctor(PULSE__URL=amqp.url, PULSE__USER=user, PULSE_READ='["job-actions"]')
-    assert found.status(PUBLISHER, "exchange") == "error"
-    assert "PRECONDITION_FAILED" in found.the(PUBLISHER, "exchange")["detail"]
+    ((detail, _),) = [each for each in exchanges().items() if each[1] == "error"]
+    assert detail.startswith(f"{exchange}: ")
+    assert "PRECONDITION_FAILED" in detail
 
 
 @pytest.mark.parametrize(
