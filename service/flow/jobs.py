@@ -78,7 +78,7 @@ class TreeherderSection(_Section):
     productName: str = "unknown"  # noqa: N815 - likewise
     reason: str = "scheduled"
     tier: int = Field(1, ge=1, le=3)
-    jobKind: Literal["build", "test", "other"] = "other"  # noqa: N815 - likewise
+    jobKind: Literal["build", "test", "other"] | None = None  # noqa: N815 - likewise
     labels: list[Annotated[str, StringConstraints(min_length=1)]] = []
     collection: dict[str, Any] = {}
     machine: Machine = Machine()
@@ -183,18 +183,23 @@ def job_guid(task_id: str, run_id: int) -> str:
     return f"{uuid.UUID(bytes=base64.urlsafe_b64decode(task_id + '=='))}/{run_id}"
 
 
-def state_of(report: JobReport) -> tuple[str, str]:
-    """Treeherder's state and result of a run."""
+def state_of(report: JobReport, job_kind: str | None) -> tuple[str, str]:
+    """Return Treeherder's state and result of a run of a task that states this `jobKind`, or none."""
     if report.stage <= Stage.PENDING:
         return "pending", "unknown"
     if report.stage == Stage.RUNNING:
         return "running", "unknown"
-    if report.stage == Stage.FOLLOWED:
-        return "completed", "retry"
-    if report.run["state"] == "exception":
-        by_reason = {"canceled": "usercancel", "superseded": "superseded"}
-        return "completed", by_reason.get(report.run.get("reason", ""), "exception")
-    return "completed", {"completed": "success", "failed": "testfailed"}[report.run["state"]]
+    return "completed", "retry" if report.stage == Stage.FOLLOWED else result_of(report, job_kind)
+
+
+def result_of(report: JobReport, job_kind: str | None) -> str:
+    """Return Treeherder's result of a run that has ended, whether another run followed it or not."""
+    if report.run["state"] == "completed":
+        return "success"
+    if report.run["state"] == "failed":
+        return "testfailed" if job_kind in {None, "test"} else "busted"
+    by_reason = {"canceled": "usercancel", "superseded": "superseded"}
+    return by_reason.get(report.run.get("reason", ""), "exception")
 
 
 def ended_at(report: JobReport) -> int | None:
@@ -213,8 +218,12 @@ def run_url(root: str, task_id: str, run_id: int) -> str:
 
 
 def log_of(report: JobReport, root: str) -> str | None:
-    """Where the log of a finished run is; None for one that never ran."""
-    if report.stage < Stage.RESOLVED or "started" not in report.run:
+    """Return where the log of a completed or failed run is; None for any other.
+
+    An exception, a cancelled run and one that was retried have no log as a rule, and Treeherder shows a reference that
+    leads to a 404 as "parse failed".
+    """
+    if report.stage != Stage.RESOLVED or report.run["state"] not in {"completed", "failed"}:
         return None
     url = f"{run_url(root, report.task_id, report.run_id)}/artifacts/{LOG}"
     if len(url) > MAX_URL:
@@ -267,7 +276,7 @@ def rest_entry(
     report: JobReport, facts: Facts, root: str, log_name: str, tip: str, links: list[dict[str, str]] | None = None
 ) -> dict[str, Any]:
     """An entry of a bulk; `tip` is the push's revision. `links` are shown beside the one to the task."""
-    state, result = state_of(report)
+    state, result = state_of(report, facts.job_kind)
     run = report.run
     guid = job_guid(report.task_id, report.run_id)
     job = {
@@ -376,14 +385,14 @@ class PulseJob(_PulseJob):
     version: Literal[1] = 1
 
 
-_RESULTS = {"testfailed": "fail", "usercancel": "canceled"}
+_RESULTS = {"testfailed": "fail", "busted": "fail", "usercancel": "canceled"}
 
 
 def pulse_message(
     report: JobReport, facts: Facts, root: str, log_name: str, tip: str, links: list[dict[str, str]] | None = None
 ) -> dict[str, Any]:
     """The message for a report. Raises UnusableError for what the format has no room for."""
-    state, result = state_of(report)
+    state, result = state_of(report, facts.job_kind)
     run = report.run
     url = log_of(report, root)
 
@@ -416,7 +425,8 @@ def pulse_message(
                 },
                 "state": state,
                 "result": _RESULTS.get(result, result),
-                "jobKind": facts.job_kind,
+                # who reads it takes a failure of any other kind for `busted`
+                "jobKind": facts.job_kind or "test",
                 "tier": facts.tier,
                 "timeScheduled": _iso(run.get("scheduled") or facts.created),
                 "timeStarted": _iso(run.get("started")),

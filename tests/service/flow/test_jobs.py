@@ -91,7 +91,7 @@ def test_the_real_messages_of_a_queue_pass() -> None:
         if path.name.startswith(("task-group", "task-priority")):
             continue
         for made in reports_of(json.loads(path.read_text())["payload"]):
-            told[path.stem, made.run_id] = state_of(made)
+            told[path.stem, made.run_id] = state_of(made, None)
             check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", TIP))
     assert told["task-defined-0", 0] == told["task-pending-0", 0] == ("pending", "unknown")
     assert told["task-failed-0", 0] == ("completed", "testfailed")
@@ -127,8 +127,65 @@ def test_the_real_messages_of_a_queue_pass() -> None:
     ],
 )
 def test_every_kind_of_exception(reason: str, result: str) -> None:
-    assert state_of(report(state="exception", reason=reason)) == ("completed", result)
-    assert state_of(report(Stage.FOLLOWED, state="exception", reason=reason)) == ("completed", "retry")
+    ended = report(state="exception", reason=reason)
+    assert state_of(ended, None) == ("completed", result)
+    assert log_of(ended, ROOT) is None
+    followed = report(Stage.FOLLOWED, state="exception", reason=reason)
+    assert state_of(followed, None) == ("completed", "retry")
+    assert log_of(followed, ROOT) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "result"),
+    [
+        ({}, "testfailed"),
+        ({"jobKind": "test"}, "testfailed"),
+        ({"jobKind": "build"}, "busted"),
+        ({"jobKind": "other"}, "busted"),
+    ],
+)
+def test_a_failure_is_red_unless_the_task_says_that_it_is_no_test(section: dict[str, Any], result: str) -> None:
+    failed, told = report(state="failed"), facts_of(**section)
+    job = rest_entry(failed, told, ROOT, "builds-4h", TIP)["job"]
+    assert (job["state"], job["result"]) == ("completed", result)
+    assert len(job["log_references"]) == 1
+    message = pulse_message(failed, told, ROOT, "live_backing_log", TIP)
+    assert message["result"] == "fail"
+    assert message["jobKind"] == section.get("jobKind", "test"), "which is what its reader makes red of"
+
+
+def status_of(*runs: dict[str, Any]) -> dict[str, Any]:
+    """A task's status; runs that ended started before."""
+    times = {"scheduled": "2026-11-29T00:00:00.000Z", "started": "2026-11-29T00:01:00.000Z"}
+    numbered = [{"runId": number, "reasonCreated": "scheduled", **times, **run} for number, run in enumerate(runs)]
+    last = numbered[-1]["state"]
+    return {
+        "taskId": TASK,
+        "taskGroupId": TASK,
+        "deadline": "2026-11-30T00:00:00.000Z",
+        "state": last,
+        "runs": numbered,
+    }
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"state": "exception", "reasonResolved": "claim-expired"},
+        {"state": "exception", "reasonResolved": "intermittent-task"},
+        {"state": "failed", "reasonResolved": "failed"},
+    ],
+)
+def test_only_a_run_that_ended_as_its_task_did_has_a_log(first: dict[str, Any]) -> None:
+    statuses = [status_of(first, {"state": "pending", "reasonCreated": "retry"})]
+    statuses.append(status_of({"state": "exception", "reasonResolved": "malformed-payload"}))
+    for status in statuses:
+        for made in reports_of({"status": status}):
+            assert rest_entry(made, facts_of(), ROOT, "builds-4h", TIP)["job"]["log_references"] == []
+            assert "logs" not in {k for k, v in pulse_message(made, facts_of(), ROOT, "l", TIP).items() if v}
+    for state in ("completed", "failed"):
+        (made,) = reports_of({"status": status_of({"state": state, "reasonResolved": state})})
+        assert len(rest_entry(made, facts_of(), ROOT, "builds-4h", TIP)["job"]["log_references"]) == 1
 
 
 def test_a_run_that_never_started_has_an_end_but_no_start_and_no_log() -> None:
@@ -151,7 +208,7 @@ def test_a_task_whose_deadline_passed_before_it_ran_and_has_no_run_is_an_excepti
         "runs": [],
     }
     (made,) = reports_of({"status": status})
-    assert state_of(made) == ("completed", "exception")
+    assert state_of(made, None) == ("completed", "exception")
     check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", TIP))
 
 
@@ -218,7 +275,7 @@ def test_links_are_numbered_and_stay_recognisable() -> None:
 def test_defaults() -> None:
     told = facts_of()
     assert (told.group_symbol, told.group_name, told.product, told.tier) == ("?", "unknown", "unknown", 1)
-    assert (told.reason, told.job_kind, told.options) == ("scheduled", "other", ["opt"])
+    assert (told.reason, told.job_kind, told.options) == ("scheduled", None, ["opt"])
     platform = {"platform": "linux", "os_name": "-", "architecture": "-"}
     assert told.machine == told.build == platform
 
