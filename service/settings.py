@@ -85,6 +85,11 @@ class Environment(Strict):
         description="rest: post jobs; pulse: publish them; off: it reads Taskcluster's exchanges itself. "
         "Default: rest with client_id and secret, otherwise off",
     )
+    jobs_schema: Literal["2015", "2026"] = Field(
+        "2015",
+        description="pulse-job.yml that a reader of jobs: pulse validates with. 2015: of 2015-10 to 2026-04, which "
+        "requires origin.kind; 2026: of 2026-04 on, which refuses it",
+    )
     jobs_per_minute: int = Field(220, ge=0, description="requests with jobs that this credential may make; 0: any")
     log_name: str | None = Field(
         None,

@@ -376,8 +376,12 @@ class Deliverer:
     def _job(
         self, report: JobReport, facts: Facts, tip: str, links: list[dict[str, str]] | None = None
     ) -> dict[str, Any]:
-        make = jobs.rest_entry if self._environment.jobs == "rest" else jobs.pulse_message
-        return make(report, facts, self._root, self._environment.log, tip, links)
+        environment = self._environment
+        if environment.jobs == "rest":
+            return jobs.rest_entry(report, facts, self._root, environment.log, tip, links)
+        return jobs.pulse_message(
+            report, facts, self._root, environment.log, tip, links, schema=environment.jobs_schema
+        )
 
     def _job_info(self, report: JobReport, links: list[dict[str, str]]) -> dict[str, str]:
         guid = jobs.job_guid(report.task_id, report.run_id)

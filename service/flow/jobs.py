@@ -323,6 +323,7 @@ class _PulseJob(BaseModel):
 
 
 class Origin(_PulseJob):
+    kind: Literal["hg.mozilla.org"] | None = None
     project: str = Field(pattern=Plain, min_length=1, max_length=50)
     revision: str = Field(pattern=r"^[0-9a-f]{40}$")
 
@@ -389,10 +390,23 @@ _RESULTS = {"testfailed": "fail", "busted": "fail", "usercancel": "canceled"}
 
 
 def pulse_message(
-    report: JobReport, facts: Facts, root: str, log_name: str, tip: str, links: list[dict[str, str]] | None = None
+    report: JobReport,
+    facts: Facts,
+    root: str,
+    log_name: str,
+    tip: str,
+    links: list[dict[str, str]] | None = None,
+    *,
+    schema: Literal["2015", "2026"] = "2015",
 ) -> dict[str, Any]:
-    """The message for a report. Raises UnusableError for what the format has no room for."""
+    """Return the message for a report, as that version of `pulse-job.yml` has it.
+
+    Raises UnusableError for what the format has no room for.
+    """
     state, result = state_of(report, facts.job_kind)
+    if schema == "2015" and result == "retry":  # which it does not know: readers make it of `isRetried`
+        result = result_of(report, facts.job_kind)
+    origin = {"project": report.project, "revision": tip}
     run = report.run
     url = log_of(report, root)
 
@@ -416,7 +430,7 @@ def pulse_message(
                 "taskId": job_guid(report.task_id, report.run_id),
                 "retryId": report.run_id,
                 "isRetried": report.stage == Stage.FOLLOWED,
-                "origin": {"project": report.project, "revision": tip},
+                "origin": {"kind": "hg.mozilla.org", **origin} if schema == "2015" else origin,
                 "display": {
                     "jobSymbol": facts.symbol,
                     "groupSymbol": facts.group_symbol,
@@ -428,7 +442,7 @@ def pulse_message(
                 # who reads it takes a failure of any other kind for `busted`
                 "jobKind": facts.job_kind or "test",
                 "tier": facts.tier,
-                "timeScheduled": _iso(run.get("scheduled") or facts.created),
+                "timeScheduled": _iso(facts.created),
                 "timeStarted": _iso(run.get("started")),
                 "timeCompleted": _iso(ended_at(report)),
                 "labels": [_plain(option)[:50] for option in facts.options],

@@ -601,7 +601,7 @@ async def test_jobs_are_published_for_whoever_reads_them(sqlite_url: str, amqp: 
     check_pulse(with_links)
     assert job["taskId"] == job_guid(task_id, 0)
     assert (job["state"], job["result"]) == ("completed", "fail")
-    assert job["origin"] == {"project": "mc", "revision": OTHER}
+    assert job["origin"] == {"kind": "hg.mozilla.org", "project": "mc", "revision": OTHER}
     assert job["logs"][0]["name"] == "live_backing_log"
     assert [link["linkText"] for link in with_links["jobInfo"]["links"]] == [task_id, "a.txt"]
 

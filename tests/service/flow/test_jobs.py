@@ -1,7 +1,8 @@
 """Runs and definitions become jobs: against recordings of a real queue and Treeherder, and the published schemas."""
 
 import json
-from typing import Any
+import re
+from typing import Any, Literal
 
 import jsonschema
 import pytest
@@ -371,11 +372,24 @@ def test_whatever_the_published_config_allows_becomes_a_job_that_fits(
     told = Facts(TASK, task)
     made = report(stage)
     check_job_entry("entry", "mc", rest_entry(made, told, ROOT, "builds-4h", TIP))
-    check_pulse(pulse_message(made, told, ROOT, "live_backing_log", TIP))
+    for form in SCHEMAS:
+        check_pulse(pulse_message(made, told, ROOT, "live_backing_log", TIP, schema=form), form)
 
 
-def check_pulse(message: dict[str, Any]) -> None:
+SCHEMAS: tuple[Literal["2015", "2026"], ...] = ("2015", "2026")
+
+
+def check_pulse(message: dict[str, Any], form: Literal["2015", "2026"] = "2015") -> None:
+    """Hold a message against the published schema, or against its long-lived form before."""
     schema = yaml.safe_load((facts() / "treeherder/pulse-job.yml").read_text())
+    if form == "2015":
+        properties = schema["properties"]
+        origin = properties["origin"]
+        origin["properties"] = {**origin["properties"], "kind": {"enum": ["hg.mozilla.org"]}}
+        origin["required"] = ["kind", "project", "revision"]
+        properties["result"]["enum"].remove("retry")
+        properties["display"]["properties"]["jobName"]["maxLength"] = 100
+        properties["display"]["properties"]["groupName"]["maxLength"] = 100
     jsonschema.validate(message, schema)
 
 
@@ -403,8 +417,11 @@ def test_cuts_leave_whole_characters(text: str, kept: str) -> None:
 def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
     for event in recorded():
         (made,) = reports_of(event["message"]["payload"])
-        message = pulse_message(made, Facts(made.task_id, event["task"]), ROOT, "live_backing_log", event["revision"])
-        check_pulse(message)
+        told = Facts(made.task_id, event["task"])
+        for form in SCHEMAS:
+            message = pulse_message(made, told, ROOT, "live_backing_log", event["revision"], schema=form)
+            check_pulse(message, form)
+            assert message["timeScheduled"] == re.sub(r"\.\d+", ".000", event["task"]["created"])
         assert message["taskId"] == event["job"]["job_guid"]
         assert message["state"] == event["job"]["state"]
         assert message["display"]["jobSymbol"] == event["job"]["job_symbol"]
@@ -419,13 +436,19 @@ def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
         (Stage.RESOLVED, {"state": "failed"}, ("completed", "fail", False)),
         (Stage.RESOLVED, {"state": "exception", "reason": "canceled"}, ("completed", "canceled", False)),
         (Stage.RESOLVED, {"state": "exception", "reason": "claim-expired"}, ("completed", "exception", False)),
-        (Stage.FOLLOWED, {"state": "failed"}, ("completed", "retry", True)),
+        (Stage.FOLLOWED, {"state": "failed"}, ("completed", "fail", True)),
+        (Stage.FOLLOWED, {"state": "exception", "reason": "claim-expired"}, ("completed", "exception", True)),
     ],
 )
 def test_pulse_messages_of_every_state(stage: Stage, run: dict[str, Any], told: tuple[str, str, bool]) -> None:
     message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", TIP)
     check_pulse(message)
     assert (message["state"], message["result"], message["isRetried"]) == told
+    assert message["origin"]["kind"] == "hg.mozilla.org"
+    message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", TIP, schema="2026")
+    check_pulse(message, "2026")
+    assert message["origin"] == {"project": "mc", "revision": TIP}
+    assert message["result"] == ("retry" if stage == Stage.FOLLOWED else told[1])
 
 
 def test_a_project_that_the_schema_has_no_room_for_is_named() -> None:
