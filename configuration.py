@@ -1,7 +1,7 @@
 """How settings are read, the service's and the listeners' alike: environment variables (`TC_TREEHERDER_…`, nested with
 `__`) over a YAML file named by `TC_TREEHERDER_CONFIG`. Lists and mappings in a variable are JSON.
 
-Durations are seconds or ISO 8601.
+Durations are seconds or ISO 8601. Proxies come from the usual variables (`proxy_for`).
 """
 
 import base64
@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
@@ -19,6 +21,15 @@ PREFIX = "TC_TREEHERDER_"
 
 _OTHERS = {"CONFIG", "TOKEN"}
 """Variables with this prefix that are no setting: of the file, and of the commands that call the API."""
+
+
+def proxy_for(url: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for `url`, None for a direct way."""
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.hostname or "") or proxy_bypass(parts.netloc):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 class SettingsError(Exception):

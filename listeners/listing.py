@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from configuration import proxy_for
 from events import MAX_CHANGESETS_IN_FULL, MAX_FILES
 
 LAST_ID = 2**31 - 1
@@ -64,7 +64,7 @@ class Pushlogs:
         # transports, not a client: cookies, authentication and redirects, of which a pushlog needs nothing, would take
         # a quarter of the CPU of an idle poll; and so no request leaves the hosts that the service allows
         self._transports: dict[str | None, httpx.HTTPTransport] = {}
-        self._proxies: dict[tuple[str, str], str | None] = {}
+        self._proxies: dict[tuple[str, bytes], str | None] = {}
 
     def close(self) -> None:
         for transport in self._transports.values():
@@ -114,9 +114,9 @@ class Pushlogs:
     def _transport(self, url: httpx.URL) -> httpx.HTTPTransport:
         """The way to a host: straight, or through the proxy that the usual variables name for it."""
         with self._lock:
-            where = url.scheme, url.host
+            where = url.scheme, url.netloc
             if where not in self._proxies:
-                self._proxies[where] = None if proxy_bypass(url.host) else getproxies().get(url.scheme)
+                self._proxies[where] = proxy_for(str(url))
             proxy = self._proxies[where]
             if proxy not in self._transports:
                 self._transports[proxy] = httpx.HTTPTransport(verify=self._tls, limits=self._limits, proxy=proxy)

@@ -134,18 +134,21 @@ def asked(system: str, verb: str, path: str, status: int | str, seconds: float) 
     log.debug("upstream-asked", system=system, method=method, path=path, status=status, ms=round(seconds * 1000, 1))
 
 
-class MeteredTransport(httpx.AsyncHTTPTransport):
-    """httpx's own transport, which counts and times requests."""
+class MeteredClient(httpx.AsyncClient):
+    """A client that counts and times the requests to one system.
+
+    It measures here and not in a `transport`, with which httpx would ignore the proxies that the environment names.
+    """
 
     def __init__(self, system: str, **options: Any) -> None:
         super().__init__(**options)
         self._system = system
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         began = time.perf_counter()
         status: int | str = "error"
         try:
-            response = await super().handle_async_request(request)
+            response = await super().send(request, **options)
             status = response.status_code
             return response
         finally:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-import httpx
 from sqlmodel import select
 
 from service import metrics
@@ -54,7 +53,7 @@ async def parts(settings: Settings, database: Database, *, alone: bool = False) 
             logins = TaskclusterLogins(settings.taskcluster)
             stack.push_async_callback(logins.close)
         http = await stack.enter_async_context(
-            httpx.AsyncClient(transport=metrics.MeteredTransport("treeherder"), headers={"User-Agent": "tc-treeherder"})
+            metrics.MeteredClient("treeherder", headers={"User-Agent": "tc-treeherder"})
         )
         publisher = None
         if settings.pulse.url is not None:

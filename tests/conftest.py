@@ -94,6 +94,8 @@ SERVICES = pytest.StashKey[Services]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # who tests behind a proxy reaches it for packages; everything that tests start is on loopback
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"
     config.stash[SERVICES] = Services(getattr(config, "workerinput", {}).get("services"))
     # CI ends a run with SIGTERM: as Ctrl-C it lets fixtures and servers end in good order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -2,11 +2,17 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 
 class TcpProxy:
@@ -124,6 +130,31 @@ class TcpProxy:
             await sink.drain()
         if sink.can_write_eof():
             sink.write_eof()
+
+
+class TlsProxy(TcpProxy):
+    """Speaks TLS to its clients, and passes on what is in it."""
+
+    def __init__(self, host: str, port: int, certificate: Path) -> None:
+        super().__init__(host, port)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate)
+
+    async def _accept(self) -> None:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", self.port, ssl=self._context)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+
+def make_certificate(folder: Path, *names: str) -> Path:
+    """Return a file with a certificate for `names` (such as `IP:127.0.0.1`), its own authority, and its key."""
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("openssl is not installed, which makes the certificate")
+    path = folder / "both.pem"
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    made += ["-addext", f"subjectAltName={','.join(names)}", "-keyout", str(path), "-out", f"{path}.cert"]
+    subprocess.run([openssl, *made], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.cert").read_text())
+    return path
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

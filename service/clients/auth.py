@@ -58,7 +58,7 @@ class TaskclusterLogins:
             seconds = min(self._settings.timeout, TIME_LIMIT).total_seconds()
             # with no credentials of ours: the call needs none
             options = {"rootUrl": self._settings.root, "maxRetries": 0, "credentials": {}}
-            self._client = Client(options, session=session_of(seconds, CONNECTIONS))
+            self._client = Client(options, session=session_of(self._settings.root, seconds, CONNECTIONS))
         client = self._client
         asked: dict[str, Any] = {
             "method": signed.method.lower(),

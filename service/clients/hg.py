@@ -32,8 +32,8 @@ class HttpHg:
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.hg_timeout.total_seconds()
-        self._client = httpx.AsyncClient(
-            transport=metrics.MeteredTransport("hg"),
+        self._client = metrics.MeteredClient(
+            "hg",
             timeout=self._timeout,
             headers={"User-Agent": "tc-treeherder"},
             follow_redirects=False,

@@ -16,6 +16,7 @@ from taskcluster import exceptions
 from taskcluster.aio import Auth as AuthClient
 from taskcluster.aio import Queue as Client
 
+from configuration import proxy_for
 from service import metrics
 from service.clients import hawk
 from service.errors import Refusal, Unavailable, UpstreamError
@@ -192,7 +193,7 @@ class TaskclusterQueue:
             self._clients.move_to_end(key)
             return self._clients[key]
         if self._session is None:
-            self._session = session_of(self._settings.timeout.total_seconds(), 100)
+            self._session = session_of(self._settings.root, self._settings.timeout.total_seconds(), 100)
         options = options_of(self._settings)
         if options["credentials"] and scopes is not None:
             options["authorizedScopes"] = _sendable(scopes)
@@ -305,9 +306,14 @@ class _Answer(aiohttp.ClientResponse):
         return bytes(body)
 
 
-def session_of(seconds: float, connections: int) -> aiohttp.ClientSession:
-    """A session whose calls take at most `seconds`, the wait for one of the connections among them."""
+def session_of(root: str, seconds: float, connections: int) -> aiohttp.ClientSession:
+    """Return a session for calls to `root`, each of at most `seconds`, the wait for one of the connections included.
+
+    The proxy is looked up here: aiohttp's `trust_env` knows no ALL_PROXY, and would add to a signed call the password
+    that a `.netrc` has for its host, which aiohttp then refuses.
+    """
     return aiohttp.ClientSession(
+        proxy=proxy_for(root),
         timeout=aiohttp.ClientTimeout(total=seconds),
         connector=aiohttp.TCPConnector(limit=connections),
         response_class=_Answer,
@@ -340,6 +346,8 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
         cause = getattr(error, "superExc", None) or error
         if isinstance(cause, _UnusableError):
             raise Unavailable("taskcluster", f"Taskcluster answers {cause}") from None
+        if isinstance(cause, aiohttp.ClientHttpProxyError):
+            raise Unavailable("taskcluster", f"the proxy before Taskcluster answers {cause.status}") from None
         raise Unavailable("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
     except (RecursionError, UnicodeDecodeError) as error:
         raise Unavailable("taskcluster", f"Taskcluster's answer cannot be read: {type(error).__name__}") from None

@@ -1,10 +1,8 @@
 """The Pulse listener, at a real RabbitMQ."""
 
-import asyncio
 import base64
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -36,7 +34,7 @@ from listeners.settings import ListenerSettings, load
 from sandbox.stack import free_port
 from tests.listeners.fakes import SECRET, Answer, Request, problem, serving, short
 from tests.private_servers import MissingServiceError, PrivateBroker
-from tests.proxy import TcpProxy
+from tests.proxy import TcpProxy, TlsProxy, make_certificate
 from tests.services import Amqp
 
 ROOT = Path(__file__).parents[2]
@@ -922,30 +920,9 @@ def test_a_connection_that_stays_blocked_is_given_up(
 # TLS
 
 
-class TlsProxy(TcpProxy):
-    """Speaks TLS to the listener, and plain AMQP to the broker."""
-
-    def __init__(self, host: str, port: int, certificate: Path) -> None:
-        super().__init__(host, port)
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificate)
-
-    async def _accept(self) -> None:
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", self.port, ssl=self._context)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 127.0.0.1, and its own authority; with its key, in one file."""
-    if (openssl := shutil.which("openssl")) is None:
-        pytest.skip("openssl is not installed, which makes the certificate")
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", f"{path}.cert"]
-    subprocess.run([openssl, *made], check=True, capture_output=True)
-    path.write_text(path.read_text() + Path(f"{path}.cert").read_text())
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1")
 
 
 @pytest.fixture

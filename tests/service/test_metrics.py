@@ -74,7 +74,7 @@ def test_labels_hold_no_ids() -> None:
 async def test_a_request_without_an_answer_is_counted_as_an_error(sqlite: Database) -> None:
     labels = {"system": "treeherder", "method": "GET jobs", "status": "error"}
     before = await told(sqlite, "upstream_seconds_count", **labels)
-    async with httpx.AsyncClient(transport=metrics.MeteredTransport("treeherder")) as client:
+    async with metrics.MeteredClient("treeherder") as client:
         with pytest.raises(httpx.ConnectError):
             await client.get("http://127.0.0.1:1/api/project/try/jobs/")
     assert await told(sqlite, "upstream_seconds_count", **labels) == before + 1

@@ -81,7 +81,7 @@ async def scopes(report: Report, ex: Examination) -> None:
 
 
 async def _current_scopes(ex: Examination) -> list[str]:
-    async with session_of(ex.seconds, 1) as session:
+    async with session_of(ex.settings.taskcluster.root, ex.seconds, 1) as session:
         return await current_scopes(ex.settings.taskcluster, session)
 
 
