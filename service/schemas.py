@@ -69,7 +69,6 @@ class Page(BaseModel, Generic[T]):
 class RepositoryChange(Schema):
     """JSON Merge Patch: what is not named stays."""
 
-    level: Level = "1"
     trust_domain: TrustDomain | None = Field(
         None, description="such as gecko: the scheduler of the project's tasks is <trust domain>-level-<level>"
     )
@@ -84,6 +83,8 @@ class RepositoryChange(Schema):
 
 
 class RepositoryPatch(RepositoryChange):
+    level: Level = Field(default_factory=str)  # never read: only what is named is set, and null is no level
+
     @model_validator(mode="before")
     @classmethod
     def _immutable(cls, patch: Any) -> Any:
@@ -98,6 +99,7 @@ class RepositoryCreate(RepositoryChange):
     url: Text = Field(
         description="https; its host must be among allowed_hosts", examples=["https://hg.mozilla.org/mozilla-central"]
     )
+    level: Level
     last_push_id: Cursor | None = Field(None, description="where to begin; null: at the pushlog's present end")
 
 

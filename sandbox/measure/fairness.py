@@ -72,7 +72,7 @@ class Measured:
         self.api = stack.api()
         self.hg, self.taskcluster, self.treeherder = (stack.control(p) for p in ("hg", "taskcluster", "treeherder"))
         for name in (HOG, OTHER):
-            body = {"alias": name, "url": stack.sandbox["repositories"][name], "last_push_id": 0}
+            body = {"alias": name, "url": stack.sandbox["repositories"][name], "level": "3", "last_push_id": 0}
             self.api.post("/repositories", json=body).raise_for_status()
         self.taskcluster.post("/latency", json={"seconds": upstream}).raise_for_status()
 

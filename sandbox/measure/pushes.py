@@ -56,7 +56,7 @@ class Clients:
         return pushed
 
     def add(self, alias: str = PATH, url: str | None = None) -> None:
-        body = {"alias": alias, "url": url or self.url, "last_push_id": 0}
+        body = {"alias": alias, "url": url or self.url, "level": "3", "last_push_id": 0}
         self.api.post("/repositories", json=body).raise_for_status()
 
     def unfinished(self) -> int:
@@ -241,7 +241,7 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
             clients.hg.post("/push", json={"repository": f"r{number}", "date": 1_000_000_000}).raise_for_status()
         time.sleep(4)  # tags are relied upon once they are older than the change by some seconds
         for number in range(repositories):
-            body = {"alias": f"r{number}", "url": f"{stack.sandbox['hg']}/r{number}", "last_push_id": 1}
+            body = {"alias": f"r{number}", "url": f"{stack.sandbox['hg']}/r{number}", "level": "3", "last_push_id": 1}
             clients.api.post("/repositories", json=body).raise_for_status()
         listener = stack.listener()
         time.sleep(repositories / 10 + 10)  # once round without tags

@@ -109,7 +109,9 @@ class Measured:
         self._database = database
         self._stack = stack
         url = stack.sandbox["repositories"][PROJECT]
-        self.api.post("/repositories", json={"alias": PROJECT, "url": url, "last_push_id": 0}).raise_for_status()
+        self.api.post(
+            "/repositories", json={"alias": PROJECT, "url": url, "level": "3", "last_push_id": 0}
+        ).raise_for_status()
 
     def load(self, tasks: list[tuple[str, Json]]) -> None:
         """Put tasks into an empty Taskcluster, and wait until the one that fails has."""

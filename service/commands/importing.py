@@ -3,7 +3,8 @@
 new        is not monitored yet                     changed   some fields differ: they are set
 there      nothing to do                            known     its url is monitored under another alias
 alias taken, host not allowed, refused              left as they are: `why` says what stands in the way
-left out   not an active Mercurial repository
+left out   not an active Mercurial repository, or not monitored there
+needs a level   it is new, its source knows no level, and --level was not given
 added, set, failed, not tried                       with --apply
 """
 
@@ -28,6 +29,8 @@ class Row:
     url: str
     verdict: str
     why: str = ""
+    level: str | None = None  # what it has, or would have; so are its scopes
+    scopes: list[str] | None = None
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # field: (old, new)
     wanted: Wanted | None = None
 
@@ -37,7 +40,10 @@ def run(
         str | None, typer.Option("--from-treeherder", metavar="URL", help="the active hg repositories of a Treeherder")
     ] = None,
     projects: Annotated[
-        Path | None, typer.Option("--from-projects", metavar="FILE", help="a projects.yml of mozilla-taskcluster")
+        Path | None, typer.Option("--from-projects", metavar="FILE", help="a projects.yml, as in fxci-config")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="of what is new and has no level in the source; there is no default")
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Do it. Without this the differences are only shown.")] = False,
     url: Url = DEFAULT_URL,
@@ -48,17 +54,17 @@ def run(
         raise Failed("give either --from-treeherder URL or --from-projects FILE", USAGE)
     source = from_projects(projects) if projects else from_treeherder(treeherder or "")
     with Service(url) as service:
-        rows = compare(service, source)
+        rows = compare(service, source, level)
         gone = carry_out(service, rows) if apply else None
     _show(rows, apply, as_json)
     if gone is not None:
         raise gone
-    if failed := sum(row.verdict in {"failed", "refused"} for row in rows) if apply else 0:
+    if failed := sum(row.verdict in {"failed", "refused", "needs a level"} for row in rows) if apply else 0:
         raise Failed(f"{failed} of {len(rows)} failed: mend what stands there, and import again")
 
 
-def compare(service: Service, source: Source) -> list[Row]:
-    """What is to be done. Changes nothing. Raises Failed."""
+def compare(service: Service, source: Source, level: str | None) -> list[Row]:
+    """Return what is to be done; `level` is for new repositories without one. Changes nothing. Raises Failed."""
     known = list(service.pages("repositories"))
     by_alias = {repository["alias"]: repository for repository in known}
     alias_of = {normal(repository["url"]): repository["alias"] for repository in known}
@@ -67,6 +73,9 @@ def compare(service: Service, source: Source) -> list[Row]:
         there = by_alias.get(wanted.alias)
         if wanted.url in alias_of and alias_of[wanted.url] != wanted.alias:
             rows.append(Row(wanted.alias, wanted.url, "known", f"as {alias_of[wanted.url]}"))
+        elif there is None and wanted.fields.setdefault("level", level) is None:
+            why = "nothing says its level: import it with --level, after those with another one"
+            rows.append(Row(wanted.alias, wanted.url, "needs a level", why))
         elif there is None:
             rows.append(_new(service, wanted))
             alias_of[wanted.url] = wanted.alias
@@ -74,7 +83,10 @@ def compare(service: Service, source: Source) -> list[Row]:
             rows.append(Row(wanted.alias, wanted.url, "alias taken", f"by {there['url']}"))
         else:
             changes = {name: (there[name], value) for name, value in _stated(wanted).items() if there[name] != value}
-            rows.append(Row(wanted.alias, wanted.url, "changed" if changes else "there", "", changes, wanted))
+            there |= {name: new for name, (_, new) in changes.items()}
+            row = Row(wanted.alias, wanted.url, "changed" if changes else "there", "", there["level"], there["scopes"])
+            row.changes, row.wanted = changes, wanted
+            rows.append(row)
     return rows
 
 
@@ -88,7 +100,7 @@ def _new(service: Service, wanted: Wanted) -> Row:
             raise
         return Row(wanted.alias, wanted.url, "refused", str(error))
     changes = {name: (None, planned[name]) for name in wanted.fields}
-    return Row(wanted.alias, planned["url"], "new", "", changes, wanted)
+    return Row(wanted.alias, planned["url"], "new", "", planned["level"], planned["scopes"], changes, wanted)
 
 
 def _stated(wanted: Wanted) -> dict[str, Any]:
@@ -129,8 +141,8 @@ def _show(rows: list[Row], applied: bool, as_json: bool) -> None:
         output.document({"applied": applied, "counts": dict(counts), "repositories": [_plain(row) for row in rows]})
         return
     output.table(
-        ("ALIAS", "URL", "VERDICT", "DIFFERENCES"),
-        ((row.alias, row.url or None, row.verdict, _differences(row)) for row in rows),
+        ("ALIAS", "URL", "VERDICT", "LEVEL", "SCOPES", "DIFFERENCES"),
+        ((row.alias, row.url or None, row.verdict, row.level, row.scopes, _differences(row)) for row in rows),
         "nothing to import",
     )
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
@@ -144,6 +156,8 @@ def _plain(row: Row) -> dict[str, Any]:
         "url": row.url or None,
         "verdict": row.verdict,
         "why": row.why or None,
+        "level": row.level,
+        "scopes": row.scopes,
         "changes": {name: {"old": old, "new": new} for name, (old, new) in row.changes.items()},
         "ignored": row.wanted.ignored if row.wanted else [],
     }
@@ -154,6 +168,7 @@ def _differences(row: Row) -> str:
     said = [
         f"{name} {_told(new)}" if fresh else f"{name} {_told(old)} → {_told(new)}"
         for name, (old, new) in row.changes.items()
+        if not (fresh and name in {"level", "scopes"})  # they have columns
     ]
     said += [row.why] if row.why else []
     if row.wanted and row.wanted.ignored:

@@ -67,7 +67,7 @@ def show(alias: Alias, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 def add(
     alias: Alias,
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY_URL", help="https; its host must be allowed")],
-    level: Level = None,
+    level: Annotated[str, typer.Option(help="1, 2, 3, or a name such as nss: what its tasks are trusted with")],
     trust_domain: TrustDomain = None,
     route_project: RouteProject = None,
     scopes: Scopes = None,

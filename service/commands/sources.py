@@ -1,4 +1,4 @@
-"""Where repositories are imported from: a Treeherder, or a `projects.yml` of mozilla-taskcluster."""
+"""Where repositories are imported from: a Treeherder, or a `projects.yml` (fxci-config)."""
 
 import json
 import re
@@ -112,10 +112,9 @@ def _listing(url: str) -> list[Any]:
 
 
 def from_projects(path: Path) -> Source:
-    """The repositories of a file `alias: {url, level, scopes, contains, …}`. Raises Failed.
+    """Return the repositories of a file `alias: {repo, repo_type, access, trust_domain, features, …}`. Raises Failed.
 
-    The file is one of our ancestor's, whose keys were never written down: what can be meant is taken, and every other
-    key is named.
+    Every key that is not read is named.
     """
     try:
         parsed = yaml.safe_load(path.read_bytes())
@@ -128,7 +127,7 @@ def from_projects(path: Path) -> Source:
     if isinstance(parsed, dict) and set(parsed) == {"projects"}:
         parsed = parsed["projects"]
     if not isinstance(parsed, dict) or not parsed:
-        raise Failed(f"{path} is no mapping alias -> {{url, level, scopes, contains, …}}", USAGE)
+        raise Failed(f"{path} is no mapping alias -> {{repo, repo_type, access, trust_domain, features, …}}", USAGE)
     source = Source()
     for alias, entry in parsed.items():
         if isinstance(entry, dict):
@@ -138,36 +137,56 @@ def from_projects(path: Path) -> Source:
     return source
 
 
-_URLS = ("url", "repo", "repository", "href")
-_KINDS = ("dvcs_type", "vcs", "type")
-
-
 def _project(source: Source, alias: str, entry: dict[str, Any]) -> None:
-    kind = next((entry.pop(key) for key in _KINDS if key in entry), "hg")
-    status = entry.pop("active_status", "active")
-    url = next((entry.pop(key) for key in _URLS if key in entry), None)
+    kind, url, features = entry.pop("repo_type", "hg"), entry.pop("repo", None), entry.pop("features", None)
     fields: dict[str, Any] = {}
     ignored = []
-    for key, value in entry.items():
-        name, read = _READERS.get(key, ("", None))
+    for key in sorted(entry, key="access".__eq__):  # last: a level that is stated counts
+        name, read = _READERS.get(key, (key, None))
         try:
-            if read is None or name in fields:
+            if read is None:
                 raise ValueError(key)
-            fields[name] = read(value)
+            fields.setdefault(name, read(entry[key]))
         except (ValueError, TypeError):
-            ignored.append(key if read is None else f"{key}: {value!r}"[:80])
+            ignored.append(key if read is None else f"{key}: {entry[key]!r}"[:80])
     if kind != "hg":
         source.left_out.append(LeftOut(alias, f"it is {kind}, not hg"))
-    elif status != "active":
-        source.left_out.append(LeftOut(alias, f"it is {status}, not active"))
+    elif url is None:
+        source.left_out.append(LeftOut(alias, "it has no repo: nothing says where it is"))
+    elif not _hg_push(features):
+        source.left_out.append(LeftOut(alias, "it is not monitored: features has no hg-push, or hg-push is false"))
     else:
         source.want(alias, url, fields=fields, ignored=ignored)
+
+
+def _hg_push(features: Any) -> bool:
+    value = features.get("hg-push") if isinstance(features, dict) else None
+    return (value.get("enabled") if isinstance(value, dict) else value) is True
+
+
+_ACCESS = re.compile(r"scm_level_([123])")
+_LEVEL_3 = {"scm_autoland", "scm_nss", "scm_versioncontrol", "scm_allow_direct_push", "scm_firefoxci"}
+
+
+def _access(value: Any) -> str:
+    """Return the level that an access stands for. Raises ValueError for any other: no level is assumed."""
+    if value in _LEVEL_3:
+        return "3"
+    if (found := _ACCESS.fullmatch(value)) is None:
+        raise ValueError(value)
+    return found[1]
 
 
 def _level(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(value)
-    return str(value).removeprefix("scm_level_")
+    return str(value)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 def _scopes(value: Any) -> list[str] | None:
@@ -193,10 +212,10 @@ def _bool(value: Any) -> bool:
 
 
 def _environments(value: Any) -> list[str] | None:
-    """Route prefixes; true or nothing: all; false: none."""
-    if value is None or value is True:
+    """Route prefixes; nothing: all."""
+    if value is None:
         return None
-    found = [] if value is False else [value] if isinstance(value, str) else value
+    found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(each, str) and _PREFIX.fullmatch(each) for each in found):
         raise ValueError(value)
     return found
@@ -204,12 +223,11 @@ def _environments(value: Any) -> list[str] | None:
 
 _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "level": ("level", _level),
+    "access": ("level", _access),
+    "trust_domain": ("trust_domain", _name),
     "scopes": ("scopes", _scopes),
     "contains": ("contains", _contains),
     "graph": ("graph", _bool),
-    "taskcluster": ("graph", _bool),
     "enabled": ("enabled", _bool),
-    "active": ("enabled", _bool),
-    "treeherder": ("environments", _environments),
     "environments": ("environments", _environments),
 }

@@ -127,7 +127,8 @@ class Api:
 
     async def add(self, alias: str = "mc", **more: Any) -> dict[str, Any]:
         """Monitor hg.mozilla.org/<alias> from push 100 on, unless `more` says otherwise."""
-        body = {"alias": alias, "url": f"https://hg.mozilla.org/{alias}", "last_push_id": 100, **more}
+        url = f"https://hg.mozilla.org/{alias}"
+        body = {"alias": alias, "url": url, "level": "1", "last_push_id": 100, **more}
         answer = await self.post("/repositories", body)
         assert answer.status_code == 201, answer.text
         repository: dict[str, Any] = answer.json()

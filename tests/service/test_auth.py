@@ -194,7 +194,7 @@ async def test_without_credentials_every_path_is_for_this_machine_alone(sqlite_u
             answer = await api.call("GET", path, token=None, headers={"Host": "localhost:8080"})
             assert answer.status_code == (404 if path == "/nowhere" else 200), path
         page = {"Host": "localhost:8080", "Origin": "https://evil.example.com"}
-        body = {"alias": "x", "url": "https://hg.mozilla.org/x", "last_push_id": 1}
+        body = {"alias": "x", "url": "https://hg.mozilla.org/x", "level": "1", "last_push_id": 1}
         is_problem(await api.post("/repositories", body, token=None, headers=page), 403, "evil.example.com")
         del page["Origin"]
         assert (await api.post("/repositories", body, token=None, headers=page)).status_code == 201

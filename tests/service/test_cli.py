@@ -219,7 +219,13 @@ def test_on_sqlite_it_starts_on_nothing_takes_a_push_and_ends_well(tmp_path: Pat
         assert (beat.status_code, beat.json()["status"]) == (200, "ok")
         check_schema(f"sqlite+aiosqlite:///{tmp_path}/tc-treeherder.sqlite")
         with httpx.Client(base_url=address, trust_env=False) as client:
-            body: dict[str, Any] = {"alias": "mc", "url": "http://127.0.0.1:9/mc", "last_push_id": 100, "graph": False}
+            body: dict[str, Any] = {
+                "alias": "mc",
+                "url": "http://127.0.0.1:9/mc",
+                "level": "1",
+                "last_push_id": 100,
+                "graph": False,
+            }
             assert client.post("/api/v1/repositories", json=body).status_code == 201
             raw = json.dumps({"events": [push_event(101)]}).encode()
             answer = client.post("/api/v1/events/pushes", content=raw, headers=signature(raw))

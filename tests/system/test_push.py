@@ -43,7 +43,9 @@ def test_the_real_pushes_of_2013_give_ten_resultsets(systems: Systems, sqlite_ur
     url = f"{system.stack.sandbox['hg']}/inbound"
     system.treeherder.post("/repositories", json={"name": "inbound", "url": url}).raise_for_status()
     first = min(map(int, recorded))
-    answer = system.api.post("/repositories", json={"alias": "inbound", "url": url, "last_push_id": first - 1})
+    answer = system.api.post(
+        "/repositories", json={"alias": "inbound", "url": url, "level": "3", "last_push_id": first - 1}
+    )
     assert answer.status_code == 201
     system.wait(lambda: system.settled(10))
     pushes = system.pushes()
@@ -306,7 +308,7 @@ def test_a_broken_file_becomes_an_error_task_on_the_push(systems: Systems, sqlit
 def test_the_answer_to_nonsense_names_it(systems: Systems, sqlite_url: str) -> None:
     system = systems(sqlite_url)
     system.stack.service()
-    answer = system.api.post("/repositories", json={"alias": "x", "url": "https://example.org/x"})
+    answer = system.api.post("/repositories", json={"alias": "x", "url": "https://example.org/x", "level": "1"})
     assert answer.status_code == 422
     assert "example.org" in answer.json()["detail"]
     answer = httpx.get(f"{system.stack.service_url}/api/v1/repositories")

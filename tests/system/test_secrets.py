@@ -200,7 +200,12 @@ def test_no_secret_is_told_whatever_goes_wrong(
     stack.listener("pulse", "pulse", TC_TREEHERDER_ENVIRONMENTS=both)
     ours = f"{stack.service_url}/api/v1"
     api = searched.client(ours, Authorization=f"Bearer {names['token']}")
-    repository = {"alias": REPOSITORY, "url": stack.sandbox["repositories"][REPOSITORY], "last_push_id": 0}
+    repository = {
+        "alias": REPOSITORY,
+        "url": stack.sandbox["repositories"][REPOSITORY],
+        "level": "3",
+        "last_push_id": 0,
+    }
     assert api.post("/repositories", json=repository).status_code == 201
 
     # it works, then each upstream breaks in turn

@@ -164,7 +164,7 @@ def seeded(fuzzed: Fuzzed) -> Fuzzed:
     """What the examples name is there, and of each kind one that can be acted upon."""
     admin = {"Authorization": f"Bearer {ADMIN}"}
     for alias in ("mozilla-central", "mc"):
-        repository = {"alias": alias, "url": f"https://hg.mozilla.org/{alias}", "last_push_id": 43209}
+        repository = {"alias": alias, "url": f"https://hg.mozilla.org/{alias}", "level": "1", "last_push_id": 43209}
         fuzzed.client.post("/api/v1/repositories", json=repository, headers=admin)
         event = push_event(43210, alias=alias)
         for each in (event, {**event, "push": "nonsense"}):

@@ -85,7 +85,7 @@ async def us(sqlite_url: str) -> AsyncIterator[Signing]:
         yield made
 
 
-ADD = {"alias": "mc", "url": "https://hg.mozilla.org/mc"}
+ADD = {"alias": "mc", "url": "https://hg.mozilla.org/mc", "level": "1"}
 REPOSITORIES = "/api/v1/repositories"
 
 

@@ -128,7 +128,7 @@ async def test_merge_patch_is_taken_by_its_own_name_too(sqlite_api: Api, documen
 
 
 async def test_location_is_where_it_is_said_to_be(sqlite_api: Api) -> None:
-    answer = await sqlite_api.post("/repositories", {"alias": "mc", "url": "https://hg.mozilla.org/mc"})
+    answer = await sqlite_api.post("/repositories", {"alias": "mc", "url": "https://hg.mozilla.org/mc", "level": "1"})
     assert (await sqlite_api.call("GET", answer.headers["location"])).json() == answer.json()
 
 
@@ -170,6 +170,6 @@ async def test_a_405_lists_what_the_path_takes(sqlite_api: Api, method: str, pat
 
 @pytest.mark.parametrize("body", [{"enabled": 0}, {"graph": "true"}, {"last_push_id": "1"}, {"last_push_id": True}])
 async def test_a_number_is_no_truth_and_a_text_no_number(sqlite_api: Api, body: dict[str, Any]) -> None:
-    where = {"alias": "mc", "url": "https://hg.mozilla.org/mc"}
+    where = {"alias": "mc", "url": "https://hg.mozilla.org/mc", "level": "1"}
     is_problem(await sqlite_api.post("/repositories", {**where, **body}), 422, next(iter(body)))
     assert (await sqlite_api.post("/repositories", {**where, "last_push_id": 7.0})).json()["last_push_id"] == 7

@@ -13,7 +13,7 @@ from service.flow.action import new_action
 from service.models import Action, Notice, PushStep, Source, State, StepKind
 from tests.service.asgi import READER, WRITER, Api, is_problem, node, push_event
 
-MC = {"alias": "mc", "url": "https://hg.mozilla.org/mozilla-central"}
+MC = {"alias": "mc", "url": "https://hg.mozilla.org/mozilla-central", "level": "1"}
 
 
 async def test_a_new_repository_has_the_defaults_and_starts_at_the_pushlogs_present_end(api: Api) -> None:
@@ -39,6 +39,13 @@ async def test_a_new_repository_has_the_defaults_and_starts_at_the_pushlogs_pres
     assert created["created_at"].endswith("Z")
     assert api.hg.asked == [MC["url"]]
     assert (await api.get("/repositories/mc")).json() == created
+
+
+@pytest.mark.parametrize("path", ["/repositories", "/repositories/plan"])
+async def test_no_level_is_assumed(sqlite_api: Api, path: str) -> None:
+    body = {name: value for name, value in MC.items() if name != "level"}
+    is_problem(await sqlite_api.post(path, {**body, "last_push_id": 1}), 422, "level")
+    assert (await sqlite_api.get("/repositories")).json()["items"] == []
 
 
 async def test_everything_can_be_chosen_and_then_the_pushlog_is_not_asked(api: Api) -> None:
@@ -120,7 +127,7 @@ REFUSED_URLS: list[tuple[Any, list[str]]] = [
 
 async def test_urls_that_are_refused_and_why(sqlite_api: Api) -> None:
     for url, words in REFUSED_URLS:
-        answer = await sqlite_api.post("/repositories", {"alias": "x", "url": url, "last_push_id": 1})
+        answer = await sqlite_api.post("/repositories", {"alias": "x", "url": url, "level": "1", "last_push_id": 1})
         is_problem(answer, 422, "url", *words)
         assert "secret" not in answer.text
     assert (await sqlite_api.get("/repositories")).json()["items"] == []
@@ -156,11 +163,11 @@ async def test_an_unknown_environment_is_named_with_those_that_are_known(sqlite_
 NONSENSE = [
     b'{"alias": "mc", "url": "\\ud800"}',
     b'{"alias": "\\udfff", "url": "https://hg.mozilla.org/x"}',
-    b'{"alias": "mc", "url": "https://hg.mozilla.org/x", "contains": "\\udc00"}',
+    b'{"alias": "mc", "level": "1", "url": "https://hg.mozilla.org/x", "contains": "\\udc00"}',
     b'{"\\ud800": 1}',
     b'{"\\u0000": 1}',
     b'{"alias": NaN, "url": Infinity, "last_push_id": 1e999}',
-    b'{"alias": "mc", "url": "https://hg.mozilla.org/x", "scopes": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+    b'{"alias": "mc", "level": "1", "url": "https://hg.mozilla.org/x", "scopes": ' + b"[" * 5_000 + b"]" * 5_000 + b"}",
     b'{"last_push_id": ' + b"9" * 5_000 + b"}",
     b'{"scopes": [' + b"1," * 50_000 + b"1]}",
     b"\xff\xfe",
@@ -183,7 +190,7 @@ async def test_a_body_that_is_nonsense_gets_a_readable_answer(sqlite_api: Api) -
 
 async def test_an_alias_that_is_taken_is_a_conflict_that_names_who_has_it(api: Api) -> None:
     await api.add("mc")
-    answer = await api.post("/repositories", {"alias": "mc", "url": "https://hg.mozilla.org/other"})
+    answer = await api.post("/repositories", {"alias": "mc", "url": "https://hg.mozilla.org/other", "level": "1"})
     body = is_problem(answer, 409, "alias 'mc'", "https://hg.mozilla.org/mc")
     assert body["repository"] == "mc"
     assert api.hg.asked == [], "who cannot have the alias need not wait for the pushlog"
@@ -192,7 +199,7 @@ async def test_an_alias_that_is_taken_is_a_conflict_that_names_who_has_it(api: A
 async def test_a_url_that_is_taken_is_a_conflict_that_names_who_has_it(api: Api) -> None:
     await api.add("mc")
     for url in ("https://hg.mozilla.org/mc", "https://HG.mozilla.org/mc//"):
-        answer = await api.post("/repositories", {"alias": "other", "url": url})
+        answer = await api.post("/repositories", {"alias": "other", "url": url, "level": "1"})
         assert is_problem(answer, 409, "https://hg.mozilla.org/mc", "repository mc")["repository"] == "mc"
 
 
@@ -201,7 +208,9 @@ async def test_of_many_that_add_the_same_at_once_one_gets_it(api: Api, again: bo
     if again:
         await api.add("before", url="https://hg.mozilla.org/mc")
         assert (await api.delete("/repositories/before")).status_code == 204
-    bodies = [{"alias": f"mc{n}", "url": "https://hg.mozilla.org/mc", "last_push_id": n} for n in range(5)]
+    bodies = [
+        {"alias": f"mc{n}", "url": "https://hg.mozilla.org/mc", "level": "1", "last_push_id": n} for n in range(5)
+    ]
     answers = await asyncio.gather(*(api.post("/repositories", body) for body in bodies))
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409, 409]
     (winner,) = [answer.json() for answer in answers if answer.status_code == 201]
@@ -214,7 +223,7 @@ async def test_of_many_that_add_the_same_at_once_one_gets_it(api: Api, again: bo
 
 
 async def test_of_many_that_want_the_same_alias_at_once_one_gets_it(api: Api) -> None:
-    bodies = [{"alias": "mc", "url": f"https://hg.mozilla.org/{n}", "last_push_id": n} for n in range(5)]
+    bodies = [{"alias": "mc", "url": f"https://hg.mozilla.org/{n}", "level": "1", "last_push_id": n} for n in range(5)]
     answers = await asyncio.gather(*(api.post("/repositories", body) for body in bodies))
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409, 409]
     assert len((await api.get("/repositories")).json()["items"]) == 1
@@ -230,7 +239,7 @@ async def test_a_pushlog_that_is_away_is_a_502_that_says_what_to_do(sqlite_api: 
 async def test_a_pushlog_that_cannot_be_reached_is_a_502(sqlite_api: Api) -> None:
     sqlite_api.parts.hg = HttpHg(sqlite_api.settings)  # the real one; nothing listens on port 9
     try:
-        answer = await sqlite_api.post("/repositories", {"alias": "x", "url": "http://127.0.0.1:9/x"})
+        answer = await sqlite_api.post("/repositories", {"alias": "x", "url": "http://127.0.0.1:9/x", "level": "1"})
         is_problem(answer, 502, "http://127.0.0.1:9/x", "last_push_id")
     finally:
         await sqlite_api.parts.hg.close()
@@ -530,7 +539,9 @@ async def test_a_commit_that_fails_is_no_2xx(api: Api) -> None:
     before = await api.add()
     with api.commits_fail():
         for answer in (
-            await api.post("/repositories", {"alias": "new", "url": "https://hg.mozilla.org/new", "last_push_id": 1}),
+            await api.post(
+                "/repositories", {"alias": "new", "url": "https://hg.mozilla.org/new", "level": "1", "last_push_id": 1}
+            ),
             await api.patch("/repositories/mc", {"level": "3"}),
             await api.post("/repositories/mc/reset", {"last_push_id": 1}),
             await api.delete("/repositories/mc"),

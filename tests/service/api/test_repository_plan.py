@@ -2,7 +2,7 @@
 
 from tests.service.asgi import READER, Api, is_problem
 
-MC = {"alias": "mc", "url": "HTTPS://hg.mozilla.org/mozilla-central/"}
+MC = {"alias": "mc", "url": "HTTPS://hg.mozilla.org/mozilla-central/", "level": "1"}
 
 
 async def test_it_tells_as_what_it_would_be_stored_and_stores_nothing(api: Api) -> None:
@@ -22,15 +22,19 @@ async def test_it_tells_as_what_it_would_be_stored_and_stores_nothing(api: Api) 
 async def test_what_stands_in_the_way_is_what_adding_would_be_told(sqlite_api: Api) -> None:
     await sqlite_api.add("taken")
     for body, status, words in (
-        ({"alias": "x", "url": "https://hg.example.org/x"}, 422, "allowed_hosts"),
-        ({"alias": "taken", "url": "https://hg.mozilla.org/other"}, 409, "alias 'taken'"),
-        ({"alias": "x", "url": "https://hg.mozilla.org/taken"}, 409, "is taken by repository taken"),
-        ({"alias": "x", "url": "https://hg.mozilla.org/x", "environments": ["none-such"]}, 422, "none-such"),
-        ({"alias": "no alias", "url": "https://hg.mozilla.org/x"}, 422, "alias"),
+        ({"alias": "x", "url": "https://hg.example.org/x", "level": "1"}, 422, "allowed_hosts"),
+        ({"alias": "taken", "url": "https://hg.mozilla.org/other", "level": "1"}, 409, "alias 'taken'"),
+        ({"alias": "x", "url": "https://hg.mozilla.org/taken", "level": "1"}, 409, "is taken by repository taken"),
+        (
+            {"alias": "x", "url": "https://hg.mozilla.org/x", "level": "1", "environments": ["none-such"]},
+            422,
+            "none-such",
+        ),
+        ({"alias": "no alias", "url": "https://hg.mozilla.org/x", "level": "1"}, 422, "alias"),
     ):
         planned = is_problem(await sqlite_api.post("/repositories/plan", body), status, words)
         assert planned == is_problem(await sqlite_api.post("/repositories", body), status, words)
-    far = await sqlite_api.post("/repositories/plan", {"alias": "x", "url": "https://hg.example.org/x"})
+    far = await sqlite_api.post("/repositories/plan", {"alias": "x", "url": "https://hg.example.org/x", "level": "1"})
     assert far.json()["host_not_allowed"] == "hg.example.org"
 
 

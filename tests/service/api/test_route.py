@@ -105,7 +105,13 @@ async def test_a_body_with_many_members_is_not_parsed(sqlite_api: Api) -> None:
             "POST", "/api/v1/repositories", content=raw, headers={"Content-Type": "application/json"}
         )
         is_problem(answer, 413, "1,000 members")
-    whole = {"alias": "mc", "url": "https://hg.mozilla.org/mc", "last_push_id": 1, "scopes": ["a,b"] * 100}
+    whole = {
+        "alias": "mc",
+        "url": "https://hg.mozilla.org/mc",
+        "level": "1",
+        "last_push_id": 1,
+        "scopes": ["a,b"] * 100,
+    }
     assert (await sqlite_api.post("/repositories", whole)).status_code == 201
 
 

@@ -56,7 +56,17 @@ def test_there_is_no_such_letter(tc: Run) -> None:
 
 
 def test_what_is_replayed_is_taken_in(system: System, tc: Run, bury: Bury) -> None:
-    tc("repositories", "add", "replay", f"{system.stack.sandbox['hg']}/replay", "--last-push-id", "100", "--disabled")
+    tc(
+        "repositories",
+        "add",
+        "replay",
+        f"{system.stack.sandbox['hg']}/replay",
+        "--last-push-id",
+        "100",
+        "--disabled",
+        "--level",
+        "1",
+    )
     (letter,) = bury("push-event", json.dumps(push_event(101, alias="replay")).encode())
     ran = tc("dead-letters", "replay", str(letter))
     assert (ran.code, ran.out) == (0, "replayed 1 of 1\n"), ran.err

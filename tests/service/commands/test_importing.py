@@ -10,6 +10,9 @@ from service.commands.sources import LeftOut, from_projects, from_treeherder
 from tests.service.commands.conftest import Pretended, Run
 from tests.system.conftest import System
 
+PUSH = "features: {hg-push: true}"
+"""Without that, an entry is not to be monitored."""
+
 
 def hg(system: System, alias: str) -> str:
     return f"{system.stack.sandbox['hg']}/{alias}"
@@ -34,18 +37,21 @@ def ours(tc: Run) -> list[Any]:
 def test_a_dry_run_shows_the_differences_and_changes_nothing(
     system: System, tc: Run, pretend: Pretended, projects: Any
 ) -> None:
-    for alias, options in (("dry-there", []), ("dry-level", ["--level", "1"]), ("dry-alias", [])):
-        tc("repositories", "add", alias, hg(system, alias), "--last-push-id", "0", "--disabled", *options)
+    for alias, level in (("dry-there", "1"), ("dry-level", "1"), ("dry-kept", "2"), ("dry-alias", "1")):
+        tc("repositories", "add", alias, hg(system, alias), "--last-push-id", "0", "--disabled", "--level", level)
     before = ours(tc)
     file = projects(f"""\
-dry-new: {{url: {hg(system, "dry-new")}/, level: 2, artifacts: [a]}}
-dry-there: {{url: {hg(system, "dry-there")}, level: 1}}
-dry-level: {{url: {hg(system, "dry-level")}, level: 3, contains: "try:"}}
-dry-alias: {{url: {hg(system, "other")}}}
-dry-second: {{url: {hg(system, "dry-there")}}}
-dry-far: {{url: "https://hg.example.com/far"}}
-dry-odd: {{url: {hg(system, "dry-odd")}, treeherder: no-such-prefix}}
-dry-git: {{url: "https://example.com/x.git", type: git}}
+dry-new: {{repo: {hg(system, "dry-new")}/, access: scm_level_2, trust_domain: gecko, artifacts: [a], {PUSH}}}
+dry-none: {{repo: {hg(system, "dry-none")}, access: scm_somebody, {PUSH}}}
+dry-there: {{repo: {hg(system, "dry-there")}, access: scm_level_1, {PUSH}}}
+dry-level: {{repo: {hg(system, "dry-level")}, access: scm_nss, contains: "try:", {PUSH}}}
+dry-kept: {{repo: {hg(system, "dry-kept")}, access: scm_somebody, {PUSH}}}
+dry-alias: {{repo: {hg(system, "other")}, {PUSH}}}
+dry-second: {{repo: {hg(system, "dry-there")}, {PUSH}}}
+dry-far: {{repo: "https://hg.example.com/far", level: 1, {PUSH}}}
+dry-odd: {{repo: {hg(system, "dry-odd")}, level: 1, environments: no-such-prefix, {PUSH}}}
+dry-quiet: {{repo: {hg(system, "dry-quiet")}, level: 1, features: {{hg-push: false}}}}
+dry-git: {{repo: "https://example.com/x.git", repo_type: git}}
 """)
     ran = tc("repositories", "import", "--from-projects", file, "--json")
     assert ran.code == 0
@@ -53,14 +59,28 @@ dry-git: {{url: "https://example.com/x.git", type: git}}
     rows = {row["alias"]: row for row in ran.json["repositories"]}
     assert {alias: row["verdict"] for alias, row in rows.items()} == {
         "dry-new": "new",
+        "dry-none": "needs a level",
         "dry-there": "there",
         "dry-level": "changed",
+        "dry-kept": "there",
         "dry-alias": "alias taken",
         "dry-second": "known",
         "dry-far": "host not allowed",
         "dry-odd": "refused",
+        "dry-quiet": "left out",
         "dry-git": "left out",
     }
+    role = f"assume:repo:{hg(system, 'dry-new').removeprefix('http://')}:branch:default"
+    shown = {alias: (row["level"], row["scopes"] and len(row["scopes"])) for alias, row in rows.items()}
+    assert {alias: shown[alias] for alias in ("dry-new", "dry-level", "dry-kept", "dry-none")} == {
+        "dry-new": ("2", 1),
+        "dry-level": ("3", 1),
+        "dry-kept": ("2", 1),
+        "dry-none": (None, None),
+    }
+    assert (rows["dry-new"]["url"], rows["dry-new"]["scopes"]) == (hg(system, "dry-new"), [role])
+    assert rows["dry-new"]["changes"]["trust_domain"] == {"old": None, "new": "gecko"}
+    assert "--level" in rows["dry-none"]["why"]
     assert rows["dry-level"]["changes"] == {
         "level": {"old": "1", "new": "3"},
         "contains": {"old": None, "new": "try:"},
@@ -71,24 +91,26 @@ dry-git: {{url: "https://example.com/x.git", type: git}}
     assert ours(tc) == before
 
     told = tc("repositories", "import", "--from-projects", file)
-    lines = {line.split()[0]: line for line in told.out.splitlines()[1:9]}
-    assert lines["dry-level"].endswith("changed           level 1 → 3; contains - → try:")
-    assert lines["dry-new"].endswith("level 2; ignored: artifacts")
-    assert lines["dry-second"].endswith("known             as dry-there")
+    lines = {line.split()[0]: line for line in told.out.splitlines()[1:12]}
+    assert lines["dry-level"].endswith("contains - → try:; level 1 → 3")
+    assert lines["dry-new"].split()[2:] == ["new", "2", role, "trust_domain", "gecko;", "ignored:", "artifacts"]
+    assert lines["dry-second"].split()[2:] == ["known", "-", "-", "as", "dry-there"]
     assert "Nothing was changed: --apply does it" in told.out
 
 
 def test_apply_does_it_once(system: System, tc: Run, projects: Any) -> None:
     system.hg.post("/repositories", json={"repository": "twice-new"}).raise_for_status()
-    tc("repositories", "add", "twice-old", hg(system, "twice-old"), "--last-push-id", "0", "--disabled")
+    options = ["--last-push-id", "0", "--disabled", "--level", "1"]
+    tc("repositories", "add", "twice-old", hg(system, "twice-old"), *options)
     file = projects(f"""\
-twice-new: {{url: {hg(system, "twice-new")}, level: 2, enabled: false}}
-twice-old: {{url: {hg(system, "twice-old")}, level: 3}}
+twice-new: {{repo: {hg(system, "twice-new")}, level: 2, trust_domain: gecko, enabled: false, {PUSH}}}
+twice-old: {{repo: {hg(system, "twice-old")}, access: scm_level_3, {PUSH}}}
 """)
     ran = tc("repositories", "import", "--from-projects", file, "--apply", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["counts"] == {"added": 1, "set": 1}
-    assert tc("repositories", "show", "twice-new", "--json").json["level"] == "2"
+    new = tc("repositories", "show", "twice-new", "--json").json
+    assert (new["level"], new["trust_domain"]) == ("2", "gecko")
     assert tc("repositories", "show", "twice-old", "--json").json["level"] == "3"
     again = tc("repositories", "import", "--from-projects", file, "--apply", "--json")
     assert again.code == 0
@@ -98,8 +120,8 @@ twice-old: {{url: {hg(system, "twice-old")}, level: 3}}
 def test_it_goes_on_after_a_failure_and_says_so(system: System, tc: Run, projects: Any) -> None:
     system.hg.post("/repositories", json={"repository": "goes-on"}).raise_for_status()
     file = projects(f"""\
-no-pushlog: {{url: {hg(system, "no-pushlog")}}}
-goes-on: {{url: {hg(system, "goes-on")}, enabled: false}}
+no-pushlog: {{repo: {hg(system, "no-pushlog")}, level: 1, {PUSH}}}
+goes-on: {{repo: {hg(system, "goes-on")}, level: 1, enabled: false, {PUSH}}}
 """)
     ran = tc("repositories", "import", "--from-projects", file, "--apply")
     assert ran.code == 1
@@ -112,9 +134,9 @@ goes-on: {{url: {hg(system, "goes-on")}, enabled: false}}
 
 def test_when_the_service_goes_away_the_rest_is_not_tried(run: Run, pretend: Pretended, projects: Any) -> None:
     pretend.json("/api/v1/repositories", {"items": [], "next": None})
-    pretend.json("/api/v1/repositories/plan", {"url": "https://hg.mozilla.org/x", "scopes": []})
+    pretend.json("/api/v1/repositories/plan", {"url": "https://hg.mozilla.org/x", "level": "1", "scopes": []})
     pretend.answers["/api/v1/repositories"].append((502, {"Content-Type": "text/html"}, b"gone"))
-    file = projects("a: {url: https://hg.mozilla.org/a}\nb: {url: https://hg.mozilla.org/b}\n")
+    file = projects("".join(f"{a}: {{repo: https://hg.mozilla.org/{a}, level: 1, {PUSH}}}\n" for a in "ab"))
     ran = run("repositories", "import", "--from-projects", file, "--apply", "--json", "--url", pretend.url)
     assert ran.code == 3
     assert [row["verdict"] for row in ran.json["repositories"]] == ["failed", "not tried"]
@@ -124,7 +146,19 @@ def test_from_the_sandboxs_treeherder(system: System, tc: Run) -> None:
     ran = tc("repositories", "import", "--from-treeherder", system.stack.sandbox["treeherder"], "--json")
     assert ran.code == 0
     (row,) = [row for row in ran.json["repositories"] if row["alias"] == "autoland"]
-    assert (row["verdict"], row["url"]) == ("new", hg(system, "integration/autoland"))
+    assert (row["verdict"], row["level"], row["scopes"]) == ("needs a level", None, None), "a Treeherder knows none"
+    options = ["--from-treeherder", system.stack.sandbox["treeherder"], "--level", "3", "--json"]
+    told = tc("repositories", "import", *options).json["repositories"]
+    (row,) = [row for row in told if row["alias"] == "autoland"]
+    assert (row["verdict"], row["level"], row["url"]) == ("new", "3", hg(system, "integration/autoland"))
+
+
+def test_without_a_level_nothing_is_imported_and_that_is_a_failure(system: System, tc: Run, projects: Any) -> None:
+    file = projects(f"no-level-in-file: {{repo: {hg(system, 'no-level-in-file')}, {PUSH}}}\n")
+    ran = tc("repositories", "import", "--from-projects", file, "--apply")
+    assert ran.code == 1
+    assert "needs a level" in ran.out
+    assert tc("repositories", "show", "no-level-in-file").code == 4
 
 
 @pytest.mark.parametrize(
@@ -191,7 +225,17 @@ def test_an_endless_listing_is_not_read(pretend: Pretended, monkeypatch: pytest.
 
 FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("level: 3", {"level": "3"}, []),
-    ("level: scm_level_2", {"level": "2"}, []),
+    ("access: scm_level_1", {"level": "1"}, []),
+    ("access: scm_level_2", {"level": "2"}, []),
+    ("access: scm_level_3", {"level": "3"}, []),
+    *((f"access: scm_{name}", {"level": "3"}, []) for name in ("autoland", "nss", "versioncontrol", "firefoxci")),
+    ("access: scm_allow_direct_push", {"level": "3"}, []),
+    ("access: scm_level_4", {}, ["access: 'scm_level_4'"]),
+    ("access: [scm_nss]", {}, ["access: ['scm_nss']"]),
+    ("access: 3", {}, ["access: 3"]),
+    ("access: scm_level_3, level: 2", {"level": "2"}, []),
+    ("trust_domain: gecko", {"trust_domain": "gecko"}, []),
+    ("trust_domain: 7", {}, ["trust_domain: 7"]),
     ("level: true", {}, ["level: True"]),
     ("scopes: [a, b]", {"scopes": ["a", "b"]}, []),
     ("scopes: a", {"scopes": ["a"]}, []),
@@ -200,15 +244,13 @@ FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("contains: ['try:']", {"contains": "try:"}, []),
     ("contains: [a, b]", {}, ["contains: ['a', 'b']"]),
     ("graph: false", {"graph": False}, []),
-    ("taskcluster: true", {"graph": True}, []),
-    ("taskcluster: {x: y}", {}, ["taskcluster: {'x': 'y'}"]),
-    ("active: false", {"enabled": False}, []),
-    ("treeherder: true", {"environments": None}, []),
-    ("treeherder: false", {"environments": []}, []),
-    ("treeherder: tc-treeherder", {"environments": ["tc-treeherder"]}, []),
-    ("treeherder: [a, b]", {"environments": ["a", "b"]}, []),
-    ("treeherder: https://treeherder.mozilla.org", {}, ["treeherder: 'https://treeherder.mozilla.org'"]),
-    ("treeherder: true, environments: [a]", {"environments": None}, ["environments: ['a']"]),
+    ("enabled: false", {"enabled": False}, []),
+    ("environments: null", {"environments": None}, []),
+    ("environments: []", {"environments": []}, []),
+    ("environments: tc-treeherder", {"environments": ["tc-treeherder"]}, []),
+    ("environments: [a, b]", {"environments": ["a", "b"]}, []),
+    ("environments: https://treeherder.mozilla.org", {}, ["environments: 'https://treeherder.mozilla.org'"]),
+    ("url: https://example.com/template, branches: [{name: main}]", {}, ["url", "branches"]),
     ("owner: me, 7: x", {}, ["owner", "7"]),
 ]
 
@@ -216,7 +258,7 @@ FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize(("text", "fields", "ignored"), FIELDS)
 def test_keys_of_a_project(tmp_path: Path, text: str, fields: dict[str, Any], ignored: list[str]) -> None:
     path = tmp_path / "projects.yml"
-    path.write_text(f"a: {{url: https://hg.mozilla.org/a, {text}}}\n")
+    path.write_text(f"a: {{repo: https://hg.mozilla.org/a, {PUSH}, {text}}}\n")
     (wanted,) = from_projects(path).wanted
     assert wanted.fields == fields
     assert wanted.ignored == ignored
@@ -225,16 +267,25 @@ def test_keys_of_a_project(tmp_path: Path, text: str, fields: dict[str, Any], ig
 def test_what_is_not_wanted_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "projects.yml"
     path.write_text(
-        "projects:\n  good: {repo: 'HTTPS://HG.Mozilla.org/Good/'}\n  bad name: {url: x}\n  none: {level: 1}\n"
-        "  git: {url: x, dvcs_type: git}\n  idle: {url: x, active_status: onhold}\n  word: x\n"
+        f"projects:\n  good: {{repo: 'HTTPS://HG.Mozilla.org/Good/', {PUSH}}}\n  bad name: {{repo: x, {PUSH}}}\n"
+        "  more: {repo: 'https://hg.mozilla.org/more', features: {hg-push: {enabled: true}}}\n"
+        "  old: {url: x, level: 1, contains: x}\n  git: {repo: x, repo_type: git, features: {git-push: true}}\n"
+        "  quiet: {repo: x, features: {hg-push: false}}\n  cron: {repo: x, features: {gecko-cron: true}}\n"
+        "  bare: {repo: x}\n  word: x\n"
     )
     source = from_projects(path)
-    assert [(wanted.alias, wanted.url) for wanted in source.wanted] == [("good", "https://hg.mozilla.org/Good")]
+    assert [(wanted.alias, wanted.url) for wanted in source.wanted] == [
+        ("good", "https://hg.mozilla.org/Good"),
+        ("more", "https://hg.mozilla.org/more"),
+    ]
+    unmonitored = "it is not monitored: features has no hg-push, or hg-push is false"
     assert source.left_out == [
         LeftOut("bad name", "its name is no alias: 1 to 50 of A-Z a-z 0-9 _ -"),
-        LeftOut("none", "it has no url"),
+        LeftOut("old", "it has no repo: nothing says where it is"),
         LeftOut("git", "it is git, not hg"),
-        LeftOut("idle", "it is onhold, not active"),
+        LeftOut("quiet", unmonitored),
+        LeftOut("cron", unmonitored),
+        LeftOut("bare", unmonitored),
         LeftOut("word", "it is no mapping"),
     ]
 

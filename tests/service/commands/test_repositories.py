@@ -11,7 +11,7 @@ from tests.system.conftest import System
 def added(system: System, tc: Run, alias: str, *options: str) -> Ran:
     """Add a repository that is not polled, from push 7 on: its pushlog is not asked."""
     url = f"{system.stack.sandbox['hg']}/{alias}"
-    ran = tc("repositories", "add", alias, url, "--last-push-id", "7", "--disabled", *options)
+    ran = tc("repositories", "add", alias, url, "--last-push-id", "7", "--disabled", "--level", "1", *options)
     assert ran.code == 0, ran.err
     return ran
 
@@ -42,18 +42,27 @@ def test_a_repository_is_added_and_shown(system: System, tc: Run) -> None:
 
 def test_without_a_cursor_it_begins_at_the_pushlogs_end(system: System, tc: Run) -> None:
     system.hg.post("/repositories", json={"repository": "fresh"}).raise_for_status()
-    ran = tc("repositories", "add", "fresh", f"{system.stack.sandbox['hg']}/fresh", "--disabled")
+    ran = tc("repositories", "add", "fresh", f"{system.stack.sandbox['hg']}/fresh", "--disabled", "--level", "1")
     assert ran.code == 0
     assert "cursor          push 0 of generation 0" in ran.out
 
 
+def test_no_level_is_assumed(system: System, tc: Run) -> None:
+    ran = tc("repositories", "add", "no-level", f"{system.stack.sandbox['hg']}/no-level", "--last-push-id", "0")
+    assert ran.code == 2
+    assert "--level" in ran.err
+    assert tc("repositories", "show", "no-level").code == 4
+
+
 def test_what_the_service_refuses_is_1_in_its_words(system: System, tc: Run) -> None:
-    ran = tc("repositories", "add", "elsewhere", "https://hg.example.com/x")
+    ran = tc("repositories", "add", "elsewhere", "https://hg.example.com/x", "--level", "1")
     assert ran.code == 1
     assert "hg.example.com, which is not among allowed_hosts" in ran.err
     assert ran.out == ""
     added(system, tc, "taken")
-    ran = tc("repositories", "add", "taken", f"{system.stack.sandbox['hg']}/other", "--last-push-id", "0")
+    ran = tc(
+        "repositories", "add", "taken", f"{system.stack.sandbox['hg']}/other", "--last-push-id", "0", "--level", "1"
+    )
     assert ran.code == 1
     assert "Taken: alias 'taken' is taken" in ran.err
 
