@@ -72,6 +72,7 @@ async def test_a_push_is_shown_with_each_step(api: Api) -> None:
             "attempts": 0,
             "at": None,
             "error_task": None,
+            "error_task_refused": None,
             "tasks": [],
         },
     }
