@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,25 @@ import aiohttp
 import httpx
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from sqlalchemy import case, func
+from sqlalchemy import func, literal, text
 from sqlalchemy.pool import QueuePool
 from sqlmodel import col, select
 
 from events import Verdict
 from service.database import Database, Session, Utc, clock_difference, now
-from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Repository, Work
+from service.distinct import distinct_of
+from service.models import (
+    MONITORED,
+    Action,
+    DeadLetter,
+    GroupCheck,
+    JobReport,
+    Notice,
+    PulseQueue,
+    PushStep,
+    Repository,
+    Work,
+)
 
 log = structlog.get_logger()
 
@@ -182,6 +195,9 @@ MAX_LABELS = 50
 
 OTHERS = "others"
 
+MOST_COUNTED = 100_000
+"""Rows that are counted of one lane, or kind: where there are more, that is what the metric says."""
+
 OLD_POLL = timedelta(minutes=10)
 """A repository that had no good poll for so long is not polled."""
 
@@ -206,14 +222,9 @@ async def _read_work(session: Session) -> None:
     _waiting.clear()
     _oldest.clear()
     for model in _TABLES:
-        rows = await session.exec(
-            select(model.lane, func.count(), func.min(model.since))
-            .where(col(model.due_at).is_not(None))
-            .group_by(model.lane)
-            .order_by(func.min(model.since))
-        )
         lanes: dict[str, tuple[int, datetime]] = {}
-        for lane, count, since in rows:  # those that have waited longest come first, and are named
+        # those that have waited longest come first, and are named
+        for lane, count, since in sorted(await session.exec(_waiting_of(model)), key=lambda row: row[2]):
             label = _upstream_of(lane)
             label = label if label in lanes or len(lanes) < MAX_LABELS else OTHERS
             total, oldest = lanes.get(label, (0, since))
@@ -222,13 +233,40 @@ async def _read_work(session: Session) -> None:
             _waiting.labels(str(model.__tablename__), label).set(total)
             _oldest.labels(str(model.__tablename__), label).set((at - oldest).total_seconds())
     _letters.clear()
-    for kind, count in await session.exec(select(DeadLetter.kind, func.count()).group_by(DeadLetter.kind)):
+    for kind, count in await session.exec(_letters_of_kinds()):
         _letters.labels(kind).set(count)
 
 
 def _upstream_of(lane: str) -> str:
     """Return what is done with which upstream: a third word is a project, which is not named here."""
     return " ".join(lane.split(" ", 2)[:2])
+
+
+@cache
+def _waiting_of(model: type[Work]) -> Any:
+    """Select each lane with unfinished work, how much that is, and since when its oldest piece waits."""
+    lanes = distinct_of(model.lane, "lanes", col(model.due_at).is_not(None))
+    of_lane = (col(model.lane) == lanes.c.lane, col(model.due_at).is_not(None))
+    oldest = select(func.min(model.since)).where(*of_lane).correlate(lanes).scalar_subquery()
+    return select(lanes.c.lane, _counted(lanes, *of_lane), oldest).where(lanes.c.lane.is_not(None))
+
+
+@cache
+def _letters_of_kinds() -> Any:
+    kinds = distinct_of(DeadLetter.kind, "kinds")
+    return select(kinds.c.kind, _counted(kinds, col(DeadLetter.kind) == kinds.c.kind)).where(kinds.c.kind.is_not(None))
+
+
+def _counted(values: Any, *conditions: Any) -> Any:
+    """Count what meets the conditions, of more than `MOST_COUNTED` so many."""
+    some = select(literal(1)).where(*conditions).limit(MOST_COUNTED).correlate(values).subquery()
+    return select(func.count()).select_from(some).scalar_subquery()
+
+
+async def oldest_work(session: Session) -> datetime | None:
+    """Return since when the oldest unfinished piece of work waits."""
+    waiting = [since for model in _TABLES for _, _, since in await session.exec(_waiting_of(model))]
+    return min(waiting, default=None)
 
 
 @dataclass(frozen=True)
@@ -243,13 +281,22 @@ class Polls:
 async def summarize_polls(session: Session) -> Polls:
     """Return what may be told of all repositories' polls together."""
     at = now()
-    good = func.coalesce(Repository.last_good_poll_at, Repository.created_at)
-    old = func.sum(case((good < at - OLD_POLL, 1), else_=0))
-    query = select(func.min(good, type_=Utc), func.max(Repository.poll_failures), old)
-    oldest, failures, count = (
-        await session.exec(query.where(col(Repository.deleted_at).is_(None), col(Repository.enabled).is_(True)))
-    ).one()
-    return Polls(count or 0, 0 if oldest is None else (at - oldest).total_seconds(), failures or 0)
+    good, created = col(Repository.last_good_poll_at), col(Repository.created_at)
+    old = at - OLD_POLL
+
+    def of_monitored(value: Any, *conditions: Any) -> Any:
+        return select(value).select_from(Repository).where(text(MONITORED), *conditions).scalar_subquery()
+
+    query: Any = select(  # type: ignore[call-overload]  # SQLModel has types for four columns
+        of_monitored(func.min(good, type_=Utc)),
+        of_monitored(func.min(created, type_=Utc), good.is_(None)),
+        of_monitored(func.max(Repository.poll_failures)),
+        of_monitored(func.count(), good < old),
+        of_monitored(func.count(), good.is_(None), created < old),
+    )
+    oldest, oldest_new, failures, count, count_new = (await session.exec(query)).one()
+    waits = max(((at - since).total_seconds() for since in (oldest, oldest_new) if since is not None), default=0)
+    return Polls(count + count_new, waits, failures or 0)
 
 
 async def _read_polls(session: Session) -> None:

@@ -15,14 +15,30 @@ def _utc(nullable: bool = True, index: bool = False) -> Any:
     return Field(default=None, sa_type=Utc, nullable=nullable, index=index)
 
 
-def _work_indexes(table: str) -> tuple[Index, Index, Index]:
-    """What workers look for: lanes, whose turn it is in each, and who holds what. Finished work is in none of them."""
-    due, held = text("due_at IS NOT NULL"), text("holder IS NOT NULL")
+def _partial(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+def _of_those_with(table: str, column: str) -> Index:
+    """An index of a foreign key that is NULL in most rows."""
+    return _partial(f"ix_{table}_{column}", column, where=f"{column} IS NOT NULL")
+
+
+def _work_indexes(table: str) -> tuple[Index, ...]:
+    """Return the indexes of unfinished work: its lanes, whose turn it is in each, what has waited longest, and who
+    holds what; and of finished work, by its age, for retention."""
+    due = "due_at IS NOT NULL"
     return (
-        Index(f"ix_{table}_due", "lane", "due_at", sqlite_where=due, postgresql_where=due),
-        Index(f"ix_{table}_turn", "lane", "share", "due_at", "id", sqlite_where=due, postgresql_where=due),
-        Index(f"ix_{table}_holder", "holder", sqlite_where=held, postgresql_where=held),
+        _partial(f"ix_{table}_due", "lane", "due_at", where=due),
+        _partial(f"ix_{table}_turn", "lane", "share", "due_at", "id", where=due),
+        _partial(f"ix_{table}_oldest", "lane", "since", where=due),
+        _partial(f"ix_{table}_holder", "holder", where="holder IS NOT NULL"),
+        _partial(f"ix_{table}_ended", "done_at", where="due_at IS NULL"),
     )
+
+
+MONITORED = "(enabled AND deleted_at IS NULL)"
+"""Which repositories are polled. Conditions of partial indexes are to be written in a query as they stand there."""
 
 
 class Repository(SQLModel, table=True):
@@ -39,7 +55,11 @@ class Repository(SQLModel, table=True):
             sqlite_where=text("deleted_at IS NULL"),
             postgresql_where=text("deleted_at IS NULL"),
         ),
-        Index("ix_repository_turn", "host", "turn"),
+        Index("ix_repository_alias", "alias", "id"),  # of deleted ones, too
+        _partial("ix_repository_turn", "host", "turn", "id", where=MONITORED),
+        _partial("ix_repository_leased", "host", "leased_until", where="leased_until IS NOT NULL"),
+        _partial("ix_repository_good_poll", "last_good_poll_at", "created_at", where=MONITORED),
+        _partial("ix_repository_poll_failures", "poll_failures", where=MONITORED),
     )
 
     id: int | None = Field(default=None, primary_key=True)
@@ -84,7 +104,13 @@ class Push(SQLModel, table=True):
 
     __table_args__ = (
         UniqueConstraint("repository_id", "generation", "push_id"),
+        Index("ix_push_number", "repository_id", "push_id", "generation"),
+        # the lists: what they are filtered by, and the order that they are in
+        Index("ix_push_repository_id", "repository_id", "id"),
         Index("ix_push_user", "user", "id"),
+        Index("ix_push_revision", "revision", "id"),
+        Index("ix_push_revision_hash", "revision_hash", "id"),
+        Index("ix_push_noticed_at", "noticed_at"),
     )
 
     id: int | None = Field(default=None, primary_key=True)
@@ -93,8 +119,8 @@ class Push(SQLModel, table=True):
     push_id: int
     user: str = Field(sa_type=Text)
     date: datetime = Field(sa_type=Utc)
-    revision: str | None = Field(index=True)  # the tip; None when no changeset is left
-    revision_hash: str = Field(index=True)
+    revision: str | None  # the tip; None when no changeset is left
+    revision_hash: str
     base_revision: str | None = None  # the first parent of the first changeset
     changesets: list[dict[str, Any]] = Field(sa_type=Json)  # the last 200, in full
     nodes: list[str] = Field(sa_type=Json)  # all of them
@@ -168,6 +194,8 @@ class PushStep(Work, table=True):
     __table_args__ = (
         UniqueConstraint("push_id", "kind", "environment"),
         *_work_indexes("push_step"),
+        Index("ix_push_step_state", "state", "push_id"),
+        Index("ix_push_step_since", "since"),
     )
 
     push_id: int = Field(foreign_key="push.id")
@@ -187,15 +215,29 @@ class Source(StrEnum):
     API = "api"
 
 
+RECEIVED = "(state = 'pending' AND planned_at IS NULL)"
+PLANNED = "(state = 'pending' AND planned_at IS NOT NULL)"
+"""Actions that wait for their plan, and those that have one and are not carried out yet."""
+
+
 class Action(Work, table=True):
     """A button that was pressed, or a call of our API: what is wanted, and what became of it."""
 
-    __table_args__ = (*_work_indexes("action"), Index("ix_action_requester", "requester", "id"))
+    __table_args__ = (
+        *_work_indexes("action"),
+        Index("ix_action_project", "project", "id"),
+        Index("ix_action_task_id", "task_id", "id"),
+        Index("ix_action_requester", "requester", "id"),
+        Index("ix_action_state", "state", "id"),
+        _partial("ix_action_received", "id", where=RECEIVED),
+        _partial("ix_action_planned", "id", where=PLANNED),
+        Index("ix_action_since", "since"),
+    )
 
     key: str = Field(default_factory=lambda: str(uuid.uuid4()))  # what the ids of its copies are derived from
     kind: str  # retrigger, cancel; or another one's name, which is rejected
-    project: str = Field(sa_type=Text, index=True)
-    task_id: str = Field(index=True)
+    project: str = Field(sa_type=Text)
+    task_id: str
     run_id: int | None = None
     requester: str = Field(sa_type=Text)
     source: Source = Field(sa_type=Text)
@@ -239,12 +281,14 @@ class Delivery(SQLModel, table=True):
 
     __table_args__ = (
         Index("ix_delivery_unsettled", "digest", "at", sqlite_where=UNSETTLED, postgresql_where=UNSETTLED),
+        Index("ix_delivery_action_id", "action_id", "at"),
+        _partial("ix_delivery_of_none", "at", where="action_id IS NULL"),
     )
 
     key: str = Field(primary_key=True)
     digest: str | None = None  # of what equal presses say; of the body behind an Idempotency-Key
     at: datetime = Field(default_factory=now, sa_type=Utc)
-    action_id: int | None = Field(default=None, foreign_key="action.id", index=True)  # that it is listed on
+    action_id: int | None = Field(default=None, foreign_key="action.id")  # that it is listed on
     made_action: bool = True  # and that was made for it; otherwise it may be another delivery of the same press
     channel: str = ""  # the AMQP channel that brought it
     redelivered: bool = False
@@ -278,16 +322,31 @@ class Notice(Work, table=True):
         return DeadLetter(kind="notice", subject=subject, reason=reason, notice_id=self.id)
 
 
+UNCREATED, WITH_BODY = "NOT created AND label <> 'error'", "definition IS NOT NULL"
+OF_STEP, OF_ACTION = " AND step_id IS NOT NULL", " AND action_id IS NOT NULL"
+
+
 class PlannedTask(SQLModel, table=True):
     """The exact definition of a task that is to be created, stored before the first `createTask`."""
 
     __tablename__ = "planned_task"
-    __table_args__ = (CheckConstraint("(step_id IS NULL) <> (action_id IS NULL)", name="ck_planned_task_owner"),)
+    __table_args__ = (
+        CheckConstraint("(step_id IS NULL) <> (action_id IS NULL)", name="ck_planned_task_owner"),
+        _partial("ix_planned_task_step_id", "step_id", "plan_attempt", "position", where="step_id IS NOT NULL"),
+        _partial("ix_planned_task_action_id", "action_id", "plan_attempt", "position", where="action_id IS NOT NULL"),
+        _partial("ix_planned_task_copy_of", "copy_of", "action_id", where="copy_of IS NOT NULL"),
+        # those that are still to be created, so that nobody counts ten thousand that are
+        _partial("ix_planned_task_step_uncreated", "step_id", "plan_attempt", where=UNCREATED + OF_STEP),
+        _partial("ix_planned_task_action_uncreated", "action_id", "plan_attempt", where=UNCREATED + OF_ACTION),
+        # those whose definitions are still kept
+        _partial("ix_planned_task_step_body", "step_id", where=WITH_BODY + OF_STEP),
+        _partial("ix_planned_task_action_body", "action_id", where=WITH_BODY + OF_ACTION),
+    )
 
     task_id: str = Field(primary_key=True)
-    step_id: int | None = Field(default=None, foreign_key="push_step.id", index=True)
-    action_id: int | None = Field(default=None, foreign_key="action.id", index=True)
-    copy_of: str | None = Field(default=None, index=True)  # the task that this is a copy of
+    step_id: int | None = Field(default=None, foreign_key="push_step.id")
+    action_id: int | None = Field(default=None, foreign_key="action.id")
+    copy_of: str | None = None  # the task that this is a copy of
     plan_attempt: int = 0
     position: int  # in dependency order
     label: str = Field(sa_type=Text)  # what the id was derived from: "task", "error" or "copy"
@@ -307,6 +366,10 @@ class Stage(IntEnum):
     FOLLOWED = 4  # resolved, and another run came after it
 
 
+OPEN = "(stage < 3 AND state IN ('pending', 'done'))"
+"""Reports of runs that are not at their end, and are to be reported."""
+
+
 class JobReport(Work, table=True):
     """A run of a task in one environment: the newest that is known of it, and what its Treeherder was told.
 
@@ -318,7 +381,7 @@ class JobReport(Work, table=True):
     __table_args__ = (
         UniqueConstraint("task_id", "run_id", "environment"),
         *_work_indexes("job_report"),
-        Index("ix_job_report_open", "heard_at", sqlite_where=text("stage < 3"), postgresql_where=text("stage < 3")),
+        _partial("ix_job_report_open", "heard_at", where=OPEN),
     )
 
     task_id: str
@@ -344,7 +407,10 @@ class GroupCheck(Work, table=True):
     """A task group that is to be listed once, because messages about it may have been lost."""
 
     __tablename__ = "group_check"
-    __table_args__ = _work_indexes("group_check")
+    __table_args__ = (
+        *_work_indexes("group_check"),
+        _partial("ix_group_check_waiting", "task_group_id", where="due_at IS NOT NULL"),
+    )
 
     task_group_id: str
 
@@ -362,6 +428,11 @@ class DeadLetter(SQLModel, table=True):
     """What could not be understood, or ran out of retries. It waits for a person."""
 
     __tablename__ = "dead_letter"
+    __table_args__ = (
+        *(_of_those_with("dead_letter", column) for column in ("step_id", "action_id", "notice_id", "report_id")),
+        Index("ix_dead_letter_kind", "kind", "id"),
+        Index("ix_dead_letter_since", "since"),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     kind: str  # push-event, job-action, task-event; resultset, graph, announcement, action, notice, job-report, ...

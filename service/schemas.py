@@ -60,7 +60,10 @@ T = TypeVar("T")
 
 
 class Page(BaseModel, Generic[T]):
-    """Some of a list. `next` goes into `after` for the following ones; null: there are no more."""
+    """Some of a list. `next` goes into `after` for the following ones; null: there are no more.
+
+    A page can be shorter than its limit, even empty, while there are more.
+    """
 
     items: list[T]
     next: str | None = None
@@ -156,7 +159,9 @@ class GraphRead(Schema):
     next_attempt_at: datetime | None = None
     error_task: str | None = Field(description="the task that shows the reason on the push")
     error_task_refused: str | None = Field(description="what was left out of that task, or why there is none")
-    tasks: list[TaskRead]
+    tasks_planned: int
+    tasks_created: int
+    tasks: list[TaskRead] = Field(description="in the order of creation; in a list of pushes the first 20")
 
 
 class ChangesetRead(BaseModel):

@@ -22,6 +22,7 @@ from sqlmodel import col, select, update
 
 from service import metrics
 from service.database import Database, Session, Utc, now
+from service.distinct import distinct_of
 from service.door import visible
 from service.fair import deal
 from service.models import WORK_TABLES, State, Work
@@ -166,24 +167,13 @@ def _due_lanes(models: tuple[type[Work], ...]) -> Any:
 
 
 def _lanes(number: int, model: type[Work]) -> Any:
-    lanes = lanes_of(model, f"lanes_{number}")
+    lanes = distinct_of(model.lane, f"lanes_{number}", col(model.due_at).is_not(None))
 
     def due(which: Any) -> Any:
         of_lane = (col(model.due_at).is_not(None), col(model.lane) == lanes.c.lane)
         return select(which(model.due_at)).where(*of_lane).scalar_subquery()
 
     return select(literal(number), lanes.c.lane, due(func.min), due(func.max)).where(lanes.c.lane.is_not(None))
-
-
-def lanes_of(model: type[Work], name: str) -> Any:
-    """Return a CTE of the lanes with unfinished work, found by the index however many pieces are in each.
-
-    It has a row of NULL too.
-    """
-    unfinished = col(model.due_at).is_not(None)
-    lanes: Any = select(func.min(model.lane).label("lane")).where(unfinished).cte(name, recursive=True)
-    following = select(func.min(model.lane)).where(unfinished, col(model.lane) > lanes.c.lane).scalar_subquery()
-    return lanes.union_all(select(following).where(lanes.c.lane.is_not(None)))
 
 
 async def pull_back(session: Session, model: type[Work], lane: str, longest: timedelta) -> None:
@@ -306,7 +296,8 @@ async def renew(session: Session, holds: Iterable[Hold[Any]], lease: timedelta) 
         ours = [(hold.item.id, hold.item.lease) for hold in of_model]
         still = (
             select(model.id)
-            .where(tuple_(col(model.id), col(model.lease)).in_(ours))
+            # by the ids alone, too: SQLite finds no index for pairs, and would read the table
+            .where(col(model.id).in_([number for number, _ in ours]), tuple_(col(model.id), col(model.lease)).in_(ours))
             .order_by(col(model.id))
             .with_for_update()
             .cte()
@@ -330,7 +321,7 @@ async def take_over(session: Session, names: str | None, but: str) -> int:
     """
     taken = 0
     for model in WORK_TABLES:
-        gone = [col(model.due_at).is_not(None), col(model.holder).is_not(None), col(model.holder) != but]
+        gone = [col(model.due_at).is_not(None), col(model.holder) > "", col(model.holder) != but]
         if names is not None:
             gone.append(func.substr(model.holder, 1, len(names)) == names)
         held = select(model.id).where(*gone).order_by(col(model.holder), col(model.id)).with_for_update().cte()

@@ -3,18 +3,18 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
-from sqlalchemy import case, func
+from sqlalchemy import func, text
 from sqlmodel import col, select
-from sqlmodel.sql.expression import SelectOfScalar
 
 from service import auth
 from service.api.deps import ActionNumber, After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
 from service.api.openapi import LOCATION, problems
+from service.api.paging import page
 from service.api.route import Route
 from service.database import Session
 from service.door import visible
@@ -22,7 +22,7 @@ from service.errors import Problem, UpstreamError
 from service.flow import cancel, retrigger
 from service.flow.action import FailedError, RejectedError, called, new_action, subject_of
 from service.flow.ids import copy_ids
-from service.models import Action, Delivery, PlannedTask, Source, State
+from service.models import PLANNED, RECEIVED, UNCREATED, Action, Delivery, PlannedTask, Source, State
 from service.parts import Parts
 from service.schemas import (
     ActionCreate,
@@ -159,27 +159,30 @@ async def list_actions(
     limit: Limit = 50,
     after: After = None,
 ) -> ActionPage:
-    """Actions, the newest first."""
-    query = select(Action).order_by(col(Action.id).desc())
-    if project is not None:
-        query = query.where(Action.project == visible(project))
-    if task_id is not None:
-        query = query.where(Action.task_id == visible(task_id))
-    if requester is not None:
-        query = query.where(Action.requester == visible(requester))
-    if state is not None:
-        query = _in_state(query, state)
-    if (before := cursor(after)) is not None:
-        query = query.where(col(Action.id) < before)
-    found = (await session.exec(query.limit(limit + 1))).all()
-    actions = found[:limit]
+    """Actions, the newest first. With several filters a page can be shorter than `limit`, even empty, while
+    `next` says that there are more."""
+    filters: list[tuple[Any, Any]] = [  # those that leave fewest come first
+        (task_id, Action.task_id == visible(task_id or "")),
+        (requester, Action.requester == visible(requester or "")),
+        (state, _in_state(state) if state is not None else None),
+        (project, Action.project == visible(project or "")),
+    ]
+    conditions = [condition for value, condition in filters if value is not None]
+
+    def matching(ids: Sequence[int]) -> Any:
+        return select(Action.id, Action).where(col(Action.id).in_(ids), *conditions)
+
+    rows, following = await page(
+        session, [select(Action.id).where(*conditions[:1])], Action.id, matching, limit, cursor(after)
+    )
+    actions = [action for _, action in rows]
     counts = await _counts(session, actions)
     tasks = await _tasks(session, actions, first=TASKS_IN_A_LIST)
     items = [
         ActionSummary.model_validate(_summary(action, counts.get(action.id or 0, (0, 0)), tasks[action.id or 0]))
         for action in actions
     ]
-    return ActionPage(items=items, next=opaque(actions[-1].id or 0) if len(found) > limit else None)
+    return ActionPage(items=items, next=None if following is None else opaque(following))
 
 
 @router.get("/{action_id}", operation_id="getAction", responses=problems(404))
@@ -191,12 +194,12 @@ async def get_action(action_id: ActionNumber, session: Reading, _: Reader) -> Ac
     return await _read(session, action)
 
 
-def _in_state(query: SelectOfScalar[Action], state: ActionState) -> SelectOfScalar[Action]:
+def _in_state(state: ActionState) -> Any:
     if state == ActionState.RECEIVED:
-        return query.where(Action.state == State.PENDING, col(Action.planned_at).is_(None))
+        return text(RECEIVED)
     if state == ActionState.PLANNED:
-        return query.where(Action.state == State.PENDING, col(Action.planned_at).is_not(None))
-    return query.where(Action.state == State(state.value))
+        return text(PLANNED)
+    return Action.state == State(state.value)
 
 
 def state_of(action: Action) -> ActionState:
@@ -206,35 +209,32 @@ def state_of(action: Action) -> ActionState:
 
 
 async def _counts(session: Session, actions: Sequence[Action]) -> dict[int, tuple[int, int]]:
-    """Planned and created tasks of each action."""
-    rows = await session.exec(
-        select(
-            PlannedTask.action_id,
-            func.count(),
-            func.sum(case((col(PlannedTask.created), 1), else_=0)),
-        )
-        .join(Action, col(Action.id) == PlannedTask.action_id)
-        .where(col(Action.id).in_(_ids(actions)), PlannedTask.plan_attempt == Action.plan_attempt)
-        .group_by(col(PlannedTask.action_id))
-    )
-    return {action_id: (planned, created) for action_id, planned, created in rows if action_id is not None}
+    """Planned and created tasks of each action; what is created is not counted one by one."""
+    of_action = (PlannedTask.action_id == Action.id, PlannedTask.plan_attempt == Action.plan_attempt)
+    last = select(func.max(PlannedTask.position)).where(*of_action).scalar_subquery()
+    left = select(func.count()).select_from(PlannedTask).where(*of_action, text(UNCREATED)).scalar_subquery()
+    rows = await session.exec(select(Action.id, last, left).where(col(Action.id).in_(_ids(actions))))
+    return {action_id or 0: (last + 1, last + 1 - left) for action_id, last, left in rows if last is not None}
 
 
 async def _tasks(session: Session, actions: Sequence[Action], first: int | None = None) -> dict[int, list[MadeTask]]:
     """The copies of each action; without their definitions, which can be large."""
     query = (
         select(  # type: ignore[call-overload]  # SQLModel has types for four columns
-            PlannedTask.action_id, PlannedTask.copy_of, PlannedTask.task_id, PlannedTask.name, PlannedTask.created
+            PlannedTask.action_id,
+            PlannedTask.position,
+            PlannedTask.copy_of,
+            PlannedTask.task_id,
+            PlannedTask.name,
+            PlannedTask.created,
         )
         .join(Action, col(Action.id) == PlannedTask.action_id)
         .where(col(Action.id).in_(_ids(actions)), PlannedTask.plan_attempt == Action.plan_attempt)
-        .order_by(col(PlannedTask.position))
     )
     if first is not None:
         query = query.where(PlannedTask.position < first)
     tasks: dict[int, list[MadeTask]] = defaultdict(list)
-    for action_id, copy_of, task_id, name, created in await session.exec(query):
-        assert action_id is not None
+    for action_id, _, copy_of, task_id, name, created in sorted(await session.exec(query), key=lambda row: row[:2]):
         tasks[action_id].append(
             MadeTask(copy_of=copy_of or "", task_id=task_id if created else None, name=name, created=created)
         )

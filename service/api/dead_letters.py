@@ -11,6 +11,7 @@ from service import work
 from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event
 from service.api.openapi import WRITES, problems
+from service.api.paging import FIRST
 from service.api.pushes import refuse_deleted
 from service.api.route import Route
 from service.database import Session, now
@@ -60,9 +61,13 @@ async def _find(session: Session, letter_id: int) -> DeadLetter:
 @router.get("", operation_id="listDeadLetters", responses=problems())
 async def list_dead_letters(session: Reading, _: Reader, limit: Limit = 50, after: After = None) -> DeadLetterPage:
     """Dead letters, the newest first, without their payloads."""
-    query = select(DeadLetter, _SIZE).options(_WITHOUT_PAYLOAD).order_by(col(DeadLetter.id).desc())
-    if (before := cursor(after)) is not None:
-        query = query.where(col(DeadLetter.id) < before)
+    before = cursor(after)
+    query = (
+        select(DeadLetter, _SIZE)
+        .options(_WITHOUT_PAYLOAD)
+        .where(col(DeadLetter.id) < (FIRST if before is None else before))
+        .order_by(col(DeadLetter.id).desc())
+    )
     found = (await session.exec(query.limit(limit + 1))).all()
     items = [_summary(letter, size) for letter, size in found[:limit]]
     return DeadLetterPage(items=items, next=opaque(items[-1].id) if len(found) > limit else None)

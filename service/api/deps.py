@@ -93,7 +93,7 @@ def cursor(after: str | None) -> int | None:
         return None
     try:
         digits = base64.b64decode(after.encode(), altchars=b"-_", validate=True)
-        if not digits.isdigit() or not 0 <= (number := int(digits)) < 2**63:
+        if not digits.isdigit() or not 0 <= (number := int(digits)) < 2**31:
             raise ValueError(after)
     except ValueError:
         raise Problem(422, "Invalid request", f"after: {after!r} is no `next` of an earlier page") from None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
@@ -19,7 +18,7 @@ from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.clock import SETTLED
 from service.database import now
-from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep
+from service.models import PulseQueue
 from service.parts import Parts
 from service.schemas import Check, Heartbeat
 
@@ -154,11 +153,7 @@ async def _database(parts: Parts) -> Check:
 
 async def _work(parts: Parts) -> Check:
     async with parts.database.reading() as session:
-        waiting = [
-            (await session.exec(select(func.min(model.since)).where(col(model.due_at).is_not(None)))).one_or_none()
-            for model in (PushStep, Action, Notice, JobReport, GroupCheck)
-        ]
-    oldest = min((since for since in waiting if since is not None), default=None)
+        oldest = await metrics.oldest_work(session)
     if oldest is None or now() - oldest < OLD_WORK:
         return Check(name="work", status="ok")
     detail = (

@@ -280,6 +280,8 @@ _PUSH: Json = {
         "next_attempt_at": None,
         "error_task": None,
         "error_task_refused": None,
+        "tasks_planned": 1,
+        "tasks_created": 1,
         "tasks": [{"task_id": _TASK, "name": "Decision task", "created": True}],
     },
 }

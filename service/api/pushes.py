@@ -1,10 +1,13 @@
 """Pushes, and what became of each step."""
 
 from collections import defaultdict
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request
+from sqlalchemy import func, text
+from sqlalchemy.orm import defer
 from sqlmodel import col, or_, select
 
 from service import auth, work
@@ -21,15 +24,23 @@ from service.api.deps import (
     opaque,
 )
 from service.api.openapi import problems
+from service.api.paging import page
 from service.api.route import Route
 from service.database import Session
 from service.door import visible
 from service.errors import Problem
-from service.models import DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
+from service.models import UNCREATED, DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
 from service.schemas import ChangesetRead, GraphRead, PushPage, PushRead, PushSummary, ResultsetRead, TaskRead
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/pushes", tags=["pushes"], route_class=Route)
+
+TASKS_IN_A_LIST = 20
+
+SAME_ALIAS = 100
+"""Repositories that had the same alias, one after the other: the newest are looked at."""
+
+_WITHOUT_CHANGESETS = (defer(Push.changesets, raiseload=True), defer(Push.nodes, raiseload=True))  # type: ignore[arg-type]  # columns, of which mypy sees the values
 
 _GRAPH_STATES = {State.PENDING: "pending", State.DONE: "created", State.SKIPPED: "skipped", State.FAILED: "failed"}
 
@@ -45,24 +56,46 @@ async def list_pushes(
     limit: Limit = 50,
     after: After = None,
 ) -> PushPage:
-    """Pushes, the newest first."""
-    query = select(Push, Repository.alias).where(col(Repository.id) == Push.repository_id).order_by(col(Push.id).desc())
+    """Pushes, the newest first. With several filters a page can be shorter than `limit`, even empty, while
+    `next` says that there are more."""
+    filters: list[Any] = []
     if repository is not None:
-        query = query.where(Repository.alias == visible(repository))
+        filters.append(Repository.alias == visible(repository))
     if revision is not None:
-        query = query.where(Push.revision == visible(revision))
+        filters.append(Push.revision == visible(revision))
     if user is not None:
-        query = query.where(Push.user == visible(user))
+        filters.append(Push.user == visible(user))
     if state is not None:
-        query = query.where(col(Push.id).in_(select(PushStep.push_id).where(PushStep.state == state)))
-    if (before := cursor(after)) is not None:
-        query = query.where(col(Push.id) < before)
-    found = (await session.exec(query.limit(limit + 1))).all()
-    rows = found[:limit]
-    steps = await _steps(session, [push.id or 0 for push, _ in rows])
-    tasks = await _tasks(session, [step for of_push in steps.values() for step in of_push])
-    items = [PushSummary(**_summary(push, alias, steps[push.id or 0], tasks)) for push, alias in rows]
-    return PushPage(items=items, next=opaque(rows[-1][0].id or 0) if len(found) > limit else None)
+        filters.append(select(PushStep.id).where(PushStep.push_id == Push.id, PushStep.state == state).exists())
+
+    def matching(ids: Sequence[int]) -> Any:
+        query = select(Push.id, Push, Repository.alias).join(Repository, col(Repository.id) == Push.repository_id)
+        return query.options(*_WITHOUT_CHANGESETS).where(col(Push.id).in_(ids), *filters)
+
+    candidates, key = await _candidates(session, repository, state, revision, user)
+    rows, following = await page(session, candidates, key, matching, limit, cursor(after))
+    steps = await _steps(session, [push_id for push_id, _, _ in rows])
+    graphs = await _graphs(session, [step for of_push in steps.values() for step in of_push], first=TASKS_IN_A_LIST)
+    items = [PushSummary(**_summary(push, alias, steps[push_id], graphs)) for push_id, push, alias in rows]
+    return PushPage(items=items, next=None if following is None else opaque(following))
+
+
+async def _candidates(
+    session: Session, repository: str | None, state: State | None, revision: str | None, user: str | None
+) -> tuple[Sequence[Any], Any]:
+    """Return queries of ids by the filter that leaves fewest, and the column of these ids."""
+    of_state = select(PushStep.push_id).where(PushStep.state == state).distinct()
+    if revision is not None:
+        return [select(Push.id).where(Push.revision == visible(revision))], Push.id
+    if user is not None:
+        return [select(Push.id).where(Push.user == visible(user))], Push.id
+    if state is not None and state not in {State.DONE, State.SKIPPED}:
+        return [of_state], PushStep.push_id
+    if repository is not None:
+        with_alias = select(Repository.id).where(Repository.alias == visible(repository))
+        ids = (await session.exec(with_alias.order_by(col(Repository.id).desc()).limit(SAME_ALIAS))).all()
+        return [select(Push.id).where(Push.repository_id == one) for one in ids], Push.id
+    return ([of_state], PushStep.push_id) if state is not None else ([select(Push.id)], Push.id)
 
 
 Generation = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="the newest that has the push, if not given")]
@@ -133,17 +166,18 @@ async def refuse_deleted(session: Session, repository_id: int) -> None:
 
 async def find_push(session: Session, alias: str, push_id: int, generation: int | None) -> Push:
     query = (
-        select(Push)
+        select(Push.id, Push.generation, Repository.deleted_at)
         .join(Repository, col(Repository.id) == Push.repository_id)
         .where(Repository.alias == visible(alias), Push.push_id == push_id)
-        .order_by(col(Repository.deleted_at).is_not(None), col(Push.generation).desc(), col(Push.id).desc())
     )
     if generation is not None:
         query = query.where(Push.generation == generation)
-    push = (await session.exec(query.limit(1))).first() if 0 <= push_id < 2**31 else None
-    if push is None:
+    # of each repository that had the alias, and each generation: the live one's newest
+    known = (await session.exec(query)).all() if 0 <= push_id < 2**31 else []
+    if not known:
         raise Problem(404, "Unknown push", f"no push {push_id} of {alias!r} is known; GET /api/v1/pushes lists them")
-    return push
+    newest, _, _ = max(known, key=lambda row: (row[2] is None, row[1], row[0]))
+    return await session.get_one(Push, newest)
 
 
 async def _steps(session: Session, push_ids: list[int]) -> dict[int, list[PushStep]]:
@@ -155,36 +189,52 @@ async def _steps(session: Session, push_ids: list[int]) -> dict[int, list[PushSt
     return steps
 
 
-async def _tasks(session: Session, steps: list[PushStep]) -> dict[int, list[TaskRead]]:
-    """The tasks of each graph's present plan; without their definitions, which can be large."""
-    tasks: dict[int, list[TaskRead]] = defaultdict(list)
-    rows = await session.exec(
-        select(PushStep.id, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)
+async def _graphs(session: Session, steps: list[PushStep], first: int | None = None) -> dict[int, GraphRead]:
+    """Return the graph of each push with the tasks of its present plan, of each the `first` ones.
+
+    Without their definitions, which can be large, and without the error task.
+    """
+    graphs = [step for step in steps if step.kind == StepKind.GRAPH]
+    ids = [step.id for step in graphs]
+    query = (
+        select(PushStep.id, PlannedTask.position, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)  # type: ignore[call-overload]  # SQLModel has types for four columns
         .join(PushStep, col(PushStep.id) == PlannedTask.step_id)
-        .where(
-            col(PlannedTask.step_id).in_([step.id for step in steps if step.kind == StepKind.GRAPH]),
-            or_(col(PlannedTask.label) != "error", col(PlannedTask.label).is_(None)),
-            PlannedTask.plan_attempt == PushStep.plan_attempt,
-        )
-        .order_by(col(PlannedTask.position))
+        .where(col(PushStep.id).in_(ids), PlannedTask.plan_attempt == PushStep.plan_attempt, *_OF_GRAPH)
     )
-    for step_id, task_id, name, created in rows:
-        tasks[step_id or 0].append(TaskRead(task_id=task_id if created else None, name=name, created=created))
-    return tasks
+    if first is not None:
+        query = query.where(PlannedTask.position < first)
+    tasks: dict[int, list[TaskRead]] = defaultdict(list)
+    for step_id, _, task_id, name, created in sorted(await session.exec(query), key=lambda row: row[:2]):
+        tasks[step_id].append(TaskRead(task_id=task_id if created else None, name=name, created=created))
+    counts = {step_id: (last, left) for step_id, last, left in await session.exec(_counts(ids))}
+    return {step.id or 0: _graph(step, tasks[step.id or 0], *counts[step.id or 0]) for step in graphs}
+
+
+_OF_GRAPH = (or_(col(PlannedTask.label) != "error", col(PlannedTask.label).is_(None)),)
+
+
+def _counts(step_ids: Sequence[int | None]) -> Any:
+    """Select of each step the position of its plan's last task, and how many of its tasks are not created yet.
+
+    Neither looks at more than the latter.
+    """
+    of_step = (PlannedTask.step_id == PushStep.id, PlannedTask.plan_attempt == PushStep.plan_attempt)
+    last = select(func.max(PlannedTask.position)).where(*of_step, *_OF_GRAPH).scalar_subquery()
+    left = select(func.count()).select_from(PlannedTask).where(*of_step, text(UNCREATED)).scalar_subquery()
+    return select(PushStep.id, last, left).where(col(PushStep.id).in_(step_ids))
 
 
 async def _read(session: Session, push: Push, alias: str) -> PushRead:
     steps = (await _steps(session, [push.id or 0]))[push.id or 0]
     return PushRead(
-        **_summary(push, alias, steps, await _tasks(session, steps)),
+        **_summary(push, alias, steps, await _graphs(session, steps)),
         changesets_count=len(push.nodes),
         changesets=[ChangesetRead(node=node) for node in push.nodes[: len(push.nodes) - len(push.changesets)]]
         + [ChangesetRead.model_validate(changeset) for changeset in push.changesets],
     )
 
 
-def _summary(push: Push, alias: str, steps: list[PushStep], tasks: dict[int, list[TaskRead]]) -> dict[str, object]:
-    graphs = [step for step in steps if step.kind == StepKind.GRAPH]
+def _summary(push: Push, alias: str, steps: list[PushStep], graphs: dict[int, GraphRead]) -> dict[str, object]:
     return {
         "repository": alias,
         **push.model_dump(include={"push_id", "generation", "user", "date", "revision", "revision_hash", "noticed_at"}),
@@ -200,11 +250,12 @@ def _summary(push: Push, alias: str, steps: list[PushStep], tasks: dict[int, lis
             for step in steps
             if step.kind == StepKind.RESULTSET
         ],
-        "graph": _graph(graphs[0], tasks) if graphs else None,
+        "graph": next((graphs[step.id or 0] for step in steps if step.kind == StepKind.GRAPH), None),
     }
 
 
-def _graph(step: PushStep, tasks: dict[int, list[TaskRead]]) -> GraphRead:
+def _graph(step: PushStep, tasks: list[TaskRead], last: int | None, uncreated: int) -> GraphRead:
+    planned = 0 if last is None else last + 1
     return GraphRead.model_validate(
         {
             "state": _GRAPH_STATES[State(step.state)],
@@ -214,6 +265,8 @@ def _graph(step: PushStep, tasks: dict[int, list[TaskRead]]) -> GraphRead:
             "next_attempt_at": step.next_attempt_at,
             "error_task": step.error_task,
             "error_task_refused": step.error_task_refused,
-            "tasks": tasks[step.id or 0],
+            "tasks_planned": planned,
+            "tasks_created": planned - uncreated,
+            "tasks": tasks,
         }
     )

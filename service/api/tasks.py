@@ -87,7 +87,7 @@ async def _runs(session: Session, task_id: str) -> list[RunRead]:
     query = (
         select(JobReport)
         .where(JobReport.task_id == task_id)
-        .order_by(col(JobReport.run_id).desc(), col(JobReport.environment))
+        .order_by(col(JobReport.run_id).desc(), col(JobReport.environment).desc())
         .limit(MOST)
     )
     return [
@@ -102,5 +102,5 @@ async def _runs(session: Session, task_id: str) -> list[RunRead]:
             heard_at=report.heard_at,
             next_attempt_at=report.due_at,
         )
-        for report in await session.exec(query)
+        for report in sorted(await session.exec(query), key=lambda report: (-report.run_id, report.environment))
     ]

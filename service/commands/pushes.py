@@ -44,7 +44,7 @@ def list_pushes(
                 when(push["noticed_at"]),
                 _resultsets(push),
                 push["graph"] and push["graph"]["state"],
-                push["graph"] and len(push["graph"]["tasks"]),
+                push["graph"] and push["graph"]["tasks_planned"],
                 _why(push),
             )
             for push in pushes

@@ -3,20 +3,21 @@
 What the queue answers is noted as if a message had told of it.
 """
 
-from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import func, update
-from sqlmodel import col, or_, select
+from sqlalchemy import bindparam, func, text, update
+from sqlmodel import col, select
 
-from service.database import Session, now
+from service.database import Session, Utc, now
+from service.distinct import distinct_of
 from service.door import reason_of
 from service.flow import report, settle
 from service.flow.report import Target, TaskStatus
-from service.models import Action, GroupCheck, JobReport, PlannedTask, PushStep, Stage, State
+from service.models import OPEN, Action, GroupCheck, JobReport, PlannedTask, PushStep, State
 from service.parts import Parts
 from service.work import Hold
 
@@ -68,9 +69,8 @@ async def _claim(session: Session, quiet: timedelta) -> list[tuple[str, str, str
     due = (
         select(JobReport.id)
         .where(
-            col(JobReport.stage) < Stage.RESOLVED,
+            text(OPEN),
             col(JobReport.heard_at) <= at - quiet,
-            col(JobReport.state).in_([State.PENDING, State.DONE]),
         )
         .order_by(col(JobReport.heard_at))
         .limit(ONE_CALL)
@@ -87,37 +87,93 @@ async def _claim(session: Session, quiet: timedelta) -> list[tuple[str, str, str
 
 
 async def queue_was_deleted(session: Session) -> None:
-    """Messages of task events were lost: all runs that are not at their end are asked after, and the task groups of
-    the last day's graphs and retriggers are listed once, for what was defined meanwhile."""
-    since = now() - GRAPHS_OF
-    seen = select(JobReport.task_group_id).where(col(JobReport.heard_at) > since).distinct()
-    groups = set(await session.exec(seen))
+    """Messages of task events were lost: have a worker find out what is to be asked about (`_find_lost`)."""
+    waiting = select(GroupCheck.id).where(GroupCheck.task_group_id == EVERYTHING, col(GroupCheck.due_at).is_not(None))
+    if (await session.exec(waiting.limit(1))).first() is None:
+        session.add(GroupCheck(task_group_id=EVERYTHING, lane=LANE))
+    log.warning("all-runs-will-be-checked", why="a queue of task events was deleted")
+
+
+async def _find_lost(parts: Parts, hold: Hold[GroupCheck]) -> None:
+    """Have all runs asked after that are not at their end, and the task groups of the last day's graphs and retriggers
+    listed once, for what was defined meanwhile. Piece by piece: a day's work can be much."""
+    at = now()
+    since = at - GRAPHS_OF
+    async with parts.database.reading() as session:
+        groups: set[str] = set()
+        for lane in (await session.exec(select(_LANES.c.lane).where(_LANES.c.lane.is_not(None)))).all():
+            groups |= set(await session.exec(_GROUPS_DUE, params={"since": since, "of_lane": lane}))
+        groups |= set(await session.exec(_GROUPS_ENDED, params={"since": since}))
+        groups |= set(await session.exec(_GROUPS_OPEN, params={"since": since}))
+        steps = await session.exec(select(PushStep.id).where(col(PushStep.since) > since))
+        groups |= await _groups_of(session, col(PlannedTask.step_id), steps.all())
+        actions = await session.exec(select(Action.id).where(col(Action.since) > since))
+        groups |= await _groups_of(session, col(PlannedTask.action_id), actions.all())
+    for some in _pieces(sorted(groups)):
+        async with hold.writing() as session:
+            query = select(GroupCheck.task_group_id)
+            query = query.where(col(GroupCheck.task_group_id).in_(some), col(GroupCheck.due_at).is_not(None))
+            waiting = set(await session.exec(query))
+            session.add_all([GroupCheck(task_group_id=each, lane=LANE) for each in some if each not in waiting])
+    asked_after = ONE_CALL
+    while asked_after == ONE_CALL:
+        async with hold.writing() as session:
+            asked_after = await _ask_after(session, at)
+    await hold.finish(State.DONE)
+
+
+EVERYTHING = "*"
+"""In place of a task group's id: all of the last day."""
+
+
+_SINCE = bindparam("since", type_=Utc)
+_LANES = distinct_of(JobReport.lane, "lanes", col(JobReport.due_at).is_not(None))
+_SEEN = select(JobReport.task_group_id).where(col(JobReport.heard_at) > _SINCE).distinct()
+# what was heard of since then is due, or has ended since then, or is looked after although nothing is due
+_GROUPS_DUE = _SEEN.where(col(JobReport.lane) == bindparam("of_lane"), col(JobReport.due_at).is_not(None))
+_GROUPS_ENDED = _SEEN.where(col(JobReport.due_at).is_(None), col(JobReport.done_at) > _SINCE)
+_GROUPS_OPEN = _SEEN.where(text(OPEN))
+
+
+async def _groups_of(session: Session, column: Any, owners: Sequence[int | None]) -> set[str]:
+    """Return the groups of the tasks that were created for these steps or actions."""
     group = func.coalesce(col(PlannedTask.definition)["taskGroupId"].as_string(), PlannedTask.task_id)
-    ours = (
-        select(group)
-        .outerjoin(PushStep, col(PushStep.id) == PlannedTask.step_id)
-        .outerjoin(Action, col(Action.id) == PlannedTask.action_id)
-        .where(or_(col(PushStep.since) > since, col(Action.since) > since), col(PlannedTask.created).is_(True))
-        .distinct()
-    )
-    groups |= set(await session.exec(ours))
-    waiting = set(await session.exec(select(GroupCheck.task_group_id).where(col(GroupCheck.due_at).is_not(None))))
-    session.add_all([GroupCheck(task_group_id=each, lane=LANE) for each in sorted(groups - waiting)])
+    groups: set[str] = set()
+    for some in _pieces(owners):
+        created = select(group).where(column.in_(some), col(PlannedTask.created).is_(True))
+        groups |= set(await session.exec(created.distinct()))
+    return groups
+
+
+async def _ask_after(session: Session, before: datetime) -> int:
+    """Let up to a call's worth of runs look as if they had never been heard of; return how many."""
     unfinished = (
         select(JobReport.id)
-        .where(col(JobReport.stage) < Stage.RESOLVED)
+        .where(text(OPEN), col(JobReport.heard_at) > report.NEVER, col(JobReport.heard_at) <= before)
+        .order_by(col(JobReport.heard_at))
+        .limit(ONE_CALL)
         .with_for_update(skip_locked=True)  # what is locked is heard of at this moment
         .cte()
     )
-    await session.exec(
+    asked = await session.exec(
         update(JobReport).where(col(JobReport.id).in_(select(unfinished.c.id))).values(heard_at=report.NEVER),
         execution_options={"synchronize_session": False},
     )
-    log.warning("all-runs-will-be-checked", why="a queue of task events was deleted", task_groups=len(groups))
+    return asked.rowcount
+
+
+T = TypeVar("T")
+
+
+def _pieces(values: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 async def list_group(parts: Parts, hold: Hold[GroupCheck]) -> None:
     """Note each task of the group as it stands."""
+    if hold.item.task_group_id == EVERYTHING:
+        await _find_lost(parts, hold)
+        return
     async for page in parts.queue.group(hold.item.task_group_id):
         found: dict[str, dict[str, Any]] = {}
         targets: dict[str, set[Target]] = {}

@@ -10,14 +10,14 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import and_, bindparam, func
+from sqlalchemy import and_, bindparam, func, literal, text
 from sqlmodel import col, or_, select
 
 from events import LeasedRepository, PollResult
 from service import budget
 from service.database import Session, Utc, now
 from service.flow.push import suspect_reset
-from service.models import Push, Repository
+from service.models import MONITORED, Push, Repository
 from service.settings import PollSettings
 
 log = structlog.get_logger()
@@ -168,20 +168,25 @@ def _due(settings: PollSettings, repository: Repository, at: datetime) -> None:
 _AT = bindparam("at", type_=Utc)
 
 _OF_HOST = Repository.host == bindparam("host")
-_MONITORED = and_(col(Repository.enabled).is_(True), col(Repository.deleted_at).is_(None))
 _UNDER_WAY = col(Repository.leased_until) > _AT
 _DUE = and_(
-    or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= _AT), col(Repository.due_at) <= _AT
+    text(MONITORED),
+    col(Repository.turn) <= _AT,  # never later than due_at: it is what the index is in the order of
+    col(Repository.due_at) <= _AT,
+    or_(col(Repository.leased_until).is_(None), col(Repository.leased_until) <= _AT),
 )
 
 # asked all the time, so they are made once: that takes as long as to execute them
-_ANY_DUE = (
-    select(Repository.id).where(_MONITORED, _DUE, col(Repository.host).in_(bindparam("hosts", expanding=True))).limit(1)
+_ANY_DUE = select(Repository.id).where(_DUE, col(Repository.host).in_(bindparam("hosts", expanding=True))).limit(1)
+_COUNTS = select(
+    select(func.count()).select_from(Repository).where(text(MONITORED), _OF_HOST, _UNDER_WAY).scalar_subquery(),
+    select(func.count())
+    .select_from(select(literal(1)).select_from(Repository).where(_OF_HOST, _DUE).limit(bindparam("most")).subquery())
+    .scalar_subquery(),
 )
-_COUNTS = select(func.count().filter(_UNDER_WAY), func.count().filter(_DUE)).where(_MONITORED, _OF_HOST)
 _TURNS = (
     select(Repository)
-    .where(_MONITORED, _OF_HOST, _DUE)
+    .where(_OF_HOST, _DUE)
     .order_by(col(Repository.turn), col(Repository.id))
     .with_for_update(skip_locked=True)
 )
@@ -243,7 +248,7 @@ async def _lease(
     at = now()
     bucket = await budget.refilled(session, f"hg {host}", at, settings.max_requests_per_host)
     values = {"at": at, "host": host}
-    under_way, waiting = (await session.exec(_COUNTS, params=values)).one()
+    under_way, waiting = (await session.exec(_COUNTS, params={**values, "most": limit})).one()
     room = min(limit, waiting, settings.at_a_time - under_way, int(budget.burst(settings.max_requests_per_host)))
     if room <= 0:
         return [], 0

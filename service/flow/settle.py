@@ -12,8 +12,9 @@ import structlog
 from sqlalchemy import Table, bindparam, case, collate, func, literal, null, update
 from sqlmodel import col, select
 
-from service import metrics, work
+from service import metrics
 from service.database import Session, Utc, now
+from service.distinct import distinct_of
 from service.door import visible
 from service.flow.deliver import End, Outcome
 from service.flow.report import NEVER
@@ -32,7 +33,7 @@ def links_lane(environment: str, project: str) -> str:
 
 _AT, _AGAIN_AT = bindparam("at", type_=Utc), bindparam("again_at", type_=Utc)
 
-_LANES = work.lanes_of(JobReport, "lanes")
+_LANES = distinct_of(_R.lane, "lanes", _R.due_at.is_not(None))
 _OF_LANE = _R.lane == _LANES.c.lane
 _DUE = select(
     _LANES.c.lane,

@@ -167,6 +167,8 @@ class Api:
     async def change_repository(self, alias: str = "mc", **values: Any) -> None:
         async with self.database.writing() as session:
             repository = (await session.exec(select(Repository).where(Repository.alias == alias))).one()
+            if "due_at" in values:
+                values = {"turn": values["due_at"], **values}  # it is never later
             for name, value in values.items():
                 setattr(repository, name, value)
 

@@ -2,9 +2,10 @@
 
 import asyncio
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
-from sqlmodel import SQLModel, func, select
+from sqlmodel import SQLModel, col, func, select
 
 from service import sweep
 from service.database import Database, now
@@ -178,6 +179,64 @@ async def test_job_reports_go_a_batch_at_a_time(database: Database, monkeypatch:
     assert swept["job_reports"] == 8
     async with database.reading() as session:
         assert sorted((await session.exec(select(JobReport.task_id))).all()) == ["waiting", "young"]
+
+
+async def test_a_push_with_many_tasks_goes_a_batch_at_a_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "BATCH", 10)
+    repository = await add_repository(database, "mc", last_push_id=3)
+    step = await push(database, repository.id or 0, 1, 400 * DAY, State.FAILED)
+    await add_tasks(database, 25, step_id=step.id)
+    for left in (17, 7):  # the dead letter goes first
+        async with database.writing() as session:
+            assert await sweep._pushes(session, now() - 365 * DAY) == (0, True)
+        assert await count(database, PlannedTask) == left
+        assert await count(database, Push) == await count(database, PushStep) == 1
+        async with database.reading() as session:  # what is left of its plan is not to be carried out any more
+            kept = (await session.exec(select(PushStep))).one()
+            assert (kept.state, kept.error) == (State.SKIPPED, sweep.TAKEN_AWAY)
+    swept = await sweep.sweep(database, RetentionSettings())
+    assert swept["pushes"] == 1
+    assert await count(database, PlannedTask) == await count(database, Push) == 0
+
+
+async def add_tasks(database: Database, number: int, **owner: int | None) -> None:
+    common: dict[str, Any] = {"label": "task", "name": "t", "created": True, "definition": {"a": 1}, **owner}
+    async with database.writing() as session:
+        for position in range(1, number + 1):
+            session.add(PlannedTask(task_id=f"more-{position}", position=position, **common))
+
+
+async def test_an_action_with_many_deliveries_goes_a_batch_at_a_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "BATCH", 10)
+    old = now() - 400 * DAY
+    who: dict[str, Any] = {"kind": "cancel", "project": "mc", "task_id": "t", "requester": "r", "source": Source.PULSE}
+    async with database.writing() as session:
+        action = Action(**who, lane="action cancel", state=State.DONE, due_at=None, done_at=old)
+        session.add(action)
+        await session.flush()
+        session.add_all([Delivery(key=str(number), action_id=action.id, at=old) for number in range(25)])
+    async with database.writing() as session:
+        assert await sweep._actions(session, now() - 365 * DAY) == (0, True)
+    assert await count(database, Delivery) == 15
+    assert (await sweep.sweep(database, RetentionSettings()))["actions"] == 1
+    assert await count(database, Delivery) == await count(database, Action) == 0
+
+
+async def test_bodies_of_large_plans_go_a_batch_at_a_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "BATCH", 10)
+    monkeypatch.setattr(sweep, "OWNERS", 2)
+    repository = await add_repository(database, "mc", last_push_id=100)
+    steps = [await push(database, repository.id or 0, number, 8 * DAY, State.FAILED) for number in range(3)]
+    steps += [await push(database, repository.id or 0, number, 8 * DAY) for number in range(3, 8)]
+    await add_tasks(database, 25, step_id=steps[-1].id)
+    assert (await sweep.sweep(database, RetentionSettings()))["plan_bodies"] == 5 + 25
+    async with database.reading() as session:
+        kept = select(PlannedTask.step_id).where(col(PlannedTask.definition).is_not(None))
+        assert set(await session.exec(kept)) == {step.id for step in steps[:3]}
 
 
 async def test_it_runs_now_and_then_and_outlives_an_error(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlmodel import select
+from sqlalchemy import update
+from sqlmodel import col, select
 
+from service.api.pushes import TASKS_IN_A_LIST
 from service.database import now
 from service.flow.ids import slugid
 from service.models import Action, PlannedTask, PushStep, State, StepKind
@@ -73,9 +75,31 @@ async def test_a_push_is_shown_with_each_step(api: Api) -> None:
             "at": None,
             "error_task": None,
             "error_task_refused": None,
+            "tasks_planned": 0,
+            "tasks_created": 0,
             "tasks": [],
         },
     }
+
+
+async def test_a_list_shows_the_first_tasks_of_a_graph_and_counts_all(api: Api) -> None:
+    await api.add()
+    await api.push(push_event(101))
+    names = [f"t{number}" for number in range(TASKS_IN_A_LIST + 5)]
+    await plan(api, *names)
+    await plan(api, "old", attempt=1)
+    await plan(api, attempt=0)  # the present one
+    await plan(api, "error", label="error", created=False)
+    async with api.database.writing() as session:
+        created = update(PlannedTask).where(col(PlannedTask.position) >= 3).values(created=False)
+        await session.exec(created)
+    (listed,) = (await api.get("/pushes")).json()["items"]
+    one = (await api.get("/pushes/mc/101")).json()
+    counts = (len(names), 3)
+    assert (listed["graph"]["tasks_planned"], listed["graph"]["tasks_created"]) == counts
+    assert (one["graph"]["tasks_planned"], one["graph"]["tasks_created"]) == counts
+    assert [task["name"] for task in listed["graph"]["tasks"]] == names[:TASKS_IN_A_LIST]
+    assert [task["name"] for task in one["graph"]["tasks"]] == names
 
 
 async def test_a_graph_that_was_created_shows_its_tasks_in_order(api: Api) -> None:

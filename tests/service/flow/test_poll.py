@@ -84,6 +84,8 @@ class Polls:
             return (await session.exec(select(Repository).where(Repository.alias == alias))).one()
 
     async def change(self, **values: Any) -> None:
+        if "due_at" in values:
+            values = {"turn": values["due_at"], **values}  # it is never later
         async with self.database.writing() as session:
             await session.exec(update(Repository).values(**values))
 

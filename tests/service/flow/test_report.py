@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlmodel import delete, select, update
+from sqlmodel import col, delete, select, update
 
 from events import PulseMessage
 from sandbox.taskcluster import checks
@@ -272,12 +272,21 @@ async def test_the_final_jobs_are_the_same_whatever_order_the_messages_come_in(
 
 async def heal_now(room: Newsroom) -> None:
     """What worker and reporter do in their time."""
+    await list_groups(room)
     while await heal.check_quiet(room.parts):
         pass
-    async with room.database.writing() as session:
-        checks_due = await claim(session, GroupCheck, "task-groups", 100, room.parts.settings.work.lease)
-    for check in checks_due:
-        await heal.list_group(room.parts, Hold(room.database, room.parts.settings.work, check))
+
+
+async def list_groups(room: Newsroom, most: int = 100) -> None:
+    """List groups that are to be listed, until there are none, or of so many."""
+    listed = 0
+    while listed < most:
+        async with room.database.writing() as session:
+            checks_due = await claim(session, GroupCheck, "task-groups", 1, room.parts.settings.work.lease)
+        if not checks_due:
+            return
+        await heal.list_group(room.parts, Hold(room.database, room.parts.settings.work, checks_due[0]))
+        listed += 1
 
 
 async def forget(room: Newsroom) -> None:
@@ -386,8 +395,10 @@ async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(room: N
             session.add(PlannedTask(task_id=f"copy{number}", **plan))
     async with room.database.writing() as session:
         await heal.queue_was_deleted(session)
+    await list_groups(room, most=1)
     async with room.database.reading() as session:
-        assert [check.task_group_id for check in await session.exec(select(GroupCheck))] == ["group0"]
+        checks = await session.exec(select(GroupCheck.task_group_id).where(col(GroupCheck.due_at).is_not(None)))
+        assert checks.all() == ["group0"]
 
 
 async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
