@@ -2,7 +2,6 @@
 
     POST /api/project/<project>/resultset/    pushes      GET the same with ?revision= or ?revision_hash=
     POST /api/project/<project>/jobs/         jobs        GET the same with ?job_guid=
-    POST /api/project/<project>/artifact/     artifacts of jobs that are there
     GET  /api/project/<project>/push/?revision=           GET /api/repository/
     GET  /                                    the page for people: pushes with their jobs
     GET  /__control__/state, /__control__/counters        what it holds, what it was asked
@@ -11,7 +10,8 @@
     POST /__control__/repositories            {"name", "url"}: a further project
     POST /__control__/job-action              what pressing a button on Treeherder's page does
 
-Faults hit `/api/` only, so that a test can always look and repair.
+Which of them are there depends on the setting `year`: Treeherder took resultsets and jobs until 2017, and has `push/`
+since. Faults hit `/api/` only, so that a test can always look and repair.
 """
 
 import asyncio
@@ -55,11 +55,35 @@ _LIBRARY_AGENT = re.compile(
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
+Year = Literal[2015, 2016, 2017, "today"]
+
+SUBMISSION: tuple[Year, ...] = (2015, 2016, 2017)
+"""Years of the REST submission; 2017 as it was in March, 2016 in June."""
+
+_ANY: tuple[Year, ...] = (*SUBMISSION, "today")
+
+_YEARS: dict[str, tuple[Year, ...]] = {
+    "POST resultset": SUBMISSION,
+    "GET resultset": SUBMISSION,
+    "POST jobs": SUBMISSION,
+    "GET jobs": _ANY,
+    "GET push": ("today",),
+    "GET repository": _ANY,
+}
+"""In which years a call is there."""
+
+
 class Behaviour(BaseModel):
-    """How it misbehaves. Numbers of requests count down as they are used up; ALWAYS (-1) never does."""
+    """Which Treeherder it is, and how it misbehaves.
+
+    Numbers of requests count down as they are used up; ALWAYS (-1) never does.
+    """
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
+    year: Year = Field(
+        2017, description="2015: jobs need a revision_hash; 2015 to 2017: resultsets; today: push/ alone"
+    )
     down: int = Field(0, ge=ALWAYS, description="requests that find nobody at home")
     down_how: Literal["503", "drop"] = Field("503", description="an answer, or a connection that is cut without one")
     delay: float = Field(0, ge=0, description="seconds before anything happens")
@@ -67,7 +91,6 @@ class Behaviour(BaseModel):
     fail_after: int = Field(0, ge=ALWAYS, description="submissions that are stored and answered 500 all the same")
     refuse_jobs: frozenset[str] = Field(frozenset(), description="job guids whose bulk is never taken")
     bad_job_status: Literal[400, 500] = Field(400, description="answer to a bulk with a job that breaks a rule")
-    artifact_call: bool = Field(True, description="whether artifacts can be posted by themselves, after their job")
     unknown_push: Literal["error", "drop"] = Field("error", description="jobs before their push: 500, or 200 and lost")
     throttle: bool = Field(False, description="whether the limits below hold, for each credential")
     jobs_per_minute: int = Field(220, ge=0)
@@ -149,7 +172,6 @@ def create_app(state: State) -> ASGIApp:
             Route("/api/project/{project}/resultset/", api.get_resultsets),
             Route("/api/project/{project}/push/", api.get_pushes),
             Route("/api/project/{project}/jobs/", api.post_jobs, methods=["POST"]),
-            Route("/api/project/{project}/artifact/", api.post_artifacts, methods=["POST"]),
             Route("/api/project/{project}/jobs/", api.get_jobs),
             Route("/api/repository/", api.get_repositories),
             Route("/", control.page),
@@ -188,7 +210,9 @@ class _Front:
         if behaviour.delay:
             await asyncio.sleep(behaviour.delay)
         if not behaviour.uses_up("down"):
-            await self._app(scope, receive, counting)
+            years = _YEARS.get(asked, _ANY)
+            gone = _json({"detail": "Not found."}, 404)
+            await (self._app if behaviour.year in years else gone)(scope, receive, counting)
         elif behaviour.down_how == "503":
             await _json({"detail": "Service Unavailable"}, 503)(scope, receive, counting)
         else:
@@ -209,9 +233,9 @@ async def _cut(receive: Receive, send: Send) -> None:
 
 
 def _kind(path: str) -> str:
-    """`resultset`, `jobs`, `artifact`, `push` or `repository`: the last word of the path; `other` where no view is."""
+    """`resultset`, `jobs`, `push` or `repository`: the last word of the path; `other` where no view is."""
     last = path.strip("/").rsplit("/", 1)[-1]
-    return last if last in ("resultset", "jobs", "artifact", "push", "repository") else "other"
+    return last if last in ("resultset", "jobs", "push", "repository") else "other"
 
 
 class _Api:
@@ -235,24 +259,17 @@ class _Api:
             self._state.counters["jobs received"] += len(jobs)
         try:
             self._state.store.store_jobs(
-                project, jobs, refuse=behaviour.refuse_jobs, drop_unknown_push=behaviour.unknown_push == "drop"
+                project,
+                jobs,
+                refuse=behaviour.refuse_jobs,
+                drop_unknown_push=behaviour.unknown_push == "drop",
+                old=behaviour.year == 2015,
             )
         except UnknownPushError as error:
             raise HTTPException(500, str(error)) from None
         except SubmissionError as error:
             raise HTTPException(behaviour.bad_job_status, str(error)) from None
         return self._done("Job successfully updated")
-
-    async def post_artifacts(self, request: Request) -> Response:
-        behaviour = self._state.behaviour
-        if not behaviour.artifact_call:
-            raise HTTPException(404, "Not found.")
-        project, artifacts = await self._submission(request, "artifact", behaviour.jobs_per_minute)
-        try:
-            self._state.store.store_artifacts(project, artifacts)
-        except SubmissionError as error:
-            raise HTTPException(400, str(error)) from None
-        return self._done("Artifacts stored successfully")
 
     def _done(self, message: str) -> Response:
         if self._state.behaviour.uses_up("fail_after"):
@@ -271,8 +288,21 @@ class _Api:
         query = request.query_params
         if "revision" not in query and "revision_hash" not in query:
             raise HTTPException(400, "ask with ?revision=<40 hex> or ?revision_hash=<40 hex>")
-        push = self._state.store.push(project, revision=query.get("revision"), revision_hash=query.get("revision_hash"))
-        results = [] if push is None else [{"id": push.id, **push.body, "revision_count": len(push.body["revisions"])}]
+        store, year = self._state.store, self._state.behaviour.year
+        if "revision" not in query and year in (2017, "today"):  # they ignore the parameter
+            pushes = store.newest(project, 10)
+        else:
+            found = store.push(
+                project,
+                revision=query.get("revision"),
+                revision_hash=query.get("revision_hash"),
+                any_changeset=year != 2015,
+            )
+            pushes = [] if found is None else [found]
+        results = [{"id": push.id, **push.body, "revision_count": len(push.body["revisions"])} for push in pushes]
+        if year == "today":
+            for result in results:
+                del result["revision_hash"]
         return _json({"meta": {"count": len(results), "repository": project, **query}, "results": results})
 
     async def get_jobs(self, request: Request) -> Response:
@@ -512,7 +542,7 @@ def _job_inside(job: Job) -> dict[str, Any]:
             for at, state, result, outcome in job.history
         ],
         "job": job.body,
-        "artifacts": list(job.artifacts.values()),
+        "artifacts": list(job.artifacts.values()),  # as they are shown
     }
 
 

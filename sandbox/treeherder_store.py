@@ -109,7 +109,7 @@ class Job:
     body: dict[str, Any]
     history: list[tuple[float, str, str, Literal["stored", "updated", "ignored"]]]
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name: those that came after the job, by a call of their own."""
+    """By name, as they are kept and shown."""
 
 
 class Store:
@@ -126,13 +126,28 @@ class Store:
         self.dropped_jobs = 0
         self._by_revision: dict[tuple[str, str], Push] = {}
         self._by_hash: dict[tuple[str, str], Push] = {}
+        self._by_changeset: dict[tuple[str, str], Push] = {}
         self._job_count = 0
 
-    def push(self, project: str, *, revision: str | None = None, revision_hash: str | None = None) -> Push | None:
-        """The push with that tip, or with that hash."""
-        if revision is not None:
-            return self._by_revision.get((project, revision))
-        return self._by_hash.get((project, revision_hash or ""))
+    def push(
+        self,
+        project: str,
+        *,
+        revision: str | None = None,
+        revision_hash: str | None = None,
+        any_changeset: bool = False,
+    ) -> Push | None:
+        """Return the push with that tip, or that has it as `any_changeset`; or the one with that hash."""
+        if revision is None:
+            return self._by_hash.get((project, revision_hash or ""))
+        push = self._by_revision.get((project, revision))
+        if push is None and any_changeset:
+            push = self._by_changeset.get((project, revision))
+        return push
+
+    def newest(self, project: str, count: int) -> list[Push]:
+        """Return the last pushes of a project, the newest first."""
+        return [push for push in reversed(self.pushes) if push.project == project][:count]
 
     def store_resultsets(self, project: str, resultsets: Any) -> list[Push]:
         """Take a whole body or nothing of it; a resultset that is there already is replaced and keeps its jobs.
@@ -154,12 +169,23 @@ class Store:
             self._by_hash.pop((project, push.body["revision_hash"]), None)
             push.body, push.last_posted, push.posts = resultset, now, push.posts + 1
         self._by_hash[project, resultset["revision_hash"]] = push
+        for changeset in resultset["revisions"]:
+            self._by_changeset[project, changeset["revision"]] = push
         return push
 
     def store_jobs(
-        self, project: str, jobs: Any, *, refuse: frozenset[str] = frozenset(), drop_unknown_push: bool = False
+        self,
+        project: str,
+        jobs: Any,
+        *,
+        refuse: frozenset[str] = frozenset(),
+        drop_unknown_push: bool = False,
+        old: bool = False,
     ) -> None:
         """Take a whole bulk or nothing of it.
+
+        An `old` Treeherder loses a job that names no revision_hash, without a word (until 2016-03-17), and keeps the
+        first artifact that a job has of each name (until 2016-05-09).
 
         `refuse` has job guids that are never taken. A job of an unknown push raises UnknownPushError, or is lost
         without a word with `drop_unknown_push`; both are found on real installations. What else is wrong raises
@@ -181,6 +207,9 @@ class Store:
                     )
                 dropped += 1
                 continue
+            if old and "revision_hash" not in entry:
+                dropped += 1
+                continue
             claimed = entry.get("revision_hash", push.body["revision_hash"])
             if claimed != push.body["revision_hash"]:
                 raise SubmissionError(
@@ -195,38 +224,25 @@ class Store:
         self.dropped_jobs += dropped
         now = time.time()
         for push, job in found:
-            self._store_job(now, push, job)
+            self._store_job(now, push, job, keep_artifacts=old)
 
-    def store_artifacts(self, project: str, artifacts: Any) -> None:
-        """Take a whole body of artifacts, or nothing of it; each is for a job that is there, even a completed one.
-
-        Raises SubmissionError.
-        """
-        found: list[tuple[Job, dict[str, Any]]] = []
-        for position, artifact in enumerate(_list("the body", artifacts)):
-            where = f"[{position}]"
-            _keys(where, artifact, {"type", "name", "blob", "job_guid"})
-            _texts(where, artifact, _ARTIFACT_TEXTS)
-            job = self.jobs.get((project, artifact["job_guid"]))
-            if job is None:
-                raise SubmissionError(f"{where}.job_guid {artifact['job_guid']!r} is no job of {project!r}")
-            found.append((job, artifact))
-        for job, artifact in found:
-            job.artifacts[artifact["name"]] = artifact
-
-    def _store_job(self, now: float, push: Push, body: dict[str, Any]) -> None:
+    def _store_job(self, now: float, push: Push, body: dict[str, Any], *, keep_artifacts: bool) -> None:
         key = push.project, body["job_guid"]
         job = self.jobs.get(key)
         if job is None:
             self._job_count += 1
             job = self.jobs[key] = Job(self._job_count, push, body, [(now, body["state"], body["result"], "stored")])
             push.jobs.append(job)
-            return
-        before = job.body["state"]
-        stays = before == "completed" or (before == "running" and body["state"] == "pending")
-        if not stays:
+        else:
+            before = job.body["state"]
+            stays = before == "completed" or (before == "running" and body["state"] == "pending")
+            job.history.append((now, body["state"], body["result"], "ignored" if stays else "updated"))
+            if stays:
+                return
             job.body = body
-        job.history.append((now, body["state"], body["result"], "ignored" if stays else "updated"))
+        for artifact in body.get("artifacts", []):
+            if not (keep_artifacts and artifact["name"] in job.artifacts):
+                job.artifacts[artifact["name"]] = artifact
 
 
 def revision_hash(revisions: list[dict[str, Any]]) -> str:

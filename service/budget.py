@@ -14,12 +14,15 @@ ANY_RATE = 1_000_000.0
 """Requests a second of a budget that is none."""
 
 
-def jobs_budget(environment: Environment) -> tuple[str, float]:
-    """The bucket that every request with jobs is taken from, and its rate: a credential has one at each Treeherder."""
+def jobs_budget(environment: Environment, longest_delay: timedelta) -> tuple[str, float]:
+    """Return the bucket that every request with jobs is taken from, and its rate in requests a second.
+
+    A credential has one at each Treeherder. A request may be made `longest_delay` after it was taken from the bucket.
+    """
     client = environment.client_id if environment.jobs == "rest" else "pulse"
     limit = environment.jobs_per_minute if environment.jobs == "rest" else 0
-    # the bucket may be full at the start of a minute: what is in it counts for that minute too
-    rate = limit / 60 * (1 - 1 / 61) if limit else ANY_RATE
+    # at the start of a minute the bucket may hold a second's worth, and requests may be late: they count for it too
+    rate = limit / (60 + 1 + longest_delay.total_seconds()) if limit else ANY_RATE
     return f"jobs {urlsplit(str(environment.url)).netloc} {client}", rate
 
 

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import exc
 
 from service import work
-from service.budget import blocked_for, burst, jobs_budget, refilled
+from service.budget import blocked_for, jobs_budget, refilled
 from service.database import check_clock, clock_usable, now
 from service.flow import heal, settle
 from service.flow.deliver import Delivered, Deliverer
@@ -24,6 +24,9 @@ log = structlog.get_logger()
 
 _DATABASE_AWAY = (exc.InterfaceError, exc.OperationalError, exc.TimeoutError, OSError)
 """Errors that are no fault of a report's."""
+
+IN_HAND = 5
+"""Batches under way for each request that may be: those beyond it wait for what Taskcluster knows of their tasks."""
 
 RETRY = 1.0
 """Seconds until the next attempt after an error of our own, or of the database."""
@@ -115,10 +118,8 @@ class Desk:
         self._deliverer = Deliverer(parts, environment)
         self._served: dict[str, float] = {}  # lane -> when it was last, by time.monotonic()
         self._last: dict[str, str] = {}  # lane -> the share that was served last
-        self._links_at = time.monotonic()  # when links last had a request
-        self._links: asyncio.Task[None] | None = None  # the last batch of them
         self._running: dict[asyncio.Task[None], list[JobReport]] = {}
-        self._budget, self._rate = jobs_budget(self._environment)
+        self._budget, self._rate = jobs_budget(self._environment, self._settings.links_wait)
 
     def held(self) -> list[JobReport]:
         """The reports under way."""
@@ -126,7 +127,8 @@ class Desk:
 
     async def serve(self) -> float:
         """Start on the batch that is due next; for how many seconds there is none to look for."""
-        if len(self._running) >= self._settings.at_a_time:
+        at_a_time = self._settings.at_a_time
+        while len(self._running) >= IN_HAND * at_a_time or self._deliverer.sending >= at_a_time:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         async with self._parts.database.reading() as session:
             await check_clock(session)
@@ -146,7 +148,7 @@ class Desk:
             return pause
         async with self._parts.database.writing() as session:
             bucket = await refilled(session, self._budget, now(), self._rate)
-            pause = self._wait(bucket, only_links=all(each.startswith("links ") for each in lanes))
+            pause = self._wait(bucket)
             if pause > 0:
                 return pause
             lease = self._parts.settings.work.lease
@@ -162,52 +164,36 @@ class Desk:
             if reports:
                 bucket.tokens -= 1
         self._served[lane] = time.monotonic()
-        if lane.startswith("links "):
-            self._links_at = time.monotonic()
         if reports:
             self._last[lane] = reports[-1].share
             task = asyncio.create_task(self._deliver(lane, reports), context=contextvars.Context())
             self._running[task] = reports
-            if lane.startswith("links "):
-                self._links = task
             task.add_done_callback(self._ended)
         return 0
 
     def _next(self, lanes: dict[str, int]) -> tuple[str | None, float]:
-        """The lane whose turn it is, and if there is none, when to look again.
-
-        Jobs go before links. While jobs keep coming, links get a request now and then, and one of the connections at
-        most, so that they are late but come.
-        """
+        """The lane whose turn it is, and if there is none, when to look again."""
         at = time.monotonic()
         turn, gather = self._settings.turn.total_seconds(), self._settings.gather.total_seconds()
-        jobs = {lane: count for lane, count in lanes.items() if lane.startswith("job ")}
         waited = {lane: at - self._served.get(lane, 0) for lane in lanes}
-        ready = [lane for lane, count in jobs.items() if count >= self._settings.batch or waited[lane] >= gather]
-        links = [lane for lane in lanes if lane not in jobs and waited[lane] >= gather]
-        aged = at - self._links_at >= self._settings.links_turn.total_seconds()
-        if links and (not jobs or (aged and (self._links is None or self._links.done()))):
-            return max(links, key=lambda lane: waited[lane]), 0
+        ready = [lane for lane, count in lanes.items() if count >= self._settings.batch or waited[lane] >= gather]
         if ready:
             starving = [lane for lane in ready if waited[lane] >= turn]
             if starving:
                 return max(starving, key=lambda lane: waited[lane]), 0
-            return max(ready, key=lambda lane: jobs[lane]), 0
-        if jobs:
-            return None, gather - max(waited[lane] for lane in jobs)
+            return max(ready, key=lambda lane: lanes[lane]), 0
+        if lanes:
+            return None, gather - max(waited[lane] for lane in lanes)
         return None, self._settings.idle.total_seconds()
 
-    def _wait(self, bucket: Budget, *, only_links: bool) -> float:
-        """Seconds until a request may be made. Links alone leave some of the budget to the jobs that may come."""
-        at = now()
-        if blocked := blocked_for(bucket, at, self._parts.settings.work.longest_wait):
+    def _wait(self, bucket: Budget) -> float:
+        """Seconds until a request may be made."""
+        if blocked := blocked_for(bucket, now(), self._parts.settings.work.longest_wait):
             return min(blocked.total_seconds(), 1.0)  # it may be lifted
-        needed = max(1.0, burst(self._rate) * 2 / 3) if only_links else 1.0
-        return max(0.0, (needed - bucket.tokens) / self._rate)
+        return max(0.0, (1.0 - bucket.tokens) / self._rate)
 
     async def _deliver(self, lane: str, reports: list[JobReport]) -> None:
-        deliver = self._deliverer.links if lane.startswith("links ") else self._deliverer.jobs
-        done = await self._unbroken(deliver, reports)
+        done = await self._unbroken(reports)
         async with self._parts.database.writing() as session:
             if done.requests != 1 or done.pause is not None:
                 bucket = await refilled(session, self._budget, now(), self._rate)
@@ -218,25 +204,23 @@ class Desk:
             await settle.settle(session, done.outcomes)
         log.info("jobs-reported", lane=lane, reports=len(reports), requests=done.requests)
 
-    async def _unbroken(
-        self, deliver: Callable[[list[JobReport]], Awaitable[Delivered]], reports: list[JobReport]
-    ) -> Delivered:
+    async def _unbroken(self, reports: list[JobReport]) -> Delivered:
         """Deliver; what breaks is halved until the report that a bug trips over stands alone, and is tried again."""
         try:
-            return await deliver(reports)
+            return await self._deliverer.jobs(reports)
         except Exception as error:
             log.exception("delivery-broke", environment=self._prefix, reports=len(reports))
             if len(reports) == 1 or isinstance(error, _DATABASE_AWAY):
                 reason = f"internal error: {type(error).__name__}; the log has more"
                 return Delivered([self._deliverer.later(report, reason) for report in reports], requests=1)
         middle = len(reports) // 2
-        done = await self._unbroken(deliver, reports[:middle])
+        done = await self._unbroken(reports[:middle])
         if done.pause is not None:
             rest = [
                 self._deliverer.later(report, "left alone with the others", done.pause) for report in reports[middle:]
             ]
             return Delivered([*done.outcomes, *rest], done.requests + 1, done.pause)
-        more = await self._unbroken(deliver, reports[middle:])
+        more = await self._unbroken(reports[middle:])
         return Delivered([*done.outcomes, *more.outcomes], done.requests + more.requests + 1, more.pause)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -177,8 +177,9 @@ class ReportSettings(Strict):
     at_a_time: int = Field(2, ge=1, description="requests under way to one Treeherder, from one process")
     turn: Duration = Field(timedelta(seconds=1), description="no project waits longer while the budget allows")
     gather: Duration = Field(timedelta(seconds=0.1), description="a project with less than a batch waits so long")
-    links_turn: Duration = Field(
-        timedelta(seconds=5), description="links to artifacts get a request so often while jobs keep coming"
+    links_wait: Duration = Field(
+        timedelta(seconds=2),
+        description="how long Taskcluster may take to list what ended runs have uploaded; then jobs go without links",
     )
     idle: Duration = Field(timedelta(seconds=0.25), description="between two looks for what others stored")
     max_pause: Duration = Field(timedelta(minutes=1), description="between two attempts at a Treeherder that is away")

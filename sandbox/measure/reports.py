@@ -61,6 +61,8 @@ class Load:
             if 0 <= number - apart < runs:
                 self.tc.queue.claim_task(ids[number - apart], 0, WORKER)
             if 0 <= number - 2 * apart < runs:
+                for name in ("public/logs/live_backing.log", "public/test_info/x_errorsummary.log"):
+                    self.tc.artifacts.store(ids[number - 2 * apart], 0, name, b"x")
                 self.tc.queue.report_completed(ids[number - 2 * apart], 0)
             yield from self._messages
             self._messages.clear()
@@ -141,7 +143,6 @@ def system(
             "client_id": hawk["id"],
             "secret": hawk["key"],
             "jobs_per_minute": limit,
-            "artifact_links": False,
         }
         settings: dict[str, Any] = {
             "TC_TREEHERDER_TASKCLUSTER__ROOT_URL": taskcluster_url,

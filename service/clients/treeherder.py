@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 import httpx
@@ -23,6 +23,13 @@ MAX_ANSWER = 8 * 1024 * 1024
 """Bytes of one answer: a list of one push, or a few words."""
 
 
+class FoundPush(NamedTuple):
+    """A push that a Treeherder has; those since 2017-08 may tell no hash."""
+
+    revision: str
+    revision_hash: str | None
+
+
 class Treeherder(Protocol):
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
         """Store a resultset; again the same one is no harm. Raises Refusal when it will never be taken."""
@@ -36,8 +43,8 @@ class Treeherder(Protocol):
         Raises Refusal with status 404 where this Treeherder has no such call.
         """
 
-    async def tip_of(self, project: str, revision: str | None, revision_hash: str | None) -> str | None:
-        """The tip of the push with that tip, or without one with that hash; None when it is not there."""
+    async def find_push(self, project: str, revision: str | None, revision_hash: str | None) -> FoundPush | None:
+        """Return the push with that tip, or without one with that hash; None when it is not there."""
 
 
 class RestTreeherder:
@@ -77,16 +84,31 @@ class RestTreeherder:
                 raise Refusal("treeherder", str(error), 404) from None
             raise
 
-    async def tip_of(self, project: str, revision: str | None, revision_hash: str | None) -> str | None:
-        kind = "push" if revision else "resultset"
+    async def find_push(self, project: str, revision: str | None, revision_hash: str | None) -> FoundPush | None:
         asked = {"revision": revision} if revision else {"revision_hash": revision_hash or ""}
-        url = self._of(project, kind)
+        try:
+            pushes = await self._pushes(self._of(project, "resultset"), asked)
+        except Unavailable as error:
+            if error.status != 404 or not revision:
+                raise
+            try:  # a Treeherder that takes no resultsets any more; or it has no such project
+                pushes = await self._pushes(self._of(project, "push"), asked)
+            except Unavailable as also:
+                if also.status != 404:
+                    raise
+                raise Unavailable("treeherder", f"{error}; {also}", status=404) from None
+        if not revision:  # those that do not know the parameter list their newest pushes
+            pushes = [push for push in pushes if push.revision_hash == revision_hash]
+        same = [push for push in pushes if push.revision == revision]  # others have it among their changesets
+        return next(iter(same or pushes), None)
+
+    async def _pushes(self, url: str, asked: dict[str, str]) -> list[FoundPush]:
         body = await self._send("GET", url, params=asked, headers=_ACCEPT)
         try:
-            found = json.loads(body)["results"]
-            if not isinstance(found, list):
-                raise TypeError(found)
-            return str(found[0].get("revision") or revision or revision_hash) if found else None
+            pushes = json.loads(body)["results"]
+            if not isinstance(pushes, list):
+                raise TypeError(pushes)
+            return [_found(push, asked.get("revision")) for push in pushes]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Unavailable("treeherder", f"{url} answers no list of pushes: {_text(body)[:80]!r}") from None
 
@@ -128,6 +150,14 @@ class RestTreeherder:
             # mended by an operator: credentials there, the project added to Treeherder, the url in the settings
             raise Unavailable("treeherder", answer, _retry_after(response), status)
         raise Refusal("treeherder", answer, status)
+
+
+def _found(push: dict[str, Any], asked: str | None) -> FoundPush:
+    """Return a push of a list; the tip is the one asked for where only its first digits are told, as until 2016."""
+    tip, revision_hash = push.get("revision"), push.get("revision_hash")
+    if asked and (not tip or asked.startswith(str(tip))):
+        tip = asked
+    return FoundPush(str(tip or revision_hash), str(revision_hash) if revision_hash else None)
 
 
 def _detail(body: bytes | bytearray) -> str:

@@ -1,7 +1,8 @@
 """Job reports become Treeherder jobs, in bulk: a batch of one project for one Treeherder.
 
 Before a job goes out, the definition of its task is fetched (many in one call, remembered), and its push must be there:
-a 200 alone proves nothing, for some installations drop jobs of unknown pushes silently. What is refused is split
+a 200 alone proves nothing, for some installations drop jobs of unknown pushes silently. What an ended run has uploaded
+is asked for too, but not for long: a completed job goes out once, with its links or without. What is refused is split
 until the bad job stands alone; the others go through.
 """
 
@@ -9,7 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any, Generic, TypeVar
@@ -18,7 +19,7 @@ import structlog
 from sqlmodel import col, or_, select
 
 from service.clients.pulse import JOBS
-from service.clients.taskcluster import Queue
+from service.clients.treeherder import FoundPush
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow import jobs
@@ -39,10 +40,10 @@ WELL = 60.0
 """Seconds since Treeherder last took jobs, after which nothing is known of how it is."""
 
 BELIEVED = 3
-"""Answers in a row that there is no such task, or no such call, until it is so and not of the moment."""
+"""Answers in a row that there is no such task until it is so and not of the moment."""
 
-CALL_AGAIN = 600.0
-"""Seconds for which links go with the job, in a project for whose artifacts Treeherder has no call."""
+LISTS = 40
+"""Lists of artifacts that are asked for at a time; the session has a hundred connections for all calls to the queue."""
 
 ASK_AGAIN = 2.0
 """Seconds for which Treeherder is not asked again for a push that it did not know."""
@@ -78,7 +79,6 @@ class End(Enum):
     """How the delivery of a report ended."""
 
     DONE = auto()
-    LINKS = auto()  # done; links to its artifacts are to follow
     SKIPPED = auto()
     LATER = auto()
     BURIED = auto()
@@ -102,6 +102,7 @@ class Delivered:
     outcomes: list[Outcome]
     requests: int = 0
     pause: timedelta | None = None
+    began: float = field(default_factory=time.monotonic)
 
 
 PushKey = tuple[str, str | None, str | None]
@@ -139,12 +140,16 @@ class Deliverer:
         self._settings = parts.settings.reports
         self._root = parts.settings.taskcluster.root
         self._facts: Recent[str, Facts | str] = Recent(self._settings.definitions)
-        self._tips: Recent[PushKey, str] = Recent(5_000)
+        self._known: Recent[PushKey, FoundPush] = Recent(5_000)
         self._unknown: Recent[PushKey, float] = Recent(5_000)
         self._suspects: Recent[int, tuple[int, float]] = Recent(5_000)  # how often answered 500 alone, and when last
         self._failures = 0
         self._took_at = float("-inf")
-        self._without_call: dict[str, tuple[int, float]] = {}  # project -> how often 404 in a row, and when last
+        self._lists = asyncio.Semaphore(LISTS)
+        self._requests = asyncio.Semaphore(self._settings.at_a_time)
+        self.sending = 0  # batches that are ready, and posted or about to be
+        self._away_at = float("-inf")  # when Treeherder was last away, by time.monotonic()
+        self._away_why, self._away_pause = "", timedelta()
         self._no_task: Recent[str, int] = Recent(5_000)  # how often Taskcluster had no such task
 
     async def jobs(self, reports: list[JobReport]) -> Delivered:
@@ -160,70 +165,36 @@ class Deliverer:
             else:
                 rest.append(report)
         ready = await self._ready(rest, done)
+        artifacts = await self._artifacts([report for report, _, _ in ready])
         items: list[Item] = []
-        for report, facts, tip in ready:
+        for report, facts, push in ready:
+            links = jobs.artifact_links(report, self._root, artifacts.get(report.id or 0, []))
             try:
-                items.append((report, self._job(report, facts, tip)))
+                items.append((report, self._job(report, facts, push, links)))
             except UnusableError as error:
                 done.outcomes.append(Outcome(report, End.SKIPPED, str(error)))
         if items:
             # so that many bad ones together never keep a good one from being tried
             items.sort(key=lambda item: self._suspects.get(item[0].id or 0) is not None)
-            await self._send(items[0][0].project, items, done)
-        return done
-
-    async def links(self, reports: list[JobReport]) -> Delivered:
-        """Add links to what these finished runs have uploaded."""
-        done = Delivered([])
-        found: list[tuple[JobReport, list[dict[str, str]]]] = []
-        for report, artifacts in await self._artifacts(reports, done):
-            links = jobs.artifact_links(report, self._root, artifacts)
-            if links:
-                found.append((report, links))
-            else:
-                done.outcomes.append(Outcome(report, End.DONE))
-        if found and self._environment.jobs == "rest" and self._takes_artifacts(found[0][0].project):
-            items: list[Item] = [(report, self._job_info(report, links)) for report, links in found]
-            treeherder = self._parts.treeherders[self._prefix]
+            self.sending += 1
             try:
-                await self._split(items, lambda each: treeherder.post_artifacts(found[0][0].project, each), done)
-                self._without_call.pop(found[0][0].project, None)
-                return done
-            except Refusal as refusal:
-                project = found[0][0].project
-                times, _ = self._without_call.get(project, (0, 0))
-                self._without_call[project] = times + 1, time.monotonic()
-                told = {outcome.report.id for outcome in done.outcomes}
-                found = [(report, links) for report, links in found if report.id not in told]
-                if self._takes_artifacts(project):
-                    done.outcomes += [self.later(report, str(refusal)) for report, _ in found]
-                    return done
-                log.info("artifacts-go-with-jobs", environment=self._prefix, project=project, why=str(refusal))
-        if found:
-            links_of = {report.id: links for report, links in found}
-            ready = await self._ready([report for report, _ in found], done)
-            again: list[Item] = []
-            for report, facts, tip in ready:
-                try:
-                    again.append((report, self._job(report, facts, tip, links_of[report.id])))
-                except UnusableError as error:
-                    done.outcomes.append(Outcome(report, End.BURIED, str(error)))
-            if again:
-                await self._send(again[0][0].project, again, done)
+                async with self._requests:
+                    if self._away_at >= done.began:  # it went away while this batch was made ready
+                        why, pause = self._away_why, self._away_pause
+                        done.outcomes += [self.later(report, why, pause) for report, _ in items]
+                    else:
+                        await self._send(items[0][0].project, items, done)
+            finally:
+                self.sending -= 1
         return done
-
-    def _takes_artifacts(self, project: str) -> bool:
-        """Whether links are posted by themselves; a 404 may be of this project alone, or of a moment."""
-        times, at = self._without_call.get(project, (0, 0.0))
-        return times < BELIEVED or time.monotonic() - at >= CALL_AGAIN
 
     # --- what is needed to know ----------------------------------------------------------------------------------
 
-    async def _ready(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, Facts, str]]:
-        """Those that can be sent, with the facts of their task and the tip of their push."""
+    async def _ready(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, Facts, FoundPush]]:
+        """Those that can be sent, with the facts of their task and their push."""
         known = await self._definitions(reports, done)
-        tips = await self._pushes([report for report, _ in known], done)
-        return [(report, facts, tips[_push(report)]) for report, facts in known if _push(report) in tips]
+        pushes = await self._pushes([report for report, _ in known], done)
+        return [(report, facts, pushes[_push(report)]) for report, facts in known if _push(report) in pushes]
 
     async def _definitions(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, Facts]]:
         missing = {report.task_id for report in reports if self._facts.get(report.task_id) is None}
@@ -268,30 +239,30 @@ class Deliverer:
             return f"its platform {platform} is none of the platforms configured for {self._prefix}"
         return facts
 
-    async def _pushes(self, reports: list[JobReport], done: Delivered) -> dict[PushKey, str]:
-        """The tips of the pushes that are there."""
+    async def _pushes(self, reports: list[JobReport], done: Delivered) -> dict[PushKey, FoundPush]:
+        """The pushes that are there."""
         wanted = {_push(report) for report in reports}
-        tips = {push: tip for push in wanted if (tip := self._tips.get(push))}
-        missing = wanted - tips.keys()
+        pushes = {key: push for key in wanted if (push := self._known.get(key))}
+        missing = wanted - pushes.keys()
         lacking: dict[PushKey, _Lacking] = {}
         if missing:
             own = await self._own(missing)
-            for push in sorted(missing, key=str):
-                found = await self._look(push, own, done)
+            for key in sorted(missing, key=str):
+                found = await self._look(key, own, done)
                 if isinstance(found, _Lacking):
-                    lacking[push] = found
+                    lacking[key] = found
                 else:
-                    tips[push] = found
-                    self._tips.put(push, found)
-        done.outcomes += [lacking[push].outcome(report) for report in reports if (push := _push(report)) in lacking]
-        return tips
+                    pushes[key] = found
+                    self._known.put(key, found)
+        done.outcomes += [lacking[key].outcome(report) for report in reports if (key := _push(report)) in lacking]
+        return pushes
 
-    async def _look(self, push: PushKey, own: list[OwnPush], done: Delivered) -> "str | _Lacking":
-        """The push's tip, or why its jobs cannot be posted."""
+    async def _look(self, push: PushKey, own: list[OwnPush], done: Delivered) -> "FoundPush | _Lacking":
+        """The push, or why its jobs cannot be posted."""
         if done.pause is not None:
             return _Lacking(self.later, "Treeherder cannot be asked for its push now")
         try:
-            return await self._find(push, own)
+            return await self._find(push, own, done)
         except (Unavailable, Refusal) as error:
             if error.status == 404:  # it has no such project, so none of its pushes
                 return _Lacking(self._until_push, str(error))
@@ -323,7 +294,7 @@ class Deliverer:
         async with self._parts.database.reading() as session:
             return list(await session.exec(query))  # type: ignore[arg-type]  # of a join that may find no step
 
-    async def _find(self, push: PushKey, own: list[OwnPush]) -> "str | _Lacking":
+    async def _find(self, push: PushKey, own: list[OwnPush], done: Delivered) -> "FoundPush | _Lacking":
         project, revision, revision_hash = push
         ours = [
             (hash_, tip, state)
@@ -333,59 +304,66 @@ class Deliverer:
         if revision and revision_hash and ours and all(hash_ != revision_hash for hash_, _, _ in ours):
             return _Lacking(_skip, f"its routes disagree: {revision} is the push {ours[0][0]}, not {revision_hash}")
         tip = (ours[0][1] if ours else None) or revision or revision_hash or ""
+        known = FoundPush(tip, ours[0][0] if ours else revision_hash)
         states = {state for _, _, state in ours}
         if State.PENDING in states and State.DONE not in states:
             reason = f"push {tip} of {project} is not in Treeherder yet: we are about to create it"
             return _Lacking(self.later, reason)
         if self._environment.jobs == "pulse":
-            return tip  # whoever reads them knows best what to do with jobs that come early
+            return known  # whoever reads them knows best what to do with jobs that come early
         if State.DONE in states and self._environment.pushes == "rest":
-            return tip
-        return await self._ask(push)
+            return known
+        async with self._requests:
+            if self._away_at >= done.began:
+                done.pause = self._away_pause
+                return _Lacking(self.later, self._away_why)
+            return await self._ask(push)
 
-    async def _ask(self, push: PushKey) -> "str | _Lacking":
+    async def _ask(self, push: PushKey) -> "FoundPush | _Lacking":
         project, revision, revision_hash = push
         unknown = _Lacking(self._until_push, f"Treeherder has no push {revision or revision_hash} of {project}")
         asked_at = self._unknown.get(push)
         if asked_at is not None and time.monotonic() - asked_at < ASK_AGAIN:
             return unknown
-        found = await self._parts.treeherders[self._prefix].tip_of(project, revision, revision_hash)
+        found = await self._parts.treeherders[self._prefix].find_push(project, revision, revision_hash)
         if found is None:
             self._unknown.put(push, time.monotonic())
             return unknown
         return found
 
-    async def _artifacts(
-        self, reports: list[JobReport], done: Delivered
-    ) -> list[tuple[JobReport, list[dict[str, Any]]]]:
-        connections = asyncio.Semaphore(self._parts.settings.taskcluster.connections)
-        queue: Queue = self._parts.queue
+    async def _artifacts(self, reports: list[JobReport]) -> dict[int, list[dict[str, Any]]]:
+        """Return what the ended ones of these runs have uploaded, by report, as far as Taskcluster lists it in time."""
+        ended = [report for report in reports if report.stage >= Stage.RESOLVED and "started" in report.run]
+        if not self._environment.artifact_links:
+            return {}
+        artifacts: dict[int, list[dict[str, Any]]] = {}
 
-        async def one(report: JobReport) -> tuple[JobReport, list[dict[str, Any]]] | None:
-            async with connections:
+        async def ask(report: JobReport) -> None:
+            async with self._lists:
                 try:
-                    return report, await queue.artifacts(report.task_id, report.run_id)
+                    artifacts[report.id or 0] = await self._parts.queue.artifacts(report.task_id, report.run_id)
                 except (Unavailable, Refusal) as error:
-                    done.outcomes.append(self.later(report, str(error)))
-                    return None
+                    why = str(error)
+                    log.info("links-left-out", task_id=report.task_id, run_id=report.run_id, why=why)
 
-        return [found for found in await asyncio.gather(*map(one, reports)) if found]
+        seconds = self._settings.links_wait.total_seconds()
+        try:
+            async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+                for report in ended:
+                    group.create_task(ask(report))
+        except TimeoutError:
+            missing = len(ended) - len(artifacts)
+            why = f"Taskcluster lists the artifacts of {missing} runs later than within {seconds:g} s"
+            log.warning("links-left-out", environment=self._prefix, runs=missing, why=why)
+        return artifacts
 
     # --- sending -------------------------------------------------------------------------------------------------
 
-    def _job(
-        self, report: JobReport, facts: Facts, tip: str, links: list[dict[str, str]] | None = None
-    ) -> dict[str, Any]:
-        environment = self._environment
+    def _job(self, report: JobReport, facts: Facts, push: FoundPush, links: list[dict[str, str]]) -> dict[str, Any]:
+        environment, root = self._environment, self._root
         if environment.jobs == "rest":
-            return jobs.rest_entry(report, facts, self._root, environment.log, tip, links)
-        return jobs.pulse_message(
-            report, facts, self._root, environment.log, tip, links, schema=environment.jobs_schema
-        )
-
-    def _job_info(self, report: JobReport, links: list[dict[str, str]]) -> dict[str, str]:
-        guid = jobs.job_guid(report.task_id, report.run_id)
-        return jobs.job_info(guid, [jobs.task_link(report, self._root), *links])
+            return jobs.rest_entry(report, facts, root, environment.log, push, links)
+        return jobs.pulse_message(report, facts, root, environment.log, push, links, schema=environment.jobs_schema)
 
     async def _send(self, project: str, items: list[Item], done: Delivered) -> None:
         if self._environment.jobs == "rest":
@@ -405,17 +383,14 @@ class Deliverer:
         )
         for (report, _), error in zip(items, sent, strict=True):
             if error is None:
-                done.outcomes.append(self._sent(report))
+                done.outcomes.append(Outcome(report, End.DONE))
             elif isinstance(error, Unavailable):
                 done.outcomes.append(self.later(report, str(error)))
             else:
                 raise error
 
     async def _split(self, items: list[Item], post: Post, done: Delivered) -> None:
-        """Post `items` together; what is refused is halved until the bad one stands alone.
-
-        Raises the Refusal of all when there is no such call (404).
-        """
+        """Post `items` together; what is refused is halved until the bad one stands alone."""
         # depth first: so a good job goes out, or a bad one stands alone, after as many requests as there are halvings
         waiting = deque([items])
         alone: list[tuple[Item, str]] = []  # answered 500, each by itself
@@ -426,8 +401,6 @@ class Deliverer:
             try:
                 await post([each for _, each in chunk])
             except Refusal as refusal:
-                if refusal.status == 404:
-                    raise
                 if not _halved(chunk, waiting):
                     done.outcomes.append(Outcome(chunk[0][0], End.BURIED, str(refusal)))
             except Unavailable as error:
@@ -441,7 +414,7 @@ class Deliverer:
                 alone.append((chunk[0], str(error)))
             else:
                 in_a_row, self._failures, self._took_at = 0, 0, time.monotonic()
-                done.outcomes += [self._sent(report) for report, _ in chunk]
+                done.outcomes += [Outcome(report, End.DONE) for report, _ in chunk]
         done.outcomes += [self._suspected(report, reason) for (report, _), reason in alone]
 
     def _suspected(self, report: JobReport, reason: str) -> Outcome:
@@ -466,16 +439,9 @@ class Deliverer:
         """How long to leave a Treeherder alone that is away, or has had enough."""
         self._failures += 1
         pause = timedelta(seconds=min(2.0 ** min(self._failures - 1, 20), self._settings.max_pause.total_seconds()))
-        return min(max(pause, error.retry_after or timedelta()), self._parts.settings.work.longest_wait)
-
-    def _sent(self, report: JobReport) -> Outcome:
-        more = (
-            self._environment.artifact_links
-            and report.stage >= Stage.RESOLVED
-            and report.delivered != report.stage
-            and "started" in report.run
-        )
-        return Outcome(report, End.LINKS if more else End.DONE)
+        pause = min(max(pause, error.retry_after or timedelta()), self._parts.settings.work.longest_wait)
+        self._away_at, self._away_why, self._away_pause = time.monotonic(), str(error), pause
+        return pause
 
     def later(self, report: JobReport, reason: str, wait: timedelta | None = None) -> Outcome:
         """Try again after `wait`, by default with backoff; bury it once it was tried for `work.give_up`."""

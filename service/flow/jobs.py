@@ -15,6 +15,7 @@ from urllib.parse import quote
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from service.clients.treeherder import FoundPush
 from service.door import problems_of
 from service.flow.definition import date
 from service.models import JobReport, Stage
@@ -239,7 +240,7 @@ def task_link(report: JobReport, root: str) -> dict[str, str]:
 
 
 def artifact_links(report: JobReport, root: str, artifacts: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    """Links to what a run has uploaded. Directories and what failed to upload are left out."""
+    """Return links to what a run has uploaded. Directories and what failed to upload are left out."""
     seen: dict[str, int] = {}
     links = []
     for artifact in artifacts:
@@ -263,6 +264,20 @@ def _numbered(name: str, number: int) -> str:
     return f"{stem}-{number}.{ending}" if dot and stem else f"{name}-{number}"
 
 
+def error_summaries(report: JobReport, links: Iterable[dict[str, str]]) -> list[str]:
+    """Return the addresses of the error summaries among these links, of which Treeherder reads failure lines."""
+    urls = []
+    for link in links:
+        if not link["value"].endswith(_ERROR_SUMMARY):
+            continue
+        if len(link["url"]) > MAX_URL:
+            why = f"longer than {MAX_URL} characters"
+            log.warning("log-left-out", task_id=report.task_id, url=link["url"], why=why)
+            continue
+        urls.append(link["url"])
+    return urls
+
+
 # --- Treeherder's REST submission ------------------------------------------------------------------------------------
 
 
@@ -273,9 +288,18 @@ def job_info(guid: str, links: list[dict[str, str]]) -> dict[str, str]:
 
 
 def rest_entry(
-    report: JobReport, facts: Facts, root: str, log_name: str, tip: str, links: list[dict[str, str]] | None = None
+    report: JobReport,
+    facts: Facts,
+    root: str,
+    log_name: str,
+    push: FoundPush,
+    links: list[dict[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """An entry of a bulk; `tip` is the push's revision. `links` are shown beside the one to the task."""
+    """Return an entry of a bulk. `links` are shown beside the one to the task.
+
+    A Treeherder before 2016-05 keeps the first artifact of each name, and none takes anything of a job that it knows as
+    completed: so a job has links once its run has ended, and all of them.
+    """
     state, result = state_of(report, facts.job_kind)
     run = report.run
     guid = job_guid(report.task_id, report.run_id)
@@ -299,17 +323,23 @@ def rest_entry(
         "option_collection": dict.fromkeys(facts.options, True),
         "tier": facts.tier,
         "log_references": [],
-        "artifacts": [job_info(guid, [task_link(report, root), *(links or [])])],
+        "artifacts": [],
+        # what the job's buttons go by, in a Treeherder since 2017-02
+        "taskcluster_task_id": report.task_id,
+        "taskcluster_retry_id": report.run_id,
     }
+    if report.stage >= Stage.RESOLVED:
+        job["artifacts"] = [job_info(guid, [task_link(report, root), *(links or [])])]
     if "started" in run:
         job["start_timestamp"] = run["started"]
     if ended := ended_at(report):
         job["end_timestamp"] = ended
-    if url := log_of(report, root):
-        job["log_references"] = [{"url": url, "name": log_name, "parse_status": "pending"}]
-    entry = {"project": report.project, "revision": tip, "superseded": [], "job": job}
-    if report.revision_hash:
-        entry["revision_hash"] = report.revision_hash
+    logs = [(log_name, url)] if (url := log_of(report, root)) else []
+    logs += [("errorsummary_json", url) for url in error_summaries(report, links or [])]
+    job["log_references"] = [{"url": url, "name": name, "parse_status": "pending"} for name, url in logs]
+    entry = {"project": report.project, "revision": push.revision, "superseded": [], "job": job}
+    if revision_hash := push.revision_hash or report.revision_hash:
+        entry["revision_hash"] = revision_hash  # without it, a Treeherder before 2016-03 drops the job
     return entry
 
 
@@ -381,7 +411,7 @@ class PulseJob(_PulseJob):
     productName: str = Field(min_length=1, max_length=125)  # noqa: N815 - likewise
     buildMachine: PulseMachine  # noqa: N815 - likewise
     runMachine: PulseMachine  # noqa: N815 - likewise
-    jobInfo: JobInfo  # noqa: N815 - likewise
+    jobInfo: JobInfo | None = None  # noqa: N815 - likewise
     logs: list[Log] = []
     version: Literal[1] = 1
 
@@ -394,7 +424,7 @@ def pulse_message(
     facts: Facts,
     root: str,
     log_name: str,
-    tip: str,
+    push: FoundPush,
     links: list[dict[str, str]] | None = None,
     *,
     schema: Literal["2015", "2026"] = "2015",
@@ -406,7 +436,7 @@ def pulse_message(
     state, result = state_of(report, facts.job_kind)
     if schema == "2015" and result == "retry":  # which it does not know: readers make it of `isRetried`
         result = result_of(report, facts.job_kind)
-    origin = {"project": report.project, "revision": tip}
+    origin = {"project": report.project, "revision": push.revision}
     run = report.run
     url = log_of(report, root)
 
@@ -423,7 +453,12 @@ def pulse_message(
     def linked(link: dict[str, str]) -> dict[str, str]:
         return {"url": link["url"], "linkText": link["value"][-125:], "label": link["title"]}
 
+    # readers make log references of links to error summaries by themselves
     all_links = [task_link(report, root), *(links or [])]
+    job_info = {
+        "summary": facts.description,
+        "links": [linked(link) for link in all_links if len(link["url"]) <= 512],
+    }
     try:
         message = PulseJob.model_validate(
             {
@@ -451,10 +486,7 @@ def pulse_message(
                 "productName": facts.product,
                 "buildMachine": machine(facts.build),
                 "runMachine": machine(facts.machine),
-                "jobInfo": {
-                    "summary": facts.description,
-                    "links": [linked(link) for link in all_links if len(link["url"]) <= 512],
-                },
+                "jobInfo": job_info if report.stage >= Stage.RESOLVED else None,
                 "logs": [{"url": url, "name": log_name}] if url else [],
             }
         )

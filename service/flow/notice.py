@@ -136,8 +136,8 @@ async def _post_job(parts: Parts, notice: Notice) -> str | None:
     entry = notice.body
     own = entry["revision"] or await _tip(parts, notice)
     # a Treeherder of that time answers 200 to jobs of a push that it does not know, and drops them
-    revision = await treeherder.tip_of(notice.key, own, entry["revision_hash"])
-    if revision is None:
+    push = await treeherder.find_push(notice.key, own, entry["revision_hash"])
+    if push is None:
         raise Unavailable(
             "treeherder", f"{notice.target} knows no push {own or entry['revision_hash']} of {notice.key}"
         )
@@ -151,7 +151,9 @@ async def _post_job(parts: Parts, notice: Notice) -> str | None:
         "end_timestamp": failure.ended,
         "artifacts": [{"type": "json", "name": "Job Info", "blob": json.dumps({"job_details": details})}],
     }
-    posted = {"project": entry["project"], "revision": revision, "superseded": [], "job": job}
+    posted = {"project": entry["project"], "revision": push.revision, "superseded": [], "job": job}
+    if push.revision_hash:  # without it, a Treeherder before 2016-03 drops the job
+        posted["revision_hash"] = push.revision_hash
     await _turn(parts, environment)
     await treeherder.post_jobs(notice.key, [posted])
     return None
@@ -189,7 +191,7 @@ async def _failure(parts: Parts, notice: Notice) -> _Failure | None:
 
 async def _turn(parts: Parts, environment: Environment) -> None:
     """Take a request of the credential's budget for jobs, and wait until it may be made. Raises Unavailable."""
-    name, rate = jobs_budget(environment)
+    name, rate = jobs_budget(environment, parts.settings.reports.links_wait)
     async with parts.database.writing() as session:
         at = now()
         bucket = await refilled(session, name, at, rate)

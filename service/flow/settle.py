@@ -26,11 +26,6 @@ _REPORT: Table = JobReport.__table__  # type: ignore[attr-defined]  # SQLModel d
 _R = _REPORT.c
 
 
-def links_lane(environment: str, project: str) -> str:
-    """Links to artifacts are work of their own, and wait until no job does."""
-    return f"links {environment} {project}"
-
-
 _AT, _AGAIN_AT = bindparam("at", type_=Utc), bindparam("again_at", type_=Utc)
 
 _LANES = distinct_of(_R.lane, "lanes", _R.due_at.is_not(None))
@@ -50,8 +45,7 @@ async def due(session: Session, environment: str, most: int) -> dict[str, tuple[
     """Return how many reports of each lane of this Treeherder are due, of more than `most` so many; and when its last
     one is."""
     lanes = await (await session.connection()).execute(_DUE, {"at": now(), "most": most})
-    ours = (f"job {environment} ", f"links {environment} ")
-    return {lane: (count, last) for lane, count, last in lanes if lane.startswith(ours)}
+    return {lane: (count, last) for lane, count, last in lanes if lane.startswith(f"job {environment} ")}
 
 
 def _held(**values: Any) -> Any:
@@ -83,17 +77,6 @@ _LAST = _held(
     due_at=None,
     state=State.DONE,
     done_at=_AT,
-)
-_LINKS = _held(
-    lease=_R.lease + 1,
-    holder=None,
-    delivered=bindparam("new_delivered"),
-    attempts=0,
-    error=None,
-    no_push_since=None,
-    lane=bindparam("new_lane"),
-    due_at=_AT,
-    since=_AT,
 )
 
 
@@ -130,7 +113,7 @@ async def settle(session: Session, outcomes: Sequence[Outcome]) -> None:
     writes: dict[Any, list[dict[str, Any]]] = {}
     for outcome in outcomes:
         statement, values = _write(outcome, at)
-        if outcome.end is End.BURIED and statement is _BURIED:
+        if outcome.end is End.BURIED:
             await _bury(session, outcome, values)
             continue
         writes.setdefault(statement, []).append(values)
@@ -139,8 +122,7 @@ async def settle(session: Session, outcomes: Sequence[Outcome]) -> None:
         await connection.execute(statement, rows)
     for outcome in outcomes:
         metrics.work_ended(outcome.report, outcome.end.name.lower())
-        told = outcome.end in {End.DONE, End.LINKS} and not outcome.report.lane.startswith("links ")
-        if told and outcome.report.heard_at > NEVER:
+        if outcome.end is End.DONE and outcome.report.heard_at > NEVER:
             metrics.job_reported(outcome.report.heard_at)
 
 
@@ -165,15 +147,10 @@ def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
     if outcome.end is End.SKIPPED:
         log.info("job-skipped", task_id=report.task_id, run_id=report.run_id, environment=report.environment, why=why)
         return _SKIPPED, {**values, "held_version": report.version, "why": why, "at": at}
-    if outcome.end is End.BURIED and report.delivered == report.stage:
-        # the job stands, only links to its artifacts are missing: nothing that a person must look at
-        log.warning("links-given-up", task_id=report.task_id, run_id=report.run_id, why=why)
-    elif outcome.end is End.BURIED:
+    if outcome.end is End.BURIED:
         return _BURIED, {**values, "held_version": report.version, "why": why, "at": at}
     values["new_delivered"] = int(report.stage)
     values["at"] = at
-    if outcome.end is End.LINKS:
-        return _LINKS, {**values, "new_lane": links_lane(report.environment, report.project)}
     return (_LAST, values) if ended else (_DONE, {**values, "held_version": report.version})
 
 

@@ -22,7 +22,7 @@ GUID = "037e6659-346e-426c-a3f3-cc8c9c81747c/0"
 HEADERS = {"User-Agent": "tc-treeherder/test", "Accept": "application/json; version=1.0"}
 RESULTSET = "/api/project/autoland/resultset/"
 JOBS = "/api/project/autoland/jobs/"
-ARTIFACTS = "/api/project/autoland/artifact/"
+PUSH = "/api/project/autoland/push/"
 
 
 class Treeherder(httpx.AsyncClient):
@@ -125,17 +125,60 @@ async def test_a_resultset_is_stored_once_however_often_it_is_posted(th: Treeher
     assert push["resultset"]["author"] == "bob@example.com"
 
 
-@pytest.mark.parametrize(
-    "query", [{"revision": REVISION}, {"revision_hash": resultset()["revision_hash"]}], ids=["revision", "hash"]
-)
-@pytest.mark.parametrize("view", ["push", "resultset"])
-async def test_a_push_is_found_by_revision_and_by_hash(th: Treeherder, view: str, query: dict[str, str]) -> None:
-    path = f"/api/project/autoland/{view}/"
-    assert (await th.get(path, params=query)).json()["results"] == []
+async def test_a_push_is_found_by_its_tip(th: Treeherder) -> None:
+    assert (await th.get(RESULTSET, params={"revision": REVISION})).json()["results"] == []
     await th.submit(RESULTSET, [resultset()])
-    (found,) = (await th.get(path, params=query)).json()["results"]
-    assert (found["revision"], found["revision_hash"]) == (REVISION, resultset()["revision_hash"])
-    assert (await th.get(path.replace("autoland", "try"), params=query)).json()["results"] == []
+    for year in (2015, 2016, 2017, "today"):
+        await th.behave(year=year)
+        path = RESULTSET if year != "today" else PUSH
+        (found,) = (await th.get(path, params={"revision": REVISION})).json()["results"]
+        assert found["revision"] == REVISION
+        assert found.get("revision_hash") == (None if year == "today" else resultset()["revision_hash"])
+        assert (await th.get(path.replace("autoland", "try"), params={"revision": REVISION})).json()["results"] == []
+        by_another = (await th.get(path, params={"revision": "1" * 40})).json()["results"]
+        assert len(by_another) == (0 if year == 2015 else 1), "any of its changesets, since 2016"
+
+
+async def test_a_push_is_found_by_its_hash_until_2016_and_later_the_newest_are_listed(th: Treeherder) -> None:
+    await th.submit(RESULTSET, [resultset()])
+    for year, pushes in ((2015, 0), (2016, 0), (2017, 1)):
+        await th.behave(year=year)
+        by_hash = {"revision_hash": resultset()["revision_hash"]}
+        assert len((await th.get(RESULTSET, params=by_hash)).json()["results"]) == 1
+        other = (await th.get(RESULTSET, params={"revision_hash": "0" * 40})).json()["results"]
+        assert len(other) == pushes
+
+
+async def test_what_each_year_has(th: Treeherder) -> None:
+    there = {}
+    for year in (2015, 2016, 2017, "today"):
+        await th.behave(year=year)
+        answers = {
+            "POST resultset": await th.submit(RESULTSET, []),
+            "POST jobs": await th.submit(JOBS, []),
+            "GET resultset": await th.get(RESULTSET, params={"revision": REVISION}),
+            "GET push": await th.get(PUSH, params={"revision": REVISION}),
+        }
+        there[year] = {call for call, answer in answers.items() if answer.status_code != 404}
+    submission = {"POST resultset", "POST jobs", "GET resultset"}
+    assert there == {2015: submission, 2016: submission, 2017: submission, "today": {"GET push"}}
+
+
+async def test_in_2015_jobs_need_a_hash_and_keep_their_first_artifacts(th: Treeherder) -> None:
+    await th.behave(year=2015)
+    await th.submit(RESULTSET, [resultset()])
+    assert (await th.submit(JOBS, [entry()])).status_code == 200
+    assert (await th.inside())["jobs"] == []
+    for year, shown in ((2015, "{}"), (2016, '{"job_details": []}')):
+        await th.delete("/__control__/data")
+        await th.behave(year=year)
+        await th.submit(RESULTSET, [resultset()])
+        for blob, changes in (("{}", RUNNING), ('{"job_details": []}', COMPLETED)):
+            artifact = {"type": "json", "name": "Job Info", "blob": blob}
+            sent = entry(**changes, artifacts=[artifact]) | {"revision_hash": resultset()["revision_hash"]}
+            assert (await th.submit(JOBS, [sent])).status_code == 200
+        (job,) = (await th.inside())["jobs"]
+        assert [artifact["blob"] for artifact in job["artifacts"]] == [shown]
 
 
 def with_revision(**changes: Any) -> dict[str, Any]:
@@ -234,24 +277,6 @@ async def test_a_completed_job_is_immutable_and_running_stays_running(th: Treehe
     assert await th.outcomes() == ["stored", "ignored", "updated", "ignored", "ignored"]
     (job,) = (await th.get(JOBS, params={"job_guid": GUID})).json()["results"]
     assert (job["state"], job["result"]) == ("completed", "success")
-
-
-async def test_a_completed_job_takes_artifacts_by_a_call_of_their_own(th: Treeherder) -> None:
-    artifact = {"job_guid": GUID, "type": "json", "name": "Job Info", "blob": "{}"}
-    assert (await th.submit(RESULTSET, [resultset()])).status_code == 200
-    early = await th.submit(ARTIFACTS, [artifact])
-    assert early.status_code == 400
-    assert GUID in early.json()["detail"]
-    done = {"state": "completed", "result": "success", "end_timestamp": 1561576500}
-    assert (await th.submit(JOBS, [entry(**done)])).status_code == 200
-    for blob in ("{}", '{"job_details": []}'):
-        assert (await th.submit(ARTIFACTS, [{**artifact, "blob": blob}])).status_code == 200
-    (job,) = (await th.inside(job_guid=GUID))["jobs"]
-    assert job["artifacts"] == [{**artifact, "blob": '{"job_details": []}'}]
-    for bad in ({**artifact, "blob": 1}, {"job_guid": GUID}):
-        assert (await th.submit(ARTIFACTS, [bad])).status_code == 400
-    await th.behave(artifact_call=False)
-    assert (await th.submit(ARTIFACTS, [artifact])).status_code == 404
 
 
 async def test_jobs_survive_that_their_resultset_is_posted_again(th: Treeherder) -> None:

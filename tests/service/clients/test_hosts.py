@@ -47,7 +47,7 @@ async def calls_of(url: str, exits: AsyncExitStack) -> dict[str, Call]:
         "queue cancel": lambda: queue.cancel_task(TASK, "a"),
         "auth": lambda: logins.check(Signed("GET", "/", "example.com", 443, "Hawk x")),
         "treeherder post": lambda: th.post_jobs("mc", [{}]),
-        "treeherder get": lambda: th.tip_of("mc", NODE, None),
+        "treeherder get": lambda: th.find_push("mc", NODE, None),
     }
 
 

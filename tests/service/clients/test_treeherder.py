@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from sandbox import treeherder
 from sandbox.treeherder_store import Repository, Store
-from service.clients.treeherder import RestTreeherder, hgpushes_message
+from service.clients.treeherder import FoundPush, RestTreeherder, hgpushes_message
 from service.errors import Refusal, Unavailable, UpstreamError
 from service.settings import Environment
 from tests.facts import fact
@@ -234,3 +234,43 @@ def test_the_message_has_the_form_of_hgpushes_v1() -> None:
     assert abs(datetime.fromisoformat(sent) - datetime.now(UTC)) < timedelta(minutes=1)
     del real["_meta"]["sent"]
     assert made == real
+
+
+# --- which push it has ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("year", treeherder.SUBMISSION)
+async def test_a_push_is_found_in_each_year_of_the_submission(
+    th: RestTreeherder, state: treeherder.State, year: Any
+) -> None:
+    state.behaviour.year = year
+    posted = resultset()
+    found = FoundPush(posted["revision"], posted["revision_hash"])
+    assert await th.find_push("mc", posted["revision"], None) is None
+    await th.post_resultset("mc", posted)
+    assert await th.find_push("mc", posted["revision"], None) == found
+    assert await th.find_push("mc", None, posted["revision_hash"]) == found
+    assert await th.find_push("mc", node("other"), None) is None
+    assert await th.find_push("mc", None, node("other")) is None, "whatever is listed instead"
+    assert state.counters["GET push 404"] == 0, "it is there, so nothing else is asked"
+
+
+async def test_a_push_is_found_in_todays(th: RestTreeherder, state: treeherder.State) -> None:
+    await th.post_resultset("mc", resultset())
+    state.behaviour.year = "today"
+    assert await th.find_push("mc", node(1), None) == FoundPush(node(1), None)
+    assert await th.find_push("mc", node("other"), None) is None
+    with pytest.raises(Unavailable, match="answers 404"):
+        await th.find_push("mc", None, resultset()["revision_hash"])
+    with pytest.raises(Unavailable, match="No project with name other") as unknown:
+        await th.find_push("other", node(1), None)
+    assert unknown.value.status == 404
+
+
+async def test_the_tip_of_a_push_that_has_the_revision_among_others(http: httpx.AsyncClient) -> None:
+    short = {"revision": node(1)[:12], "revision_hash": "h"}
+    pushes = [{"revision": node(2), "revision_hash": "g"}, short]
+    async with serving(answering(JSONResponse({"results": pushes}))) as url:
+        th = client_of(http, url)
+        assert await th.find_push("mc", node(3), None) == FoundPush(node(2), "g")
+        assert await th.find_push("mc", node(1), None) == FoundPush(node(1), "h"), "as it was asked for"

@@ -235,9 +235,9 @@ class Newsroom:
         raise AssertionError(f"no job of run {run_id} of {task_id}")
 
     def links(self, task_id: str, run_id: int = 0, prefix: str = PREFIX) -> list[tuple[str, str]]:
-        """(url, text) of the links that came after the job."""
+        """Return (url, text) of the links that are shown beside a job."""
         for (_, guid), job in self.th[prefix].store.jobs.items():
-            if (_slug(guid), guid.split("/")[1]) == (task_id, str(run_id)) and job.artifacts:
+            if (_slug(guid), guid.split("/")[1]) == (task_id, str(run_id)) and "Job Info" in job.artifacts:
                 details = json.loads(job.artifacts["Job Info"]["blob"])["job_details"]
                 return [(detail["url"], detail["value"]) for detail in details]
         return []

@@ -12,16 +12,17 @@ import pika
 import pytest
 from sqlmodel import select, update
 
+from sandbox.treeherder import SUBMISSION, Year
 from service import work
-from service.budget import burst
+from service.budget import burst, jobs_budget
 from service.database import now
-from service.flow import jobs
-from service.flow.deliver import ALONE, BELIEVED, CALL_AGAIN, Deliverer, End, Recent
-from service.flow.jobs import UnusableError, job_guid
+from service.flow.deliver import ALONE, BELIEVED, Deliverer, End, Recent
+from service.flow.jobs import job_guid
 from service.flow.push import store
 from service.flow.resultset import run as post_resultset
 from service.models import Budget, JobReport, Push, PushStep, State, StepKind
 from service.reporter import Desk, Reporter
+from service.settings import Environment
 from service.work import Hold, claim
 from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, newsroom, resultset, revision, route
 from tests.service.flow.test_jobs import check_pulse
@@ -201,29 +202,6 @@ async def test_a_report_that_a_bug_trips_over_stands_alone_and_is_given_up_in_th
     )
 
 
-async def test_links_that_make_a_job_unusable_are_given_up(
-    sqlite_room: Newsroom, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    room = sqlite_room
-    room.th[PREFIX].behaviour.artifact_call = False
-    make = jobs.rest_entry
-
-    def no_links(*facts: Any) -> dict[str, Any]:
-        if facts[-1] is not None:
-            raise UnusableError("too many links")
-        return make(*facts)
-
-    monkeypatch.setattr(jobs, "rest_entry", no_links)
-    task_id = room.create()
-    room.claim(task_id)
-    upload(room, task_id, "public/a.txt")
-    room.tc.queue.report_completed(task_id, 0)
-    await room.told()
-    assert room.jobs() == {f"{task_id}/0": ("completed", "success")}
-    assert {each.state for each in await room.reports()} == {State.DONE}
-    assert await room.letters() == []
-
-
 # --- away ------------------------------------------------------------------------------------------------------------
 
 
@@ -316,11 +294,11 @@ async def test_a_job_of_a_push_that_treeherder_does_not_know_waits_for_it(room: 
     assert f"no push {OTHER} of mc" in (report.error or "")
     room.th[PREFIX].store.store_resultsets("mc", [resultset("mc", OTHER)])
     await until(lambda: room.jobs() == {f"{task_id}/0": ("pending", "unknown")})
-    asked = room.th[PREFIX].counters["GET push 200"]
+    asked = room.th[PREFIX].counters["GET resultset 200"]
     room.end(task_id, "completed")
     await room.take_all()
     await until(lambda: room.jobs() == {f"{task_id}/0": ("completed", "success")})
-    assert room.th[PREFIX].counters["GET push 200"] == asked, "what is known is not asked again"
+    assert room.th[PREFIX].counters["GET resultset 200"] == asked, "what is known is not asked again"
     reporter.stop()
     await running
 
@@ -356,7 +334,7 @@ async def test_an_outage_does_not_count_for_the_hour(sqlite_url: str) -> None:
         await asyncio.sleep(0.5)
         assert await room.letters() == [], "nobody has said that there is no such push"
         room.th[PREFIX].behaviour.down = 0
-        await until(lambda: room.th[PREFIX].counters["GET push 200"] > 0)
+        await until(lambda: room.th[PREFIX].counters["GET resultset 200"] > 0)
         await asyncio.sleep(0.1)
         assert await room.letters() == [], "the hour has only begun"
         await asyncio.sleep(0.1)
@@ -430,7 +408,7 @@ async def test_a_job_of_our_own_push_waits_until_we_have_created_it(room: Newsro
     async with asyncio.timeout(10):
         while "about to create it" not in ((await room.reports())[0].error or ""):  # noqa: ASYNC110 - a row tells nobody
             await asyncio.sleep(0.01)
-    assert room.th[PREFIX].counters["GET push 200"] == 0, "nobody needs to be asked"
+    assert room.th[PREFIX].counters["GET resultset 200"] == 0, "nobody needs to be asked"
     await create_resultset(room)
     # it was to be tried again in an hour; the resultset makes it due
     await until(lambda: bool(room.jobs()))
@@ -458,6 +436,36 @@ async def test_routes_that_disagree_about_our_own_push_are_refused(sqlite_room: 
     assert revision_hash in (report.error or "")
 
 
+@pytest.mark.parametrize("unknown", ["drop", "error"])
+@pytest.mark.parametrize("year", SUBMISSION)
+async def test_each_year_of_the_submission_shows_our_pushes_and_those_of_others(
+    sqlite_room: Newsroom, year: Year, unknown: Any
+) -> None:
+    room = sqlite_room
+    behaviour = room.th[PREFIX].behaviour
+    behaviour.year, behaviour.unknown_push = year, unknown
+    tip, revision_hash = await own_push(room)
+    theirs = resultset("mc")["revision_hash"]
+    routes = [f"v2.mc.{tip}.1", f"v2.mc.{tip}.", f"mc.{revision_hash}", f"v2.mc.{revision('mc')}", f"mc.{theirs}"]
+    ids = [room.create(routes=[f"{PREFIX}.{each}"]) for each in routes]
+    await create_resultset(room)
+    await room.told()
+    for task_id in ids:
+        room.claim(task_id)
+    await room.told()
+    assert room.jobs() == {f"{task_id}/0": ("running", "unknown") for task_id in ids}
+    for task_id in ids:
+        upload(room, task_id, "public/a.txt")
+        room.tc.queue.report_completed(task_id, 0)
+    await room.told()
+    assert room.jobs() == {f"{task_id}/0": ("completed", "success") for task_id in ids}
+    assert room.th[PREFIX].store.dropped_jobs == 0
+    tips = {job.push.revision for job in room.th[PREFIX].store.jobs.values()}
+    assert tips == {tip, revision("mc")}
+    for task_id in ids:
+        assert [text for _, text in room.links(task_id)] == [task_id, "a.txt"]
+
+
 # --- links -----------------------------------------------------------------------------------------------------------
 
 
@@ -466,78 +474,110 @@ def upload(room: Newsroom, task_id: str, *names: str) -> None:
         room.tc.artifacts.store(task_id, 0, name, b"x")
 
 
-async def test_links_follow_the_colour(room: Newsroom) -> None:
+async def test_a_finished_run_is_posted_once_with_all_that_it_uploaded(room: Newsroom) -> None:
     task_id = room.create()
+    await room.told()
     room.claim(task_id)
-    upload(room, task_id, *(f"public/{n:04}.txt" for n in range(1_200)), "public/x/0001.txt")
-    room.tc.queue.report_completed(task_id, 0)
+    await room.told()
+    assert room.links(task_id) == [], "a Treeherder may keep the first links that it is told, and no others"
+    names = [f"public/{n:04}.txt" for n in range(1_200)]
+    upload(room, task_id, *names, "public/x/0001.txt", "public/test_info/mochitest_errorsummary.log")
+    room.tc.queue.report_failed(task_id, 0)
     await room.told()
     links = room.links(task_id)
-    assert links[0] == (f"{room.parts.settings.taskcluster.root}/tasks/{task_id}/runs/0", task_id)
-    assert len(links) == 1 + 1_201, "all pages"
-    assert ("0001-2.txt") in [text for _, text in links]
+    root = room.parts.settings.taskcluster.root
+    assert links[0] == (f"{root}/tasks/{task_id}/runs/0", task_id)
+    assert len(links) == 1 + 1_202, "all pages"
+    assert "0001-2.txt" in [text for _, text in links]
     assert room.tc.journal.calls["listArtifacts"] == 2
-    assert room.th[PREFIX].counters["POST artifact 200"] == 1
+    assert room.posts() == 3, "pending, running, and one that has it all"
+    job = room.job(task_id)
+    assert [log["name"] for log in job["log_references"]] == ["builds-4h", "errorsummary_json"]
+    assert job["log_references"][1]["url"].endswith(
+        f"/{task_id}/runs/0/artifacts/public/test_info/mochitest_errorsummary.log"
+    )
+    assert (job["taskcluster_task_id"], job["taskcluster_retry_id"]) == (task_id, 0)
     assert {each.state for each in await room.reports()} == {State.DONE}
 
 
-async def test_a_colour_never_waits_for_links(sqlite_room: Newsroom) -> None:
-    first = sqlite_room.create()
-    sqlite_room.claim(first)
-    upload(sqlite_room, first, "public/a.txt")
-    sqlite_room.tc.queue.report_completed(first, 0)
-    sqlite_room.tc.faults.add("delay", "listArtifacts", seconds=1.0)
-    await sqlite_room.take_all()
-    reporter = Reporter(sqlite_room.parts)
-    running = asyncio.create_task(reporter.run())
-    await until(lambda: bool(sqlite_room.jobs()))
-    began = time.monotonic()
-    second = sqlite_room.create()
-    await sqlite_room.take_all()
-    reporter.wake()
-    await until(lambda: f"{second}/0" in sqlite_room.jobs())
-    assert time.monotonic() - began < 0.8
-    assert sqlite_room.links(first) == []
-    reporter.stop()
-    await running
-    await sqlite_room.report()
-    assert [text for _, text in sqlite_room.links(first)] == [first, "a.txt"]
+async def test_a_colour_waits_for_links_no_longer_than_it_may(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"links_wait": 0.2}) as room:
+        ids = [room.create() for _ in range(3)]
+        for task_id in ids:
+            room.claim(task_id)
+            upload(room, task_id, "public/a.txt")
+            room.tc.queue.report_completed(task_id, 0)
+        room.tc.faults.add("delay", "listArtifacts", seconds=30.0)
+        await room.take_all()
+        began = time.monotonic()
+        await room.report()
+        assert 0.2 < time.monotonic() - began < 5
+        assert room.jobs() == {f"{task_id}/0": ("completed", "success") for task_id in ids}
+        assert room.posts() == 1
+        assert [text for _, text in room.links(ids[0])] == [ids[0]], "the link to the task is known"
+        assert await room.letters() == []
 
 
-async def test_a_treeherder_without_the_call_gets_links_with_the_job(sqlite_room: Newsroom) -> None:
-    sqlite_room.th[PREFIX].behaviour.artifact_call = False
+async def test_what_taskcluster_lists_in_time_is_linked(sqlite_url: str) -> None:
+    """One run whose list is late takes nothing from the others."""
+    async with only_first(sqlite_url, reports={"links_wait": 1}) as room:
+        ids = [room.create() for _ in range(3)]
+        for task_id in ids:
+            room.claim(task_id)
+            upload(room, task_id, "public/a.txt")
+            room.tc.queue.report_completed(task_id, 0)
+        room.tc.faults.add("delay", "listArtifacts", seconds=30.0, times=1)
+        await room.told()
+        texts = sorted(len(room.links(task_id)) for task_id in ids)
+        assert texts == [1, 2, 2]
+
+
+async def test_while_taskcluster_is_slow_others_are_told(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"links_wait": 3, "batch": 1}) as room:
+        slow = [room.create() for _ in range(4)]
+        for task_id in slow:
+            room.claim(task_id)
+            room.tc.queue.report_completed(task_id, 0)
+        room.tc.faults.add("delay", "listArtifacts", seconds=30.0)
+        await room.take_all()
+        reporter = Reporter(room.parts)
+        running = asyncio.create_task(reporter.run())
+        await until(lambda: room.tc.journal.calls["listArtifacts"] >= 4)
+        began = time.monotonic()
+        other = room.create()
+        await room.take_all()
+        reporter.wake()
+        await until(lambda: f"{other}/0" in room.jobs())
+        assert time.monotonic() - began < 2
+        assert set(room.jobs()) == {f"{other}/0"}
+        await until(lambda: len(room.jobs()) == 5)
+        reporter.stop()
+        await running
+
+
+async def test_lists_that_are_refused_cost_nothing_but_the_links(sqlite_room: Newsroom) -> None:
+    sqlite_room.tc.faults.add("before", "listArtifacts")
     task_id = sqlite_room.create()
-    sqlite_room.claim(task_id)
-    upload(sqlite_room, task_id, "public/a.txt")
-    sqlite_room.tc.queue.report_completed(task_id, 0)
+    sqlite_room.end(task_id, "completed")
     await sqlite_room.told()
-    (job,) = sqlite_room.th[PREFIX].store.jobs.values()
-    assert len(job.history) == 2
+    assert sqlite_room.jobs() == {f"{task_id}/0": ("completed", "success")}
+    assert await sqlite_room.letters() == []
     assert {each.state for each in await sqlite_room.reports()} == {State.DONE}
-    assert sqlite_room.th[PREFIX].counters["POST artifact 404"] == BELIEVED
 
 
-async def test_a_call_that_is_missing_for_a_moment_loses_no_links(sqlite_room: Newsroom) -> None:
-    room = sqlite_room
-    room.th[PREFIX].behaviour.artifact_call = False
-    task_id = room.create()
-    room.claim(task_id)
-    upload(room, task_id, "public/a.txt")
-    room.tc.queue.report_completed(task_id, 0)
-    await room.take_all()
-    deliverer = Deliverer(room.parts, PREFIX)
-    (report,) = await room.reports()
-    await deliverer.jobs([report])
-    report.delivered = report.stage
-    for end in (End.LATER, End.LATER, End.DONE):
-        assert [outcome.end for outcome in (await deliverer.links([report])).outcomes] == [end]
-    assert not deliverer._takes_artifacts("mc")
-    assert deliverer._takes_artifacts("try"), "each project by itself"
-    room.th[PREFIX].behaviour.artifact_call = True
-    deliverer._without_call["mc"] = BELIEVED, time.monotonic() - CALL_AGAIN
-    assert [outcome.end for outcome in (await deliverer.links([report])).outcomes] == [End.DONE]
-    assert [text for _, text in room.links(task_id)] == [task_id, "a.txt"]
-    assert deliverer._without_call == {}
+async def test_what_was_made_ready_while_treeherder_went_away_waits_for_it(sqlite_url: str) -> None:
+    async with only_first(sqlite_url, reports={"batch": 1}) as room:
+        for _ in range(8):
+            room.end(room.create(), "completed")
+        room.tc.faults.add("delay", "listArtifacts", seconds=0.3)
+        await room.take_all()
+        deliverer = Deliverer(room.parts, PREFIX)
+        room.th[PREFIX].behaviour.down = -1
+        room.th[PREFIX].behaviour.delay = 0.2
+        batches = await asyncio.gather(*(deliverer.jobs([report]) for report in await room.reports()))
+        assert sum(room.th[PREFIX].counters.values()) == room.parts.settings.reports.at_a_time
+        ends = [outcome.end for done in batches for outcome in done.outcomes]
+        assert ends == [End.LATER] * 8
 
 
 async def test_a_task_that_is_not_there_yet_is_asked_for_again(sqlite_room: Newsroom) -> None:
@@ -554,15 +594,6 @@ async def test_a_task_that_is_not_there_yet_is_asked_for_again(sqlite_room: News
     other = Deliverer(room.parts, PREFIX)
     ends = [(await other.jobs([report])).outcomes[0].end for _ in range(BELIEVED)]
     assert ends == [End.LATER] * (BELIEVED - 1) + [End.SKIPPED]
-
-
-async def test_links_that_cannot_be_had_are_given_up_without_a_dead_letter(sqlite_room: Newsroom) -> None:
-    sqlite_room.tc.faults.add("before", "listArtifacts")
-    sqlite_room.parts.settings.work.give_up = timedelta(seconds=0.2)
-    sqlite_room.end(sqlite_room.create(), "completed")
-    await sqlite_room.told()
-    assert await sqlite_room.letters() == []
-    assert {each.state for each in await sqlite_room.reports()} == {State.DONE}
 
 
 async def test_links_can_be_left_out(sqlite_url: str) -> None:
@@ -596,14 +627,13 @@ async def test_jobs_are_published_for_whoever_reads_them(sqlite_url: str, amqp: 
         messages = []
         while (body := channel.basic_get(amqp.queue(), auto_ack=True)[2]) is not None:
             messages.append(json.loads(body))
-    job, with_links = messages
+    (job,) = messages
     check_pulse(job)
-    check_pulse(with_links)
     assert job["taskId"] == job_guid(task_id, 0)
     assert (job["state"], job["result"]) == ("completed", "fail")
     assert job["origin"] == {"kind": "hg.mozilla.org", "project": "mc", "revision": OTHER}
     assert job["logs"][0]["name"] == "live_backing_log"
-    assert [link["linkText"] for link in with_links["jobInfo"]["links"]] == [task_id, "a.txt"]
+    assert [link["linkText"] for link in job["jobInfo"]["links"]] == [task_id, "a.txt"]
 
 
 async def test_a_broker_that_is_away_delays_and_loses_nothing(sqlite_url: str, unused_tcp_port: int) -> None:
@@ -650,19 +680,28 @@ async def test_the_budget_holds_for_all_replicas_and_treeherder_never_throttles(
         assert time.monotonic() - began > 2.5
 
 
-def test_the_rate_leaves_room_for_a_full_bucket_at_the_start_of_a_minute() -> None:
-    for limit in (60, 220, 1000):
-        rate = limit / 60 * (1 - 1 / 61)
-        assert 60 * rate + burst(rate) <= limit + 0.02 or limit == 60
+@pytest.mark.parametrize("limit", [100, 220, 1000])
+@pytest.mark.parametrize("late", [0, 2, 10])
+def test_the_rate_leaves_room_for_a_full_bucket_and_late_requests_at_the_start_of_a_minute(
+    limit: int, late: int
+) -> None:
+    environment = Environment(
+        url="https://th.example.com",
+        client_id="me",
+        secret="hush",
+        jobs_per_minute=limit,
+    )
+    _, rate = jobs_budget(environment, timedelta(seconds=late))
+    assert (60 + late) * rate + burst(rate) <= limit + 0.02
 
 
 async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: str) -> None:
     async with only_first(sqlite_url, reports={"turn": 1, "gather": 0.1}) as room:
         desk = Desk(room.parts, PREFIX)
-        small, large, links = f"job {PREFIX} try", f"job {PREFIX} mc", f"links {PREFIX} mc"
+        small, large = f"job {PREFIX} try", f"job {PREFIX} mc"
         at = time.monotonic()
-        desk._served = {small: at - 0.5, large: at - 0.5, links: at - 9}
-        assert desk._next({small: 1, large: 500, links: 900})[0] == large
+        desk._served = {small: at - 0.5, large: at - 0.5}
+        assert desk._next({small: 1, large: 500})[0] == large
         desk._served[small] = at - 1.5
         assert desk._next({small: 1, large: 500})[0] == small
         desk._served = {small: at, large: at}
@@ -670,31 +709,6 @@ async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: st
         assert lane is None
         assert 0 < pause <= 0.1
         assert desk._next({small: 1, large: 200})[0] == large, "a full batch does not wait"
-        assert desk._next({links: 1})[0] == links
-        assert desk._next({small: 1, links: 900})[0] is None, "links wait for jobs"
-        desk._links_at = at - 5
-        assert desk._next({small: 1, large: 500, links: 1})[0] == links, "but not for ever"
-        desk._links = asyncio.create_task(asyncio.sleep(60))
-        assert desk._next({small: 1, large: 500, links: 1})[0] == large, "and take one connection at most"
-        desk._links.cancel()
-
-
-async def test_links_come_while_jobs_wait(sqlite_url: str) -> None:
-    reports = {"links_turn": 0.2, "batch": 2}
-    async with only_first(sqlite_url, reports=reports, environment={"jobs_per_minute": 600}) as room:
-        task_id = room.create()
-        room.claim(task_id)
-        upload(room, task_id, "public/a.txt")
-        room.tc.queue.report_completed(task_id, 0)
-        for _ in range(60):
-            room.create()
-        await room.take_all()
-        reporter = Reporter(room.parts)
-        running = asyncio.create_task(reporter.run())
-        await until(lambda: bool(room.jobs()) and bool(room.links(task_id)))
-        assert len(room.jobs()) < 55
-        reporter.stop()
-        await running
 
 
 async def test_projects_take_turns(sqlite_room: Newsroom) -> None:

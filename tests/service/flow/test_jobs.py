@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.treeherder_store import check_job_entry
+from service.clients.treeherder import FoundPush
 from service.database import now
 from service.flow.jobs import (
     Facts,
@@ -31,12 +32,13 @@ from tests.service.flow.newsroom import definition
 TASK = "A35mWTRuQmyj88yMnIF0fA"
 ROOT = "https://taskcluster.net"
 TIP = "a1" * 20
+PUSH = FoundPush(TIP, None)
 
 OURS = {"artifacts", "desc"}
 """Keys that we add to the recorded jobs: the link to the task, and the task's own description."""
 
-THEIRS = {"perfherder_data_references", "taskcluster_retry_id", "taskcluster_task_id"}
-"""Keys of today's Treeherder, which is not submitted to."""
+THEIRS = {"perfherder_data_references"}
+"""A key of today's Treeherder, which is not submitted to."""
 
 
 def reports_of(payload: dict[str, Any], project: str = "mc", revision: str | None = TIP) -> list[JobReport]:
@@ -73,15 +75,17 @@ def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> Non
     for event in recorded():
         # the recording is older than two keys that the queue's status has by now; we need neither
         (made,) = reports_of(event["message"]["payload"])
-        entry = rest_entry(made, Facts(made.task_id, event["task"]), ROOT, "live_backing_log", event["revision"])
+        entry = rest_entry(
+            made, Facts(made.task_id, event["task"]), ROOT, "live_backing_log", FoundPush(event["revision"], None)
+        )
         job = entry["job"]
         assert {key: value for key, value in job.items() if key not in OURS} == {
             key: value for key, value in event["job"].items() if key not in THEIRS
         }
         assert job["desc"] == event["task"]["metadata"]["description"]
-        (artifact,) = job["artifacts"]
-        (link,) = json.loads(artifact["blob"])["job_details"]
-        assert link["url"] == f"{ROOT}/tasks/{made.task_id}/runs/0"
+        details = [json.loads(artifact["blob"])["job_details"] for artifact in job["artifacts"]]
+        links = [link["url"] for links in details for link in links]
+        assert links == ([f"{ROOT}/tasks/{made.task_id}/runs/0"] if job["state"] == "completed" else [])
         check_job_entry("entry", "mc", entry)
 
 
@@ -93,7 +97,7 @@ def test_the_real_messages_of_a_queue_pass() -> None:
             continue
         for made in reports_of(json.loads(path.read_text())["payload"]):
             told[path.stem, made.run_id] = state_of(made, None)
-            check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", TIP))
+            check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH))
     assert told["task-defined-0", 0] == told["task-pending-0", 0] == ("pending", "unknown")
     assert told["task-failed-0", 0] == ("completed", "testfailed")
     assert told["task-exception-0", 0] == ("completed", "exception")
@@ -147,10 +151,10 @@ def test_every_kind_of_exception(reason: str, result: str) -> None:
 )
 def test_a_failure_is_red_unless_the_task_says_that_it_is_no_test(section: dict[str, Any], result: str) -> None:
     failed, told = report(state="failed"), facts_of(**section)
-    job = rest_entry(failed, told, ROOT, "builds-4h", TIP)["job"]
+    job = rest_entry(failed, told, ROOT, "builds-4h", PUSH)["job"]
     assert (job["state"], job["result"]) == ("completed", result)
     assert len(job["log_references"]) == 1
-    message = pulse_message(failed, told, ROOT, "live_backing_log", TIP)
+    message = pulse_message(failed, told, ROOT, "live_backing_log", PUSH)
     assert message["result"] == "fail"
     assert message["jobKind"] == section.get("jobKind", "test"), "which is what its reader makes red of"
 
@@ -182,18 +186,18 @@ def test_only_a_run_that_ended_as_its_task_did_has_a_log(first: dict[str, Any]) 
     statuses.append(status_of({"state": "exception", "reasonResolved": "malformed-payload"}))
     for status in statuses:
         for made in reports_of({"status": status}):
-            assert rest_entry(made, facts_of(), ROOT, "builds-4h", TIP)["job"]["log_references"] == []
-            assert "logs" not in {k for k, v in pulse_message(made, facts_of(), ROOT, "l", TIP).items() if v}
+            assert rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH)["job"]["log_references"] == []
+            assert "logs" not in {k for k, v in pulse_message(made, facts_of(), ROOT, "l", PUSH).items() if v}
     for state in ("completed", "failed"):
         (made,) = reports_of({"status": status_of({"state": state, "reasonResolved": state})})
-        assert len(rest_entry(made, facts_of(), ROOT, "builds-4h", TIP)["job"]["log_references"]) == 1
+        assert len(rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH)["job"]["log_references"]) == 1
 
 
 def test_a_run_that_never_started_has_an_end_but_no_start_and_no_log() -> None:
     made = report(state="exception", reason="canceled")
     del made.run["started"]
     del made.run["worker"]
-    job = rest_entry(made, facts_of(), ROOT, "builds-4h", TIP)["job"]
+    job = rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH)["job"]
     assert "start_timestamp" not in job
     assert job["end_timestamp"] == 1_700_000_020
     assert job["machine"] == "unknown"
@@ -210,11 +214,11 @@ def test_a_task_whose_deadline_passed_before_it_ran_and_has_no_run_is_an_excepti
     }
     (made,) = reports_of({"status": status})
     assert state_of(made, None) == ("completed", "exception")
-    check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", TIP))
+    check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH))
 
 
 def test_the_log_has_the_name_it_is_given_and_an_address_that_fits() -> None:
-    entry = rest_entry(report(), facts_of(), ROOT, "builds-4h", TIP)
+    entry = rest_entry(report(), facts_of(), ROOT, "builds-4h", PUSH)
     (log,) = entry["job"]["log_references"]
     assert log["name"] == "builds-4h"
     assert log["url"] == f"{ROOT}/api/queue/v1/task/{TASK}/runs/0/artifacts/public/logs/live_backing.log"
@@ -229,7 +233,13 @@ def test_job_guid() -> None:
 def test_a_v1_report_names_the_hash_too() -> None:
     made = report()
     made.revision, made.revision_hash = None, "b2" * 20
-    entry = rest_entry(made, facts_of(), ROOT, "builds-4h", TIP)
+    entry = rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH)
+    assert (entry["revision"], entry["revision_hash"]) == (TIP, "b2" * 20)
+
+
+def test_a_v2_report_names_the_hash_of_its_push_where_it_is_known() -> None:
+    assert "revision_hash" not in rest_entry(report(), facts_of(), ROOT, "builds-4h", PUSH)
+    entry = rest_entry(report(), facts_of(), ROOT, "builds-4h", FoundPush(TIP, "b2" * 20))
     assert (entry["revision"], entry["revision_hash"]) == (TIP, "b2" * 20)
 
 
@@ -311,7 +321,7 @@ def test_symbols_may_be_numbers(symbol: Any, shown: str) -> None:
 def test_options(section: dict[str, Any], options: list[str]) -> None:
     told = facts_of(**section)
     assert told.options == options
-    job = rest_entry(report(), told, ROOT, "builds-4h", TIP)["job"]
+    job = rest_entry(report(), told, ROOT, "builds-4h", PUSH)["job"]
     assert job["option_collection"] == dict.fromkeys(options, True)
 
 
@@ -371,9 +381,9 @@ def test_whatever_the_published_config_allows_becomes_a_job_that_fits(
     task = {**definition(extra={"treeherder": config}, metadata=metadata), "workerType": "linux"}
     told = Facts(TASK, task)
     made = report(stage)
-    check_job_entry("entry", "mc", rest_entry(made, told, ROOT, "builds-4h", TIP))
+    check_job_entry("entry", "mc", rest_entry(made, told, ROOT, "builds-4h", PUSH))
     for form in SCHEMAS:
-        check_pulse(pulse_message(made, told, ROOT, "live_backing_log", TIP, schema=form), form)
+        check_pulse(pulse_message(made, told, ROOT, "live_backing_log", PUSH, schema=form), form)
 
 
 SCHEMAS: tuple[Literal["2015", "2026"], ...] = ("2015", "2026")
@@ -419,7 +429,9 @@ def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
         (made,) = reports_of(event["message"]["payload"])
         told = Facts(made.task_id, event["task"])
         for form in SCHEMAS:
-            message = pulse_message(made, told, ROOT, "live_backing_log", event["revision"], schema=form)
+            message = pulse_message(
+                made, told, ROOT, "live_backing_log", FoundPush(event["revision"], None), schema=form
+            )
             check_pulse(message, form)
             assert message["timeScheduled"] == re.sub(r"\.\d+", ".000", event["task"]["created"])
         assert message["taskId"] == event["job"]["job_guid"]
@@ -441,11 +453,11 @@ def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
     ],
 )
 def test_pulse_messages_of_every_state(stage: Stage, run: dict[str, Any], told: tuple[str, str, bool]) -> None:
-    message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", TIP)
+    message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", PUSH)
     check_pulse(message)
     assert (message["state"], message["result"], message["isRetried"]) == told
     assert message["origin"]["kind"] == "hg.mozilla.org"
-    message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", TIP, schema="2026")
+    message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", PUSH, schema="2026")
     check_pulse(message, "2026")
     assert message["origin"] == {"project": "mc", "revision": TIP}
     assert message["result"] == ("retry" if stage == Stage.FOLLOWED else told[1])
@@ -455,4 +467,4 @@ def test_a_project_that_the_schema_has_no_room_for_is_named() -> None:
     made = report()
     made.project = "pdf.js"
     with pytest.raises(UnusableError, match="project"):
-        pulse_message(made, facts_of(), ROOT, "live_backing_log", TIP)
+        pulse_message(made, facts_of(), ROOT, "live_backing_log", PUSH)

@@ -9,6 +9,7 @@ import pytest
 from sqlmodel import select
 from structlog.testing import capture_logs
 
+from sandbox.treeherder import SUBMISSION, Year
 from sandbox.treeherder_store import Repository as Project
 from sandbox.treeherder_store import Store
 from service.budget import jobs_budget, refilled
@@ -73,8 +74,10 @@ async def told(world: World) -> Hold[Notice]:
     return hold
 
 
+@pytest.mark.parametrize("year", SUBMISSION)
 @pytest.mark.parametrize("name", ["self", "v1"])
-async def test_a_rejected_retrigger_is_a_job_on_the_push_with_the_reason(pushed: World, name: str) -> None:
+async def test_a_rejected_retrigger_is_a_job_on_the_push_with_the_reason(pushed: World, name: str, year: Year) -> None:
+    pushed.th.behaviour.year = year
     action = await carry_out(pushed, slug(name))
     assert action.state == "rejected"
     await told(pushed)
@@ -191,7 +194,7 @@ async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: Worl
 
 
 async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed: World) -> None:
-    name, rate = jobs_budget(pushed.settings.environments[ENVIRONMENT])
+    name, rate = jobs_budget(pushed.settings.environments[ENVIRONMENT], pushed.settings.reports.links_wait)
     assert name == Desk(pushed.parts, ENVIRONMENT)._budget
 
     async def left(tokens: float | None = None, blocked: datetime | None = None) -> float:
