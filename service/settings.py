@@ -4,7 +4,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -63,13 +63,19 @@ class TaskclusterSettings(Strict):
         return str(self.root_url).rstrip("/")
 
 
+def _off(value: Any) -> Any:
+    """Read the `off` of a YAML file, which stands for false there, as the word."""
+    return "off" if value is False else value
+
+
+Way = Annotated[Literal["rest", "pulse", "off"], BeforeValidator(_off)]
+
+
 class Environment(Strict):
     """One Treeherder, known by its route prefix."""
 
     url: HttpUrl = Field(description="such as https://treeherder.mozilla.org")
-    pushes: Literal["rest", "pulse", "off"] = Field(
-        "rest", description="rest: post resultsets; pulse: announce on pushes_exchange; off: neither"
-    )
+    pushes: Way = Field("rest", description="rest: post resultsets; pulse: announce on pushes_exchange; off: neither")
     pushes_exchange: str | None = Field(
         None,
         pattern=r"^exchange/(.+/)?hgpushes/.+$",
@@ -80,7 +86,7 @@ class Environment(Strict):
     client_id: str | None = Field(None, description="Hawk client for pushes and jobs by REST")
     secret: SecretStr | None = Field(None, description="its secret")
     timeout: Duration = Field(timedelta(seconds=30), description="for one request")
-    jobs: Literal["rest", "pulse", "off"] = Field(
+    jobs: Way = Field(
         default_factory=lambda given: "rest" if given.get("client_id") and given.get("secret") else "off",
         description="rest: post jobs; pulse: publish them; off: it reads Taskcluster's exchanges itself. "
         "Default: rest with client_id and secret, otherwise off",

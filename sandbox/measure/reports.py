@@ -305,10 +305,10 @@ def _signed(secret: str, body: bytes) -> dict[str, str]:
 # --- from RabbitMQ to Treeherder -------------------------------------------------------------------------------------
 
 
-def through(folder: Path, database_url: str | None, amqp_url: str, events: int) -> None:
+def through(folder: Path, database_url: str | None, amqp_url: str, events: int, limit: int) -> None:
     """All events wait in the queue when the listener starts; until the last job stands in Treeherder."""
     load = Load()
-    with system(folder, load, database_url, 0, amqp_url) as (stack, settings):
+    with system(folder, load, database_url, limit, amqp_url) as (stack, settings):
         stack.service("service", **settings)
         with broker(amqp_url, settings) as (rabbit, queue):
             listener = stack.listener("listener", "pulse", **settings)
@@ -327,6 +327,7 @@ def through(folder: Path, database_url: str | None, amqp_url: str, events: int) 
             received = counters["requests"].get("jobs received", 0)
             requests = counters["requests"].get("POST jobs 200", 0)
             print(f"  {received} jobs were posted in {requests} requests")
+            print(f"  {_linked(stack)} of {events // 4} jobs link to what their runs uploaded")
             for name, seconds in spent.items():
                 used = seconds - before.get(name, 0)
                 print(f"  {name:<9} {used * 1e6 / events:.0f} µs of CPU an event")
@@ -349,6 +350,14 @@ def _until_told(stack: Stack, rabbit: Broker, queue: str, runs: int, began: floa
         ended = [job["job"]["state"] for job in treeherder.get("/state").json()["jobs"]]
     assert ended == ["completed"] * runs, f"{len(ended)} jobs, {ended.count('completed')} of them completed"
     return emptied, changed - began, counters
+
+
+def _linked(stack: Stack) -> int:
+    """Return how many jobs link to more than their task."""
+    with stack.control("treeherder") as treeherder:
+        jobs = treeherder.get("/state").json()["jobs"]
+    blobs = [artifact["blob"] for job in jobs for artifact in job["artifacts"]]
+    return sum(len(json.loads(blob)["job_details"]) > 1 for blob in blobs)
 
 
 # --- how long one takes ----------------------------------------------------------------------------------------------
@@ -439,6 +448,7 @@ def main(
     amqp_url: Annotated[str, typer.Option(help="a RabbitMQ")] = "amqp://guest:guest@127.0.0.1:5672/%2F",
     events: int = 40_000,
     many: Annotated[int, typer.Option(help="events, for memory")] = 200_000,
+    limit: Annotated[int, typer.Option(help="requests a minute that Treeherder takes, for through; 0: any")] = 0,
     rate: Annotated[int, typer.Option(help="events a second, for latency")] = 50,
     seconds: Annotated[int, typer.Option(help="for latency")] = 60,
     pace: Annotated[int, typer.Option(help="events a second, for memory")] = 1_000,
@@ -446,7 +456,7 @@ def main(
     """Measure how task events become jobs."""
     measures = {
         "store": lambda folder: store(folder, database_url, events),
-        "through": lambda folder: through(folder, database_url, amqp_url, events),
+        "through": lambda folder: through(folder, database_url, amqp_url, events, limit),
         "latency": lambda folder: latency(folder, database_url, amqp_url, rate, seconds),
         "memory": lambda folder: flat(folder, database_url, amqp_url, many, pace),
     }

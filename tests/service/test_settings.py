@@ -57,6 +57,13 @@ def test_environment_wins_over_file_and_arguments_over_both(monkeypatch: pytest.
     assert settings.environments["tc-treeherder"].secret is not None
 
 
+def test_off_in_a_file_is_the_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = "environments: {tc-treeherder: {url: 'https://treeherder.example.com', pushes: off, jobs: off}}"
+    config(monkeypatch, tmp_path, text)
+    environment = load().environments["tc-treeherder"]
+    assert (environment.pushes, environment.jobs) == ("off", "off")
+
+
 def test_lists_and_mappings_are_json_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TC_TREEHERDER_TOKENS", json.dumps([{"name": "me", "value": SECRET, "scopes": ["a:*"]}]))
     monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", json.dumps([WEBHOOK]))

@@ -77,6 +77,10 @@ async def _credentials(
         if error.status == httpx.codes.TOO_MANY_REQUESTS:
             report.warning("credentials", str(error), "it is asked too much just now: try again in a minute")
             return
+        if error.status == httpx.codes.NOT_FOUND:  # of a project that it knows
+            remedy = f'set environments.{prefix}.pushes to pulse and jobs to "off", see docs/treeherders.md'
+            report.error("credentials", f"it takes no submissions by REST: {error}", remedy)
+            return
         remedy = f"is environments.{prefix}.secret that of {name}, and is the client approved there?"
         report.error("credentials", str(error), remedy)
     except Refusal as error:

@@ -254,7 +254,8 @@ def test_a_treeherder_that_takes_nothing_from_us_needs_no_credentials(
 
 
 @pytest.mark.parametrize(
-    ("status", "finding", "words"), [(429, "warning", "429"), (500, "error", "500"), (400, "error", "by REST")]
+    ("status", "finding", "words"),
+    [(429, "warning", "429"), (500, "error", "500"), (400, "error", "by REST"), (404, "error", "docs/treeherders.md")],
 )
 def test_answers_to_the_empty_list(
     doctor: Doctor, variables: dict[str, str], pretend: Pretended, status: int, finding: str, words: str
