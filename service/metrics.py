@@ -57,6 +57,13 @@ _graph = Histogram(
 )
 _job = Histogram(_PREFIX + "event_to_job_seconds", "from a task event to its job", buckets=_LONG, registry=REGISTRY)
 
+_unusable = Counter(
+    _PREFIX + "unusable_tasks",
+    "tasks with a route of a Treeherder that are not shown there, for what their extra.treeherder says or lacks",
+    ["environment"],
+    registry=REGISTRY,
+)
+
 _swept = Counter(_PREFIX + "swept_rows", "rows that retention took away", ["what"], registry=REGISTRY)
 
 _waiting = Gauge(_PREFIX + "work_waiting", "unfinished pieces of work", ["work", "lane"], registry=REGISTRY)
@@ -111,6 +118,11 @@ def graph_created(noticed_at: datetime) -> None:
 def job_reported(heard_at: datetime) -> None:
     """A job is posted; `heard_at` is when the event came that it tells of."""
     _job.observe((now() - heard_at).total_seconds())
+
+
+def task_unusable(environment: str) -> None:
+    """Count a task whose extra.treeherder keeps it from being shown."""
+    _unusable.labels(environment).inc()
 
 
 def swept(what: str, rows: int) -> None:

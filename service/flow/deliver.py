@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 from sqlmodel import col, or_, select
 
+from service import metrics
 from service.clients.pulse import JOBS
 from service.clients.treeherder import FoundPush
 from service.database import now
@@ -230,6 +231,7 @@ class Deliverer:
         try:
             facts = Facts(task_id, definition)
         except UnusableError as error:
+            metrics.task_unusable(self._prefix)
             return str(error)
         except (KeyError, TypeError, ValueError) as error:
             return f"its definition is not one of the queue's: {type(error).__name__} {error}"

@@ -16,6 +16,7 @@ from sandbox.taskcluster import checks
 from service.database import now
 from service.flow import heal, report, settle
 from service.flow.routes import parse
+from service.metrics import REGISTRY
 from service.models import Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
 from service.reporter import Reporter
 from service.work import Hold, claim
@@ -475,6 +476,39 @@ async def test_a_route_of_another_form_is_skipped_with_the_reason(sqlite_room: N
     (made,) = await sqlite_room.reports()
     assert made.state == State.SKIPPED
     assert f"{PREFIX}.mc.tip" in (made.error or "")
+
+
+def counted(environment: str) -> float:
+    return REGISTRY.get_sample_value("tc_treeherder_unusable_tasks_total", {"environment": environment}) or 0.0
+
+
+async def test_a_collection_of_two_is_refused_and_counted_and_the_report_says_why(sqlite_room: Newsroom) -> None:
+    room = sqlite_room
+    before = counted(PREFIX), counted(STAGE)
+    both = {"treeherder": {"symbol": "B", "collection": {"opt": True, "debug": True}}}
+    task_id = room.create(extra=both)
+    one = room.create(extra={"treeherder": {"symbol": "B", "collection": {"opt": False, "debug": True}}})
+    await room.told()
+    for task in (task_id, one):
+        room.claim(task)
+    await room.told()
+    assert set(room.jobs()) == {f"{one}/0"}
+    refused = [each for each in await room.reports() if each.task_id == task_id]
+    assert {each.state for each in refused} == {State.SKIPPED}
+    assert {each.error for each in refused} == {
+        "its extra.treeherder is not usable: collection has 2 true keys (debug, opt): it may have one"
+    }
+    assert (counted(PREFIX), counted(STAGE)) == (before[0] + 1, before[1] + 1), "once a task and Treeherder"
+    assert await room.letters() == []
+
+
+async def test_a_route_whose_push_id_is_empty_is_understood(sqlite_room: Newsroom) -> None:
+    """As some in-tree schedulers write it; with and without the id it is the same push."""
+    room = sqlite_room
+    empty = f"{PREFIX}.v2.mc.{revision()}."
+    ids = [room.create(routes=routes) for routes in ([empty], [empty, f"{empty}7"])]
+    await room.told()
+    assert set(room.jobs()) == {f"{task_id}/0" for task_id in ids}
 
 
 async def test_two_routes_that_say_the_same_agree(sqlite_room: Newsroom) -> None:
