@@ -311,8 +311,9 @@ class Deliverer:
         if State.PENDING in states and State.DONE not in states:
             reason = f"push {tip} of {project} is not in Treeherder yet: we are about to create it"
             return _Lacking(self.later, reason)
-        if self._environment.jobs == "pulse":
-            return known  # whoever reads them knows best what to do with jobs that come early
+        if self._environment.jobs == "pulse":  # whoever reads them knows best what to do with jobs that come early
+            nameless = _Lacking(self._until_push, f"no push of ours in {project} has the hash {revision_hash}")
+            return known if ours or revision else nameless
         if State.DONE in states and self._environment.pushes == "rest":
             return known
         async with self._requests:

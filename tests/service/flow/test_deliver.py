@@ -636,6 +636,35 @@ async def test_jobs_are_published_for_whoever_reads_them(sqlite_url: str, amqp: 
     assert [link["linkText"] for link in job["jobInfo"]["links"]] == [task_id, "a.txt"]
 
 
+async def test_a_job_that_no_queue_takes_waits_until_somebody_listens(sqlite_url: str, amqp: Amqp) -> None:
+    user = f"{amqp.user}/{amqp.name}"
+    amqp.exchanges |= {f"exchange/{user}/v1/{name}" for name in ("jobs", "pushes", "retrigger")}
+    pulse = {"url": amqp.url, "user": user}
+    async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as room:
+        room.create()
+        await room.take_all()
+        (report,) = await room.reports()
+        (outcome,) = (await Deliverer(room.parts, PREFIX).jobs([report])).outcomes
+        assert outcome.end == End.LATER
+        assert f"no queue is bound to exchange/{user}/v1/jobs for '{PREFIX}.mc._'" in (outcome.reason or "")
+        with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+            channel = connection.channel()
+            channel.queue_declare(amqp.queue())
+            channel.queue_bind(amqp.queue(), f"exchange/{user}/v1/jobs", "#")
+        (outcome,) = (await Deliverer(room.parts, PREFIX).jobs([report])).outcomes
+        assert outcome.end == End.DONE
+
+
+async def test_a_job_by_pulse_names_a_revision_and_never_a_hash(sqlite_url: str, unused_tcp_port: int) -> None:
+    pulse = {"url": f"amqp://127.0.0.1:{unused_tcp_port}", "user": "x", "timeout": 0.5}
+    reports = {"push_wait": 0}
+    async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse, reports=reports) as room:
+        room.create(routes=[f"{PREFIX}.mc.{OTHER}"])
+        await room.told()
+        (letter,) = await room.letters()
+        assert f"no push of ours in mc has the hash {OTHER}" in letter.reason
+
+
 async def test_a_broker_that_is_away_delays_and_loses_nothing(sqlite_url: str, unused_tcp_port: int) -> None:
     pulse = {"url": f"amqp://127.0.0.1:{unused_tcp_port}", "user": "x", "timeout": 0.5}
     async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as room:
