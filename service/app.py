@@ -18,6 +18,7 @@ from service.api import (
     polls,
     pushes,
     render,
+    reports,
     repositories,
     task_events,
     tasks,
@@ -85,7 +86,8 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         app.add_middleware(Local)
     app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
-    for noun in (repositories, render, pushes, tasks, actions, dead_letters, polls, events, task_events, listeners):
+    nouns = (repositories, render, pushes, tasks, actions, reports, dead_letters)
+    for noun in (*nouns, polls, events, task_events, listeners):
         app.include_router(noun.router, prefix="/api/v1")
     app.include_router(health.router)
     openapi.install(app)

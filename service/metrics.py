@@ -275,10 +275,10 @@ def _counted(values: Any, *conditions: Any) -> Any:
     return select(func.count()).select_from(some).scalar_subquery()
 
 
-async def oldest_work(session: Session) -> datetime | None:
-    """Return since when the oldest unfinished piece of work waits."""
-    waiting = [since for model in _TABLES for _, _, since in await session.exec(_waiting_of(model))]
-    return min(waiting, default=None)
+async def oldest_work(session: Session) -> dict[type[Work], datetime]:
+    """Return since when the oldest unfinished piece of each kind of work waits; kinds with none are left out."""
+    waiting = {model: [since for _, _, since in await session.exec(_waiting_of(model))] for model in _TABLES}
+    return {model: min(since) for model, since in waiting.items() if since}
 
 
 @dataclass(frozen=True)

@@ -368,6 +368,8 @@ class Stage(IntEnum):
 
 OPEN = "(stage < 3 AND state IN ('pending', 'done'))"
 """Reports of runs that are not at their end, and are to be reported."""
+FAILED_REPORTS = "state IN ('failed', 'skipped')"
+"""What the list of job reports finds by an index of its own: of all others there are many, or they are due."""
 
 
 class JobReport(Work, table=True):
@@ -382,6 +384,8 @@ class JobReport(Work, table=True):
         UniqueConstraint("task_id", "run_id", "environment"),
         *_work_indexes("job_report"),
         _partial("ix_job_report_open", "heard_at", where=OPEN),
+        _partial("ix_job_report_failed", "state", "id", where=FAILED_REPORTS),
+        _partial("ix_job_report_no_push", "id", where="no_push_since IS NOT NULL"),
     )
 
     task_id: str

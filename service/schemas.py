@@ -393,6 +393,22 @@ class RunRead(Schema):
     next_attempt_at: datetime | None
 
 
+class ReportRead(RunRead):
+    """What one Treeherder is to be told of one run."""
+
+    id: int
+    task_id: str
+    revision: str | None = Field(description="of the push, as a v2 route names it")
+    revision_hash: str | None = Field(description="of the push, as a v1 route names it")
+    attempts: int
+    waiting_since: datetime | None = Field(description="null: there is nothing more to tell")
+    no_push_since: datetime | None = Field(description="since then Treeherder has not known the push")
+
+
+class ReportPage(Page[ReportRead]):
+    """A page of job reports."""
+
+
 class TaskOwner(Schema):
     task_id: str
     name: str | None = Field(None, description="null: this service did not create it")

@@ -18,7 +18,7 @@ from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.clock import SETTLED
 from service.database import now
-from service.models import PulseQueue
+from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Work
 from service.parts import Parts
 from service.schemas import Check, Heartbeat
 
@@ -153,14 +153,31 @@ async def _database(parts: Parts) -> Check:
 
 async def _work(parts: Parts) -> Check:
     async with parts.database.reading() as session:
-        oldest = await metrics.oldest_work(session)
-    if oldest is None or now() - oldest < OLD_WORK:
+        waiting = await metrics.oldest_work(session)
+        some = select(JobReport.id).where(col(JobReport.no_push_since).is_not(None)).limit(MOST_COUNTED).subquery()
+        no_push = (await session.exec(select(func.count()).select_from(some))).one()
+    old = [(_LISTS[model], since) for model, since in waiting.items() if now() - since >= OLD_WORK]
+    if not old:
         return Check(name="work", status="ok")
-    detail = (
-        f"the oldest unfinished work has waited since {oldest:%F %T}Z: GET /api/v1/pushes?state=pending and "
-        "GET /api/v1/actions?state=received or planned say why; /metrics shows which lane it is in"
-    )
+    oldest = min(since for _, since in old)
+    detail = f"the oldest unfinished work has waited since {oldest:%F %T}Z: {'; '.join(where for where, _ in old)}"
+    if no_push:
+        detail += f". {no_push} job reports wait for pushes that Treeherder does not know: GET {NO_PUSH} lists them"
     return Check(name="work", status="warning", detail=detail)
+
+
+MOST_COUNTED = 10_000
+
+NO_PUSH = "/api/v1/reports?waiting=push"
+
+_LISTS: dict[type[Work], str] = {
+    PushStep: "GET /api/v1/pushes?state=pending says why",
+    Action: "GET /api/v1/actions?state=received or planned says why",
+    JobReport: "GET /api/v1/reports?state=pending says why",
+    Notice: "the log says why a notice is not sent",
+    GroupCheck: "the log says why a task group cannot be listed",
+}
+"""Where it is said what each kind of old work waits for."""
 
 
 def _clock() -> Check:

@@ -43,6 +43,7 @@ _MODULES = {
     "pushes": "service.commands.pushes",
     "tasks": "service.commands.tasks",
     "actions": "service.commands.actions",
+    "reports": "service.commands.reports",
     "dead-letters": "service.commands.dead_letters",
     "render": "service.commands.render",
     "doctor": "service.commands.doctor",

@@ -15,7 +15,7 @@ from sqlmodel import select
 
 from service.api import health
 from service.database import Database, now
-from service.models import PushStep, State
+from service.models import JobReport, PushStep, Stage, State
 from service.schemas import Check
 from tests.service.asgi import Api, push_event, running, settings_for
 
@@ -52,6 +52,29 @@ async def test_old_unfinished_work_is_a_warning(api: Api) -> None:
     assert "state=pending" in checks["work"]["detail"]
     await api.end_steps(State.DONE)
     assert (await heartbeat(api))[1] == "ok"
+
+
+async def test_reports_that_wait_for_an_unknown_push_are_named_with_their_list(api: Api) -> None:
+    old = now() - timedelta(minutes=11)
+    report = JobReport(
+        task_id="A" * 22,
+        run_id=0,
+        environment="tc-treeherder",
+        project="mc",
+        task_group_id="A" * 22,
+        stage=Stage.RUNNING,
+        run={},
+        lane="job",
+        since=old,
+        no_push_since=old,
+    )
+    async with api.database.writing() as session:
+        session.add(report)
+    detail = (await heartbeat(api))[2]["work"]["detail"]
+    assert "GET /api/v1/reports?state=pending" in detail
+    assert "1 job reports wait for pushes that Treeherder does not know: GET /api/v1/reports?waiting=push" in detail
+    assert "/pushes" not in detail
+    assert "/actions" not in detail
 
 
 async def test_repositories_that_nobody_polls_are_a_warning(api: Api) -> None:

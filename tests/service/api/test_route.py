@@ -185,7 +185,7 @@ async def test_liveness_is_quick_while_anonymous_callers_send_what_they_like(sql
     assert slowest < 5, "callers and service share this process; it was 11 s"
 
 
-@pytest.mark.parametrize("path", ["/repositories", "/pushes", "/actions", "/dead-letters"])
+@pytest.mark.parametrize("path", ["/repositories", "/pushes", "/actions", "/reports", "/dead-letters"])
 async def test_an_unknown_query_parameter_is_422_and_names_the_known_ones(sqlite_api: Api, path: str) -> None:
     answer = await sqlite_api.get(f"{path}?colour=red")
     is_problem(answer, 422, "colour", "limit", "after")
