@@ -63,6 +63,17 @@ def encode(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
+def signed_headers(webhook: Webhook, message: str, path: str, body: bytes) -> dict[str, str]:
+    """Return the headers of a POST that the service takes from listeners; `message` is its webhook-id."""
+    at = datetime.now(UTC)
+    return {
+        "webhook-id": message,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": webhook.sign(message, at, body.decode("ascii")),
+        "webhook-route-signature": webhook.sign(message, at, f"POST {path}"),
+    }
+
+
 _FOLLOWED = {f"/api/v1/events/{kind}" for kind in ("pushes", "job-actions", "tasks")}
 """What is sent here is followed in both logs: the service tells the same `batch` in its own."""
 
@@ -132,14 +143,7 @@ class Forwarder:
                 raise Stopped("the listener is to end")
 
     def _attempt(self, path: str, message: str, body: bytes) -> httpx.Response:
-        at = datetime.now(UTC)
-        signature = self._webhook.sign(message, at, body.decode("ascii"))
-        headers = {
-            "webhook-id": message,
-            "webhook-timestamp": str(int(at.timestamp())),
-            "webhook-signature": signature,
-            "webhook-route-signature": self._webhook.sign(message, at, f"POST {path}"),
-        }
+        headers = signed_headers(self._webhook, message, path, body)
         return self._client.post(self._service + path, content=body, headers=headers)
 
     def _judge(self, response: httpx.Response, size: int, attempt: int) -> tuple[str, str, float]:

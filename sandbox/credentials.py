@@ -48,8 +48,16 @@ ROLES = {
         "queue:route:tc-treeherder-stage.v2.*",
         "queue:route:index.sandbox.*",
     ),
-    # People look at logs without credentials.
-    "anonymous": ("queue:get-artifact:public/*", "queue:list-artifacts:*"),
+    # As in the deployments of Mozilla: reads are public, and so is what a role brings.
+    "anonymous": (
+        "auth:expand-scopes",
+        "queue:get-artifact:public/*",
+        "queue:get-task:*",
+        "queue:list-artifacts:*",
+        "queue:list-dependent-tasks:*",
+        "queue:list-task-group:*",
+        "queue:status:*",
+    ),
 }
 """Taskcluster's roles. Tasks run on task queues of the provisioner `sandbox`, or on `built-in/succeed` and `/fail`."""
 

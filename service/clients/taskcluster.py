@@ -282,6 +282,15 @@ async def current_scopes(settings: TaskclusterSettings, session: aiohttp.ClientS
     return [str(scope) for scope in scopes]
 
 
+async def expand_scopes(
+    settings: TaskclusterSettings, session: aiohttp.ClientSession, scopes: Sequence[str]
+) -> list[str]:
+    """Return these scopes with what their roles bring. Raises Unavailable and Refusal."""
+    client = AuthClient(options_of(settings), session=session)
+    answer = await answer_of(lambda: client.expandScopes({"scopes": list(scopes)}))
+    return [str(scope) for scope in _part(answer, "scopes", list)]
+
+
 class _Answer(aiohttp.ClientResponse):
     """An answer that is read up to a limit, and not at all when it is a redirect, whatever its body says."""
 

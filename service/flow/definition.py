@@ -144,6 +144,25 @@ def _year_after(at: datetime) -> datetime:
         return at.replace(year=at.year + 1, month=3, day=1)
 
 
+_PRIORITIES = ("lowest", "very-low", "low", "medium", "high", "very-high", "highest")
+
+
+def needed_scopes(definition: dict[str, Any]) -> list[list[str]]:
+    """Return what createTask needs for a definition that `complete` returned: of each list any scope will do.
+
+    The queue takes the scope of the task's priority or of any higher one.
+    """
+    task = TaskDefinition.model_validate(definition)
+    priorities = _PRIORITIES[_PRIORITIES.index(task.priority) :]
+    return [
+        [f"queue:create-task:project:{task.projectId}"],
+        [f"queue:scheduler-id:{task.schedulerId}"],
+        [f"queue:create-task:{priority}:{definition['taskQueueId']}" for priority in priorities],
+        *([f"queue:route:{route}"] for route in task.routes),
+        *([scope] for scope in task.scopes),
+    ]
+
+
 AUTHORITY = ("schedulerId", "taskGroupId", "projectId", "taskQueueId", "routes", "scopes")
 """What a task may do, and who may act on it. Other keys of an earlier attempt's task may differ: dates, tags, ..."""
 

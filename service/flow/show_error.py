@@ -9,13 +9,14 @@ from sqlmodel import col, select, update
 
 from service.clients.taskcluster import named
 from service.flow.create import RefusedError, create_tasks
-from service.flow.ids import derive, graph_ids
+from service.flow.ids import DeriveId, derive, graph_ids
 from service.flow.plan import store_plan
 from service.flow.template import MAX_OWNER, address_of, context_of, owner_of, plan_of, scopes_of
 from service.models import Notice, NoticeKind, PlannedTask, Push, PushStep, Repository
 from service.parts import Parts
-from service.render import TemplateError
+from service.render import Renderer, TemplateError
 from service.render_child import OWN_LABEL
+from service.settings import Settings
 from service.work import Hold
 
 log = structlog.get_logger()
@@ -91,31 +92,39 @@ async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository
     if stored is not None:
         return stored
     ids = graph_ids(parts.secret, parts.settings.deployment, repository, push, step.plan_attempt, "error")
-    context = context_of(parts.settings, repository, push)
+    task = await render_error_task(parts.settings, parts.renderer, step, push, repository, ids)
+    await store_plan(hold, [task])
+    return task
+
+
+async def render_error_task(
+    settings: Settings, renderer: Renderer, step: PushStep, push: Push, repository: Repository, ids: DeriveId
+) -> PlannedTask:
+    """Return the task that shows why the step was refused. Raises TemplateError."""
+    context = context_of(settings, repository, push)
     context = {
         **context,
         "repository": {**context["repository"], "trust_domain": repository.trust_domain},
-        "owner": owner_of(parts.settings, push)[:MAX_OWNER] or "unknown",
+        "owner": owner_of(settings, push)[:MAX_OWNER] or "unknown",
         "error": step.refused,
-        "environments": _environments(parts, repository),
-        "notify": address_of(parts.settings, push),
+        "environments": _environments(settings, repository),
+        "notify": address_of(settings, push),
     }
-    rendering = (await parts.renderer.template(parts.settings.error_task, context, step.share)).parse(ids)
+    rendering = (await renderer.template(settings.error_task, context, step.share)).parse(ids)
     task_id = ids(OWN_LABEL)
     try:
         (task,) = plan_of([{**rendering.result[0], "taskId": task_id}], rendering.ids, step)
     except TypeError:
         raise TemplateError("the setting error_task renders to something that is no task") from None
     task.label = "error"
-    await store_plan(hold, [task])
     return task
 
 
-def _environments(parts: Parts, repository: Repository) -> list[str]:
+def _environments(settings: Settings, repository: Repository) -> list[str]:
     """Return the route prefixes of the Treeherders that show the repository."""
     return [
         prefix
-        for prefix in parts.settings.environments
+        for prefix in settings.environments
         if repository.environments is None or prefix in repository.environments
     ]
 
@@ -157,6 +166,6 @@ def _jobs(parts: Parts, step: PushStep, push: Push, repository: Repository) -> l
             key=repository.alias,
             body=entry,
         )
-        for prefix in _environments(parts, repository)
+        for prefix in _environments(parts.settings, repository)
         if parts.settings.environments[prefix].jobs == "rest"
     ]

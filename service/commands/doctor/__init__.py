@@ -4,8 +4,8 @@
     taskcluster.py   credentials and scopes                        treeherder.py   credentials and projects
     pulse.py         user, exchanges, queues                       finding.py      what is found, and how it is shown
 
-Nothing is changed but what is named there: one empty request to each Treeherder, and a queue that goes with its
-connection.
+Nothing is changed but what is named there: one empty request to the service and to each Treeherder, and a queue that
+goes with its connection.
 """
 
 import asyncio

@@ -30,12 +30,13 @@ async def examine(settings: Settings, url: str | None, seconds: float) -> list[F
         ex = Examination(settings, listeners, service_url, seconds, http)
         near.settings(reports[0], ex)
         await limited(reports[1], "connection", seconds, near.database(reports[1], ex))
-        parts: list[Part] = [(Report("service"), "answer", near.service)]
+        parts: list[Part] = [(Report("service"), "answer", near.service), (Report("service"), "signature", near.signed)]
         parts += [(Report("hg"), host, hosts.check(host)) for host in settings.allowed_hosts]
-        parts += [(Report("hg"), "repositories", hosts.repositories)]
+        parts += [(Report("hg"), "repositories", hosts.repositories), (Report("hg"), "polls", hosts.polls)]
         parts += [
             (Report("taskcluster"), "ping", taskcluster.ping),
             (Report("taskcluster"), "scopes", taskcluster.scopes),
+            (Report("taskcluster"), "error tasks", taskcluster.error_tasks),
         ]
         parts += [
             (Report(f"treeherder {prefix}"), "answer", treeherder.check(prefix)) for prefix in settings.environments

@@ -109,13 +109,18 @@ async def ask(ex: Examination, url: str, **headers: str) -> tuple[httpx.Response
     """The answer to a GET, and by how many seconds its clock is ahead of ours, None when it does not tell."""
     before = clock()
     answer = await ex.http.get(url, headers=headers)
+    return answer, drift_of(answer, before)
+
+
+def drift_of(answer: httpx.Response, before: float) -> float | None:
+    """Return by how many seconds its clock is ahead of ours, None if it does not tell; it was asked at `before`."""
     ours = (before + clock()) / 2
     try:
         # the header has whole seconds, cut off: on average it is half a second later
         theirs = parsedate_to_datetime(answer.headers["date"]).timestamp() + 0.5
     except (KeyError, ValueError):
-        return answer, None
-    return answer, theirs - ours
+        return None
+    return theirs - ours
 
 
 def clock() -> float:
@@ -139,8 +144,11 @@ def judge_clock(report: Report, check: str, drift: float | None) -> None:
 
 
 def told(error: httpx.HTTPError) -> str:
-    """Why a request got no answer."""
-    return f"{type(error).__name__} {error}".strip()
+    """Return why a request got no answer."""
+    words = f"{type(error).__name__} {error}".strip()
+    if isinstance(error, httpx.TimeoutException):
+        return f"it does not answer in time ({words})"
+    return f"it cannot be reached ({words})" if isinstance(error, httpx.ConnectError | httpx.ProxyError) else words
 
 
 def some(names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from service.auth import loopback
-from service.commands.doctor.finding import Examination, Report, some, told
+from service.commands.doctor.finding import MAX_DRIFT, Examination, Report, ask, judge_clock, some, told
 from service.flow.urls import canonical_url
 
 
@@ -16,7 +16,7 @@ def check(host: str) -> Callable[[Report, Examination], Awaitable[None]]:
 
     async def checked(report: Report, ex: Examination) -> None:
         try:
-            answer = await ex.http.get(f"{_scheme(ex, host)}://{host}/")
+            answer, drift = await ask(ex, f"{_scheme(ex, host)}://{host}/")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             words = told(error) if isinstance(error, httpx.HTTPError) else "it is no host name"
             report.error(host, words, "check allowed_hosts, name resolution, and what is between here and there")
@@ -27,6 +27,8 @@ def check(host: str) -> Callable[[Report, Examination], Awaitable[None]]:
             )
         else:
             report.ok(host, f"it answers {answer.status_code}")
+        if drift is not None and abs(drift) > MAX_DRIFT:  # the others are judged where signatures depend on them
+            judge_clock(report, f"clock of {host}", drift)
 
     return checked
 
@@ -56,3 +58,14 @@ async def repositories(report: Report, ex: Examination) -> None:
         if canonical != repository.url:
             detail = f"{repository.alias} has the url {repository.url}, whose canonical spelling is {canonical}"
             report.error("urls", detail, f"tc-treeherder repositories delete {repository.alias}, and add it anew")
+
+
+async def polls(report: Report, ex: Examination) -> None:
+    """The last poll of each repository went well."""
+    failing = [repository for repository in ex.monitored if repository.poll_error]
+    for repository in failing:
+        detail = f"{repository.alias}: {repository.poll_error} ({repository.poll_failures} polls in a row)"
+        remedy = f"mend what is said there; `tc-treeherder repositories show {repository.alias}` has the poll's times"
+        report.warning("polls", detail, remedy)
+    if ex.monitored and not failing:
+        report.ok("polls", f"the last polls of all {len(ex.monitored)} repositories went well")

@@ -1,19 +1,23 @@
 """What is our own: the settings, the database, the service."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import httpx
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import col, select
+from sqlmodel import col, func, select
+from standardwebhooks import Webhook
 
 from configuration import unknown
+from listeners.forward import encode, signed_headers
 from listeners.settings import ListenerSettings
 from service.api.health import get_version
-from service.commands.doctor.finding import Examination, Report, apart, told
+from service.auth import SIGNATURE_AGE
+from service.commands.doctor.finding import Examination, Report, apart, clock, drift_of, told
 from service.database import Database, SchemaBehindError, check_schema, shown
-from service.models import Repository
+from service.models import JobReport, Repository
 from service.settings import Settings
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound to
@@ -77,8 +81,19 @@ async def database(report: Report, ex: Examination) -> None:
         async with opened.reading() as session:
             query = select(Repository).where(col(Repository.deleted_at).is_(None)).order_by(col(Repository.id))
             ex.repositories = list(await session.exec(query))
+            waiting = select(func.count(), func.min(JobReport.no_push_since)).where(
+                col(JobReport.no_push_since).is_not(None)
+            )
+            reports, since = (await session.exec(waiting)).one()
     finally:
         await opened.close()
+    if reports:
+        detail = f"{reports} wait for a push that their Treeherder does not know, the oldest since {since:%F %T}Z"
+        remedy = (
+            "`tc-treeherder reports list --waiting-for-push` shows them: is each project's push in its Treeherder, "
+            "under the project's name? Who posts it there?"
+        )
+        report.warning("job reports", detail, remedy)
     if not ex.monitored:
         remedy = "`tc-treeherder repositories add` or `import`"
         report.warning("repositories", "none is monitored", remedy)
@@ -102,6 +117,44 @@ async def service(report: Report, ex: Examination) -> None:
     else:
         here = f"{ours.get('version')} {ours.get('commit') or ''}".strip()
         report.warning("version", f"{told_as} there, {here} here", "run the same release everywhere")
+
+
+PROBE = "/api/v1/events/pushes"
+"""Where an empty batch changes nothing."""
+
+
+async def signed(report: Report, ex: Examination) -> None:
+    """The service believes what the listeners sign."""
+    if ex.listeners is None:
+        report.warning("signature", "not tried: the listeners' settings are wrong", "mend what is said of them above")
+        return
+    body = encode({"events": []})
+    secret = ex.listeners.webhook_secrets[0].get_secret_value()
+    headers = signed_headers(Webhook(secret), f"msg_{uuid.uuid4().hex}", PROBE, body)
+    before = clock()
+    try:
+        answer = await ex.http.post(
+            ex.service_url + PROBE, content=body, headers={**headers, "Content-Type": "application/json"}
+        )
+    except httpx.HTTPError as error:
+        report.warning("signature", f"not tried: {told(error)}", "start the service, or give its --url")
+        return
+    if answer.is_success:
+        report.ok("signature", "it takes what a listener with these settings signs")
+        return
+    drift = drift_of(answer, before)
+    if answer.status_code != httpx.codes.UNAUTHORIZED:
+        detail = f"a signed, empty batch is answered {answer.status_code}"
+        report.error("signature", detail, "is --url the service's own address, with nothing in the way of POST?")
+    elif drift is not None and abs(drift) > SIGNATURE_AGE:
+        detail = f"what a listener signs is refused: its clock is {abs(drift):.0f} s away from the service's"
+        report.error("signature", detail, "set the clocks of both machines (NTP)")
+    else:
+        remedy = (
+            "set TC_TREEHERDER_WEBHOOK_SECRETS of the listeners so that its first secret is one of the service's, "
+            "and restart both"
+        )
+        report.error("signature", "what a listener with these settings signs is refused: the secrets differ", remedy)
 
 
 def _heartbeat(report: Report, ex: Examination, answer: httpx.Response) -> None:

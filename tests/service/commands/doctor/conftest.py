@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from sqlmodel import SQLModel
 
+from sandbox.credentials import LEVEL, TRUST_DOMAIN
 from service.database import Database
 from service.models import Repository
 from tests.service.commands.conftest import Ran, Run
@@ -19,11 +21,11 @@ from tests.system.conftest import System
 PREFIX = "TC_TREEHERDER_"
 
 
-def store(database_url: str, *repositories: Repository) -> None:
+def store(database_url: str, *rows: SQLModel) -> None:
     async def run() -> None:
         database = Database(database_url)
         async with database.writing() as session:
-            session.add_all(repositories)
+            session.add_all(rows)
         await database.close()
 
     asyncio.run(run())
@@ -33,13 +35,13 @@ def repository(url: str, alias: str, **more: Any) -> Repository:
     host = url.partition("//")[2].partition("/")[0]
     scopes = [f"assume:repo:{url.partition('//')[2]}:branch:default"]
     return Repository(
-        **{"alias": alias, "url": url, "host": host, "scopes": scopes, "level": "1", "last_push_id": 0, **more}
+        **{"alias": alias, "url": url, "host": host, "scopes": scopes, "level": LEVEL, "last_push_id": 0, **more}
     )
 
 
 @pytest.fixture
 def variables(system: System, sqlite_url: str) -> dict[str, str]:
-    store(sqlite_url, repository(system.stack.sandbox["repositories"]["try"], "try"))
+    store(sqlite_url, repository(system.stack.sandbox["repositories"]["try"], "try", trust_domain=TRUST_DOMAIN))
     mine = {
         name.removeprefix(PREFIX): value for name, value in system.stack.environment.items() if name.startswith(PREFIX)
     }

@@ -4,13 +4,18 @@ import asyncio
 import json
 import sqlite3
 import time
+from datetime import timedelta
+from email.utils import formatdate
 from pathlib import Path
 
 from sandbox.stack import free_port
+from service.commands.doctor import near
 from service.commands.doctor.finding import Report, limited, secrets_of
+from service.database import now
+from service.models import JobReport, Stage
 from service.settings import Settings
 from tests.service.commands.conftest import Pretended, Run
-from tests.service.commands.doctor.conftest import Doctor
+from tests.service.commands.doctor.conftest import Doctor, store
 from tests.system.conftest import System
 
 NO_LISTENER = ("pulse listener", "connection", "warning")
@@ -212,3 +217,53 @@ def test_what_answers_is_no_service(doctor: Doctor, pretend: Pretended) -> None:
     found = doctor("--url", pretend.url)
     assert found.status("service", "answer") == "error"
     assert "no list of checks" in found.the("service", "answer")["detail"]
+
+
+def test_the_signed_probe_is_taken_and_changes_nothing(doctor: Doctor, system: System) -> None:
+    before = system.pushes()
+    assert doctor().status("service", "signature") == "ok"
+    assert system.pushes() == before
+
+
+def test_a_listener_with_another_webhook_secret_is_found_out(doctor: Doctor) -> None:
+    other = "whsec_" + "b3RoZXIh" * 5
+    found = doctor(WEBHOOK_SECRETS=json.dumps([other])).the("service", "signature")
+    assert found["status"] == "error"
+    assert "the secrets differ" in found["detail"]
+    assert "TC_TREEHERDER_WEBHOOK_SECRETS" in found["remedy"]
+    assert other not in found["detail"] + found["remedy"]
+
+
+def test_a_signature_that_is_refused_for_the_clock(doctor: Doctor, pretend: Pretended) -> None:
+    problem = {"title": "Not signed", "detail": "too old"}
+    pretend.json(near.PROBE, problem, 401, {"Date": formatdate(time.time() + 400, usegmt=True)})
+    found = doctor("--url", pretend.url).the("service", "signature")
+    assert "400 s away" in found["detail"]
+    assert "clocks" in found["remedy"]
+    (asked,) = [(method, body) for method, path, body in pretend.asked if path == near.PROBE]
+    assert asked == ("POST", b'{"events":[]}')
+
+
+def test_a_service_that_takes_no_posts(doctor: Doctor, pretend: Pretended) -> None:
+    found = doctor("--url", pretend.url).the("service", "signature")
+    assert (found["status"], found["detail"]) == ("error", "a signed, empty batch is answered 404")
+
+
+def test_reports_that_wait_for_an_unknown_push(doctor: Doctor, variables: dict[str, str]) -> None:
+    since = now() - timedelta(hours=1)
+    report = JobReport(
+        task_id="A" * 22,
+        run_id=0,
+        environment="tc-treeherder",
+        project="try",
+        task_group_id="A" * 22,
+        stage=Stage.RUNNING,
+        run={},
+        lane="job",
+        no_push_since=since,
+    )
+    store(variables["DATABASE_URL"], report)
+    found = doctor().the("database", "job reports")
+    assert found["status"] == "warning"
+    assert found["detail"].startswith("1 wait for a push that their Treeherder does not know")
+    assert "reports list --waiting-for-push" in found["remedy"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sandbox.credentials import SCHEDULER, TRUST_DOMAIN
 from sandbox.stack import free_port
 from service.commands.doctor.finding import some
 from tests.service.commands.conftest import Pretended
@@ -35,6 +36,25 @@ def test_a_repository_on_a_host_that_is_not_allowed(doctor: Doctor, variables: d
     assert "stray" in found.the("hg", "allowed_hosts")["detail"]
 
 
+def test_repositories_whose_polls_fail_are_named(doctor: Doctor, variables: dict[str, str]) -> None:
+    host = json.loads(variables["ALLOWED_HOSTS"])[0]
+    failing = repository(
+        f"http://{host}/gone", "gone", poll_error="404: there is no repository", poll_failures=7, graph=False
+    )
+    store(variables["DATABASE_URL"], failing)
+    found = doctor().the("hg", "polls")
+    assert found["status"] == "warning"
+    assert found["detail"] == "gone: 404: there is no repository (7 polls in a row)"
+    assert "repositories show gone" in found["remedy"]
+
+
+def test_a_host_with_another_clock(doctor: Doctor, pretend: Pretended) -> None:
+    pretend.answers["/"] = [(200, {"Date": formatdate(time.time() + 90, usegmt=True)}, b"")]
+    host = pretend.url.removeprefix("http://")
+    found = doctor(ALLOWED_HOSTS=json.dumps([host]))
+    assert found.status("hg", f"clock of {host}") == "error"
+
+
 def test_urls_of_an_earlier_release_that_pass_for_another_repository(doctor: Doctor, variables: dict[str, str]) -> None:
     host = json.loads(variables["ALLOWED_HOSTS"])[0]
     store(
@@ -59,7 +79,32 @@ def test_taskcluster_is_away(doctor: Doctor) -> None:
     found = doctor(TASKCLUSTER__ROOT_URL=url)
     assert found.status("taskcluster", "ping") == "error"
     assert url in found.the("taskcluster", "ping")["detail"]
+    assert "it cannot be reached" in found.the("taskcluster", "ping")["detail"]
     assert "cannot be reached" in found.the("taskcluster", "credentials")["detail"]
+    assert "could not be tried" in found.the("taskcluster", "credentials")["remedy"], "and may well be good"
+
+
+def test_what_does_not_answer_is_told_from_what_is_not_there(doctor: Doctor, pretend: Pretended) -> None:
+    pretend.hang("/api/auth/v1/ping")
+    pretend.hang("/")
+    host = pretend.url.removeprefix("http://")
+    found = doctor("--seconds", "1", TASKCLUSTER__ROOT_URL=pretend.url, ALLOWED_HOSTS=json.dumps([host]))
+    assert "answer" in found.the("taskcluster", "ping")["detail"]
+    assert "reached" not in found.the("taskcluster", "ping")["detail"]
+    assert "answer" in found.the("hg", host)["detail"]
+    assert "reached" not in found.the("hg", host)["detail"]
+
+
+def test_a_stale_signature_is_the_clocks_doing(doctor: Doctor, pretend: Pretended) -> None:
+    headers = {"Date": formatdate(time.time() + 120, usegmt=True)}
+    pretend.json("/api/auth/v1/ping", {"alive": True}, headers=headers)
+    refusal = {"code": "AuthenticationFailed", "message": "Stale timestamp"}
+    pretend.json("/api/auth/v1/scopes/current", refusal, 401)
+    found = doctor(TASKCLUSTER__ROOT_URL=pretend.url)
+    assert "Stale timestamp" in found.the("taskcluster", "credentials")["detail"]
+    assert "clock" in found.the("taskcluster", "credentials")["remedy"]
+    assert "access token" not in found.the("taskcluster", "credentials")["remedy"]
+    assert found.status("taskcluster", "clock") == "error"
 
 
 def test_no_credentials(doctor: Doctor) -> None:
@@ -106,7 +151,18 @@ def taskcluster(pretend: Pretended, scopes: Any, headers: dict[str, str] | None 
     """A Taskcluster whose caller has these scopes, whatever the credentials."""
     pretend.json("/api/auth/v1/ping", {"alive": True}, headers=headers)
     pretend.json("/api/auth/v1/scopes/current", {"scopes": scopes})
+    pretend.json("/api/auth/v1/scopes/expand", {"scopes": PROJECT})
     return pretend.url
+
+
+PROJECT = [
+    f"queue:scheduler-id:{SCHEDULER}",
+    "queue:create-task:highest:built-in/*",
+    "queue:create-task:project:none",
+    "queue:route:tc-treeherder.v2.*",
+    "queue:route:notify.email.*",
+]
+"""What a project's role brings."""
 
 
 @pytest.mark.parametrize(
@@ -162,6 +218,59 @@ def test_a_projects_scopes_that_are_not_ours(doctor: Doctor, pretend: Pretended,
     ]
 
 
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (PROJECT[0], f"lack queue:scheduler-id:{SCHEDULER}: no task can show a broken file on pushes of try, autoland"),
+        (PROJECT[1], "lack queue:create-task:lowest:built-in/fail: no task can show"),
+        (PROJECT[2], "lack queue:create-task:project:none: no task can show"),
+        (
+            PROJECT[3],
+            "lack queue:route:tc-treeherder.v2.<alias>.*: the error task of try, autoland is created without that",
+        ),
+    ],
+)
+def test_an_error_task_that_a_project_cannot_create(
+    doctor: Doctor, pretend: Pretended, variables: dict[str, str], missing: str, words: str
+) -> None:
+    hg = json.loads(variables["ALLOWED_HOSTS"])[0]
+    more = {"trust_domain": TRUST_DOMAIN, "scopes": ["assume:repo:x"]}
+    store(
+        variables["DATABASE_URL"],
+        repository(f"http://{hg}/autoland", "autoland", **more),
+        repository(f"http://{hg}/quiet", "quiet", graph=False, environments=[]),
+    )
+    url = taskcluster(pretend, ALL)
+    project = [scope for scope in PROJECT if scope != missing]
+    pretend.answers["/api/auth/v1/scopes/expand"] = []
+    pretend.json("/api/auth/v1/scopes/expand", {"scopes": project})
+    found = doctor(TASKCLUSTER__ROOT_URL=url).the("taskcluster", "error tasks")
+    assert found["status"] == "warning"
+    assert words in found["detail"]
+    asked = [json.loads(body)["scopes"] for _, path, body in pretend.asked if path.endswith("/expand")]
+    assert ["assume:repo:x", "queue:route:notify.email.somebody@example.com.*"] in asked
+
+
+def test_a_repository_without_a_trust_domain_is_named(doctor: Doctor, variables: dict[str, str]) -> None:
+    """With the scopes of a real project's role: the sandbox's has one scheduler."""
+    host = json.loads(variables["ALLOWED_HOSTS"])[0]
+    store(variables["DATABASE_URL"], repository(f"http://{host}/plain", "plain"))
+    found = doctor().the("taskcluster", "error tasks")
+    assert found["status"] == "warning"
+    assert "lack queue:scheduler-id:tc-treeherder: no task can show a broken file on pushes of plain" in found["detail"]
+    assert "trust domain" in found["remedy"]
+
+
+def test_scopes_that_may_not_be_expanded_are_said(doctor: Doctor, pretend: Pretended) -> None:
+    url = taskcluster(pretend, ALL)
+    refusal = "Client ID tc is missing the following scopes:\n\n```\nauth:expand-scopes\n```"
+    pretend.answers["/api/auth/v1/scopes/expand"] = []
+    pretend.json("/api/auth/v1/scopes/expand", {"code": "InsufficientScopes", "message": f"{refusal}\n\n---"}, 403)
+    found = doctor(TASKCLUSTER__ROOT_URL=url).the("taskcluster", "error tasks")
+    assert "not checked" in found["detail"]
+    assert "auth:expand-scopes" in found["remedy"]
+
+
 def test_many_names_are_counted() -> None:
     assert some(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
 
@@ -171,7 +280,10 @@ def test_an_answer_that_is_none(doctor: Doctor, pretend: Pretended) -> None:
     assert "no list of scopes" in found.the("taskcluster", "credentials")["detail"]
     pretend.answers.clear()
     found = doctor(TASKCLUSTER__ROOT_URL=pretend.url)
-    assert "answers 404" in found.the("taskcluster", "ping")["detail"]
+    for check in ("ping", "credentials"):
+        assert "404" in found.the("taskcluster", check)["detail"]
+        assert "TASKCLUSTER__ROOT_URL" in found.the("taskcluster", check)["remedy"]
+    assert "no Taskcluster" in found.the("taskcluster", "ping")["detail"]
 
 
 # --- clocks ------------------------------------------------------------------------------------------------------
