@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
@@ -213,9 +213,14 @@ def _endpoint(command: Callable[..., Any]) -> Callable[[Request], Awaitable[Resp
         try:
             done = await asyncio.to_thread(command, **(json.loads(body) if body else {}))
         except LookupError as error:
-            return JSONResponse({"error": str(error)}, 404)
+            return _json({"error": str(error)}, 404)
         except (TypeError, ValueError) as error:  # TypeError: arguments that it does not know, or lacks
-            return JSONResponse({"error": str(error)}, 400)
-        return JSONResponse({} if done is None else done)
+            return _json({"error": str(error)}, 400)
+        return _json({} if done is None else done)
 
     return answer
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    """Return JSON in ASCII: no UTF-8 can hold the lone surrogates that stand for raw bytes."""
+    return Response(json.dumps(content), status, media_type="application/json")

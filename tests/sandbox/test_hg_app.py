@@ -127,6 +127,15 @@ async def test_control_says_what_is_wrong(web: httpx.AsyncClient, path: str, bod
     assert why in answer.json()["error"]
 
 
+async def test_raw_bytes_come_back_as_they_were_sent(web: httpx.AsyncClient, control: Client) -> None:
+    user, message = "dev\udce9@example.com", "caf\udce9"
+    pushed = await control.push("r", [NewChangeset(message=message)], user=user)
+    assert (pushed["id"], pushed["user"]) == (4, user)
+    assert (await web.get("/r/json-pushes?version=2&startID=3")).json()["pushes"]["4"]["user"] == user
+    answer = await web.post("/__control__/push", content=json.dumps({"repository": "\udce9"}))
+    assert (answer.status_code, "create it first" in answer.json()["error"]) == (404, True)
+
+
 async def test_the_client_raises_what_is_wrong(control: Client) -> None:
     with pytest.raises(RuntimeError, match=r"404.*no repository 'nope'"):
         await control.push("nope")

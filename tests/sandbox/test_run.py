@@ -142,6 +142,7 @@ def ask_taskcluster(ready: dict[str, Any]) -> None:
         },
     }
     of_project.createTask(task_id, definition)
+    ask_anonymously(ready, task_id, definition)
     with pytest.raises(taskcluster.exceptions.TaskclusterRestFailure, match="missing"):
         of_project.createTask(taskcluster.slugId(), definition | {"routes": ["somebody.elses"]})
     with pytest.raises(taskcluster.exceptions.TaskclusterRestFailure, match="missing"):
@@ -154,6 +155,38 @@ def ask_taskcluster(ready: dict[str, Any]) -> None:
     assert [each["task"]["routes"][0] for each in queue.listTaskGroup(task_id)["tasks"]] == [route]
     cancel = f"queue:cancel-task:{status['schedulerId']}/{status['taskGroupId']}/{task_id}"
     assert taskcluster.Queue(own | {"authorizedScopes": [cancel]}).cancelTask(task_id)["status"]["state"] == "completed"
+
+
+def ask_anonymously(ready: dict[str, Any], task_id: str, definition: dict[str, Any]) -> None:
+    """Reads are public, and so is what a role brings; nothing else is."""
+    nobody = {"rootUrl": ready["taskcluster"], "credentials": {}, "maxRetries": 0}
+    queue = taskcluster.Queue(nobody)
+    assert queue.task(task_id)["schedulerId"] == SCHEDULER
+    assert queue.status(task_id)["status"]["taskId"] == task_id
+    assert [each["status"]["taskId"] for each in queue.listTaskGroup(task_id)["tasks"]] == [task_id]
+    assert queue.listDependentTasks(task_id)["tasks"] == []
+    wait_for_run(queue, task_id)
+    queue.listArtifacts(task_id, "0")
+    assert (
+        f"queue:scheduler-id:{SCHEDULER}"
+        in taskcluster.Auth(nobody).expandScopes({"scopes": ["assume:repo:x"]})["scopes"]
+    )
+    refused: list[Callable[[], Any]] = [
+        lambda: queue.createTask(taskcluster.slugId(), definition),
+        lambda: queue.cancelTask(task_id),
+        lambda: queue.getLatestArtifact(task_id, "private/x"),
+        lambda: taskcluster.Auth(nobody).currentScopes(),
+    ]
+    for call in refused:
+        with pytest.raises(taskcluster.exceptions.TaskclusterFailure):
+            call()
+
+
+def wait_for_run(queue: taskcluster.Queue, task_id: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not queue.status(task_id)["status"]["runs"]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 async def ask_treeherder(ready: dict[str, Any]) -> None:
