@@ -172,9 +172,7 @@ class TaskclusterQueue:
                 return found
 
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
-        client = AuthClient(options_of(self._settings), session=self._queue().session)
-        answer = await answer_of(lambda: client.expandScopes({"scopes": scopes}))
-        return [str(scope) for scope in _part(answer, "scopes", list)]
+        return await expand_scopes(self._settings, self._queue().session, scopes)
 
     async def schedule_task(self, task_id: str, scope: str) -> Status:
         return await self._status(lambda queue: queue.scheduleTask(task_id), [scope])

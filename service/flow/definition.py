@@ -144,22 +144,21 @@ def _year_after(at: datetime) -> datetime:
         return at.replace(year=at.year + 1, month=3, day=1)
 
 
-_PRIORITIES = ("lowest", "very-low", "low", "medium", "high", "very-high", "highest")
+_PRIORITIES = ("highest", "very-high", "high", "medium", "low", "very-low", "lowest")
 
 
-def needed_scopes(definition: dict[str, Any]) -> list[list[str]]:
-    """Return what createTask needs for a definition that `complete` returned: of each list any scope will do.
+def needed_scopes(definition: Mapping[str, Any]) -> list[list[str]]:
+    """Return what createTask needs for a complete definition: of each list any scope will do, the last is the least.
 
     The queue takes the scope of the task's priority or of any higher one.
     """
-    task = TaskDefinition.model_validate(definition)
-    priorities = _PRIORITIES[_PRIORITIES.index(task.priority) :]
+    priorities = _PRIORITIES[: _PRIORITIES.index(definition["priority"]) + 1]
     return [
-        [f"queue:create-task:project:{task.projectId}"],
-        [f"queue:scheduler-id:{task.schedulerId}"],
+        [f"queue:create-task:project:{definition['projectId']}"],
+        [f"queue:scheduler-id:{definition['schedulerId']}"],
         [f"queue:create-task:{priority}:{definition['taskQueueId']}" for priority in priorities],
-        *([f"queue:route:{route}"] for route in task.routes),
-        *([scope] for scope in task.scopes),
+        *([f"queue:route:{route}"] for route in definition["routes"]),
+        *([scope] for scope in definition["scopes"]),
     ]
 
 
@@ -174,21 +173,6 @@ def authority_differences(plan: dict[str, Any], existing: dict[str, Any]) -> lis
 
 def _unordered(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, list) else value
-
-
-PRIORITIES = ("highest", "very-high", "high", "medium", "low", "very-low", "lowest")
-
-
-def required_scopes(definition: Mapping[str, Any]) -> list[list[str]]:
-    """Return what `createTask` asks for a complete definition: of each list one scope, the task's own comes last."""
-    allowing = PRIORITIES[: PRIORITIES.index(definition["priority"]) + 1]
-    return [
-        [f"queue:create-task:project:{definition['projectId']}"],
-        [f"queue:scheduler-id:{definition['schedulerId']}"],
-        [f"queue:create-task:{priority}:{definition['taskQueueId']}" for priority in allowing],
-        *([f"queue:route:{route}"] for route in definition["routes"]),
-        *([scope] for scope in definition["scopes"]),
-    ]
 
 
 def _each_artifact(payload: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from service.clients.taskcluster import satisfies
 from service.database import now
 from service.errors import UpstreamError
-from service.flow.definition import required_scopes
+from service.flow.definition import needed_scopes
 from service.flow.graph import why_not
 from service.flow.ids import slugid
 from service.flow.template import FILE, context_of, plan_of, scopes_of
@@ -72,7 +72,7 @@ def _lacking(tasks: list[PlannedTask], held: list[str]) -> list[list[str]]:
     return [
         [
             alternatives[-1]
-            for alternatives in required_scopes(task.definition or {})
+            for alternatives in needed_scopes(task.definition or {})
             if not any(satisfies(held, scope) for scope in alternatives)
         ]
         for task in tasks

@@ -127,7 +127,7 @@ async def error_tasks(report: Report, ex: Examination) -> None:
                     scopes[key] = await expand_scopes(settings.taskcluster, session, key)
                 for any_of in needed_scopes(task.definition or {}):
                     if not any(satisfies(scopes[key], scope) for scope in any_of):
-                        general = any_of[0].replace(f".{repository.alias}.", ".<alias>.").partition(_SAMPLE)
+                        general = any_of[-1].replace(f".{repository.alias}.", ".<alias>.").partition(_SAMPLE)
                         lacking[general[0] + ("*" if general[1] else "")].append(repository.alias)
     except TemplateError as error:
         report.error("error tasks", f"the setting error_task is wrong: {error}", "mend it, or leave it out")
