@@ -48,6 +48,10 @@ class FairSlots:
         finally:
             self._give_back(share)
 
+    def others_wait(self, share: str) -> bool:
+        """Return True if another share waits for a slot."""
+        return any(each != share for each in self._waiting)
+
     async def _take(self, share: str) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(share, deque()).append(turn)

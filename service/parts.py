@@ -1,6 +1,5 @@
 """What a step of the flow works with: one `Parts` a process, made in the app's lifespan."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ class Parts:
     logins: Logins | None = None  # None: Taskcluster credentials are not taken
     replica: Replica = field(default_factory=Replica)
     connections: FairSlots = field(default_factory=lambda: FairSlots(10))  # for createTask and the like
-    large_plans: asyncio.Lock = field(default_factory=asyncio.Lock)  # one is in memory at a time, whoever pushed them
+    large_plans: FairSlots = field(default_factory=lambda: FairSlots(1))  # one is in memory at a time
 
 
 @asynccontextmanager

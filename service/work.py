@@ -8,7 +8,7 @@ after it: a renewal on its way would make finished work due again.
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -48,6 +48,7 @@ class Hold(Generic[W]):
         self.item = item
         self.ended = False
         self.wanted = False  # others wait for its slot
+        self.also_wanted: Callable[[], bool] = lambda: False  # others wait for something else that it holds
         self._database = database
         self._settings = settings
         self._model = type(item)
@@ -69,7 +70,7 @@ class Hold(Generic[W]):
 
     def give_way(self) -> None:
         """Call this between two parts of long work, with all that was done on record. Raises GivenWayError."""
-        if self.wanted:
+        if self.wanted or self.also_wanted():
             raise GivenWayError
 
     @asynccontextmanager

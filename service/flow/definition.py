@@ -27,7 +27,8 @@ MAX_LIFE = timedelta(days=5)
 SHORTEST_LIFE = timedelta(hours=1)
 """A deadline is shortened to this at most, where a dependency expires before it."""
 
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,30})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+"""With fewer digits of a second than RFC 3339 has: dates are kept in caches, and one could be megabytes long."""
 
 SlugId = Annotated[str, Field(pattern=SLUGID)]
 DATES = ("created", "deadline", "expires")

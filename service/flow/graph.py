@@ -5,10 +5,10 @@ What keeps a push from a graph for good is shown where people look: a task on th
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import structlog
 from sqlalchemy import Text, cast, func
-from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from service import metrics
@@ -16,7 +16,7 @@ from service.database import now
 from service.errors import Refusal
 from service.flow.create import RefusedError, cancel_created, create_tasks
 from service.flow.ids import DeriveId, graph_ids
-from service.flow.plan import record, store_plan
+from service.flow.plan import read_plan, record, store_plan
 from service.flow.resultset import push_of
 from service.flow.show_error import show_error
 from service.flow.template import FILE, context_of, message_of, plan_of, scopes_of
@@ -58,7 +58,7 @@ async def _make_graph(
     """
     plan = await _stored_plan(parts, hold, stack)
     if not plan:
-        reason, tasks = await _planned(parts, hold.item, push, repository, stack)
+        reason, tasks = await _planned(parts, hold, push, repository, stack)
         if reason is not None:
             await hold.finish(State.SKIPPED, reason)
             return
@@ -77,22 +77,33 @@ LARGE = 1024 * 1024
 """Characters of a plan's definitions; of larger plans one is in memory at a time."""
 
 
-async def _stored_plan(parts: Parts, hold: Hold[PushStep], stack: AsyncExitStack) -> list[PlannedTask]:
-    step = hold.item
-    if step.lease == 1:  # nobody can have planned it before
-        return []
-    own = (
+async def _alone(parts: Parts, hold: Hold[PushStep], stack: AsyncExitStack) -> None:
+    """Wait until no other large plan is in memory; this one then gives way to those of others who wait."""
+    share = hold.item.share
+    await stack.enter_async_context(parts.large_plans.use(share))
+    hold.also_wanted = lambda: parts.large_plans.others_wait(share)
+
+
+def _own(step: PushStep) -> tuple[Any, ...]:
+    """Select the tasks of the step's present plan; the error task is none of them."""
+    return (
         PlannedTask.step_id == step.id,
         PlannedTask.plan_attempt == step.plan_attempt,
         col(PlannedTask.label) != "error",
     )
+
+
+async def _stored_plan(parts: Parts, hold: Hold[PushStep], stack: AsyncExitStack) -> list[PlannedTask]:
+    step = hold.item
+    if step.lease == 1:  # nobody can have planned it before
+        return []
+    own = _own(step)
     size = select(func.sum(func.length(cast(PlannedTask.definition, Text)))).where(*own)
     async with parts.database.reading() as session:
         large = ((await session.exec(size)).one() or 0) > LARGE
     if large:
-        await stack.enter_async_context(parts.large_plans)
-    async with parts.database.reading() as session:
-        return list(await session.exec(select(PlannedTask).where(*own).order_by(col(PlannedTask.position))))
+        await _alone(parts, hold, stack)
+    return await read_plan(parts.database, *own)
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------
@@ -115,9 +126,10 @@ def why_not(settings: Settings, repository: Repository, push: Push) -> str | Non
 
 
 async def _planned(
-    parts: Parts, step: PushStep, push: Push, repository: Repository, stack: AsyncExitStack
+    parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository, stack: AsyncExitStack
 ) -> tuple[str | None, list[PlannedTask]]:
     """Return the plan of a push; or the reason why it gets none. Raises TemplateError."""
+    step = hold.item
     reason = why_not(parts.settings, repository, push)
     if reason is not None:
         return reason, []
@@ -141,7 +153,7 @@ async def _planned(
     if rendered.small:
         return None, _checked(rendered, ids, step)
     if len(rendered.answer) > LARGE:
-        await stack.enter_async_context(parts.large_plans)
+        await _alone(parts, hold, stack)
     return None, await asyncio.to_thread(_checked, rendered, ids, step)
 
 
@@ -172,15 +184,4 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
 
 async def _outline(parts: Parts, step: PushStep) -> list[PlannedTask]:
     """Return the plan without its definitions, which can be large."""
-    async with parts.database.reading() as session:
-        tasks = await session.exec(
-            select(PlannedTask)
-            .options(defer(PlannedTask.definition))  # type: ignore[arg-type]  # SQLModel types columns as their values
-            .where(
-                PlannedTask.step_id == step.id,
-                PlannedTask.plan_attempt == step.plan_attempt,
-                col(PlannedTask.label) != "error",
-            )
-            .order_by(col(PlannedTask.position))
-        )
-        return list(tasks)
+    return await read_plan(parts.database, *_own(step), bodies=False)

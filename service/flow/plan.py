@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import insert
-from sqlmodel import col, update
+from sqlalchemy import Text, cast, insert, null
+from sqlmodel import SQLModel, col, select, update
 
-from service.database import Session
+from service.database import Database, Session
 from service.flow.definition import needed_first
 from service.models import PlannedTask
 from service.slugids import find_ids, replace_ids
@@ -33,6 +33,34 @@ async def store_plan(hold: Hold[Any], plan: list[PlannedTask], **values: Any) ->
                 await session.exec(insert(PlannedTask), params=chunk)
                 chunk, size = [], 0
     return plan
+
+
+_OTHERS = [column for column in SQLModel.metadata.tables["planned_task"].c if column.key != "definition"]
+
+
+async def read_plan(database: Database, *own: Any, bodies: bool = True) -> list[PlannedTask]:
+    """Return the stored tasks that `own` selects, in the order of creation; without `bodies`, without definitions.
+
+    They are read piece by piece and made in a thread: for a large plan that takes seconds.
+    """
+    definition: Any = cast(PlannedTask.definition, Text) if bodies else null()
+    query = select(*_OTHERS, definition.label("definition")).where(*own).order_by(col(PlannedTask.position))  # type: ignore[call-overload]  # SQLModel has types for four columns
+    plan: list[PlannedTask] = []
+    last = -1
+    while True:
+        async with database.reading() as session:
+            rows = (await session.exec(query.where(col(PlannedTask.position) > last).limit(CHUNK_TASKS))).all()
+        plan += await asyncio.to_thread(_planned, rows)
+        if len(rows) < CHUNK_TASKS:
+            return plan
+        last = plan[-1].position
+
+
+def _planned(rows: Iterable[Any]) -> list[PlannedTask]:
+    return [
+        PlannedTask(**{**row._mapping, "definition": None if row.definition is None else json.loads(row.definition)})
+        for row in rows
+    ]
 
 
 async def record(session: Session, made: list[PlannedTask]) -> None:

@@ -37,7 +37,7 @@ from service.flow.definition import (
     shortened,
 )
 from service.flow.ids import DeriveId, copy_ids
-from service.flow.plan import record, store_plan
+from service.flow.plan import read_plan, record, store_plan
 from service.models import Action, PlannedTask, Repository, State
 from service.parts import Parts
 from service.slugids import replace_ids
@@ -103,13 +103,9 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
 
 
 async def _stored(parts: Parts, action: Action) -> list[PlannedTask]:
-    async with parts.database.reading() as session:
-        tasks = await session.exec(
-            select(PlannedTask)
-            .where(PlannedTask.action_id == action.id, PlannedTask.plan_attempt == action.plan_attempt)
-            .order_by(col(PlannedTask.position))
-        )
-        return list(tasks)
+    return await read_plan(
+        parts.database, PlannedTask.action_id == action.id, PlannedTask.plan_attempt == action.plan_attempt
+    )
 
 
 async def _make_plan(parts: Parts, hold: Hold[Action]) -> list[PlannedTask]:

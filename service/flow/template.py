@@ -14,6 +14,7 @@ from service.flow.definition import MAX_BODY, CircleError, complete, creation_or
 from service.models import PlannedTask, Push, PushStep, Repository
 from service.render import TemplateError
 from service.settings import Settings
+from service.slugids import replace_ids
 
 FILE = ".taskcluster.yml"
 _ADDRESS = re.compile(r"[!-?A-~]+@[!-?A-~]+")
@@ -84,6 +85,7 @@ def plan_of(rendered: list[Any], ids: Collection[str], step: PushStep) -> list[P
     Raises TemplateError.
     """
     definitions: dict[str, Definition] = {}
+    hidden = dict.fromkeys(ids, "(a task's id)")  # in names, which are shown before the task is created
     for number, task in enumerate(rendered, 1):
         where = f"{FILE}: task {number}"
         if not isinstance(task, dict) or not isinstance(task.get("taskId"), str):
@@ -116,7 +118,7 @@ def plan_of(rendered: list[Any], ids: Collection[str], step: PushStep) -> list[P
             plan_attempt=step.plan_attempt,
             position=position,
             label="task",
-            name=name_of(definitions[task_id]),
+            name=replace_ids(name_of(definitions[task_id]), hidden),
             definition=definitions[task_id],
         )
         for position, task_id in enumerate(order)

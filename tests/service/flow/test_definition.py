@@ -185,6 +185,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"created": 1_900_000_000}, "created"),
     ({"created": "2030-01-30T12:00:00"}, "is no date-time"),
     ({"created": "2030-02-30T12:00:00Z"}, "is no date-time"),
+    ({"created": f"2030-01-30T12:00:00.{'0' * 31}Z"}, "is no date-time"),
     ({"created": "0001-01-01T00:00:00+05:00"}, "is no date-time"),
     ({"expires": "9999-12-31T00:00:00Z"}, "'9999-12-31T00:00:00Z' is no date-time"),
     ({"deadline": "2030-01-30T11:59:59.999Z"}, "must be within 5 days after created"),

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import threading
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -13,15 +15,16 @@ from sandbox.hg import NewChangeset
 from sandbox.hg.faults import Fault
 from service.database import now
 from service.errors import Refusal, Unavailable
-from service.flow import graph, notice
+from service.flow import create, graph, notice, plan
 from service.flow.definition import stamp
 from service.flow.graph import why_not
 from service.flow.ids import graph_ids, slugid
 from service.flow.resultset import resultset_of
 from service.flow.template import context_of, owner_of, plan_of, scopes_of
 from service.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
-from service.render import TemplateError
+from service.render import Rendered, TemplateError
 from service.settings import Settings, load
+from service.work import GivenWayError, Hold
 from tests.sandbox.taskcluster.support import is_valid
 from tests.service.flow.graphs import claimed
 from tests.service.world import SCOPES, World, node, push_event, world_of
@@ -216,6 +219,16 @@ def test_plan() -> None:
         assert is_valid(planned.definition, "queue/v1/create-task-request.json")
         assert planned.definition["payload"] == {"n": None}
     assert [t.definition["taskGroupId"] for t in plan if t.definition] == [one, one]
+
+
+def test_the_name_of_a_planned_task_tells_no_id() -> None:
+    """It is shown, and stands in errors, before the task is created."""
+    one, two = ids(2)
+    metadata = {**task()["metadata"], "name": f"build {one} x{two}"}
+    (planned,) = plan_of([task(0, metadata=metadata)], ids(2), STEP)
+    assert planned.name == "build (a task's id) x(a task's id)"
+    assert planned.definition is not None
+    assert planned.definition["metadata"]["name"] == metadata["name"]
 
 
 def test_no_tasks_are_no_plan() -> None:
@@ -635,6 +648,65 @@ async def test_a_push_that_a_mirror_does_not_have_yet_is_no_push_without_a_file(
     async with world.database.writing() as session:
         await session.exec(update(PushStep).values(due_at=now()))
     assert (await run(world)).state == State.DONE
+
+
+async def test_a_large_plan_gives_way_to_that_of_another_pusher(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "LARGE", 10)
+    monkeypatch.setattr(create, "RECORD_TASKS", 1)
+    monkeypatch.setattr(Rendered, "small", False)
+    await pushed(world)
+    hold = await world.hold(StepKind.GRAPH)
+    real = world.parts.queue.create_task
+    order: list[str] = []
+    waiting: list[asyncio.Task[None]] = []
+
+    async def wait_for_turn(share: str) -> None:
+        async with world.parts.large_plans.use(share):
+            order.append(share)
+
+    async def create_task(*arguments: Any) -> Any:
+        order.append("created")
+        if not waiting:
+            own = hold.item.share
+            waiting.extend(asyncio.create_task(wait_for_turn(share)) for share in (own, own, "another"))
+            await asyncio.sleep(0)
+        return await real(*arguments)
+
+    world.parts.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # that tells when it is called
+    with pytest.raises(GivenWayError):
+        await graph.run(world.parts, hold)
+    await asyncio.gather(*waiting)
+    assert order[:2] == ["created", "another"], "before those that its own pusher has waiting"
+    assert [task.created for task in await world.planned()] == [True, False]
+    await hold.release()
+    assert (await run(world)).state == State.DONE
+    assert len(world.tc.queue.tasks) == 2
+
+
+async def test_a_stored_plan_is_parsed_off_the_event_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await pushed(world)
+    world.tc.faults.add("before", "createTask", status=500, times=100)
+    with pytest.raises(Unavailable):
+        await run(world)
+    before = await world.planned()
+    step = await world.step(StepKind.GRAPH)
+    step.lease = 2
+    threads: list[int] = []
+    real = json.loads
+
+    def loads(text: str | bytes) -> Any:
+        threads.append(threading.get_ident())
+        return real(text)
+
+    monkeypatch.setattr(plan, "CHUNK_TASKS", 1)
+    monkeypatch.setattr(json, "loads", loads)
+    async with AsyncExitStack() as stack:
+        hold = Hold(world.database, world.settings.work, step)
+        read = await graph._stored_plan(world.parts, hold, stack)
+    monkeypatch.undo()
+    assert [task.model_dump() for task in read] == [task.model_dump() for task in before]
+    assert len(threads) == len(before) == 2
+    assert threading.get_ident() not in threads
 
 
 async def test_nobody_has_our_secret(world: World) -> None:
