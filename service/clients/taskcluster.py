@@ -51,6 +51,12 @@ PAGE = 1_000
 MAX_ANSWER = 128 * 1024 * 1024
 """Bytes of one answer: a page of a thousand tasks with definitions of 128 KiB each."""
 
+MAX_MEMBERS = 2_000_000
+"""Members of objects and lists in one answer, counted by { [ and , before it is parsed: each `{}` takes 70 bytes then.
+Of a page of a thousand tasks, each may have two thousand."""
+
+_STRUCTURE = b"{[,"
+
 
 MAX_WORDS = 30_000
 """Characters of why something is refused: a task can have 10,000 dependencies, and each can be named."""
@@ -248,8 +254,16 @@ class ScopesRefusal(Refusal):
         self.missing = missing
 
 
+class TooLargeError(Unavailable):
+    """An answer that is not read because of its size; less may be asked for at a time."""
+
+
 class _UnusableError(aiohttp.ClientError):
     """An answer that is not read; the message says why."""
+
+
+class _TooLargeAnswerError(_UnusableError):
+    """An answer with more than may be read."""
 
 
 SCOPES_KEPT = 30.0
@@ -306,10 +320,14 @@ class _Answer(aiohttp.ClientResponse):
             where = self.headers.get("location", "nowhere")
             raise _UnusableError(f"a redirect to {where}, and redirects are not followed: set taskcluster.root_url")
         body = bytearray()
+        members = 0
         async for chunk in self.content.iter_any():
             body += chunk
+            members += len(chunk) - len(chunk.translate(None, _STRUCTURE))
             if len(body) > MAX_ANSWER:
-                raise _UnusableError(f"more than {MAX_ANSWER:,} bytes, and so much is not read")
+                raise _TooLargeAnswerError(f"more than {MAX_ANSWER:,} bytes, and so much is not read")
+            if members > MAX_MEMBERS:
+                raise _TooLargeAnswerError(f"more than {MAX_MEMBERS:,} values, and so many are not read")
         return bytes(body)
 
 
@@ -351,6 +369,8 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
         raise Unavailable("taskcluster", f"Taskcluster answers {error.status}") from None
     except (aiohttp.ClientError, exceptions.TaskclusterConnectionError, TimeoutError) as error:
         cause = getattr(error, "superExc", None) or error
+        if isinstance(cause, _TooLargeAnswerError):
+            raise TooLargeError("taskcluster", f"Taskcluster answers {cause}") from None
         if isinstance(cause, _UnusableError):
             raise Unavailable("taskcluster", f"Taskcluster answers {cause}") from None
         if isinstance(cause, aiohttp.ClientHttpProxyError):

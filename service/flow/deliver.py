@@ -20,6 +20,7 @@ from sqlmodel import col, or_, select
 
 from service import metrics
 from service.clients.pulse import JOBS
+from service.clients.taskcluster import TooLargeError
 from service.clients.treeherder import FoundPush
 from service.database import now
 from service.errors import Refusal, Unavailable
@@ -202,12 +203,11 @@ class Deliverer:
         fetched: dict[str, Facts | str] = {}
         if missing:
             try:
-                definitions = await self._parts.queue.tasks(sorted(missing))
+                fetched = await self._fetch(sorted(missing))
             except (Unavailable, Refusal) as error:
                 done.outcomes += [self.later(r, str(error)) for r in reports if r.task_id in missing]
                 reports = [r for r in reports if r.task_id not in missing]
             else:
-                fetched = {task_id: self._understand(task_id, definitions.get(task_id)) for task_id in missing}
                 for task_id, fact in fetched.items():
                     if fact == NO_TASK:  # it may only not be there yet
                         self._no_task.put(task_id, (self._no_task.get(task_id) or 0) + 1)
@@ -223,6 +223,17 @@ class Deliverer:
             else:
                 done.outcomes.append(Outcome(report, End.SKIPPED, facts))
         return known
+
+    async def _fetch(self, task_ids: list[str]) -> dict[str, Facts | str]:
+        """Return the facts of tasks, or why one is not shown: a task that is too large hides no other's."""
+        try:
+            definitions = await self._parts.queue.tasks(task_ids)
+        except TooLargeError as error:
+            if len(task_ids) == 1:
+                return {task_ids[0]: f"its definition is too large: {error}"}
+            half = len(task_ids) // 2
+            return await self._fetch(task_ids[:half]) | await self._fetch(task_ids[half:])
+        return {task_id: self._understand(task_id, definitions.get(task_id)) for task_id in task_ids}
 
     def _understand(self, task_id: str, definition: dict[str, Any] | None) -> Facts | str:
         """The facts of a task, or why it is not shown."""

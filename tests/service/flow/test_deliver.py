@@ -15,6 +15,7 @@ from sqlmodel import select, update
 from sandbox.treeherder import SUBMISSION, Year
 from service import work
 from service.budget import burst, jobs_budget
+from service.clients import taskcluster
 from service.database import now
 from service.flow.deliver import ALONE, BELIEVED, Deliverer, End, Recent
 from service.flow.jobs import job_guid
@@ -95,6 +96,22 @@ async def test_one_job_that_is_always_refused_becomes_a_dead_letter_and_the_othe
     (report,) = (each for each in await room.reports() if each.task_id == ids[17])
     assert report.state == State.FAILED
     assert report.id == letter.report_id
+
+
+@pytest.mark.parametrize("limit", ["MAX_MEMBERS", "MAX_ANSWER"])
+async def test_a_task_that_is_too_large_to_be_read_hides_no_others(
+    sqlite_room: Newsroom, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Its definition is answered with those of others, and takes the memory of all that it holds."""
+    monkeypatch.setattr(taskcluster, limit, 20_000)
+    ids = [sqlite_room.create() for _ in range(5)]
+    bomb = sqlite_room.create(payload={"a": [{}] * 15_000})
+    ids += [sqlite_room.create() for _ in range(5)]
+    await sqlite_room.told()
+    assert set(sqlite_room.jobs()) == {f"{each}/0" for each in ids}
+    (skipped,) = (each for each in await sqlite_room.reports() if each.task_id == bomb)
+    assert skipped.state == State.SKIPPED
+    assert "its definition is too large: Taskcluster answers more than 20,000" in str(skipped.error)
 
 
 async def test_several_bad_jobs_among_many(sqlite_room: Newsroom) -> None:
