@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
@@ -50,6 +51,9 @@ WALK_CALLS = 20
 
 MAX_LEFT_OUT = 1_000
 """Tasks that are left out and listed one by one."""
+
+MAX_VALUES = 4_000_000
+"""Values of all definitions that are held for one retrigger; each takes up to some hundred bytes."""
 
 MAX_NOTES = 20
 MAX_ERROR = 8_000
@@ -274,6 +278,20 @@ class Found:
 
     def __post_init__(self) -> None:
         self.definitions = {self.target: self.definition}
+        self._values = 0
+
+    def weigh(self, definition: Definition) -> None:
+        """Count the values of a definition that is about to be held. Raises FailedError if they are too many."""
+        waiting: list[Any] = [definition]
+        while waiting and self._values <= MAX_VALUES:
+            value = waiting.pop()
+            self._values += 1
+            waiting.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        if self._values > MAX_VALUES:
+            raise FailedError(
+                f"the definitions of what depends on task {self.target} have more than {MAX_VALUES:,} values: copies "
+                "of so much are not made. Retrigger tasks that less depends on"
+            )
 
     def leave_out(self, task_id: str, definition: Definition, reason: str) -> None:
         self.skipped[task_id] = {"task_id": task_id, "name": visible(name_of(definition)), "reason": reason}
@@ -286,6 +304,7 @@ class Found:
             return False
         if task_id in self.definitions:
             return False
+        self.weigh(definition)
         self.definitions[task_id], self.states[task_id] = definition, status["state"]
         return True
 
@@ -344,6 +363,8 @@ async def _read_group(queue: Queue, found: Found) -> None:
         reached.update(dict.fromkeys(level))
     missing = [task_id for task_id in reached if task_id not in found.definitions]
     definitions = await queue.tasks(missing) if missing else {}
+    for definition in definitions.values():
+        found.weigh(definition)
     found.definitions |= definitions
 
 

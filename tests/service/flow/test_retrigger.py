@@ -331,6 +331,22 @@ async def test_a_circle_is_rejected(monitored: World, monkeypatch: pytest.Monkey
 # --- groups ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("calls", [20, 0])
+async def test_dependents_that_hold_too_much_are_not_copied(
+    monitored: World, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Whoever may define tasks decides how much is held for a retrigger of one of them."""
+    monkeypatch.setattr(retrigger, "WALK_CALLS", calls)
+    monkeypatch.setattr(retrigger, "MAX_VALUES", 1_000)
+    build(monitored.tc.queue, {"root": [], "small": ["root"]})
+    end(monitored.tc.queue, "root")
+    assert (await carry_out(monitored, slug("root"))).state == "done"
+    build(monitored.tc.queue, {"large": ["small"]}, payload={"a": [{}] * 1_000})
+    action = await carry_out(monitored, slug("root"))
+    assert action.state == "failed"
+    assert "have more than 1,000 values: copies of so much are not made" in str(action.error)
+
+
 async def test_the_copy_of_a_single_task_leaves_a_sealed_group(monitored: World) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
