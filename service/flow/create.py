@@ -57,7 +57,7 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
     Returns the last ones made; the caller puts them on `record` in the transaction that ends its work. Raises
     RefusedError, and Unavailable when it should go on later; what was created by then is on record.
     """
-    plan = await asyncio.to_thread(Plan, tasks)
+    plan = Plan(tasks) if len(tasks) < RECORD_TASKS else await asyncio.to_thread(Plan, tasks)
     made: list[PlannedTask] = []
     progress, recorded_at = False, time.monotonic()
     for batch in plan.batches():
