@@ -93,5 +93,6 @@ class Clock:
         return self._time + timedelta(seconds=at - self._at)
 
     def _follow(self, database_time: datetime, at: float) -> None:
-        self._time, self._at, self._compared = database_time, at, True
+        # a driver may give another zone's name to it
+        self._time, self._at, self._compared = database_time.astimezone(UTC), at, True
         self.difference, self._in_a_row, self._settling = 0.0, 0, None

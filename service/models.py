@@ -385,7 +385,8 @@ class JobReport(Work, table=True):
         *_work_indexes("job_report"),
         _partial("ix_job_report_open", "heard_at", where=OPEN),
         _partial("ix_job_report_failed", "state", "id", where=FAILED_REPORTS),
-        _partial("ix_job_report_no_push", "id", where="no_push_since IS NOT NULL"),
+        _partial("ix_job_report_no_push", "state", "id", where="no_push_since IS NOT NULL"),
+        _partial("ix_job_report_waiting", "state", "id", where="due_at IS NOT NULL"),
     )
 
     task_id: str

@@ -19,7 +19,7 @@ from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.clock import SETTLED
 from service.database import now
-from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, Work
+from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, State, Work
 from service.parts import Parts
 from service.schemas import Check, Heartbeat
 
@@ -155,7 +155,8 @@ async def _database(parts: Parts) -> Check:
 async def _work(parts: Parts) -> Check:
     async with parts.database.reading() as session:
         waiting = await metrics.oldest_work(session)
-        some = select(JobReport.id).where(col(JobReport.no_push_since).is_not(None)).limit(MOST_COUNTED).subquery()
+        without = (JobReport.state == State.PENDING, col(JobReport.no_push_since).is_not(None))
+        some = select(JobReport.id).where(*without).limit(MOST_COUNTED).subquery()
         no_push = (await session.exec(select(func.count()).select_from(some))).one()
     old = [(_LISTS[model], since) for model, since in waiting.items() if now() - since >= OLD_WORK]
     if not old:

@@ -1,13 +1,15 @@
 """Job reports: what each Treeherder has been told of each run, and what waits."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from sqlalchemy import text
+from sqlalchemy import and_, text, true
 from sqlmodel import col, select
 
 from service.api.deps import After, Limit, Reader, Reading, cursor, opaque
 from service.api.openapi import problems
+from service.api.paging import page
 from service.api.route import Route
 from service.models import FAILED_REPORTS, JobReport, State
 from service.schemas import ReportPage, ReportRead, RunStage
@@ -29,22 +31,32 @@ async def list_reports(
     limit: Limit = 50,
     after: After = None,
 ) -> ReportPage:
-    """Job reports, the newest first."""
-    query = select(JobReport).order_by(col(JobReport.id).desc())
-    if state is not None:
-        query = query.where(JobReport.state == State(state))
-    # as the partial indexes have it, so that both databases use them
-    if state in {"skipped", "failed"}:
-        query = query.where(text(FAILED_REPORTS))
-    elif state == "pending":
-        query = query.where(col(JobReport.due_at).is_not(None))
+    """Job reports, the newest first. With two filters a page can be shorter than `limit`, even empty, while `next`
+    says that there are more."""
+    conditions: list[Any] = []
     if waiting is not None:
-        query = query.where(col(JobReport.no_push_since).is_not(None))
-    if (before := cursor(after)) is not None:
-        query = query.where(col(JobReport.id) < before)
-    found = (await session.exec(query.limit(limit + 1))).all()
-    items = [_read(report) for report in found[:limit]]
-    return ReportPage(items=items, next=opaque(items[-1].id) if len(found) > limit else None)
+        conditions.append(and_(col(JobReport.state) == State.PENDING, col(JobReport.no_push_since).is_not(None)))
+    if state is not None:
+        conditions.append(and_(col(JobReport.state) == State(state), _AS_INDEXED[state]))
+
+    def matching(ids: Sequence[int]) -> Any:
+        return select(JobReport.id, JobReport).where(col(JobReport.id).in_(ids), *conditions)
+
+    # most reports are done, so these are looked for among all
+    first = conditions[:1] if waiting is not None or state != "done" else []
+    candidates = [select(JobReport.id).where(*first)]
+    rows, following = await page(session, candidates, JobReport.id, matching, limit, cursor(after))
+    items = [_read(report) for _, report in rows]
+    return ReportPage(items=items, next=None if following is None else opaque(following))
+
+
+_AS_INDEXED: dict[str, Any] = {
+    "failed": text(FAILED_REPORTS),
+    "skipped": text(FAILED_REPORTS),
+    "pending": col(JobReport.due_at).is_not(None),
+    "done": true(),
+}
+"""What partial indexes have of reports in these states, so that both databases use them."""
 
 
 def _read(report: JobReport) -> ReportRead:

@@ -178,6 +178,7 @@ VALUES: dict[str, list[Any]] = {
     "letter_id": [2],
     "generation": [0],
     "limit": [2],
+    "waiting": ["push"],
 }
 """Of each parameter, where its schema does not list them. A filter of tomorrow needs a line here."""
 

@@ -70,6 +70,7 @@ TELLING = {
     "listRepositories": "`after` is opaque",
     "listPushes": "`after` is opaque",
     "listActions": "`after` is opaque",
+    "listReports": "`after` is opaque",
     "listDeadLetters": "`after` is opaque",
     "addRepository": "the host must be among allowed_hosts, environments must be configured",
     "planRepository": "likewise",
