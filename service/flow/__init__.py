@@ -3,7 +3,7 @@
     poll ──▶ push ──┬─▶ resultset ─▶ Treeherder           which repository is asked next, and what its answer means
                     │                                     a pushlog entry becomes a stored push with its steps
                     └─▶ graph ─▶ create ─▶ Taskcluster    a push becomes a plan; a plan becomes tasks
-                          └────▶ error_task               ...or a task that says why there are none
+                          └────▶ show_error               ...or a task, or a job, that says why there are none
 
     a button, ──▶ action ──┬─▶ retrigger ─▶ create ─▶ Taskcluster    an action becomes a plan of copies
     or the API             ├─▶ cancel ─▶ Taskcluster
@@ -14,6 +14,8 @@
                      └─ heal ─▶ Taskcluster                          what was not heard of is asked about
 
 The listeners drive poll, push, action and report over the API; `service.reporter` runs deliver and heal; the worker
-runs the others, each leased by `service.work`. definition, ids and routes say what a task's definition, id and routes
-are, plan what is stored of tasks that are to be created.
+runs the others, each leased by `service.work`. definition, ids, routes and status say what a task's definition, id,
+routes and status are; plan, what is stored of tasks that are to be created; template, what a `.taskcluster.yml` is
+rendered with; error_task, the default of the task that shows an error; urls, how a repository's url is spelled. preview
+tries a file without a push.
 """

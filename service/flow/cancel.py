@@ -6,7 +6,7 @@ from service.clients.taskcluster import known_status
 from service.database import now
 from service.errors import Refusal
 from service.flow.action import FailedError, RejectedError, Subject, subject_of
-from service.flow.create import RESOLVED, exact_scope, was_cancelled
+from service.flow.status import RESOLVED, exact_scope, was_cancelled
 from service.models import Action, State
 from service.parts import Parts
 from service.work import Hold

@@ -18,11 +18,12 @@ from typing import Any
 import structlog
 from sqlmodel import col, select, update
 
-from service.clients.taskcluster import Definition, Queue, ScopesRefusal, Status, known_definition, named
+from service.clients.taskcluster import Queue, ScopesRefusal, Status, known_definition, named
 from service.database import now
 from service.errors import Refusal, Unavailable, UpstreamError
 from service.flow.definition import MAX_BODY, authority_differences, date, expiries, move, shortened
 from service.flow.plan import RECORD_TASKS, Plan, record
+from service.flow.status import RESOLVED, exact_scope, schedule_if_forgotten, was_cancelled
 from service.models import PlannedTask
 from service.parts import Parts
 from service.work import Hold
@@ -33,8 +34,6 @@ LATE = timedelta(minutes=10)
 """A body older than this is not sent before the queue was asked whether it has the task: it refuses it at 15."""
 
 MINUTES = timedelta(minutes=1)
-
-RESOLVED = frozenset({"completed", "failed", "exception"})
 
 RECORD_SECONDS = 1.0
 """How long a crash may leave tasks unrecorded: they are asked for again, which changes nothing."""
@@ -133,7 +132,7 @@ async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list
         else:
             _refuse_cancelled(task, status)
             if hold.item.lease > 1 or repeat:  # somebody may have tried before
-                await _schedule_if_forgotten(queue, status, task.definition)
+                await schedule_if_forgotten(queue, status, task.definition)
             return
 
 
@@ -158,7 +157,7 @@ async def _adopt(queue: Queue, task: PlannedTask, plan: Plan) -> bool:
     with suppress(ValueError):  # no date that a calendar has
         if date(existing["expires"]) <= now():
             raise RefusedError(f"task {task.name} was created before, and expired on {existing['expires']}. {_ANEW}")
-    await _schedule_if_forgotten(queue, status, existing)
+    await schedule_if_forgotten(queue, status, existing)
     task.adopted = True
     return True
 
@@ -173,35 +172,6 @@ def _foreign(task: PlannedTask) -> str:
 def _refuse_cancelled(task: PlannedTask, status: Status) -> None:
     if was_cancelled(status):
         raise RefusedError(f"task {task.name} was created before, and somebody has cancelled it. {_ANEW}")
-
-
-def was_cancelled(status: Status) -> bool:
-    """Return True if the task's latest run was cancelled."""
-    runs = status["runs"]
-    return bool(runs) and runs[-1].get("reasonResolved") == "canceled"
-
-
-async def _schedule_if_forgotten(queue: Queue, status: Status, definition: Definition) -> None:
-    """Schedule what a crash inside `createTask` left: a task that waits for nothing and was never scheduled.
-
-    `definition` is that of the existing task: its own dependencies decide, whatever the plan says.
-    """
-    if status["state"] != "unscheduled" or not await _dependencies_met(queue, definition):
-        return
-    await queue.schedule_task(status["taskId"], exact_scope("schedule-task", status))
-    log.info("task-scheduled", task_id=status["taskId"], why="it was created but never scheduled")
-
-
-def exact_scope(what: str, status: Status) -> str:
-    """The one scope for the one task."""
-    return f"queue:{what}:{status['schedulerId']}/{status['taskGroupId']}/{status['taskId']}"
-
-
-async def _dependencies_met(queue: Queue, definition: dict[str, Any]) -> bool:
-    resolved = {"completed"} if definition["requires"] == "all-completed" else RESOLVED
-    dependencies = definition["dependencies"]
-    statuses = await queue.statuses(dependencies) if dependencies else {}
-    return all(statuses.get(dependency, {}).get("state") in resolved for dependency in dependencies)
 
 
 async def _read_again(parts: Parts, task: PlannedTask) -> None:

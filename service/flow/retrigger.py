@@ -25,7 +25,7 @@ from service.door import problems_of, visible
 from service.errors import Refusal
 from service.flow import notice
 from service.flow.action import FailedError, RejectedError, Subject, repository_of, run_of, subject_of
-from service.flow.create import RESOLVED, RefusedError, cancel_created, create_tasks
+from service.flow.create import RefusedError, cancel_created, create_tasks
 from service.flow.definition import (
     CircleError,
     complete,
@@ -39,6 +39,7 @@ from service.flow.definition import (
 )
 from service.flow.ids import DeriveId, copy_ids
 from service.flow.plan import read_plan, record, store_plan
+from service.flow.status import RESOLVED
 from service.models import Action, PlannedTask, Repository, State
 from service.parts import Parts
 from service.slugids import replace_ids
