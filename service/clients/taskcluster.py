@@ -95,8 +95,8 @@ class Queue(Protocol):
     def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
         """All tasks of a group, in no particular order, page by page: only one is held at a time."""
 
-    async def artifacts(self, task_id: str, run_id: int) -> list[dict[str, Any]]:
-        """What the run has uploaded; nothing when it is gone."""
+    async def artifacts(self, task_id: str, run_id: int, most: int) -> list[dict[str, Any]]:
+        """What the run has uploaded, of more than `most` so many; nothing when it is gone."""
 
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
         """The scopes with what their roles bring."""
@@ -166,7 +166,7 @@ class TaskclusterQueue:
                     break
         return found
 
-    async def artifacts(self, task_id: str, run_id: int) -> list[dict[str, Any]]:
+    async def artifacts(self, task_id: str, run_id: int, most: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         token: str | None = None
         while True:
@@ -174,8 +174,8 @@ class TaskclusterQueue:
             answer = await self._read(lambda: self._queue().listArtifacts(task_id, str(run_id), query=query))  # noqa: B023 - awaited before it changes
             found += _part(answer, "artifacts", list) if answer else []
             token = _following(answer, token) if answer else None
-            if token is None:
-                return found
+            if token is None or len(found) >= most:
+                return found[:most]
 
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
         return await expand_scopes(self._settings, self._queue().session, scopes)

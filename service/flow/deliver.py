@@ -47,6 +47,9 @@ BELIEVED = 3
 LISTS = 40
 """Lists of artifacts that are asked for at a time; the session has a hundred connections for all calls to the queue."""
 
+MAX_LINKS = 2_000
+"""Artifacts of one run that are linked: a task can upload any number, which all reports of a batch would wait for."""
+
 ASK_AGAIN = 2.0
 """Seconds for which Treeherder is not asked again for a push that it did not know."""
 
@@ -355,7 +358,8 @@ class Deliverer:
         async def ask(report: JobReport) -> None:
             async with self._lists:
                 try:
-                    artifacts[report.id or 0] = await self._parts.queue.artifacts(report.task_id, report.run_id)
+                    found = await self._parts.queue.artifacts(report.task_id, report.run_id, MAX_LINKS)
+                    artifacts[report.id or 0] = found
                 except (Unavailable, Refusal) as error:
                     why = str(error)
                     log.info("links-left-out", task_id=report.task_id, run_id=report.run_id, why=why)

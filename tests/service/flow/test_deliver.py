@@ -613,6 +613,18 @@ async def test_a_task_that_is_not_there_yet_is_asked_for_again(sqlite_room: News
     assert ends == [End.LATER] * (BELIEVED - 1) + [End.SKIPPED]
 
 
+async def test_of_any_number_of_artifacts_some_are_linked(room: Newsroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task can upload a million: to read, keep and post them all would hold up everybody's jobs."""
+    monkeypatch.setattr("service.flow.deliver.MAX_LINKS", 1_100)
+    task_id = room.create()
+    room.claim(task_id)
+    upload(room, task_id, *(f"public/{n:04}.txt" for n in range(2_500)))
+    room.tc.queue.report_completed(task_id, 0)
+    await room.told()
+    assert len(room.links(task_id)) == 1 + 1_100
+    assert room.tc.journal.calls["listArtifacts"] == 2, "not the third page"
+
+
 async def test_links_can_be_left_out(sqlite_url: str) -> None:
     async with only_first(sqlite_url, environment={"artifact_links": False}) as room:
         room.end(room.create(), "completed")
