@@ -55,7 +55,7 @@ class Worker:
         self._active = False  # whether `run` is at work and not stopping
         self._running: dict[asyncio.Task[None], Hold[Any]] = {}
         self._last: dict[tuple[type[Work], str], str] = {}  # the share of each lane that was served last
-        self._waiting: dict[str, list[str]] = {}  # shares of each lane that were left waiting at the last look
+        self._waiting: dict[tuple[type[Work], str], list[str]] = {}  # shares of each lane that were left waiting
 
     def wake(self) -> None:
         self._wake.set()
@@ -99,6 +99,8 @@ class Worker:
                 return self._settings.idle.total_seconds()
             lanes = await work.due_lanes(session, tuple(RUN))
         at = now()
+        looked_at = {(model, name) for model, due in lanes.items() for name, lane in due.items() if lane.first <= at}
+        self._waiting = {key: shares for key, shares in self._waiting.items() if key in looked_at}
         pause = self._settings.idle.total_seconds()
         for model, due in lanes.items():
             for name, lane in due.items():
@@ -138,9 +140,12 @@ class Worker:
             held.update(item.share for item in items)
             if items:
                 self._last[model, lane] = items[-1].share
+            if len(items) < free:  # what is left, if anything is, is of shares that hold as much as they may
+                self._waiting.pop((model, lane), None)
+                return
         async with self._parts.database.reading() as session:
             waiting = await work.due_shares(session, model, lane, after)
-        self._waiting[lane] = waiting
+        self._waiting[model, lane] = waiting
         least = min((held[share] for share in waiting), default=0)
         if waiting and sum(held.values()) >= self._settings.per_lane:
             # of whoever holds most, what has run longest; with a slot each, those that wait have none
@@ -166,7 +171,7 @@ class Worker:
             held = Counter(each.share for each in holds)
             # it may not overtake work of its own share, nor of one that holds no more and may have another slot
             most = most_of(self._settings.per_lane)
-            ahead = [share for share in self._waiting.get(item.lane, []) if held[share] < most]
+            ahead = [share for share in self._waiting.get((type(item), item.lane), []) if held[share] < most]
             its_turn = all(share != item.share and held[share] > held[item.share] for share in ahead)
             if len(holds) < self._settings.per_lane and held[item.share] < most and its_turn:
                 taken.append(item)
@@ -182,11 +187,11 @@ class Worker:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        lane = self._running.pop(task).item.lane
+        item = self._running.pop(task).item
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work-not-recorded", exc_info=error)  # its lease ends, then it is done again
         # not for each piece that ends: a look costs the same for one as for half of what a lane has room for
-        if 2 * sum(hold.item.lane == lane for hold in self._running.values()) <= self._settings.per_lane:
+        if 2 * len(self._holds(type(item), item.lane)) <= self._settings.per_lane:
             self._wake.set()
 
     async def _do(self, hold: Hold[Any]) -> None:

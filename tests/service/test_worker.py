@@ -15,7 +15,7 @@ from sqlmodel import col, select, update
 from service import worker as module
 from service.database import Database, now
 from service.errors import Refusal, Unavailable
-from service.models import DeadLetter, PushStep, State, StepKind
+from service.models import DeadLetter, Notice, NoticeKind, PushStep, State, StepKind
 from service.parts import Parts
 from service.settings import Settings
 from service.work import Hold
@@ -425,7 +425,44 @@ async def test_fresh_work_does_not_overtake_a_share_that_waits(sqlite: Database,
 
 
 async def _waiting(worker: Worker) -> int:
-    return len(worker._waiting.get("graph x", []))
+    return len(worker._waiting.get((PushStep, "graph x"), []))
+
+
+async def test_fresh_work_waits_for_nobody_whose_work_another_replica_has_done(sqlite: Database, steps: Steps) -> None:
+    slow = asyncio.Event()
+    steps.does["graph x"] = waits(slow)
+    for number in range(4):
+        await add_steps(sqlite, 1, alias=f"r{number}", share=f"r{number}/dev")
+    async with working(sqlite, per_lane=3, idle=0.02) as worker:
+        await until(lambda: _is(_waiting(worker), 1))
+        async with sqlite.writing() as session:
+            others = update(PushStep).where(col(PushStep.id).not_in(steps.began))
+            await session.exec(others.values(due_at=None, state=State.DONE))
+        slow.set()
+        await until(lambda: _is(done(sqlite), 4))
+        await until(lambda: _is(_waiting(worker), 0))
+        late = PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", share="r9/dev")
+        assert worker.take([late]) == [late]
+
+
+async def test_fresh_work_does_not_wait_for_another_tables_lane_of_that_name(
+    sqlite: Database, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = asyncio.Event()
+    steps.does["pulse"] = waits(slow)
+    monkeypatch.setattr(module, "RUN", {PushStep: steps, Notice: steps})
+    for number in range(4):
+        await add_steps(sqlite, 1, lane="pulse", alias=f"r{number}", share=f"r{number}/dev")
+    async with working(sqlite, per_lane=3, idle=0.02) as worker:
+        await until(lambda: _is(_count(steps), 3))
+        await until(lambda: _is(_left(worker), 1))
+        notice = Notice(kind=NoticeKind.PULSE, lane="pulse", share="r9/dev", action_id=1, target="e", key="k", body={})
+        assert worker.take([notice]) == [notice]
+        slow.set()
+
+
+async def _left(worker: Worker) -> int:
+    return len(worker._waiting.get((PushStep, "pulse"), []))
 
 
 async def test_long_work_gives_way_between_its_parts(sqlite: Database, steps: Steps) -> None:
