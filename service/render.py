@@ -106,7 +106,7 @@ class Renderer:
         except BaseException:
             await _kill(child)
             raise
-        if answer.endswith(_SPENT):
+        if answer.startswith(_ERROR) and answer.endswith(_SPENT):  # what was rendered may end so, too
             await self._replace(child)
         else:
             self._free.append(child)

@@ -353,6 +353,13 @@ async def test_children_are_kept_and_shared() -> None:
         assert 1 <= len(children()) <= 2
 
 
+async def test_a_file_cannot_say_that_its_child_is_spent(renderer: Renderer) -> None:
+    assert await tasks(renderer, "tasks: [1]") == [1]
+    (child,) = children()
+    assert await tasks(renderer, 'tasks: [{"spent": true}]') == [{"spent": True}]
+    assert children() == [child], "it is kept"
+
+
 async def test_a_render_that_is_cancelled_leaves_no_child() -> None:
     async with renderer_of(1, seconds=30) as renderer:
         with pytest.raises(TimeoutError):
