@@ -61,20 +61,27 @@ _AS_INDEXED: dict[str, Any] = {
 
 def _read(report: JobReport) -> ReportRead:
     return ReportRead(
+        **run_of(report),
         id=report.id or 0,
         task_id=report.task_id,
-        run_id=report.run_id,
-        environment=report.environment,
-        project=report.project,
         revision=report.revision,
         revision_hash=report.revision_hash,
-        stage=RunStage.of(report.stage),
-        told=None if report.delivered is None else RunStage.of(report.delivered),
-        state=report.state,
-        error=report.error,
         attempts=report.attempts,
-        heard_at=report.heard_at,
         waiting_since=report.since if report.due_at is not None else None,
         no_push_since=report.no_push_since,
-        next_attempt_at=report.due_at,
     )
+
+
+def run_of(report: JobReport) -> dict[str, Any]:
+    """Return the fields of a RunRead."""
+    return {
+        "run_id": report.run_id,
+        "environment": report.environment,
+        "project": report.project,
+        "stage": RunStage.of(report.stage),
+        "told": None if report.delivered is None else RunStage.of(report.delivered),
+        "state": report.state,
+        "error": report.error,
+        "heard_at": report.heard_at,
+        "next_attempt_at": report.due_at,
+    }

@@ -8,12 +8,13 @@ from sqlmodel import col, select
 from service.api.actions import state_of
 from service.api.deps import Reader, Reading
 from service.api.openapi import problems
+from service.api.reports import run_of
 from service.api.route import Route
 from service.database import Session
 from service.door import visible
 from service.errors import Problem
 from service.models import Action, JobReport, PlannedTask, Push, PushStep, Repository
-from service.schemas import MadeTask, RunRead, RunStage, TaskAction, TaskOwner, TaskPush
+from service.schemas import MadeTask, RunRead, TaskAction, TaskOwner, TaskPush
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=Route)
 
@@ -91,16 +92,6 @@ async def _runs(session: Session, task_id: str) -> list[RunRead]:
         .limit(MOST)
     )
     return [
-        RunRead(
-            run_id=report.run_id,
-            environment=report.environment,
-            project=report.project,
-            stage=RunStage.of(report.stage),
-            told=None if report.delivered is None else RunStage.of(report.delivered),
-            state=report.state,
-            error=report.error,
-            heard_at=report.heard_at,
-            next_attempt_at=report.due_at,
-        )
+        RunRead(**run_of(report))
         for report in sorted(await session.exec(query), key=lambda report: (-report.run_id, report.environment))
     ]

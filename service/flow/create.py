@@ -35,6 +35,9 @@ LATE = timedelta(minutes=10)
 
 MINUTES = timedelta(minutes=1)
 
+MAX_REASON = 8_000
+"""Characters that are kept of why a plan was given up."""
+
 RECORD_SECONDS = 1.0
 """How long a crash may leave tasks unrecorded: they are asked for again, which changes nothing."""
 

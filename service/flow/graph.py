@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from service import metrics
 from service.database import now
 from service.errors import Refusal
-from service.flow.create import RefusedError, cancel_created, create_tasks
+from service.flow.create import MAX_REASON, RefusedError, cancel_created, create_tasks
 from service.flow.ids import DeriveId, graph_ids
 from service.flow.plan import read_plan, record, store_plan
 from service.flow.resultset import push_of
@@ -27,8 +27,6 @@ from service.settings import Settings
 from service.work import Hold
 
 log = structlog.get_logger()
-
-MAX_ERROR = 8_000
 
 
 async def run(parts: Parts, hold: Hold[PushStep]) -> None:
@@ -44,8 +42,8 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
             return
         except (TemplateError, RefusedError) as error:
             log.warning("graph-refused", repository=repository.alias, push=push.push_id, why=str(error))
-            async with hold.writing(refused=str(error)[:MAX_ERROR]):
-                step.refused = str(error)[:MAX_ERROR]
+            async with hold.writing(refused=str(error)[:MAX_REASON]):
+                step.refused = str(error)[:MAX_REASON]
     await _give_up(parts, hold, push, repository)
 
 
@@ -177,7 +175,7 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
     if shown.task_id is None:
         reasons.append(f"no task could show this on the push: {shown.refused}")
     values = {"error_task": shown.task_id, "error_task_refused": shown.refused}
-    async with hold.finishing(State.FAILED, "; ".join(reasons)[:MAX_ERROR], **values) as session:
+    async with hold.finishing(State.FAILED, "; ".join(reasons)[:MAX_REASON], **values) as session:
         await record(session, [*unrecorded, *shown.created])
         session.add_all(shown.notices)
 

@@ -90,11 +90,16 @@ def failure_jobs(parts: Parts, action: Action, subject: Subject) -> list[dict[st
 def _job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:
     """A completed job beside the one that was to be retriggered: the same platform, options, group and symbol."""
     digest = derive(secret, "failure job", action.key)
+    return failed_job(digest, f"{action.kind}: {subject.name}"[:100], action.requester, _beside(subject))
+
+
+def failed_job(digest: bytes, name: str, who: str, place: dict[str, Any]) -> dict[str, Any]:
+    """Return a completed job of the id that the digest makes; `place` is what says where it stands in Treeherder."""
     return {
         "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
-        "name": f"{action.kind}: {subject.name}"[:100],
-        **_beside(subject),
-        "who": action.requester[:50] or "unknown",
+        "name": name,
+        **place,
+        "who": who[:50] or "unknown",
         "machine": "unknown",
         "build_system_type": "taskcluster",
         "state": "completed",

@@ -25,7 +25,7 @@ from service.door import problems_of, visible
 from service.errors import Refusal
 from service.flow import notice
 from service.flow.action import FailedError, RejectedError, Subject, repository_of, run_of, subject_of
-from service.flow.create import RefusedError, cancel_created, create_tasks
+from service.flow.create import MAX_REASON, RefusedError, cancel_created, create_tasks
 from service.flow.definition import (
     CircleError,
     complete,
@@ -57,7 +57,6 @@ MAX_VALUES = 4_000_000
 """Values of all definitions that are held for one retrigger; each takes up to some hundred bytes."""
 
 MAX_NOTES = 20
-MAX_ERROR = 8_000
 _KEYS_AT_A_TIME = 10_000
 _BAD_ENDS = frozenset({"failed", "exception"})
 
@@ -102,7 +101,7 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
     else:
         log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
         unrecorded, not_cancelled = await cancel_created(parts, hold, await _stored(parts, action))
-        reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_ERROR]
+        reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_REASON]
         async with hold.finishing(State.FAILED, reason) as session:
             await record(session, unrecorded)
 

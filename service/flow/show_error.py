@@ -1,6 +1,5 @@
 """A push that gets no graph shows why: by a task on the push, or by a job where the project may create no such task."""
 
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ from sqlmodel import col, select, update
 from service.clients.taskcluster import named
 from service.flow.create import RefusedError, create_tasks
 from service.flow.ids import DeriveId, derive, graph_ids
+from service.flow.notice import failed_job
 from service.flow.plan import store_plan
 from service.flow.template import MAX_OWNER, address_of, context_of, owner_of, plan_of, scopes_of
 from service.models import Notice, NoticeKind, PlannedTask, Push, PushStep, Repository
@@ -133,9 +133,7 @@ def _jobs(parts: Parts, step: PushStep, push: Push, repository: Repository) -> l
     """Return a completed job for each Treeherder that takes jobs over REST; `notice` adds the reason."""
     digest = derive(parts.secret, "error job", push.id, step.plan_attempt)
     platform = {"platform": "taskcluster-decision", "os_name": "-", "architecture": "-"}
-    job: dict[str, Any] = {
-        "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
-        "name": "taskcluster.yml error",
+    place: dict[str, Any] = {
         "job_symbol": "D",
         "group_name": "unknown",
         "group_symbol": "?",
@@ -144,17 +142,12 @@ def _jobs(parts: Parts, step: PushStep, push: Push, repository: Repository) -> l
         "machine_platform": platform,
         "option_collection": {"opt": True},
         "tier": 1,
-        "who": push.user[:50] or "unknown",
-        "machine": "unknown",
-        "build_system_type": "taskcluster",
-        "state": "completed",
-        "result": "exception",
     }
     entry = {
         "project": repository.alias,
         "revision": push.revision,
         "revision_hash": push.revision_hash,
-        "job": job,
+        "job": failed_job(digest, "taskcluster.yml error", push.user, place),
     }
     return [
         Notice(
