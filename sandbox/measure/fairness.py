@@ -1,7 +1,7 @@
 """What one hog costs others: `bin/measure-fairness`.
 
-A push or a cancel of somebody else is timed alone, and again beside a hog: one pusher with many waiting graphs, or with
-templates that take as long as they may, and a retrigger of ten thousand tasks. By turns, so that both see one machine.
+A push or a cancel of somebody else is timed alone, and then beside a hog in the same stack: one pusher with many
+waiting graphs, or with templates that take as long as they may; for the cancel, with one graph of ten thousand tasks.
 """
 
 import statistics
@@ -14,22 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
+from sandbox.measure.pushes import FAST, YML, DatabaseUrl, ms, p95, prepare
 from sandbox.stack import Stack, wait_for
 from service.log import configure
 
 HOG, OTHER = "try", "autoland"
-
-ONE = """\
-version: 1
-tasks:
-  - taskId: {$eval: ownTaskId}
-    taskQueueId: sandbox/measure
-    schedulerId: sandbox-level-3
-    created: {$fromNow: ""}
-    deadline: {$fromNow: "1 day"}
-    payload: {}
-    metadata: {name: decision, description: d, owner: "${push.owner}", source: "${repository.url}"}
-"""
 
 MANY = """\
 version: 1
@@ -57,12 +46,6 @@ tasks:
 """
 """It takes more than the time that a template has, and is killed."""
 
-FAST = {
-    "TC_TREEHERDER_POLL__INTERVAL": "0.2",
-    "TC_TREEHERDER_POLL__MAX_REQUESTS_PER_HOST": "1000",
-    "TC_TREEHERDER_LOG_LEVEL": "WARNING",
-}
-
 
 class Measured:
     """A running stack with two repositories: one is the hog's."""
@@ -89,7 +72,7 @@ class Measured:
 
     def notice_to_graph(self) -> float:
         """Seconds from the notice of a push of somebody else to its graph, by the service's own times."""
-        push_id = self.push(OTHER, ONE)
+        push_id = self.push(OTHER, YML)
         wait_for(lambda: self.graph(OTHER, push_id)["graph"]["state"] == "created", 120)
         push = self.graph(OTHER, push_id)
         ended, noticed = (datetime.fromisoformat(at) for at in (push["graph"]["at"], push["noticed_at"]))
@@ -106,8 +89,7 @@ def pushes(
 ) -> None:
     """A push of another pusher, alone and beside so many waiting graphs of one."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
-        if database_url is not None:
-            stack.upgrade()
+        prepare(stack, database_url)
         stack.service()
         stack.listener()
         measured = Measured(stack, upstream)
@@ -130,8 +112,7 @@ def pushes(
 def cancels(folder: Path, database_url: str | None, count: int, upstream: float, tasks: int) -> None:
     """A cancel of another requester, alone and beside a push of so many tasks."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
-        if database_url is not None:
-            stack.upgrade()
+        prepare(stack, database_url)
         stack.service()
         stack.listener()
         measured = Measured(stack, upstream)
@@ -151,7 +132,7 @@ def cancels(folder: Path, database_url: str | None, count: int, upstream: float,
     _say(
         f"a cancel beside {tasks} creations, {count} times, {upstream * 1000:g} ms a call of Taskcluster", alone, beside
     )
-    print(f"  slowest beside {_ms(max(beside))} (aim: 1 s); the hog's graph was {state}, {done} tasks created")
+    print(f"  slowest beside {ms(max(beside))} (aim: 1 s); the hog's graph was {state}, {done} tasks created")
 
 
 def _cancel(measured: Measured, task_id: str) -> float:
@@ -166,24 +147,16 @@ def _cancel(measured: Measured, task_id: str) -> float:
 
 
 def _say(what: str, alone: list[float], beside: list[float], aim: float | None = None) -> None:
-    ratio = _p95(beside) / _p95(alone)
+    ratio = p95(beside) / p95(alone)
     print(f"{what}:")
-    print(f"  alone    median {_ms(statistics.median(alone))}, p95 {_ms(_p95(alone))}")
-    print(f"  beside   median {_ms(statistics.median(beside))}, p95 {_ms(_p95(beside))}")
+    print(f"  alone    median {ms(statistics.median(alone))}, p95 {ms(p95(alone))}")
+    print(f"  beside   median {ms(statistics.median(beside))}, p95 {ms(p95(beside))}")
     print(f"  ratio    {ratio:.2f} of the p95" + (f" (aim: {aim})" if aim else ""))
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms"
-
-
-def _p95(values: list[float]) -> float:
-    return sorted(values)[int(len(values) * 0.95)]
 
 
 def main(
     what: Annotated[list[str] | None, typer.Argument(help="graphs, templates, cancels; default: all")] = None,
-    database_url: Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")] = None,
+    database_url: DatabaseUrl = None,
     times: int = 30,
     graphs: Annotated[int, typer.Option(help="the hog's waiting pushes")] = 100,
     tasks: Annotated[int, typer.Option(help="in each of the hog's graphs")] = 300,

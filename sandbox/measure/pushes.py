@@ -135,7 +135,7 @@ def _hash(changeset: dict[str, Any]) -> str:
 def latency(folder: Path, database_url: str | None, pushes: int, upstream: float) -> None:
     """Notice to graph, by turns with the bare sequence; each upstream call takes `upstream` seconds at least."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
-        _prepare(stack, database_url)
+        prepare(stack, database_url)
         stack.service()
         stack.listener()
         clients = Clients(stack)
@@ -154,9 +154,11 @@ def latency(folder: Path, database_url: str | None, pushes: int, upstream: float
             }
         )
         ours, theirs = asyncio.run(_by_turns(stack, clients, settings, pushes))
-        print(f"notice to graph, {pushes} pushes, {upstream * 1000:g} ms a call upstream, {_name(database_url)}:")
-        print(f"  tc-treeherder   median {_ms(statistics.median(ours))}, p95 {_ms(_p95(ours))}")
-        print(f"  bare sequence   median {_ms(statistics.median(theirs))}, p95 {_ms(_p95(theirs))}")
+        print(
+            f"notice to graph, {pushes} pushes, {upstream * 1000:g} ms a call upstream, {database_name(database_url)}:"
+        )
+        print(f"  tc-treeherder   median {ms(statistics.median(ours))}, p95 {ms(p95(ours))}")
+        print(f"  bare sequence   median {ms(statistics.median(theirs))}, p95 {ms(p95(theirs))}")
         print(f"  ratio           {statistics.median(ours) / statistics.median(theirs):.2f} (aim: 1.5)")
         print(f"  memory          {memory(stack)}")
 
@@ -200,7 +202,7 @@ def _graph_at(clients: Clients, pushed: dict[str, Any]) -> float | None:
 def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
     """So many pushes wait when the repository is added."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
-        _prepare(stack, database_url)
+        prepare(stack, database_url)
         stack.service()
         clients = Clients(stack)
         for _ in range(pushes):
@@ -219,7 +221,7 @@ def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
         posts = sum(r["posts"] for r in clients.treeherder.get("/state").json()["resultsets"])
         asked = {kind: counts["requests"] for kind, counts in kinds.items()}
         total = sum(calls.values()) + asked.get("raw-file", 0) + posts + asked.get("json-pushes", 0)
-        print(f"{pushes} pushes waiting, {_name(database_url)}:")
+        print(f"{pushes} pushes waiting, {database_name(database_url)}:")
         print(f"  noticed and stored   {pushes / stored:.0f} a second (aim: 200)")
         print(f"  through              {pushes / through:.0f} a second")
         print(f"  upstream calls       {total / pushes:.2f} a push (aim: 4): {calls}, {asked}, resultsets {posts}")
@@ -233,7 +235,7 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
     """Repositories in which nothing happens."""
     settings = {"TC_TREEHERDER_LOG_LEVEL": "WARNING"}
     with Stack(folder, database_url=database_url, settings=settings) as stack:
-        _prepare(stack, database_url)
+        prepare(stack, database_url)
         clients = Clients(stack)
         service = stack.service()
         for number in range(repositories):
@@ -251,7 +253,7 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
         spent = {name: _cpu(process) - before[name] for name, process in (("service", service), ("listener", listener))}
         polls = clients.hg.get("/requests").json()["kinds"]["json-pushes"]
         asked = polls["requests"]
-        print(f"{repositories} idle repositories, {seconds} s, {_name(database_url)}:")
+        print(f"{repositories} idle repositories, {seconds} s, {database_name(database_url)}:")
         print(f"  requests    {asked * 60 / seconds:.0f} a minute, {polls['conditional']} of {asked} conditional")
         for name, cpu in spent.items():
             print(f"  {name:<11} {cpu * 1000 / asked:.2f} ms of CPU a poll (aim: 1)")
@@ -266,26 +268,30 @@ def _cpu(process: Process) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(stack: Stack, database_url: str | None) -> None:
+def prepare(stack: Stack, database_url: str | None) -> None:
+    """Bring the schema of a PostgreSQL database up; a stack does that for its own SQLite."""
     if database_url is not None:
         stack.upgrade()
 
 
-def _name(database_url: str | None) -> str:
+def database_name(database_url: str | None) -> str:
     return "SQLite" if database_url is None else "PostgreSQL"
 
 
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
-def _p95(values: list[float]) -> float:
+def p95(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.95)]
+
+
+DatabaseUrl = Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")]
 
 
 def main(
     what: Annotated[list[str] | None, typer.Argument(help="latency, backlog, idle; default: all")] = None,
-    database_url: Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")] = None,
+    database_url: DatabaseUrl = None,
     pushes: int = 50,
     waiting: int = 1000,
     repositories: int = 200,

@@ -25,7 +25,7 @@ import uvicorn
 from standardwebhooks import Webhook
 
 from sandbox import credentials, taskcluster
-from sandbox.measure.pushes import memory
+from sandbox.measure.pushes import DatabaseUrl, database_name, memory
 from sandbox.stack import ENVIRONMENT, Process, Stack, free_port, wait_for
 from sandbox.taskcluster.queue import Message
 from sandbox.treeherder_store import revision_hash
@@ -262,7 +262,7 @@ def store(folder: Path, database_url: str | None, events: int) -> None:
                 assert b'"rejected"' not in answer.content, answer.text
             took = time.perf_counter() - began
         spent = cpu({"service": service})["service"] - before["service"]
-        print(f"{events} events into the store alone, {_name(database_url)}:")
+        print(f"{events} events into the store alone, {database_name(database_url)}:")
         print(f"  {events / took:.0f} events a second (aim: 3,000), {spent * 1e6 / events:.0f} µs of CPU an event")
 
 
@@ -322,7 +322,7 @@ def through(folder: Path, database_url: str | None, amqp_url: str, events: int, 
             listener = stack.listener("listener", "pulse", **settings)
             emptied, took, counters = _until_told(stack, rabbit, queue, events // 4, began)
             spent = cpu(stack.processes)
-            print(f"{events} events from RabbitMQ to Treeherder, {_name(database_url)}:")
+            print(f"{events} events from RabbitMQ to Treeherder, {database_name(database_url)}:")
             print(f"  {events / took:.0f} events a second (aim: 1,000); the queue was empty after {emptied:.1f} s")
             received = counters["requests"].get("jobs received", 0)
             requests = counters["requests"].get("POST jobs 200", 0)
@@ -384,7 +384,7 @@ def latency(folder: Path, database_url: str | None, amqp_url: str, rate: int, se
             with stack.control("treeherder") as treeherder:
                 state = treeherder.get("/state").json()
             waits = sorted(_waits(published, state["jobs"]))
-            print(f"{rate} events a second over {len(PROJECTS)} projects, {seconds} s, {_name(database_url)}:")
+            print(f"{rate} events a second over {len(PROJECTS)} projects, {seconds} s, {database_name(database_url)}:")
             median, p95 = waits[len(waits) // 2], waits[len(waits) * 95 // 100]
             print(f"  message to posted job: median {median:.2f} s, p95 {p95:.2f} s")
             print(f"  (aim: p95 below 1.5 s); the longest {waits[-1]:.2f} s, of {len(waits)} events")
@@ -417,7 +417,7 @@ def flat(folder: Path, database_url: str | None, amqp_url: str, events: int, rat
             listener = stack.listener("listener", "pulse", **settings)
             wait_for(lambda: rabbit.waiting(queue) >= 0, 20, listener)
             time.sleep(1)
-            print(f"memory over {events} events at {rate} a second at most, {_name(database_url)}:")
+            print(f"memory over {events} events at {rate} a second at most, {database_name(database_url)}:")
             began = time.perf_counter()
             for number, message in enumerate(load.events(events // 4)):
                 rabbit.publish(message)
@@ -438,13 +438,9 @@ def flat(folder: Path, database_url: str | None, amqp_url: str, events: int, rat
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _name(database_url: str | None) -> str:
-    return "SQLite" if database_url is None else "PostgreSQL"
-
-
 def main(
     what: Annotated[list[str] | None, typer.Argument(help="store, through, latency, memory; default: all")] = None,
-    database_url: Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")] = None,
+    database_url: DatabaseUrl = None,
     amqp_url: Annotated[str, typer.Option(help="a RabbitMQ")] = "amqp://guest:guest@127.0.0.1:5672/%2F",
     events: int = 40_000,
     many: Annotated[int, typer.Option(help="events, for memory")] = 200_000,
