@@ -35,6 +35,7 @@ class Parts:
     replica: Replica = field(default_factory=Replica)
     connections: FairSlots = field(default_factory=lambda: FairSlots(10))  # for createTask and the like
     large_plans: FairSlots = field(default_factory=lambda: FairSlots(1))  # one is in memory at a time
+    previews: FairSlots = field(default_factory=lambda: FairSlots(2))  # likewise: one of each caller
 
 
 @asynccontextmanager

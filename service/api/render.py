@@ -1,14 +1,16 @@
 """Try a `.taskcluster.yml` before it is pushed."""
 
+import asyncio
+
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from service.api.deps import MayRender, PartsDep, RepositoryAlias
 from service.api.openapi import problems
 from service.api.pushes import find_push
 from service.api.repositories import find
 from service.api.route import Route
-from service.flow.preview import made_up_push, preview
+from service.flow.preview import Preview, made_up_push, preview
 from service.schemas import RenderedTask, RenderRequest, RenderResult
 from service.settings import RENDER
 
@@ -16,15 +18,26 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Route)
 
 
-@router.post("/{alias}/render", operation_id="renderFile", responses=problems(404, scope=RENDER))
-async def render_file(alias: RepositoryAlias, asked: RenderRequest, parts: PartsDep, caller: MayRender) -> RenderResult:
+@router.post(
+    "/{alias}/render",
+    response_model=RenderResult,
+    operation_id="renderFile",
+    responses=problems(404, scope=RENDER),
+)
+async def render_file(alias: RepositoryAlias, asked: RenderRequest, parts: PartsDep, caller: MayRender) -> Response:
     """Render a file as for a push of this repository, and check its tasks. Creates and stores nothing."""
     async with parts.database.reading() as session:
         repository = await find(session, alias)
         known = None if asked.push_id is None else await find_push(session, alias, asked.push_id, None)
     push = known or made_up_push(repository, asked.message, asked.user)
-    result = await preview(parts, repository, push, asked.file, f"render {caller.key}")
-    log.info("file-rendered", repository=alias, tasks=len(result.tasks), error=result.error, by=caller.name)
+    # a small file can make a plan of a hundred megabytes, which stays until it is an answer
+    async with parts.previews.use(caller.key):
+        result = await preview(parts, repository, push, asked.file, f"render {caller.key}")
+        log.info("file-rendered", repository=alias, tasks=len(result.tasks), error=result.error, by=caller.name)
+        return Response(await asyncio.to_thread(_answer, result), media_type="application/json")
+
+
+def _answer(result: Preview) -> str:
     lacking = result.lacking or [[] for _ in result.tasks]
     return RenderResult(
         error=result.error,
@@ -34,4 +47,4 @@ async def render_file(alias: RepositoryAlias, asked: RenderRequest, parts: Parts
             RenderedTask(task_id=task.task_id, name=task.name, definition=task.definition or {}, missing_scopes=missing)
             for task, missing in zip(result.tasks, lacking, strict=True)
         ],
-    )
+    ).model_dump_json()

@@ -2,14 +2,13 @@
 
 import asyncio
 import secrets
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from service.clients.taskcluster import satisfies
 from service.database import now
 from service.errors import UpstreamError
 from service.flow.definition import needed_scopes
-from service.flow.graph import LARGE, why_not
+from service.flow.graph import why_not
 from service.flow.ids import slugid
 from service.flow.template import FILE, context_of, plan_of, scopes_of
 from service.models import PlannedTask, Push, PushStep, Repository, StepKind
@@ -50,8 +49,7 @@ async def preview(parts: Parts, repository: Repository, push: Push, text: str, s
     result = Preview(skipped=why_not(parts.settings, repository, push))
     try:
         rendered = await parts.renderer.taskcluster_yml(text, context_of(parts.settings, repository, push), share)
-        async with parts.large_plans.use(share) if len(rendered.answer) > LARGE else nullcontext():
-            result.tasks = await asyncio.to_thread(_plan, rendered)
+        result.tasks = await asyncio.to_thread(_plan, rendered)
     except TemplateError as error:
         result.error = str(error) if str(error).startswith(FILE) else f"{FILE} {error}"
         return result

@@ -1,5 +1,11 @@
 """POST /repositories/{alias}/render: who may, and what is answered."""
 
+import asyncio
+from typing import Any
+
+import pytest
+
+from service.flow.preview import preview
 from tests.service.asgi import READER, WRITER, Api, is_problem, push_event
 
 FILE = "version: 1\ntasks: []"
@@ -37,6 +43,27 @@ async def test_a_large_file_with_many_commas_is_taken(sqlite_api: Api) -> None:
     assert answer.json()["error"] is None
     text += "#" * 2 * 1024 * 1024
     is_problem(await sqlite_api.post("/repositories/mc/render", {"file": text}), 422, "file")
+
+
+async def test_one_caller_has_one_file_at_a_time_in_memory(sqlite_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    await sqlite_api.add()
+    under_way, most = 0, 0
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.01)
+        try:
+            return await preview(*arguments)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr("service.api.render.preview", counted)
+    async with sqlite_api.parts.previews.use("another"):
+        answers = [sqlite_api.post("/repositories/mc/render", {"file": FILE}) for _ in range(4)]
+        assert [answer.status_code for answer in await asyncio.gather(*answers)] == [200] * 4
+    assert most == 1
 
 
 async def test_a_repository_and_a_push_that_are_not_known(sqlite_api: Api) -> None:

@@ -1,6 +1,5 @@
 """A file is tried: what it would make, and that nothing is made."""
 
-import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -62,24 +61,6 @@ async def test_the_tasks_of_a_file_with_what_the_project_lacks(world: World) -> 
 async def test_what_the_role_brings_is_expanded(world: World) -> None:
     world.tc.auth.set_roles({"repo:x": (*ROLE, "queue:route:index.*", "secrets:get:*")})
     assert (await tried(world, YML, scopes=["assume:repo:x"])).lacking == [[]]
-
-
-async def test_one_large_plan_is_in_memory_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    await tried(world, YML)
-    async with world.database.reading() as session:
-        repository = (await session.exec(select(Repository))).one()
-
-    async def again() -> Preview:
-        return await preview(world.parts, repository, made_up_push(repository, "", "me"), YML, "share")
-
-    async with world.parts.large_plans.use("a push"):
-        assert len((await again()).tasks) == 1, "a small one waits for nothing"
-        monkeypatch.setattr("service.flow.preview.LARGE", 100)
-        waiting = asyncio.create_task(again())
-        while not world.parts.large_plans.others_wait("a push"):
-            assert not waiting.done()
-            await asyncio.sleep(0.01)
-    assert len((await waiting).tasks) == 1
 
 
 async def test_the_ids_are_nobodys(world: World) -> None:
