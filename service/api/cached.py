@@ -22,7 +22,8 @@ class Cached(Generic[T]):
         """Return the value. Raises what computing it raised; whoever waited then tries by itself."""
         async with self._lock:
             if self._value is None or self._clock() - self._value[0] >= self._seconds:
-                self._value = (self._clock(), await self._compute())
+                value = await self._compute()
+                self._value = (self._clock(), value)  # from now on: computing it may take longer than it is kept
             return self._value[1]
 
 
