@@ -9,6 +9,7 @@ from urllib.parse import quote
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy import func, text
+from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from service import auth
@@ -43,6 +44,9 @@ router = APIRouter(prefix="/actions", tags=["actions"], route_class=Route)
 
 TASKS_IN_A_LIST = 20
 DELIVERIES = 100
+
+WITHOUT_BODIES = (defer(Action.left_out, raiseload=True), defer(Action.failure_jobs, raiseload=True))  # type: ignore[arg-type]  # columns, of which mypy sees the values
+"""What of actions is not read for a list: it can be large."""
 
 _SCOPE = "tc-treeherder:action:<action>:<project>"
 
@@ -170,17 +174,18 @@ async def list_actions(
     conditions = [condition for value, condition in filters if value is not None]
 
     def matching(ids: Sequence[int]) -> Any:
-        return select(Action.id, Action).where(col(Action.id).in_(ids), *conditions)
+        query = select(Action.id, Action, func.json_array_length(Action.left_out)).options(*WITHOUT_BODIES)
+        return query.where(col(Action.id).in_(ids), *conditions)
 
     rows, following = await page(
         session, [select(Action.id).where(*conditions[:1])], Action.id, matching, limit, cursor(after)
     )
-    actions = [action for _, action in rows]
+    actions = [action for _, action, _ in rows]
     counts = await _counts(session, actions)
     tasks = await _tasks(session, actions, first=TASKS_IN_A_LIST)
     items = [
-        ActionSummary.model_validate(_summary(action, counts.get(action.id or 0, (0, 0)), tasks[action.id or 0]))
-        for action in actions
+        ActionSummary.model_validate(_summary(action, left_out, counts.get(number, (0, 0)), tasks[number]))
+        for number, action, left_out in rows
     ]
     return ActionPage(items=items, next=None if following is None else opaque(following))
 
@@ -254,11 +259,15 @@ async def _read(session: Session, action: Action) -> ActionRead:
         for each in await session.exec(rows.limit(DELIVERIES))
     ]
     return ActionRead.model_validate(
-        {**_summary(action, counts, tasks), "left_out": action.left_out, "deliveries": deliveries}
+        {
+            **_summary(action, len(action.left_out), counts, tasks),
+            "left_out": action.left_out,
+            "deliveries": deliveries,
+        }
     )
 
 
-def _summary(action: Action, counts: tuple[int, int], tasks: list[MadeTask]) -> dict[str, object]:
+def _summary(action: Action, left_out: int, counts: tuple[int, int], tasks: list[MadeTask]) -> dict[str, object]:
     names = ["id", "project", "task_id", "run_id", "requester", "source", "notes", "attempts"]
     names += ["received_at", "planned_at", "done_at"]
     return {
@@ -266,7 +275,7 @@ def _summary(action: Action, counts: tuple[int, int], tasks: list[MadeTask]) -> 
         "action": action.kind,
         "state": state_of(action),
         "reason": action.error,
-        "left_out_count": len(action.left_out),
+        "left_out_count": left_out,
         "tasks_planned": counts[0],
         "tasks_created": counts[1],
         "tasks": tasks,

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from sqlmodel import col, select
 
-from service.api.actions import state_of
+from service.api.actions import WITHOUT_BODIES, state_of
 from service.api.deps import Reader, Reading
 from service.api.openapi import problems
 from service.api.reports import run_of
@@ -58,7 +58,8 @@ async def _push(session: Session, step_id: int) -> TaskPush:
 
 
 async def _actions(session: Session, task_id: str) -> list[TaskAction]:
-    query = select(Action).where(Action.task_id == task_id).order_by(col(Action.id).desc()).limit(MOST)
+    query = select(Action).options(*WITHOUT_BODIES).where(Action.task_id == task_id)
+    query = query.order_by(col(Action.id).desc()).limit(MOST)
     return [
         TaskAction(
             id=action.id or 0,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from service.models import Action, JobReport, PlannedTask, Source, Stage, State
 from tests.service.asgi import READER, Api, is_problem, node, push_event
@@ -76,6 +77,30 @@ async def test_a_task_of_a_push_has_its_push_its_runs_its_actions_and_copies(api
     ]
     assert [copy["task_id"] for copy in task["copies"]] == [COPY]
     assert PLANNED not in answer.text
+
+
+@pytest.mark.parametrize("path", [f"/tasks/{OURS}", "/actions", f"/actions?task_id={OURS}"])
+async def test_what_was_left_out_is_not_read_where_it_is_not_shown(api: Api, path: str) -> None:
+    """It can be large, of each action, and whoever writes task definitions chooses how large."""
+    await stored(api)
+    statements: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        statements.append(statement)
+
+    engine = api.database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        assert (await api.get(path)).status_code == 200
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    of_actions = [each for each in statements if "action.requester" in each.partition("FROM")[0]]
+    assert of_actions
+    columns = ", ".join(each.partition("FROM")[0] for each in of_actions).replace(
+        "json_array_length(action.left_out)", ""
+    )
+    assert "action.left_out" not in columns
+    assert "action.failure_jobs" not in columns
 
 
 async def test_a_copy_names_its_action_and_its_original(api: Api) -> None:
