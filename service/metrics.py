@@ -257,10 +257,22 @@ def _upstream_of(lane: str) -> str:
 @cache
 def _waiting_of(model: type[Work]) -> Any:
     """Select each lane with unfinished work, how much that is, and since when its oldest piece waits."""
+    lanes, of_lane, oldest = _oldest_of(model)
+    return select(lanes.c.lane, _counted(lanes, *of_lane), oldest).where(lanes.c.lane.is_not(None))
+
+
+def _oldest_of(model: type[Work]) -> tuple[Any, tuple[Any, ...], Any]:
+    """Return the lanes with unfinished work, what is true of a lane's work, and since when its oldest piece waits."""
     lanes = distinct_of(model.lane, "lanes", col(model.due_at).is_not(None))
     of_lane = (col(model.lane) == lanes.c.lane, col(model.due_at).is_not(None))
-    oldest = select(func.min(model.since)).where(*of_lane).correlate(lanes).scalar_subquery()
-    return select(lanes.c.lane, _counted(lanes, *of_lane), oldest).where(lanes.c.lane.is_not(None))
+    return lanes, of_lane, select(func.min(model.since)).where(*of_lane).correlate(lanes).scalar_subquery()
+
+
+@cache
+def _oldest_waiting(model: type[Work]) -> Any:
+    """Select since when the oldest unfinished piece of each lane waits."""
+    lanes, _, oldest = _oldest_of(model)
+    return select(oldest).where(lanes.c.lane.is_not(None))
 
 
 @cache
@@ -277,7 +289,7 @@ def _counted(values: Any, *conditions: Any) -> Any:
 
 async def oldest_work(session: Session) -> dict[type[Work], datetime]:
     """Return since when the oldest unfinished piece of each kind of work waits; kinds with none are left out."""
-    waiting = {model: [since for _, _, since in await session.exec(_waiting_of(model))] for model in _TABLES}
+    waiting = {model: (await session.exec(_oldest_waiting(model))).all() for model in _TABLES}
     return {model: min(since) for model, since in waiting.items() if since}
 
 

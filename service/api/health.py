@@ -3,12 +3,15 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import psycopg
+import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
@@ -23,6 +26,7 @@ from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, Pu
 from service.parts import Parts
 from service.schemas import Check, Heartbeat
 
+log = structlog.get_logger()
 router = APIRouter(tags=["health"], route_class=Route)
 
 TIME_LIMIT = 3.0
@@ -77,8 +81,8 @@ class Health:
         except TimeoutError:  # another writer may hold SQLite's only lock for so long
             return Check(name="database", status="warning", detail=f"no write ended within {TIME_LIMIT:g} s")
         if failure is not None:
-            why = str(failure.orig) if isinstance(failure, DBAPIError) else type(failure).__name__
-            return Check(name="database", status="error", detail=f"it takes no writes: {' '.join(why.split())}")
+            log.error("database-takes-no-writes", error=str(failure))
+            return Check(name="database", status="error", detail=f"it takes no writes: {_why(failure)}")
         return check
 
     async def _checks(self) -> list[Check]:
@@ -137,6 +141,15 @@ def _ended(request: Request) -> list[str]:
     return [name for name, task in tasks.items() if task is not None and task.done()]
 
 
+def _why(failure: Exception) -> str:
+    """Return what the database says of a write that it refused. What a driver says of a connection names its address
+    and user, and this page is open: of that only the kind is told."""
+    cause = failure.orig if isinstance(failure, DBAPIError) else None
+    if isinstance(cause, psycopg.Error):
+        return (cause.diag.message_primary if cause.sqlstate else None) or type(cause).__name__
+    return str(cause) if isinstance(cause, sqlite3.Error) else type(failure).__name__
+
+
 async def _checked(name: str, check: Callable[[Parts], Awaitable[Check]], parts: Parts) -> Check:
     try:
         return await asyncio.wait_for(check(parts), TIME_LIMIT)
@@ -155,12 +168,12 @@ async def _database(parts: Parts) -> Check:
 async def _work(parts: Parts) -> Check:
     async with parts.database.reading() as session:
         waiting = await metrics.oldest_work(session)
+        old = [(_LISTS[model], since) for model, since in waiting.items() if now() - since >= OLD_WORK]
+        if not old:
+            return Check(name="work", status="ok")
         without = (JobReport.state == State.PENDING, col(JobReport.no_push_since).is_not(None))
         some = select(JobReport.id).where(*without).limit(MOST_COUNTED).subquery()
         no_push = (await session.exec(select(func.count()).select_from(some))).one()
-    old = [(_LISTS[model], since) for model, since in waiting.items() if now() - since >= OLD_WORK]
-    if not old:
-        return Check(name="work", status="ok")
     oldest = min(since for _, since in old)
     detail = f"the oldest unfinished work has waited since {oldest:%F %T}Z: {'; '.join(where for where, _ in old)}"
     if no_push:

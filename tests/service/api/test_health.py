@@ -9,8 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
 from service.api import health
@@ -211,6 +213,22 @@ async def test_a_database_that_takes_no_writes_is_an_error(api: Api) -> None:
             assert (status, overall, checks["database"]["status"]) == (503, "error", "error")
             assert (await api.call("GET", "/__lbheartbeat__", token=None)).status_code == 200, "no restart mends it"
     assert (await heartbeat(api))[:2] == (200, "ok")
+
+
+async def test_nobody_learns_from_it_where_the_database_is(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = 'connection to server at "10.1.2.3", port 5432 failed: FATAL: password authentication failed for user "svc"'
+
+    async def probe(_: object) -> None:
+        raise OperationalError("INSERT", {}, psycopg.OperationalError(said))
+
+    monkeypatch.setattr(Database, "write_probe", probe)
+    async with running(settings_for(sqlite_url)) as api:
+        for path in ("/__readiness__", "/__heartbeat__"):
+            answer = await api.call("GET", path, token=None)
+            assert answer.status_code == 503
+            assert "it takes no writes: OperationalError" in answer.text
+            assert "10.1.2.3" not in answer.text
+            assert "svc" not in answer.text
 
 
 async def test_a_write_is_tried_now_and_then_and_one_at_a_time(
