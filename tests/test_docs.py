@@ -4,6 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from service.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +34,23 @@ def test_links_between_documents_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert not broken
+
+
+def test_the_commands_that_documents_and_messages_name_exist() -> None:
+    program: Any = get_command(app)
+    context = program.make_context("tc-treeherder", ["settings"])
+    commands = {name: program.get_command(context, name) for name in program.list_commands(context)}
+    groups = {name: set(command.commands) for name, command in commands.items() if hasattr(command, "commands")}
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    code = [*(ROOT / "service").rglob("*.py"), *(ROOT / "listeners").rglob("*.py")]
+    named = {
+        (path.name, group, command)
+        for path in [*pages, *code]
+        for group, command in re.findall(r"tc-treeherder ([a-z-]+) ([a-z][a-z-]*)", path.read_text())
+        if group in groups
+    }
+    assert len(named) > 20
+    assert not [each for each in sorted(named) if each[2] not in groups[each[1]]]
 
 
 def test_the_tests_that_the_promises_name_exist() -> None:

@@ -57,7 +57,7 @@ async def repositories(report: Report, ex: Examination) -> None:
             canonical = f"none: it {error}"
         if canonical != repository.url:
             detail = f"{repository.alias} has the url {repository.url}, whose canonical spelling is {canonical}"
-            report.error("urls", detail, f"tc-treeherder repositories delete {repository.alias}, and add it anew")
+            report.error("urls", detail, f"tc-treeherder repositories remove {repository.alias}, and add it anew")
 
 
 async def polls(report: Report, ex: Examination) -> None:

@@ -63,7 +63,7 @@ def test_urls_of_an_earlier_release_that_pass_for_another_repository(doctor: Doc
     found = doctor()
     assert found.status("hg", "urls") == "error"
     assert f"hidden has the url http://{host}/try%2Fx" in found.the("hg", "urls")["detail"]
-    assert "repositories delete hidden" in found.the("hg", "urls")["remedy"]
+    assert "repositories remove hidden" in found.the("hg", "urls")["remedy"]
 
 
 def test_a_repository_that_is_off_matters_to_nobody(doctor: Doctor, variables: dict[str, str]) -> None:
