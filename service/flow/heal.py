@@ -155,11 +155,13 @@ async def _ask_after(session: Session, before: datetime) -> int:
         .with_for_update(skip_locked=True)  # what is locked is heard of at this moment
         .cte()
     )
-    asked = await session.exec(
-        update(JobReport).where(col(JobReport.id).in_(select(unfinished.c.id))).values(heard_at=report.NEVER),
-        execution_options={"synchronize_session": False},
+    asked = await (await session.connection()).execute(
+        update(JobReport)
+        .where(col(JobReport.id).in_(select(unfinished.c.id)))
+        .values(heard_at=report.NEVER)
+        .returning(_R.id)
     )
-    return asked.rowcount
+    return len(asked.all())  # Python's sqlite3 counts nothing of a statement that begins with WITH
 
 
 T = TypeVar("T")
