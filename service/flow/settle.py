@@ -200,12 +200,12 @@ async def release(session: Session, reports: Sequence[JobReport]) -> None:
 
 
 async def push_arrived(session: Session, environment: str, project: str) -> None:
-    """A resultset of ours is there now: what waited for it is due at once."""
+    """A resultset of ours is there now: what waited for it is due at once, but for what is just being tried."""
     at = now()
     waiting = (
         select(_R.id)
-        .where(_R.lane == f"job {environment} {project}", _R.due_at > at, _R.error.is_not(None))
-        .with_for_update(skip_locked=True)  # what is locked has just been claimed, or heard of
+        .where(_R.lane == f"job {environment} {project}", _R.due_at > at, _R.error.is_not(None), _R.holder.is_(None))
+        .with_for_update(skip_locked=True)  # what is locked is being claimed, or heard of
         .cte()
     )
     await (await session.connection()).execute(update(_REPORT).where(_R.id.in_(select(waiting.c.id))).values(due_at=at))

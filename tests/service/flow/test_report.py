@@ -3,7 +3,8 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from sqlmodel import col, delete, select, update
 
 from events import PulseMessage
 from sandbox.taskcluster import checks
-from service.database import now
+from service.database import Session, now
 from service.flow import heal, report, settle
+from service.flow.report import NEVER
 from service.flow.routes import parse
 from service.metrics import REGISTRY
 from service.models import Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
@@ -382,6 +384,61 @@ async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(ro
     assert room.jobs() == room.jobs(STAGE) == room.implied()
     assert len(room.implied()) == 2
     assert room.tc.journal.calls["listTaskGroup"] == 1, "a group that waits to be listed is not listed twice"
+
+
+async def test_after_a_deleted_queue_more_than_one_calls_worth_is_asked_after(
+    room: Newsroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heal, "ONE_CALL", 2)
+    for _ in range(3):
+        room.create()
+    await room.take_all()
+    async with room.database.writing() as session:
+        await heal.queue_was_deleted(session)
+        later = now() + timedelta(hours=1)
+        newest = max(report.id or 0 for report in await room.reports())
+        await session.exec(update(JobReport).where(col(JobReport.id) == newest).values(heard_at=later))
+    async with asyncio.timeout(10):
+        await list_groups(room, most=1)
+    heard = {report.id: report.heard_at for report in await room.reports()}
+    assert heard.pop(newest) == later, "it is heard of again"
+    assert set(heard.values()) == {NEVER}
+    assert len(heard) == 5
+
+
+async def test_a_push_that_arrives_leaves_alone_what_is_being_tried(room: Newsroom) -> None:
+    ids = [room.create() for _ in range(3)]
+    await room.take_all()
+    later = now() + timedelta(seconds=15)
+    states: list[dict[str, Any]] = [{"error": "no push", "holder": "pod-1/x"}, {"error": "no push"}, {"error": None}]
+    async with room.database.writing() as session:
+        for task_id, values in zip(ids, states, strict=True):
+            of_task = update(JobReport).where(col(JobReport.task_id) == task_id)
+            await session.exec(of_task.values(due_at=later, **values))
+    async with room.database.writing() as session:
+        await settle.push_arrived(session, PREFIX, "mc")
+    due = {r.task_id: r.due_at for r in await room.reports() if r.environment == PREFIX and r.due_at is not None}
+    assert [due[task_id] < later for task_id in ids] == [False, True, False]
+    assert {r.due_at for r in await room.reports() if r.environment == STAGE} == {later}
+
+
+async def test_a_run_that_ends_while_its_task_is_found_gone_keeps_its_end(
+    room: Newsroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = room.create()
+    await room.take_all()
+    real = settle._lock
+
+    async def late(session: Session, reports: Sequence[JobReport]) -> None:
+        ended = update(JobReport).where(col(JobReport.environment) == PREFIX).values(stage=Stage.RESOLVED)
+        await session.exec(ended)  # as another transaction may, until the rows are locked
+        await real(session, reports)
+
+    monkeypatch.setattr(settle, "_lock", late)
+    async with room.database.writing() as session:
+        await settle.skip(session, [task_id], "gone")
+    states = {report.environment: report.state for report in await room.reports()}
+    assert states == {PREFIX: State.PENDING, STAGE: State.SKIPPED}
 
 
 async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(room: Newsroom) -> None:
