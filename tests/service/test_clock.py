@@ -1,6 +1,7 @@
 """The clock of a process, with simulated clocks below it that are off, step and stop; on both databases."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Any
 import mohawk
 import pytest
 from sqlmodel import select, update
+from structlog.testing import capture_logs
 
 from service import database as module
 from service.budget import blocked_for, refilled
@@ -74,18 +76,35 @@ def test_the_time_is_the_databases_and_is_carried_forward() -> None:
     assert not clock.reported
 
 
+@pytest.mark.parametrize("boottime", [True, False])
+def test_the_time_in_which_the_machine_is_suspended_is_counted(monkeypatch: pytest.MonkeyPatch, boottime: bool) -> None:
+    if boottime:
+        monkeypatch.setattr(time, "CLOCK_BOOTTIME", 77, raising=False)
+        monkeypatch.setattr(time, "clock_gettime", {77: 1234.5}.__getitem__)
+    else:  # such as macOS, whose monotonic clock is the best there is
+        monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+        monkeypatch.setattr(time, "monotonic", lambda: 1234.5)
+    assert Clock().steady() == 1234.5
+
+
 def test_three_differences_in_a_row_are_reported() -> None:
     machine = Machine()
     clock = machine.clock()
     compare(clock, machine)
-    for off in (6, 6, 0, 6, 6):
-        compare(clock, machine, off)
+    with capture_logs() as logs:
+        for off in (6, 6, 0, 6, 6):
+            compare(clock, machine, off)
+            assert not clock.reported
+        compare(clock, machine, 6)
+        assert clock.reported
+        assert clock.usable
+        compare(clock, machine, 6)
+        compare(clock, machine, 0)
         assert not clock.reported
-    compare(clock, machine, 6)
-    assert clock.reported
-    assert clock.usable
-    compare(clock, machine, 0)
-    assert not clock.reported
+    assert [(each["event"], each["log_level"]) for each in logs] == [
+        ("clock-differs", "error"),
+        ("clock-agrees-again", "info"),
+    ]
 
 
 def test_half_of_the_round_trip_is_taken_off() -> None:
@@ -118,7 +137,9 @@ def test_a_difference_that_stays_is_followed() -> None:
         compare(clock, machine, 3600)
         assert not clock.usable
         machine.wait(1)
-    compare(clock, machine, 3600)
+    with capture_logs() as logs:
+        compare(clock, machine, 3600)
+    assert [(each["event"], each["log_level"]) for each in logs] == [("clock-followed", "warning")]
     assert clock.usable
     assert clock.now() == machine.time + HOUR
 

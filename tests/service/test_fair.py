@@ -72,7 +72,8 @@ class Calls:
     async def end_all(self) -> None:
         while self._going:
             await self.end()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        ended = await asyncio.gather(*self.tasks, return_exceptions=True)
+        assert all(each is None or isinstance(each, asyncio.CancelledError) for each in ended), ended
 
 
 async def test_a_call_of_another_never_waits_behind_ten_thousand() -> None:
@@ -87,7 +88,7 @@ async def test_a_call_of_another_never_waits_behind_ten_thousand() -> None:
     assert calls.began[10:] == ["other"] * 2, "and then it is its turn until it has as many"
     for task in calls.tasks:
         task.cancel()
-    await asyncio.gather(*calls.tasks, return_exceptions=True)
+    await calls.end_all()
 
 
 async def test_shares_take_turns() -> None:
@@ -142,3 +143,12 @@ async def test_an_error_gives_the_slot_back() -> None:
         with pytest.raises(ZeroDivisionError):
             async with slots.use("a"):
                 raise ZeroDivisionError
+
+
+async def test_shares_that_want_nothing_any_more_are_forgotten() -> None:
+    """They are named after users, of whom there are ever more."""
+    slots = FairSlots(2)
+    for number in range(50):
+        async with slots.use(f"mc/{number}"):
+            pass
+    assert (slots._served, slots._held, slots._waiting) == ({}, {}, {})

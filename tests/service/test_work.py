@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlmodel import select, update
+from structlog.testing import capture_logs
 
 from service import work
 from service.database import Database, now
@@ -411,6 +412,17 @@ async def test_what_is_asked_for_again_goes_first_within_its_share(database: Dat
     async with database.writing() as session:
         work.again([await session.get_one(PushStep, ids[4])])
     assert [item.id for item in await claim_fairly(database, 1)] == [ids[4]]
+
+
+async def test_what_is_pulled_back_or_taken_over_is_counted(database: Database) -> None:
+    await add_steps(database, 3, due_at=now() + 60 * MINUTE)
+    await add_steps(database, 2, alias="r1", due_at=now() + MINUTE, holder="a/b")
+    for pulled, taken in ((3, 2), (0, 0)):
+        with capture_logs() as logs:
+            async with database.writing() as session:
+                assert await work.take_over(session, "a/", "a/c") == taken
+                await work.pull_back(session, PushStep, "graph x", 10 * MINUTE)
+        assert [each["pieces"] for each in logs if each["event"] == "due-too-late"] == [pulled] * (pulled > 0)
 
 
 # Indexes

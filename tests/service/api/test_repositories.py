@@ -108,7 +108,7 @@ REFUSED_URLS: list[tuple[Any, list[str]]] = [
     ("https://hg.mozilla.org/try%0ax", ["control"]),
     ("https://hg.mozilla.org/try%2", ["percent-encoding"]),
     ("https://hg.mozilla.org/try%zz", ["percent-encoding"]),
-    ("https://h\u00e9.example/try", ["https"]),
+    ("https://h\u00e9.example/try", ["is no https URL"]),
     ("https://hg.mozilla.org/x?a=1", ["scheme, host and path"]),
     ("https://hg.mozilla.org/x#a", ["scheme, host and path"]),
     ("https://me:secret@hg.mozilla.org/x", ["scheme, host and path"]),

@@ -1,7 +1,5 @@
 """One spelling for one repository."""
 
-import contextlib
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,14 +12,16 @@ pieces = st.sampled_from(
 
 @given(st.lists(pieces, max_size=8))
 def test_what_is_canonical_stays_as_it_is_and_hides_nothing(path: list[str]) -> None:
-    with contextlib.suppress(ValueError):
+    try:
         url, host = canonical_url("https://hg.mozilla.org/" + "".join(path))
-        assert host == "hg.mozilla.org"
-        assert canonical_url(url) == (url, host)
-        segments = url.removeprefix("https://hg.mozilla.org/").split("/")
-        assert not {"", ".", ".."} & set(segments)
-        assert "%2F" not in url.upper()
-        assert "%2E" not in url.upper()
+    except ValueError:
+        return
+    assert host == "hg.mozilla.org"
+    assert canonical_url(url) == (url, host)
+    segments = url.removeprefix("https://hg.mozilla.org/").split("/")
+    assert not {"", ".", ".."} & set(segments)
+    assert "%2F" not in url.upper()
+    assert "%2E" not in url.upper()
 
 
 def test_equal_urls_have_one_form() -> None:
