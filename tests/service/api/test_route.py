@@ -176,21 +176,13 @@ async def test_liveness_is_quick_while_anonymous_callers_send_what_they_like(sql
             for path in ("/api/v1/actions", "/api/v1/actions/plan")
             for token in [None] * 8 + [WRITER] * 2
         ]
-        longest = 0.0
-
-        async def watch() -> None:
-            nonlocal longest
-            while True:
-                at = time.thread_time()
-                await asyncio.sleep(0.002)
-                longest = max(longest, time.thread_time() - at)
-
-        watching = asyncio.create_task(watch())
+        longest = 0.0  # in CPU time of the event loop, which other processes have no part in
         while not all(call.done() for call in calls):
+            begun = time.thread_time()
             assert (await client.get("/__lbheartbeat__")).status_code == 200
+            longest = max(longest, time.thread_time() - begun)
         await asyncio.gather(*calls)
-        watching.cancel()
-    assert longest < 0.5, "what else waits for the event loop; callers and service share it"
+    assert longest < 0.5, "callers and service share the event loop; it was 11 s"
 
 
 @pytest.mark.parametrize("path", ["/repositories", "/pushes", "/actions", "/reports", "/dead-letters"])
