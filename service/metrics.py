@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
-import httpx
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from sqlalchemy import func, literal, text
@@ -159,29 +158,8 @@ def asked(system: str, verb: str, path: str, status: int | str, seconds: float) 
     log.debug("upstream-asked", system=system, method=method, path=path, status=status, ms=round(seconds * 1000, 1))
 
 
-class MeteredClient(httpx.AsyncClient):
-    """A client that counts and times the requests to one system.
-
-    It measures here and not in a `transport`, with which httpx would ignore the proxies that the environment names.
-    """
-
-    def __init__(self, system: str, **options: Any) -> None:
-        super().__init__(**options)
-        self._system = system
-
-    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        began = time.perf_counter()
-        status: int | str = "error"
-        try:
-            response = await super().send(request, **options)
-            status = response.status_code
-            return response
-        finally:
-            asked(self._system, request.method, request.url.path, status, time.perf_counter() - began)
-
-
 def metered_aiohttp(system: str) -> aiohttp.TraceConfig:
-    """The same for an aiohttp session."""
+    """Count and time the requests of an aiohttp session to one system."""
     trace = aiohttp.TraceConfig()
 
     async def start(_: Any, context: SimpleNamespace, __: Any) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from sqlmodel import select
 
-from service import metrics
 from service.clients.auth import Logins, TaskclusterLogins
 from service.clients.hg import Hg, HttpHg
+from service.clients.http import Http
 from service.clients.pulse import Publisher, PulsePublisher, exchanges
 from service.clients.taskcluster import Queue, TaskclusterQueue
 from service.clients.treeherder import RestTreeherder, Treeherder
@@ -52,9 +52,7 @@ async def parts(settings: Settings, database: Database, *, alone: bool = False) 
         if settings.taskcluster_logins:
             logins = TaskclusterLogins(settings.taskcluster)
             stack.push_async_callback(logins.close)
-        http = await stack.enter_async_context(
-            metrics.MeteredClient("treeherder", headers={"User-Agent": "tc-treeherder"})
-        )
+        http = await stack.enter_async_context(Http("treeherder"))
         publisher = None
         if settings.pulse.url is not None:
             publisher = PulsePublisher(settings.pulse, exchanges(settings))

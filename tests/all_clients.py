@@ -20,6 +20,7 @@ from listeners.listing import Pushlogs
 from service import metrics
 from service.clients.auth import Signed, TaskclusterLogins
 from service.clients.hg import HttpHg
+from service.clients.http import Http
 from service.clients.taskcluster import TaskclusterQueue
 from service.clients.treeherder import RestTreeherder
 from service.commands.client import Service
@@ -41,7 +42,7 @@ async def main(service_url: str) -> None:
     def in_thread(call: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
         return lambda: asyncio.to_thread(call)
 
-    async with metrics.MeteredClient("treeherder", timeout=10) as http:
+    async with Http("treeherder") as http:
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
             "hg": lambda: hg.last_push_id(f"https://{HG}/r"),
             "queue": lambda: queue.status("Q47ciBXISJ-kc4l49EAI-A"),

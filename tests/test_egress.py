@@ -99,8 +99,8 @@ def test_a_proxy_that_refuses_is_said_and_counted(certificate: Path, service: st
     with ConnectProxy("127.0.0.1", 1, refusal="502 Bad Gateway") as proxy:
         told = ask(certificate, service, NO_PROXY="127.0.0.1", HTTPS_PROXY=proxy.url)
     assert told["outcomes"] | {"forward": "[]", "command": "[]"} == told["outcomes"]
-    assert told["outcomes"]["hg"].endswith("ProxyError 502 Bad Gateway")
+    assert told["outcomes"]["hg"].endswith("the proxy answers 502 Bad Gateway")
     assert told["outcomes"]["queue"] == "Unavailable: the proxy before Taskcluster answers 502"
-    assert told["outcomes"]["treeherder"].endswith("ProxyError 502 Bad Gateway")
+    assert told["outcomes"]["treeherder"].endswith("the proxy answers 502 Bad Gateway")
     assert told["outcomes"]["auth"] == told["outcomes"]["queue"]
     assert told["counted"] == {"hg error": 1, "taskcluster error": 2, "treeherder error": 1}

@@ -162,6 +162,7 @@ def system(
 
 
 async def _push(stack: Stack) -> None:
+    from service.clients.http import Http
     from service.clients.treeherder import RestTreeherder
     from service.settings import Environment
 
@@ -169,7 +170,7 @@ async def _push(stack: Stack) -> None:
     environment = Environment.model_validate(
         {"url": stack.sandbox["treeherder"], "client_id": hawk["id"], "secret": hawk["key"]}
     )
-    async with httpx.AsyncClient(headers={"User-Agent": "measure"}) as client:
+    async with Http("treeherder") as http:
         for project in PROJECTS:
             revision = {"revision": TIP[project], "author": "dev", "comment": "c", "files": [], "branch": "default"}
             revisions = [{**revision, "repository": project}]
@@ -182,7 +183,7 @@ async def _push(stack: Stack) -> None:
                 "active_status": "active",
                 "revisions": revisions,
             }
-            await RestTreeherder(environment, client).post_resultset(project, resultset)
+            await RestTreeherder(environment, http).post_resultset(project, resultset)
 
 
 def _user(amqp_url: str) -> str:

@@ -1,12 +1,10 @@
 """Mercurial over HTTP: raw-file and json-pushes of a repository on an allowed host."""
 
-import asyncio
 import json
+from http import HTTPStatus
 from typing import Protocol
 
-import httpx
-
-from service import metrics
+from service.clients.http import AnswerTooLargeError, Http
 from service.errors import Refusal, Unavailable
 from service.settings import Settings
 
@@ -32,17 +30,12 @@ class HttpHg:
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.hg_timeout.total_seconds()
-        self._client = metrics.MeteredClient(
-            "hg",
-            timeout=self._timeout,
-            headers={"User-Agent": "tc-treeherder"},
-            follow_redirects=False,
-        )
+        self._http = Http("hg")
 
     async def raw_file(self, url: str, node: str, path: str) -> bytes | None:
         asked = f"{url}/raw-file/{node}/{path}"
         status, body = await self._get(asked, MAX_FILE)
-        if status != httpx.codes.NOT_FOUND:
+        if status != HTTPStatus.NOT_FOUND:
             return body
         if b"not found in manifest" in body:  # hgweb's words; the page around them is the server's
             return None
@@ -52,7 +45,7 @@ class HttpHg:
         # startID beyond any end: an answer of 35 bytes, however many pushes there are
         asked = f"{url}/json-pushes?version=2&startID={2**31 - 1}"
         status, body = await self._get(asked, _MAX_LISTING)
-        if status == httpx.codes.NOT_FOUND:
+        if status == HTTPStatus.NOT_FOUND:
             raise Refusal("hg", f"{url} is no repository with a pushlog: {asked} answers 404", status)
         try:
             last = json.loads(body)["lastpushid"]
@@ -63,29 +56,21 @@ class HttpHg:
         return last
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._http.close()
 
     async def _get(self, url: str, limit: int) -> tuple[int, bytes]:
         """Status and body of a 200 or 404; at most `limit` bytes are read."""
         try:
-            # httpx's own time limits are for each step: a server that sends a byte now and then exceeds none
-            async with asyncio.timeout(self._timeout), self._client.stream("GET", url) as response:
-                if response.is_redirect:
-                    where = response.headers.get("location", "nowhere")
-                    raise Refusal(
-                        "hg", f"{url} redirects to {where}, and redirects are not followed", response.status_code
-                    )
-                if response.status_code not in {httpx.codes.OK, httpx.codes.NOT_FOUND}:
-                    raise Unavailable("hg", f"{url} answers {response.status_code}")
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > limit:
-                        if response.status_code == httpx.codes.NOT_FOUND:
-                            break
-                        raise Refusal("hg", f"{url} is larger than {limit:,} bytes", response.status_code)
-                return response.status_code, bytes(body)
-        except TimeoutError:
-            raise Unavailable("hg", f"{url}: no whole answer within {self._timeout:g} s") from None
-        except httpx.HTTPError as error:
-            raise Unavailable("hg", f"{url}: {type(error).__name__} {error}".strip()) from error
+            answer = await self._http.send(
+                "GET", url, seconds=self._timeout, limit=limit, cut=frozenset({HTTPStatus.NOT_FOUND})
+            )
+        except AnswerTooLargeError as error:
+            if error.status != HTTPStatus.OK:
+                raise Unavailable("hg", f"{url} answers {error.status}") from None
+            raise Refusal("hg", f"{url} is larger than {limit:,} bytes", error.status) from None
+        if answer.is_redirect:
+            where = answer.headers["location"]
+            raise Refusal("hg", f"{url} redirects to {where}, and redirects are not followed", answer.status)
+        if answer.status not in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}:
+            raise Unavailable("hg", f"{url} answers {answer.status}")
+        return answer.status, answer.body

@@ -1,16 +1,15 @@
 """Treeherder: its REST submission (Hawk), and for one that listens on Pulse the message that it reads."""
 
-import asyncio
 import io
 import json
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
-import httpx
 import mohawk
 
 from service.clients import hawk
+from service.clients.http import Answer, AnswerTooLargeError, Http
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.settings import Environment
@@ -50,10 +49,10 @@ class Treeherder(Protocol):
 class RestTreeherder:
     """The REST API of one Treeherder."""
 
-    def __init__(self, environment: Environment, client: httpx.AsyncClient) -> None:
+    def __init__(self, environment: Environment, http: Http) -> None:
         self._url = str(environment.url).rstrip("/")
         self._timeout = environment.timeout.total_seconds()
-        self._client = client
+        self._http = http
         assert environment.client_id is not None
         assert environment.secret is not None
         self._credentials = {
@@ -122,34 +121,23 @@ class RestTreeherder:
             self._credentials, url, "POST", content=io.BytesIO(content), content_type="application/json"
         )
         headers = {"Authorization": signed.request_header, "Content-Type": "application/json", **_ACCEPT}
-        await self._send("POST", url, content=content, headers=headers)
+        await self._send("POST", url, data=content, headers=headers)
 
     async def _send(self, method: str, url: str, **more: Any) -> bytes:
         try:
-            # httpx's own time limits are for each step: a server that sends a byte now and then exceeds none
-            async with (
-                asyncio.timeout(self._timeout),
-                self._client.stream(method, url, timeout=self._timeout, follow_redirects=False, **more) as response,
-            ):
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > MAX_ANSWER:
-                        raise Unavailable("treeherder", f"{url} answers more than {MAX_ANSWER:,} bytes")
-        except TimeoutError:
-            raise Unavailable("treeherder", f"{url}: no whole answer within {self._timeout:g} s") from None
-        except httpx.HTTPError as error:
-            raise Unavailable("treeherder", f"{url}: {type(error).__name__} {error}".strip()) from error
-        status = response.status_code
-        if response.is_success:
-            return bytes(body)
-        answer = f"{url} answers {status}: {_detail(body)}"
-        if response.is_redirect:
-            answer += f" (a redirect to {response.headers.get('location', 'nowhere')}, and redirects are not followed)"
-        if response.is_server_error or response.is_redirect or status in {401, 403, 404, 408, 429}:
+            answer = await self._http.send(method, url, seconds=self._timeout, limit=MAX_ANSWER, **more)
+        except AnswerTooLargeError:
+            raise Unavailable("treeherder", f"{url} answers more than {MAX_ANSWER:,} bytes") from None
+        status = answer.status
+        if 200 <= status < 300:
+            return answer.body
+        why = f"{url} answers {status}: {_detail(answer.body)}"
+        if answer.is_redirect:
+            why += f" (a redirect to {answer.headers['location']}, and redirects are not followed)"
+        if status >= 500 or answer.is_redirect or status in {401, 403, 404, 408, 429}:
             # mended by an operator: credentials there, the project added to Treeherder, the url in the settings
-            raise Unavailable("treeherder", answer, _retry_after(response), status)
-        raise Refusal("treeherder", answer, status)
+            raise Unavailable("treeherder", why, _retry_after(answer), status)
+        raise Refusal("treeherder", why, status)
 
 
 def _found(push: dict[str, Any], asked: str | None) -> FoundPush:
@@ -174,9 +162,9 @@ def _text(body: bytes | bytearray) -> str:
     return body.decode(errors="replace")
 
 
-def _retry_after(response: httpx.Response) -> timedelta | None:
+def _retry_after(answer: Answer) -> timedelta | None:
     """`Retry-After` in seconds; a date, or nonsense, is left to our own backoff."""
-    value = response.headers.get("retry-after", "")
+    value = answer.headers.get("retry-after", "")
     return timedelta(seconds=min(int(value), 3600)) if value.isascii() and value.isdigit() else None
 
 

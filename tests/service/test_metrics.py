@@ -4,14 +4,15 @@ import asyncio
 import re
 from datetime import timedelta
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from sqlmodel import update
 
 from service import metrics
+from service.clients.http import Http
 from service.database import Database, now
+from service.errors import Unavailable
 from service.flow.push import store
 from service.metrics import MAX_LABELS
 from service.models import GroupCheck, PulseQueue, PushStep, State, StepKind
@@ -74,9 +75,9 @@ def test_labels_hold_no_ids() -> None:
 async def test_a_request_without_an_answer_is_counted_as_an_error(sqlite: Database) -> None:
     labels = {"system": "treeherder", "method": "GET jobs", "status": "error"}
     before = await told(sqlite, "upstream_seconds_count", **labels)
-    async with metrics.MeteredClient("treeherder") as client:
-        with pytest.raises(httpx.ConnectError):
-            await client.get("http://127.0.0.1:1/api/project/try/jobs/")
+    async with Http("treeherder") as http:
+        with pytest.raises(Unavailable):
+            await http.send("GET", "http://127.0.0.1:1/api/project/try/jobs/", seconds=5, limit=1)
     assert await told(sqlite, "upstream_seconds_count", **labels) == before + 1
 
 

@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 import pika
 import pytest
 import uvicorn
@@ -23,6 +22,7 @@ from sqlalchemy import create_engine, text
 
 from sandbox import taskcluster
 from sandbox.stack import Process, Stack, free_port, wait_for
+from service.clients.http import Http
 from service.clients.treeherder import RestTreeherder
 from service.flow.ids import slugid
 from service.flow.jobs import job_guid
@@ -207,7 +207,7 @@ def newsrooms(tmp_path: Path, amqp: Amqp) -> Iterator[Callable[[str], Newsroom]]
 
 async def _post_pushes(room: Newsroom, prefix: str) -> None:
     values = json.loads(room.settings["TC_TREEHERDER_ENVIRONMENTS"])[prefix]
-    async with httpx.AsyncClient(headers={"User-Agent": "test"}) as client:
+    async with Http("treeherder") as client:
         for project in PROJECTS:
             await RestTreeherder(Environment.model_validate(values), client).post_resultset(project, resultset(project))
 

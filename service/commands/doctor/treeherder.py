@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from service.clients.http import Http
 from service.clients.treeherder import RestTreeherder
 from service.commands.doctor.finding import Examination, Report, ask, judge_clock, some, told
 from service.errors import Refusal, Unavailable
@@ -72,7 +73,8 @@ async def _credentials(
         report.warning("credentials", f"{name} cannot be tried: it knows no project", remedy)
         return
     try:
-        await RestTreeherder(environment, ex.http).post_nothing(known[0])
+        async with Http("treeherder") as http:
+            await RestTreeherder(environment, http).post_nothing(known[0])
     except Unavailable as error:
         if error.status == httpx.codes.TOO_MANY_REQUESTS:
             report.warning("credentials", str(error), "it is asked too much just now: try again in a minute")

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -15,6 +14,7 @@ from starlette.routing import Route
 
 from service.clients import hg, taskcluster, treeherder
 from service.clients.auth import Signed, TaskclusterLogins
+from service.clients.http import Http
 from service.errors import UpstreamError
 from service.settings import Environment, Settings, TaskclusterSettings
 from tests.service.asgi import NO_CERTIFICATES
@@ -37,7 +37,7 @@ async def calls_of(url: str, exits: AsyncExitStack) -> dict[str, Call]:
     for each in (asked, queue, logins):
         exits.push_async_callback(each.close)
     environment = Environment.model_validate({"url": url, "client_id": "tc", "secret": SECRET, "timeout": 5})
-    th = treeherder.RestTreeherder(environment, await exits.enter_async_context(httpx.AsyncClient()))
+    th = treeherder.RestTreeherder(environment, await exits.enter_async_context(Http("treeherder")))
     return {
         "hg raw-file": lambda: asked.raw_file(f"{url}/mc", NODE, ".taskcluster.yml"),
         "hg json-pushes": lambda: asked.last_push_id(f"{url}/mc"),
