@@ -7,15 +7,15 @@ roll-back.
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import JSON, DateTime, Engine, create_engine, event, func, inspect, text
+from sqlalchemy import JSON, Connection, DateTime, Engine, create_engine, event, func, inspect, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Dialect, make_url
@@ -27,10 +27,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service import sqlite
 from service.clock import Clock
+from service.commits import GroupCommit
 
 log = structlog.get_logger()
 
 Session = AsyncSession
+
+T = TypeVar("T")
 
 
 clock = Clock()
@@ -119,11 +122,17 @@ class Database:
                 hide_parameters=True,
             )
             _prepare_sqlite(self.engine.sync_engine)
+            group = create_engine(sync_url(url), connect_args={"timeout": 30}, hide_parameters=True)
+            _prepare_sqlite(group)
+            group = group.execution_options(immediate=True)
         else:
             self.engine = create_async_engine(
                 url, pool_size=pool, max_overflow=0, pool_pre_ping=True, hide_parameters=True
             )
+            group = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, hide_parameters=True)
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
+        self.engines = (self.engine.sync_engine, group)  # for whoever watches the statements
+        self._group = GroupCommit(group, self._turn)
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
 
     @asynccontextmanager
@@ -144,6 +153,12 @@ class Database:
             await session.connection(execution_options={"immediate": True})
             yield session
 
+    async def commit(
+        self, write: Callable[[Connection], T], share: str, order: tuple[str, int] = ("", 0), rows: int = 1
+    ) -> T:
+        """Call `write` in a transaction that it may share with others; see `GroupCommit.run`."""
+        return await self._group.run(write, share, order, rows)
+
     async def write_probe(self) -> None:
         """Write a row of its own. Raises when the database takes no writes: it is read-only, or its disk is full."""
         insert = sqlite_insert if self.sqlite else postgresql_insert
@@ -153,6 +168,7 @@ class Database:
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_={"at": row.excluded.at}))
 
     async def close(self) -> None:
+        await self._group.close()
         await self.engine.dispose()
 
 
@@ -196,6 +212,13 @@ def _prepare_sqlite(engine: Engine) -> None:
     def begin(connection: Any) -> None:
         immediate = connection.get_execution_options().get("immediate")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def insert_rows(connection: Connection, rows: Sequence[SQLModel]) -> None:
+    """Insert rows of one table; the database gives them their ids."""
+    if rows:
+        table = SQLModel.metadata.tables[str(rows[0].__tablename__)]
+        connection.execute(table.insert(), [row.model_dump(exclude={"id"}) for row in rows])
 
 
 async def insert_new(session: AsyncSession, model: type[SQLModel], **values: Any) -> None:

@@ -17,11 +17,12 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import structlog
-from sqlalchemy import bindparam, func, literal, tuple_, union_all
-from sqlmodel import col, select, update
+from sqlalchemy import Connection, bindparam, func, literal, tuple_, union_all
+from sqlalchemy import update as sqlalchemy_update
+from sqlmodel import SQLModel, col, select, update
 
 from service import metrics
-from service.database import Database, Session, Utc, now
+from service.database import Database, Session, Utc, insert_rows, now
 from service.distinct import distinct_of
 from service.door import visible
 from service.fair import deal
@@ -42,10 +43,14 @@ class GivenWayError(Exception):
 
 
 class Hold(Generic[W]):
-    """A piece of work that this process holds; `ended` once it was finished, given back or buried."""
+    """A piece of work that this process holds; `ended` once it was finished, given back or buried.
 
-    def __init__(self, database: Database, settings: WorkSettings, item: W) -> None:
+    `loaded`: what it belongs to, if that was read with it.
+    """
+
+    def __init__(self, database: Database, settings: WorkSettings, item: W, loaded: Any = None) -> None:
         self.item = item
+        self.loaded = loaded
         self.ended = False
         self.wanted = False  # others wait for its slot
         self.also_wanted: Callable[[], bool] = lambda: False  # others wait for something else that it holds
@@ -65,28 +70,51 @@ class Hold(Generic[W]):
 
     async def renew(self) -> None:
         """Say that the holder lives. Raises LeaseLostError."""
-        async with self.writing():
-            pass
+        await self.commit()
 
     def give_way(self) -> None:
         """Call this between two parts of long work, with all that was done on record. Raises GivenWayError."""
         if self.wanted or self.also_wanted():
             raise GivenWayError
 
-    @asynccontextmanager
-    async def finishing(self, state: State, reason: str | None = None, **values: Any) -> AsyncIterator[Session]:
-        """A transaction in which the work is done with: nothing is due any more."""
-        async with self._ending() as session:
-            await self._set(session, state=state, error=reason, due_at=None, done_at=now(), **values)
-            if state in {State.FAILED, State.REJECTED}:
-                session.add_all(self.item.failure_notices())
-            yield session
+    async def finish(
+        self,
+        state: State,
+        reason: str | None = None,
+        also: Callable[[Connection], None] | None = None,
+        rows: int = 1,
+        **values: Any,
+    ) -> None:
+        """Be done with the work, in a transaction that it may share; `also` writes what else belongs to its end."""
+        values.update(state=state, error=reason, due_at=None, done_at=now())
+        notices = self.item.failure_notices() if state in {State.FAILED, State.REJECTED} else []
+
+        def write(connection: Connection) -> None:
+            insert_rows(connection, notices)
+            if also is not None:
+                also(connection)
+
+        self.ended = True
+        await self.commit(write, rows, **values)
         metrics.work_ended(self.item, state.value)
 
-    async def finish(self, state: State, reason: str | None = None, **values: Any) -> None:
-        """The work is done with, and nothing else is to be written."""
-        async with self.finishing(state, reason, **values):
-            pass
+    async def commit(self, write: Callable[[Connection], None] | None = None, rows: int = 1, **values: Any) -> None:
+        """Prove and renew the lease, set `values` on the work and `write`, in a transaction that it may share.
+
+        `rows` is about how many are written. Raises LeaseLostError.
+        """
+        values = self._values({"due_at": now() + self._settings.lease, **values})
+        statement = fenced(self._model, tuple(values))
+        values |= {"its_id": self.item.id, "its_lease": self.item.lease}
+
+        def fenced_write(connection: Connection) -> None:
+            if connection.execute(statement, values).rowcount != 1:
+                raise LeaseLostError(f"{self!r} is held by another worker")
+            if write is not None:
+                write(connection)
+
+        order = (str(self._model.__tablename__), self.item.id or 0)
+        await self._database.commit(fenced_write, self.item.share, order, rows)
 
     async def retry(self, reason: str, wait: timedelta | None = None) -> None:
         """Try again later, with exponential backoff and jitter; bury it once it was tried for `give_up`."""
@@ -96,41 +124,50 @@ class Hold(Generic[W]):
             return
         pause = max(backoff(self._settings, self.item.attempts), wait or timedelta())
         pause = min(pause, self._settings.longest_wait)
-        async with self._ending() as session:
-            await self._set(session, error=reason, due_at=at + pause)
+        await self._end(error=reason, due_at=at + pause)
         metrics.work_ended(self.item, "retried")
 
     async def release(self) -> None:
         """Give it back untouched, for another worker to take at once."""
-        async with self._ending() as session:
-            await self._set(session, due_at=now(), attempts=max(self.item.attempts - 1, 0))
+        await self._end(due_at=now(), attempts=max(self.item.attempts - 1, 0))
 
     async def bury(self, reason: str) -> None:
         """Give it up for good: a dead letter is left of it, for a person to see."""
-        async with self.finishing(State.FAILED, reason) as session:
-            session.add(self.item.dead_letter(visible(reason)))
+        letter = self.item.dead_letter(visible(reason))
+        await self.finish(State.FAILED, reason, lambda connection: insert_rows(connection, [letter]))
         metrics.work_ended(self.item, "buried")
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
-    @asynccontextmanager
-    async def _ending(self) -> AsyncIterator[Session]:
-        """The transaction of the holder's last write."""
+    async def _end(self, **values: Any) -> None:
+        """Write for the last time."""
         self.ended = True
-        async with self._database.writing() as session:
-            yield session
+        await self.commit(**values)
 
     async def _set(self, session: Session, **values: Any) -> None:
-        # reasons quote what upstreams said, which may hold what no database takes
-        values = {name: visible(value) if isinstance(value, str) else value for name, value in values.items()}
-        if self.ended:
-            values["holder"] = None
-        held = await session.exec(
-            update(self._model)
-            .where(col(self._model.id) == self.item.id, col(self._model.lease) == self.item.lease)
-            .values(**values, lease=self._model.lease + int(self.ended))
+        values = self._values(values)
+        held = await (await session.connection()).execute(
+            fenced(self._model, tuple(values)), {**values, "its_id": self.item.id, "its_lease": self.item.lease}
         )
         if held.rowcount != 1:
             raise LeaseLostError(f"{self!r} is held by another worker")
+
+    def _values(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return what is to be set, as a database takes it: reasons quote what upstreams said."""
+        values = {name: visible(value) if isinstance(value, str) else value for name, value in values.items()}
+        if self.ended:
+            values["holder"] = None
+        return {**values, "by": int(self.ended)}
+
+
+@cache
+def fenced(model: type[Work], names: tuple[str, ...]) -> Any:
+    """Return the statement by which a holder sets `names`, made once; `by` is added to the fencing number."""
+    columns: Any = SQLModel.metadata.tables[str(model.__tablename__)].c
+    return (
+        sqlalchemy_update(columns.id.table)
+        .where(columns.id == bindparam("its_id"), columns.lease == bindparam("its_lease"))
+        .values({name: bindparam(name) for name in names if name != "by"} | {"lease": columns.lease + bindparam("by")})
+    )
 
 
 def exhausted(settings: WorkSettings, item: Work, since: datetime, limit: timedelta) -> bool:
@@ -293,7 +330,8 @@ async def renew(session: Session, holds: Iterable[Hold[Any]], lease: timedelta) 
     by_model: dict[type[Work], list[Hold[Any]]] = {}
     for hold in holds:
         by_model.setdefault(type(hold.item), []).append(hold)
-    for model, of_model in by_model.items():
+    # in the order in which `commits` locks rows
+    for model, of_model in sorted(by_model.items(), key=lambda each: str(each[0].__tablename__)):
         ours = [(hold.item.id, hold.item.lease) for hold in of_model]
         still = (
             select(model.id)

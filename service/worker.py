@@ -4,12 +4,13 @@ import asyncio
 import contextvars
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import structlog
 
 from service import work
-from service.database import check_clock, clock_usable, now
+from service.database import Session, check_clock, clock_usable, now
 from service.errors import Unavailable, UpstreamError
 from service.fair import most_of
 from service.flow import cancel, graph, heal, notice, resultset, retrigger
@@ -38,6 +39,15 @@ RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {
     GroupCheck: heal.list_group,
 }
 """What is done for each kind of work; each table is leased by itself."""
+
+
+async def _pushes(session: Session, steps: Sequence[Any]) -> dict[int, Any]:
+    pushes = await resultset.pushes_of(session, steps)
+    return {step.id: pushes[step.push_id] for step in steps}
+
+
+LOAD: Mapping[type[Work], Callable[[Session, Sequence[Any]], Awaitable[dict[int, Any]]]] = {PushStep: _pushes}
+"""What pieces of work belong to, by their ids: read for all that are claimed together."""
 
 
 AWAY = 10.0
@@ -136,7 +146,8 @@ class Worker:
                     most=most_of(self._settings.per_lane),
                     after=after,
                 )
-            self.begin(items)
+                loaded = await LOAD[model](session, items) if model in LOAD and items else {}
+            self.begin(items, loaded)
             held.update(item.share for item in items)
             if items:
                 self._last[model, lane] = items[-1].share
@@ -178,10 +189,10 @@ class Worker:
         work.take(taken, self._settings.lease, self._parts.replica.holder)
         return taken
 
-    def begin(self, items: Iterable[Work]) -> None:
-        """Start on work that this worker has claimed."""
+    def begin(self, items: Iterable[Work], loaded: Mapping[int, Any] = MappingProxyType({})) -> None:
+        """Start on work that this worker has claimed; `loaded` is what was read with it, by its id."""
         for item in items:
-            hold = Hold(self._parts.database, self._settings, item)
+            hold = Hold(self._parts.database, self._settings, item, loaded.get(item.id or 0))
             task = asyncio.create_task(self._do(hold), context=contextvars.Context())
             self._running[task] = hold
             task.add_done_callback(self._ended)

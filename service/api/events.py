@@ -38,10 +38,10 @@ async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
             refused[number] = reason_of(error)
     letters = dead_letters("push-event", raw, events, refused)
     async with parts.database.writing() as session:
-        stored, steps = await store(session, parts.settings, list(understood.values()))
+        stored, steps, pushes = await store(session, parts.settings, list(understood.values()))
         await keep(session, letters)
         taken = worker.take(steps)
-    worker.begin(taken)
+    worker.begin(taken, {step.id or 0: pushes[step.push_id] for step in steps})
     return _answer("push", len(events), dict(zip(understood, stored, strict=True)), refused)
 
 

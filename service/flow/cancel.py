@@ -26,8 +26,7 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
             await hold.finish(State.DONE if mine else State.NOTHING_TO_DO, None if mine else nothing)
             return
         if action.planned_at is None:
-            async with hold.writing(planned_at=now()):
-                pass
+            await hold.commit(planned_at=now())
         try:
             after = await parts.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
         except Refusal as refusal:

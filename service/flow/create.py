@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -64,8 +65,7 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
     progress, recorded_at = False, time.monotonic()
     for batch in plan.batches():
         if len(made) >= RECORD_TASKS or (made and time.monotonic() - recorded_at >= RECORD_SECONDS):
-            async with hold.writing() as session:
-                await record(session, made)
+            await hold.commit(partial(record, made=made), len(made))
             made, recorded_at = [], time.monotonic()
             hold.give_way()
         outcomes = await _create_batch(parts, hold, batch, scopes, plan)
@@ -75,8 +75,7 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
         if errors:
             # after progress the waits between attempts begin anew: a long plan meets many a 429
             attempts = {"attempts": 1} if progress else {}
-            async with hold.writing(**attempts) as session:
-                await record(session, made)
+            await hold.commit(partial(record, made=made), len(made), **attempts)
             hold.item.attempts = attempts.get("attempts", hold.item.attempts)
             # one that is refused for good decides, whatever else went wrong meanwhile
             error = next((error for error in errors if isinstance(error, RefusedError)), errors[0])

@@ -5,14 +5,15 @@ What keeps a push from a graph for good is shown where people look: a task on th
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import Text, cast, func
+from sqlalchemy import Connection, Text, cast, func
 from sqlmodel import col, select
 
 from service import metrics
-from service.database import now
+from service.database import insert_rows, now
 from service.errors import Refusal
 from service.flow.create import MAX_REASON, RefusedError, cancel_created, create_tasks
 from service.flow.ids import DeriveId, graph_ids
@@ -32,8 +33,7 @@ log = structlog.get_logger()
 async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     """Plan the graph unless there is a plan, then create what is not there yet."""
     step = hold.item
-    async with parts.database.reading() as session:
-        push, repository = await push_of(session, step)
+    push, repository = await push_of(parts, hold)
     structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
     if step.refused is None:
         try:
@@ -42,8 +42,8 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
             return
         except (TemplateError, RefusedError) as error:
             log.warning("graph-refused", repository=repository.alias, push=push.push_id, why=str(error))
-            async with hold.writing(refused=str(error)[:MAX_REASON]):
-                step.refused = str(error)[:MAX_REASON]
+            await hold.commit(refused=str(error)[:MAX_REASON])
+            step.refused = str(error)[:MAX_REASON]
     await _give_up(parts, hold, push, repository)
 
 
@@ -65,8 +65,7 @@ async def _make_graph(
             return
         plan = await store_plan(hold, tasks)
     made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
-    async with hold.finishing(State.DONE) as session:
-        await record(session, made)
+    await hold.finish(State.DONE, also=partial(record, made=made), rows=len(made))
     metrics.graph_created(push.noticed_at)
     log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
 
@@ -174,10 +173,14 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
     reasons = [step.refused or "", *not_cancelled]
     if shown.task_id is None:
         reasons.append(f"no task could show this on the push: {shown.refused}")
-    values = {"error_task": shown.task_id, "error_task_refused": shown.refused}
-    async with hold.finishing(State.FAILED, "; ".join(reasons)[:MAX_REASON], **values) as session:
-        await record(session, [*unrecorded, *shown.created])
-        session.add_all(shown.notices)
+
+    def also(connection: Connection) -> None:
+        record(connection, [*unrecorded, *shown.created])
+        insert_rows(connection, shown.notices)
+
+    await hold.finish(
+        State.FAILED, "; ".join(reasons)[:MAX_REASON], also, error_task=shown.task_id, error_task_refused=shown.refused
+    )
 
 
 async def _outline(parts: Parts, step: PushStep) -> list[PlannedTask]:

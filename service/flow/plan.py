@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sqlalchemy import Text, cast, insert, null
-from sqlmodel import SQLModel, col, select, update
+from sqlalchemy import Connection, Text, bindparam, cast, null, update
+from sqlmodel import SQLModel, col, select
 
-from service.database import Database, Session
+from service.database import Database
 from service.flow.definition import needed_first
 from service.models import PlannedTask
 from service.slugids import find_ids, replace_ids
@@ -22,7 +22,11 @@ CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
 
 
 async def store_plan(hold: Hold[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
-    """Store a plan whole, with `values` on its work: in one transaction, and piece by piece."""
+    """Store a plan whole, with `values` on its work: a large one in a transaction of its own, and piece by piece."""
+    if len(plan) <= SMALL:
+        rows = [task.model_dump() for task in plan]
+        await hold.commit(lambda connection: _insert(connection, rows), len(rows), **values)
+        return plan
     async with hold.writing(**values) as session:
         chunk: list[dict[str, Any]] = []
         size = 0
@@ -30,12 +34,20 @@ async def store_plan(hold: Hold[Any], plan: list[PlannedTask], **values: Any) ->
             chunk.append(task.model_dump())
             size += len(json.dumps(task.definition))
             if size >= CHUNK_BYTES or len(chunk) >= CHUNK_TASKS or number == len(plan):
-                await session.exec(insert(PlannedTask), params=chunk)
+                await (await session.connection()).run_sync(_insert, chunk)
                 chunk, size = [], 0
     return plan
 
 
-_OTHERS = [column for column in SQLModel.metadata.tables["planned_task"].c if column.key != "definition"]
+def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    connection.execute(_PLANNED.insert(), rows)
+
+
+SMALL = 50
+"""Tasks of a plan that is stored in a transaction with others."""
+
+_PLANNED = SQLModel.metadata.tables["planned_task"]
+_OTHERS = [column for column in _PLANNED.c if column.key != "definition"]
 
 
 async def read_plan(database: Database, *own: Any, bodies: bool = True) -> list[PlannedTask]:
@@ -63,13 +75,19 @@ def _planned(rows: Iterable[Any]) -> list[PlannedTask]:
     ]
 
 
-async def record(session: Session, made: list[PlannedTask]) -> None:
+_CREATED = (
+    update(_PLANNED)
+    .where(_PLANNED.c.task_id.in_(bindparam("ids", expanding=True)))
+    .values(created=True, adopted=bindparam("was_adopted"))
+)
+
+
+def record(connection: Connection, made: list[PlannedTask]) -> None:
     """Write down that these tasks exist in Taskcluster, and which of them were not created by this plan."""
     for adopted in (False, True):
         ids = [task.task_id for task in made if task.adopted == adopted]
         if ids:
-            values = {"created": True, "adopted": adopted}
-            await session.exec(update(PlannedTask).where(col(PlannedTask.task_id).in_(ids)).values(**values))
+            connection.execute(_CREATED, {"ids": ids, "was_adopted": adopted})
     for task in made:
         task.created = True
 

@@ -41,20 +41,23 @@ class _Arrivals:
 
 async def store(
     session: Session, settings: Settings, events: list[PushEvent | OversizedPush]
-) -> tuple[list[Verdict], list[PushStep]]:
-    """Store what is new of `events`, in the caller's transaction: a verdict for each, and the steps that are to do.
+) -> tuple[list[Verdict], list[PushStep], dict[int, tuple[Push, Repository]]]:
+    """Store what is new of `events`, in the caller's transaction.
+
+    Returns a verdict for each, the steps that are to do, and what these belong to, by `push_id`.
 
     A push of the present generation is always stored. The cursor moves only for events that were listed from it or
     from before it (`since`), so that a push which came by another way skips nothing.
     """
     arrivals = await _arrivals(session, events)
     verdicts = [_judge(session, arrivals.get(event.repository), event) for event in events]
-    steps = await _insert(session, settings, list(arrivals.values()))
+    fresh = [(arrival.repository, push) for arrival in arrivals.values() for push in arrival.fresh]
+    steps = await _insert(session, settings, fresh)
     for verdict in verdicts:
         if verdict.repository in arrivals:
             repository = arrivals[verdict.repository].repository
             verdict.cursor, verdict.generation = repository.last_push_id, repository.generation
-    return verdicts, steps
+    return verdicts, steps, {push.id or 0: (push, repository) for repository, push in fresh}
 
 
 async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -> dict[str, _Arrivals]:
@@ -147,8 +150,7 @@ def suspect_reset(repository: Repository, why: str) -> None:
     log.warning("reset-suspected", repository=repository.alias, why=why, times=repository.reset_suspicions)
 
 
-async def _insert(session: Session, settings: Settings, arrivals: list[_Arrivals]) -> list[PushStep]:
-    fresh = [(arrival.repository, push) for arrival in arrivals for push in arrival.fresh]
+async def _insert(session: Session, settings: Settings, fresh: list[tuple[Repository, Push]]) -> list[PushStep]:
     session.add_all([push for _, push in fresh])
     await session.flush()
     steps = [step for repository, push in fresh for step in _steps(settings, repository, push)]

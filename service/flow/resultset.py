@@ -1,6 +1,7 @@
 """A push becomes a Treeherder resultset."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,13 +21,22 @@ from service.work import Hold
 MAX_AUTHOR = 150
 
 
-async def push_of(session: Session, step: PushStep) -> tuple[Push, Repository]:
-    """The push that a step belongs to, and its repository."""
-    found = await session.exec(
-        select(Push, Repository).where(Push.id == step.push_id, col(Repository.id) == Push.repository_id)
-    )
-    push, repository = found.one()
+async def push_of(parts: Parts, hold: Hold[PushStep]) -> tuple[Push, Repository]:
+    """Return the push that a step belongs to, and its repository."""
+    if hold.loaded is None:
+        async with parts.database.reading() as session:
+            hold.loaded = (await pushes_of(session, [hold.item]))[hold.item.push_id]
+    push, repository = hold.loaded
     return push, repository
+
+
+async def pushes_of(session: Session, steps: Iterable[PushStep]) -> dict[int, tuple[Push, Repository]]:
+    """Return the pushes that steps belong to, and their repositories, by the ids of the pushes."""
+    ids = {step.push_id for step in steps}
+    found = await session.exec(
+        select(Push, Repository).where(col(Push.id).in_(ids), col(Repository.id) == Push.repository_id)
+    )
+    return {push.id or 0: (push, repository) for push, repository in found}
 
 
 def resultset_of(push: Push, repository: Repository) -> dict[str, Any]:
@@ -54,8 +64,7 @@ def resultset_of(push: Push, repository: Repository) -> dict[str, Any]:
 
 async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     """Post or announce the push in the step's environment."""
-    async with parts.database.reading() as session:
-        push, repository = await push_of(session, hold.item)
+    push, repository = await push_of(parts, hold)
     structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
     prefix = hold.item.environment
     environment = parts.settings.environments.get(prefix)
@@ -78,8 +87,7 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     except Refusal as refusal:
         await hold.finish(State.FAILED, str(refusal))
         return
-    async with hold.finishing(State.DONE) as session:
-        await push_arrived(session, prefix, repository.alias)
+    await hold.finish(State.DONE, also=lambda connection: push_arrived(connection, prefix, repository.alias))
 
 
 _MAX_CHANGESETS = 1_000_000
@@ -91,8 +99,7 @@ async def announce(parts: Parts, hold: Hold[PushStep]) -> None:
     if parts.publisher is None:
         await hold.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
         return
-    async with parts.database.reading() as session:
-        push, repository = await push_of(session, hold.item)
+    push, repository = await push_of(parts, hold)
     changesets = push.changesets
     if len(json.dumps(changesets)) > _MAX_CHANGESETS:
         changesets = [{name: value for name, value in each.items() if name != "files"} for each in changesets]

@@ -12,15 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
 from pydantic import ValidationError
+from sqlalchemy import Connection
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Queue, Status, known_definition, known_status
-from service.database import Session, now
+from service.database import Session, insert_rows, now
 from service.door import problems_of, visible
 from service.errors import Refusal
 from service.flow import notice
@@ -92,8 +94,7 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
             except RefusedError as error:
                 if not await _sealed_meanwhile(parts, hold, planned):
                     action.refused = str(error)
-        async with hold.writing(refused=action.refused):
-            pass
+        await hold.commit(refused=action.refused)
     except RejectedError as error:
         await hold.finish(State.REJECTED, str(error), failure_jobs=action.failure_jobs)
     except FailedError as error:
@@ -102,8 +103,7 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
         log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
         unrecorded, not_cancelled = await cancel_created(parts, hold, await _stored(parts, action))
         reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_REASON]
-        async with hold.finishing(State.FAILED, reason) as session:
-            await record(session, unrecorded)
+        await hold.finish(State.FAILED, reason, partial(record, made=unrecorded))
 
 
 async def _stored(parts: Parts, action: Action) -> list[PlannedTask]:
@@ -144,12 +144,17 @@ async def _carry_out(parts: Parts, hold: Hold[Action], planned: list[PlannedTask
     except RejectedError as error:  # since it was planned
         raise RefusedError(str(error)) from None
     made = await create_tasks(parts, hold, planned, scopes_of(repository))
-    async with hold.finishing(State.DONE) as session:
-        await record(session, made)
-        if parts.publisher is not None:
-            first = planned[0]
-            group = (first.definition or {})["taskGroupId"]
-            session.add(notice.retriggered(action, action.task_id, first.task_id, group))
+    notices = []
+    if parts.publisher is not None:
+        first = planned[0]
+        group = (first.definition or {})["taskGroupId"]
+        notices.append(notice.retriggered(action, action.task_id, first.task_id, group))
+
+    def also(connection: Connection) -> None:
+        record(connection, made)
+        insert_rows(connection, notices)
+
+    await hold.finish(State.DONE, also=also, rows=len(made))
     log.info("retriggered", action=action.id, task_id=action.task_id, copies=len(planned), requester=action.requester)
 
 
@@ -165,8 +170,8 @@ async def _sealed_meanwhile(parts: Parts, hold: Hold[Action], planned: list[Plan
             return False
     except Refusal:
         return False  # then the reason stands that the copy was refused for
-    async with hold.writing(plan_attempt=action.plan_attempt + 1, planned_at=None):
-        action.plan_attempt += 1
+    await hold.commit(plan_attempt=action.plan_attempt + 1, planned_at=None)
+    action.plan_attempt += 1
     return True
 
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Table, bindparam, case, collate, func, literal, null, update
+from sqlalchemy import Connection, Table, bindparam, case, collate, func, literal, null, update
 from sqlmodel import col, select
 
 from service import metrics
@@ -199,13 +199,15 @@ async def release(session: Session, reports: Sequence[JobReport]) -> None:
     )
 
 
-async def push_arrived(session: Session, environment: str, project: str) -> None:
-    """A resultset of ours is there now: what waited for it is due at once, but for what is just being tried."""
-    at = now()
-    waiting = (
-        select(_R.id)
-        .where(_R.lane == f"job {environment} {project}", _R.due_at > at, _R.error.is_not(None), _R.holder.is_(None))
-        .with_for_update(skip_locked=True)  # what is locked is being claimed, or heard of
-        .cte()
-    )
-    await (await session.connection()).execute(update(_REPORT).where(_R.id.in_(select(waiting.c.id))).values(due_at=at))
+_WAITING = (
+    select(_R.id)
+    .where(_R.lane == bindparam("of_lane"), _R.due_at > _AT, _R.error.is_not(None), _R.holder.is_(None))
+    .with_for_update(skip_locked=True)  # what is locked is being claimed, or heard of
+    .cte()
+)
+_ARRIVED = update(_REPORT).where(_R.id.in_(select(_WAITING.c.id))).values(due_at=_AT)
+
+
+def push_arrived(connection: Connection, environment: str, project: str) -> None:
+    """Let what waited for a resultset of ours, which is there now, be due; but for what is just being tried."""
+    connection.execute(_ARRIVED, {"at": now(), "of_lane": f"job {environment} {project}"})

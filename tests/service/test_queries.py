@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from service import sweep, work
 from service.database import Database, now
 from service.errors import UpstreamError
 from service.flow import heal, settle
-from service.models import WORK_TABLES, GroupCheck, JobReport
+from service.models import NOBODY, WORK_TABLES, GroupCheck, JobReport
 from service.settings import RetentionSettings
 from service.work import Hold
 from tests.service.asgi import Api, changeset, push_event, running, settings_for
@@ -52,11 +53,13 @@ def caught(database: Database) -> Iterator[dict[str, Any]]:
         if TABLE.search(statement) and re.match(r"(SELECT|UPDATE|DELETE|WITH)\b", statement):
             statements.setdefault(statement, parameters[0] if many else parameters)
 
-    event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+    for engine in database.engines:
+        event.listen(engine, "before_cursor_execute", note)
     try:
         yield statements
     finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+        for engine in database.engines:
+            event.remove(engine, "before_cursor_execute", note)
 
 
 # --- what the databases explain ------------------------------------------------------------------------------------
@@ -302,8 +305,8 @@ async def serve(api: Api) -> None:
                 async with database.writing() as session:
                     await settle.renew(session, claimed, timedelta(0))  # type: ignore[arg-type]  # all of that model
                     await settle.release(session, claimed)  # type: ignore[arg-type]  # likewise
+    await database.commit(partial(settle.push_arrived, environment=ENVIRONMENT, project=alias(1)), NOBODY)
     async with database.writing() as session:
-        await settle.push_arrived(session, ENVIRONMENT, alias(1))
         await settle.skip(session, [task_id("r", 1)], "gone")
         await work.take_over(session, "me", but="you")
         await work.take_over(session, None, but="you")

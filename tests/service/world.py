@@ -98,7 +98,7 @@ class World:
 
     async def store(self, *events: PushEvent) -> list[Verdict]:
         async with self.database.writing() as session:
-            verdicts, _ = await store(session, self.settings, list(events))
+            verdicts, _, _ = await store(session, self.settings, list(events))
             return verdicts
 
     async def hold(self, kind: StepKind) -> Hold[PushStep]:

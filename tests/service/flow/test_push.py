@@ -37,7 +37,7 @@ def settings() -> Settings:
 
 async def take(database: Database, settings: Settings, *events: PushEvent | OversizedPush) -> list[Verdict]:
     async with database.writing() as session:
-        verdicts, _ = await store(session, settings, list(events))
+        verdicts, _, _ = await store(session, settings, list(events))
     return verdicts
 
 
@@ -338,7 +338,7 @@ async def test_pushes_from_before_a_reset_are_only_recorded(database: Database, 
         assert step.done_at is not None
         assert step.error == "pushed before the repository was reset: recorded only"
     async with database.writing() as session:
-        _, todo = await store(session, settings, [push_event(4, date=dates[0])])
+        _, todo, _ = await store(session, settings, [push_event(4, date=dates[0])])
     assert todo == []
 
 

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from service.flow import heal, report, settle
 from service.flow.report import NEVER
 from service.flow.routes import parse
 from service.metrics import REGISTRY
-from service.models import Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
+from service.models import NOBODY, Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
 from service.reporter import Reporter
 from service.work import Hold, claim
 from tests.facts import fact
@@ -415,8 +416,7 @@ async def test_a_push_that_arrives_leaves_alone_what_is_being_tried(room: Newsro
         for task_id, values in zip(ids, states, strict=True):
             of_task = update(JobReport).where(col(JobReport.task_id) == task_id)
             await session.exec(of_task.values(due_at=later, **values))
-    async with room.database.writing() as session:
-        await settle.push_arrived(session, PREFIX, "mc")
+    await room.database.commit(partial(settle.push_arrived, environment=PREFIX, project="mc"), NOBODY)
     due = {r.task_id: r.due_at for r in await room.reports() if r.environment == PREFIX and r.due_at is not None}
     assert [due[task_id] < later for task_id in ids] == [False, True, False]
     assert {r.due_at for r in await room.reports() if r.environment == STAGE} == {later}
