@@ -33,8 +33,7 @@ class FairSlots:
     """Slots of one process, such as connections: `async with slots.use(share)` waits for one."""
 
     def __init__(self, slots: int) -> None:
-        self._free = slots
-        self._most = most_of(slots)
+        self.slots = slots
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._served: dict[str, int] = {}  # when each share that waits or holds was served last, counted up
@@ -64,7 +63,6 @@ class FairSlots:
             raise
 
     def _give_back(self, share: str) -> None:
-        self._free += 1
         self._held[share] -= 1
         if not self._held[share]:
             del self._held[share]
@@ -76,8 +74,8 @@ class FairSlots:
             self._served.pop(share, None)
 
     def _serve(self) -> None:
-        while self._free:
-            shares = [share for share in self._waiting if self._held[share] < self._most]
+        while self._held.total() < self.slots:
+            shares = [share for share in self._waiting if self._held[share] < most_of(self.slots)]
             if not shares:
                 return
             share = min(shares, key=lambda each: (self._held[each], self._served.get(each, 0)))
@@ -88,7 +86,6 @@ class FairSlots:
                 self._forget(share)
                 continue
             turn.set_result(None)
-            self._free -= 1
             self._held[share] += 1
             self._turns += 1
             self._served[share] = self._turns

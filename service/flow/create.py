@@ -9,8 +9,8 @@ refused.
 
 import asyncio
 import json
-import time
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -22,12 +22,20 @@ from sqlmodel import col, select, update
 from service.clients.taskcluster import Queue, ScopesRefusal, Status, known_definition, named
 from service.database import now
 from service.errors import Refusal, Unavailable, UpstreamError
-from service.flow.definition import MAX_BODY, authority_differences, date, expiries, move, shortened
-from service.flow.plan import RECORD_TASKS, Plan, record
+from service.flow.definition import (
+    MAX_BODY,
+    authority_differences,
+    date,
+    expiries,
+    move,
+    needed_first,
+    shortened,
+)
+from service.flow.plan import Plan, record
 from service.flow.status import RESOLVED, exact_scope, schedule_if_forgotten, was_cancelled
 from service.models import PlannedTask
 from service.parts import Parts
-from service.work import Hold
+from service.work import GivenWayError, Hold
 
 log = structlog.get_logger()
 
@@ -39,8 +47,14 @@ MINUTES = timedelta(minutes=1)
 MAX_REASON = 8_000
 """Characters that are kept of why a plan was given up."""
 
+RECORD_TASKS = 500
+"""Created tasks that a crash may leave unrecorded: they are asked for again, which changes nothing."""
+
 RECORD_SECONDS = 1.0
-"""How long a crash may leave tasks unrecorded: they are asked for again, which changes nothing."""
+"""How long they may be unrecorded."""
+
+AT_ONCE = 5_000
+"""Tasks and their dependencies that are looked at before the event loop goes on with other work."""
 
 
 class RefusedError(Exception):
@@ -55,54 +69,160 @@ class RefusedError(Exception):
 
 
 async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], scopes: list[str]) -> list[PlannedTask]:
-    """Create those of `tasks` (in dependency order) that are not there yet.
+    """Create those of `tasks` (in dependency order, and stored) that are not there yet.
 
     Returns the last ones made; the caller puts them on `record` in the transaction that ends its work. Raises
     RefusedError, and Unavailable when it should go on later; what was created by then is on record.
     """
-    plan = Plan(tasks) if len(tasks) < RECORD_TASKS else await asyncio.to_thread(Plan, tasks)
-    made: list[PlannedTask] = []
-    progress, recorded_at = False, time.monotonic()
-    for batch in plan.batches():
-        if len(made) >= RECORD_TASKS or (made and time.monotonic() - recorded_at >= RECORD_SECONDS):
-            await hold.commit(partial(record, made=made), len(made))
-            made, recorded_at = [], time.monotonic()
-            hold.give_way()
-        outcomes = await _create_batch(parts, hold, batch, scopes, plan)
-        made += [task for task, error in outcomes if error is None]
-        progress = progress or bool(made)
-        errors = [error for _, error in outcomes if error is not None]
-        if errors:
-            # after progress the waits between attempts begin anew: a long plan meets many a 429
-            attempts = {"attempts": 1} if progress else {}
-            await hold.commit(partial(record, made=made), len(made), **attempts)
-            hold.item.attempts = attempts.get("attempts", hold.item.attempts)
-            # one that is refused for good decides, whatever else went wrong meanwhile
-            error = next((error for error in errors if isinstance(error, RefusedError)), errors[0])
-            error.args = tuple(plan.hide_ids(text) if isinstance(text, str) else text for text in error.args)
-            raise error
-    return made
+    return await _Creation(parts, hold, scopes, Plan()).run(_whole(tasks))
 
 
-async def _create_batch(
-    parts: Parts, hold: Hold[Any], batch: list[PlannedTask], scopes: list[str], plan: Plan
-) -> list[tuple[PlannedTask, Exception | None]]:
-    share = f"{hold.item.lane} {hold.item.share}"
-    stop = False
+async def _whole(tasks: list[PlannedTask]) -> AsyncIterator[list[PlannedTask]]:
+    yield tasks
 
-    async def one(task: PlannedTask) -> tuple[PlannedTask, Exception | None]:
-        nonlocal stop
-        async with parts.connections.use(share):
-            if stop:
-                return task, Unavailable("taskcluster", "not tried: another task of the plan failed")
+
+class _Creation:
+    """Creates the tasks of a plan, each as soon as those that it needs exist, and records them meanwhile.
+
+    At most `RECORD_TASKS` are under way or created and not recorded: a crash leaves no more than these unrecorded.
+    """
+
+    def __init__(self, parts: Parts, hold: Hold[Any], scopes: list[str], plan: Plan) -> None:
+        self._parts, self._hold, self._scopes, self._plan = parts, hold, scopes, plan
+        self._share = f"{hold.item.lane} {hold.item.share}"
+        self._ready: deque[PlannedTask] = deque()
+        self._waits: dict[str, int] = {}  # for each task that is not created: how many it needs that are not, either
+        self._needed_by: defaultdict[str, list[PlannedTask]] = defaultdict(list)
+        self._under_way = 0
+        self._created: list[PlannedTask] = []  # and not recorded
+        self._recording = 0
+        self._progress = False
+        self._planned = False  # the whole plan is here
+        self._errors: list[Exception] = []
+        self._ended = False
+        self._to_record, self._idle = asyncio.Event(), asyncio.Event()
+
+    async def run(self, plan: AsyncIterator[list[PlannedTask]]) -> list[PlannedTask]:
+        """Create what `plan` yields, part by part, each of them stored; see `create_tasks`."""
+        async with asyncio.TaskGroup() as self._group:
+            self._group.create_task(self._record())
             try:
-                await _create(parts, hold, task, scopes, plan)
-            except Exception as error:  # noqa: BLE001 - raised by the caller, once the others are through
-                stop = True
-                return task, error
-            return task, None
+                await self._take(plan)
+                await self._idle.wait()
+            finally:
+                self._ended = True  # nothing begins in a group that is being cancelled
+            self._to_record.set()
+        if self._errors:
+            await self._fail()
+        return self._created
 
-    return await asyncio.gather(*(one(task) for task in batch))
+    async def _take(self, plan: AsyncIterator[list[PlannedTask]]) -> None:
+        try:
+            async for part in plan:
+                await self._add(part)
+                if self._errors:
+                    break
+            else:
+                self._planned = True
+        except Exception as error:  # noqa: BLE001 - raised by `run`, once what is under way is through
+            self._errors.append(error)
+        self._begin()
+
+    async def _add(self, part: list[PlannedTask]) -> None:
+        """Take a part of the plan, which comes after all that it needs."""
+        self._plan.add(part)
+        looked_at = 0
+        for task in part:
+            if task.created or task.definition is None:
+                continue
+            needed = {each for each in needed_first(task.definition) if each in self._waits}
+            self._waits[task.task_id] = len(needed)
+            for each in needed:
+                self._needed_by[each].append(task)
+            if not needed:
+                self._ready.append(task)
+            looked_at += len(task.definition["dependencies"]) + 1
+            if looked_at > AT_ONCE:  # a plan can be large: others go on meanwhile
+                looked_at = 0
+                self._begin()
+                await asyncio.sleep(0)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin to create what is ready, as far as there is room."""
+        while (
+            self._ready
+            and not (self._errors or self._ended)
+            and self._under_way < self._parts.connections.slots
+            and self._under_way + len(self._created) + self._recording < RECORD_TASKS
+        ):
+            self._under_way += 1
+            self._group.create_task(self._create_one(self._ready.popleft()))
+        if not self._under_way and (self._errors or (self._planned and not self._ready)):
+            self._idle.set()
+
+    async def _create_one(self, task: PlannedTask) -> None:
+        try:
+            async with self._parts.connections.use(self._share):
+                if self._errors:
+                    return
+                await _create(self._parts, self._hold, task, self._scopes, self._plan)
+            self._exists(task)
+        except Exception as error:  # noqa: BLE001 - raised by `run`, once the others are through
+            self._errors.append(error)
+        finally:
+            self._under_way -= 1
+            self._begin()
+
+    def _exists(self, task: PlannedTask) -> None:
+        self._progress = True
+        self._created.append(task)
+        if len(self._created) >= max(1, RECORD_TASKS // 2):
+            self._to_record.set()
+        del self._waits[task.task_id]
+        for following in self._needed_by.pop(task.task_id, ()):
+            self._waits[following.task_id] -= 1
+            if not self._waits[following.task_id]:
+                self._ready.append(following)
+
+    async def _record(self) -> None:
+        """Record what was created while the creation goes on, and give way to others between two parts of that."""
+        while not self._errors:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._to_record.wait(), RECORD_SECONDS)
+            if self._ended:
+                return
+            self._to_record.clear()
+            if not self._created:
+                continue
+            created, self._created = self._created, []
+            self._recording = len(created)
+            try:
+                await self._hold.commit(partial(record, made=created), len(created))
+                self._recording = 0
+                if self._planned:
+                    self._hold.give_way()
+            except Exception as error:  # noqa: BLE001 - raised by `run`, once what is under way is through
+                if self._recording:
+                    self._created = [*created, *self._created]
+                self._errors.append(error)
+            self._recording = 0
+            self._begin()
+
+    async def _fail(self) -> None:
+        """Record what was created, and raise the error that decides."""
+        # after progress the waits between attempts begin anew: a long plan meets many a 429
+        attempts = {"attempts": 1} if self._progress else {}
+        await self._hold.commit(partial(record, made=self._created), len(self._created), **attempts)
+        self._hold.item.attempts = attempts.get("attempts", self._hold.item.attempts)
+        error = min(self._errors, key=_weight)
+        error.args = tuple(self._plan.hide_ids(text) if isinstance(text, str) else text for text in error.args)
+        raise error
+
+
+def _weight(error: Exception) -> int:
+    """Of several errors the lowest decides: one that is refused for good does, whatever else went wrong meanwhile."""
+    return 0 if isinstance(error, RefusedError) else 2 if isinstance(error, GivenWayError) else 1
 
 
 async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list[str], plan: Plan) -> None:

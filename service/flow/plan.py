@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Text, bindparam, cast, null, update
@@ -13,9 +13,6 @@ from service.flow.definition import needed_first
 from service.models import PlannedTask
 from service.slugids import find_ids, replace_ids
 from service.work import Hold
-
-RECORD_TASKS = 500
-"""Created tasks that a crash may leave unrecorded."""
 
 CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
 """What is stored of a plan before the event loop goes on with other work."""
@@ -93,22 +90,15 @@ def record(connection: Connection, made: list[PlannedTask]) -> None:
 
 
 class Plan:
-    """What a plan says of its tasks as a whole; `tasks` are all of them, in the order of creation."""
+    """What a plan says of its tasks as a whole: of those that were added so far, in the order of creation."""
 
-    def __init__(self, tasks: list[PlannedTask]) -> None:
-        self._tasks = tasks
-        self._levels = _levels(tasks)
-        self._revealed: set[str] | None = None
+    def __init__(self) -> None:
+        self._tasks: list[PlannedTask] = []
+        self._revealed: tuple[int, set[str]] = (0, set())
 
-    def batches(self) -> Iterator[list[PlannedTask]]:
-        """Yield what is to be created, level by level: those of a batch do not need each other.
-
-        A wide level is cut, so that it is recorded while it is still being created.
-        """
-        for level in self._levels:
-            missing = [task for task in level if not task.created]
-            for start in range(0, len(missing), RECORD_TASKS):
-                yield missing[start : start + RECORD_TASKS]
+    def add(self, part: list[PlannedTask]) -> None:
+        """Add a part of the plan that was stored: only what was stored may be created."""
+        self._tasks += part
 
     def hide_ids(self, text: str) -> str:
         """Return `text` with the names of tasks in place of their ids, where these were not created yet.
@@ -119,33 +109,26 @@ class Plan:
         return str(replace_ids(text, hidden))
 
     async def revealed(self) -> set[str]:
-        """Return the ids that stand in a task which is created before or beside the task of that id.
+        """Return the ids that stand in a task which may be created before the task of that id.
 
         Everybody can read the definition of a task that was created, so anybody can have used them first.
         """
-        if self._revealed is None:
-            self._revealed = await asyncio.to_thread(self._find_revealed)
-        return self._revealed
-
-    def _find_revealed(self) -> set[str]:
-        level_of = {task.task_id: number for number, level in enumerate(self._levels) for task in level}
-        return {
-            task_id
-            for number, level in enumerate(self._levels)
-            for task in level
-            for task_id in find_ids(json.dumps(task.definition), level_of)
-            if task_id != task.task_id and level_of[task_id] >= number
-        }
+        if self._revealed[0] < len(self._tasks):
+            tasks = list(self._tasks)
+            self._revealed = len(tasks), await asyncio.to_thread(_find_revealed, tasks)
+        return self._revealed[1]
 
 
-def _levels(tasks: Iterable[PlannedTask]) -> list[list[PlannedTask]]:
-    """Return `tasks` by the longest way down to one that needs none first: those of a level do not need each other."""
-    depth: dict[str, int] = {}
-    levels: list[list[PlannedTask]] = []
-    for task in tasks:
-        below = [depth[d] for d in needed_first(task.definition) if d in depth] if task.definition else []
-        depth[task.task_id] = 1 + max(below, default=-1)
-        if depth[task.task_id] == len(levels):
-            levels.append([])
-        levels[depth[task.task_id]].append(task)
-    return levels
+def _find_revealed(tasks: list[PlannedTask]) -> set[str]:
+    number_of = {task.task_id: number for number, task in enumerate(tasks)}
+    before: list[int] = []  # for each task a set of bits: those that exist once it is created
+    revealed: set[str] = set()
+    for number, task in enumerate(tasks):
+        exist = 1 << number
+        for task_id in needed_first(task.definition) if task.definition else ():
+            if (needed := number_of.get(task_id, number)) < number:
+                exist |= before[needed]
+        before.append(exist)
+        named = find_ids(json.dumps(task.definition), number_of)
+        revealed |= {task_id for task_id in named if not exist >> number_of[task_id] & 1}
+    return revealed

@@ -13,12 +13,14 @@ from sandbox.taskcluster.clock import parse
 from sandbox.taskcluster.queue import Queue as Stand
 from service.database import now
 from service.errors import Refusal, Unavailable
+from service.flow import create
 from service.flow.create import MAX_CANCEL_ATTEMPTS, RefusedError, cancel_created, create_tasks
 from service.flow.definition import authority_differences, complete, stamp
 from service.flow.ids import slugid
 from service.flow.plan import record
 from service.models import PlannedTask, PushStep, StepKind
 from service.work import Hold, LeaseLostError
+from tests.service.test_worker import until
 from tests.service.world import SCOPES, World, push_event, world_of
 
 MINUTE = timedelta(minutes=1)
@@ -119,14 +121,117 @@ async def test_a_plan_is_created_in_dependency_order(world: World) -> None:
     assert world.tc.journal.calls == {"createTask": 4}, "no call more than needed"
 
 
-async def test_tasks_of_a_level_go_in_parallel_and_levels_after_each_other(world: World) -> None:
+class Held:
+    """Holds `createTask` of certain tasks back until they are let go, and counts how many are under way."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch, *names: object) -> None:
+        self._call = world.parts.queue.create_task
+        self._held = {task_id(name): asyncio.Event() for name in names}
+        self.begun: list[str] = []
+        self.under_way = self.most = 0
+        monkeypatch.setattr(world.parts.queue, "create_task", self)
+
+    async def __call__(self, name: str, *arguments: Any) -> Any:
+        self.begun.append(name)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            if name in self._held:
+                await self._held[name].wait()
+            return await self._call(name, *arguments)
+        finally:
+            self.under_way -= 1
+
+    def let_go(self) -> None:
+        for event in self._held.values():
+            event.set()
+
+
+async def test_tasks_that_do_not_need_each_other_are_created_at_the_same_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(19)}})
-    world.tc.latency = 0.15
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    await plan.create()
-    assert 0.4 <= loop.time() - began < 19 * 0.15  # one, and then 19 by nine at a time
+    held = Held(world, monkeypatch, *range(19))
+    creating = asyncio.create_task(plan.create())
+    await until(lambda: _is(len(held.begun) == 10))
+    await asyncio.sleep(0.05)  # in which no more may begin
+    assert (held.begun[0], len(held.begun)) == (task_id("d"), 10), "the last connection is nobody's"
+    held.let_go()
+    await creating
+    assert held.most == 9
     assert len(world.tc.queue.tasks) == 20
+
+
+async def _is(value: bool) -> bool:
+    return value
+
+
+async def test_a_task_waits_for_what_it_needs_and_for_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = {f"deep{n}": [f"deep{n - 1}" if n else "d"] for n in range(20)}
+    plan = await plan_of(world, {"d": [], "hangs": ["d"], "other": ["d"], **deep, "last": ["hangs", "deep19"]})
+    held = Held(world, monkeypatch, "hangs")
+    creating = asyncio.create_task(plan.create())
+    await until(lambda: _is(task_id("deep19") in world.tc.queue.tasks))
+    assert task_id("hangs") not in world.tc.queue.tasks
+    assert task_id("last") not in held.begun
+    held.let_go()
+    await creating
+    assert held.begun[-1] == task_id("last")
+    assert await plan.created() == {task.task_id for task in plan.tasks}
+
+
+async def test_no_more_is_unrecorded_than_a_crash_may_leave(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(create, "RECORD_TASKS", 6)
+    plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(29)}})
+    real, go = plan.hold.commit, asyncio.Event()
+    unrecorded: list[int] = []
+
+    async def commit(*arguments: Any, **values: Any) -> None:
+        await go.wait()
+        unrecorded.append(len(world.tc.queue.tasks) - len(await plan.created()))
+        await real(*arguments, **values)
+
+    monkeypatch.setattr(plan.hold, "commit", commit)
+    creating = asyncio.create_task(plan.create())
+    await until(lambda: _is(len(world.tc.queue.tasks) == 6))  # and goes on while the first are being recorded
+    await asyncio.sleep(0.05)  # in which no more may begin
+    assert len(world.tc.queue.tasks) == 6
+    assert await plan.created() == set()
+    go.set()
+    await creating
+    assert max(unrecorded) == 6
+    assert len(unrecorded) > 29 // 6
+    assert await plan.created() == set(world.tc.queue.tasks) == {task.task_id for task in plan.tasks}
+
+
+async def test_a_crash_while_it_was_being_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(create, "RECORD_TASKS", 6)
+    plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(29)}})
+    held = Held(world, monkeypatch, 20)
+    creating = asyncio.create_task(plan.create())
+    await until(lambda: _is(task_id(20) in held.begun))
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert held.under_way == 0, "nothing is left running"
+    assert len(set(world.tc.queue.tasks) - await plan.created()) <= 6
+    held.let_go()
+    await plan.again()
+    await plan.create()
+    assert await plan.created() == set(world.tc.queue.tasks) == {task.task_id for task in plan.tasks}
+
+
+async def test_a_creation_that_cannot_be_recorded_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(create, "RECORD_TASKS", 6)
+    plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(29)}})
+    async with world.database.writing() as session:
+        await session.exec(update(PushStep).values(lease=col(PushStep.lease) + 1))
+    with pytest.raises(LeaseLostError):
+        await plan.create()
+    assert 3 <= len(world.tc.queue.tasks) <= 6
+    assert await plan.created() == set()
 
 
 async def test_what_was_created_is_not_created_again(world: World) -> None:
@@ -416,6 +521,29 @@ async def test_a_task_that_has_expired_meanwhile_fails_the_plan(world: World) ->
     with pytest.raises(RefusedError, match="task d was created before, and expired on"):
         await plan.create()
     assert await plan.created() == set()
+
+
+async def test_an_id_that_is_named_by_a_task_that_does_not_wait_for_it_is_not_adopted(world: World) -> None:
+    plan = await plan_of(world, {"d": [], "x": ["d"], "y": ["d"], "z": ["y"]}, payload={"named": task_id("x")})
+    for name in ("d", "y", "z"):  # they need no x
+        plan[name].created = name == "d"
+    definition = plan["x"].definition
+    assert definition is not None
+    world.tc.queue.create_task(task_id("d"), plan["d"].definition or {})
+    world.tc.queue.create_task(task_id("x"), {**definition, "tags": {"a": "b"}})
+    with pytest.raises(RefusedError, match="planned for x, which an earlier task of the plan names"):
+        await plan.create()
+
+
+async def test_an_id_is_adopted_that_is_named_by_what_comes_behind_it(world: World) -> None:
+    plan = await plan_of(world, {"d": [], "x": ["d"], "y": ["x"], "z": ["y"]})
+    for name in ("y", "z"):
+        plan[name].definition = {**(plan[name].definition or {}), "payload": {"named": task_id("x")}}
+    for name in ("d", "x"):
+        definition = plan[name].definition or {}
+        world.tc.queue.create_task(task_id(name), {**definition, "tags": {"a": "b"}})
+    await plan.create()
+    assert {task.name for task in await world.planned() if task.adopted} == {"d", "x"}
 
 
 async def test_an_id_that_an_earlier_task_names_is_not_adopted(world: World) -> None:
