@@ -74,7 +74,18 @@ async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], 
     Returns the last ones made; the caller puts them on `record` in the transaction that ends its work. Raises
     RefusedError, and Unavailable when it should go on later; what was created by then is on record.
     """
-    return await _Creation(parts, hold, scopes, Plan()).run(_whole(tasks))
+    return await create_as_planned(parts, hold, _whole(tasks), scopes)
+
+
+async def create_as_planned(
+    parts: Parts, hold: Hold[Any], plan: AsyncIterator[list[PlannedTask]], scopes: list[str]
+) -> list[PlannedTask]:
+    """Create, as `create_tasks` does, what `plan` yields part by part, while it makes and stores what follows.
+
+    Raises what `plan` raises, too, once what is under way is through and on record. Of a plan that fails before
+    Taskcluster does no more is asked for; of one that Taskcluster fails, one part at most.
+    """
+    return await _Creation(parts, hold, scopes).run(plan)
 
 
 async def _whole(tasks: list[PlannedTask]) -> AsyncIterator[list[PlannedTask]]:
@@ -87,8 +98,8 @@ class _Creation:
     At most `RECORD_TASKS` are under way or created and not recorded: a crash leaves no more than these unrecorded.
     """
 
-    def __init__(self, parts: Parts, hold: Hold[Any], scopes: list[str], plan: Plan) -> None:
-        self._parts, self._hold, self._scopes, self._plan = parts, hold, scopes, plan
+    def __init__(self, parts: Parts, hold: Hold[Any], scopes: list[str]) -> None:
+        self._parts, self._hold, self._scopes, self._plan = parts, hold, scopes, Plan()
         self._share = f"{hold.item.lane} {hold.item.share}"
         self._ready: deque[PlannedTask] = deque()
         self._waits: dict[str, int] = {}  # for each task that is not created: how many it needs that are not, either
@@ -103,7 +114,7 @@ class _Creation:
         self._to_record, self._idle = asyncio.Event(), asyncio.Event()
 
     async def run(self, plan: AsyncIterator[list[PlannedTask]]) -> list[PlannedTask]:
-        """Create what `plan` yields, part by part, each of them stored; see `create_tasks`."""
+        """Create what `plan` yields; see `create_as_planned`."""
         async with asyncio.TaskGroup() as self._group:
             self._group.create_task(self._record())
             try:
@@ -211,10 +222,10 @@ class _Creation:
 
     async def _fail(self) -> None:
         """Record what was created, and raise the error that decides."""
-        # after progress the waits between attempts begin anew: a long plan meets many a 429
-        attempts = {"attempts": 1} if self._progress else {}
-        await self._hold.commit(partial(record, made=self._created), len(self._created), **attempts)
-        self._hold.item.attempts = attempts.get("attempts", self._hold.item.attempts)
+        if self._progress:
+            # the waits between attempts begin anew: a long plan meets many a 429
+            await self._hold.commit(partial(record, made=self._created), len(self._created), attempts=1)
+            self._hold.item.attempts = 1
         error = min(self._errors, key=_weight)
         error.args = tuple(self._plan.hide_ids(text) if isinstance(text, str) else text for text in error.args)
         raise error

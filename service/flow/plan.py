@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Text, bindparam, cast, null, update
@@ -17,34 +18,55 @@ from service.work import Hold
 CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
 """What is stored of a plan before the event loop goes on with other work."""
 
+_PLANNED = SQLModel.metadata.tables["planned_task"]
+_OTHERS = [column for column in _PLANNED.c if column.key != "definition"]
+_INSERT = _PLANNED.insert()
+_SET_DEFINITION = (
+    update(_PLANNED).where(_PLANNED.c.task_id == bindparam("its_id")).values(definition=bindparam("definition"))
+)
+
 
 async def store_plan(hold: Hold[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
-    """Store a plan whole, with `values` on its work: a large one in a transaction of its own, and piece by piece."""
-    if len(plan) <= SMALL:
-        rows = [task.model_dump() for task in plan]
-        await hold.commit(lambda connection: _insert(connection, rows), len(rows), **values)
-        return plan
-    async with hold.writing(**values) as session:
-        chunk: list[dict[str, Any]] = []
-        size = 0
-        for number, task in enumerate(plan, 1):
-            chunk.append(task.model_dump())
-            size += len(json.dumps(task.definition))
-            if size >= CHUNK_BYTES or len(chunk) >= CHUNK_TASKS or number == len(plan):
-                await (await session.connection()).run_sync(_insert, chunk)
-                chunk, size = [], 0
+    """Store a plan, or a part of it, with `values` on its work: a large one in a transaction of its own, in pieces."""
+    rows = [{column.key: getattr(task, column.key) for column in _PLANNED.c} for task in plan]
+    await _execute(hold, _INSERT, rows, values)
     return plan
 
 
-def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    connection.execute(_PLANNED.insert(), rows)
+async def store_definitions(hold: Hold[Any], tasks: list[PlannedTask], **values: Any) -> None:
+    """Store the definitions of tasks that were stored without, likewise."""
+    rows = [{"its_id": task.task_id, "definition": task.definition} for task in tasks]
+    await _execute(hold, _SET_DEFINITION, rows, values)
+
+
+async def _execute(hold: Hold[Any], statement: Any, rows: list[dict[str, Any]], values: dict[str, Any]) -> None:
+    def write(connection: Connection, some: list[dict[str, Any]]) -> None:
+        connection.execute(statement, some)
+
+    if len(rows) <= SMALL:
+        await hold.commit(partial(write, some=rows), len(rows), **values)
+        return
+    async with hold.writing(**values) as session:
+        for chunk in _chunks(rows):
+            await (await session.connection()).run_sync(write, chunk)
 
 
 SMALL = 50
-"""Tasks of a plan that is stored in a transaction with others."""
+"""Tasks that are stored in a transaction with others."""
 
-_PLANNED = SQLModel.metadata.tables["planned_task"]
-_OTHERS = [column for column in _PLANNED.c if column.key != "definition"]
+
+def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield what is stored before the event loop goes on with other work."""
+    chunk: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += len(json.dumps(row["definition"]))
+        if size >= CHUNK_BYTES or len(chunk) >= CHUNK_TASKS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 async def read_plan(database: Database, *own: Any, bodies: bool = True) -> list[PlannedTask]:
@@ -93,19 +115,21 @@ class Plan:
     """What a plan says of its tasks as a whole: of those that were added so far, in the order of creation."""
 
     def __init__(self) -> None:
-        self._tasks: list[PlannedTask] = []
-        self._revealed: tuple[int, set[str]] = (0, set())
+        self._tasks: dict[str, PlannedTask] = {}
+        self._parts = 0
+        self._revealed: tuple[int, set[str]] = (0, set())  # of how many parts
 
     def add(self, part: list[PlannedTask]) -> None:
-        """Add a part of the plan that was stored: only what was stored may be created."""
-        self._tasks += part
+        """Add a part of the plan that was stored; of a task whose definition was not, the name is known then."""
+        self._tasks |= {task.task_id: task for task in part}
+        self._parts += 1
 
     def hide_ids(self, text: str) -> str:
         """Return `text` with the names of tasks in place of their ids, where these were not created yet.
 
         Whoever learns such an id can create a task under it before we do.
         """
-        hidden = {task.task_id: f"(the id of {task.name})" for task in self._tasks if not task.created}
+        hidden = {task.task_id: f"(the id of {task.name})" for task in self._tasks.values() if not task.created}
         return str(replace_ids(text, hidden))
 
     async def revealed(self) -> set[str]:
@@ -113,10 +137,12 @@ class Plan:
 
         Everybody can read the definition of a task that was created, so anybody can have used them first.
         """
-        if self._revealed[0] < len(self._tasks):
-            tasks = list(self._tasks)
-            self._revealed = len(tasks), await asyncio.to_thread(_find_revealed, tasks)
-        return self._revealed[1]
+        parts, revealed = self._revealed
+        if parts < self._parts:
+            parts = self._parts
+            revealed = await asyncio.to_thread(_find_revealed, list(self._tasks.values()))
+            self._revealed = parts, revealed
+        return revealed
 
 
 def _find_revealed(tasks: list[PlannedTask]) -> set[str]:

@@ -4,15 +4,26 @@ A task that failed is copied with everything in its group that depends on it, as
 
     dependents    walks from the task upwards, or reads the whole group, to find what is to be copied
     _choose       leaves out what could not run, or is a copy itself
-    _build        new ids, new dates, and old ids replaced by new ones wherever they stand
+    Draft.build   new ids, new dates, and old ids replaced by new ones wherever they stand
+
+What was stored of the plan is created while the rest is still being made. It is stored in this order:
+
+    the first copy      as soon as it is sure that others follow, while these are still being looked for
+    the outline         which tasks are copied, and the definitions of the first of them; from here on nothing that
+                        happens to the group changes the plan
+    the definitions     of the others, part by part: after a crash they are made anew from the tasks of the outline
 """
 
 import asyncio
+import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -21,14 +32,15 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
-from service.clients.taskcluster import Definition, Queue, Status, known_definition, known_status
+from service.clients.taskcluster import Definition, Page, Queue, Status, known_definition, known_status
 from service.database import Session, insert_rows, now
 from service.door import problems_of, visible
 from service.errors import Refusal
 from service.flow import notice
 from service.flow.action import FailedError, RejectedError, Subject, repository_of, run_of, subject_of
-from service.flow.create import MAX_REASON, RefusedError, cancel_created, create_tasks
+from service.flow.create import MAX_REASON, RefusedError, cancel_created, create_as_planned
 from service.flow.definition import (
+    SLUGID,
     CircleError,
     complete,
     date,
@@ -40,11 +52,11 @@ from service.flow.definition import (
     shortened,
 )
 from service.flow.ids import DeriveId, copy_ids
-from service.flow.plan import read_plan, record, store_plan
+from service.flow.plan import read_plan, record, store_definitions, store_plan
 from service.flow.status import RESOLVED
 from service.models import Action, PlannedTask, Repository, State
 from service.parts import Parts
-from service.slugids import replace_ids
+from service.slugids import find_ids, replace_ids
 from service.work import Hold
 
 log = structlog.get_logger()
@@ -61,6 +73,13 @@ MAX_VALUES = 4_000_000
 MAX_NOTES = 20
 _KEYS_AT_A_TIME = 10_000
 _BAD_ENDS = frozenset({"failed", "exception"})
+
+
+FIRST_PART, PART = 50, 200
+"""Copies whose definitions are made before the outline is stored, and at a time from then on."""
+
+CERTAIN_AMONG = 20
+"""Dependents among which one is looked for that is copied for sure."""
 
 
 @dataclass
@@ -83,17 +102,21 @@ class Plan:
 
 
 async def run(parts: Parts, hold: Hold[Action]) -> None:
-    """Plan the copies unless there is a plan, then create what is not there yet."""
+    """Plan the copies, as far as they are not planned, and create what is not there yet."""
     action = hold.item
     try:
         while action.refused is None:
-            planned = await _stored(parts, action) or await _make_plan(parts, hold)
+            planning = Planning(parts, hold, await _stored(parts, action))
             try:
-                await _carry_out(parts, hold, planned)
+                await _carry_out(parts, hold, planning)
                 return
             except RefusedError as error:
-                if not await _sealed_meanwhile(parts, hold, planned):
+                if not await _sealed_meanwhile(parts, hold, planning.tasks):
                     action.refused = str(error)
+            except (RejectedError, FailedError) as error:
+                if not planning.tasks:
+                    raise
+                action.refused = str(error)  # and what was created of the plan is cancelled
         await hold.commit(refused=action.refused)
     except RejectedError as error:
         await hold.finish(State.REJECTED, str(error), failure_jobs=action.failure_jobs)
@@ -112,41 +135,14 @@ async def _stored(parts: Parts, action: Action) -> list[PlannedTask]:
     )
 
 
-async def _make_plan(parts: Parts, hold: Hold[Action]) -> list[PlannedTask]:
-    """Plan, and store the plan: what is stored is carried out, whatever happens to the group meanwhile."""
+async def _carry_out(parts: Parts, hold: Hold[Action], planning: "Planning") -> None:
     action = hold.item
-    subject = await subject_of(parts, action.project, action.task_id)
-    action.failure_jobs = notice.failure_jobs(parts, action, subject)
-    made = await plan(parts, subject, action.run_id, copy_ids(parts.secret, action, action.plan_attempt))
-    copies = [
-        PlannedTask(
-            task_id=copy.new_id,
-            action_id=action.id,
-            copy_of=copy.old_id,
-            plan_attempt=action.plan_attempt,
-            position=position,
-            label="copy",
-            name=copy.name,
-            definition=copy.definition,
-        )
-        for position, copy in enumerate(made.copies)
-    ]
-    extra = {"left_out": made.left_out, "notes": made.notes, "failure_jobs": action.failure_jobs}
-    await store_plan(hold, copies, planned_at=now(), **extra)
-    log.info("retrigger-planned", action=action.id, task_id=action.task_id, copies=len(copies))
-    return copies
-
-
-async def _carry_out(parts: Parts, hold: Hold[Action], planned: list[PlannedTask]) -> None:
-    action = hold.item
-    try:
-        repository = await repository_of(parts, action.project)
-    except RejectedError as error:  # since it was planned
-        raise RefusedError(str(error)) from None
-    made = await create_tasks(parts, hold, planned, scopes_of(repository))
+    repository = await repository_of(parts, action.project)  # as it is now, whatever it was when this was planned
+    async with aclosing(planning.stored_parts()) as plan:
+        made = await create_as_planned(parts, hold, plan, scopes_of(repository))
+    first, copies = planning.tasks[0], len(planning.tasks)
     notices = []
     if parts.publisher is not None:
-        first = planned[0]
         group = (first.definition or {})["taskGroupId"]
         notices.append(notice.retriggered(action, action.task_id, first.task_id, group))
 
@@ -155,7 +151,7 @@ async def _carry_out(parts: Parts, hold: Hold[Action], planned: list[PlannedTask
         insert_rows(connection, notices)
 
     await hold.finish(State.DONE, also=also, rows=len(made))
-    log.info("retriggered", action=action.id, task_id=action.task_id, copies=len(planned), requester=action.requester)
+    log.info("retriggered", action=action.id, task_id=action.task_id, copies=copies, requester=action.requester)
 
 
 async def _sealed_meanwhile(parts: Parts, hold: Hold[Action], planned: list[PlannedTask]) -> bool:
@@ -171,7 +167,7 @@ async def _sealed_meanwhile(parts: Parts, hold: Hold[Action], planned: list[Plan
     except Refusal:
         return False  # then the reason stands that the copy was refused for
     await hold.commit(plan_attempt=action.plan_attempt + 1, planned_at=None)
-    action.plan_attempt += 1
+    action.plan_attempt, action.planned_at = action.plan_attempt + 1, None
     return True
 
 
@@ -180,57 +176,255 @@ def scopes_of(repository: Repository) -> list[str]:
     return [*repository.scopes, "queue:route:notify.*"]
 
 
+# --- the stored plan ---------------------------------------------------------------------------------------------
+
+
+class Planning:
+    """Makes and stores the plan of an action; `tasks` are those that are stored, in dependency order."""
+
+    def __init__(self, parts: Parts, hold: Hold[Action], stored: list[PlannedTask]) -> None:
+        self.tasks = stored
+        self._parts, self._hold, self._action = parts, hold, hold.item
+        self._new_id = copy_ids(parts.secret, hold.item, hold.item.plan_attempt)
+
+    async def stored_parts(self) -> AsyncGenerator[list[PlannedTask], None]:
+        """Yield the plan, part by part, each once it is stored.
+
+        A task whose definition is still to be made is yielded without, and once more with it.
+        """
+        if self.tasks:
+            yield list(self.tasks)
+        if self._action.planned_at is not None:
+            missing = [task for task in self.tasks if task.definition is None]
+            if not missing:
+                return
+            copies = (await self._draft_anew(missing)).build()
+        else:
+            subject = await subject_of(self._parts, self._action.project, self._action.task_id)
+            self._action.failure_jobs = notice.failure_jobs(self._parts, self._action, subject)
+            search = Search(self._parts, subject, self._action.run_id, self._new_id)
+            if not self.tasks and (first := await search.first_copy()) is not None:
+                self.tasks = self._rows([(first.old_id, first.new_id, first.name)])
+                self.tasks[0].definition = first.definition
+                await store_plan(self._hold, self.tasks, failure_jobs=self._action.failure_jobs)
+                yield list(self.tasks)
+            draft = await search.draft(self.tasks[0].definition if self.tasks else None)
+            copies = draft.build()
+            yield await self._store_outline(draft, await _next(copies, FIRST_PART))
+        while part := await _next(copies, PART):
+            yield await self._store_definitions(part)
+
+    def _rows(self, copies: Iterable[tuple[str, str, str]], first: int = 0) -> list[PlannedTask]:
+        """Return rows without definitions of these (old id, new id, name)."""
+        return [
+            PlannedTask(
+                task_id=new_id,
+                action_id=self._action.id,
+                copy_of=old_id,
+                plan_attempt=self._action.plan_attempt,
+                position=position,
+                label="copy",
+                name=name,
+                definition=None,
+            )
+            for position, (old_id, new_id, name) in enumerate(copies, first)
+        ]
+
+    async def _store_outline(self, draft: "Draft", copies: list[Copy]) -> list[PlannedTask]:
+        """Store what is copied, and the first definitions: from now on, this is the plan."""
+        known = len(self.tasks)
+        names = [(old_id, new_id, draft.names[new_id]) for old_id, new_id in draft.new_ids.items()]
+        rows = self._rows(names[known:], known)
+        definitions = {copy.new_id: copy.definition for copy in copies}
+        for row in rows:
+            row.definition = definitions.get(row.task_id)
+        values = {
+            "left_out": draft.left_out,
+            "notes": list(draft.notes),
+            "failure_jobs": self._action.failure_jobs,
+            "planned_at": now(),
+        }
+        await store_plan(self._hold, rows, **values)
+        for name, value in values.items():
+            setattr(self._action, name, value)
+        self._action.notes = draft.notes  # which grows while definitions are made
+        self.tasks = [*self.tasks, *rows]
+        action = self._action
+        log.info("retrigger-planned", action=action.id, task_id=action.task_id, copies=len(self.tasks))
+        return rows
+
+    async def _store_definitions(self, copies: list[Copy]) -> list[PlannedTask]:
+        definitions = {copy.new_id: copy.definition for copy in copies}
+        rows = [task for task in self.tasks if task.task_id in definitions]
+        for row in rows:
+            row.definition = definitions[row.task_id]
+        await store_definitions(self._hold, rows, notes=list(self._action.notes))
+        return rows
+
+    async def _draft_anew(self, missing: list[PlannedTask]) -> "Draft":
+        """Return what the definitions of an outline are made from that a crash has left without. Raises FailedError."""
+        new_ids = {task.copy_of: task.task_id for task in self.tasks if task.copy_of is not None}
+        with _readable(self._action.task_id):
+            old = await self._parts.queue.tasks([task.copy_of for task in missing if task.copy_of is not None])
+            definitions = {task_id: known_definition(definition) for task_id, definition in old.items()}
+            outside = {d for definition in old.values() for d in definition["dependencies"]} - new_ids.keys()
+            statuses = await self._parts.queue.statuses(sorted(outside)) if outside else {}
+        for task in missing:
+            if task.copy_of not in definitions:
+                raise FailedError(f"{task.name} ({task.copy_of}) has expired: Taskcluster has no definition to copy")
+        stored = {task.task_id: task.definition for task in self.tasks if task.definition is not None}
+        draft = Draft(new_ids, definitions, set(statuses), expiries(statuses | stored), "", [], self._action.notes)
+        draft.group = (self.tasks[0].definition or {})["taskGroupId"]
+        return draft
+
+
+async def _next(copies: Iterator[Copy], count: int) -> list[Copy]:
+    """Return the next copies; they are made in a thread, for thousands take seconds."""
+    return await asyncio.to_thread(list, islice(copies, count))
+
+
 # --- the plan ----------------------------------------------------------------------------------------------------
 
 
 async def plan(parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId) -> Plan:
     """What to make for a retrigger of this task's run. Raises RejectedError, FailedError and Unavailable."""
+    draft = await Search(parts, subject, run_id, new_id).draft()
+    return Plan(await asyncio.to_thread(list, draft.build()), draft.left_out, draft.notes)
+
+
+@contextmanager
+def _readable(task_id: str) -> Iterator[None]:
+    """Raise what Taskcluster refuses to tell as FailedError."""
     try:
-        return await _plan(parts, subject, run_id, new_id)
+        yield
     except Refusal as refusal:
-        task_id = subject.status["taskId"]
         raise FailedError(
             f"Taskcluster does not answer what depends on task {task_id} ({refusal.status}): {refusal}"
         ) from None
 
 
-async def _plan(parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId) -> Plan:
-    target, group = subject.status["taskId"], subject.status["taskGroupId"]
-    found = Found(target, group, subject.definition)
-    made = Plan([], [], [])
-    whole = copies_dependents(subject.status, run_id)
-    decides = target == group and not await _leads_copies(parts, target)
-    if decides:
-        why = "names its task group, as a decision task does"
-        made.notes.append(f"{target} {why}: it is copied alone, without what depends on it")
-        page = await parts.queue.dependents(target)
-        for status, definition in page.tasks:
-            found.leave_out(known_status(status)["taskId"], definition, "a decision task is copied alone")
-        if page.token is not None:
-            made.notes.append(f"more than {len(page.tasks):,} tasks depend on it; the first are listed as left out")
-    elif whole:
-        everywhere = await dependents(parts.queue, found)
-        if not everywhere:
-            made.notes.append(
+class Search:
+    """Looks for what a retrigger of a task's run copies."""
+
+    def __init__(self, parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId) -> None:
+        self._parts, self._queue, self._status, self._run_id = parts, parts.queue, subject.status, run_id
+        self._target, self._group = subject.status["taskId"], subject.status["taskGroupId"]
+        self._found = Found(self._target, self._group, subject.definition)
+        self._new_id = new_id
+        self._notes: list[str] = []
+        self._page: Page | None = None  # the first of what depends on the target
+        self._statuses: dict[str, Status] = {}
+
+    async def first_copy(self) -> Copy | None:
+        """Return the copy of the target, if it is sure already what it will be: others depend on it that are copied."""
+        if not copies_dependents(self._status, self._run_id) or await self._decides():
+            return None
+        with _readable(self._target):
+            self._page = await self._queue.dependents(self._target)
+            group = await self._sure_group(self._page)
+            if group is None:
+                return None
+            await self._ask_statuses(self._found.definition["dependencies"])
+        new_ids = {self._target: self._new_id(self._target)}
+        return next(self._draft(new_ids, group or new_ids[self._target]).build())
+
+    async def _sure_group(self, page: Page) -> str | None:
+        """Return the task group of the copies ("": a new one), None unless that and the copy of the target are sure."""
+        definition = self._found.definition
+        certain = {self._target, *definition["dependencies"]}
+        text = json.dumps({**definition, "taskGroupId": None, "schedulerId": None})
+        if not page.tasks or find_ids(text, _IdsExcept(certain)):
+            return None  # another task that it names may be copied, too
+        mode = self._parts.settings.retrigger_group
+        if mode != "auto":
+            return "" if mode == "new" else self._group
+        some = {
+            known_status(status)["taskId"]: known_definition(each)
+            for status, each in page.tasks[:CERTAIN_AMONG]
+            if each.get("taskGroupId") == self._group
+        }
+        for task_id in await _ancestors(self._parts, some):
+            del some[task_id]
+        others = {task_id: {*each["dependencies"]} - {self._target} for task_id, each in some.items()}
+        await self._ask_statuses({d for task_id in some for d in others[task_id]})
+        completed = {task_id for task_id, status in self._statuses.items() if status["state"] == "completed"}
+        sure = any(
+            each["requires"] != "all-completed" or others[task_id] <= completed for task_id, each in some.items()
+        )
+        return "" if sure else None
+
+    async def _ask_statuses(self, task_ids: Iterable[str]) -> None:
+        unknown = set(task_ids) - self._statuses.keys()
+        if unknown:
+            statuses = await self._queue.statuses(sorted(unknown))
+            self._statuses |= {task_id: known_status(status) for task_id, status in statuses.items()}
+
+    async def _decides(self) -> bool:
+        """Return True if the target names its task group, as a decision task does."""
+        return bool(self._target == self._group) and not await _leads_copies(self._parts, self._target)
+
+    async def draft(self, first: Definition | None = None) -> "Draft":
+        """Return what is copied. Raises RejectedError, FailedError and Unavailable.
+
+        `first` is the copy of the target if that was stored before: the others go into its group.
+        """
+        with _readable(self._target):
+            return await self._search(first)
+
+    async def _search(self, first: Definition | None) -> "Draft":
+        parts, found, target, notes = self._parts, self._found, self._target, self._notes
+        whole = copies_dependents(self._status, self._run_id)
+        decides = await self._decides()
+        if decides:
+            why = "names its task group, as a decision task does"
+            notes.append(f"{target} {why}: it is copied alone, without what depends on it")
+            page = await self._queue.dependents(target)
+            for status, definition in page.tasks:
+                found.leave_out(known_status(status)["taskId"], definition, "a decision task is copied alone")
+            if page.token is not None:
+                notes.append(f"more than {len(page.tasks):,} tasks depend on it; the first are listed as left out")
+        elif whole and not await dependents(self._queue, found, self._page):
+            notes.append(
                 f"other groups were not searched for dependents: more than {WALK_CALLS} calls would have been needed"
             )
-    try:
-        order = in_order(found.definitions)
-    except CircleError as error:
-        raise _circle(found.definitions, error) from None
-    ancestors = await _ancestors(parts, order)
-    outside = {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
-    statuses = await parts.queue.statuses(sorted(outside)) if outside else {}
-    for status in statuses.values():
-        known_status(status)
-    # in threads: for thousands of tasks it takes seconds, and other requests go on meanwhile
-    chosen = await asyncio.to_thread(_choose, found, order, ancestors, statuses, made)
-    new_group = None if decides else await _group(parts, found, len(chosen), made)
-    await asyncio.to_thread(_build, found, chosen, statuses, new_id, new_group, made)
-    made.left_out = [*found.skipped.values()][:MAX_LEFT_OUT]
-    if len(found.skipped) > MAX_LEFT_OUT:
-        made.notes.append(f"{len(found.skipped)} tasks are left out; the first {MAX_LEFT_OUT} are listed")
-    return made
+        try:
+            order = in_order(found.definitions)
+        except CircleError as error:
+            raise _circle(found.definitions, error) from None
+        ancestors = await _ancestors(parts, order)
+        await self._ask_statuses(
+            {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
+        )
+        # in a thread: for thousands of tasks it takes seconds, and other requests go on meanwhile
+        chosen = await asyncio.to_thread(_choose, found, order, ancestors, self._statuses, notes)
+        new_ids = {task_id: self._new_id(task_id) for task_id in chosen}
+        if first is not None:
+            group = first["taskGroupId"]
+        else:
+            group = (None if decides else await _group(parts, found, len(chosen), notes)) or new_ids[target]
+        draft = self._draft(new_ids, group)
+        draft.left_out = [*found.skipped.values()][:MAX_LEFT_OUT]
+        if len(found.skipped) > MAX_LEFT_OUT:
+            notes.append(f"{len(found.skipped)} tasks are left out; the first {MAX_LEFT_OUT} are listed")
+        if first is not None:
+            draft.stored(target, first)
+        return draft
+
+    def _draft(self, new_ids: dict[str, str], group: str) -> "Draft":
+        definitions = self._found.definitions
+        known = definitions.keys() | self._statuses.keys()
+        expire = expiries(definitions | self._statuses)
+        return Draft(new_ids, definitions, known, expire, group, [], self._notes)
+
+
+class _IdsExcept:
+    """All that has the form of a task id, but for certain ones."""
+
+    def __init__(self, certain: set[str]) -> None:
+        self._certain = certain
+
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and text not in self._certain and re.fullmatch(SLUGID, text) is not None
 
 
 def copies_dependents(status: Status, run_id: int | None) -> bool:
@@ -256,13 +450,13 @@ async def _leads_copies(parts: Parts, task_id: str) -> bool:
         return others.first() is not None
 
 
-async def _group(parts: Parts, found: "Found", copies: int, made: Plan) -> str | None:
+async def _group(parts: Parts, found: "Found", copies: int, notes: list[str]) -> str | None:
     """The task group of the copies; None: a new one."""
     mode = parts.settings.retrigger_group
     if mode == "new" or (mode == "auto" and copies > 1):
         return None
     if mode == "auto" and await parts.queue.group_sealed(found.group):
-        made.notes.append(f"task group {found.group} is sealed: the copy gets a group of its own")
+        notes.append(f"task group {found.group} is sealed: the copy gets a group of its own")
         return None
     return found.group
 
@@ -314,15 +508,18 @@ class Found:
         return True
 
 
-async def dependents(queue: Queue, found: Found) -> bool:
-    """Find what depends on the target, through any number of steps; whether other groups were searched, too."""
-    walked = await _walk(queue, found)
+async def dependents(queue: Queue, found: Found, first: Page | None = None) -> bool:
+    """Find what depends on the target, through any number of steps; whether other groups were searched, too.
+
+    `first` is the first page of what depends on the target itself, if it was asked for already.
+    """
+    walked = await _walk(queue, found, first)
     if not walked:
         await _read_group(queue, found)
     return walked
 
 
-async def _walk(queue: Queue, found: Found) -> bool:
+async def _walk(queue: Queue, found: Found, start: Page | None) -> bool:
     """Ask each task what depends on it, level by level; False when that takes more than `WALK_CALLS`."""
     calls = 0
     level = [found.target]
@@ -330,7 +527,10 @@ async def _walk(queue: Queue, found: Found) -> bool:
         calls += len(level)
         if calls > WALK_CALLS:
             return False
-        pages = await asyncio.gather(*(queue.dependents(task_id) for task_id in level))
+        if start is not None and level == [found.target]:
+            pages = [start]
+        else:
+            pages = await asyncio.gather(*(queue.dependents(task_id) for task_id in level))
         following = []
         for task_id, first in zip(level, pages, strict=True):
             page = first
@@ -410,14 +610,14 @@ def _choose(
     order: list[str],
     ancestors: Mapping[str, str],
     statuses: Mapping[str, Status],
-    made: Plan,
+    notes: list[str],
 ) -> dict[str, None]:
     """Those of `order` that are copied; why not goes into `found.skipped`. The target always is."""
     chosen = {found.target: None}
     for dependency in found.definition["dependencies"]:
         state = statuses.get(dependency, {}).get("state")
-        if state in _BAD_ENDS and found.definition["requires"] == "all-completed" and len(made.notes) < MAX_NOTES:
-            made.notes.append(f"the copy waits for {dependency}, which is {state}: retrigger or rerun that too")
+        if state in _BAD_ENDS and found.definition["requires"] == "all-completed" and len(notes) < MAX_NOTES:
+            notes.append(f"the copy waits for {dependency}, which is {state}: retrigger or rerun that too")
     for task_id in _originals_first(found, order, ancestors)[1:]:
         reason = _why_not(found, task_id, chosen, ancestors, statuses)
         if reason is None:
@@ -478,41 +678,59 @@ def _why_not(
 # --- the copies --------------------------------------------------------------------------------------------------
 
 
-def _build(
-    found: Found,
-    chosen: Iterable[str],
-    statuses: Mapping[str, Status],
-    new_id: DeriveId,
-    group: str | None,
-    made: Plan,
-) -> None:
-    """Make the copies; `group` None: one named by the first copy's id."""
-    new_ids = {task_id: new_id(task_id) for task_id in chosen}
-    group = group or new_ids[found.target]
-    at = now()
-    expire = expiries(found.definitions | dict(statuses))
-    names = {}
-    for task_id, copy_id in new_ids.items():
-        old = found.definitions[task_id]
-        names[copy_id] = name = visible(name_of(old))
-        _refuse_missing(old, new_ids, found, statuses)
-        definition, decided_by = _copy(old, copy_id, group, new_ids, expire, at)
-        if decided_by is not None and len(made.notes) < MAX_NOTES:
-            # by name: nobody is to know the id of a task that is not created yet
-            needed = f"the copy of {names[decided_by]}" if decided_by in names else decided_by
-            made.notes.append(
-                f"the deadline of the copy of {name} is only {definition['deadline']}, for {needed} expires then"
+@dataclass
+class Draft:
+    """What is copied, in dependency order, and what the copies are made from."""
+
+    new_ids: dict[str, str]  # by the ids of the tasks that are copied
+    definitions: Mapping[str, Definition]  # of those whose copies are still to be made
+    known: Collection[str]  # ids of tasks that exist
+    expire: dict[str, datetime]
+    group: str
+    left_out: list[dict[str, str]]
+    notes: list[str]
+    done: set[str] = field(default_factory=set)  # those whose copies are stored
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Names of the copies by their ids."""
+        return {
+            new_id: visible(name_of(self.definitions[old_id]))
+            for old_id, new_id in self.new_ids.items()
+            if old_id in self.definitions
+        }
+
+    def stored(self, old_id: str, copy: Definition) -> None:
+        """Leave out a copy that is stored already."""
+        self.done.add(old_id)
+        self.expire[self.new_ids[old_id]] = date(copy["expires"])
+
+    def build(self) -> Iterator[Copy]:
+        """Make the copies, one after the other. Raises FailedError."""
+        at = now()
+        for old_id, new_id in self.new_ids.items():
+            if old_id in self.done or old_id not in self.definitions:
+                continue
+            old = self.definitions[old_id]
+            self._refuse_missing(old)
+            definition, decided_by = _copy(old, new_id, self.group, self.new_ids, self.expire, at)
+            if decided_by is not None and len(self.notes) < MAX_NOTES:
+                # by name: nobody is to know the id of a task that is not created yet
+                needed = f"the copy of {self.names[decided_by]}" if decided_by in self.names else decided_by
+                self.notes.append(
+                    f"the deadline of the copy of {self.names[new_id]} is only {definition['deadline']}, "
+                    f"for {needed} expires then"
+                )
+            self.expire[new_id] = date(definition["expires"])
+            yield Copy(old_id, new_id, self.names[new_id], definition)
+
+    def _refuse_missing(self, old: Definition) -> None:
+        gone = [each for each in old["dependencies"] if each not in self.new_ids and each not in self.known]
+        if gone:
+            raise FailedError(
+                f"{visible(name_of(old))} depends on {', '.join(gone[:10])}, which expired: "
+                "Taskcluster takes no copy of it"
             )
-        expire[copy_id] = date(definition["expires"])
-        made.copies.append(Copy(task_id, copy_id, name, definition))
-
-
-def _refuse_missing(old: Definition, new_ids: Mapping[str, str], found: Found, statuses: Mapping[str, Status]) -> None:
-    gone = [d for d in old["dependencies"] if d not in new_ids and d not in statuses and d not in found.definitions]
-    if gone:
-        raise FailedError(
-            f"{visible(name_of(old))} depends on {', '.join(gone[:10])}, which expired: Taskcluster takes no copy of it"
-        )
 
 
 def _copy(

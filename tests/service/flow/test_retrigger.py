@@ -24,8 +24,9 @@ from service.flow import create, retrigger
 from service.flow.action import RejectedError, Subject
 from service.flow.definition import stamp
 from service.flow.ids import slugid
-from service.models import PlannedTask, Repository
+from service.models import Action, PlannedTask, Repository
 from service.settings import Settings, TaskclusterSettings
+from service.work import Hold
 from tests.service.flow.graphs import (
     GROUP,
     WORKER,
@@ -63,6 +64,14 @@ async def world_with(sqlite_url: str, **settings: Any) -> AsyncIterator[World]:
 
 def there(world: World, task_id: str) -> Definition:
     return world.tc.queue.task(task_id)
+
+
+async def make_plan(world: World, hold: Hold[Action]) -> list[PlannedTask]:
+    """Plan and store all, and create nothing."""
+    planning = retrigger.Planning(world.parts, hold, [])
+    async for _ in planning.stored_parts():
+        pass
+    return planning.tasks
 
 
 # --- what is copied ----------------------------------------------------------------------------------------------
@@ -362,7 +371,7 @@ async def test_a_group_that_is_sealed_after_the_plan_was_made_is_planned_anew(mo
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
     hold = await claimed(monitored)
-    planned = await retrigger._make_plan(monitored.parts, hold)
+    planned = await make_plan(monitored, hold)
     queue.seal_task_group(GROUP)
     await retrigger.run(monitored.parts, hold)
     action = await stored(monitored, action)
@@ -510,7 +519,7 @@ async def test_a_definition_from_before_some_fields_were_known_is_completed(moni
     task = queue.find(slug("a"))
     task.definition = {k: v for k, v in task.definition.items() if k not in {"tags", "retries"}}
     action = await action_on(monitored, slug("a"))
-    (planned,) = await retrigger._make_plan(monitored.parts, hold := await claimed(monitored))
+    (planned,) = await make_plan(monitored, hold := await claimed(monitored))
     assert planned.definition is not None
     assert (planned.definition["tags"], planned.definition["retries"]) == ({}, 5)
     await retrigger.run(monitored.parts, hold)
@@ -618,7 +627,7 @@ async def test_a_task_that_stands_under_a_planned_id_and_is_not_ours_fails_the_a
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
     hold = await claimed(monitored)
-    planned = await retrigger._make_plan(monitored.parts, hold)
+    planned = await make_plan(monitored, hold)
     queue.create_task(planned[0].task_id, definition_of("foreign", routes=["index.mallory"]))
     await retrigger.run(monitored.parts, hold)
     action = await stored(monitored, action)
@@ -713,7 +722,7 @@ async def test_a_restart_goes_on_with_the_stored_plan(monitored: World) -> None:
     end(queue, "a")
     action = await action_on(monitored, slug("a"))
     hold = await claimed(monitored)
-    planned = [task.task_id for task in await retrigger._make_plan(monitored.parts, hold)]
+    planned = [task.task_id for task in await make_plan(monitored, hold)]
     monitored.tc.faults.add("after", "createTask", times=1)
     with pytest.raises(Unavailable):
         await retrigger.run(monitored.parts, hold)
@@ -734,7 +743,7 @@ async def test_a_late_restart_stamps_anew_only_what_is_not_there(
     end(queue, "a")
     action = await action_on(monitored, slug("a"))
     hold = await claimed(monitored)
-    first, second = await retrigger._make_plan(monitored.parts, hold)
+    first, second = await make_plan(monitored, hold)
     assert first.definition is not None
     queue.create_task(first.task_id, first.definition)
     queue.clock.advance(3600)
@@ -767,7 +776,7 @@ async def test_a_repository_that_is_disabled_meanwhile_stops_the_plan(monitored:
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
     hold = await claimed(monitored)
-    await retrigger._make_plan(monitored.parts, hold)
+    await make_plan(monitored, hold)
     async with monitored.database.writing() as session:
         (await session.get_one(Repository, 1)).enabled = False
     await retrigger.run(monitored.parts, hold)
