@@ -7,6 +7,7 @@ UpstreamError      one of the systems we talk to did not do what we asked
 """
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
@@ -51,6 +52,12 @@ class Unavailable(UpstreamError):
     ) -> None:
         super().__init__(system, message)
         self.retry_after, self.status = retry_after, status
+
+
+def retry_after(headers: Mapping[str, str]) -> timedelta | None:
+    """Return what `Retry-After` asks for in seconds; a date, or nonsense, is left to our own backoff."""
+    value = headers.get("retry-after", "")
+    return timedelta(seconds=min(int(value), 3600)) if value.isascii() and value.isdigit() else None
 
 
 class Refusal(UpstreamError):

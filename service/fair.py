@@ -2,13 +2,22 @@
 
 The share that holds the fewest goes first; of several, the one that has waited longest for its turn. No share holds
 the last slot, so that another one's small piece of work never waits for a large one.
+
+How many slots there are for calls to an upstream follows how it answers: additive increase, multiplicative decrease.
 """
 
 import asyncio
 import heapq
+import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import structlog
+
+from service.errors import Unavailable
+
+log = structlog.get_logger()
 
 
 def most_of(slots: int) -> int:
@@ -89,3 +98,70 @@ class FairSlots:
             self._held[share] += 1
             self._turns += 1
             self._served[share] = self._turns
+
+
+FIRST_SLOTS, LEAST_SLOTS = 10, 2
+"""With how many slots it begins, and how many there are at least: with one, a share could hold the last one."""
+
+SLOW = 2.0
+"""A call that takes so many times as long as the shortest of late is no reason for more slots."""
+
+FORGET = 1.002
+"""With each call the shortest time counts so many times as long, so that an upstream may become slower for good."""
+
+
+class AdaptiveSlots(FairSlots):
+    """Slots for calls to one upstream: more while it answers fast, half as many when it has too much to do."""
+
+    def __init__(
+        self,
+        ceiling: int,
+        resized: Callable[[int], None] = lambda slots: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(min(FIRST_SLOTS, ceiling))
+        self._ceiling, self._resized, self._clock = ceiling, resized, clock
+        self._threshold = ceiling  # below it slots are added with each call, from there on with each round of calls
+        self._earned = 0.0
+        self._shortest = float("inf")
+        self._halved_at = float("-inf")
+        resized(self.slots)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Time a call in a slot, and see how it ends."""
+        began = self._clock()
+        try:
+            yield
+        except Unavailable as error:
+            # without a status: no answer in time, or none at all
+            if error.status is None or error.status in {408, 429} or error.status >= 500:
+                self._halve(began, str(error))
+            raise
+        self._answered(self._clock() - began)
+
+    def _answered(self, seconds: float) -> None:
+        self._shortest = min(seconds, self._shortest * FORGET)
+        # where nobody waits, nothing shows that the upstream would take more
+        if not self._waiting or seconds > SLOW * self._shortest or self.slots >= self._ceiling:
+            return
+        self._earned += 1 if self.slots < self._threshold else 1 / self.slots
+        if self._earned >= 1:
+            self._earned = 0.0
+            self._resize(self.slots + 1)
+
+    def _halve(self, began: float, why: str) -> None:
+        if began <= self._halved_at:  # it was made with the slots of then, which were too many: that is known
+            return
+        self._halved_at = self._clock()
+        self._earned = 0.0
+        slots = max(self.slots // 2, min(LEAST_SLOTS, self._ceiling))
+        self._threshold = slots
+        if slots < self.slots:
+            log.info("fewer-connections", connections=slots, before=self.slots, why=why)
+            self._resize(slots)
+
+    def _resize(self, slots: int) -> None:
+        self.slots = slots
+        self._resized(slots)
+        self._serve()

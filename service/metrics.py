@@ -89,6 +89,12 @@ _deletions = Gauge(
     registry=REGISTRY,
 )
 _pool = Gauge(_PREFIX + "database_connections", "connections of this process's pool", ["state"], registry=REGISTRY)
+_slots = Gauge(
+    _PREFIX + "taskcluster_connections",
+    "tasks that this process creates at a time at most: fewer than taskcluster.connections while the queue is slow "
+    "or throttles",
+    registry=REGISTRY,
+)
 _clock = Gauge(
     _PREFIX + "clock_difference_seconds",
     "from this process's clock to the database's, at the last comparison; beyond 60 no work is taken",
@@ -122,6 +128,11 @@ def job_reported(heard_at: datetime) -> None:
 def task_unusable(environment: str) -> None:
     """Count a task whose extra.treeherder keeps it from being shown."""
     _unusable.labels(environment).inc()
+
+
+def taskcluster_connections(number: int) -> None:
+    """So many tasks are created at a time."""
+    _slots.set(number)
 
 
 def swept(what: str, rows: int) -> None:

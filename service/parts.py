@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sqlmodel import select
 
+from service import metrics
 from service.clients.auth import Logins, TaskclusterLogins
 from service.clients.hg import Hg, HttpHg
 from service.clients.http import Http
@@ -13,7 +14,7 @@ from service.clients.pulse import Publisher, PulsePublisher, exchanges
 from service.clients.taskcluster import Queue, TaskclusterQueue
 from service.clients.treeherder import RestTreeherder, Treeherder
 from service.database import Database, check_clock
-from service.fair import FairSlots
+from service.fair import AdaptiveSlots, FairSlots
 from service.flow.ids import make_secret
 from service.models import Secret
 from service.render import Renderer
@@ -33,7 +34,7 @@ class Parts:
     secret: bytes  # the key behind derived task ids
     logins: Logins | None = None  # None: Taskcluster credentials are not taken
     replica: Replica = field(default_factory=Replica)
-    connections: FairSlots = field(default_factory=lambda: FairSlots(10))  # for createTask and the like
+    connections: AdaptiveSlots = field(default_factory=lambda: AdaptiveSlots(10))  # for createTask and the like
     large_plans: FairSlots = field(default_factory=lambda: FairSlots(1))  # one is in memory at a time
     previews: FairSlots = field(default_factory=lambda: FairSlots(2))  # likewise: one of each caller
 
@@ -67,7 +68,7 @@ async def parts(settings: Settings, database: Database, *, alone: bool = False) 
         secret = await _secret(database)
         replica = Replica(database, settings.replica, alone=alone)
         stack.push_async_callback(replica.stop)
-        connections = FairSlots(settings.taskcluster.connections)
+        connections = AdaptiveSlots(settings.taskcluster.connections, metrics.taskcluster_connections)
         yield Parts(
             settings, database, hg, queue, treeherders, publisher, renderer, secret, logins, replica, connections
         )

@@ -55,7 +55,11 @@ class TaskclusterSettings(Strict):
     certificate: SecretStr | None = Field(None, description="JSON, with temporary credentials only")
     timeout: Duration = Field(timedelta(seconds=30), description="for one call")
     connections: int = Field(
-        10, ge=1, description="tasks that one process creates at a time, of all graphs and retriggers together"
+        30,
+        ge=1,
+        le=100,
+        description="tasks that one process creates at a time at most, of all graphs and retriggers together; fewer "
+        "while the queue answers slowly, 429 or 5xx",
     )
 
     @property

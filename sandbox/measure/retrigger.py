@@ -4,12 +4,13 @@ import asyncio
 import base64
 import contextlib
 import json
-import sqlite3
+import random
 import statistics
 import tempfile
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,17 +22,20 @@ import pika
 import psutil
 import taskcluster.aio
 import typer
+from sqlalchemy import create_engine, text
 
 from sandbox import broker
+from sandbox.measure.pushes import DatabaseUrl, database_name, prepare
 from sandbox.stack import Process, Stack, wait_for
 from sandbox.treeherder import JOB_ACTIONS_EXCHANGE
+from service.database import sync_url
 from service.flow.definition import stamp
 from service.flow.ids import slugid
 
 PROJECT = "try"
-SETTINGS = {"TC_TREEHERDER_LOG_LEVEL": "WARNING"}
 BATCH = 1_000
 CONNECTIONS = 10
+SETTINGS = {"TC_TREEHERDER_LOG_LEVEL": "WARNING", "TC_TREEHERDER_TASKCLUSTER__CONNECTIONS": str(CONNECTIONS)}
 
 FIRST = {"decision": "completed", "failed": "failed"}
 """How the first runs of tasks with these names end; all others hang."""
@@ -75,15 +79,17 @@ def definition(name: str, group: str, dependencies: list[str]) -> Json:
 
 
 def graph(kind: str, size: int) -> list[tuple[str, Json]]:
-    """A decision task, a task that fails, and `size` - 1 that depend on it: each directly, or in a chain."""
+    """A decision task, a task that fails, and `size` - 1 that depend on it: each directly, in a chain, or at random."""
     group = task_id("decision")
     failed = task_id("failed")
     tasks = [(group, definition("decision", group, [])), (failed, definition("failed", group, []))]
-    before = failed
+    chance = random.Random(kind)
+    names = [failed]
     for number in range(size - 1):
         name = f"t{number}"
-        tasks.append((task_id(name), definition(name, group, [failed if kind == "fan" else before])))
-        before = task_id(name)
+        needed = {"fan": [failed], "chain": names[-1:]}.get(kind) or chance.sample(names, min(len(names), 3))
+        tasks.append((task_id(name), definition(name, group, needed)))
+        names.append(task_id(name))
     return tasks
 
 
@@ -103,11 +109,10 @@ class Cost:
 class Measured:
     """A running stack whose service is looked at."""
 
-    def __init__(self, stack: Stack, service: Process, database: Path) -> None:
+    def __init__(self, stack: Stack, service: Process, database: str) -> None:
         self.api, self.taskcluster = stack.api(), stack.control("taskcluster")
         self._process = psutil.Process(service.pid)
-        self._database = database
-        self._stack = stack
+        self._engine = create_engine(sync_url(database), isolation_level="AUTOCOMMIT")
         url = stack.sandbox["repositories"][PROJECT]
         self.api.post(
             "/repositories", json={"alias": PROJECT, "url": url, "level": "3", "last_push_id": 0}
@@ -144,6 +149,29 @@ class Measured:
             raise typer.BadParameter(f"the retrigger is {state}: {self.api.get(f'/actions/{action_id}').json()}")
         return Cost(seconds, first, spent, plan_cpu, self._calls(), peak[0])
 
+    def hold_up(self, wanted: str, copies: int) -> None:
+        """Have a task retriggered, and keep all copies from being created until the whole plan is stored."""
+        self.taskcluster.post("/faults", json={"kind": "hang", "method": "createTask"}).raise_for_status()
+        body = {"action": "retrigger", "project": PROJECT, "task_id": wanted}
+        self.api.post("/actions", json=body).raise_for_status()
+        wait_for(lambda: self._definitions() == copies, 60)
+        self.taskcluster.delete("/faults").raise_for_status()
+
+    def created(self, tasks: int) -> tuple[float, float]:
+        """Wait until so many copies are created; when the first and the last were, in epoch seconds."""
+        while len(creations := self._creations()) < tasks:
+            time.sleep(0.1)
+        first, *_, last = [creation["time"] for creation in creations if creation["status"] == 200]
+        return datetime.fromisoformat(first).timestamp(), datetime.fromisoformat(last).timestamp()
+
+    def wait_until_done(self, action_id: int) -> None:
+        wait_for(lambda: self._action(action_id) != "pending", 60)
+
+    def _definitions(self) -> int:
+        """Copies of the newest action whose definitions are stored."""
+        newest = "action_id = (SELECT max(id) FROM action)"
+        return int(self._query(f"SELECT count(definition) FROM planned_task WHERE {newest}"))
+
     def pressed(self, channel: Any, exchange: str, body: bytes) -> tuple[float, float]:
         """Publish a press; the seconds until the action was stored and until its first createTask was answered."""
         time.sleep(0.25)  # so that it comes alone, as a press does
@@ -174,9 +202,11 @@ class Measured:
 
     def _action(self, action_id: int) -> str:
         """Its state, past the service, whose CPU is measured."""
-        with contextlib.closing(sqlite3.connect(self._database, timeout=30)) as connection:
-            (state,) = connection.execute("SELECT state FROM action WHERE id = ?", (action_id,)).fetchone()
-        return str(state)
+        return str(self._query(f"SELECT state FROM action WHERE id = {action_id:d}"))
+
+    def _query(self, statement: str) -> Any:
+        with self._engine.connect() as connection:
+            return connection.execute(text(statement)).scalar_one()
 
     def _cpu(self) -> float:
         times = self._process.cpu_times()
@@ -208,11 +238,19 @@ def _since(then: float, moment: str) -> float:
 @contextlib.contextmanager
 def measured(folder: Path) -> Iterator[Measured]:
     with Stack(folder, settings=SETTINGS) as stack:
-        yield Measured(stack, stack.service(), folder / "tc-treeherder.sqlite")
+        yield Measured(stack, stack.service(), sqlite_in(folder))
+
+
+def sqlite_in(folder: Path) -> str:
+    """The database that a stack makes in its folder."""
+    return f"sqlite+aiosqlite:///{folder / 'tc-treeherder.sqlite'}"
 
 
 async def bare(stack: Stack, tasks: list[tuple[str, Json]]) -> float:
-    """The same definitions created by a plain loop over the same client, as many at a time; in seconds."""
+    """The same definitions created by a plain loop over the same client, as many at a time; in seconds.
+
+    Each task is created as soon as those exist that it depends on.
+    """
     host = stack.sandbox["repositories"][PROJECT].removeprefix("http://")
     async with aiohttp.ClientSession() as session:
         queue = taskcluster.aio.Queue(
@@ -224,17 +262,72 @@ async def bare(stack: Stack, tasks: list[tuple[str, Json]]) -> float:
             },
             session=session,
         )
-        left = iter(tasks)
+        (group, decision), *others = tasks
+        await queue.createTask(group, decision)
+        waits = {each: len(task["dependencies"]) - 1 for each, task in others}
+        needed_by: dict[str, list[tuple[str, Json]]] = defaultdict(list)
+        for each, task in others:
+            for needed in task["dependencies"]:
+                needed_by[needed].append((each, task))
+        ready: asyncio.Queue[tuple[str, Json]] = asyncio.Queue()
+        ready.put_nowait(others[0])
 
         async def work() -> None:
-            for each, task in left:
+            while True:
+                each, task = await ready.get()
                 await queue.createTask(each, task)
+                for following in needed_by[each]:
+                    waits[following[0]] -= 1
+                    if not waits[following[0]]:
+                        ready.put_nowait(following)
+                ready.task_done()
 
-        for each, task in [next(left), next(left)]:
-            await queue.createTask(each, task)
         began = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(CONNECTIONS)))
-        return time.perf_counter() - began
+        workers = [asyncio.create_task(work()) for _ in range(CONNECTIONS)]
+        await ready.join()
+        seconds = time.perf_counter() - began
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        return seconds
+
+
+def against(folder: Path, kind: str, size: int, database_url: str | None, rounds: int, connections: int) -> None:
+    """Copies of a graph by turns with a bare loop: from a stored plan, and from the press on."""
+    typer.echo(f"against: {kind} of {size}, 20 ms a call, {connections} connections, {database_name(database_url)}")
+    tasks = graph(kind, size)
+    settings = {**SETTINGS, "TC_TREEHERDER_TASKCLUSTER__CONNECTIONS": str(connections)}
+    ratios: list[tuple[float, float]] = []
+    firsts: list[float] = []
+    with Stack(folder, settings=settings, database_url=database_url) as stack:
+        prepare(stack, database_url)
+        one = Measured(stack, stack.service(), database_url or sqlite_in(folder))
+        for _ in range(rounds):
+            one.load(tasks)
+            one.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
+            one.hold_up(task_id("failed"), size)
+            first, last = one.created(size)
+            ours = last - first
+
+            one.load(tasks)
+            one.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
+            began = time.time()
+            body = {"action": "retrigger", "project": PROJECT, "task_id": task_id("failed")}
+            action_id = one.api.post("/actions", json=body).raise_for_status().json()["id"]
+            first, last = one.created(size)
+            one.wait_until_done(action_id)
+            whole = last - began
+            firsts.append(first - began)
+
+            one.taskcluster.post("/clear").raise_for_status()
+            theirs = asyncio.run(bare(stack, tasks))
+            ratios.append((ours / theirs, whole / theirs))
+            typer.echo(
+                f"  stored plan {ours:.2f} s, from the press on {whole:.2f} s (first createTask {firsts[-1]:.2f} s), "
+                f"bare loop {theirs:.2f} s: {ratios[-1][0]:.2f} and {ratios[-1][1]:.2f} times"
+            )
+    stored, pressed = (statistics.median(which) for which in zip(*ratios, strict=True))
+    typer.echo(f"  median: {stored:.2f} and {pressed:.2f} times, first createTask {statistics.median(firsts):.2f} s")
 
 
 def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) -> None:
@@ -260,7 +353,7 @@ def rate(folder: Path, size: int) -> None:
     typer.echo(f"rate: {size} tasks, {CONNECTIONS} connections, 0 ms a call")
     tasks = graph("fan", size)
     with Stack(folder, settings=SETTINGS) as stack:
-        one = Measured(stack, stack.service(), folder / "tc-treeherder.sqlite")
+        one = Measured(stack, stack.service(), sqlite_in(folder))
         for _ in range(5):
             one.load(tasks)
             cost = one.retrigger(task_id("failed"), 0)
@@ -298,7 +391,7 @@ def press(folder: Path, amqp_url: str, presses: int) -> None:
     guid = str(uuid.UUID(bytes=base64.urlsafe_b64decode(task_id("failed") + "==")))
     pressed = {"version": 1, "project": PROJECT, "job_guid": f"{guid}/0", "action": "retrigger", "requester": "me"}
     with Stack(folder, settings=SETTINGS, amqp_url=amqp_url) as stack:
-        one = Measured(stack, stack.service(), folder / "tc-treeherder.sqlite")
+        one = Measured(stack, stack.service(), sqlite_in(folder))
         stack.listener("pulse", "pulse")
         exchange = broker.exchange_prefix(stack.pulse_user) + JOB_ACTIONS_EXCHANGE
         with pika.BlockingConnection(pika.URLParameters(amqp_url)) as connection:
@@ -322,19 +415,31 @@ def _spread(seconds: list[float]) -> str:
 
 
 def main(
-    what: Annotated[list[str] | None, typer.Argument(help="fan, chain, rate, leaf, press; default: all five")] = None,
+    what: Annotated[
+        list[str] | None, typer.Argument(help="fan, chain, against, rate, leaf, press; default: all")
+    ] = None,
+    database_url: DatabaseUrl = None,
+    rounds: Annotated[int, typer.Option(help="of against, by turns")] = 5,
+    connections: Annotated[int, typer.Option(help="taskcluster.connections of the service, for against")] = CONNECTIONS,
+    kinds: Annotated[str, typer.Option(help="graphs of against")] = "fan,chain,random",
     sizes: Annotated[str, typer.Option(help="tasks of each graph")] = "10,100,1000,5000",
     group: Annotated[int, typer.Option(help="tasks of the leaf's group")] = 20_000,
     presses: Annotated[int, typer.Option(help="of the button, one after the other")] = 50,
     amqp_url: Annotated[str, typer.Option(help="a RabbitMQ, for press", envvar="SANDBOX_AMQP_URL")] = broker.LOCAL,
 ) -> None:
-    """Measure retriggers on this machine: service on SQLite and Taskcluster's stand-in, each a process."""
+    """Measure retriggers on this machine: service and Taskcluster's stand-in, each a process.
+
+    All but `against` on SQLite.
+    """
     numbers = [int(size) for size in sizes.split(",")]
-    for each in what or ["fan", "chain", "rate", "leaf", "press"]:
+    for each in what or ["fan", "chain", "against", "rate", "leaf", "press"]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder)
             if each in {"fan", "chain"}:
                 growth(path, each, [n for n in numbers if each == "fan" or n <= 1_000], [0, 0.02])
+            elif each == "against":
+                for kind in kinds.split(","):
+                    against(path / kind, kind, 1_000, database_url, rounds, connections)
             elif each == "rate":
                 rate(path, max(numbers))
             elif each == "leaf":
@@ -342,7 +447,7 @@ def main(
             elif each == "press":
                 press(path, amqp_url, presses)
             else:
-                raise typer.BadParameter(f"{each!r} is none of fan, chain, rate, leaf, press")
+                raise typer.BadParameter(f"{each!r} is none of fan, chain, against, rate, leaf, press")
 
 
 if __name__ == "__main__":

@@ -388,7 +388,10 @@ class Endpoint:
             return False
         if fault.kind in ("before", "throttle"):
             error = ApiError(code_for(fault.status), "a fault was set: nothing was done")
-            await self._send(self._failed(scope, {}, error, fault.status), send)
+            answer = self._failed(scope, {}, error, fault.status)
+            if fault.retry_after is not None:
+                answer = answer._replace(headers=((b"retry-after", str(fault.retry_after).encode()),))
+            await self._send(answer, send)
             return False
         return True
 

@@ -4,7 +4,7 @@ A fault names an API method (`createTask`, ...; `*` for any) and a kind:
 
 - `before`: answer `status` and do nothing
 - `after`: do the work, then answer `status`
-- `throttle`: 429, without a Retry-After
+- `throttle`: 429, without a Retry-After unless `retry_after` (seconds) is given
 - `delay`: wait `seconds`, then go on
 - `hang`: never answer; ends when the caller goes away or the fault is removed
 - `drop`: close the connection and do nothing; `drop-after`: do the work first
@@ -31,6 +31,7 @@ class Fault:
     method: str = ANY
     status: int = 500
     seconds: float = 0.0
+    retry_after: int | None = None
     times: int | None = None
     probability: float = 1.0
     fault_id: int = 0

@@ -19,7 +19,7 @@ from taskcluster.aio import Queue as Client
 from configuration import proxy_for
 from service import metrics
 from service.clients import hawk
-from service.errors import Refusal, Unavailable, UpstreamError
+from service.errors import Refusal, Unavailable, UpstreamError, retry_after
 from service.settings import TaskclusterSettings
 
 log = structlog.get_logger()
@@ -357,16 +357,16 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
             raise ScopesRefusal(why, 401, []) from None
         # our credentials, not the caller's doing: an operator can mend it, and then the work goes on
         why = "401, for a reason that lists scopes" if "scopes" in text else text
-        raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {why}") from None
+        raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {why}", status=401) from None
     except exceptions.TaskclusterRestFailure as error:
         if error.status_code == 403:
             missing = missing_scopes(_text(error))
             raise ScopesRefusal(f"missing {named(missing) or 'scopes that it does not name'}", 403, missing) from None
         if error.status_code in {408, 429} or error.status_code < 400:
-            raise Unavailable("taskcluster", f"Taskcluster answers {error.status_code}: {_text(error)}") from None
+            raise _unavailable(error.__context__, error.status_code, f": {_text(error)}") from None
         raise Refusal("taskcluster", _text(error), error.status_code) from None
     except aiohttp.ClientResponseError as error:
-        raise Unavailable("taskcluster", f"Taskcluster answers {error.status}") from None
+        raise _unavailable(error, error.status) from None
     except (aiohttp.ClientError, exceptions.TaskclusterConnectionError, TimeoutError) as error:
         cause = getattr(error, "superExc", None) or error
         if isinstance(cause, _TooLargeAnswerError):
@@ -381,6 +381,12 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
     if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):
         raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON object")
     return answer
+
+
+def _unavailable(answer: BaseException | None, status: int, why: str = "") -> Unavailable:
+    """Return what an answer means that aiohttp raised; the client's own errors have it as their context."""
+    wait = retry_after(answer.headers or {}) if isinstance(answer, aiohttp.ClientResponseError) else None
+    return Unavailable("taskcluster", f"Taskcluster answers {status}{why}", wait, status)
 
 
 MAX_NAMED, MAX_SCOPE = 10, 200

@@ -2,16 +2,16 @@
 
 import io
 import json
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 import mohawk
 
 from service.clients import hawk
-from service.clients.http import Answer, AnswerTooLargeError, Http
+from service.clients.http import AnswerTooLargeError, Http
 from service.database import now
-from service.errors import Refusal, Unavailable
+from service.errors import Refusal, Unavailable, retry_after
 from service.settings import Environment
 
 hawk.use_database_time()
@@ -136,7 +136,7 @@ class RestTreeherder:
             why += f" (a redirect to {answer.headers['location']}, and redirects are not followed)"
         if status >= 500 or answer.is_redirect or status in {401, 403, 404, 408, 429}:
             # mended by an operator: credentials there, the project added to Treeherder, the url in the settings
-            raise Unavailable("treeherder", why, _retry_after(answer), status)
+            raise Unavailable("treeherder", why, retry_after(answer.headers), status)
         raise Refusal("treeherder", why, status)
 
 
@@ -160,12 +160,6 @@ def _detail(body: bytes | bytearray) -> str:
 
 def _text(body: bytes | bytearray) -> str:
     return body.decode(errors="replace")
-
-
-def _retry_after(answer: Answer) -> timedelta | None:
-    """`Retry-After` in seconds; a date, or nonsense, is left to our own backoff."""
-    value = answer.headers.get("retry-after", "")
-    return timedelta(seconds=min(int(value), 3600)) if value.isascii() and value.isdigit() else None
 
 
 def hgpushes_message(url: str, path: str, push_id: int, user: str, date: datetime, head: str) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class _Creation:
         while (
             self._ready
             and not (self._errors or self._ended)
-            and self._under_way < self._parts.connections.slots
+            and self._under_way < 2 * self._parts.connections.slots  # half of them wait, so that more slots find use
             and self._under_way + len(self._created) + self._recording < RECORD_TASKS
         ):
             self._under_way += 1
@@ -245,7 +245,8 @@ async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list
         await _stamp_anew(parts, hold, task)
     for repeat in (False, True):
         try:
-            status = await queue.create_task(task.task_id, task.definition, scopes)
+            with parts.connections.watch():
+                status = await queue.create_task(task.task_id, task.definition, scopes)
         except Refusal as refusal:
             if refusal.status not in {400, 409}:
                 lacking = refusal.missing if isinstance(refusal, ScopesRefusal) and refusal.status == 403 else []

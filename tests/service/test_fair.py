@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.fair import FairSlots, deal, most_of
+from service.errors import Refusal, Unavailable
+from service.fair import FIRST_SLOTS, SLOW, AdaptiveSlots, FairSlots, deal, most_of
 
 
 @pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 1), (10, 9)])
@@ -152,3 +153,126 @@ async def test_shares_that_want_nothing_any_more_are_forgotten() -> None:
         async with slots.use(f"mc/{number}"):
             pass
     assert (slots._served, slots._held, slots._waiting) == ({}, {}, {})
+
+
+class Upstream:
+    """Calls of two shares to an upstream that answers after `seconds`, by a clock of its own."""
+
+    def __init__(self, ceiling: int) -> None:
+        self.time = 0.0
+        self.seen: list[int] = []
+        self.slots = AdaptiveSlots(ceiling, self.seen.append, lambda: self.time)
+        self.most = 0
+
+    async def round(self, seconds: float, *, calls: int = 200, error: Exception | None = None) -> None:
+        """Make as many calls at once as there is room for, and then end them; others wait meanwhile."""
+        under_way = 0
+        ends = asyncio.Event()
+
+        async def call(share: str) -> None:
+            nonlocal under_way
+            async with self.slots.use(share):
+                if ends.is_set():
+                    return
+                under_way += 1
+                with self.slots.watch():
+                    await ends.wait()
+                    if error is not None:
+                        raise error
+
+        tasks = [asyncio.create_task(call("ab"[number % 2])) for number in range(calls)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self.most = max(self.most, under_way)
+        self.time += seconds
+        ends.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+THROTTLED = Unavailable("taskcluster", "Taskcluster answers 429", status=429)
+
+
+async def test_there_are_more_slots_while_calls_are_fast_and_never_more_than_the_ceiling() -> None:
+    upstream = Upstream(25)
+    assert upstream.slots.slots == FIRST_SLOTS
+    for _ in range(5):
+        await upstream.round(1)
+    assert upstream.slots.slots == 25
+    assert upstream.seen == [*range(FIRST_SLOTS, 26)]
+    assert upstream.most <= 25
+    assert AdaptiveSlots(3).slots == 3
+
+
+async def test_there_are_no_more_slots_while_nobody_waits_or_calls_are_slow() -> None:
+    upstream = Upstream(50)
+    await upstream.round(1, calls=4)
+    assert upstream.slots.slots == FIRST_SLOTS
+    await upstream.round(2 * SLOW)
+    assert upstream.slots.slots == FIRST_SLOTS
+    await upstream.round(1)
+    assert upstream.slots.slots > FIRST_SLOTS
+
+
+async def test_an_upstream_that_has_become_slower_for_good_is_slow_no_more() -> None:
+    upstream = Upstream(50)
+    await upstream.round(1, calls=1)
+    rounds = 0
+    while upstream.slots.slots == FIRST_SLOTS:
+        await upstream.round(2 * SLOW)
+        rounds += 1
+    assert 5 < rounds < 100
+
+
+@pytest.mark.parametrize("status", [429, 408, 500, 503, None])
+async def test_slots_are_halved_once_for_each_round_of_calls_and_come_back_slowly(status: int | None) -> None:
+    upstream = Upstream(24)
+    for _ in range(5):
+        await upstream.round(1)
+    await upstream.round(1, error=Unavailable("taskcluster", "too much", status=status))
+    assert upstream.slots.slots == 12, "all of them were made with as many slots"
+    upstream.time += 1
+    await upstream.round(1, error=THROTTLED)
+    assert upstream.slots.slots == 6
+    upstream.seen.clear()
+    for _ in range(3):
+        await upstream.round(1)
+    assert 6 < upstream.slots.slots <= 10, "one for each round"
+    assert upstream.seen == sorted(upstream.seen)
+
+
+async def test_nobody_ever_holds_the_last_slot() -> None:
+    upstream = Upstream(24)
+    for _ in range(10):
+        upstream.time += 1
+        await upstream.round(1, error=THROTTLED)
+    assert upstream.slots.slots == 2
+    only = AdaptiveSlots(1)
+    with pytest.raises(Unavailable), only.watch():
+        raise THROTTLED
+    assert only.slots == 1
+
+
+@pytest.mark.parametrize("error", [Refusal("taskcluster", "no", 403), Unavailable("taskcluster", "no", status=401)])
+async def test_an_upstream_that_answers_has_not_too_much_to_do(error: Exception) -> None:
+    upstream = Upstream(24)
+    await upstream.round(1, error=error)
+    assert upstream.slots.slots == FIRST_SLOTS
+
+
+async def test_what_is_taken_away_is_given_back_before_anybody_gets_a_slot() -> None:
+    slots = AdaptiveSlots(10)
+    held = [slots.use("ab"[number % 2]) for number in range(10)]
+    for each in held:
+        await each.__aenter__()
+    with pytest.raises(Unavailable), slots.watch():
+        raise THROTTLED
+    waiting = asyncio.create_task(slots.use("c").__aenter__())
+    for number, each in enumerate(held, 1):
+        assert not waiting.done()
+        await each.__aexit__(None, None, None)
+        await asyncio.sleep(0)
+        if number == 6:
+            break
+    assert waiting.done(), "four of five are held"
+    for each in held[6:]:
+        await each.__aexit__(None, None, None)

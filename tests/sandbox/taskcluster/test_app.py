@@ -242,6 +242,13 @@ async def test_a_throttled_call_is_429_without_retry_after(api: Api) -> None:
     assert set(answer.json()) == {"code", "message", "requestInfo"}
 
 
+@pytest.mark.parametrize("kind", ["throttle", "before"])
+async def test_a_fault_may_say_how_long_to_wait(api: Api, kind: str) -> None:
+    api.tc.faults.add(kind, retry_after=7)
+    answer = await api.http.get("/api/queue/v1/ping")
+    assert answer.headers["retry-after"] == "7"
+
+
 async def test_a_fault_holds_for_its_method_alone_and_until_it_is_removed(api: Api) -> None:
     task_id = slugId()
     await api("createTask", task_id, body=api.define())

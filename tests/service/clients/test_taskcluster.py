@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import mohawk
@@ -340,8 +341,19 @@ async def test_a_throttled_call_is_later(tc: Taskcluster, queue: TaskclusterQueu
     tc.faults.add("throttle", "createTask", times=1)
     with pytest.raises(Unavailable, match="429") as refused:
         await queue.create_task(TASK, define(tc), CREATE)
-    assert refused.value.retry_after is None
+    assert (refused.value.retry_after, refused.value.status) == (None, 429)
     await queue.create_task(TASK, define(tc), CREATE)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_how_long_an_upstream_asks_to_be_left_alone_is_heard(
+    tc: Taskcluster, queue: TaskclusterQueue, status: int
+) -> None:
+    """Taskcluster itself does not say; what stands before it may."""
+    tc.faults.add("before", "createTask", status=status, retry_after=7, times=1)
+    with pytest.raises(Unavailable) as refused:
+        await queue.create_task(TASK, define(tc), CREATE)
+    assert (refused.value.retry_after, refused.value.status) == (timedelta(seconds=7), status)
 
 
 async def test_the_authorization_is_not_logged(

@@ -11,6 +11,7 @@ from sqlmodel import col, select, update
 
 from sandbox.taskcluster.clock import parse
 from sandbox.taskcluster.queue import Queue as Stand
+from service import fair
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow import create
@@ -355,6 +356,35 @@ async def test_whether_dependencies_are_met(world: World, requires: str, outcome
     await plan.again()
     await plan.create()
     assert plan.state("a") == state
+
+
+@pytest.mark.parametrize("kind", ["throttle", "before", "after", "drop"])
+async def test_a_queue_that_has_too_much_to_do_gets_fewer_calls_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(60)}})
+    world.tc.faults.add(kind, "createTask", times=2 if kind == "drop" else 1)  # aiohttp itself tries that once more
+    with pytest.raises(Unavailable):
+        await plan.create()
+    assert world.parts.connections.slots == 5
+    world.tc.faults.remove()
+    await plan.again()
+    held = Held(world, monkeypatch)
+    await plan.create()
+    assert held.most <= world.parts.connections.slots
+    assert len(world.tc.queue.tasks) == 61
+
+
+async def test_a_queue_that_answers_fast_gets_more_calls_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.tc.latency = 0.02  # beside which nothing else counts
+    monkeypatch.setattr(fair, "SLOW", 1_000.0)
+    plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(150)}})
+    held = Held(world, monkeypatch)
+    await plan.create()
+    assert world.parts.connections.slots == world.settings.taskcluster.connections == 30
+    assert held.most == 29, "the last one is nobody's"
 
 
 # Stale dates

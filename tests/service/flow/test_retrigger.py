@@ -13,20 +13,21 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlmodel import select
+from sqlmodel import select, update
 
 from sandbox.taskcluster import Client, Taskcluster
 from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import TaskclusterQueue
 from service.database import Database, now
 from service.errors import Unavailable
-from service.flow import create, retrigger
+from service.flow import create, plan, retrigger
 from service.flow.action import RejectedError, Subject
 from service.flow.definition import stamp
-from service.flow.ids import slugid
+from service.flow.ids import copy_ids, slugid
 from service.models import Action, PlannedTask, Repository
 from service.settings import Settings, TaskclusterSettings
 from service.work import Hold
+from service.worker import Worker
 from tests.service.flow.graphs import (
     GROUP,
     WORKER,
@@ -44,6 +45,7 @@ from tests.service.flow.graphs import (
     stored,
     work_until_done,
 )
+from tests.service.test_worker import until
 from tests.service.world import World, world_of
 
 DIAMOND = {"group": [], "a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "other": []}
@@ -716,6 +718,26 @@ async def test_many_throttled_calls_do_not_make_the_waits_long(sqlite_url: str) 
         assert len(world.tc.queue.tasks) == 62 + 61
 
 
+async def test_how_long_taskcluster_asks_to_be_left_alone_is_obeyed(sqlite_url: str) -> None:
+    async with world_with(sqlite_url, work=WORK) as world:
+        build(world.tc.queue, {"group": [], "a": []})
+        world.tc.faults.add("throttle", "createTask", retry_after=600)
+        action = await action_on(world, slug("a"))
+        worker = Worker(world.parts)
+        running = asyncio.create_task(worker.run())
+
+        async def is_postponed() -> bool:
+            return (await stored(world, action)).error is not None
+
+        await until(is_postponed)
+        worker.stop()
+        await running
+        action = await stored(world, action)
+        assert action.due_at is not None
+        assert action.due_at - now() > timedelta(minutes=9)
+        assert world.tc.journal.calls["createTask"] == 1
+
+
 async def test_a_restart_goes_on_with_the_stored_plan(monitored: World) -> None:
     queue = monitored.tc.queue
     build(queue, DIAMOND)
@@ -802,6 +824,228 @@ async def test_reads_that_are_not_allowed_fail_readably(sqlite_url: str) -> None
         await poor.close()
         assert action.state == "failed"
         assert f"queue:list-dependent-tasks:{slug('a')}" in str(action.error)
+
+
+# --- the plan is made while it is carried out -----------------------------------------------------------------------
+
+
+@pytest.fixture
+async def streaming(monitored: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A task that failed, and a dozen that depend on it in two layers, planned in small parts."""
+    monkeypatch.setattr(retrigger, "FIRST_PART", 3)
+    monkeypatch.setattr(retrigger, "PART", 3)
+    build(monitored.tc.queue, {"group": [], "a": [], **STREAMED})
+    end(monitored.tc.queue, "a")
+    return monitored
+
+
+STREAMED = {**{f"t{n}": ["a"] for n in range(6)}, **{f"u{n}": [f"t{n}"] for n in range(6)}}
+
+
+def is_copied(world: World, name: str) -> bool:
+    return any(
+        task.definition["metadata"]["name"] == name and task_id != slug(name)
+        for task_id, task in world.tc.queue.tasks.items()
+    )
+
+
+async def test_the_first_copy_is_created_while_the_others_are_looked_for(
+    streaming: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dependents = streaming.parts.queue.dependents
+
+    async def wait_for_the_copy(task_id: str, *more: Any) -> Any:
+        if task_id != slug("a"):
+            await until(lambda: _is(is_copied(streaming, "a")))
+        return await dependents(task_id, *more)
+
+    monkeypatch.setattr(streaming.parts.queue, "dependents", wait_for_the_copy)
+    action = await carry_out(streaming, slug("a"))
+    assert (action.state, action.error) == ("done", None)
+    assert set(await copies(streaming, action)) == {"a", *STREAMED}
+
+
+async def _is(value: bool) -> bool:
+    return value
+
+
+async def test_copies_are_created_while_others_are_planned(streaming: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_definitions, parts = plan.store_definitions, 0
+
+    async def wait_for_copies(*arguments: Any, **values: Any) -> None:
+        nonlocal parts
+        await until(lambda: _is(len(streaming.tc.queue.tasks) == 2 + len(STREAMED) + 4 + 3 * parts))
+        await store_definitions(*arguments, **values)
+        parts += 1
+
+    monkeypatch.setattr(retrigger, "store_definitions", wait_for_copies)
+    action = await carry_out(streaming, slug("a"))
+    assert (action.state, action.error) == ("done", None)
+    assert parts == 3
+
+
+async def test_what_is_created_was_stored_before(streaming: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_task = streaming.parts.queue.create_task
+    planned: list[int] = []
+
+    async def look(task_id: str, definition: Definition, scopes: list[str]) -> Any:
+        rows = {task.task_id: task.definition for task in await streaming.planned()}
+        planned.append(len([each for each in rows.values() if each is not None]))
+        assert rows[task_id] == definition
+        return await create_task(task_id, definition, scopes)
+
+    monkeypatch.setattr(streaming.parts.queue, "create_task", look)
+    action = await carry_out(streaming, slug("a"))
+    assert (action.state, action.error) == ("done", None)
+    assert planned[0] == 1
+    assert len(planned) == 1 + len(STREAMED)
+
+
+class Crash:
+    """Ends a retrigger at the `at`th time that one of these is called, before or after it has done its work."""
+
+    def __init__(self, at: int, *, after: bool) -> None:
+        self._left, self._after = at, after
+        self.running: asyncio.Task[None] | None = None
+
+    def __call__(self, real: Any) -> Any:
+        async def crash(*arguments: Any, **more: Any) -> Any:
+            self._left -= 1
+            if self._left != 0 or self.running is None:
+                return await real(*arguments, **more)
+            if self._after:
+                await real(*arguments, **more)
+            self.running.cancel()
+            await asyncio.Event().wait()
+
+        return crash
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("where", "at"), [*(("store", n) for n in range(1, 6)), *(("create_task", n) for n in (1, 2, 5, 9, 13))]
+)
+async def test_a_crash_at_any_point_goes_on_with_the_same_tasks(
+    streaming: World, monkeypatch: pytest.MonkeyPatch, where: str, at: int, after: bool
+) -> None:
+    """The parts: the first copy, the outline, and three times definitions."""
+    queue = streaming.tc.queue
+    crash = Crash(at, after=after)
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "store":
+            patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
+            patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
+        else:
+            patch.setattr(streaming.parts.queue, "create_task", crash(streaming.parts.queue.create_task))
+        action = await action_on(streaming, slug("a"))
+        crash.running = asyncio.create_task(retrigger.run(streaming.parts, await claimed(streaming)))
+        with pytest.raises(asyncio.CancelledError):
+            await crash.running
+    before = {task.task_id: task.definition for task in await streaming.planned()}
+    outlined = (await stored(streaming, action)).planned_at is not None
+    there = {task_id: task.definition for task_id, task in queue.tasks.items()}
+    build(queue, {"late": ["a"]})
+    async with streaming.database.writing() as session:
+        await session.exec(update(Action).values(due_at=now()))
+    await retrigger.run(streaming.parts, await claimed(streaming))
+    action = await stored(streaming, action)
+    assert (action.state, action.error) == ("done", None)
+
+    made = await copies(streaming, action)
+    names = {"a", *STREAMED} | (set() if outlined else {"late"})
+    new_id = copy_ids(streaming.parts.secret, action, 0)
+    assert made == {name: new_id(slug(name)) for name in made}
+    assert set(made) == names
+    rows = await streaming.planned()
+    assert [task.position for task in rows] == list(range(len(names)))
+    assert all(task.created and not task.adopted for task in rows)
+    assert {task.task_id: queue.task(task.task_id) for task in rows} == {task.task_id: task.definition for task in rows}
+    for task in rows:
+        assert before.get(task.task_id) is None or before[task.task_id] == task.definition
+    assert set(queue.tasks) == there.keys() | {slug("late")} | set(made.values())
+    shape = {name: queue.task(task_id)["dependencies"] for name, task_id in made.items()}
+    wanted = {"a": [], **STREAMED, "late": ["a"]}
+    assert shape == {name: [made[each] for each in wanted[name]] for name in names}
+    assert {queue.task(task_id)["taskGroupId"] for task_id in made.values()} == {made["a"]}
+
+
+async def test_a_plan_that_fails_on_its_way_is_given_up_and_what_was_made_of_it_cancelled(monitored: World) -> None:
+    queue = monitored.tc.queue
+    build(queue, {"group": [], "gone": [], "a": [], "b": ["a"], "c": ["b", "gone"]})
+    end(queue, "a")
+    del queue.tasks[slug("gone")]
+    action = await carry_out(monitored, slug("a"))
+    assert action.state == "failed"
+    assert f"c depends on {slug('gone')}, which expired" in str(action.error)
+    (copy,) = (await copies(monitored, action)).values()
+    assert queue.find(copy).runs[-1]["reasonResolved"] == "canceled"
+    assert [task.created for task in await monitored.planned()] == [True]
+
+
+async def test_a_task_that_expires_while_its_copy_is_planned_fails_the_action(streaming: World) -> None:
+    queue = streaming.tc.queue
+    crash = Crash(3, after=False)  # with the outline stored, and the first definitions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
+        patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
+        action = await action_on(streaming, slug("a"))
+        crash.running = asyncio.create_task(retrigger.run(streaming.parts, await claimed(streaming)))
+        with pytest.raises(asyncio.CancelledError):
+            await crash.running
+    del queue.tasks[slug("u5")]
+    async with streaming.database.writing() as session:
+        await session.exec(update(Action).values(due_at=now()))
+    await retrigger.run(streaming.parts, await claimed(streaming))
+    action = await stored(streaming, action)
+    assert action.state == "failed"
+    assert f"u5 ({slug('u5')}) has expired" in str(action.error)
+    made = [task.task_id for task in await streaming.planned() if task.created]
+    assert len(made) >= 1
+    assert {queue.find(task_id).runs[-1]["reasonResolved"] for task_id in made} == {"canceled"}
+
+
+async def test_the_copy_of_a_task_that_names_a_dependent_waits_until_that_is_planned(monitored: World) -> None:
+    queue = monitored.tc.queue
+    build(queue, {"group": []})
+    queue.create_task(slug("a"), definition_of("a", payload={"later": slug("b"), "hash": "0123456789abcdef" * 4}))
+    build(queue, {"b": ["a"]})
+    end(queue, "a")
+    made = await copies(monitored, await carry_out(monitored, slug("a")))
+    assert there(monitored, made["a"])["payload"]["later"] == made["b"]
+
+
+@pytest.mark.parametrize(
+    ("other", "requires", "early"),
+    [
+        ("completed", "all-completed", True),
+        ("pending", "all-completed", False),
+        ("failed", "all-completed", False),
+        ("pending", "all-resolved", True),
+    ],
+)
+async def test_the_first_copy_is_early_only_if_others_are_copied_for_sure(
+    monitored: World, monkeypatch: pytest.MonkeyPatch, other: str, requires: str, early: bool
+) -> None:
+    """Otherwise it may be a single copy, which stays in its group."""
+    queue = monitored.tc.queue
+    build(queue, {"group": [], "a": [], "x": [], "free": []})
+    queue.create_task(slug("b"), definition_of("b", ["a", "x"], requires=requires))
+    end(queue, "a")
+    if other != "pending":
+        end(queue, "x", other)
+    stores: list[int] = []
+    store_plan = plan.store_plan
+
+    async def count(hold: Any, tasks: list[PlannedTask], **values: Any) -> Any:
+        stores.append(len(tasks))
+        return await store_plan(hold, tasks, **values)
+
+    monkeypatch.setattr(retrigger, "store_plan", count)
+    action = await carry_out(monitored, slug("a"))
+    made = await copies(monitored, action)
+    assert set(made) == ({"a"} if other == "failed" else {"a", "b"})
+    assert there(monitored, made["a"])["taskGroupId"] == (GROUP if other == "failed" else made["a"])
+    assert stores == ([1, 1] if early else [len(made)])
 
 
 # --- large graphs ------------------------------------------------------------------------------------------------
