@@ -554,9 +554,8 @@ async def test_a_task_that_has_expired_meanwhile_fails_the_plan(world: World) ->
 
 
 async def test_an_id_that_is_named_by_a_task_that_does_not_wait_for_it_is_not_adopted(world: World) -> None:
-    plan = await plan_of(world, {"d": [], "x": ["d"], "y": ["d"], "z": ["y"]}, payload={"named": task_id("x")})
-    for name in ("d", "y", "z"):  # they need no x
-        plan[name].created = name == "d"
+    plan = await plan_of(world, {"d": [], "x": ["d"], "y": ["d"], "z": ["y"]})
+    plan["z"].definition = {**(plan["z"].definition or {}), "payload": {"named": task_id("x")}}
     definition = plan["x"].definition
     assert definition is not None
     world.tc.queue.create_task(task_id("d"), plan["d"].definition or {})
