@@ -86,8 +86,8 @@ class Queue(Protocol):
     async def statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
         """The statuses of those that exist, in one call for each thousand."""
 
-    async def dependents(self, task_id: str, token: str | None = None) -> Page:
-        """A page of the tasks that depend on this one, in any group."""
+    async def dependents(self, task_id: str, token: str | None = None, limit: int = PAGE) -> Page:
+        """A page of at most `limit` of the tasks that depend on this one, in any group."""
 
     async def group_sealed(self, group_id: str) -> bool:
         """Whether the group takes no further tasks. One that is not known takes any."""
@@ -136,8 +136,9 @@ class TaskclusterQueue:
         found = await self._many(task_ids, lambda **call: self._queue().statuses(**call), "statuses")
         return {_part(each, "taskId", str): _part(each, "status", dict) for each in found}
 
-    async def dependents(self, task_id: str, token: str | None = None) -> Page:
-        answer = await answer_of(lambda: self._queue().listDependentTasks(task_id, query=_after(token)))
+    async def dependents(self, task_id: str, token: str | None = None, limit: int = PAGE) -> Page:
+        query = _after(token) | ({"limit": str(limit)} if limit < PAGE else {})
+        answer = await answer_of(lambda: self._queue().listDependentTasks(task_id, query=query))
         return Page(_tasks(answer), _following(answer, token))
 
     async def group_sealed(self, group_id: str) -> bool:

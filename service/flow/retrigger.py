@@ -78,8 +78,9 @@ _BAD_ENDS = frozenset({"failed", "exception"})
 FIRST_PART, PART = 50, 200
 """Copies whose definitions are made before the outline is stored, and at a time from then on."""
 
-CERTAIN_AMONG = 20
-"""Dependents among which one is looked for that is copied for sure."""
+FIRST_PAGE = 50
+"""Dependents of the target that are asked for at first, to find one that is copied for sure. Of more than `WALK_CALLS`
+the group is read, so that a full page would be fetched twice."""
 
 
 @dataclass
@@ -320,7 +321,7 @@ class Search:
         if not copies_dependents(self._status, self._run_id) or await self._decides():
             return None
         with _readable(self._target):
-            self._page = await self._queue.dependents(self._target)
+            self._page = await self._queue.dependents(self._target, limit=FIRST_PAGE)
             group = await self._sure_group(self._page)
             if group is None:
                 return None
@@ -340,7 +341,7 @@ class Search:
             return "" if mode == "new" else self._group
         some = {
             known_status(status)["taskId"]: known_definition(each)
-            for status, each in page.tasks[:CERTAIN_AMONG]
+            for status, each in page.tasks
             if each.get("taskGroupId") == self._group
         }
         for task_id in await _ancestors(self._parts, some):

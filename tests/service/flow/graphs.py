@@ -182,8 +182,8 @@ class Direct:
             found |= {each["taskId"]: each["status"] for each in answer["statuses"]}
         return found
 
-    async def dependents(self, task_id: str, token: str | None = None) -> Page:
-        answer = self._call("dependents", lambda: self._queue.list_dependent_tasks(task_id, None, token))
+    async def dependents(self, task_id: str, token: str | None = None, limit: int = 1000) -> Page:
+        answer = self._call("dependents", lambda: self._queue.list_dependent_tasks(task_id, None, token, str(limit)))
         return Page([(each["status"], each["task"]) for each in answer["tasks"]], answer.get("continuationToken"))
 
     async def group_sealed(self, group_id: str) -> bool:

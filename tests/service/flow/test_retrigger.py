@@ -854,10 +854,10 @@ async def test_the_first_copy_is_created_while_the_others_are_looked_for(
 ) -> None:
     dependents = streaming.parts.queue.dependents
 
-    async def wait_for_the_copy(task_id: str, *more: Any) -> Any:
+    async def wait_for_the_copy(task_id: str, *more: Any, **options: Any) -> Any:
         if task_id != slug("a"):
             await until(lambda: _is(is_copied(streaming, "a")))
-        return await dependents(task_id, *more)
+        return await dependents(task_id, *more, **options)
 
     monkeypatch.setattr(streaming.parts.queue, "dependents", wait_for_the_copy)
     action = await carry_out(streaming, slug("a"))
@@ -867,6 +867,19 @@ async def test_the_first_copy_is_created_while_the_others_are_looked_for(
 
 async def _is(value: bool) -> bool:
     return value
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(1, 20), (1, 0), (100, 20)])
+async def test_however_few_dependents_are_looked_at_first_all_are_copied(
+    streaming: World, monkeypatch: pytest.MonkeyPatch, limit: int, calls: int
+) -> None:
+    monkeypatch.setattr(retrigger, "FIRST_PAGE", limit)
+    monkeypatch.setattr(retrigger, "WALK_CALLS", calls)
+    streaming.tc.queue.create_task(slug("foreign"), definition_of("foreign", ["a"], taskGroupId=slug("elsewhere")))
+    action = await carry_out(streaming, slug("a"))
+    assert set(await copies(streaming, action)) == {"a", *STREAMED}
+    if calls:
+        assert [each["task_id"] for each in action.left_out] == [slug("foreign")]
 
 
 async def test_copies_are_created_while_others_are_planned(streaming: World, monkeypatch: pytest.MonkeyPatch) -> None:
