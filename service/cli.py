@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -53,20 +53,18 @@ def _settings() -> "Settings":
 
 
 @contextmanager
-def _only(settings: "Settings", *roles: str) -> "Iterator[bool]":
-    """On SQLite, make sure that this process is the only one in these roles, before it touches the database.
+def _only(settings: "Settings") -> "Iterator[bool]":
+    """On SQLite, make sure that this is the only service, before it touches the database.
 
     Gives whether it is; on PostgreSQL any number may be.
     """
     from service.replica import LockedError, only
 
-    with ExitStack() as stack:
-        try:
-            for role in roles if settings.sqlite else ():
-                stack.enter_context(only(role, settings.database_url.get_secret_value()))
-        except LockedError as error:
-            _fail(str(error))
-        yield settings.sqlite
+    try:
+        with only(settings.database_url.get_secret_value()) if settings.sqlite else nullcontext():
+            yield settings.sqlite
+    except LockedError as error:
+        _fail(str(error))
 
 
 def _ready_schema(settings: "Settings") -> None:
@@ -117,7 +115,9 @@ def serve(
             "loopback only. Set TC_TREEHERDER_TOKENS or TC_TREEHERDER_TASKCLUSTER_LOGINS, or "
             "TC_TREEHERDER_HOST=127.0.0.1."
         )
-    with _only(settings, "serve", *(["work"] if worker else [])) as alone:
+    if not worker:
+        _refuse_sqlite(settings, "a service without a worker")
+    with _only(settings) as alone:
         _ready_schema(settings)
         # uvicorn raises the signal that stopped it once more: being told to stop is a good end
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -139,12 +139,20 @@ def serve(
 def work() -> None:
     """Run a worker alone, beside `serve --no-worker`."""
     settings = _settings()
-    with _only(settings, "work") as alone:
-        _ready_schema(settings)
-        asyncio.run(_work(settings, alone=alone))
+    _refuse_sqlite(settings, "a worker of its own")
+    _ready_schema(settings)
+    asyncio.run(_work(settings))
 
 
-async def _work(settings: "Settings", *, alone: bool) -> None:
+def _refuse_sqlite(settings: "Settings", what: str) -> None:
+    if settings.sqlite:
+        _fail(
+            f"{what} needs PostgreSQL, and SQLite is for one process: run `tc-treeherder serve` alone, or set "
+            "TC_TREEHERDER_DATABASE_URL to a postgresql+psycopg:// URL."
+        )
+
+
+async def _work(settings: "Settings") -> None:
     from service import sweep
     from service.database import Database
     from service.parts import parts
@@ -153,7 +161,7 @@ async def _work(settings: "Settings", *, alone: bool) -> None:
 
     opened = Database(settings.database_url.get_secret_value(), settings.database_pool)
     try:
-        async with parts(settings, opened, alone=alone) as made:
+        async with parts(settings, opened) as made:
             await made.replica.start()
             worker, reporter = Worker(made), Reporter(made)
 
@@ -164,9 +172,13 @@ async def _work(settings: "Settings", *, alone: bool) -> None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop)
-            sweeper = asyncio.create_task(sweep.run(opened, settings.retention))
+            helpers = [
+                asyncio.create_task(sweep.run(opened, settings.retention)),
+                asyncio.create_task(opened.wakeups.listen(settings.database_url.get_secret_value())),
+            ]
             await asyncio.gather(worker.run(), reporter.run())
-            sweeper.cancel()
+            for helper in helpers:
+                helper.cancel()
     finally:
         await opened.close()
 

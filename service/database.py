@@ -28,6 +28,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from service import sqlite
 from service.clock import Clock
 from service.commits import GroupCommit
+from service.wakeups import CHANNEL, Topic, Wakeups
 
 log = structlog.get_logger()
 
@@ -133,6 +134,7 @@ class Database:
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self.engines = (self.engine.sync_engine, group)  # for whoever watches the statements
         self._group = GroupCommit(group, self._turn)
+        self.wakeups = Wakeups(None if self.sqlite else self._notify)
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
 
     @asynccontextmanager
@@ -159,6 +161,10 @@ class Database:
         """Call `write` in a transaction that it may share with others; see `GroupCommit.run`."""
         return await self._group.run(write, share, order, rows)
 
+    async def _notify(self, topic: Topic) -> None:
+        told = {"channel": CHANNEL, "topic": topic}
+        await self.commit(lambda connection: connection.execute(_NOTIFY, told), "")
+
     async def write_probe(self) -> None:
         """Write a row of its own. Raises when the database takes no writes: it is read-only, or its disk is full."""
         insert = sqlite_insert if self.sqlite else postgresql_insert
@@ -168,9 +174,12 @@ class Database:
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_={"at": row.excluded.at}))
 
     async def close(self) -> None:
+        await self.wakeups.close()
         await self._group.close()
         await self.engine.dispose()
 
+
+_NOTIFY = text("SELECT pg_notify(:channel, :topic)")
 
 PRIVATE = 0o600
 

@@ -25,10 +25,11 @@ from sqlalchemy.pool import NullPool
 
 from service import work
 from service.database import Database
+from service.wakeups import Topic
 
 log = structlog.get_logger()
 
-CHECK = 1.0
+CHECK = 5.0
 """Seconds between two looks whether the lock is still held, or can be had."""
 
 TIME_LIMIT = 10.0
@@ -43,18 +44,18 @@ class LockedError(Exception):
 
 
 @contextmanager
-def only(role: str, url: str) -> Iterator[None]:
-    """Hold the lock that says that this process is the only `role` of a SQLite database. Raises LockedError."""
+def only(url: str) -> Iterator[None]:
+    """Hold the lock that says that this service is the only one on a SQLite database. Raises LockedError."""
     database = make_url(url).database or ":memory:"
     if database == ":memory:":  # nobody shares it
         yield
         return
-    with _locked(role, database):
+    with _locked(database):
         yield
 
 
-def _locked(role: str, database: str) -> IO[str]:
-    path = Path(f"{database}.{role}.lock")
+def _locked(database: str) -> IO[str]:
+    path = Path(f"{database}.lock")
     try:
         path.touch(mode=0o600)
         file = path.open("r+")
@@ -70,7 +71,7 @@ def _locked(role: str, database: str) -> IO[str]:
         file.close()
         if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
             raise LockedError(
-                f"{other} runs `tc-treeherder {role}` on {database} already, and SQLite is for one: stop it, choose "
+                f"{other} runs `tc-treeherder serve` on {database} already, and SQLite is for one: stop it, choose "
                 "another file, or use PostgreSQL (TC_TREEHERDER_DATABASE_URL)"
             ) from None
         raise LockedError(
@@ -165,4 +166,6 @@ class Replica:
         async with database.writing() as session:
             taken = await work.take_over(session, names, but=f"{self._name}/{self._unique}")
         if taken:
+            for topic in Topic:
+                database.wakeups.wake(topic)
             log.warning("leases-taken-over", replica=self._name, pieces=taken)

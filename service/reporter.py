@@ -19,6 +19,7 @@ from service.flow import heal, settle
 from service.flow.deliver import Delivered, Deliverer
 from service.models import Budget, JobReport
 from service.parts import Parts
+from service.wakeups import Topic
 
 log = structlog.get_logger()
 
@@ -33,7 +34,7 @@ RETRY = 1.0
 
 
 class Reporter:
-    """Reports jobs to every Treeherder that takes them until it is stopped. `wake` makes it look at once."""
+    """Reports jobs to every Treeherder that takes them until it is stopped."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -42,14 +43,11 @@ class Reporter:
         environments = [name for name, each in parts.settings.environments.items() if each.jobs != "off"]
         self._desks = [Desk(parts, name) for name in environments]
 
-    def wake(self) -> None:
-        for desk in self._desks:
-            desk.wake.set()
-
     def stop(self) -> None:
         """Claim nothing more; `run` returns once what is under way has ended, or the worker's `drain` is over."""
         self._stopping.set()
-        self.wake()
+        for desk in self._desks:
+            desk.wake.set()
 
     async def run(self) -> None:
         """Report until `stop`."""
@@ -110,7 +108,7 @@ class Desk:
     """What is reported to one Treeherder: projects take turns, within the budget of its credential."""
 
     def __init__(self, parts: Parts, environment: str) -> None:
-        self.wake = asyncio.Event()
+        self.wake = parts.database.wakeups.subscribe(Topic.REPORTS)
         self._parts = parts
         self._settings = parts.settings.reports
         self._prefix = environment
@@ -136,16 +134,18 @@ class Desk:
                 return RETRY
             found = await settle.due(session, self._prefix, self._settings.batch)
         longest = self._parts.settings.work.longest_wait
-        hidden = [name for name, (_, last) in found.items() if last > now() + longest]
+        at = now()
+        hidden = [name for name, (_, _, last) in found.items() if last > at + longest]
         for name in hidden:
             async with self._parts.database.writing() as session:
                 await work.pull_back(session, JobReport, name, longest)
         if hidden:
             return 0
-        lanes = {name: count for name, (count, _) in found.items() if count}
+        lanes = {name: count for name, (count, _, _) in found.items() if count}
         lane, pause = self._next(lanes)
         if lane is None:
-            return pause
+            later = [(first - at).total_seconds() for count, first, _ in found.values() if not count]
+            return max(min([pause, *later]), 0.001)
         async with self._parts.database.writing() as session:
             bucket = await refilled(session, self._budget, now(), self._rate)
             pause = self._wait(bucket)
@@ -184,7 +184,7 @@ class Desk:
             return max(ready, key=lambda lane: lanes[lane]), 0
         if lanes:
             return None, gather - max(waited[lane] for lane in lanes)
-        return None, self._settings.idle.total_seconds()
+        return None, self._parts.settings.work.idle.total_seconds()
 
     def _wait(self, bucket: Budget) -> float:
         """Seconds until a request may be made."""

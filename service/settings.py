@@ -164,7 +164,9 @@ class WorkSettings(Strict):
         description="a worker that says nothing for so long has died; it renews its leases, however long a call takes",
     )
     per_lane: int = Field(10, ge=1, description="pieces of work at a time for one upstream, in one process")
-    idle: Duration = Field(timedelta(seconds=0.5), description="between two looks for work that others stored")
+    idle: Duration = Field(
+        timedelta(seconds=5), description="between two looks for due work and reports that no wake-up told of"
+    )
     first_retry: Duration = Field(timedelta(seconds=1), description="doubles with each failure, with jitter")
     max_retry: Duration = Field(timedelta(minutes=10), description="between two attempts at most")
     give_up: Duration = Field(timedelta(days=1), description="then it is buried as a dead letter, after")
@@ -191,7 +193,6 @@ class ReportSettings(Strict):
         timedelta(seconds=2),
         description="how long Taskcluster may take to list what ended runs have uploaded; then jobs go without links",
     )
-    idle: Duration = Field(timedelta(seconds=0.25), description="between two looks for what others stored")
     max_pause: Duration = Field(timedelta(minutes=1), description="between two attempts at a Treeherder that is away")
     push_wait: Duration = Field(timedelta(hours=1), description="how long a job waits for its push, then it is buried")
     quiet: Duration = Field(

@@ -8,7 +8,7 @@ after it: a renewal on its way would make finished work due again.
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,8 +26,9 @@ from service.database import Database, Session, Utc, insert_rows, now
 from service.distinct import distinct_of
 from service.door import visible
 from service.fair import deal
-from service.models import WORK_TABLES, State, Work
+from service.models import WORK_TABLES, Notice, State, Work
 from service.settings import WorkSettings
+from service.wakeups import Topic
 
 log = structlog.get_logger()
 
@@ -52,6 +53,7 @@ class Hold(Generic[W]):
         self.item = item
         self.loaded = loaded
         self.ended = False
+        self.again = False  # it was given back, and is soon due again
         self.wanted = False  # others wait for its slot
         self.also_wanted: Callable[[], bool] = lambda: False  # others wait for something else that it holds
         self._database = database
@@ -81,13 +83,18 @@ class Hold(Generic[W]):
         self,
         state: State,
         reason: str | None = None,
-        also: Callable[[Connection], None] | None = None,
+        also: Callable[[Connection], object] | None = None,
+        notices: Sequence[Notice] = (),
         rows: int = 1,
         **values: Any,
     ) -> None:
-        """Be done with the work, in a transaction that it may share; `also` writes what else belongs to its end."""
+        """Be done with the work, in a transaction that it may share.
+
+        `also` writes what else belongs to its end, about `rows` rows; `notices` are stored, beside those of a failure.
+        """
         values.update(state=state, error=reason, due_at=None, done_at=now())
-        notices = self.item.failure_notices() if state in {State.FAILED, State.REJECTED} else []
+        if state in {State.FAILED, State.REJECTED}:
+            notices = [*notices, *self.item.failure_notices()]
 
         def write(connection: Connection) -> None:
             insert_rows(connection, notices)
@@ -97,8 +104,10 @@ class Hold(Generic[W]):
         self.ended = True
         await self.commit(write, rows, **values)
         metrics.work_ended(self.item, state.value)
+        if notices:  # which are work in turn
+            self._database.wakeups.wake(Topic.WORK)
 
-    async def commit(self, write: Callable[[Connection], None] | None = None, rows: int = 1, **values: Any) -> None:
+    async def commit(self, write: Callable[[Connection], object] | None = None, rows: int = 1, **values: Any) -> None:
         """Prove and renew the lease, set `values` on the work and `write`, in a transaction that it may share.
 
         `rows` is about how many are written. Raises LeaseLostError.
@@ -139,9 +148,10 @@ class Hold(Generic[W]):
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
     async def _end(self, **values: Any) -> None:
-        """Write for the last time."""
+        """Write for the last time, for another attempt."""
         self.ended = True
         await self.commit(**values)
+        self.again = True
 
     async def _set(self, session: Session, **values: Any) -> None:
         values = self._values(values)

@@ -16,6 +16,7 @@ from service.fair import most_of
 from service.flow import cancel, graph, heal, notice, resultset, retrigger
 from service.models import Action, GroupCheck, Notice, PushStep, StepKind, Work
 from service.parts import Parts
+from service.wakeups import Topic
 from service.work import GivenWayError, Hold, LeaseLostError
 
 log = structlog.get_logger()
@@ -50,25 +51,22 @@ LOAD: Mapping[type[Work], Callable[[Session, Sequence[Any]], Awaitable[dict[int,
 """What pieces of work belong to, by their ids: read for all that are claimed together."""
 
 
-AWAY = 10.0
-"""Seconds between two looks, at most, while the database is away."""
+FIRST_RETRY, AWAY = 0.1, 10.0
+"""Seconds between two looks, at least and at most, while the database is away."""
 
 
 class Worker:
-    """Runs steps until it is stopped. `wake` makes it look at once."""
+    """Runs steps until it is stopped. It looks when it is woken, and when something is due."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._settings = parts.settings.work
-        self._wake = asyncio.Event()
+        self._wake = parts.database.wakeups.subscribe(Topic.WORK)
         self._stopping = False
         self._active = False  # whether `run` is at work and not stopping
         self._running: dict[asyncio.Task[None], Hold[Any]] = {}
         self._last: dict[tuple[type[Work], str], str] = {}  # the share of each lane that was served last
         self._waiting: dict[tuple[type[Work], str], list[str]] = {}  # shares of each lane that were left waiting
-
-    def wake(self) -> None:
-        self._wake.set()
 
     def stop(self) -> None:
         """Claim nothing more; `run` returns once what is under way has ended, or `drain` is over."""
@@ -87,7 +85,7 @@ class Worker:
                     pause = await self._claim()
                 except Exception as error:  # the database is away: say so, and go on when it is back
                     failures += 1
-                    pause = min(self._settings.idle.total_seconds() * 2 ** min(failures, 10), AWAY)
+                    pause = min(FIRST_RETRY * 2 ** min(failures, 10), AWAY)
                     log.exception("claim-failed", error=type(error).__name__, again_in=pause, exc_info=failures == 1)
                 else:
                     if failures:
@@ -198,11 +196,12 @@ class Worker:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        item = self._running.pop(task).item
+        hold = self._running.pop(task)
+        item = hold.item
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work-not-recorded", exc_info=error)  # its lease ends, then it is done again
         # not for each piece that ends: a look costs the same for one as for half of what a lane has room for
-        if 2 * len(self._holds(type(item), item.lane)) <= self._settings.per_lane:
+        if hold.again or 2 * len(self._holds(type(item), item.lane)) <= self._settings.per_lane:
             self._wake.set()
 
     async def _do(self, hold: Hold[Any]) -> None:

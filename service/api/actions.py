@@ -37,6 +37,7 @@ from service.schemas import (
     MadeTask,
     PlannedCopy,
 )
+from service.wakeups import Topic
 from service.worker import Worker
 
 log = structlog.get_logger()
@@ -92,6 +93,8 @@ async def create_action(
         await session.flush()
         read = await _read(session, action)
     worker.begin(taken)
+    if action is wanted and not taken:
+        parts.database.wakeups.wake(Topic.WORK)
     log.info(
         "action-asked", action=read.id, kind=read.action, task_id=read.task_id, project=read.project, by=caller.name
     )

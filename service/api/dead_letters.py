@@ -23,6 +23,7 @@ from service.flow.push import store
 from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, Push, PushStep, Work
 from service.parts import Parts
 from service.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummary
+from service.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/dead-letters", tags=["dead letters"], route_class=Route)
@@ -112,8 +113,8 @@ async def replay_dead_letter(
             await _take_in(session, parts, letter)
         await session.delete(letter)
     log.info("dead-letter-replayed", dead_letter=letter_id, by=caller.name)
-    request.app.state.worker.wake()
-    request.app.state.reporter.wake()
+    for topic in Topic:
+        parts.database.wakeups.wake(topic)
     return read
 
 

@@ -17,6 +17,7 @@ from service.door import reason_of, visible
 from service.errors import Problem
 from service.flow import action
 from service.flow.push import store
+from service.wakeups import Topic
 from service.worker import Worker
 
 log = structlog.get_logger()
@@ -41,6 +42,8 @@ async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
         stored, steps, pushes = await store(session, parts.settings, list(understood.values()))
         await keep(session, letters)
         taken = worker.take(steps)
+    if len(taken) < len(steps):
+        parts.database.wakeups.wake(Topic.WORK)
     worker.begin(taken, {step.id or 0: pushes[step.push_id] for step in steps})
     return _answer("push", len(events), dict(zip(understood, stored, strict=True)), refused)
 
@@ -70,6 +73,8 @@ async def take_job_actions(request: Request, parts: PartsDep) -> Verdicts:
         stored, actions = await action.store(session, list(arrivals.values()), acknowledged)
         await keep(session, letters)
         taken = worker.take(actions)
+    if len(taken) < len(actions):
+        parts.database.wakeups.wake(Topic.WORK)
     worker.begin(taken)
     for each in stored:
         if each.verdict == "rejected":

@@ -11,6 +11,7 @@ from service.api.route import SignedRoute
 from service.api.signed import signed_json
 from service.errors import Problem
 from service.flow import queues
+from service.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/listeners", tags=["internal"], route_class=SignedRoute)
@@ -27,5 +28,6 @@ async def report_queue(request: Request, parts: PartsDep) -> QueueState:
     async with parts.database.writing() as session:
         state = await queues.note(session, report)
     if state.deleted:
+        parts.database.wakeups.wake(Topic.WORK)
         log.error("queue-deleted", queue=report.queue, events=report.events, deaf_from=state.deaf_from)
     return state

@@ -31,6 +31,7 @@ from service.door import visible
 from service.errors import Problem
 from service.models import UNCREATED, DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
 from service.schemas import ChangesetRead, GraphRead, PushPage, PushRead, PushSummary, ResultsetRead, TaskRead
+from service.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/pushes", tags=["pushes"], route_class=Route)
@@ -150,7 +151,7 @@ async def retry_push(
         await session.flush()
         read = await _read(session, push, alias)
     log.info("push-retried", repository=alias, push=push_id, steps=len(failed), by=caller.name)
-    request.app.state.worker.wake()
+    parts.database.wakeups.wake(Topic.WORK)
     return read
 
 

@@ -12,6 +12,7 @@ from service.api.signed import events_of, signed_json
 from service.database import now
 from service.door import reason_of, visible
 from service.flow import report
+from service.wakeups import Topic
 
 router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
 
@@ -39,6 +40,6 @@ async def take_task_events(request: Request, parts: PartsDep) -> Verdicts:
             await report.upsert(session, rows)
             await keep(session, letters)
     if rows:
-        request.app.state.reporter.wake()
+        parts.database.wakeups.wake(Topic.REPORTS)
     metrics.event_in("task", verdicts)
     return Verdicts(verdicts=verdicts)

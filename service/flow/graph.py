@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Text, cast, func
+from sqlalchemy import Text, cast, func
 from sqlmodel import col, select
 
 from service import metrics
-from service.database import insert_rows, now
+from service.database import now
 from service.errors import Refusal
 from service.flow.create import MAX_REASON, RefusedError, cancel_created, create_tasks
 from service.flow.ids import DeriveId, graph_ids
@@ -173,13 +173,13 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
     reasons = [step.refused or "", *not_cancelled]
     if shown.task_id is None:
         reasons.append(f"no task could show this on the push: {shown.refused}")
-
-    def also(connection: Connection) -> None:
-        record(connection, [*unrecorded, *shown.created])
-        insert_rows(connection, shown.notices)
-
     await hold.finish(
-        State.FAILED, "; ".join(reasons)[:MAX_REASON], also, error_task=shown.task_id, error_task_refused=shown.refused
+        State.FAILED,
+        "; ".join(reasons)[:MAX_REASON],
+        also=partial(record, made=[*unrecorded, *shown.created]),
+        notices=shown.notices,
+        error_task=shown.task_id,
+        error_task_refused=shown.refused,
     )
 
 

@@ -19,6 +19,7 @@ from service.flow import report, settle
 from service.flow.report import Target, TaskStatus
 from service.models import OPEN, Action, GroupCheck, JobReport, PlannedTask, PushStep, State
 from service.parts import Parts
+from service.wakeups import Topic
 from service.work import Hold
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ async def check_quiet(parts: Parts) -> int:
     gone = targets.keys() - found.keys()
     async with parts.database.writing() as session:
         await report.note(session, _understood(found, targets))
+    parts.database.wakeups.wake(Topic.REPORTS)
     if gone:  # apart from those: each transaction locks its rows in one order
         async with parts.database.writing() as session:
             await settle.skip(session, gone, "Taskcluster has no such task any more")
@@ -120,6 +122,7 @@ async def _find_lost(parts: Parts, hold: Hold[GroupCheck]) -> None:
         async with hold.writing() as session:
             asked_after = await _ask_after(session, at)
     await hold.finish(State.DONE)
+    parts.database.wakeups.wake(Topic.WORK)
 
 
 EVERYTHING = "*"
@@ -185,4 +188,5 @@ async def list_group(parts: Parts, hold: Hold[GroupCheck]) -> None:
                 found[task_id], targets[task_id] = status, set(shown)
         async with hold.writing() as session:
             await report.note(session, _understood(found, targets))
+        parts.database.wakeups.wake(Topic.REPORTS)
     await hold.finish(State.DONE)

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
+from sqlalchemy import Connection
 from sqlmodel import col, select
 
 from events import MAX_CHANGESETS_IN_FULL
@@ -16,6 +17,7 @@ from service.errors import Refusal
 from service.flow.settle import push_arrived
 from service.models import Push, PushStep, Repository, State
 from service.parts import Parts
+from service.wakeups import Topic
 from service.work import Hold
 
 MAX_AUTHOR = 150
@@ -87,7 +89,15 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     except Refusal as refusal:
         await hold.finish(State.FAILED, str(refusal))
         return
-    await hold.finish(State.DONE, also=lambda connection: push_arrived(connection, prefix, repository.alias))
+    waited = False
+
+    def also(connection: Connection) -> None:
+        nonlocal waited
+        waited = push_arrived(connection, prefix, repository.alias)
+
+    await hold.finish(State.DONE, also=also)
+    if waited:
+        parts.database.wakeups.wake(Topic.REPORTS)
 
 
 _MAX_CHANGESETS = 1_000_000

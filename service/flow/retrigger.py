@@ -28,12 +28,11 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import Connection
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Page, Queue, Status, known_definition, known_status
-from service.database import Session, insert_rows, now
+from service.database import Session, now
 from service.door import problems_of, visible
 from service.errors import Refusal
 from service.flow import notice
@@ -146,12 +145,7 @@ async def _carry_out(parts: Parts, hold: Hold[Action], planning: "Planning") -> 
     if parts.publisher is not None:
         group = (first.definition or {})["taskGroupId"]
         notices.append(notice.retriggered(action, action.task_id, first.task_id, group))
-
-    def also(connection: Connection) -> None:
-        record(connection, made)
-        insert_rows(connection, notices)
-
-    await hold.finish(State.DONE, also=also, rows=len(made))
+    await hold.finish(State.DONE, also=partial(record, made=made), notices=notices, rows=len(made))
     log.info("retriggered", action=action.id, task_id=action.task_id, copies=copies, requester=action.requester)
 
 

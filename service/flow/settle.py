@@ -37,15 +37,16 @@ _DUE = select(
         select(literal(1)).where(_OF_LANE, _R.due_at <= _AT).limit(bindparam("most")).correlate(_LANES).subquery()
     )
     .scalar_subquery(),
+    select(func.min(_R.due_at)).where(_OF_LANE, _R.due_at.is_not(None)).scalar_subquery(),
     select(func.max(_R.due_at)).where(_OF_LANE, _R.due_at.is_not(None)).scalar_subquery(),
 ).where(_LANES.c.lane.is_not(None))
 
 
-async def due(session: Session, environment: str, most: int) -> dict[str, tuple[int, datetime]]:
-    """Return how many reports of each lane of this Treeherder are due, of more than `most` so many; and when its last
-    one is."""
+async def due(session: Session, environment: str, most: int) -> dict[str, tuple[int, datetime, datetime]]:
+    """Return how many reports of each lane of this Treeherder are due, of more than `most` so many; and when its first
+    and its last one is."""
     lanes = await (await session.connection()).execute(_DUE, {"at": now(), "most": most})
-    return {lane: (count, last) for lane, count, last in lanes if lane.startswith(f"job {environment} ")}
+    return {lane: tuple(rest) for lane, *rest in lanes if lane.startswith(f"job {environment} ")}
 
 
 def _held(**values: Any) -> Any:
@@ -205,9 +206,13 @@ _WAITING = (
     .with_for_update(skip_locked=True)  # what is locked is being claimed, or heard of
     .cte()
 )
-_ARRIVED = update(_REPORT).where(_R.id.in_(select(_WAITING.c.id))).values(due_at=_AT)
+_ARRIVED = update(_REPORT).where(_R.id.in_(select(_WAITING.c.id))).values(due_at=_AT).returning(_R.id)
 
 
-def push_arrived(connection: Connection, environment: str, project: str) -> None:
-    """Let what waited for a resultset of ours, which is there now, be due; but for what is just being tried."""
-    connection.execute(_ARRIVED, {"at": now(), "of_lane": f"job {environment} {project}"})
+def push_arrived(connection: Connection, environment: str, project: str) -> bool:
+    """Let what waited for a resultset of ours, which is there now, be due; but for what is just being tried.
+
+    Returns True if something waited.
+    """
+    waited = connection.execute(_ARRIVED, {"at": now(), "of_lane": f"job {environment} {project}"})
+    return bool(waited.all())

@@ -117,7 +117,7 @@ async def test_a_write_whose_caller_has_gone_before_its_turn_does_not_happen(dat
     gone.cancel()
     await asyncio.sleep(0)
     transactions.go.set()
-    assert await asyncio.gather(first, stays) == ["first", "stays"]
+    assert [await first, await stays] == ["first", "stays"]
     assert await names(database) == {"first", "stays"}
 
 

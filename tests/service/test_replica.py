@@ -206,20 +206,18 @@ async def test_a_database_that_is_away_at_the_start_is_waited_for(
 # SQLite's lock file
 
 
-def test_one_process_a_role(tmp_path: Path) -> None:
+def test_one_service(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'x.sqlite'}"
-    with only("serve", url):
+    with only(url):
         with pytest.raises(LockedError, match=rf"process {os.getpid()} on .* runs `tc-treeherder serve` on .*x.sq"):
-            only("serve", url).__enter__()
-        with only("work", url):
-            pass
-        assert oct((tmp_path / "x.sqlite.serve.lock").stat().st_mode)[-3:] == "600"
-    with only("serve", url):
+            only(url).__enter__()
+        assert oct((tmp_path / "x.sqlite.lock").stat().st_mode)[-3:] == "600"
+    with only(url):
         pass
 
 
 def test_a_database_in_memory_is_nobody_elses() -> None:
-    with only("serve", "sqlite+aiosqlite:///:memory:"), only("serve", "sqlite+aiosqlite:///:memory:"):
+    with only("sqlite+aiosqlite:///:memory:"), only("sqlite+aiosqlite:///:memory:"):
         pass
 
 
@@ -228,8 +226,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "touch", read_only)
-    with pytest.raises(LockedError, match=r"x\.sqlite\.serve\.lock cannot be written \(Read-only file system\)"):
-        only("serve", f"sqlite+aiosqlite:///{tmp_path / 'x.sqlite'}").__enter__()
+    with pytest.raises(LockedError, match=r"x\.sqlite\.lock cannot be written \(Read-only file system\)"):
+        only(f"sqlite+aiosqlite:///{tmp_path / 'x.sqlite'}").__enter__()
 
 
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +236,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(LockedError, match=r"cannot be locked \(No locks available\): a network file system"):
-        only("serve", f"sqlite+aiosqlite:///{tmp_path / 'x.sqlite'}").__enter__()
+        only(f"sqlite+aiosqlite:///{tmp_path / 'x.sqlite'}").__enter__()
 
 
 async def test_a_process_that_is_not_alone_takes_nothing_over(sqlite: Database, replicas: AsyncExitStack) -> None:

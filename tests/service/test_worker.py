@@ -18,6 +18,7 @@ from service.errors import Refusal, Unavailable
 from service.models import DeadLetter, Notice, NoticeKind, PushStep, State, StepKind
 from service.parts import Parts
 from service.settings import Settings
+from service.wakeups import Topic
 from service.work import Hold
 from service.worker import Worker
 from tests.service.test_work import add_steps
@@ -250,17 +251,36 @@ async def test_stop_gives_back_what_takes_too_long(sqlite: Database, steps: Step
 
 
 async def test_an_idle_worker_stops_at_once(sqlite: Database, steps: Steps) -> None:
-    async with asyncio.timeout(0.5), working(sqlite, idle=60, drain=60) as worker:
+    async with asyncio.timeout(0.5), working(sqlite, idle=60, drain=60):
         await asyncio.sleep(0.02)
-        worker.wake()
+        sqlite.wakeups.wake(Topic.WORK)
 
 
 async def test_wake_makes_it_look_at_once(sqlite: Database, steps: Steps) -> None:
-    async with working(sqlite, idle=60) as worker:
+    async with working(sqlite, idle=60):
         await asyncio.sleep(0.05)
         await add_steps(sqlite)
-        worker.wake()
+        sqlite.wakeups.wake(Topic.WORK)
         await until(lambda: _is(done(sqlite), 1), 10)
+
+
+async def test_what_is_tried_again_soon_is_looked_for_then_although_its_lane_is_busy(
+    sqlite: Database, steps: Steps
+) -> None:
+    slow = asyncio.Event()
+    (fails, *_) = await add_steps(sqlite, 4)
+
+    async def step(parts: Parts, hold: Hold[Any]) -> None:
+        if hold.item.id != fails:
+            await slow.wait()
+        elif steps.began.count(fails) < 3:
+            raise Unavailable("x", "not yet")
+
+    steps.does["graph x"] = step
+    async with working(sqlite, idle=60, per_lane=5):
+        await until(lambda: _is(done(sqlite), 1), 10)
+        slow.set()
+    assert steps.began.count(fails) == 3
 
 
 async def test_a_lease_is_renewed_while_its_step_runs(sqlite: Database, steps: Steps) -> None:

@@ -259,7 +259,7 @@ def shuffled(messages: Iterable[Message], seed: int) -> list[Message]:
     return mixed
 
 
-FAST = {"gather": 0, "idle": 0.01, "turn": 0.2, "max_pause": 0.2}
+FAST = {"gather": 0, "turn": 0.2, "max_pause": 0.2}
 """Durations of `reports` that tests shorten."""
 
 
@@ -289,7 +289,7 @@ async def newsroom(
                 "timeout": 5,
             },
             "environments": environments,
-            "work": {"first_retry": 0.02, "max_retry": 0.2, "idle": 0.02},
+            "work": {"first_retry": 0.02, "max_retry": 0.2, "idle": 0.01},
             "reports": {**FAST, **(reports or {})},
             **settings,
         }

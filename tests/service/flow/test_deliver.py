@@ -24,6 +24,7 @@ from service.flow.resultset import run as post_resultset
 from service.models import Budget, JobReport, Push, PushStep, State, StepKind
 from service.reporter import Desk, Reporter
 from service.settings import Environment
+from service.wakeups import Topic
 from service.work import Hold, claim
 from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, newsroom, resultset, revision, route
 from tests.service.flow.test_jobs import check_pulse
@@ -68,7 +69,7 @@ async def go_on_until(room: Newsroom, what: Callable[[], Awaitable[bool]]) -> No
         while not await what():
             room.create()
             await room.take_all()
-            reporter.wake()
+            room.database.wakeups.wake(Topic.REPORTS)
             await asyncio.sleep(0)
     reporter.stop()
     await running
@@ -305,10 +306,10 @@ async def test_a_job_of_a_push_that_treeherder_does_not_know_waits_for_it(room: 
     await room.take_all()
     reporter = Reporter(room.parts)
     running = asyncio.create_task(reporter.run())
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(10):
+        while f"no push {OTHER} of mc" not in ((await room.reports())[0].error or ""):
+            await asyncio.sleep(0.01)
     assert room.posts() == 0
-    (report,) = await room.reports()
-    assert f"no push {OTHER} of mc" in (report.error or "")
     room.th[PREFIX].store.store_resultsets("mc", [resultset("mc", OTHER)])
     await until(lambda: room.jobs() == {f"{task_id}/0": ("pending", "unknown")})
     asked = room.th[PREFIX].counters["GET resultset 200"]
@@ -563,7 +564,7 @@ async def test_while_taskcluster_is_slow_others_are_told(sqlite_url: str) -> Non
         began = time.monotonic()
         other = room.create()
         await room.take_all()
-        reporter.wake()
+        room.database.wakeups.wake(Topic.REPORTS)
         await until(lambda: f"{other}/0" in room.jobs())
         assert time.monotonic() - began < 2
         assert set(room.jobs()) == {f"{other}/0"}

@@ -1,0 +1,84 @@
+"""Who is woken when work is stored: the loops of this process at once, and on PostgreSQL those of every other one.
+
+A wake-up that is lost costs time and nothing else: each loop looks now and then by itself (`idle`).
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+
+import psycopg
+import structlog
+from sqlalchemy.engine import make_url
+
+log = structlog.get_logger()
+
+CHANNEL = "tc_treeherder_work"
+
+FIRST_RETRY, MAX_RETRY = 0.5, 10.0
+"""Seconds between two attempts to listen, while the database is away."""
+
+
+class Topic(StrEnum):
+    """What became due."""
+
+    WORK = "work"  # what the worker does
+    REPORTS = "reports"  # what the reporter does
+
+
+class Wakeups:
+    """The events that wake this process's loops; `notify` tells other processes."""
+
+    def __init__(self, notify: Callable[[Topic], Awaitable[None]] | None) -> None:
+        self._events: defaultdict[Topic, list[asyncio.Event]] = defaultdict(list)
+        self._notify = notify
+        self._sending: dict[Topic, asyncio.Task[None]] = {}
+
+    def subscribe(self, topic: Topic) -> asyncio.Event:
+        """Return an event that is set when something of the topic becomes due; whoever waits for it clears it."""
+        event = asyncio.Event()
+        self._events[topic].append(event)
+        return event
+
+    def wake(self, topic: Topic) -> None:
+        """Say that something is due: call it after the commit."""
+        self._wake_here(topic)
+        if self._notify is not None and topic not in self._sending:  # one that is on its way says the same
+            self._sending[topic] = task = asyncio.create_task(self._send(topic, self._notify))
+            task.add_done_callback(lambda _: self._sending.pop(topic, None))
+
+    async def listen(self, url: str) -> None:
+        """Be woken by other processes, until cancelled; on SQLite there are none."""
+        if url.startswith("sqlite"):
+            return
+        conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        pause = FIRST_RETRY
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+                    await connection.execute(f"LISTEN {CHANNEL}")
+                    pause = FIRST_RETRY
+                    for topic in Topic:  # what came while nobody listened
+                        self._wake_here(topic)
+                    async for notification in connection.notifies():
+                        if notification.payload in {topic.value for topic in Topic}:
+                            self._wake_here(Topic(notification.payload))
+            except (psycopg.Error, OSError) as error:  # its text can hold the connection's parameters
+                log.warning("wakeups-not-heard", error=type(error).__name__, again_in=pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_RETRY)
+
+    async def close(self) -> None:
+        """Wait for what is being told."""
+        await asyncio.gather(*self._sending.values())
+
+    def _wake_here(self, topic: Topic) -> None:
+        for event in self._events[topic]:
+            event.set()
+
+    async def _send(self, topic: Topic, notify: Callable[[Topic], Awaitable[None]]) -> None:
+        try:
+            await notify(topic)
+        except Exception as error:  # noqa: BLE001 - the database is away: the others look by themselves
+            log.warning("wakeup-not-sent", topic=topic, error=type(error).__name__)
