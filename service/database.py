@@ -62,13 +62,18 @@ async def check_clock(session: AsyncSession) -> None:
     SQLite's clock is the wall clock of this machine.
     """
     if session.get_bind().dialect.name != "postgresql":
-        at = clock.steady()
-        clock.compare(clock.wall(), at, at)
+        check_wall_clock()
         return
     connection = await session.connection()
     sent = clock.steady()
     database_time = (await connection.execute(_DATABASE_TIME)).scalar_one()
     clock.compare(database_time, sent, clock.steady())
+
+
+def check_wall_clock() -> None:
+    """Compare with SQLite's clock."""
+    at = clock.steady()
+    clock.compare(clock.wall(), at, at)
 
 
 CLOCK_EVERY = 5.0

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from service import work
-from service.database import Session, check_clock, clock_usable, now
+from service.database import Session, check_clock, check_wall_clock, clock_usable, now
 from service.errors import Unavailable, UpstreamError
 from service.fair import most_of
 from service.flow import cancel, graph, heal, notice, resultset, retrigger
@@ -171,6 +171,8 @@ class Worker:
 
         The caller gives it to `begin` after the commit. The others are claimed as usual.
         """
+        if self._parts.database.sqlite:  # it costs nothing, and may have been set since the last look
+            check_wall_clock()
         if not self._active or not clock_usable():
             return []
         taken: list[Work] = []

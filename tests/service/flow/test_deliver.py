@@ -307,7 +307,7 @@ async def test_a_job_of_a_push_that_treeherder_does_not_know_waits_for_it(room: 
     reporter = Reporter(room.parts)
     running = asyncio.create_task(reporter.run())
     async with asyncio.timeout(10):
-        while f"no push {OTHER} of mc" not in ((await room.reports())[0].error or ""):
+        while f"no push {OTHER} of mc" not in ((await room.reports())[0].error or ""):  # noqa: ASYNC110 - a row in a table
             await asyncio.sleep(0.01)
     assert room.posts() == 0
     room.th[PREFIX].store.store_resultsets("mc", [resultset("mc", OTHER)])
