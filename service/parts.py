@@ -1,8 +1,11 @@
 """What a step of the flow works with: one `Parts` a process, made in the app's lifespan."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from sqlmodel import select
 
@@ -21,6 +24,8 @@ from service.render import Renderer
 from service.replica import Replica
 from service.settings import Settings
 
+T = TypeVar("T")
+
 
 @dataclass
 class Parts:
@@ -36,13 +41,27 @@ class Parts:
     replica: Replica = field(default_factory=Replica)
     connections: AdaptiveSlots = field(default_factory=lambda: AdaptiveSlots(10))  # for createTask and the like
     large_plans: FairSlots = field(default_factory=lambda: FairSlots(1))  # one is in memory at a time
+    computing: FairSlots = field(default_factory=lambda: FairSlots(2))  # threads that take plans apart
     previews: FairSlots = field(default_factory=lambda: FairSlots(2))  # likewise: one of each caller
+
+    async def compute(self, share: str, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what takes long in a thread, when it is the share's turn.
+
+        The event loop waits for each thread that computes, `SWITCH` seconds at a time, whenever it wants to go on.
+        """
+        async with self.computing.use(share):
+            return await asyncio.to_thread(function, *arguments)
+
+
+SWITCH = 0.001
+"""Seconds after which a thread that computes makes room for others; Python's own 5 ms add up for an event loop."""
 
 
 @asynccontextmanager
 async def parts(settings: Settings, database: Database, *, alone: bool = False) -> AsyncIterator[Parts]:
     """The real parts, closed again in reverse order. `alone`: no other process works on this SQLite database."""
     async with AsyncExitStack() as stack:
+        sys.setswitchinterval(SWITCH)
         async with database.reading() as session:
             await check_clock(session)
         hg = HttpHg(settings)

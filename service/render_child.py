@@ -10,6 +10,7 @@ stands for.
 
 import json
 import math
+import os
 import re
 import resource
 import sys
@@ -33,6 +34,9 @@ _MAX_ERROR = 10_000
 class _UnusableError(Exception):
     """The template cannot be used; the message is for whoever wrote it."""
 
+
+NICE = 5
+"""A template that computes for as long as it may leaves the processor to whoever serves others."""
 
 OWN_LABEL = "decision"
 """The label that `ownTaskId` stands for."""
@@ -211,6 +215,7 @@ def _error(why: str, *, spent: bool = False) -> bytes:
 
 def main(memory_mib: int, seconds: float, limits: _Limits) -> NoReturn:
     memory = memory_mib * 1024 * 1024
+    os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, answers = sys.stdin.buffer, sys.stdout.buffer

@@ -3,7 +3,6 @@
 What keeps a push from a graph for good is shown where people look: a task on the push that carries the error.
 """
 
-import asyncio
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -151,7 +150,7 @@ async def _planned(
         return None, _checked(rendered, ids, step)
     if len(rendered.answer) > LARGE:
         await _alone(parts, hold, stack)
-    return None, await asyncio.to_thread(_checked, rendered, ids, step)
+    return None, await parts.compute(step.share, _checked, rendered, ids, step)
 
 
 def _checked(rendered: Rendered, ids: DeriveId, step: PushStep) -> list[PlannedTask]:

@@ -1,6 +1,5 @@
 """What a `.taskcluster.yml` would make of a push: rendered, completed and checked, and nothing created."""
 
-import asyncio
 import secrets
 from dataclasses import dataclass, field
 
@@ -49,7 +48,7 @@ async def preview(parts: Parts, repository: Repository, push: Push, text: str, s
     result = Preview(skipped=why_not(parts.settings, repository, push))
     try:
         rendered = await parts.renderer.taskcluster_yml(text, context_of(parts.settings, repository, push), share)
-        result.tasks = await asyncio.to_thread(_plan, rendered)
+        result.tasks = await parts.compute(share, _plan, rendered)
     except TemplateError as error:
         result.error = str(error) if str(error).startswith(FILE) else f"{FILE} {error}"
         return result
@@ -58,7 +57,7 @@ async def preview(parts: Parts, repository: Repository, push: Push, text: str, s
     except UpstreamError as error:
         result.unchecked = f"the scopes of the project could not be looked up: {error}"
         return result
-    result.lacking = await asyncio.to_thread(_lacking, result.tasks, held)
+    result.lacking = await parts.compute(share, _lacking, result.tasks, held)
     return result
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from service.flow.ids import slugid
 from service.render import Renderer, TemplateError
+from service.render_child import NICE
 from service.settings import RenderLimits
 from tests.service.test_door import check_storable
 
@@ -385,3 +386,9 @@ async def test_the_child_is_limited() -> None:
         assert child.rlimit(psutil.RLIMIT_CORE)[0] == 0
         # a child whose parent was killed in the middle of a render ends by itself
         assert 3 <= child.rlimit(psutil.RLIMIT_CPU)[0] <= 10
+
+
+async def test_the_child_leaves_the_processor_to_others(renderer: Renderer) -> None:
+    assert await tasks(renderer, "tasks: [1]") == [1]
+    (child,) = children()
+    assert child.nice() == os.nice(0) + NICE
