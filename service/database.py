@@ -115,6 +115,10 @@ Json = JSON(none_as_null=True)
 """A JSON column in which None is SQL's NULL."""
 
 
+SQLITE_POOL = 6
+"""Connections to SQLite: each has a thread, and 2 MB of pages in memory."""
+
+
 class Database:
     """One engine and its sessions. Its errors hold no parameters: secrets and whole pushes are among them."""
 
@@ -124,6 +128,8 @@ class Database:
             make_private(url)
             self.engine = create_async_engine(
                 url,
+                pool_size=SQLITE_POOL,
+                max_overflow=0,
                 connect_args={"timeout": 30, "async_creator_fn": sqlite.connect},
                 hide_parameters=True,
             )

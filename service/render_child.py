@@ -24,7 +24,7 @@ import jsone.interpreter
 import yaml
 
 from service.door import visible
-from service.slugids import slugid_of
+from service.slugids import OWN_LABEL, slugid_of
 from service.yaml12 import EqualKeysError, as_number, join_pairs, key_text, load
 
 _MAX_ERROR = 10_000
@@ -37,9 +37,6 @@ class _UnusableError(Exception):
 
 NICE = 5
 """A template that computes for as long as it may leaves the processor to whoever serves others."""
-
-OWN_LABEL = "decision"
-"""The label that `ownTaskId` stands for."""
 
 
 class _Placeholders:

@@ -20,6 +20,9 @@ def slugid_of(digest: bytes) -> str:
 
 ID_LENGTH = 22
 
+OWN_LABEL = "decision"
+"""The label that a template's `ownTaskId` stands for."""
+
 _RUN = re.compile(rf"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{{{ID_LENGTH},}}")
 """Whole runs of the characters of task ids, as long as an id or longer."""
 

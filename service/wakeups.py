@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
-import psycopg
 import structlog
 from sqlalchemy.engine import make_url
 
@@ -52,6 +51,8 @@ class Wakeups:
         """Be woken by other processes, until cancelled; on SQLite there are none."""
         if url.startswith("sqlite"):
             return
+        import psycopg  # noqa: PLC0415 - 9 MB, which SQLite does without
+
         conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
         pause = FIRST_RETRY
         while True:

@@ -312,9 +312,8 @@ def cpu(process: Process) -> float:
 
 
 def prepare(stack: Stack, database_url: str | None) -> None:
-    """Bring the schema of a PostgreSQL database up; a stack does that for its own SQLite."""
-    if database_url is not None:
-        stack.upgrade()
+    """Make the schema in a process of its own, which has alembic in memory, as on PostgreSQL always."""
+    stack.upgrade()
 
 
 def database_name(database_url: str | None) -> str:

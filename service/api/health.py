@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import psycopg
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from sqlalchemy import func
@@ -145,9 +144,14 @@ def _why(failure: Exception) -> str:
     """Return what the database says of a write that it refused. What a driver says of a connection names its address
     and user, and this page is open: of that only the kind is told."""
     cause = failure.orig if isinstance(failure, DBAPIError) else None
-    if isinstance(cause, psycopg.Error):
-        return (cause.diag.message_primary if cause.sqlstate else None) or type(cause).__name__
-    return str(cause) if isinstance(cause, sqlite3.Error) else type(failure).__name__
+    if cause is None:
+        return type(failure).__name__
+    if isinstance(cause, sqlite3.Error):
+        return str(cause)
+    import psycopg  # noqa: PLC0415 - 9 MB, which SQLite does without
+
+    told = cause.diag.message_primary if isinstance(cause, psycopg.Error) and cause.sqlstate else None
+    return told or type(cause).__name__
 
 
 async def _checked(name: str, check: Callable[[Parts], Awaitable[Check]], parts: Parts) -> Check:

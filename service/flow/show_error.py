@@ -15,8 +15,8 @@ from service.flow.template import MAX_OWNER, address_of, context_of, owner_of, p
 from service.models import Notice, NoticeKind, PlannedTask, Push, PushStep, Repository
 from service.parts import Parts
 from service.render import Renderer, TemplateError
-from service.render_child import OWN_LABEL
 from service.settings import Settings
+from service.slugids import OWN_LABEL
 from service.work import Hold
 
 log = structlog.get_logger()
