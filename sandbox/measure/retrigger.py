@@ -25,7 +25,7 @@ import typer
 from sqlalchemy import create_engine, text
 
 from sandbox import broker
-from sandbox.measure.pushes import DatabaseUrl, database_name, prepare
+from sandbox.measure.pushes import DatabaseUrl, prepare
 from sandbox.stack import Process, Stack, wait_for
 from sandbox.treeherder import JOB_ACTIONS_EXCHANGE
 from service.database import sync_url
@@ -112,6 +112,7 @@ class Measured:
     def __init__(self, stack: Stack, service: Process, database: str) -> None:
         self.api, self.taskcluster = stack.api(), stack.control("taskcluster")
         self._process = psutil.Process(service.pid)
+        self.database = "SQLite" if database.startswith("sqlite") else "PostgreSQL"
         self._engine = create_engine(sync_url(database), isolation_level="AUTOCOMMIT")
         url = stack.sandbox["repositories"][PROJECT]
         self.api.post(
@@ -293,49 +294,54 @@ async def bare(stack: Stack, tasks: list[tuple[str, Json]], connections: int = C
         return seconds
 
 
-def against(folder: Path, kind: str, size: int, database_url: str | None, rounds: int, connections: int) -> None:
-    """Copies of a graph by turns with a bare loop: from a stored plan, and from the press on.
+def against(folder: Path, kinds: list[str], size: int, database_url: str | None, rounds: int, connections: int) -> None:
+    """Copies of graphs by turns with a bare loop: from a stored plan, and from the press on.
 
     The service has one connection more than the loop, for no requester may hold the last one.
     """
-    typer.echo(f"against: {kind} of {size}, 20 ms a call, {connections} connections, {database_name(database_url)}")
-    tasks = graph(kind, size)
     settings = {**SETTINGS, "TC_TREEHERDER_TASKCLUSTER__CONNECTIONS": str(connections + 1)}
-    ratios: list[tuple[float, float]] = []
-    firsts: list[float] = []
     with Stack(folder, settings=settings, database_url=database_url) as stack:
         prepare(stack, database_url)
         one = Measured(stack, stack.service(), database_url or sqlite_in(folder))
-        for _ in range(rounds):
-            one.load(tasks)
-            one.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
-            one.hold_up(task_id("failed"), size)
-            cpu = one.cpu()
-            first, last = one.created(size)
-            ours, our_cpu = last - first, one.cpu() - cpu
-
-            one.load(tasks)
-            one.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
-            began = time.time()
-            body = {"action": "retrigger", "project": PROJECT, "task_id": task_id("failed")}
-            action_id = one.api.post("/actions", json=body).raise_for_status().json()["id"]
-            first, last = one.created(size)
-            one.wait_until_done(action_id)
-            whole = last - began
-            firsts.append(first - began)
-
-            one.taskcluster.post("/clear").raise_for_status()
-            cpu = time.process_time()
-            theirs = asyncio.run(bare(stack, tasks, connections))
-            their_cpu = time.process_time() - cpu
-            ratios.append((ours / theirs, whole / theirs))
+        for kind in kinds:
+            typer.echo(f"against: {kind} of {size}, 20 ms a call, {connections} connections, {one.database}")
+            turns = [_turn(one, stack, graph(kind, size), connections) for _ in range(rounds)]
+            stored, pressed, first, cpu = (statistics.median(which) for which in zip(*turns, strict=True))
             typer.echo(
-                f"  stored plan {ours:.2f} s, from the press on {whole:.2f} s (first createTask {firsts[-1]:.2f} s), "
-                f"bare loop {theirs:.2f} s: {ratios[-1][0]:.2f} and {ratios[-1][1]:.2f} times; CPU of a stored plan "
-                f"{our_cpu:.2f} s, of the loop {their_cpu:.2f} s"
+                f"  median: {stored:.2f} and {pressed:.2f} times, first createTask {first:.2f} s, CPU {cpu:.2f} times"
             )
-    stored, pressed = (statistics.median(which) for which in zip(*ratios, strict=True))
-    typer.echo(f"  median: {stored:.2f} and {pressed:.2f} times, first createTask {statistics.median(firsts):.2f} s")
+
+
+def _turn(
+    one: Measured, stack: Stack, tasks: list[tuple[str, Json]], connections: int
+) -> tuple[float, float, float, float]:
+    """How many times as long as the loop a stored plan takes, and a press; the first createTask; times the CPU."""
+    size = len(tasks) - 1
+    one.load(tasks)
+    one.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
+    one.hold_up(task_id("failed"), size)
+    cpu = one.cpu()
+    first, last = one.created(size)
+    stored, our_cpu = last - first, one.cpu() - cpu
+
+    one.load(tasks)
+    one.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
+    began = time.time()
+    body = {"action": "retrigger", "project": PROJECT, "task_id": task_id("failed")}
+    action_id = one.api.post("/actions", json=body).raise_for_status().json()["id"]
+    first, last = one.created(size)
+    one.wait_until_done(action_id)
+    pressed, first = last - began, first - began
+
+    one.taskcluster.post("/clear").raise_for_status()
+    cpu = time.process_time()
+    theirs = asyncio.run(bare(stack, tasks, connections))
+    their_cpu = time.process_time() - cpu
+    typer.echo(
+        f"  stored plan {stored:.2f} s, CPU {our_cpu:.2f} s; from the press on {pressed:.2f} s, first createTask "
+        f"{first:.2f} s; bare loop {theirs:.2f} s, CPU {their_cpu:.2f} s"
+    )
+    return stored / theirs, pressed / theirs, first, our_cpu / their_cpu
 
 
 def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) -> None:
@@ -446,8 +452,7 @@ def main(
             if each in {"fan", "chain"}:
                 growth(path, each, [n for n in numbers if each == "fan" or n <= 1_000], [0, 0.02])
             elif each == "against":
-                for kind in kinds.split(","):
-                    against(path / kind, kind, 1_000, database_url, rounds, connections)
+                against(path, kinds.split(","), 1_000, database_url, rounds, connections)
             elif each == "rate":
                 rate(path, max(numbers))
             elif each == "leaf":

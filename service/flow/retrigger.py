@@ -205,9 +205,13 @@ class Planning:
                 yield list(self.tasks)
             draft = await search.draft(self.tasks[0].definition if self.tasks else None)
             copies = draft.build()
-            yield await self._store_outline(draft, await _next(copies, FIRST_PART))
-        while part := await _next(copies, PART):
+            yield await self._store_outline(draft, await self._next(copies, FIRST_PART))
+        while part := await self._next(copies, PART):
             yield await self._store_definitions(part)
+
+    async def _next(self, copies: Iterator[Copy], count: int) -> list[Copy]:
+        """Return the next copies; they are made in a thread, for thousands take seconds."""
+        return await self._parts.compute(self._action.share, list, islice(copies, count))
 
     def _rows(self, copies: Iterable[tuple[str, str, str]], first: int = 0) -> list[PlannedTask]:
         """Return rows without definitions of these (old id, new id, name)."""
@@ -271,11 +275,6 @@ class Planning:
         draft = Draft(new_ids, definitions, set(statuses), expiries(statuses | stored), "", [], self._action.notes)
         draft.group = (self.tasks[0].definition or {})["taskGroupId"]
         return draft
-
-
-async def _next(copies: Iterator[Copy], count: int) -> list[Copy]:
-    """Return the next copies; they are made in a thread, for thousands take seconds."""
-    return await asyncio.to_thread(list, islice(copies, count))
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------
