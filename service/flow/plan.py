@@ -16,7 +16,8 @@ from service.slugids import find_ids, replace_ids
 from service.work import Hold
 
 CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
-"""What is stored of a plan before the event loop goes on with other work."""
+"""What is stored of a large plan before the event loop goes on with other work. A plan of so few tasks is stored in a
+transaction that it may share."""
 
 _PLANNED = SQLModel.metadata.tables["planned_task"]
 _OTHERS = [column for column in _PLANNED.c if column.key != "definition"]
@@ -43,16 +44,12 @@ async def _execute(hold: Hold[Any], statement: Any, rows: list[dict[str, Any]], 
     def write(connection: Connection, some: list[dict[str, Any]]) -> None:
         connection.execute(statement, some)
 
-    if len(rows) <= SMALL:
+    if len(rows) <= CHUNK_TASKS:
         await hold.commit(partial(write, some=rows), len(rows), **values)
         return
     async with hold.writing(**values) as session:
         for chunk in _chunks(rows):
             await (await session.connection()).run_sync(write, chunk)
-
-
-SMALL = 50
-"""Tasks that are stored in a transaction with others."""
 
 
 def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
