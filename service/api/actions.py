@@ -133,7 +133,7 @@ async def _plan(parts: Parts, asked: ActionCreate, plan: ActionPlan) -> None:
             plan.state = ActionState.NOTHING_TO_DO
         return
     unreal = new_action(asked.action, asked.project, asked.task_id, asked.run_id, "", Source.API)
-    made = await retrigger.plan(parts, subject, asked.run_id, copy_ids(parts.secret, unreal, 0))
+    made = await retrigger.plan(parts, subject, asked.run_id, copy_ids(parts.secret, unreal, 0), asked.project)
     plan.notes = made.notes
     plan.left_out = [LeftOut.model_validate(each) for each in made.left_out]
     plan.tasks = [

@@ -197,7 +197,7 @@ class Planning:
         else:
             subject = await subject_of(self._parts, self._action.project, self._action.task_id)
             self._action.failure_jobs = notice.failure_jobs(self._parts, self._action, subject)
-            search = Search(self._parts, subject, self._action.run_id, self._new_id)
+            search = Search(self._parts, subject, self._action.run_id, self._new_id, self._action.share)
             if not self.tasks and (first := await search.first_copy()) is not None:
                 self.tasks = self._rows([(first.old_id, first.new_id, first.name)])
                 self.tasks[0].definition = first.definition
@@ -280,10 +280,13 @@ class Planning:
 # --- the plan ----------------------------------------------------------------------------------------------------
 
 
-async def plan(parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId) -> Plan:
-    """What to make for a retrigger of this task's run. Raises RejectedError, FailedError and Unavailable."""
-    draft = await Search(parts, subject, run_id, new_id).draft()
-    return Plan(await asyncio.to_thread(list, draft.build()), draft.left_out, draft.notes)
+async def plan(parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId, share: str) -> Plan:
+    """Return what to make for a retrigger of this task's run, which is computed for `share`.
+
+    Raises RejectedError, FailedError and Unavailable.
+    """
+    draft = await Search(parts, subject, run_id, new_id, share).draft()
+    return Plan(await parts.compute(share, list, draft.build()), draft.left_out, draft.notes)
 
 
 @contextmanager
@@ -300,11 +303,11 @@ def _readable(task_id: str) -> Iterator[None]:
 class Search:
     """Looks for what a retrigger of a task's run copies."""
 
-    def __init__(self, parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId) -> None:
+    def __init__(self, parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId, share: str) -> None:
         self._parts, self._queue, self._status, self._run_id = parts, parts.queue, subject.status, run_id
         self._target, self._group = subject.status["taskId"], subject.status["taskGroupId"]
         self._found = Found(self._target, self._group, subject.definition)
-        self._new_id = new_id
+        self._new_id, self._share = new_id, share
         self._notes: list[str] = []
         self._page: Page | None = None  # the first of what depends on the target
         self._statuses: dict[str, Status] = {}
@@ -390,7 +393,7 @@ class Search:
             {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
         )
         # in a thread: for thousands of tasks it takes seconds, and other requests go on meanwhile
-        chosen = await asyncio.to_thread(_choose, found, order, ancestors, self._statuses, notes)
+        chosen = await parts.compute(self._share, _choose, found, order, ancestors, self._statuses, notes)
         new_ids = {task_id: self._new_id(task_id) for task_id in chosen}
         if first is not None:
             group = first["taskGroupId"]

@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from service.flow.action import RejectedError, Subject
 from service.flow.definition import stamp
 from service.flow.ids import copy_ids, slugid
 from service.models import Action, PlannedTask, Repository
+from service.parts import Parts
 from service.settings import Settings, TaskclusterSettings
 from service.work import Hold
 from service.worker import Worker
@@ -1080,7 +1080,7 @@ async def plan_for(parts: Any, queue: Queue, name: str) -> retrigger.Plan:
         queue.status(task_id)["status"],
         [],
     )
-    return await retrigger.plan(parts, subject, None, lambda old: slugid(b"key", old))
+    return await retrigger.plan(parts, subject, None, lambda old: slugid(b"key", old), "share")
 
 
 async def test_a_chain_of_a_thousand(monitored: World, direct: Direct) -> None:
@@ -1133,7 +1133,9 @@ def graphs(draw: st.DrawFn) -> dict[str, list[str]]:
 def parts_of(sqlite: Database) -> Any:
     def made(queue: Queue) -> Any:
         chosen = Settings(database_url="sqlite+aiosqlite:///unused")
-        return SimpleNamespace(settings=chosen, database=sqlite, queue=Direct(queue))
+        nothing: Any = None
+        direct: Any = Direct(queue)
+        return Parts(chosen, sqlite, nothing, direct, {}, None, nothing, b"")
 
     return made
 
