@@ -6,7 +6,7 @@ method and path (`webhook-route-signature`, over the same id and timestamp).
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 MAX_EVENTS = 1_000
 """Events in one request."""
@@ -25,6 +25,9 @@ PushId = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 DeliveryKey = Annotated[
     str, Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn at receipt, the same in every re-POST")
 ]
+RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+ShiftNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1 to 50 of A-Z a-z 0-9 _ -")]
 
 
@@ -54,23 +57,26 @@ class PushlogEntry(Event):
     changesets: list[Changeset]
 
 
-class PushEvent(Event):
-    """A push that the pushlog lists."""
+class ListedPush(Event):
+    """Where a push was listed: what an event says beside the push itself."""
 
     repository: Alias
+    repository_id: RowId
+    shift: ShiftNumber = Field(description="the repository's; what was listed in an older shift is not stored")
     generation: int = Field(ge=0, strict=True)
     since: PushId = Field(description="the cursor that the push was listed from")
     lastpushid: PushId
+
+
+class PushEvent(ListedPush):
+    """A push that the pushlog lists."""
+
     push: PushlogEntry
 
 
-class OversizedPush(Event):
+class OversizedPush(ListedPush):
     """A push too large to send: what is left of it, so that a person can look, and the cursor can go on."""
 
-    repository: Alias
-    generation: int = Field(ge=0, strict=True)
-    since: PushId
-    lastpushid: PushId
     oversized: Literal[True]
     push_id: PushId
     reason: str
@@ -83,7 +89,7 @@ class Verdict(BaseModel):
     reason: str | None = None
     repository: str | None = None
     cursor: int | None = Field(None, description="the repository's cursor after the commit")
-    generation: int | None = None
+    shift: int | None = Field(None, description="the repository's present one")
 
 
 class Verdicts(BaseModel):
@@ -92,51 +98,106 @@ class Verdicts(BaseModel):
     verdicts: list[Verdict]
 
 
-class PollResult(Event):
-    """How the poll of a leased repository went."""
+class PollNews(Event):
+    """What a poll of a leased repository found that the service does not know, beside pushes."""
 
-    repository: Alias
-    lease: int = Field(description="the number that came with the lease; a late result of an older one is ignored")
-    outcome: Literal["listed", "unchanged", "failed"]
-    error: str | None = Field(None, max_length=2_000, description="what was wrong, when it failed")
-    requests: int = Field(1, ge=0, le=10_000, description="requests made, for the host's budget")
-    seconds: float = Field(0, ge=0, le=86_400, description="how long the pushlog took")
-    lastpushid: PushId | None = Field(None, description="what the pushlog said; None when unchanged or failed")
-    at_cursor: Node | None = Field(None, description="the tip that is listed at the cursor now")
-    moved: bool = Field(False, description="last_changeset is not among the changesets at the cursor")
-    etag: str | None = Field(None, max_length=500)
-    date: AwareDatetime | None = Field(None, description="the answer's Date header")
-    more: bool = Field(False, description="the backlog was not finished within the lease")
-
-
-class LeaseRequest(Event):
-    results: list[Any] = Field([], max_length=MAX_EVENTS, description="PollResult each")
-    max: int = Field(1, ge=0, le=100, description="repositories wanted")
-    wait: float = Field(5, ge=0, le=5, description="seconds to wait when nothing is due")
-    urls: list[str] = Field(
-        [],
-        max_length=100,
-        description="repositories that a push was announced of: due at once, and only they are leased",
+    repository_id: RowId
+    shift: ShiftNumber
+    outcome: Literal["listed", "suspicious", "failed"] = Field(
+        description="suspicious: this may be another repository than the one that the cursor belongs to. A repository "
+        "that fails or is suspicious is given back with this"
     )
+    error: str | None = Field(None, max_length=2_000, description="what was wrong, when it failed")
+    since: PushId = Field(0, description="the cursor that it was listed from")
+    cursor: PushId = Field(0, description="the cursor when all that was listed had been taken in")
+    lastpushid: PushId | None = Field(None, description="what the pushlog said; None when it failed")
+    at_cursor: Node | None = Field(None, description="the tip that is listed at `since` now")
+    moved: bool = Field(False, description="last_changeset is not among the changesets at `since`")
+    etag: str | None = Field(None, max_length=500, description="one that stands for `cursor` and can be relied on")
+    good_ago: Seconds | None = Field(None, description="seconds since a good poll in this shift that came before")
 
 
-class LeasedRepository(BaseModel):
-    """A repository to ask now, and where its cursor stands."""
+PolledRepository = Annotated[
+    tuple[RowId, ShiftNumber, Seconds, Seconds],
+    Field(description="row id, shift, seconds since its last good poll began, seconds that its slowest answer took"),
+]
+HeldRepository = Annotated[tuple[RowId, ShiftNumber], Field(description="row id, shift")]
+
+MAX_HELD = 10_000
+"""Repositories that a listener has at a time."""
+
+
+class ShiftRequest(Event):
+    """A listener renews its shift: what it has polled since it did so last, and what it found."""
+
+    listener: Annotated[str, Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn when the listener started")]
+    answer: int = Field(0, ge=0, le=2**31 - 1, description="the number of the last answer that it has; 0: none")
+    polled: list[PolledRepository] = Field(
+        [],
+        max_length=MAX_HELD,
+        description="repositories that were polled well since the last renewal",
+    )
+    under_way: list[HeldRepository] = Field(
+        [], max_length=MAX_HELD, description="repositories that were asked since then, and have not answered yet"
+    )
+    news: list[Any] = Field([], max_length=MAX_EVENTS, description="PollNews each")
+    polls: int = Field(0, ge=0, le=1_000_000, description="polls that ended since the last renewal")
+    requests: int = Field(0, ge=0, le=1_000_000, description="requests that they took")
+    slowest: Seconds = Field(0, description="seconds of the slowest answer among them")
+    ends: bool = Field(False, description="the listener ends: all that it has is given back")
+
+
+class Lease(BaseModel):
+    """A repository to poll, and where its cursor stands."""
 
     repository: str
-    lease: int
+    id: int
+    shift: int
     url: str
     host: str
     generation: int
     cursor: int
     last_changeset: str | None
-    etag: str | None = Field(description="for If-None-Match; None: ask without")
-    seconds: float = Field(description="how long the lease lasts")
+    etag: str | None = Field(description="for If-None-Match, until `full_in` has passed")
+    full_in: float = Field(description="seconds until it is to be asked without an ETag")
+    first_in: float = Field(description="seconds until the first poll is due")
+    interval: float = Field(description="seconds between two polls")
+    suspected: bool = Field(description="it may have been reset: it is to be asked over a new connection")
 
 
-class Leases(BaseModel):
-    leases: list[LeasedRepository]
-    problems: list[str] = Field([], description="results that could not be understood")
+class HostRate(BaseModel):
+    """What a listener may ask of a host, of all its repositories together."""
+
+    rate: float = Field(description="requests a second")
+    at_a_time: int = Field(description="requests at a time")
+
+
+class Shift(BaseModel):
+    """The answer to a renewal. All of it holds until `seconds` after the renewal was sent."""
+
+    answer: int = Field(description="its number, which the next renewal names")
+    seconds: float
+    renew: float = Field(description="seconds until the next renewal")
+    full_every: float = Field(description="seconds after which a repository is to be asked without an ETag")
+    hosts: dict[str, HostRate]
+    renewed: list[int] = Field(description="row ids; others that were named in the renewal are the listener's no more")
+    leases: list[Lease]
+    problems: list[str] = Field([], description="news that could not be understood")
+
+
+class AnnouncedPushes(Event):
+    """Pushes were announced in these repositories: they are polled at once, beside their shifts."""
+
+    urls: list[str] = Field(max_length=100)
+
+
+class AnnouncedLeases(BaseModel):
+    """Repositories that may be asked once, now; the request is paid from the host's reserve."""
+
+    leases: list[Lease]
+    wait: float | None = Field(
+        None, description="seconds until the reserve allows to poll another one of them; None: nothing waits for it"
+    )
 
 
 class QueueReport(Event):

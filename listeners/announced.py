@@ -10,11 +10,13 @@ from typing import Any
 
 import structlog
 
-from events import LeaseRequest, Leases, PollResult
-from listeners.forward import Forwarder, Rejected, encode
+from events import AnnouncedLeases, Lease
+from listeners.clock import steady
+from listeners.forward import Forwarder, Rejected, Stopped, encode
 from listeners.listing import Pushlogs
 from listeners.pushlog import Poll
 from listeners.settings import ListenerSettings
+from listeners.shift import Held, ShiftEnded
 
 log = structlog.get_logger()
 
@@ -38,10 +40,10 @@ def announced_url(_: str, method: Any, properties: Any, body: bytes) -> str:
 
 
 class Announced:
-    """Leases the repositories of a batch of announcements, one after the other, and polls them.
+    """Polls the repositories of a batch of announcements, one after the other, beside the shifts of whoever has them.
 
-    Those that another listener holds, or whose host's budget is used up, are due at once all the same, and whoever
-    leases next gets them. Urls that the service does not know do nothing. Raises Stopped.
+    The requests come from a reserve of the host's budget. What that does not reach for in time, and whatever a poll
+    finds beside pushes, is left to the shifts. Urls that the service does not know do nothing. Raises Stopped.
     """
 
     def __init__(self, settings: ListenerSettings, forwarder: Forwarder, stop: threading.Event, tls: Any) -> None:
@@ -53,20 +55,34 @@ class Announced:
 
     def __call__(self, urls: list[str], _: Any = None) -> None:
         due = sorted({url for url in urls if url})[:MOST]
-        results: list[PollResult] = []
-        while due or results:
-            request = LeaseRequest(
-                results=[result.model_dump(mode="json") for result in results], max=min(len(due), 1), wait=0, urls=due
-            )
+        patience = steady() + self._settings.announced_wait.total_seconds()
+        while due:
             try:
-                leases = self._forwarder.post("/api/v1/polls/lease", encode(request.model_dump()), Leases).leases
+                answer = self._forwarder.post("/api/v1/polls/announced", encode({"urls": due}), AnnouncedLeases)
             except Rejected as error:
-                log.error("lease-rejected", error=str(error), remedy="the poll goes on without announcements")  # noqa: TRY400 - the message says it all
-                break
-            results = [result for lease in leases if (result := self._poll(lease)) is not None]
-            polled = {lease.url for lease in leases}
-            due = [url for url in due if url not in polled] if leases else []
+                log.error("announcement-rejected", error=str(error), remedy="the poll goes on without announcements")  # noqa: TRY400 - the message says it all
+                return
+            polled = {lease.url: self._poll(lease) for lease in answer.leases}
+            due = [url for url in due if not polled.get(url)]
+            if answer.wait is None and all(polled.values()):
+                return
+            wait = answer.wait or 0
+            if steady() + wait > patience:
+                return
+            if self._stop.wait(wait):
+                raise Stopped("the listener is to end")
 
-    def _poll(self, lease: Any) -> PollResult | None:
+    def _poll(self, lease: Lease) -> bool:
+        """Poll once; return False if the repository's shift ended meanwhile, or one request was not enough."""
         log.info("polling-announced", repository=lease.repository)
-        return Poll(lease, self._settings, self._pushlogs, self._forwarder, self._stop).run()
+        now, seconds = steady(), self._settings.announced_wait.total_seconds()
+        requests = iter([seconds])  # one is paid; where more are needed, the repository's shift goes on
+
+        def pace() -> float:
+            for left in requests:
+                return left
+            raise ShiftEnded
+
+        held = Held.of(lease, now, now + seconds)
+        result = Poll(held, self._settings, self._pushlogs, self._forwarder, self._stop, pace).run()
+        return result.good or result.news is not None

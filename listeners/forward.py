@@ -22,6 +22,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from standardwebhooks import Webhook
 
+from listeners.clock import steady
 from listeners.settings import ListenerSettings
 
 log = structlog.get_logger()
@@ -113,7 +114,7 @@ class Forwarder:
         """Post `body` (JSON, of `encode`; or what makes it, for each attempt) until the service takes it.
 
         Returns what it answered. Each attempt carries the same webhook-id and is signed anew, for a signature is good
-        for some minutes only. `until` is a time of `time.monotonic()`, after which no attempt begins. Raises Stopped,
+        for some minutes only. `until` is a time of `clock.steady`, after which no attempt begins. Raises Stopped,
         Unanswered, Rejected, TooLarge.
         """
         message = f"msg_{uuid.uuid4().hex}"
@@ -137,7 +138,7 @@ class Forwarder:
             self._troubled(kind, problem, began)
             if self._stop.is_set():
                 raise Stopped("the listener is to end")
-            if until is not None and time.monotonic() + pause > until:
+            if until is not None and steady() + pause > until:
                 raise Unanswered(f"the service at {self._service} did not take it in time: {problem}")
             if self._stop.wait(pause):
                 raise Stopped("the listener is to end")

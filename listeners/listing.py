@@ -1,18 +1,17 @@
 """What a pushlog says: `json-pushes` (version 2), read within limits, and made small enough to send."""
 
 import json
+import math
 import re
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
-from configuration import proxy_for
 from events import MAX_CHANGESETS_IN_FULL, MAX_FILES
 
 LAST_ID = 2**31 - 1
@@ -22,7 +21,17 @@ _HEADERS = {"User-Agent": "tc-treeherder", "Accept-Encoding": "gzip, deflate"}
 _ERROR_BYTES = 64 * 1024
 _NODE = re.compile(r"[0-9a-f]{40}")
 _SENT = ("node", "branch", "author", "desc", "parents")
-_REPEATED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+
+_KEEP_ALIVE = 4.0
+"""Seconds; servers close connections that were idle for 5, and a request sent just then would be lost."""
+
+TAG_AGE = timedelta(seconds=3)
+"""An ETag is the change time in whole seconds; a younger one can hide a second push in that same second for ever."""
+
+MAX_TAG = 15
+"""Digits of a time in seconds, and some to spare: a longer number is none, and may not even fit a float."""
+
+MAX_ETAG = 500
 
 
 class Unchanged(Exception):
@@ -51,76 +60,72 @@ class Listing:
         return [(push_id, entry) for push_id, entry in self.pushes.items() if start < push_id <= end]
 
 
+def reliable_etag(etag: str | None, date: datetime | None) -> str | None:
+    """Return the ETag if it can be relied on: hgweb's is `W/"<change time, epoch seconds>"`."""
+    digits = (etag or "").removeprefix("W/").strip('"')
+    if etag is None or len(etag) > MAX_ETAG or date is None:
+        return None
+    if not digits.isascii() or not digits.isdigit() or len(digits) > MAX_TAG:
+        return None
+    return etag if date.timestamp() - int(digits) >= TAG_AGE.total_seconds() else None
+
+
 class Pushlogs:
     """Asks the pushlogs of any repositories over keep-alive connections; any thread may use it."""
 
     def __init__(self, timeout: float, max_listing: int, connections: int, tls: Any = True) -> None:
-        """`timeout` in seconds, for one answer; `max_listing` in bytes; `connections` that are open at a time."""
+        """`timeout` in seconds, for one answer; `max_listing` in bytes; `connections` that are kept open."""
         self._timeout = timeout
         self._max_listing = max_listing
         self._tls = tls
-        self._limits = httpx.Limits(max_connections=connections, keepalive_expiry=60)
-        self._lock = threading.Lock()
-        # transports, not a client: cookies, authentication and redirects, of which a pushlog needs nothing, would take
-        # a quarter of the CPU of an idle poll; and so no request leaves the hosts that the service allows
-        self._transports: dict[str | None, httpx.HTTPTransport] = {}
-        self._proxies: dict[tuple[str, bytes], str | None] = {}
+        # no redirects are followed, so no request leaves the hosts that the service allows
+        self._client = httpx.Client(
+            verify=tls,
+            headers=_HEADERS,
+            limits=httpx.Limits(max_keepalive_connections=connections, keepalive_expiry=_KEEP_ALIVE),
+        )
 
     def close(self) -> None:
-        for transport in self._transports.values():
-            transport.close()
+        self._client.close()
 
     def list(
-        self, url: str, start: int, end: int, *, etag: str | None = None, full: bool = True, until: float
-    ) -> Listing:
-        """The pushes with start < id <= end of the repository at `url`.
+        self, url: str, start: int, end: int, *,
+        etag: str | None = None, full: bool = True, anew: bool = False, send_within: float = math.inf,
+    ) -> Listing:  # fmt: skip
+        """Return the pushes with start < id <= end of the repository at `url`.
 
-        Without `full` there is only each push's tip. The answer must be there at `until` (`time.monotonic()`).
-        Raises Unchanged when nothing changed since `etag`, ListingError, ListingTooLargeError.
+        Without `full` there is only each push's tip. `anew`: over a new connection. The request goes out within
+        `send_within` seconds, or not at all. Raises Unchanged when nothing changed since `etag`, ListingError,
+        ListingTooLargeError.
         """
         # json-pushes: startID is exclusive, endID inclusive
         kind = "full=1" if full else "tipsonly=1"
         asked = f"{url}/json-pushes?version=2&{kind}&startID={start}&endID={end}"
-        until = min(until, time.monotonic() + self._timeout)
+        headers = {"If-None-Match": etag} if etag else {}
+        connect = min(self._timeout, max(send_within, 0.001))
+        timeout = httpx.Timeout(self._timeout, connect=connect, pool=connect)
+        until = time.monotonic() + self._timeout
         try:
-            timeout = httpx.Timeout(max(until - time.monotonic(), 0.001)).as_dict()
-            headers = {**_HEADERS, "If-None-Match": etag} if etag else _HEADERS
-            response = self._send(httpx.Request("GET", asked, headers=headers, extensions={"timeout": timeout}))
-            try:
-                if response.status_code == httpx.codes.OK:
-                    body = self._read(response, self._max_listing, until)
-                    return parse(body, response.headers)
-                if response.status_code == httpx.codes.NOT_MODIFIED and etag:
-                    response.read()
-                    raise Unchanged
-                raise ListingError(self._refusal(url, asked, response, until))
-            finally:
-                response.close()
+            if anew:
+                with httpx.Client(verify=self._tls, headers=_HEADERS) as client:
+                    return self._ask(client, url, asked, headers, timeout, until, etag)
+            return self._ask(self._client, url, asked, headers, timeout, until, etag)
         except httpx.TimeoutException:
             raise ListingError(f"no answer within {self._timeout:g} s from {asked}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ListingError(f"no answer from {asked}: {type(error).__name__} {error}".rstrip()) from error
 
-    def _send(self, request: httpx.Request) -> httpx.Response:
-        transport = self._transport(request.url)
-        try:
-            response = transport.handle_request(request)
-        except _REPEATED:
-            # a kept connection that the server closed just now: it did not see the request
-            response = transport.handle_request(request)
-        response.request = request
-        return response
-
-    def _transport(self, url: httpx.URL) -> httpx.HTTPTransport:
-        """The way to a host: straight, or through the proxy that the usual variables name for it."""
-        with self._lock:
-            where = url.scheme, url.netloc
-            if where not in self._proxies:
-                self._proxies[where] = proxy_for(str(url))
-            proxy = self._proxies[where]
-            if proxy not in self._transports:
-                self._transports[proxy] = httpx.HTTPTransport(verify=self._tls, limits=self._limits, proxy=proxy)
-            return self._transports[proxy]
+    def _ask(
+        self, client: httpx.Client, url: str, asked: str, headers: dict[str, str], timeout: httpx.Timeout, until: float,
+        etag: str | None,
+    ) -> Listing:  # fmt: skip
+        with client.stream("GET", asked, headers=headers, timeout=timeout) as response:
+            if response.status_code == httpx.codes.OK:
+                return parse(self._read(response, self._max_listing, until), response.headers)
+            if response.status_code == httpx.codes.NOT_MODIFIED and etag:
+                response.read()
+                raise Unchanged
+            raise ListingError(self._refusal(url, asked, response, until))
 
     def _read(self, response: httpx.Response, limit: int, until: float) -> bytes:
         body = bytearray()
@@ -186,6 +191,12 @@ def nodes_of(changesets: Any) -> list[Any]:
     if not isinstance(changesets, list):
         return []
     return [changeset.get("node") if isinstance(changeset, dict) else changeset for changeset in changesets]
+
+
+def tip_of(entry: Any) -> str | None:
+    """Return the tip of a listed push; None when no changeset is left of it."""
+    nodes = nodes_of(entry.get("changesets")) if isinstance(entry, dict) else []
+    return nodes[-1] if nodes and isinstance(nodes[-1], str) else None
 
 
 def tip_and_nodes(push_id: int, entry: Any) -> tuple[str | None, set[str]]:

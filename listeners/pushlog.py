@@ -1,20 +1,23 @@
-"""The pushlog listener: asks the pushlogs of the repositories that the service leases it, and forwards what is new.
+"""The pushlog listener: polls the repositories that the service leased it for a shift, and forwards what is new.
 
-    lease ──▶ json-pushes, from the cursor ──▶ events/pushes ──▶ how it went, with the next request for leases
+    renewal ──▶ leases ──▶ json-pushes, from the cursor ──▶ events/pushes
+       ▲                        │
+       └── what was polled, and news ◀┘
 
-It keeps no state: cursors, ETags and suspicions are the service's, and what is cut off in the middle is leased again.
+It keeps no state that matters: cursors, ETags and suspicions are the service's, and whatever is cut off in the middle
+is leased anew when the shift has ended.
 """
 
-import queue
 import threading
-import time
-from datetime import datetime
-from typing import Any, Literal
+import uuid
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import structlog
 
-from events import MAX_BYTES, MAX_EVENTS, LeasedRepository, LeaseRequest, Leases, PollResult, Verdict, Verdicts
+from events import MAX_BYTES, MAX_EVENTS, PollNews, Shift, Verdict, Verdicts
+from listeners.clock import steady
 from listeners.forward import Forwarder, ForwardError, Rejected, Stopped, TooLarge, encode
 from listeners.listing import (
     LAST_ID,
@@ -23,18 +26,19 @@ from listeners.listing import (
     ListingTooLargeError,
     Pushlogs,
     Unchanged,
+    reliable_etag,
     tip_and_nodes,
+    tip_of,
     trim,
 )
 from listeners.process import Configure, run
 from listeners.settings import ListenerSettings
+from listeners.shift import Held, Result, ShiftEnded, Shifts
 
 log = structlog.get_logger()
 
 MAX_GAP = 100_000
 """Push ids that are looked through at a time for the end of a gap."""
-
-MAX_ETAG = 500
 
 _ENVELOPE = 1_024
 """Bytes that are more than enough for what stands around a push in a request."""
@@ -45,104 +49,113 @@ class PollError(Exception):
 
 
 class Poll:
-    """One poll of a leased repository: `run()` forwards what its pushlog has beyond the cursor.
+    """One poll of a repository: `run()` forwards what its pushlog has beyond the cursor.
 
     `cursor` is the service's as of the last verdicts, `position` how far the pushlog was listed. They differ where ids
     are missing, or where a push could not be understood: that one is sent as it is and becomes a dead letter, and the
     cursor passes it with the next good push.
+
+    `pace` waits before each request until it may be sent, and returns the seconds that are left for that.
     """
 
     def __init__(
-        self, lease: LeasedRepository, settings: ListenerSettings, pushlogs: Pushlogs, forwarder: Forwarder,
-        stop: threading.Event,
+        self, held: Held, settings: ListenerSettings, pushlogs: Pushlogs, forwarder: Forwarder, stop: threading.Event,
+        pace: Callable[[], float],
     ) -> None:  # fmt: skip
-        self._lease, self._pushlogs, self._forwarder, self._stop = lease, pushlogs, forwarder, stop
+        self._held, self._lease = held, held.lease
+        self._pushlogs, self._forwarder, self._stop, self._pace = pushlogs, forwarder, stop, pace
         self._chunk_bytes = settings.chunk_bytes
         self._window = settings.poll_window
-        began = time.monotonic()
-        self._until = began + lease.seconds
-        self._enough = began + lease.seconds * 2 / 3  # a window begun later might not be through within the lease
-        self._cursor = self._position = lease.cursor
+        self._since = self._cursor = self._position = held.cursor
+        self._tip = held.last_changeset  # of the push at the cursor
+        self._tips: dict[int, str | None] = {}
         self._oversized: dict[int, str] = {}
-        self._requests, self._longest = 0, 0.0
+        self._result = Result(began=steady())
         self._lastpushid: int | None = None
         self._at_cursor: str | None = None
-        self._moved = False
+        self._moved = self._suspicious = False
         self._etag: str | None = None
-        self._date: datetime | None = None
-        self._more = False
+        self._asked_with: str | None = None
 
-    def run(self) -> PollResult | None:
-        """How it went; None when the listener was told to end before that was clear."""
+    def run(self) -> Result:
+        """Poll, and keep in `held` where the poll stands. Nothing is told of a shift that has ended."""
         try:
             self._poll()
-        except Stopped:
-            return None
+        except (Stopped, ShiftEnded):
+            log.debug("poll-broken-off", repository=self._lease.repository)
         except Unchanged:
-            return self._result("unchanged")
+            self._result.good = True
         except (ListingError, ForwardError, PollError) as error:
             log.info("poll-failed", repository=self._lease.repository, error=str(error))
-            return self._result("failed", error=str(error))
-        return self._result("listed")
-
-    def _result(self, outcome: Literal["listed", "unchanged", "failed"], error: str | None = None) -> PollResult:
-        common: dict[str, Any] = {
-            "repository": self._lease.repository,
-            "lease": self._lease.lease,
-            "outcome": outcome,
-            "requests": self._requests,
-            "seconds": self._longest,  # of one answer: a backlog of many windows does not make the pushlog slow
-        }
-        if error is not None:
             # what a stranger's server said: visible in ASCII
-            common["error"] = error.encode("ascii", "backslashreplace").decode()[:2_000]
-        if outcome != "listed":
-            return PollResult(**common)
-        return PollResult(
-            **common,
-            lastpushid=self._lastpushid,
-            at_cursor=self._at_cursor,
-            moved=self._moved,
-            etag=self._etag if len(self._etag or "") <= MAX_ETAG else None,
-            date=self._date,
-            more=self._more,
-        )
+            text = str(error).encode("ascii", "backslashreplace").decode()[:2_000]
+            self._result.news = self._news("failed", error=text)
+        else:
+            self._listed()
+        return self._result
+
+    def _news(self, outcome: Any, **more: Any) -> PollNews:
+        return PollNews(repository_id=self._lease.id, shift=self._lease.shift, outcome=outcome, **more)
+
+    def _listed(self) -> None:
+        """Say what the service does not know: that this may be another repository, or an ETag that stands for all."""
+        found = {
+            "since": self._since,
+            "cursor": self._cursor,
+            "lastpushid": self._lastpushid,
+            "at_cursor": self._at_cursor,
+            "moved": self._moved,
+        }
+        if self._suspicious:
+            self._result.news = self._news("suspicious", **found)
+            return
+        held = self._held
+        new_tip = self._at_cursor is not None and held.last_changeset is None and self._cursor == self._since
+        new_etag = self._etag is not None and (self._etag != self._asked_with or self._cursor != self._since)
+        if new_etag or new_tip:
+            self._result.news = self._news("listed", etag=self._etag, **found)
+        held.cursor, held.etag, held.suspected = self._cursor, self._etag, False
+        held.full_at = self._result.began + held.full_every
+        held.last_changeset = self._at_cursor if new_tip else self._tip
+        self._result.good = True
 
     def _poll(self) -> None:
-        cursor = self._lease.cursor
+        held = self._held
+        etag = self._asked_with = held.etag if steady() < held.full_at else None
         # from the cursor minus one, to see whether the push at the cursor is still the one that is known
-        listing, end = self._ask(max(cursor - 1, 0), cursor + self._window, self._lease.etag)
-        etag, self._date = listing.etag, listing.date
+        listing, end = self._ask(max(self._cursor - 1, 0), self._cursor + self._window, etag)
+        first = listing
         self._compare(listing)
-        while not self._suspicious(listing):
+        while not self._looks_reset(listing):
             new = listing.between(self._position, end)
             self._forward(new, listing.lastpushid)
             self._position = max(end, self._cursor)
             if listing.lastpushid <= self._position:
-                self._etag = etag  # the first answer's: all that it stands for was forwarded
+                # the first answer's: all that it stands for was forwarded
+                self._etag = reliable_etag(first.etag, first.date)
                 return
             if not new:
                 self._skip_gap(listing.lastpushid)
-            if self._stop.is_set() or time.monotonic() > self._enough:
-                self._more = True
-                return
+            if self._stop.is_set():
+                raise Stopped("the listener is to end")
             listing, end = self._ask(self._position, self._position + self._window)
 
     def _compare(self, listing: Listing) -> None:
-        entry = listing.pushes.get(self._lease.cursor)
+        entry = listing.pushes.get(self._since)
         if entry is None:
             return
-        self._at_cursor, nodes = tip_and_nodes(self._lease.cursor, entry)
-        known = self._lease.last_changeset
+        self._at_cursor, nodes = tip_and_nodes(self._since, entry)
+        known = self._held.last_changeset
         self._moved = known is not None and self._at_cursor is not None and known not in nodes
 
-    def _suspicious(self, listing: Listing) -> bool:
-        """Whether this may be another repository than the one that the cursor belongs to.
+    def _looks_reset(self, listing: Listing) -> bool:
+        """Return True if this may be another repository than the one that the cursor belongs to.
 
         The service judges; until then nothing is forwarded, and no ETag is given, for the next poll must look again.
         """
         self._lastpushid = listing.lastpushid
-        return self._moved or listing.lastpushid < self._cursor
+        self._suspicious = self._moved or listing.lastpushid < self._cursor
+        return self._suspicious
 
     # Asking
 
@@ -161,14 +174,18 @@ class Poll:
                 return self._request(start, end, full=False), end
 
     def _request(self, start: int, end: int, etag: str | None = None, *, full: bool = True) -> Listing:
-        self._requests += 1
-        began = time.monotonic()
+        left = self._pace()
+        began = steady()
+        if not self._result.requests:
+            self._result.began = began
+        self._result.requests += 1
         try:
             return self._pushlogs.list(
-                self._lease.url, start, min(end, LAST_ID), etag=etag, full=full, until=self._until
-            )
+                self._lease.url, start, min(end, LAST_ID),
+                etag=etag, full=full, anew=self._held.suspected, send_within=left,
+            )  # fmt: skip
         finally:
-            self._longest = max(self._longest, time.monotonic() - began)
+            self._result.slowest = max(self._result.slowest, steady() - began)
 
     def _skip_gap(self, last: int) -> None:
         """Move the position to just before the next push, up to `last`, in a few small answers: tips only.
@@ -177,7 +194,7 @@ class Poll:
         lease, and the next one would begin at the same cursor.
         """
         span = self._window
-        while self._position < last and time.monotonic() <= self._enough:
+        while self._position < last:
             span = min(span * 2, MAX_GAP)
             end = min(self._position + span, last)
             found = self._request(self._position, end, full=False).between(self._position, end)
@@ -206,6 +223,7 @@ class Poll:
         """What an event says of its push: the members of a JSON object, without its braces."""
         if why := self._oversized.get(push_id):
             return self._too_large(push_id, why)
+        self._tips[push_id] = tip_of(entry)
         part = b'"push":' + encode(trim(push_id, entry))
         if len(part) > MAX_BYTES - _ENVELOPE:
             return self._too_large(push_id, f"it has {len(part):,} bytes, a request may have {MAX_BYTES:,}")
@@ -213,6 +231,7 @@ class Poll:
 
     def _too_large(self, push_id: int, why: str) -> bytes:
         log.warning("push-too-large", repository=self._lease.repository, push=push_id, why=why)
+        self._tips[push_id] = None
         reason = f"push {push_id} is too large to send: {why}. Look at {self._lease.url}/json-pushes"
         return encode({"oversized": True, "push_id": push_id, "reason": reason})[1:-1]
 
@@ -220,6 +239,8 @@ class Poll:
         """What every event says; `since` is the cursor, and from there on everything was listed."""
         head = {
             "repository": self._lease.repository,
+            "repository_id": self._lease.id,
+            "shift": self._lease.shift,
             "generation": self._lease.generation,
             "since": self._cursor,
             "lastpushid": lastpushid,
@@ -230,7 +251,7 @@ class Poll:
         head = self._head(lastpushid)
         body = b'{"events":[' + b",".join(b"{" + head + part + b"}" for _, part in chunk) + b"]}"
         try:
-            answer = self._forwarder.post("/api/v1/events/pushes", body, Verdicts, until=self._until)
+            answer = self._forwarder.post("/api/v1/events/pushes", body, Verdicts, until=self._held.until)
         except TooLarge as error:
             push_id, part = chunk[0]
             half = len(chunk) // 2
@@ -249,19 +270,20 @@ class Poll:
         if len(verdicts) != len(push_ids):
             raise PollError(f"the service gave {len(verdicts)} verdicts for {len(push_ids)} pushes: run equal versions")
         for push_id, verdict in zip(push_ids, verdicts, strict=True):
-            if verdict.generation not in {None, lease.generation}:
-                raise PollError(f"push {push_id} was listed from a generation that ended: {verdict.reason}")
+            if verdict.shift not in {None, lease.shift}:
+                log.info("shift-ended", repository=lease.repository, push=push_id, reason=verdict.reason)
+                raise ShiftEnded
             if verdict.verdict == "rejected" and verdict.repository is not None:
                 raise PollError(f"the service rejected push {push_id}: {verdict.reason}")
             if verdict.verdict == "rejected":
                 log.warning("push-not-understood", repository=lease.repository, push=push_id, reason=verdict.reason)
-            elif verdict.cursor is not None:
-                self._cursor = max(self._cursor, verdict.cursor)
+            elif verdict.cursor is not None and verdict.cursor > self._cursor:
+                self._cursor, self._tip = verdict.cursor, self._tips.get(verdict.cursor)
         log.info("pushes-forwarded", repository=lease.repository, pushes=len(push_ids), last=push_ids[-1])
 
 
 class PushlogListener:
-    """Leases, polls and reports until `stop()`. Polls have threads of their own, so that none delays another."""
+    """Polls and renews its shift until `stop()`. Polls have threads of their own, so that none delays another."""
 
     def __init__(self, settings: ListenerSettings) -> None:
         self._settings = settings
@@ -272,115 +294,81 @@ class PushlogListener:
         tls = httpx.create_ssl_context()  # one for both clients: it takes megabytes
         self._forwarder = Forwarder(settings, self._stop, connections=workers + 1, tls=tls)
         self._pushlogs = Pushlogs(settings.hg_timeout.total_seconds(), settings.max_listing, workers, tls)
-        self._leased: queue.SimpleQueue[LeasedRepository | None] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[tuple[str, PollResult | None]] = queue.SimpleQueue()
-        self._polling: set[str] = set()
+        self._shifts = Shifts(str(uuid.uuid4()), self._stop)
         self._threads = 0
 
     def stop(self) -> None:
-        """Let `run` end: nothing more is leased, and polls under way may finish within `drain`. From any thread."""
+        """Let `run` end: nothing more is polled, and polls under way may finish within `drain`. From any thread."""
         self._stop.set()
 
     def run(self) -> None:
         """Listen until `stop()`. Polls that outlast `drain` are abandoned: nothing is lost, they are leased again."""
         log.info("listening", service=self._settings.service, workers=self._settings.poll_workers)
         # daemons: a pushlog that says nothing for half a minute must not hold up the end of the process
-        threading.Thread(target=self._lease_until_stopped, name="leases", daemon=True).start()
+        threading.Thread(target=self._renew_until_stopped, name="shift", daemon=True).start()
+        self._start_thread()
         self._stop.wait()
+        self._shifts.stop()
         if self._over.wait(self._settings.drain.total_seconds()):
             self._forwarder.close()
             self._pushlogs.close()
         else:
-            log.warning("polls-abandoned", repositories=sorted(self._polling))
-        for _ in range(self._threads):
-            self._leased.put(None)
+            log.warning("polls-abandoned", repositories=self._shifts.polling)
         if self._failure is not None:
             raise self._failure
         log.info("stopped")
 
-    def _lease_until_stopped(self) -> None:
+    def _renew_until_stopped(self) -> None:
         try:
-            self._lease_and_report()
+            while not self._stop.wait(self._renew()):
+                pass
+            self._shifts.wait_until_idle()
+            self._renew(ends=True)
         except Stopped:
-            log.info("last-results-not-reported", reason="the service is away; the leases end by themselves")
+            log.info("shift-not-given-back", reason="the service is away; the shift ends by itself")
         except Exception as error:  # noqa: BLE001 - run() raises it, on the thread that somebody looks at
             self._failure = error
         finally:
             self._over.set()
             self._stop.set()
 
-    def _lease_and_report(self) -> None:
-        workers, look = self._settings.poll_workers, self._settings.lease_look.total_seconds()
-        results: list[PollResult] = []
-        while True:
-            stopping = self._stop.is_set()
-            if stopping and not self._polling and not results:
-                return
-            free = 0 if stopping else max(workers - len(self._polling), 0)
-            idle = not stopping and not self._polling
-            if free or results:
-                asked = time.monotonic()
-                leases = self._lease(results, free, self._settings.lease_wait if idle else 0)
-                results = [refused for lease in leases if (refused := self._begin(lease))]
-                if idle and not leases and time.monotonic() - asked < look:
-                    self._stop.wait(look)  # the service did not wait, or took nothing: do not ask in a circle
-            if self._polling and not results:
-                results = self._collect(look)
+    def _renew(self, *, ends: bool = False) -> float:
+        """Renew the shift; return in how many seconds it is to be renewed again."""
 
-    def _lease(self, results: list[PollResult], free: int, wait: float) -> list[LeasedRepository]:
-        """Report, and lease up to `free` repositories."""
-        request = LeaseRequest(results=[result.model_dump(mode="json") for result in results], max=free, wait=wait)
+        def report() -> bytes:
+            return self._shifts.report(ends=ends).model_dump_json().encode("ascii")
+
         try:
-            answer = self._forwarder.post("/api/v1/polls/lease", encode(request.model_dump()), Leases)
+            answer = self._forwarder.post("/api/v1/polls/lease", report, Shift)
         except Rejected as error:
             pause = self._settings.refused_retry.total_seconds()
-            log.error("lease-rejected", error=str(error), again_in=pause)  # noqa: TRY400 - the message says it all
-            self._stop.wait(pause)
-            return []
+            log.error("shift-rejected", error=str(error), again_in=pause)  # noqa: TRY400 - the message says it all
+            return pause
         for problem in answer.problems:
-            log.error("result-not-understood", problem=problem, remedy="run equal versions of service and listener")
-        return answer.leases
+            log.error("news-not-understood", problem=problem, remedy="run equal versions of service and listener")
+        return 0 if self._shifts.take(answer) else answer.renew
 
-    def _begin(self, lease: LeasedRepository) -> PollResult | None:
-        """Let a thread poll; a result when that cannot be."""
-        if lease.repository in self._polling:
-            # its lease ended; a second thread that hangs there would in the end leave none for the others
-            error = "the poll before has not come to an end: the pushlog neither answers nor closes the connection"
-            return PollResult(repository=lease.repository, lease=lease.lease, outcome="failed", error=error, requests=0)
-        self._polling.add(lease.repository)
-        if self._threads < min(len(self._polling), self._settings.poll_workers):
-            self._threads += 1
-            threading.Thread(target=self._work, name=f"poll-{self._threads}", daemon=True).start()
-        self._leased.put(lease)
-        return None
-
-    def _collect(self, look: float) -> list[PollResult]:
-        """Results of polls that end within `look` seconds: of the first one, and of those that end together with it."""
-        results = []
-        until = time.monotonic() + look
-        linger = self._settings.linger.total_seconds()
-        while self._polling:
-            try:
-                repository, result = self._ended.get(timeout=max(until - time.monotonic(), 0))
-            except queue.Empty:
-                break
-            self._polling.remove(repository)
-            if result is not None:
-                results.append(result)
-            until = min(until, time.monotonic() + linger)
-        return results
+    def _start_thread(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._work, name=f"poll-{self._threads}", daemon=True).start()
 
     def _work(self) -> None:
-        while (lease := self._leased.get()) is not None:
-            self._ended.put((lease.repository, self._poll(lease)))
+        while (job := self._shifts.next()) is not None:
+            held, last = job
+            if last and self._threads < self._settings.poll_workers:
+                self._start_thread()
+            self._shifts.ended(held, self._poll(held))
 
-    def _poll(self, lease: LeasedRepository) -> PollResult | None:
+    def _poll(self, held: Held) -> Result:
+        poll = Poll(held, self._settings, self._pushlogs, self._forwarder, self._stop, lambda: self._shifts.pace(held))
         try:
-            return Poll(lease, self._settings, self._pushlogs, self._forwarder, self._stop).run()
+            return poll.run()
         except Exception as error:  # a poll that breaks must neither end its thread nor stay unknown
-            log.exception("poll-broke", repository=lease.repository)
+            log.exception("poll-broke", repository=held.lease.repository)
             error_text = f"a bug in the listener, whose log has more: {type(error).__name__}"
-            return PollResult(repository=lease.repository, lease=lease.lease, outcome="failed", error=error_text)
+            lease = held.lease
+            news = PollNews(repository_id=lease.id, shift=lease.shift, outcome="failed", error=error_text)
+            return Result(news=news, requests=1)
 
 
 def main(configure_log: Configure | None = None) -> int:

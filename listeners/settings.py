@@ -76,16 +76,16 @@ class ListenerSettings(Configuration):
 
     poll_workers: int = Field(16, ge=1, le=100, description="pushlogs asked at a time")
     poll_window: int = Field(100, ge=1, le=10_000, description="push ids asked for in one request")
-    hg_timeout: Positive = Field(timedelta(seconds=30), description="for one answer of a pushlog")
+    hg_timeout: Positive = Field(
+        timedelta(seconds=15),
+        description="for one answer of a pushlog; at most the service's poll.shift",
+    )
     max_listing: int = Field(256 * MIB, ge=1, description="bytes of one answer; beyond, fewer pushes are asked for")
+    announced_wait: Positive = Field(
+        timedelta(seconds=5),
+        description="so long an announced push waits for the reserve of its host's budget before its turn is awaited",
+    )
     chunk_bytes: int = Field(8 * MIB, ge=1, le=30 * MIB, description="a request to the service is about so large")
-    lease_wait: float = Field(
-        2, ge=0, le=5, description="seconds that the service may wait for a repository to be due, when all are idle"
-    )
-    lease_look: Positive = Field(
-        timedelta(seconds=0.25), description="between two requests for leases while polls are under way"
-    )
-    linger: Duration = Field(timedelta(seconds=0.02), description="so that polls that end together are reported so")
     drain: Duration = Field(timedelta(seconds=3), description="how long SIGTERM waits for work under way")
 
     pulse: SharedPulse = SharedPulse()

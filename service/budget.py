@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-from sqlmodel import select
+from sqlmodel import col, select
 
 from service import clock
 from service.database import Session, insert_new
@@ -31,21 +31,31 @@ def burst(rate: float) -> float:
     return max(rate, 1.0)
 
 
-async def refilled(session: Session, name: str, at: datetime, rate: float) -> Budget:
+async def refilled(session: Session, name: str, at: datetime, rate: float, *, empty: bool = False) -> Budget:
     """The bucket `name` with what it holds at `at`; the row stays locked until the caller's transaction ends.
 
     The caller takes off `tokens` what it spends; requests that were made without being asked for may overdraw it.
+    A new bucket is full unless it is to be `empty`.
     """
     query = select(Budget).where(Budget.name == name).with_for_update()
     bucket = (await session.exec(query)).first()
     if bucket is None:  # two replicas can come to this at once: one of them makes it, the other waits for that
-        await insert_new(session, Budget, name=name, tokens=burst(rate), at=at)
+        await insert_new(session, Budget, name=name, tokens=0 if empty else burst(rate), at=at)
         bucket = (await session.exec(query)).one()
     bucket.tokens = min(burst(rate), bucket.tokens + rate * max((at - bucket.at).total_seconds(), 0))
     if bucket.at - at > timedelta(seconds=clock.REPORTED):  # a clock jumped: it would stay empty until then
         bucket.at = at
     bucket.at = max(at, bucket.at)
     return bucket
+
+
+async def lock(session: Session, names: list[str], at: datetime) -> None:
+    """Lock the buckets of these names, in their order, until the caller's transaction ends; make those that lack."""
+    query = select(Budget.name).where(col(Budget.name).in_(names)).order_by(col(Budget.name)).with_for_update()
+    if missing := sorted(set(names) - set((await session.exec(query)).all())):
+        for name in missing:  # empty: what was spent just before is not known
+            await insert_new(session, Budget, name=name, tokens=0, at=at)
+        (await session.exec(query)).all()
 
 
 def blocked_for(bucket: Budget, at: datetime, longest: timedelta) -> timedelta:

@@ -56,6 +56,17 @@ _graph = Histogram(
 )
 _job = Histogram(_PREFIX + "event_to_job_seconds", "from a task event to its job", buckets=_LONG, registry=REGISTRY)
 
+_polls = Counter(
+    _PREFIX + "polls", "polls of repositories that listeners told of, by their outcome", ["outcome"], registry=REGISTRY
+)
+_poll_requests = Counter(_PREFIX + "poll_requests", "requests that these polls took", registry=REGISTRY)
+_slowest_poll = Histogram(
+    _PREFIX + "slowest_poll_seconds",
+    "the slowest answer of a pushlog between two renewals of a listener",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=REGISTRY,
+)
+
 _unusable = Counter(
     _PREFIX + "unusable_tasks",
     "tasks with a route of a Treeherder that are not shown there, for what their extra.treeherder says or lacks",
@@ -108,6 +119,15 @@ def event_in(kind: str, verdicts: Iterable[Verdict]) -> None:
     """Events came in; `kind` is push, job-action or task."""
     for verdict in verdicts:
         _events.labels(kind, verdict.verdict).inc()
+
+
+def polled(polls: int, requests: int, slowest: float, failed: int) -> None:
+    """Count the polls that a listener tells of; `failed` of them failed. `slowest` is in seconds."""
+    _polls.labels("good").inc(max(polls - failed, 0))
+    _polls.labels("failed").inc(failed)
+    _poll_requests.inc(requests)
+    if polls:
+        _slowest_poll.observe(slowest)
 
 
 def work_ended(item: Work, outcome: str) -> None:

@@ -57,7 +57,7 @@ class Repository(SQLModel, table=True):
         ),
         Index("ix_repository_alias", "alias", "id"),  # of deleted ones, too
         _partial("ix_repository_turn", "host", "turn", "id", where=MONITORED),
-        _partial("ix_repository_leased", "host", "leased_until", where="leased_until IS NOT NULL"),
+        _partial("ix_repository_holder", "holder", "id", where="holder IS NOT NULL"),
         _partial("ix_repository_good_poll", "last_good_poll_at", "created_at", where=MONITORED),
         _partial("ix_repository_poll_failures", "poll_failures", where=MONITORED),
     )
@@ -84,19 +84,25 @@ class Repository(SQLModel, table=True):
     record_before: datetime | None = _utc()  # pushes dated before a reset are only recorded
 
     # the poll
-    due_at: datetime = Field(default_factory=now, sa_type=Utc)
+    due_at: datetime = Field(default_factory=now, sa_type=Utc)  # of one that has a holder, the end of its shift
     turn: datetime = Field(default_factory=now, sa_type=Utc)  # due_at, earlier for a busy repository
-    lease: int = 0
-    leased_until: datetime | None = _utc()
+    shift: int = 0  # the fencing token: goes up when it is leased, and when what its listener knows is out of date
+    holder: str | None = Field(default=None, sa_type=Text)  # the listener that polls it in this shift
     last_polled_at: datetime | None = _utc()
     last_good_poll_at: datetime | None = _utc()
     last_full_poll_at: datetime | None = _utc()
     last_push_at: datetime | None = _utc()
     etag: str | None = None
+    etag_cursor: int | None = None  # all pushes up to here were taken in when the pushlog gave the ETag
     poll_error: str | None = Field(default=None, sa_type=Text)
     poll_failures: int = 0
     reset_suspicions: int = 0
     reset_suspected_at: datetime | None = _utc()
+
+    @property
+    def shift_ends_at(self) -> datetime | None:
+        """When the shift ends in which a listener polls it; None: nobody has it."""
+        return None if self.holder is None else self.due_at
 
 
 class Push(SQLModel, table=True):
@@ -473,6 +479,19 @@ class Budget(SQLModel, table=True):
     tokens: float
     at: datetime = Field(sa_type=Utc)
     blocked_until: datetime | None = _utc()
+
+
+class RateGrant(SQLModel, table=True):
+    """Requests a second that a listener may send to a host until its shift ends."""
+
+    __tablename__ = "rate_grant"
+
+    listener: str = Field(primary_key=True)
+    host: str = Field(primary_key=True)
+    answer: int  # the number of the answer that granted it
+    rate: float
+    counted: float  # what others must leave to it: the rate before, until the listener has the answer that cut it
+    ends_at: datetime = Field(sa_type=Utc)
 
 
 class Secret(SQLModel, table=True):

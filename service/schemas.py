@@ -121,8 +121,11 @@ class RepositoryRead(Schema):
     last_changeset: str | None = Field(description="the tip of that push")
     generation: int = Field(description="goes up when the repository was reset")
     created_at: datetime
-    last_polled_at: datetime | None
-    last_good_poll_at: datetime | None
+    shift_ends_at: datetime | None = Field(
+        description="until then a listener polls it, which renews that every few seconds; null: nobody does just now"
+    )
+    last_polled_at: datetime | None = Field(description="as of the listener's last renewal, some seconds ago")
+    last_good_poll_at: datetime | None = Field(description="likewise, of polls that went well")
     poll_error: str | None = Field(description="what was wrong with the last poll")
     poll_failures: int = Field(description="polls in a row that failed")
     reset_suspected_at: datetime | None

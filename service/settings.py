@@ -148,14 +148,37 @@ class RenderLimits(Strict):
 
 
 class PollSettings(Strict):
-    interval: Duration = Field(timedelta(seconds=5), description="between two polls of a repository, with jitter")
-    lease: Duration = Field(timedelta(seconds=30), description="how long a listener may take for one poll")
+    interval: Duration = Field(
+        timedelta(seconds=5),
+        description="between two polls of a repository, or longer if the budget is short",
+    )
+    shift: Duration = Field(
+        timedelta(seconds=15), description="for so long a listener polls what it was leased without asking again"
+    )
+    renew: Duration = Field(
+        timedelta(seconds=5), description="after so long it renews its shift; at most half of `shift`"
+    )
     max_requests_per_host: float = Field(10, gt=0, description="a second, of all listeners together")
-    at_a_time: int = Field(4, ge=1, description="polls of one host at a time, of all listeners together")
+    announced_share: float = Field(
+        0.1,
+        ge=0,
+        le=0.9,
+        description="of max_requests_per_host, kept free so that announced pushes are polled at once; 0: they wait for "
+        "their repository's turn",
+    )
+    at_a_time: int = Field(
+        4, ge=1, description="polls of one host at a time, of all listeners together; of each listener one at least"
+    )
     full_every: Duration = Field(timedelta(minutes=10), description="poll without If-None-Match at least this often")
     max_backoff: Duration = Field(timedelta(minutes=5), description="between polls of a broken repository")
     reset_polls: int = Field(3, ge=1, description="polls that must see a reset before it is believed")
     reset_after: Duration = Field(timedelta(minutes=1), description="and how long they must have seen it")
+
+    @model_validator(mode="after")
+    def _renewable(self) -> "PollSettings":
+        if not timedelta() < self.renew * 2 <= self.shift:
+            raise ValueError("renew must be more than 0 and at most half of shift, which would end before")
+        return self
 
 
 class WorkSettings(Strict):

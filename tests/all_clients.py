@@ -9,12 +9,11 @@ import asyncio
 import json
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from events import Leases
+from events import AnnouncedLeases
 from listeners.forward import Forwarder, encode
 from listeners.listing import Pushlogs
 from service import metrics
@@ -48,11 +47,9 @@ async def main(service_url: str) -> None:
             "queue": lambda: queue.status("Q47ciBXISJ-kc4l49EAI-A"),
             "auth": lambda: logins.check(Signed("GET", "/", "here.test", 443, "Hawk x")),
             "treeherder": lambda: RestTreeherder(environment, http).post_resultset("try", {}),
-            "listing": in_thread(
-                lambda: pushlogs.list(f"https://{HG}/r", 0, 1, until=time.monotonic() + 10).lastpushid
-            ),
+            "listing": in_thread(lambda: pushlogs.list(f"https://{HG}/r", 0, 1).lastpushid),
             "forward": in_thread(
-                lambda: forwarder.post("/api/v1/polls/lease", encode({}), Leases, until=time.monotonic()).leases
+                lambda: forwarder.post("/api/v1/polls/announced", encode({}), AnnouncedLeases, until=0).leases
             ),
             "command": in_thread(lambda: list(Service(service_url).pages("repositories"))),
             "import": in_thread(lambda: from_treeherder(f"https://{TREEHERDER}").wanted),

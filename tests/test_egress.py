@@ -28,7 +28,7 @@ def answer(request: Request) -> Answer:
         "status": (404, {"code": "ResourceNotFound", "message": "none"}),
         "authenticate-hawk": (200, {"status": "auth-failed", "message": "a bad mac", "scheme": "hawk"}),
         "resultset": (200, {"message": "well-formed JSON stored"}),
-        "lease": (200, {"leases": []}),
+        "announced": (200, {"leases": []}),
         "repositories": (200, {"items": [], "next": None}),
         "repository": (200, []),
     }
@@ -90,7 +90,7 @@ def test_a_service_is_asked_through_the_proxy_unless_no_proxy_names_it(certifica
         told = ask(certificate, "http://service.egress.test", HTTP_PROXY=proxy.url)
     assert {name: told["outcomes"][name] for name in ("forward", "command")} == {"forward": "[]", "command": "[]"}
     assert sorted(line.split()[1] for line in proxy.asked) == [
-        "http://service.egress.test/api/v1/polls/lease",
+        "http://service.egress.test/api/v1/polls/announced",
         "http://service.egress.test/api/v1/repositories?limit=100",
     ]
 

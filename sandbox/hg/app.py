@@ -201,6 +201,7 @@ def _control(pushlog: Pushlog, faults: Faults, requests: Requests) -> list[Route
         ("DELETE", "/faults", faults.clear),
         ("GET", "/requests", requests.report),
         ("DELETE", "/requests", requests.clear),
+        ("GET", "/arrivals", requests.arrivals),
     ]
     if isinstance(pushlog, MemoryPushlog):
         commands.append(("POST", "/load", pushlog.load))

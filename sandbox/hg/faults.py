@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class Requests:
             self._statuses: dict[str, Counter[str]] = {}
             self._repositories: Counter[str] = Counter()
             self._listed: dict[str, float] = {}
+            self._arrivals: list[float] = []
             self._most = self._now
 
     def begin(self, kind: str, repository: str, *, conditional: bool) -> None:
@@ -107,6 +109,7 @@ class Requests:
             self._now += 1
             self._most = max(self._most, self._now)
             self._repositories[repository] += 1
+            self._arrivals.append(time.time())
             self._counts.setdefault(kind, Counter()).update({"requests": 1, "conditional": conditional})
 
     def listed(self, repository: str, last_push_id: int, since: float) -> None:
@@ -119,6 +122,11 @@ class Requests:
         with self._lock:
             self._now -= 1
             self._statuses.setdefault(kind, Counter())[str(status)] += 1
+
+    def arrivals(self) -> list[float]:
+        """Return when each request came in, epoch s."""
+        with self._lock:
+            return list(self._arrivals)
 
     def report(self) -> dict[str, Any]:
         """By kind: requests, how many were conditional, answers by status; by repository; most at the same time; and

@@ -81,7 +81,7 @@ class Filling:
             times = dict.fromkeys(("created_at", "due_at", "turn", "last_good_poll_at"), self.now)
             yield {"id": number + 1, "alias": alias(number), "url": f"https://hg.example.com/{alias(number)}"} | {
                 "host": "hg.example.com", "level": "1", "scopes": [], "graph": True, "enabled": True, "generation": 0,
-                "last_push_id": self.sizes.pushes, "lease": 0, "poll_failures": 0, "reset_suspicions": 0, **times,
+                "last_push_id": self.sizes.pushes, "shift": 0, "poll_failures": 0, "reset_suspicions": 0, **times,
             }  # fmt: skip
 
     def pushes(self) -> Rows:

@@ -4,8 +4,11 @@ import asyncio
 import json
 import sqlite3
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -273,9 +276,20 @@ def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
 # --- idle ------------------------------------------------------------------------------------------------------------
 
 
-def idle(folder: Path, database_url: str | None, repositories: int, seconds: int) -> None:
-    """Repositories in which nothing happens."""
-    settings = {"TC_TREEHERDER_LOG_LEVEL": "WARNING"}
+RATE = 10
+"""Requests a second to Mercurial that the listener may make, and the bare loop makes."""
+
+WARM = 12
+"""Seconds in which a listener that was started comes to its pace."""
+
+
+def idle(folder: Path, database_url: str | None, repositories: int, seconds: int, rounds: int) -> None:
+    """Repositories in which nothing happens, in turns with a bare loop of the same requests, and without any."""
+    settings = {
+        "TC_TREEHERDER_LOG_LEVEL": "WARNING",
+        "TC_TREEHERDER_POLL__MAX_REQUESTS_PER_HOST": str(RATE),
+        "TC_TREEHERDER_POLL__ANNOUNCED_SHARE": "0",
+    }
     with Stack(folder, database_url=database_url, settings=settings) as stack:
         prepare(stack, database_url)
         clients = Clients(stack)
@@ -288,18 +302,45 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
             body = {"alias": f"r{number}", "url": f"{stack.sandbox['hg']}/r{number}", "level": "3", "last_push_id": 1}
             clients.api.post("/repositories", json=body).raise_for_status()
         listener = stack.listener()
-        time.sleep(repositories / 10 + 10)  # once round without tags
-        clients.hg.delete("/requests")
-        before = {name: cpu(process) for name, process in (("service", service), ("listener", listener))}
-        time.sleep(seconds)
-        spent = {name: cpu(process) - before[name] for name, process in (("service", service), ("listener", listener))}
-        polls = clients.hg.get("/requests").json()["kinds"]["json-pushes"]
-        asked = polls["requests"]
-        print(f"{repositories} idle repositories, {seconds} s, {database_name(database_url)}:")
-        print(f"  requests    {asked * 60 / seconds:.0f} a minute, {polls['conditional']} of {asked} conditional")
-        for name, cpu in spent.items():
-            print(f"  {name:<11} {cpu * 1000 / asked:.2f} ms of CPU a poll (aim: 1)")
-        print(f"  memory      {memory(stack)}")
+        time.sleep(repositories / RATE + WARM)  # once round without tags
+        listener.stop()
+        asked = conditional = bare_asked = 0
+        spent: defaultdict[str, float] = defaultdict(float)
+        for _ in range(rounds):
+            listener = stack.listener()
+            time.sleep(WARM)
+            clients.hg.delete("/requests")
+            before = cpu(service), cpu(listener)
+            time.sleep(seconds / rounds)
+            after = cpu(service), cpu(listener)
+            spent["service"] += after[0] - before[0]
+            spent["listener"] += after[1] - before[1]
+            polls = clients.hg.get("/requests").json()["kinds"]["json-pushes"]
+            asked, conditional = asked + polls["requests"], conditional + polls["conditional"]
+            told = memory(stack)
+            listener.stop()
+            before_bare = cpu(service)
+            arguments = [stack.sandbox["hg"], str(repositories), str(RATE), str(seconds / rounds)]
+            script = [sys.executable, "-m", "sandbox.measure.bare_polls", *arguments]
+            began = time.monotonic()
+            done = subprocess.run(script, check=True, capture_output=True, text=True)
+            idle_seconds = time.monotonic() - began
+            spent["idle"] += (cpu(service) - before_bare) * seconds / rounds / idle_seconds
+            requests, used = done.stdout.split()
+            bare_asked += int(requests)
+            spent["bare"] += float(used)
+        a_poll = {name: spent[name] * 1000 / asked for name in ("service", "listener", "idle")}
+        bare = spent["bare"] * 1000 / bare_asked
+        polling = a_poll["service"] - a_poll["idle"]
+        print(f"{repositories} idle repositories, {seconds} s in {rounds} rounds, {database_name(database_url)}:")
+        print(f"  requests    {asked * 60 / seconds:.0f} a minute, {conditional} of {asked} conditional")
+        print(f"  bare loop   {bare:.2f} ms of CPU a poll, at the same pace")
+        print(f"  listener    {a_poll['listener']:.2f} ms of CPU a poll")
+        print(f"  service     {polling:.2f} ms of CPU a poll (aim: 0.2), beside what it takes without listeners:")
+        print(f"              {a_poll['idle']:.2f} ms in the time of a poll, {spent['idle'] / seconds:.2%} of a core")
+        print(f"  ratio       {(polling + a_poll['listener']) / bare:.2f} (aim: 1.5)")
+        print(f"              {(a_poll['service'] + a_poll['listener']) / bare:.2f} with what the service takes anyway")
+        print(f"  memory      {told}")
 
 
 def cpu(process: Process) -> float:
@@ -338,6 +379,7 @@ def main(
     waiting: int = 1000,
     repositories: int = 200,
     seconds: int = 60,
+    rounds: int = 3,
     upstream: Annotated[float, typer.Option(help="seconds that each upstream call takes at least, for latency")] = 0,
 ) -> None:
     """Measure the push path."""
@@ -345,7 +387,7 @@ def main(
     measures = {
         "latency": lambda folder: latency(folder, database_url, pushes, upstream),
         "backlog": lambda folder: backlog(folder, database_url, waiting),
-        "idle": lambda folder: idle(folder, database_url, repositories, seconds),
+        "idle": lambda folder: idle(folder, database_url, repositories, seconds, rounds),
     }
     for name in what or list(measures):
         with tempfile.TemporaryDirectory() as folder:

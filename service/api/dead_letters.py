@@ -141,7 +141,7 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
     if isinstance(event, Arrival):
         (verdict,), _ = await action.store(session, [event])
     else:
-        (verdict,), _, _ = await store(session, parts.settings, [event])
+        (verdict,), _, _ = await store(session, parts.settings, [event], replayed=True)
     if verdict.verdict == "rejected" or (verdict.reason is not None and letter.kind != "job-action"):
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
 

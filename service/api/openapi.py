@@ -12,13 +12,14 @@ from pydantic.json_schema import models_json_schema
 from events import (
     MAX_EVENTS,
     Acknowledged,
+    AnnouncedPushes,
     JobActionMessage,
-    LeaseRequest,
     OversizedPush,
-    PollResult,
+    PollNews,
     PulseMessage,
     PushEvent,
     QueueReport,
+    ShiftRequest,
 )
 from service.settings import READ, REPOSITORIES_WRITE
 
@@ -108,13 +109,17 @@ class JobActionMessages(Acknowledged):
     events: list[JobActionMessage] = Field(max_length=MAX_EVENTS)
 
 
-class Lease(LeaseRequest):
-    """How the last polls went, and how many repositories are wanted next."""
+class Renewal(ShiftRequest):
+    """A listener renews its shift: what it has polled since it did so last, and what it found."""
 
-    results: list[PollResult] = Field([], max_length=MAX_EVENTS)
+    news: list[PollNews] = Field([], max_length=MAX_EVENTS)
 
 
-_SIGNED: tuple[type[BaseModel], ...] = (Pushes, PulseMessages, JobActionMessages, Lease, QueueReport)
+class Announced(AnnouncedPushes):
+    """Pushes were announced in these repositories."""
+
+
+_SIGNED: tuple[type[BaseModel], ...] = (Pushes, PulseMessages, JobActionMessages, Renewal, Announced, QueueReport)
 
 _WEBHOOK: Json = {
     "webhookId": {"name": "webhook-id", "description": "drawn anew for each message"},
@@ -321,6 +326,7 @@ EXAMPLES: dict[str, Json] = {
         "last_changeset": _NODE,
         "generation": 0,
         "created_at": "2026-01-01T00:00:00Z",
+        "shift_ends_at": "2026-01-15T12:00:12Z",
         "last_polled_at": "2026-01-15T12:00:00Z",
         "last_good_poll_at": "2026-01-15T12:00:00Z",
         "poll_error": None,

@@ -17,7 +17,7 @@ from service.models import DeadLetter
 log = structlog.get_logger()
 
 _CHANGES: dict[str, set[str]] = {
-    "push-event": {"since", "lastpushid"},
+    "push-event": {"since", "lastpushid", "shift"},
     "task-event": {"delivery", "channel", "redelivered", "stamp"},
     "job-action": set(),  # two equal presses are two
 }

@@ -164,7 +164,7 @@ def _created(known: Repository | None, asked: RepositoryCreate, url: str, host: 
     fresh = Repository(url=url, **values)
     if known is None:
         return fresh
-    kept = {"id", "url", "generation", "lease"}
+    kept = {"id", "url", "generation", "shift"}
     for name in Repository.model_fields.keys() - kept:
         setattr(known, name, getattr(fresh, name))
     return known
@@ -192,8 +192,7 @@ async def change_repository(
         setattr(repository, name, getattr(change, name))
     if repository.scopes is None:
         repository.scopes = default_scopes(repository.url)
-    if "enabled" in change.model_fields_set and change.enabled:
-        repository.due_at = repository.turn = now()
+    poll.end_shift(repository)
     log.info("repository-changed", repository=alias, changed=sorted(change.model_fields_set), by=caller.name)
     return RepositoryRead.model_validate(repository)
 
@@ -241,7 +240,7 @@ async def delete_repository(
         session.add(work.dead_letter(reason))
         session.add_all(work.failure_notices())
     repository.deleted_at = now()
-    repository.lease += 1
+    poll.end_shift(repository)
     log.info("repository-deleted", repository=alias, buried=len(unfinished), by=caller.name)
 
 

@@ -1,7 +1,7 @@
 """The story, a file a step.
 
-    poll ──▶ push ──┬─▶ resultset ─▶ Treeherder           which repository is asked next, and what its answer means
-                    │                                     a pushlog entry becomes a stored push with its steps
+    shift ─▶ push ──┬─▶ resultset ─▶ Treeherder           who polls which repository, at which rate (rates); what polls
+    poll            │                                     mean; a pushlog entry becomes a stored push with its steps
                     └─▶ graph ─▶ create ─▶ Taskcluster    a push becomes a plan; a plan becomes tasks
                           └────▶ show_error               ...or a task, or a job, that says why there are none
 
@@ -13,7 +13,7 @@
     event            ▲         └─▶ jobs, settle                      a run as a job; how batches are leased
                      └─ heal ─▶ Taskcluster                          what was not heard of is asked about
 
-The listeners drive poll, push, action and report over the API; `service.reporter` runs deliver and heal; the worker
+The listeners drive shift, poll, push, action and report over the API; `service.reporter` runs deliver and heal; the worker
 runs the others, each leased by `service.work`. definition, ids, routes and status say what a task's definition, id,
 routes and status are; plan, what is stored of tasks that are to be created; template, what a `.taskcluster.yml` is
 rendered with; error_task, the default of the task that shows an error; urls, how a repository's url is spelled. preview

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import structlog
 from sqlmodel import col, select
 
-from events import MAX_CHANGESETS_IN_FULL, Changeset, OversizedPush, PushEvent, Verdict
+from events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
 from service.database import Session, now
 from service.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
 from service.settings import Settings
@@ -40,45 +40,45 @@ class _Arrivals:
 
 
 async def store(
-    session: Session, settings: Settings, events: list[PushEvent | OversizedPush]
+    session: Session, settings: Settings, events: list[PushEvent | OversizedPush], *, replayed: bool = False
 ) -> tuple[list[Verdict], list[PushStep], dict[int, tuple[Push, Repository]]]:
     """Store what is new of `events`, in the caller's transaction.
 
     Returns a verdict for each, the steps that are to do, and what these belong to, by `push_id`.
 
-    A push of the present generation is always stored. The cursor moves only for events that were listed from it or
-    from before it (`since`), so that a push which came by another way skips nothing.
+    A push of the present shift is always stored; one that is `replayed` was listed in an old one, and the generation
+    counts. The cursor moves only for events that were listed from it or from before it (`since`), so that a push which
+    came by another way skips nothing.
     """
     arrivals = await _arrivals(session, events)
-    verdicts = [_judge(session, arrivals.get(event.repository), event) for event in events]
+    verdicts = [_judge(session, arrivals.get(event.repository_id), event, replayed=replayed) for event in events]
     fresh = [(arrival.repository, push) for arrival in arrivals.values() for push in arrival.fresh]
     steps = await _insert(session, settings, fresh)
-    for verdict in verdicts:
-        if verdict.repository in arrivals:
-            repository = arrivals[verdict.repository].repository
-            verdict.cursor, verdict.generation = repository.last_push_id, repository.generation
+    for event, verdict in zip(events, verdicts, strict=True):
+        if arrival := arrivals.get(event.repository_id):
+            repository = arrival.repository
+            verdict.repository, verdict.cursor = repository.alias, repository.last_push_id
+            verdict.shift = repository.shift
     return verdicts, steps, {push.id or 0: (push, repository) for repository, push in fresh}
 
 
-async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -> dict[str, _Arrivals]:
+async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -> dict[int, _Arrivals]:
     """The repositories of a batch, locked in the order of their ids, so that two batches never wait in a circle."""
-    aliases = {event.repository for event in events}
     repositories = await session.exec(
         select(Repository)
-        .where(col(Repository.alias).in_(aliases), col(Repository.deleted_at).is_(None))
+        .where(col(Repository.id).in_({event.repository_id for event in events}), col(Repository.deleted_at).is_(None))
         .order_by(col(Repository.id))
         .with_for_update()
     )
-    arrivals = {repository.alias: _Arrivals(repository, {}) for repository in repositories}
-    for arrival in arrivals.values():
-        repository = arrival.repository
+    arrivals = {repository.id or 0: _Arrivals(repository, {}) for repository in repositories}
+    for repository_id, arrival in arrivals.items():
         ids = {
-            event.push.id for event in events if isinstance(event, PushEvent) and event.repository == repository.alias
+            event.push.id for event in events if isinstance(event, PushEvent) and event.repository_id == repository_id
         }
         known = await session.exec(
             select(Push).where(
-                Push.repository_id == repository.id,
-                Push.generation == repository.generation,
+                Push.repository_id == repository_id,
+                Push.generation == arrival.repository.generation,
                 col(Push.push_id).in_(ids),
             )
         )
@@ -86,15 +86,12 @@ async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -
     return arrivals
 
 
-def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | OversizedPush) -> Verdict:
+def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | OversizedPush, *, replayed: bool) -> Verdict:
     if arrival is None:
         return Verdict(verdict="rejected", reason=f"no repository {event.repository} is monitored: add it first")
     repository = arrival.repository
-    if event.generation != repository.generation:
-        reason = (
-            f"listed from generation {event.generation}, {repository.alias} is at {repository.generation}: list again"
-        )
-        return Verdict(verdict="rejected", repository=repository.alias, reason=reason)
+    if reason := _out_of_date(repository, event, replayed=replayed):
+        return Verdict(verdict="rejected", reason=reason)
     if isinstance(event, OversizedPush):
         return _too_large(session, repository, event)
 
@@ -105,9 +102,9 @@ def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | Overs
         if nodes and known.nodes and not nodes & set(known.nodes):
             suspect_reset(repository, f"push {entry.id} was {known.revision}, is now {revision}")
             reason = f"push {entry.id} is known with revision {known.revision}: the repository may have been reset"
-            return Verdict(verdict="rejected", repository=repository.alias, reason=reason)
+            return Verdict(verdict="rejected", reason=reason)
         _advance(repository, event.since, entry.id, known.revision)
-        return Verdict(verdict="duplicate", repository=repository.alias)
+        return Verdict(verdict="duplicate")
 
     push = Push(
         repository_id=repository.id or 0,
@@ -125,17 +122,27 @@ def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | Overs
     arrival.fresh.append(push)
     repository.last_push_at = now()
     _advance(repository, event.since, entry.id, revision)
-    return Verdict(verdict="accepted", repository=repository.alias)
+    return Verdict(verdict="accepted")
+
+
+def _out_of_date(repository: Repository, event: ListedPush, *, replayed: bool) -> str | None:
+    if event.generation != repository.generation:
+        return (
+            f"listed from generation {event.generation}, {repository.alias} is at {repository.generation}: list again"
+        )
+    if event.shift != repository.shift and not replayed:
+        return f"listed in shift {event.shift} of {repository.alias}, which has ended: list again"
+    return None
 
 
 def _too_large(session: Session, repository: Repository, event: OversizedPush) -> Verdict:
     if event.push_id <= repository.last_push_id:
-        return Verdict(verdict="duplicate", repository=repository.alias)
+        return Verdict(verdict="duplicate")
     subject = f"{repository.alias}, push {event.push_id}"
     payload = event.model_dump_json().encode()
     session.add(DeadLetter(kind="push-event", subject=subject, reason=event.reason, payload=payload))
     _advance(repository, event.since, event.push_id, None)
-    return Verdict(verdict="accepted", repository=repository.alias, reason="kept as a dead letter: too large")
+    return Verdict(verdict="accepted", reason="kept as a dead letter: too large")
 
 
 def _advance(repository: Repository, since: int, push_id: int, revision: str | None) -> None:

@@ -15,7 +15,20 @@ import uvicorn
 from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from events import MAX_BYTES, MAX_EVENTS, LeaseRequest, Leases, OversizedPush, PollResult, PushEvent, Verdict, Verdicts
+from events import (
+    MAX_BYTES,
+    MAX_EVENTS,
+    AnnouncedLeases,
+    HostRate,
+    Lease,
+    OversizedPush,
+    PollNews,
+    PushEvent,
+    Shift,
+    ShiftRequest,
+    Verdict,
+    Verdicts,
+)
 from listeners.settings import ListenerSettings
 from sandbox.hg import MemoryPushlog, create_app
 
@@ -29,6 +42,7 @@ class Request:
     path: str
     headers: dict[str, str]
     body: bytes
+    port: int = 0  # of the client's end of the connection
 
 
 @dataclass
@@ -57,7 +71,7 @@ def serving(answer: Callable[[Request], Answer], port: int = 0) -> Iterator[str]
         def _any(self) -> None:
             length = int(self.headers.get("content-length", 0))
             headers = {key.lower(): value for key, value in self.headers.items()}
-            given = answer(Request(self.command, self.path, headers, self.rfile.read(length)))
+            given = answer(Request(self.command, self.path, headers, self.rfile.read(length), self.client_address[1]))
             if given.hang_up:
                 self.close_connection = True
                 return
@@ -106,6 +120,9 @@ def serving_hg(pushlog: MemoryPushlog) -> Iterator[tuple[str, Any]]:
             thread.join()
 
 
+HOST = "127.0.0.1"
+
+
 @dataclass
 class Monitored:
     url: str
@@ -113,23 +130,29 @@ class Monitored:
     last_changeset: str | None = None
     generation: int = 0
     etag: str | None = None
-    lease: int = 0
-    leased: bool = False
+    shift: int = 0
+    holder: str | None = None
+    until: float = 0.0
     due: float = 0.0
+    id: int = 0
+    suspected: bool = False
+    polled: int = 0  # renewals that named it as polled well
     stored: dict[int, PushEvent | OversizedPush] = field(default_factory=dict)
-    results: list[PollResult] = field(default_factory=list)
+    news: list[PollNews] = field(default_factory=list)
 
 
 class FakeService:
     """Leases and judges as the service does; `before` can answer in its stead."""
 
-    def __init__(self, *, interval: float = 0.02, lease_seconds: float = 10) -> None:
-        self.interval, self.lease_seconds = interval, lease_seconds
+    def __init__(self, *, interval: float = 0.02, shift_seconds: float = 10, renew: float = 0.02) -> None:
+        self.interval, self.shift_seconds, self.renew = interval, shift_seconds, renew
+        self.rate, self.at_a_time, self.reserve = 1_000.0, 100, 1_000
         self.repositories: dict[str, Monitored] = {}
         self.batches: list[list[Any]] = []
         self.dead_letters: list[Any] = []
         self.requests: list[Request] = []
-        self.leases_asked: list[LeaseRequest] = []
+        self.renewals: list[ShiftRequest] = []
+        self.announcements: list[list[str]] = []
         self.before: Callable[[Request], Answer | None] = lambda request: None
         self.lock = threading.Lock()
 
@@ -146,7 +169,9 @@ class FakeService:
             return problem(401, str(error))
         said = json.loads(request.body)
         if request.path == "/api/v1/polls/lease":
-            return self._lease(LeaseRequest.model_validate(said))
+            return self._renew(ShiftRequest.model_validate(said))
+        if request.path == "/api/v1/polls/announced":
+            return self._announced(said["urls"])
         assert request.path == "/api/v1/events/pushes"
         return self._pushes(said["events"])
 
@@ -160,54 +185,100 @@ class FakeService:
             assert time.monotonic() < end, "it did not happen in time"
             time.sleep(0.002)
 
-    def results(self, alias: str, count: int = 1) -> list[PollResult]:
-        """The results of a repository's polls, once there are so many."""
-        results = self.repositories[alias].results
-        self.wait_for(lambda: len(results) >= count)
-        return list(results)
+    def polls(self, alias: str, count: int = 1) -> None:
+        """Wait until a repository was polled well in so many renewals more."""
+        repository = self.repositories[alias]
+        end = repository.polled + count
+        self.wait_for(lambda: repository.polled >= end)
 
-    def _lease(self, asked: LeaseRequest) -> Answer:
-        end = time.monotonic() + asked.wait
+    def news(self, alias: str, count: int = 1) -> list[PollNews]:
+        """The news of a repository, once there are so many."""
+        news = self.repositories[alias].news
+        self.wait_for(lambda: len(news) >= count)
+        return list(news)
+
+    def end_shift(self, alias: str) -> None:
+        """As a PATCH does."""
         with self.lock:
-            self.leases_asked.append(asked)
-            for repository in self.repositories.values():
-                repository.due = 0.0 if repository.url in asked.urls else repository.due
-            for told in asked.results:
-                result = PollResult.model_validate(told)
-                repository = self.repositories[result.repository]
-                if result.lease != repository.lease:
-                    continue
-                repository.results.append(result)
-                repository.leased = False
-                repository.due = time.monotonic() + (0 if result.more else self.interval)
-                if result.outcome == "listed":
-                    repository.etag = reliable(result)
-            while not (leases := self._leases(asked.max, asked.urls)) and (left := end - time.monotonic()) > 0:
-                self.lock.release()
-                time.sleep(min(left, 0.005))
-                self.lock.acquire()
-        return Answer(200, Leases.model_validate({"leases": leases}).model_dump_json().encode())
+            repository = self.repositories[alias]
+            repository.holder, repository.due = None, 0.0
+            repository.shift += 1
 
-    def _leases(self, limit: int, urls: list[str]) -> list[dict[str, Any]]:
-        leases: list[dict[str, Any]] = []
-        for alias, repository in self.repositories.items():
-            if urls and repository.url not in urls:
-                continue
-            if len(leases) < limit and not repository.leased and repository.due <= time.monotonic():
-                repository.leased = True
-                repository.lease += 1
-                leases.append(
-                    {
-                        "repository": alias,
-                        "host": "127.0.0.1",
-                        "seconds": self.lease_seconds,
-                        **{
-                            key: getattr(repository, key)
-                            for key in ("lease", "url", "generation", "cursor", "last_changeset", "etag")
-                        },
-                    }
-                )
-        return leases
+    def _of(self, repository_id: int) -> Monitored:
+        return next(each for each in self.repositories.values() if each.id == repository_id)
+
+    def _renew(self, asked: ShiftRequest) -> Answer:
+        with self.lock:
+            now = time.monotonic()
+            for number, each in enumerate(self.repositories.values(), 1):
+                each.id = number
+            self.renewals.append(asked)
+            for told in asked.news:
+                news = PollNews.model_validate(told)
+                repository = self._of(news.repository_id)
+                if (repository.holder, repository.shift) == (asked.listener, news.shift):
+                    repository.news.append(news)
+                    repository.etag = news.etag
+                    if news.outcome != "listed":
+                        repository.holder, repository.due = None, now + self.interval
+            renewed = []
+            named = [*((each[0], each[1]) for each in asked.polled), *asked.under_way]
+            for repository_id, number in named:
+                repository = self._of(repository_id)
+                if (repository.holder, repository.shift) == (asked.listener, number):
+                    repository.polled += repository_id in {each[0] for each in asked.polled}
+                    repository.until = now + self.shift_seconds
+                    renewed.append(repository_id)
+            leases = []
+            for alias, repository in self.repositories.items():
+                if asked.ends and repository.holder == asked.listener:
+                    repository.holder = None
+                free = repository.holder is None or repository.until <= now
+                if free and repository.due <= now and not asked.ends:
+                    repository.holder, repository.until = asked.listener, now + self.shift_seconds
+                    repository.shift += 1
+                    leases.append(self.lease(alias))
+            shift = Shift(
+                answer=len(self.renewals),
+                seconds=self.shift_seconds,
+                renew=self.renew,
+                full_every=600,
+                hosts={HOST: HostRate(rate=self.rate, at_a_time=self.at_a_time)} if self.rate else {},
+                renewed=renewed,
+                leases=leases,
+            )
+        return Answer(200, shift.model_dump_json().encode())
+
+    def lease(self, alias: str) -> Lease:
+        repository = self.repositories[alias]
+        return Lease(
+            repository=alias,
+            id=repository.id,
+            shift=repository.shift,
+            url=repository.url,
+            host=HOST,
+            generation=repository.generation,
+            cursor=repository.cursor,
+            last_changeset=repository.last_changeset,
+            etag=repository.etag,
+            full_in=600 if repository.etag else 0,
+            first_in=0,
+            interval=self.interval,
+            suspected=repository.suspected,
+        )
+
+    def _announced(self, urls: list[str]) -> Answer:
+        with self.lock:
+            for number, each in enumerate(self.repositories.values(), 1):
+                each.id = number
+            self.announcements.append(urls)
+            named = [alias for alias, each in self.repositories.items() if each.url in urls]
+            paid = named[: self.reserve]
+            self.reserve -= len(paid)
+            answer = AnnouncedLeases(
+                leases=[self.lease(alias) for alias in paid], wait=0.02 if len(paid) < len(named) else None
+            )
+        return Answer(200, answer.model_dump_json().encode())
 
     def _pushes(self, events: list[Any]) -> Answer:
         assert len(events) <= MAX_EVENTS
@@ -217,7 +288,7 @@ class FakeService:
             for verdict in verdicts:
                 if verdict.repository is not None:
                     verdict.cursor = self.repositories[verdict.repository].cursor
-                    verdict.generation = self.repositories[verdict.repository].generation
+                    verdict.shift = self.repositories[verdict.repository].shift
         return Answer(202, Verdicts(verdicts=verdicts).model_dump_json().encode())
 
     def _judge(self, told: Any) -> Verdict:
@@ -229,7 +300,7 @@ class FakeService:
             self.dead_letters.append(told)
             return Verdict(verdict="rejected", reason="not understood; kept as a dead letter")
         repository = self.repositories[event.repository]
-        if event.generation != repository.generation:
+        if (event.repository_id, event.shift) != (repository.id, repository.shift):
             return Verdict(verdict="rejected", repository=event.repository, reason="list again")
         push_id = event.push_id if isinstance(event, OversizedPush) else event.push.id
         if event.since <= repository.cursor < push_id:
@@ -239,14 +310,6 @@ class FakeService:
         verdict = "duplicate" if push_id in repository.stored else "accepted"
         repository.stored.setdefault(push_id, event)
         return Verdict.model_validate({"verdict": verdict, "repository": event.repository})
-
-
-def reliable(result: PollResult) -> str | None:
-    """The ETag, a change time in whole seconds, when it was three seconds old: a younger one may hide a push."""
-    if result.etag is None or result.date is None:
-        return None
-    changed = int(result.etag.removeprefix("W/").strip('"'))
-    return result.etag if result.date.timestamp() - changed >= 3 else None
 
 
 def problem(status: int, detail: str, **headers: str) -> Answer:
@@ -263,9 +326,7 @@ def short(url: str, **options: Any) -> ListenerSettings:
         "first_retry": moment,
         "max_retry": moment,
         "refused_retry": moment,
-        "lease_wait": 0.2,
-        "lease_look": moment,
-        "linger": timedelta(milliseconds=2),
+        "announced_wait": timedelta(seconds=2),
         "drain": timedelta(seconds=3),
     }
     return ListenerSettings(**{**short, **options})

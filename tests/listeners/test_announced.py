@@ -65,7 +65,7 @@ class World:
         self.pushlog.create(alias)
         if push:
             self.pushlog.push(alias)
-        self.service.repositories[alias] = monitored = Monitored(f"{self.hg}/{alias}", due=1e12)
+        self.service.repositories[alias] = monitored = Monitored(f"{self.hg}/{alias}", due=1e12, shift=4)
         return monitored
 
     def announce(self, *aliases: str, **options: Any) -> None:
@@ -87,40 +87,82 @@ def world() -> Iterator[World]:
         yield World(pushlog, service, hg, stack.enter_context(serving(service.answer)), app)
 
 
-def test_what_the_pushlog_lists_is_forwarded_and_the_poll_reported(world: World) -> None:
+def polls(world: World) -> int:
+    return int(world.app.state.requests.report()["kinds"].get("json-pushes", {}).get("requests", 0))
+
+
+def test_what_the_pushlog_lists_is_forwarded_with_the_present_shift(world: World) -> None:
+    """Another listener has the repository, and keeps it."""
     announced, quiet = world.monitor("announced"), world.monitor("quiet")
+    announced.holder = "another"
     world.pushlog.push("announced")
     world.announce("announced", "announced", "", "unknown")
     assert list(announced.stored) == [1, 2], "from the cursor, whatever the announcement named"
-    assert [result.outcome for result in announced.results] == ["listed"]
-    assert not announced.leased
-    assert (quiet.stored, quiet.lease) == ({}, 0)
+    assert {event.shift for event in announced.stored.values()} == {4}
+    assert (announced.holder, announced.shift) == ("another", 4)
+    assert quiet.stored == {}
+    assert (world.service.renewals, polls(world)) == ([], 1)
 
 
 def test_several_are_polled_one_after_the_other(world: World) -> None:
     repositories = [world.monitor(f"r{number}") for number in range(5)]
     world.announce(*(f"r{number}" for number in range(5)))
     assert [list(repository.stored) for repository in repositories] == [[1]] * 5
-    assert all(len(repository.results) == 1 for repository in repositories)
-    assert all(asked.max <= 1 and asked.wait == 0 for asked in world.service.leases_asked)
+    assert len(world.service.announcements) == 1
+    assert world.app.state.requests.report()["max_concurrent"] == 1
 
 
-def test_one_that_another_listener_holds_is_due_and_left_to_others(world: World) -> None:
-    held = world.monitor("held")
-    held.leased = True
-    world.announce("held")
-    assert (held.stored, held.due) == ({}, 0.0)
-    assert len(world.service.leases_asked) == 1
+def test_what_the_reserve_does_not_reach_for_waits_a_while(world: World) -> None:
+    repositories = [world.monitor(f"r{number}") for number in range(3)]
+    world.service.reserve = 1
+
+    def refill(request: Request) -> None:
+        world.service.reserve = 1
+
+    world.service.before = refill
+    world.announce(*(f"r{number}" for number in range(3)))
+    assert [list(repository.stored) for repository in repositories] == [[1]] * 3
+    assert [len(urls) for urls in world.service.announcements] == [3, 2, 1]
 
 
-def test_a_poll_that_fails_is_reported_and_stops_nothing(world: World) -> None:
+def test_and_is_then_left_to_the_shifts(world: World) -> None:
+    repository = world.monitor("late")
+    world.service.reserve = 0
+    world.announce("late", announced_wait=0.1)
+    assert (repository.stored, polls(world)) == ({}, 0)
+    assert 2 <= len(world.service.announcements) <= 6
+
+
+def test_one_request_is_paid_and_no_more_is_sent(world: World) -> None:
+    repository = world.monitor("backlog")
+    for _ in range(4):
+        world.pushlog.push("backlog")
+    world.service.reserve = 2
+    world.announce("backlog", poll_window=2, announced_wait=0.1)
+    assert list(repository.stored) == [1, 2, 3, 4]
+    assert polls(world) == 2
+
+
+def test_a_shift_that_began_meanwhile_is_asked_for(world: World) -> None:
+    repository = world.monitor("r")
+
+    def begin(request: Request) -> None:
+        if "events" in request.path and repository.shift == 4:
+            world.service.end_shift("r")
+
+    world.service.before = begin
+    world.announce("r")
+    assert list(repository.stored) == [1]
+    assert repository.stored[1].shift == 5
+
+
+def test_a_poll_that_fails_stops_nothing(world: World) -> None:
     world.monitor("a")
-    broken = world.service.repositories["a"]
-    broken.url = f"{world.hg}/nowhere"
+    world.service.repositories["a"].url = f"{world.hg}/nowhere"
     good = world.monitor("b")
     world.announce("nowhere", "b")
-    assert [result.outcome for result in broken.results] == ["failed"]
     assert list(good.stored) == [1]
+    assert len(world.service.announcements) == 1
 
 
 def test_a_service_that_refuses_is_left_to_the_poll(world: World) -> None:
@@ -128,7 +170,7 @@ def test_a_service_that_refuses_is_left_to_the_poll(world: World) -> None:
     world.service.before = lambda request: problem(422, "no")
     with capture_logs() as logs:
         world.announce("a")
-    assert [line["event"] for line in logs] == ["lease-rejected"]
+    assert [line["event"] for line in logs] == ["announcement-rejected"]
 
 
 def test_a_published_announcement_brings_the_push_at_once(world: World, amqp: Amqp) -> None:
@@ -159,7 +201,7 @@ def test_a_published_announcement_brings_the_push_at_once(world: World, amqp: Am
         world.service.wait_for(lambda: listener.consumers["pushes"].connected)
         for body in (b"nonsense", v2("https://elsewhere/x"), v2(repository.url)):
             channel.basic_publish(exchange, "integration", body)
-        world.service.wait_for(lambda: repository.results)
+        world.service.wait_for(lambda: repository.stored)
         assert list(repository.stored) == [1]
     finally:
         listener.stop()

@@ -1,7 +1,8 @@
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from listeners.listing import (
     Pushlogs,
     Unchanged,
     parse,
+    reliable_etag,
     tip_and_nodes,
     trim,
 )
@@ -43,7 +45,7 @@ def asking(*, timeout: float = 5, max_listing: int = 10_000) -> Iterator[Pushlog
 
 def ask(answer: Answer, *, etag: str | None = None, **options: Any) -> Listing:
     with serving(lambda request: answer) as url, asking(**options) as pushlogs:
-        return pushlogs.list(f"{url}/r", 1, 101, etag=etag, until=time.monotonic() + 10)
+        return pushlogs.list(f"{url}/r", 1, 101, etag=etag)
 
 
 def test_pushes_are_in_the_order_of_numbers_not_of_strings() -> None:
@@ -164,7 +166,8 @@ def test_only_the_last_200_changesets_are_sent_in_full() -> None:
     assert set(full) == {"node", "branch", "author", "desc", "parents", "files", "files_count"}
     assert (full["files"], full["files_count"], full["desc"]) == (["0-\udce9"], 1, "Bug 100\0\x1b")
     assert (len(sent["changesets"][250]["files"]), sent["changesets"][250]["files_count"]) == (1_000, 1_005)
-    event = {"repository": "r", "generation": 0, "since": 1, "lastpushid": 7, "push": {**sent}}
+    head = {"repository": "r", "repository_id": 1, "shift": 1, "generation": 0}
+    event = {**head, "since": 1, "lastpushid": 7, "push": {**sent}}
     assert encode(event).isascii()
     PushEvent.model_validate({**event, "push": {**sent, "changesets": [{**full, "files": None}]}})
 
@@ -214,8 +217,8 @@ def test_what_is_asked() -> None:
         return Answer(200, EMPTY)
 
     with serving(answer) as url, asking() as pushlogs:
-        pushlogs.list(f"{url}/integration/autoland", 4, 105, etag='W/"12"', until=time.monotonic() + 5)
-        pushlogs.list(f"{url}/r", 4, 5, full=False, until=time.monotonic() + 5)
+        pushlogs.list(f"{url}/integration/autoland", 4, 105, etag='W/"12"')
+        pushlogs.list(f"{url}/r", 4, 5, full=False)
     assert asked[0].path == "/integration/autoland/json-pushes?version=2&full=1&startID=4&endID=105"
     assert (asked[0].headers["if-none-match"], asked[0].headers["user-agent"]) == ('W/"12"', "tc-treeherder")
     assert asked[1].path == "/r/json-pushes?version=2&tipsonly=1&startID=4&endID=5"
@@ -251,7 +254,7 @@ def test_refusals_in_plain_words(answer: Answer, told: str) -> None:
 
 def test_nobody_there() -> None:
     with asking() as pushlogs, pytest.raises(ListingError, match=r"no answer from http://127\.0\.0\.1:9/r"):
-        pushlogs.list("http://127.0.0.1:9/r", 0, 1, until=time.monotonic() + 5)
+        pushlogs.list("http://127.0.0.1:9/r", 0, 1)
 
 
 def test_only_so_many_bytes_are_read() -> None:
@@ -268,7 +271,7 @@ def test_a_server_that_says_nothing_and_one_that_says_it_slowly_end_in_time() ->
     began = time.monotonic()
     with serving(silent) as url, asking(timeout=0.1) as pushlogs:
         with pytest.raises(ListingError, match=r"no answer within 0\.1 s"):
-            pushlogs.list(f"{url}/r", 0, 1, until=began + 10)
+            pushlogs.list(f"{url}/r", 0, 1)
         assert time.monotonic() - began < 0.9
     began = time.monotonic()
     with pytest.raises(ListingError, match=r"within 0\.2 s"):
@@ -283,13 +286,15 @@ def test_a_proxy_of_the_usual_variables_is_used(monkeypatch: pytest.MonkeyPatch)
         asked.append(request)
         return Answer(200, EMPTY)
 
-    with serving(answer) as url, asking() as pushlogs:
+    with serving(answer) as url:
         monkeypatch.setenv("http_proxy", url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        pushlogs.list("http://hg.example/r", 0, 1, until=time.monotonic() + 5)
-        pushlogs.list(f"{url}/r", 0, 1, until=time.monotonic() + 5)
-    assert asked[0].path == "http://hg.example/r/json-pushes?version=2&full=1&startID=0&endID=1"
-    assert asked[1].path == "/r/json-pushes?version=2&full=1&startID=0&endID=1"
+        with asking() as pushlogs:
+            pushlogs.list("http://hg.example/r", 0, 1)
+            pushlogs.list("http://hg.example/r", 0, 1, anew=True)
+            pushlogs.list(f"{url}/r", 0, 1)
+    assert asked[0].path == asked[1].path == "http://hg.example/r/json-pushes?version=2&full=1&startID=0&endID=1"
+    assert asked[2].path == "/r/json-pushes?version=2&full=1&startID=0&endID=1"
 
 
 def test_what_is_compressed_is_read_and_counts_in_full() -> None:
@@ -301,8 +306,67 @@ def test_what_is_compressed_is_read_and_counts_in_full() -> None:
         ask(packed, max_listing=99_999)
 
 
-def test_a_kept_connection_that_was_closed_is_no_failure() -> None:
-    answers = iter([Answer(200, EMPTY), Answer(hang_up=True), Answer(200, EMPTY)])
+def test_connections_are_kept_unless_a_new_one_is_wanted() -> None:
+    ports: list[int] = []
+
+    def answer(request: Request) -> Answer:
+        ports.append(request.port)
+        return Answer(200, EMPTY)
+
+    with serving(answer) as url, asking() as pushlogs:
+        for anew in (False, False, True, True, False):
+            pushlogs.list(f"{url}/r", 0, 1, anew=anew)
+    assert len(set(ports)) == 3
+    assert ports[0] == ports[1] == ports[4]
+
+
+def test_a_kept_connection_that_was_closed_is_not_used() -> None:
+    answers = iter([Answer(200, EMPTY, {"Connection": "close"}), Answer(200, EMPTY)])
     with serving(lambda request: next(answers)) as url, asking() as pushlogs:
         for _ in range(2):
-            pushlogs.list(f"{url}/r", 0, 1, until=time.monotonic() + 5)
+            pushlogs.list(f"{url}/r", 0, 1)
+
+
+def test_a_request_that_cannot_be_sent_in_time_is_not_sent() -> None:
+    """The connection comes about too late: the shift has ended."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, ExitStack() as stack:
+        for _ in range(3):  # it takes no more connections than it has already
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        pushlogs = stack.enter_context(asking(timeout=20))
+        began = time.monotonic()
+        with pytest.raises(ListingError, match="no answer within 20 s"):
+            pushlogs.list(f"http://127.0.0.1:{listening.getsockname()[1]}/r", 0, 1, send_within=0.05)
+        assert time.monotonic() - began < 19
+
+
+START = datetime(2030, 1, 30, 12, 0, 0, tzinfo=UTC)
+
+
+def tag(at: datetime) -> str:
+    return f'W/"{int(at.timestamp())}"'
+
+
+@pytest.mark.parametrize(
+    ("etag", "reliable"),
+    [
+        (tag(START - timedelta(seconds=10)), True),
+        (tag(START - timedelta(seconds=3)), True),
+        (tag(START - timedelta(seconds=2)), False),
+        (tag(START), False),
+        (tag(START + timedelta(seconds=10)), False),
+        (tag(START - timedelta(seconds=10)).removeprefix("W/"), True),
+        ('W/"abc"', False),
+        ('W/""', False),
+        ('W/"-5"', False),
+        ('W/"\u0663\u0663"', False),
+        (f'W/"{"9" * 400}"', False),
+        (f'W/"{"0" * 600}1"', False),
+        (None, False),
+    ],
+)
+def test_a_tag_is_relied_on_only_when_it_was_old_when_given(etag: str | None, reliable: bool) -> None:
+    """It is the change time in whole seconds: a second push in that second would be hidden for ever."""
+    assert reliable_etag(etag, START) == (etag if reliable else None)
+    assert reliable_etag(etag, None) is None

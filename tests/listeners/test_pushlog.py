@@ -16,9 +16,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from structlog.testing import capture_logs
 
-from events import OversizedPush, PollResult, PushEvent
+from events import OversizedPush, PollNews, PushEvent
 from listeners import pushlog as module
-from listeners.pushlog import PushlogListener, main
+from listeners.clock import steady
+from listeners.forward import Forwarder
+from listeners.listing import Pushlogs
+from listeners.pushlog import Poll, PushlogListener, main
+from listeners.shift import Held, Result
 from sandbox.hg import Fault, MemoryPushlog, NewChangeset
 from tests.listeners.fakes import (
     SECRET,
@@ -80,12 +84,50 @@ class World:
             thread.join(10)
             assert not thread.is_alive()
 
-    def poll(self, alias: str = "r", **options: Any) -> PollResult:
-        """The result of the next poll, and of that one alone."""
+    def poll(self, alias: str = "r", **options: Any) -> "Seen":
+        """Poll once, as a listener does that was leased the repository just now."""
         repository = self.service.repositories[alias]
-        before, self.service.interval, repository.due = len(repository.results), 3_600, 0
-        with self.listening(**options):
-            return self.service.results(alias, before + 1)[before]
+        repository.id = 1 + list(self.service.repositories).index(alias)
+        stop, settings = threading.Event(), short(self.url, **options)
+        forwarder = Forwarder(settings, stop, connections=1)
+        pushlogs = Pushlogs(settings.hg_timeout.total_seconds(), settings.max_listing, 1)
+        held = Held.of(self.service.lease(alias), steady(), steady() + self.service.shift_seconds, 600)
+        try:
+            return Seen(Poll(held, settings, pushlogs, forwarder, stop, lambda: 10).run(), held)
+        finally:
+            forwarder.close()
+            pushlogs.close()
+
+
+@dataclass
+class Seen:
+    """What came of a poll."""
+
+    result: Result
+    held: Held
+
+    @property
+    def outcome(self) -> str:
+        if self.result.good:
+            return "listed"
+        return "gone" if self.result.news is None else self.result.news.outcome
+
+    @property
+    def etag(self) -> str | None:
+        return self.held.etag if self.result.good else None
+
+    @property
+    def requests(self) -> int:
+        return self.result.requests
+
+    @property
+    def news(self) -> PollNews:
+        assert self.result.news is not None
+        return self.result.news
+
+    @property
+    def error(self) -> str:
+        return self.news.error or ""
 
 
 @pytest.fixture
@@ -154,17 +196,18 @@ def test_a_poll_with_nothing_new_is_one_conditional_request(world: World) -> Non
     world.pushlog.create("r")
     push = world.pushlog.push("r")
     world.now += 3
-    world.monitor(cursor=1, last_changeset=push.nodes[-1])
+    repository = world.monitor(cursor=1, last_changeset=push.nodes[-1])
     with world.listening():
-        first, second, *_ = world.service.results("r", 5)
+        world.service.polls("r", 5)
+    (first,) = repository.news
     assert (first.outcome, first.lastpushid, first.at_cursor, first.moved) == ("listed", 1, push.nodes[-1], False)
-    assert (first.requests, first.more, first.error) == (1, False, None)
+    assert (first.since, first.cursor) == (1, 1)
     assert first.etag is not None
-    assert first.date is not None
-    assert (second.outcome, second.lastpushid, second.etag) == ("unchanged", None, None)
     report = world.app.state.requests.report()["kinds"]["json-pushes"]
     assert report["conditional"] == report["not_modified"] == report["requests"] - 1
     assert world.service.batches == []
+    assert sum(renewal.polls for renewal in world.service.renewals) == report["requests"]
+    assert sum(renewal.requests for renewal in world.service.renewals) == report["requests"]
 
 
 def test_5000_changesets_pass(world: World) -> None:
@@ -193,13 +236,13 @@ def test_a_backlog_goes_window_by_window(world: World) -> None:
     assert [(query["startID"], query["endID"]) for query in asked[:4]] == [(3, 14), (14, 24), (24, 34), (34, 44)]
     assert [ids(batch) for batch in world.service.batches[:2]] == [list(range(5, 15)), list(range(15, 25))]
     assert [batch[0]["since"] for batch in world.service.batches] == [4, 14, 24, 34]
-    assert (result.outcome, result.requests, result.lastpushid, result.more) == ("listed", 4, 35, False)
+    assert (result.outcome, result.requests, result.news.lastpushid, result.news.cursor) == ("listed", 4, 35, 35)
     assert result.etag == 'W/"7"'
     assert repository.cursor == 35
 
 
-def test_a_backlog_longer_than_the_lease_goes_on_with_the_next(world: World) -> None:
-    world.service.lease_seconds = 0.6
+def test_a_backlog_longer_than_a_shift_goes_on_as_long_as_that_is_renewed(world: World) -> None:
+    world.service.shift_seconds = 0.5
     pushes = {i: entry(i) for i in range(1, 41)}
 
     def slow(request: Request) -> Answer | None:
@@ -210,13 +253,10 @@ def test_a_backlog_longer_than_the_lease_goes_on_with_the_next(world: World) -> 
     with listing(pushes) as (url, _):
         repository = world.monitor(url=url)
         with world.listening(poll_window=2):
-            world.service.wait_for(lambda: len(repository.stored) == 40)
-            last = world.service.wait_for(lambda: [r for r in repository.results if not r.more])[0]
-    first = repository.results[0]
-    assert (first.outcome, first.more, first.etag) == ("listed", True, None)
-    assert (last.outcome, last.etag) == ("listed", 'W/"7"')
+            (news,) = world.service.news("r")
+    assert (news.outcome, news.etag, news.cursor) == ("listed", 'W/"7"', 40)
+    assert repository.shift == 1
     assert ids([event for batch in world.service.batches for event in batch]) == list(range(1, 41))
-    assert all(result.outcome == "listed" for result in repository.results)
 
 
 def test_large_pushes_go_in_chunks(world: World) -> None:
@@ -283,7 +323,7 @@ def test_a_listing_that_is_too_large_is_asked_for_in_smaller_parts(world: World)
     with listing(pushes) as (url, _):
         repository = world.monitor(url=url, cursor=2, last_changeset=f"{2:040x}")
         result = world.poll(max_listing=2_600, poll_window=8)
-    assert (result.outcome, result.at_cursor, result.moved) == ("listed", f"{2:040x}", False)
+    assert (result.outcome, result.news.at_cursor, result.news.moved) == ("listed", f"{2:040x}", False)
     assert list(repository.stored) == list(range(3, 20))
     large = repository.stored[7]
     assert isinstance(large, OversizedPush)
@@ -295,7 +335,7 @@ def test_a_huge_push_at_the_cursor_is_compared_by_its_tip(world: World) -> None:
     with listing({5: entry(4, 5, user="x" * 3_000), 6: entry(6)}) as (url, _):
         repository = world.monitor(url=url, cursor=5, last_changeset=f"{5:040x}")
         result = world.poll(max_listing=2_000)
-    assert (result.outcome, result.at_cursor, result.moved) == ("listed", f"{5:040x}", False)
+    assert (result.outcome, result.news.at_cursor, result.news.moved) == ("listed", f"{5:040x}", False)
     assert list(repository.stored) == [6]
 
 
@@ -308,7 +348,7 @@ def test_gaps_and_pushes_without_changesets(world: World) -> None:
         repository = world.monitor(url=url)
         result = world.poll()
     assert list(repository.stored) == [2, 5, 9]
-    assert (result.outcome, result.lastpushid, result.requests) == ("listed", 12, 1)
+    assert (result.outcome, result.news.lastpushid, result.requests) == ("listed", 12, 1)
     assert repository.cursor == 9
 
 
@@ -317,7 +357,7 @@ def test_a_long_gap_takes_few_requests(world: World) -> None:
         repository = world.monitor(url=url)
         result = world.poll()
     assert list(repository.stored) == [1, 136_597, 136_598]
-    assert (result.outcome, result.more) == ("listed", False)
+    assert result.outcome == "listed"
     assert result.requests < 20
     assert "full" not in asked[3]
     assert repository.cursor == 136_598
@@ -327,7 +367,7 @@ def test_windows_after_a_strip_are_empty_while_lastpushid_is_far_ahead(world: Wo
     with listing({}, last=1_000) as (url, _):
         world.monitor(url=url, cursor=3)
         result = world.poll()
-    assert (result.outcome, result.lastpushid, result.etag, result.moved) == ("listed", 1_000, 'W/"7"', False)
+    assert (result.outcome, result.news.lastpushid, result.etag, result.news.moved) == ("listed", 1_000, 'W/"7"', False)
     assert result.requests < 10
     assert world.service.batches == []
 
@@ -340,8 +380,7 @@ def test_a_push_that_lastpushid_names_but_no_mirror_lists_yet_is_no_error(world:
     repository = world.monitor()
     with world.listening():
         world.service.wait_for(lambda: 2 in repository.stored)
-    first = repository.results[0]
-    assert (first.outcome, first.lastpushid) == ("listed", 2)
+    assert repository.news == []
     assert [ids(batch) for batch in world.service.batches] == [[1], [2]]
     assert world.service.batches[1][0]["since"] == 1
 
@@ -350,8 +389,10 @@ def test_another_changeset_at_the_cursor_is_reported_and_nothing_forwarded(world
     with listing({5: entry(4, 5), 6: entry(6)}) as (url, _):
         world.monitor(url=url, cursor=5, last_changeset="f" * 40)
         result = world.poll()
-    assert (result.outcome, result.moved, result.at_cursor, result.lastpushid) == ("listed", True, f"{5:040x}", 6)
-    assert result.etag is None, "an ETag would turn the next poll, which is to look again, into a 304"
+    assert result.outcome == "suspicious"
+    news = result.news
+    assert (news.moved, news.at_cursor, news.since, news.lastpushid) == (True, f"{5:040x}", 5, 6)
+    assert news.etag is None, "an ETag would turn the next poll, which is to look again, into a 304"
     assert world.service.batches == []
 
 
@@ -370,7 +411,7 @@ def test_what_is_left_of_the_push_at_the_cursor_has_not_moved(world: World, at_c
     with listing({**({5: at_cursor} if at_cursor else {}), 6: entry(6)}) as (url, _):
         repository = world.monitor(url=url, cursor=5, last_changeset=known)
         result = world.poll()
-    assert (result.outcome, result.moved) == ("listed", False)
+    assert result.outcome == "listed"
     assert list(repository.stored) == [6]
 
 
@@ -378,7 +419,7 @@ def test_a_lastpushid_below_the_cursor_is_reported(world: World) -> None:
     with listing({2: entry(2)}) as (url, _):
         world.monitor(url=url, cursor=5, last_changeset="f" * 40)
         result = world.poll()
-    assert (result.outcome, result.lastpushid, result.etag) == ("listed", 2, None)
+    assert (result.outcome, result.news.lastpushid, result.news.cursor, result.news.etag) == ("suspicious", 2, 5, None)
     assert world.service.batches == []
 
 
@@ -394,7 +435,7 @@ def test_a_reset_in_the_middle_of_a_backlog_ends_it(world: World) -> None:
     with listing(pushes) as (url, _):
         repository = world.monitor(url=url)
         result = world.poll(poll_window=10)
-    assert (result.outcome, result.lastpushid, result.etag, result.more) == ("listed", 1, None, False)
+    assert (result.outcome, result.news.lastpushid, result.news.cursor) == ("suspicious", 1, 10)
     assert list(repository.stored) == list(range(1, 11))
 
 
@@ -407,8 +448,8 @@ def test_an_entry_that_cannot_be_understood_is_sent_as_it_came_and_holds_up_noth
     assert list(repository.stored) == [1, 3]
     assert repository.cursor == 3
     (letter,) = world.service.dead_letters
-    expected = {"repository": "r", "generation": 0, "since": 0, "lastpushid": 3, "push": {**bad, "id": 2}}
-    assert letter == expected
+    head = {"repository": "r", "repository_id": 1, "shift": 0, "generation": 0, "since": 0, "lastpushid": 3}
+    assert letter == {**head, "push": {**bad, "id": 2}}
     assert [line["push"] for line in logs if line["event"] == "push-not-understood"] == [2]
 
 
@@ -440,9 +481,9 @@ def test_a_pushlog_that_fails_is_reported_and_heard_again(
     repository = world.monitor()
     with world.listening(hg_timeout=0.2):
         world.service.wait_for(lambda: 1 in repository.stored)
-    failed = repository.results[0]
+    failed = repository.news[0]
     assert told in (failed.error or "")
-    assert (failed.outcome, failed.requests, failed.lastpushid, failed.etag) == ("failed", 1, None, None)
+    assert (failed.outcome, failed.lastpushid, failed.etag) == ("failed", None, None)
 
 
 def test_a_repository_that_is_gone(world: World) -> None:
@@ -462,19 +503,20 @@ def test_a_wrong_shape_at_the_cursor_is_named(world: World) -> None:
 # The service's word
 
 
-def test_a_generation_that_ended_ends_the_poll(world: World) -> None:
+def test_a_shift_that_ended_ends_the_poll_and_there_is_nothing_to_tell(world: World) -> None:
+    """A PATCH, a reset, or another listener that was leased it."""
     with listing({i: entry(i) for i in range(1, 21)}) as (url, _):
         repository = world.monitor(url=url)
 
-        def reset(request: Request) -> None:
+        def end(request: Request) -> None:
             if "events" in request.path:
-                repository.generation = 1
+                world.service.end_shift("r")
 
-        world.service.before = reset
+        world.service.before = end
         result = world.poll(poll_window=5)
     assert len(world.service.batches) == 1
-    assert (result.outcome, result.etag) == ("failed", None)
-    assert result.error == "push 1 was listed from a generation that ended: list again"
+    assert repository.stored == {}
+    assert (result.outcome, result.requests) == ("gone", 1)
 
 
 def test_pushes_that_were_not_stored_leave_no_etag(world: World) -> None:
@@ -482,11 +524,11 @@ def test_pushes_that_were_not_stored_leave_no_etag(world: World) -> None:
         return problem(500, "a poisoned push") if "events" in request.path else None
 
     world.service.before = broken
-    world.service.lease_seconds = 0.3
+    world.service.shift_seconds = 0.3
     with listing({1: entry(1)}) as (url, _):
         world.monitor(url=url)
         result = world.poll()
-    assert (result.outcome, result.etag, result.lastpushid) == ("failed", None, None)
+    assert (result.outcome, result.etag) == ("failed", None)
     assert "did not take it in time: 500: a poisoned push" in (result.error or "")
 
 
@@ -495,7 +537,7 @@ def test_pushes_that_were_not_stored_leave_no_etag(world: World) -> None:
     [
         ([], "the service gave 0 verdicts for 1 pushes"),
         (
-            [{"verdict": "rejected", "repository": "r", "generation": 0, "cursor": 0, "reason": "known with another"}],
+            [{"verdict": "rejected", "repository": "r", "shift": 0, "cursor": 0, "reason": "known with another"}],
             "the service rejected push 1: known with another",
         ),
     ],
@@ -525,15 +567,18 @@ def test_a_cursor_that_another_listener_moved_is_gone_on_from(world: World) -> N
     assert world.service.batches[1][0]["since"] == 5
 
 
-def test_results_that_the_service_does_not_understand_are_logged(world: World) -> None:
-    body = b'{"leases": [], "problems": ["lastpushid: too odd"]}'
+NOTHING = {"answer": 1, "seconds": 10, "renew": 0.1, "full_every": 600, "hosts": {}, "renewed": [], "leases": []}
+
+
+def test_news_that_the_service_does_not_understand_are_logged(world: World) -> None:
+    body = json.dumps({**NOTHING, "renew": 0.01, "problems": ["lastpushid: too odd"]}).encode()
     world.service.before = lambda request: Answer(200, body)
     with capture_logs() as logs, world.listening():
         world.service.wait_for(lambda: len(world.service.requests) >= 2)
-    assert [line["problem"] for line in logs if line["event"] == "result-not-understood"][:1] == ["lastpushid: too odd"]
+    assert [line["problem"] for line in logs if line["event"] == "news-not-understood"][:1] == ["lastpushid: too odd"]
 
 
-def test_a_service_that_rejects_leases_is_asked_again_slowly(world: World) -> None:
+def test_a_service_that_rejects_renewals_is_asked_again_slowly(world: World) -> None:
     world.pushlog.create("r")
     world.pushlog.push("r")
     repository = world.monitor()
@@ -541,20 +586,43 @@ def test_a_service_that_rejects_leases_is_asked_again_slowly(world: World) -> No
 
     def reject(request: Request) -> Answer | None:
         times.append(time.monotonic())
-        return problem(422, "max: too much") if len(times) <= 2 else None
+        return problem(422, "polls: too much") if len(times) <= 2 else None
 
     world.service.before = reject
     with capture_logs() as logs, world.listening(refused_retry=0.1):
         world.service.wait_for(lambda: 1 in repository.stored)
     assert times[1] - times[0] >= 0.1
-    assert "422: max: too much" in next(line["error"] for line in logs if line["event"] == "lease-rejected")
+    assert "422: polls: too much" in next(line["error"] for line in logs if line["event"] == "shift-rejected")
 
 
-def test_a_service_that_does_not_wait_is_not_asked_in_a_circle(world: World) -> None:
-    world.service.before = lambda request: Answer(200, b'{"leases": []}')
-    with world.listening(lease_look=0.1):
+def test_a_listener_that_has_nothing_renews_when_it_was_told_to(world: World) -> None:
+    world.service.before = lambda request: Answer(200, json.dumps(NOTHING).encode())
+    with world.listening():
         time.sleep(0.35)
     assert 2 <= len(world.service.requests) <= 6
+
+
+def test_what_a_listener_tells(world: World) -> None:
+    """Nothing of polls that found nothing new, but that they were made."""
+    world.pushlog.create("r")
+    world.pushlog.create("broken")
+    world.fault("broken", "status", status=500, times=1)
+    world.monitor()
+    world.monitor("broken")
+    with world.listening():
+        world.service.polls("r", 3)
+        (news,) = world.service.news("broken")
+        world.service.polls("broken")
+    assert (news.outcome, news.good_ago) == ("failed", None)
+    renewals = world.service.renewals
+    assert len({renewal.listener for renewal in renewals}) == 1
+    assert [renewal.answer for renewal in renewals] == list(range(len(renewals)))
+    assert sum(len(renewal.news) for renewal in renewals) == 1
+    assert (
+        sum(renewal.polls for renewal in renewals)
+        == world.app.state.requests.report()["kinds"]["json-pushes"]["requests"]
+    )
+    assert [renewal.ends for renewal in renewals] == [False] * (len(renewals) - 1) + [True]
 
 
 # Many repositories
@@ -562,72 +630,54 @@ def test_a_service_that_does_not_wait_is_not_asked_in_a_circle(world: World) -> 
 
 def test_a_silent_pushlog_delays_no_other(world: World) -> None:
     names = [f"quick{n}" for n in range(5)]
-    world.pushlog.create("slow")
-    world.monitor("slow")
-    world.fault("slow", "delay", seconds=1.2)
-    for name in names:
-        world.pushlog.create(name)
-        world.monitor(name)
-    with world.listening(poll_workers=3):
-        began = time.monotonic()
-        for name in names:
-            world.service.results(name, 5)
-        assert time.monotonic() - began < 1
-        assert world.service.repositories["slow"].results == []
-        world.pushlog.push("quick3")
-        world.service.wait_for(lambda: 1 in world.service.repositories["quick3"].stored, 1)
-
-
-def test_no_more_is_leased_than_there_are_threads_for(world: World) -> None:
-    for number in range(6):
-        world.pushlog.create(f"r{number}")
-        world.monitor(f"r{number}")
-        world.fault(f"r{number}", "delay", seconds=0.1, times=1)
-    with world.listening(poll_workers=2):
-        for number in range(6):
-            world.service.results(f"r{number}")
-    assert max(asked.max for asked in world.service.leases_asked) == 2
-    assert world.app.state.requests.report()["max_concurrent"] <= 2
-
-
-def test_while_polls_are_under_way_the_service_does_not_wait(world: World) -> None:
-    world.pushlog.create("slow")
-    world.monitor("slow")
-    world.fault("slow", "delay", seconds=0.3, times=1)
-    with world.listening(poll_workers=2):
-        world.service.results("slow")
-    asked = world.service.leases_asked
-    reported = next(number for number, request in enumerate(asked) if request.results)
-    assert reported > 2
-    assert [request.wait for request in asked[:reported]] == [0.2] + [0] * (reported - 1)
-
-
-def test_without_a_free_thread_nothing_is_asked(world: World) -> None:
-    world.pushlog.create("slow")
-    world.monitor("slow")
-    world.fault("slow", "delay", seconds=0.3, times=1)
-    with world.listening(poll_workers=1):
-        world.service.results("slow")
-    assert world.service.leases_asked[1].results[0]["repository"] == "slow"
-
-
-def test_polls_that_end_together_are_reported_together(world: World) -> None:
-    for number in range(8):
-        world.pushlog.create(f"r{number}")
-        world.monitor(f"r{number}")
-    world.service.interval = 0.3
-    with world.listening(linger=0.05):
-        for number in range(8):
-            world.service.results(f"r{number}", 2)
-    reports = [len(asked.results) for asked in world.service.leases_asked if asked.results]
-    assert max(reports) >= 6
-
-
-def test_a_poll_that_outlasts_its_lease_keeps_one_thread_not_all(world: World) -> None:
     silent = threading.Event()
 
     def hang(request: Request) -> Answer:
-        silent.wait(5)
+        silent.wait(20)
+        return Answer(500)
+
+    with serving(hang) as url:
+        slow = world.monitor("slow", url=url)
+        for name in names:
+            world.pushlog.create(name)
+            world.monitor(name)
+        with world.listening(poll_workers=3):
+            for name in names:
+                world.service.polls(name, 3)
+            assert (slow.polled, slow.news) == (0, [])
+            world.pushlog.push("quick3")
+            world.service.wait_for(lambda: 1 in world.service.repositories["quick3"].stored)
+            silent.set()
+
+
+def test_no_more_is_asked_at_a_time_than_the_service_says(world: World) -> None:
+    world.service.at_a_time = 2
+    for number in range(6):
+        world.pushlog.create(f"r{number}")
+        world.monitor(f"r{number}")
+        world.fault(f"r{number}", "delay", seconds=0.05, times=3)
+    with world.listening():
+        for number in range(6):
+            world.service.polls(f"r{number}", 3)
+    assert world.app.state.requests.report()["max_concurrent"] == 2
+
+
+def test_no_more_is_asked_at_a_time_than_there_are_threads_for(world: World) -> None:
+    for number in range(6):
+        world.pushlog.create(f"r{number}")
+        world.monitor(f"r{number}")
+        world.fault(f"r{number}", "delay", seconds=0.05, times=3)
+    with world.listening(poll_workers=3):
+        for number in range(6):
+            world.service.polls(f"r{number}", 3)
+    assert world.app.state.requests.report()["max_concurrent"] == 3
+
+
+def test_a_poll_that_outlasts_its_shift_keeps_one_thread_not_all(world: World) -> None:
+    silent = threading.Event()
+
+    def hang(request: Request) -> Answer:
+        silent.wait(10)
         return Answer(500)
 
     with serving(hang) as url:
@@ -635,14 +685,51 @@ def test_a_poll_that_outlasts_its_lease_keeps_one_thread_not_all(world: World) -
         world.pushlog.create("well")
         world.monitor("well")
         with world.listening(poll_workers=2):
-            world.service.wait_for(lambda: repository.leased)
-            with world.service.lock:
-                repository.leased = False  # its lease ended
-            (result,) = world.service.results("hangs")
-            world.service.results("well", 3)
+            world.service.wait_for(lambda: repository.holder)
+            world.service.polls("well")
+            world.service.end_shift("hangs")
+            (news, *_) = world.service.news("hangs")
+            world.service.polls("well", 3)
             silent.set()
-    assert (result.outcome, result.requests) == ("failed", 0)
-    assert "the poll before has not come to an end" in (result.error or "")
+    assert news.outcome == "failed"
+    assert "the poll before has not come to an end" in (news.error or "")
+
+
+def test_a_listener_that_the_service_does_not_answer_stops_when_its_shift_ends(world: World) -> None:
+    world.service.shift_seconds = 0.4
+    world.pushlog.create("r")
+    world.monitor()
+    away = threading.Event()
+    world.service.before = lambda request: problem(503, "away") if away.is_set() else None
+    with world.listening():
+        world.service.polls("r", 2)
+        away.set()
+        time.sleep(0.6)
+        before = world.app.state.requests.report()["kinds"]["json-pushes"]["requests"]
+        time.sleep(0.4)
+        assert world.app.state.requests.report()["kinds"]["json-pushes"]["requests"] == before
+        away.clear()
+        world.service.polls("r", 2)
+
+
+def test_a_suspected_repository_is_asked_over_new_connections(world: World) -> None:
+    """A connection that is kept can be pinned to one mirror, which lags."""
+    ports: list[int] = []
+
+    def answer(request: Request) -> Answer:
+        ports.append(request.port)
+        return Answer(200, b'{"lastpushid": 3, "pushes": {}}')
+
+    with serving(answer) as url:
+        repository = world.monitor(url=url, cursor=3)
+        with world.listening():
+            world.service.polls("r", 4)
+            assert len(set(ports)) == 1
+            repository.cursor, repository.suspected = 5, True
+            world.service.end_shift("r")
+            ports.clear()
+            assert all(news.outcome == "suspicious" for news in world.service.news("r", 4))
+            assert len(set(ports)) == len(ports)
 
 
 def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -654,11 +741,12 @@ def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(world: World, monkeypatc
     repository = world.monitor()
     with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(module, "trim", bug)
-        result = world.poll(poll_workers=1)
-    assert (result.outcome, result.error) == ("failed", "a bug in the listener, whose log has more: ZeroDivisionError")
+        with world.listening(poll_workers=1):
+            (news, *_) = world.service.news("r")
+            patch.undo()
+            world.service.wait_for(lambda: 1 in repository.stored)
+    assert (news.outcome, news.error) == ("failed", "a bug in the listener, whose log has more: ZeroDivisionError")
     assert "poll-broke" in [line["event"] for line in logs]
-    assert world.poll().outcome == "listed"
-    assert 1 in repository.stored
 
 
 # Away and back, and the end
@@ -670,7 +758,7 @@ def test_a_service_that_was_away(world: World) -> None:
     away = threading.Event()
     world.service.before = lambda request: Answer(hang_up=True) if away.is_set() else None
     with capture_logs() as logs, world.listening():
-        world.service.results("r", 2)
+        world.service.polls("r", 2)
         away.set()
         world.pushlog.push("r")
         world.pushlog.push("r")
@@ -683,16 +771,17 @@ def test_a_service_that_was_away(world: World) -> None:
     assert ids([event for batch in world.service.batches for event in batch]) == [1, 2]
 
 
-def test_a_stop_lets_polls_under_way_finish_and_reports_them(world: World) -> None:
+def test_a_stop_lets_polls_under_way_finish_and_gives_all_back(world: World) -> None:
     world.pushlog.create("r")
     world.pushlog.push("r")
     world.fault("r", "delay", seconds=0.3, times=1)
     repository = world.monitor()
     with world.listening():
-        world.service.wait_for(lambda: repository.leased)
-    assert [result.outcome for result in repository.results] == ["listed"]
-    assert world.service.leases_asked[-1].max == 0
-    assert not repository.leased
+        world.service.wait_for(lambda: world.app.state.requests.report()["kinds"])
+    last = world.service.renewals[-1]
+    assert last.ends
+    assert [each[0] for each in last.polled] == [1]
+    assert repository.holder is None
     assert 1 in repository.stored
 
 
@@ -707,26 +796,30 @@ def test_a_stop_in_a_backlog_gives_the_rest_to_others(world: World) -> None:
 
         world.service.before = stop
         with world.listening(poll_window=10) as listener:
-            (result,) = world.service.results("r")
-    assert (result.outcome, result.more, result.etag) == ("listed", True, None)
+            world.service.wait_for(lambda: repository.cursor)
+    assert repository.news == []
+    assert repository.holder is None
     assert repository.cursor == 10
 
 
-def test_a_stop_while_the_service_is_away_ends_without_a_result(world: World) -> None:
+def test_a_stop_while_the_service_is_away_ends_without_a_word(world: World) -> None:
     world.service.before = lambda request: problem(503, "away") if "events" in request.path else None
     with listing({1: entry(1)}) as (url, _), capture_logs() as logs:
         repository = world.monitor(url=url)
         with world.listening(max_retry=10, first_retry=10):
             world.service.wait_for(lambda: any("events" in request.path for request in world.service.requests))
-    assert repository.results == []
-    assert "stopped" in [line["event"] for line in logs]
+            world.service.before = lambda request: problem(503, "away")
+    assert (repository.polled, repository.news) == (0, [])
+    events = [line["event"] for line in logs]
+    assert "stopped" in events
+    assert "shift-not-given-back" in events
 
 
 def test_a_bug_in_the_loop_ends_the_listener_loudly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*arguments: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(PushlogListener, "_lease", bug)
+    monkeypatch.setattr(PushlogListener, "_renew", bug)
     with pytest.raises(ZeroDivisionError):
         PushlogListener(short(world.url)).run()
 
@@ -776,12 +869,12 @@ def test_a_signal_ends_an_idle_listener_cleanly(world: World, number: signal.Sig
     world.pushlog.create("r")
     world.monitor()
     with process(world) as running:
-        world.service.results("r", 2)
+        world.service.polls("r", 2)
         code, output = ends_within(running, number, 3)
     assert code == 0, output
     assert "stopped" in output
     assert f"signal={number.name}" in output
-    assert not world.service.repositories["r"].leased
+    assert world.service.repositories["r"].holder is None
 
 
 def test_sigterm_in_the_middle_of_everything_ends_it_within_5_seconds(world: World) -> None:

@@ -50,9 +50,8 @@ def test_a_file_gives_what_the_environment_does_not(monkeypatch: pytest.MonkeyPa
         ("HG_TIMEOUT", "-1", "hg_timeout: -1 is no duration: give seconds, such as 30"),
         ("HG_TIMEOUT", "soon", "hg_timeout: Input should be a valid timedelta"),
         ("HG_TIMEOUT", "-PT5S", "hg_timeout: Input should be greater than or equal to"),
-        ("LEASE_LOOK", "0", "lease_look: 0 would ask without a pause: give some seconds"),
+        ("ANNOUNCED_WAIT", "0", "announced_wait: 0 would ask without a pause: give some seconds"),
         ("POLL_WORKERS", "0", "poll_workers: Input should be greater than or equal to 1"),
-        ("LEASE_WAIT", "6", "lease_wait: Input should be less than or equal to 5"),
         ("CONFIG", "/nowhere.yml", "TC_TREEHERDER_CONFIG names /nowhere.yml, which is no file"),
     ],
 )

@@ -27,6 +27,8 @@ ADMIN, WRITER, READER, RETRIER = (f"{name}-0123456789abcdef" for name in ("admin
 TREEHERDER_SECRET = "treeherder-hawk-secret"
 NEVER_SHOWN = [*SECRETS, ADMIN, WRITER, READER, RETRIER, TREEHERDER_SECRET]
 
+LISTENER = "00000000-0000-4000-8000-000000000000"
+
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """To read all CA certificates takes longer than most tests, and none here speaks TLS."""
 
@@ -119,11 +121,12 @@ class Api:
         assert len(verdicts) == len(events)
         return verdicts
 
-    async def lease(self, results: list[Any] | None = None, maximum: int = 1, wait: float = 0) -> dict[str, Any]:
-        answer = await self.signed("/polls/lease", {"results": results or [], "max": maximum, "wait": wait})
+    async def lease(self, listener: str = LISTENER, **told: Any) -> dict[str, Any]:
+        """Renew a listener's shift; what it tells is `told`."""
+        answer = await self.signed("/polls/lease", {"listener": listener, **told})
         assert answer.status_code == 200, answer.text
-        leases: dict[str, Any] = answer.json()
-        return leases
+        shift: dict[str, Any] = answer.json()
+        return shift
 
     async def add(self, alias: str = "mc", **more: Any) -> dict[str, Any]:
         """Monitor hg.mozilla.org/<alias> from push 100 on, unless `more` says otherwise."""
@@ -225,7 +228,13 @@ def changeset(name: object, **more: Any) -> dict[str, Any]:
     return {"node": node(name), "branch": "default", **words, "files_count": 1, **more}
 
 
-def push_event(push_id: int, *, since: int | None = None, alias: str = "mc", **push: Any) -> dict[str, Any]:
+ROWS = {"mc": 1, "other": 2, "nowhere": 999}
+"""Row ids of the repositories that most tests add, in this order; one of another name is alone."""
+
+
+def push_event(
+    push_id: int, *, since: int | None = None, alias: str = "mc", repository_id: int = 0, shift: int = 0, **push: Any
+) -> dict[str, Any]:
     """A push as a listener sends it, listed from the push before it unless `since` is given."""
     entry = {
         "id": push_id,
@@ -235,7 +244,9 @@ def push_event(push_id: int, *, since: int | None = None, alias: str = "mc", **p
         **push,
     }
     cursor = push_id - 1 if since is None else since
-    return {"repository": alias, "generation": 0, "since": cursor, "lastpushid": push_id, "push": entry}
+    row = repository_id or ROWS.get(alias, 1)
+    head = {"repository": alias, "repository_id": row, "shift": shift, "generation": 0}
+    return {**head, "since": cursor, "lastpushid": push_id, "push": entry}
 
 
 def is_problem(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:

@@ -219,7 +219,7 @@ async def test_ten_minutes_ahead_for_some_seconds_hides_no_push(
         assert (await api.push(push_event(101)))[0]["verdict"] == "accepted", "intake goes on"
         assert len((await api.lease())["leases"]) == 1
         machine.wall_is_off = timedelta()
-        machine.wait(8)
+        machine.wait(16)
         assert (await api.repository()).due_at <= now(), "and polls do"
         assert all(step.due_at is not None and step.due_at <= now() for step in await api.steps())
 

@@ -95,11 +95,11 @@ async def test_writers_at_once_wait_for_each_other(database: Database) -> None:
             query = select(type(repository)).where(type(repository).id == repository.id).with_for_update()
             found = (await session.exec(query)).one()
             await asyncio.sleep(0.01)
-            found.lease += 1
+            found.shift += 1
 
     await asyncio.gather(*(one() for _ in range(15)))
     async with database.reading() as session:
-        assert (await session.exec(select(type(repository).lease))).one() == 15
+        assert (await session.exec(select(type(repository).shift))).one() == 15
 
 
 async def test_sqlite_writers_begin_as_writers(sqlite: Database) -> None:

@@ -27,9 +27,9 @@ from service.flow import heal, settle
 from service.models import NOBODY, WORK_TABLES, GroupCheck, JobReport
 from service.settings import RetentionSettings
 from service.work import Hold
-from tests.service.asgi import Api, changeset, push_event, running, settings_for
+from tests.service.asgi import Api, changeset, node, push_event, running, settings_for
 
-SMALL = {"pulse_queue", "budget", "secret"}
+SMALL = {"pulse_queue", "budget", "rate_grant", "secret"}
 """Tables with a row for each queue, upstream, or key of ours."""
 
 LARGE = set(SQLModel.metadata.tables) - SMALL
@@ -242,12 +242,19 @@ async def write(api: Api) -> None:
 
 async def listen(api: Api) -> None:
     """What listeners do."""
-    leases = (await api.lease(maximum=2))["leases"]
-    assert leases
-    first = leases[0]
-    common = {"outcome": "listed", "requests": 1, "lastpushid": 60, "seconds": 0.1}
-    await api.lease([{"repository": first["repository"], "lease": first["lease"], **common}])
-    await api.push(push_event(SIZES.pushes + 1, alias=alias(1), changesets=[changeset("new")]))
+    leases = (await api.lease())["leases"]
+    assert len(leases) >= 3
+    first, second, third = ({"id": lease["id"], "shift": lease["shift"]} for lease in leases[:3])
+    news = {"repository_id": first["id"], "shift": first["shift"], "outcome": "suspicious", "lastpushid": 60}
+    await api.lease(
+        polled=[[*second.values(), 0, 0]],
+        under_way=[[*third.values()]],
+        news=[{**news, "since": 50, "cursor": 50, "moved": True, "at_cursor": node("moved")}],
+    )
+    for _ in range(2):
+        assert (await api.signed("/polls/announced", {"urls": [leases[0]["url"]]})).status_code == 200
+    await api.push(push_event(SIZES.pushes + 1, alias=alias(1), shift=1, changesets=[changeset("new")]))
+    await api.lease(ends=True)
     guid = f"{CHANNEL}/0"
     body = {"version": 1, "project": alias(1), "action": "retrigger", "requester": "me", "job_guid": guid}
     message: dict[str, Any] = {

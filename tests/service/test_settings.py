@@ -43,7 +43,7 @@ def test_environment_wins_over_file_and_arguments_over_both(monkeypatch: pytest.
         """
         port: 1000
         host: 10.0.0.1
-        poll: {interval: 7, lease: PT40S}
+        poll: {interval: 7, shift: PT40S}
         environments:
           tc-treeherder: {url: "https://treeherder.example.com", client_id: me, secret: hush}
         """,
@@ -53,7 +53,7 @@ def test_environment_wins_over_file_and_arguments_over_both(monkeypatch: pytest.
     settings = load(host="10.0.0.2")
     assert (settings.port, settings.host) == (2000, "10.0.0.2")
     assert settings.poll.interval == timedelta(seconds=0.5)
-    assert settings.poll.lease == timedelta(seconds=40)
+    assert settings.poll.shift == timedelta(seconds=40)
     assert settings.environments["tc-treeherder"].secret is not None
 
 

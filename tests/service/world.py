@@ -175,7 +175,10 @@ def node(name: object) -> str:
     return hashlib.sha1(str(name).encode(), usedforsecurity=False).hexdigest()
 
 
-def push_event(push_id: int, *, alias: str = "mc", generation: int = 0, since: int = 0, **push: Any) -> PushEvent:
+def push_event(
+    push_id: int, *, alias: str = "mc", repository_id: int = 1, shift: int = 0, generation: int = 0, since: int = 0,
+    **push: Any,
+) -> PushEvent:  # fmt: skip
     """A push of one changeset as a listener sends it; `push` are other fields of the entry."""
     date = push.pop("date", now())
     entry = {
@@ -195,5 +198,13 @@ def push_event(push_id: int, *, alias: str = "mc", generation: int = 0, since: i
         **push,
     }
     return PushEvent.model_validate(
-        {"repository": alias, "generation": generation, "since": since, "lastpushid": push_id, "push": entry}
+        {
+            "repository": alias,
+            "repository_id": repository_id,
+            "shift": shift,
+            "generation": generation,
+            "since": since,
+            "lastpushid": push_id,
+            "push": entry,
+        }
     )

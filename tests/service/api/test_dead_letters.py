@@ -19,7 +19,7 @@ async def test_they_are_listed_newest_first_with_what_came_and_why(api: Api) -> 
     another, first = page["items"]
     assert first["kind"] == "push-event"
     assert first["subject"] == "mc, push 7"
-    assert first["reason"].startswith("not understood: generation: ")
+    assert first["reason"].startswith("not understood: repository_id: ")
     assert first["payload_bytes"] == len(bad)
     assert first["since"].endswith("Z")
     assert "payload" not in first

@@ -279,12 +279,6 @@ async def test_others_are_answered_meanwhile_and_slow_is_not_too_slow(sqlite_url
 
                 answer = await client.post("/api/v1/events/pushes", content=slowly(), headers=signature(raw))
                 assert answer.status_code == 202, answer.text
-                # what waits for work is not waited for
-                lease = json.dumps({"results": [], "max": 1, "wait": 1.5}).encode()
-                answer = await client.post(
-                    "/api/v1/polls/lease", content=lease, headers=signature(lease, path="/polls/lease")
-                )
-                assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("header", [b"X-A: " + b"a" * 100_000, b"X-A: a\r\n" * 20_000])

@@ -1,9 +1,7 @@
-"""Which repository is asked next, over the API: signed, leased to one listener, and what a listener reports."""
+"""Shifts over the API: signed, leased to one listener, and what a listener tells."""
 
 import asyncio
 import json
-import time
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,110 +9,90 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.database import now
-from tests.service.asgi import Api, is_problem, node, push_event, running, settings_for, signature
+from tests.service.asgi import LISTENER, Api, is_problem, node, push_event, running, settings_for
 from tests.service.strange import ANYTHING, api_in_a_loop
 
+OTHER = LISTENER.replace("0", "1")
 
-def result(lease: dict[str, Any], outcome: str = "listed", **more: Any) -> dict[str, Any]:
-    return {"repository": lease["repository"], "lease": lease["lease"], "outcome": outcome, **more}
+
+def polled(*leases: dict[str, Any], ago: float = 0) -> list[list[float]]:
+    return [[lease["id"], lease["shift"], ago, 0.1] for lease in leases]
+
+
+def news(lease: dict[str, Any], outcome: str = "listed", **more: Any) -> dict[str, Any]:
+    return {
+        "repository_id": lease["id"],
+        "shift": lease["shift"],
+        "outcome": outcome,
+        "since": 100,
+        "cursor": 100,
+        **more,
+    }
 
 
 async def test_a_due_repository_is_leased_with_all_that_a_listener_needs(api: Api) -> None:
     await api.add()
-    (lease,) = (await api.lease())["leases"]
-    assert lease == {
-        "repository": "mc",
-        "lease": 1,
-        "url": "https://hg.mozilla.org/mc",
-        "host": "hg.mozilla.org",
-        "generation": 0,
-        "cursor": 100,
-        "last_changeset": None,
-        "etag": None,
-        "seconds": 30.0,
-    }
-    assert (await api.lease())["leases"] == [], "one listener at a time has it"
+    shift = await api.lease()
+    assert shift["leases"] == [
+        {
+            "repository": "mc",
+            "id": 1,
+            "shift": 1,
+            "url": "https://hg.mozilla.org/mc",
+            "host": "hg.mozilla.org",
+            "generation": 0,
+            "cursor": 100,
+            "last_changeset": None,
+            "etag": None,
+            "full_in": 0.0,
+            "first_in": 0.0,
+            "interval": 5.0,
+            "suspected": False,
+        }
+    ]
+    assert shift["hosts"] == {"hg.mozilla.org": {"rate": 9.0, "at_a_time": 4}}
+    assert (shift["renew"], shift["full_every"], shift["problems"]) == (5, 600, [])
+    assert (await api.lease(OTHER))["leases"] == [], "one listener at a time has it"
+    shown = (await api.get("/repositories/mc")).json()
+    assert shown["shift_ends_at"] is not None
+    assert (shown["last_polled_at"], shown["last_good_poll_at"]) == (None, None)
 
 
 async def test_many_listeners_at_once_never_get_the_same(api: Api) -> None:
     for number in range(4):
         await api.add(f"r{number}")
-    answers = await asyncio.gather(*(api.lease(maximum=2) for _ in range(6)))
+    names = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(6)]
+    answers = await asyncio.gather(*(api.lease(name) for name in names))
     leased = [lease["repository"] for answer in answers for lease in answer["leases"]]
-    assert len(leased) == len(set(leased))
-    assert set(leased) <= {f"r{n}" for n in range(4)}
-    leased += [lease["repository"] for lease in (await api.lease(maximum=10))["leases"]]
-    assert sorted(leased) == [f"r{n}" for n in range(4)], "and none is left out"
+    assert sorted(leased) == [f"r{n}" for n in range(4)]
+    assert sum(answer["hosts"]["hg.mozilla.org"]["rate"] for answer in answers) == 9
 
 
-async def test_max_0_only_reports(api: Api) -> None:
+async def test_a_renewal_shows_when_it_was_polled_and_keeps_it(api: Api) -> None:
     await api.add()
-    started = time.monotonic()
-    answer = await api.lease(maximum=0, wait=5)
-    assert answer == {"leases": [], "problems": []}
-    assert time.monotonic() - started < 4
+    shift = await api.lease()
+    before = now()
+    renewed = await api.lease(answer=shift["answer"], polled=polled(*shift["leases"]), polls=1, requests=1, slowest=0.1)
+    assert (renewed["renewed"], renewed["leases"], renewed["answer"]) == ([1], [], shift["answer"] + 1)
+    repository = await api.repository()
+    assert repository.last_good_poll_at is not None
+    assert repository.last_good_poll_at >= before
+    assert repository.shift == 1
+    exposition = (await api.client.get("/metrics")).text
+    assert 'tc_treeherder_polls_total{outcome="good"}' in exposition
+    assert "tc_treeherder_poll_requests_total" in exposition
+    assert "tc_treeherder_slowest_poll_seconds_bucket" in exposition
 
 
-async def test_it_waits_while_nothing_is_due_and_answers_when_something_is(sqlite_api: Api) -> None:
-    started = time.monotonic()
-    assert (await sqlite_api.lease(wait=0.4))["leases"] == []
-    assert time.monotonic() - started >= 0.4
-    waiting = asyncio.create_task(sqlite_api.lease(wait=5))
-    await asyncio.sleep(0.1)
-    assert not waiting.done()
-    await sqlite_api.add()
-    leases = (await asyncio.wait_for(waiting, 4.5))["leases"]
-    assert [lease["repository"] for lease in leases] == ["mc"]
-
-
-async def test_a_listener_that_has_gone_is_leased_nothing(sqlite_api: Api) -> None:
-    """Its connection ended while it waited: a lease for it would keep the repository from others for 30 s."""
-    raw = json.dumps({"results": [], "max": 1, "wait": 5}).encode()
-    messages: list[dict[str, Any]] = [{"type": "http.request", "body": raw}, {"type": "http.disconnect"}]
-    gone = asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        if len(messages) == 1:
-            await gone.wait()
-        return messages.pop(0) if len(messages) > 1 else messages[0]
-
-    async def send(message: Any) -> None:
-        """Nobody hears it."""
-
-    headers = [(name.encode(), value.encode()) for name, value in signature(raw, path="/polls/lease").items()]
-    scope = {"type": "http", "method": "POST", "path": "/api/v1/polls/lease", "query_string": b"", "headers": headers}
-    call = asyncio.create_task(sqlite_api.app(scope, receive, send))
-    await asyncio.sleep(0.1)
-    gone.set()
-    await sqlite_api.add()
-    await asyncio.wait_for(call, 4)
-    assert (await sqlite_api.repository()).leased_until is None
-    assert [lease["repository"] for lease in (await sqlite_api.lease())["leases"]] == ["mc"]
-
-
-async def test_a_good_result_ends_the_lease_and_is_shown(api: Api) -> None:
+async def test_an_etag_and_the_tip_are_kept(api: Api) -> None:
     await api.add()
     (lease,) = (await api.lease())["leases"]
-    tag = f'W/"{int(now().timestamp()) - 60}"'
-    told = result(lease, lastpushid=100, at_cursor=node(100), etag=tag, date=now().isoformat())
-    assert await api.lease([told], maximum=0) == {"leases": [], "problems": []}
-    shown = (await api.get("/repositories/mc")).json()
-    assert shown["last_changeset"] == node(100)
-    assert shown["last_good_poll_at"] is not None
-    await api.change_repository(due_at=now())
-    (again,) = (await api.lease())["leases"]
-    assert (again["etag"], again["last_changeset"], again["lease"]) == (tag, node(100), 2)
-
-
-async def test_a_tag_of_the_second_of_a_push_is_not_relied_on(sqlite_api: Api) -> None:
-    await sqlite_api.add()
-    at = int(now().timestamp())
-    for tag, date in ((f'W/"{at}"', at + 1), ('W/"x"', at), ("9" * 400, at), (f'W/"{at - 60}"', None), ("", at)):
-        (lease,) = (await sqlite_api.lease())["leases"]
-        moment = None if date is None else datetime.fromtimestamp(date, UTC).isoformat()
-        assert (await sqlite_api.lease([result(lease, etag=tag, date=moment)], maximum=0))["problems"] == []
-        assert (await sqlite_api.repository()).etag is None
-        await sqlite_api.change_repository(due_at=now())
+    told = news(lease, lastpushid=100, at_cursor=node(100), etag='W/"5"')
+    answer = await api.lease(polled=polled(lease), news=[told], ends=True)
+    assert (answer["problems"], answer["leases"]) == ([], [])
+    (again,) = (await api.lease(OTHER))["leases"]
+    assert (again["etag"], again["last_changeset"], again["shift"]) == ('W/"5"', node(100), 2)
+    assert 590 < again["full_in"] <= 600
 
 
 async def test_a_failure_is_shown_and_backs_off_until_it_is_good_again(api: Api) -> None:
@@ -122,100 +100,120 @@ async def test_a_failure_is_shown_and_backs_off_until_it_is_good_again(api: Api)
     waits = []
     for count in (1, 2, 3):
         (lease,) = (await api.lease())["leases"]
-        await api.lease([result(lease, "failed", error="404 \u00e9 Not Found")], maximum=0)
+        await api.lease(news=[news(lease, "failed", error="404 \u00e9 Not Found")])
         shown = (await api.get("/repositories/mc")).json()
         assert (shown["poll_error"], shown["poll_failures"]) == ("404 \u00e9 Not Found", count)
+        assert shown["shift_ends_at"] is None
         waits.append((await api.repository()).due_at - now())
         await api.change_repository(due_at=now())
     assert waits[0] < waits[1] < waits[2]
     (lease,) = (await api.lease())["leases"]
-    await api.lease([result(lease, "unchanged")], maximum=0)
+    await api.lease(polled=polled(lease))
     shown = (await api.get("/repositories/mc")).json()
     assert (shown["poll_error"], shown["poll_failures"]) == (None, 0)
 
 
-async def test_a_result_of_an_older_lease_is_ignored(api: Api) -> None:
+@pytest.mark.parametrize("patch", [{"contains": "try:"}, {"enabled": False}])
+async def test_a_patch_in_the_middle_of_a_shift_ends_it_and_nothing_of_it_is_stored(
+    api: Api, patch: dict[str, Any]
+) -> None:
     await api.add()
-    (old,) = (await api.lease())["leases"]
-    await api.change_repository(leased_until=now(), due_at=now())  # its time is over
-    (new,) = (await api.lease())["leases"]
-    assert new["lease"] == old["lease"] + 1
-    await api.lease([result(old, "failed", error="late")], maximum=0)
+    (lease,) = (await api.lease())["leases"]
+    assert (await api.push(push_event(101, shift=1)))[0]["verdict"] == "accepted"
+    assert (await api.patch("/repositories/mc", patch)).status_code == 200
+    (verdict,) = await api.push(push_event(102, shift=1))
+    assert (verdict["verdict"], verdict["shift"], verdict["cursor"]) == ("rejected", 2, 101)
+    assert "shift 1 of mc, which has ended" in verdict["reason"]
+    shift = await api.lease(polled=polled(lease), news=[news(lease, "failed", error="of the old shift")])
+    assert shift["renewed"] == []
     repository = await api.repository()
-    assert repository.poll_error is None
-    assert repository.leased_until is not None, "the other still has it"
+    assert (repository.poll_error, repository.last_good_poll_at, repository.last_push_id) == (None, None, 101)
+    assert [lease["shift"] for lease in shift["leases"]] == ([] if patch == {"enabled": False} else [3])
+    assert len(await api.pushes()) == 1
+    assert await api.letters() == []
 
 
-async def test_results_that_are_not_understood_are_told_and_spoil_nothing(api: Api) -> None:
+async def test_after_delete_and_reset_nothing_of_the_old_shift_is_stored(api: Api) -> None:
+    for end in ("reset", "delete"):
+        await api.add("mc")
+        (lease,) = (await api.lease())["leases"]
+        told = {"repository_id": lease["id"], "shift": lease["shift"]}
+        if end == "reset":
+            assert (await api.post("/repositories/mc/reset", {"last_push_id": 5})).status_code == 200
+        else:
+            assert (await api.delete("/repositories/mc")).status_code == 204
+        (verdict,) = await api.push(push_event(101, **told))
+        assert verdict["verdict"] == "rejected"
+        assert (await api.lease(polled=polled(lease), ends=True))["renewed"] == []
+        if end == "reset":
+            assert (await api.delete("/repositories/mc")).status_code == 204
+    assert await api.pushes() == []
+
+
+async def test_a_repository_that_is_added_again_goes_on_counting(api: Api) -> None:
+    await api.add()
+    await api.lease()
+    await api.delete("/repositories/mc")
+    await api.add()
+    (lease,) = (await api.lease())["leases"]
+    assert lease["shift"] == 3
+
+
+async def test_news_that_are_not_understood_are_told_and_spoil_nothing(api: Api) -> None:
     await api.add()
     (lease,) = (await api.lease())["leases"]
     bad: list[Any] = [
         *(None, 1, "x", [], {}),
-        result(lease, "splendid"),
-        result(lease, requests=-1),
-        result(lease, requests=10**400),
-        result(lease, seconds=float("inf")),
-        result(lease, seconds=float("nan")),
-        result(lease, seconds=1e300),
-        result(lease, lastpushid=-1),
-        result(lease, at_cursor="tip"),
-        result(lease, date="yesterday"),
-        result(lease, date="0001-01-01T00:00:00"),
-        result(lease, error="x" * 2001),
-        result(lease, etag="x" * 501),
-        {**result(lease), "repository": "\udce9"},
-        {**result(lease), "lease": None},
+        news(lease, "splendid"),
+        news(lease, good_ago=float("inf")),
+        news(lease, good_ago=float("nan")),
+        news(lease, lastpushid=-1),
+        news(lease, at_cursor="tip"),
+        news(lease, error="x" * 2001),
+        news(lease, etag="x" * 501),
+        {**news(lease), "repository_id": "mc"},
+        {**news(lease), "repository_id": 10**400},
+        {**news(lease), "shift": None},
     ]
-    answer = await api.lease([*bad, result(lease, "failed", error="this one is good")], maximum=0)
+    answer = await api.lease(news=[*bad, news(lease, "failed", error="this one is good")])
     assert len(answer["problems"]) == len(bad)
     assert all(problem for problem in answer["problems"])
     assert (await api.get("/repositories/mc")).json()["poll_error"] == "this one is good"
 
 
-async def test_results_of_unknown_repositories_are_ignored(api: Api) -> None:
-    nowhere = {"repository": "nowhere", "lease": 1}
-    huge = {"repository": "nowhere", "lease": 10**400}
-    answer = await api.lease([result(nowhere), result(huge)], maximum=0)
-    assert answer == {"leases": [], "problems": []}
-
-
-async def test_a_reset_needs_several_polls_over_a_while_and_happens_once(api: Api) -> None:
-    await api.add()
-    await api.push(push_event(101))
-    for _ in range(4):
-        (lease,) = (await api.lease())["leases"]
-        await api.lease([result(lease, lastpushid=3, at_cursor=None)], maximum=0)
-        await api.change_repository(due_at=now())
-    assert (await api.repository()).generation == 0, "a minute has not passed"
-    await api.change_repository(reset_suspected_at=now() - timedelta(minutes=2))
-    (lease,) = (await api.lease())["leases"]
-    told = result(lease, lastpushid=3)
-    await asyncio.gather(*(api.lease([told], maximum=0) for _ in range(4)))
-    shown = (await api.get("/repositories/mc")).json()
-    assert (shown["generation"], shown["last_push_id"], shown["reset_suspected_at"]) == (1, 0, None)
+async def test_unknown_repositories_are_ignored(api: Api) -> None:
+    nowhere = {"id": 2**31 - 1, "shift": 1}
+    answer = await api.lease(polled=polled(nowhere), under_way=[[7, 7]], news=[news(nowhere)])
+    assert (answer["renewed"], answer["leases"], answer["problems"]) == ([], [], [])
 
 
 async def test_wrong_requests_say_what_is_wrong(sqlite_api: Api) -> None:
     for body, word in (
         ([], "dictionary"),
-        ({"max": -1}, "max"),
-        ({"max": 101}, "max"),
-        ({"wait": 6}, "wait"),
-        ({"wait": float("nan")}, "wait"),
-        ({"results": [1] * 1001}, "results"),
-        ({"results": {}}, "results"),
+        ({}, "listener"),
+        ({"listener": "me"}, "listener"),
+        ({"answer": -1}, "answer"),
+        ({"news": [1] * 1001}, "news"),
+        ({"news": {}}, "news"),
+        ({"polled": [[1, 2]]}, "polled"),
+        ({"polled": [[1, 2, -1, 0]]}, "polled"),
+        ({"polled": [[1, 2, float("nan"), 0]]}, "polled"),
+        ({"polls": 10**9}, "polls"),
     ):
-        is_problem(await sqlite_api.signed("/polls/lease", body), 422, word)
+        told: Any = body if isinstance(body, list) or not body else {"listener": LISTENER, **body}
+        is_problem(await sqlite_api.signed("/polls/lease", told), 422, word)
+    is_problem(await sqlite_api.signed("/polls/announced", {"urls": ["x"] * 101}), 422, "urls")
+    is_problem(await sqlite_api.signed("/polls/announced", {}), 422, "urls")
 
 
 async def test_a_commit_that_fails_leases_nothing(api: Api) -> None:
     await api.add()
     with api.commits_fail():
-        is_problem(await api.signed("/polls/lease", {"wait": 0}), 500)
+        is_problem(await api.signed("/polls/lease", {"listener": LISTENER}), 500)
     (lease,) = (await api.lease())["leases"]
     with api.commits_fail():
-        answer = await api.signed("/polls/lease", {"results": [result(lease, "failed", error="x")], "max": 0})
-        is_problem(answer, 500)
+        told: Any = {"listener": LISTENER, "news": [news(lease, "failed", error="x")]}
+        is_problem(await api.signed("/polls/lease", told), 500)
     assert (await api.get("/repositories/mc")).json()["poll_error"] is None
 
 
@@ -226,34 +224,61 @@ async def test_a_host_that_is_no_longer_allowed_is_not_asked(sqlite_url: str) ->
         assert (await api.lease())["leases"] == []
 
 
-RESULT = {
-    "repository": "mc",
-    "lease": 1,
+async def test_an_announced_push_is_leased_beside_the_shift(sqlite_url: str) -> None:
+    async with running(settings_for(sqlite_url, poll={"max_requests_per_host": 1000})) as api:
+        await api.add()
+        await api.lease()
+        while not (leases := (await announced(api, "https://hg.mozilla.org/mc", "\ud800"))["leases"]):
+            pass  # the reserve starts empty
+        assert [(lease["repository"], lease["shift"]) for lease in leases] == [("mc", 1)]
+        (verdict,) = await api.push(push_event(101, shift=1))
+        assert verdict["verdict"] == "accepted"
+
+
+async def announced(api: Api, *urls: str) -> dict[str, Any]:
+    answer = await api.signed("/polls/announced", {"urls": urls})
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+NEWS = {
+    "repository_id": 1,
+    "shift": 1,
     "outcome": "listed",
     "error": None,
-    "requests": 1,
-    "seconds": 0.5,
+    "since": 100,
+    "cursor": 100,
     "lastpushid": 100,
     "at_cursor": node(100),
     "moved": False,
     "etag": 'W/"1700000000"',
-    "date": "2023-11-14T22:13:30Z",
-    "more": False,
+    "good_ago": 0.5,
 }
+RENEWAL = {"polled": [[1, 1, 0, 0]], "under_way": [[1, 1]], "polls": 1, "requests": 1, "slowest": 0.5, "answer": 1}
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(mangles=st.lists(st.tuples(st.sampled_from(sorted(RESULT)), ANYTHING), min_size=1, max_size=20), junk=ANYTHING)
-@example(mangles=[("date", 0), ("date", -62135596800), ("date", 253402300799)], junk=None)
-@example(mangles=[("etag", "9" * 400), ("lease", 10**400), ("seconds", "inf"), ("requests", 10_000)], junk=None)
-def test_mangled_results_are_never_our_fault(loop_api: Any, mangles: list[tuple[str, Any]], junk: Any) -> None:
+@given(
+    mangles=st.lists(st.tuples(st.sampled_from(sorted(NEWS)), ANYTHING), min_size=1, max_size=20),
+    field=st.sampled_from(sorted(RENEWAL)),
+    junk=ANYTHING,
+)
+@example(mangles=[("good_ago", 86_400), ("since", 2**31 - 1), ("cursor", 2**31 - 1)], field="polls", junk=None)
+@example(mangles=[("etag", "9" * 400), ("shift", 10**400)], field="polled", junk=[[1, 1, 86_400, 86_400]])
+def test_mangled_renewals_are_never_our_fault(
+    loop_api: Any, mangles: list[tuple[str, Any]], field: str, junk: Any
+) -> None:
     api, run = loop_api
-    run(api.change_repository(lease=1, generation=0))
-    results = [{**RESULT, name: value} for name, value in mangles]
-    answer = run(api.signed("/polls/lease", {"results": [*results, junk], "max": 0}))
+    run(api.change_repository(shift=1, generation=0, holder=LISTENER))
+    told = [{**NEWS, name: value} for name, value in mangles]
+    answer = run(api.signed("/polls/lease", {"listener": LISTENER, "news": [*told, junk]}))
     assert answer.status_code == 200, answer.text
-    answer = run(api.signed("/polls/lease", {"results": [], "wait": 0, "max": junk, "more": junk}))
+    answer = run(api.signed("/polls/lease", {"listener": LISTENER, **RENEWAL, field: junk}))
     assert answer.status_code in {200, 422}, answer.text
+    answer = run(api.signed("/polls/announced", {"urls": junk}))
+    assert answer.status_code in {200, 422}, answer.text
+    json.dumps(answer.json())
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ async def test_why_there_is_no_graph_is_shown(sqlite_api: Api, state: State, sho
 async def test_only_the_repositorys_environments_get_a_resultset(sqlite_api: Api) -> None:
     await sqlite_api.add(environments=["tc-treeherder-stage"])
     await sqlite_api.add("none", environments=[])
-    await sqlite_api.push(push_event(101), push_event(101, alias="none"))
+    await sqlite_api.push(push_event(101), push_event(101, alias="none", repository_id=2))
     for alias, prefixes in {"mc": ["tc-treeherder-stage"], "none": []}.items():
         shown = (await sqlite_api.get(f"/pushes/{alias}/101")).json()["resultsets"]
         assert [resultset["environment"] for resultset in shown] == prefixes
@@ -143,7 +143,7 @@ async def test_the_newest_generation_is_shown_unless_another_is_asked_for(api: A
     await api.add()
     await api.push(push_event(101))
     await api.post("/repositories/mc/reset", {"last_push_id": 100})
-    anew = push_event(101, changesets=[changeset("anew")])
+    anew = push_event(101, shift=1, changesets=[changeset("anew")])
     await api.push({**anew, "generation": 1})
     assert (await api.get("/pushes/mc/101")).json()["revision"] == node("anew")
     old = (await api.get("/pushes/mc/101", params={"generation": 0})).json()

@@ -430,10 +430,10 @@ async def test_the_generation_survives_re_creation_under_any_alias(api: Api) -> 
     assert again["last_changeset"] is None
     (stale,) = await api.push(push_event(101, alias="renamed"))
     assert stale["verdict"] == "rejected"
-    fresh = push_event(6, alias="renamed")
+    fresh = push_event(6, alias="renamed", shift=3)
     fresh["generation"] = 2
     (verdict,) = await api.push(fresh)
-    assert (verdict["verdict"], verdict["cursor"], verdict["generation"]) == ("accepted", 6, 2)
+    assert (verdict["verdict"], verdict["cursor"], verdict["shift"]) == ("accepted", 6, 3)
 
 
 async def test_re_creation_keeps_nothing_of_the_old_poll(api: Api) -> None:
@@ -445,10 +445,9 @@ async def test_re_creation_keeps_nothing_of_the_old_poll(api: Api) -> None:
     assert (again["poll_error"], again["poll_failures"], again["last_changeset"]) == (None, 0, None)
     row = await api.repository()
     assert row.etag is None
-    assert row.leased_until is None
-    await api.lease()
-    result = {"repository": "mc", "lease": lease["lease"], "outcome": "failed", "error": "of the one before"}
-    await api.lease([result], maximum=0)
+    assert row.holder is None
+    told = {"repository_id": lease["id"], "shift": lease["shift"], "outcome": "failed", "error": "of the one before"}
+    await api.lease(news=[told])
     assert (await api.get("/repositories/mc")).json()["poll_error"] is None
 
 
@@ -458,7 +457,7 @@ async def test_an_alias_of_a_deleted_repository_is_free(api: Api) -> None:
     await api.delete("/repositories/mc", params={"force": "true"})
     other = await api.add("mc", url="https://hg.mozilla.org/other")
     assert other["generation"] == 0
-    await api.push(push_event(101, changesets=[{"node": node("other")}]))
+    await api.push(push_event(101, repository_id=2, changesets=[{"node": node("other")}]))
     push = (await api.get("/pushes/mc/101")).json()
     assert push["revision"] == node("other"), "the one that is monitored comes first"
 
@@ -469,19 +468,13 @@ async def test_a_reset_begins_a_generation_at_the_given_cursor_or_the_present_en
     leased = (await api.lease())["leases"][0]
     reset = (await api.post("/repositories/mc/reset", {})).json()
     assert (reset["generation"], reset["last_push_id"], reset["last_changeset"]) == (1, 41, None)
-    (late,) = await api.push(push_event(102))
-    assert (late["verdict"], late["generation"]) == ("rejected", 1)
+    (late,) = await api.push(push_event(102, shift=1))
+    assert (late["verdict"], late["shift"]) == ("rejected", 2)
     assert "generation" in late["reason"]
-    late_result = {
-        "repository": "mc",
-        "lease": leased["lease"],
-        "outcome": "listed",
-        "lastpushid": 101,
-        "at_cursor": node(101),
-    }
-    await api.lease([late_result], maximum=0)
+    named = {"repository_id": leased["id"], "shift": leased["shift"]}
+    told = {**named, "outcome": "listed", "since": 101, "cursor": 101, "lastpushid": 101, "at_cursor": node(101)}
+    (lease,) = (await api.lease(news=[told]))["leases"]
     assert (await api.get("/repositories/mc")).json()["last_changeset"] is None
-    (lease,) = (await api.lease())["leases"]
     assert (lease["generation"], lease["cursor"], lease["etag"]) == (1, 41, None)
 
 

@@ -67,7 +67,8 @@ async def change(database: Database, **values: Any) -> None:
 
 
 def oversized(push_id: int, since: int = 0, **more: Any) -> OversizedPush:
-    values = {"repository": "mc", "generation": 0, "since": since, "lastpushid": push_id, "push_id": push_id, **more}
+    head = {"repository": "mc", "repository_id": 1, "shift": 0, "generation": 0, "since": since}
+    values = {**head, "lastpushid": push_id, "push_id": push_id, **more}
     return OversizedPush.model_validate({"oversized": True, "reason": "40 MB", **values})
 
 
@@ -101,6 +102,8 @@ async def test_ten_real_pushes(database: Database, settings: Settings) -> None:
         PushEvent.model_validate(
             {
                 "repository": "mc",
+                "repository_id": 1,
+                "shift": 0,
                 "generation": 0,
                 "since": 33267,
                 "lastpushid": recorded["lastpushid"],
@@ -130,7 +133,7 @@ async def test_a_new_push(database: Database, settings: Settings) -> None:
     await add_repository(database, "mc", last_push_id=6)
     before = now()
     (verdict,) = await take(database, settings, push_event(7, since=6))
-    assert verdict == Verdict(verdict="accepted", repository="mc", cursor=7, generation=0)
+    assert verdict == Verdict(verdict="accepted", repository="mc", cursor=7, shift=0)
     (push,) = await pushes(database)
     assert (push.push_id, push.generation, push.user) == (7, 0, "dev@example.com")
     assert push.revision == node("mc 7")
@@ -215,8 +218,8 @@ async def test_at_the_same_time_it_is_stored_once(database: Database, settings: 
     for alias in ("mc", "try"):
         await add_repository(database, alias)
     batches = [
-        [push_event(n, alias=alias) for alias in order for n in (1, 2, 3)]
-        for order in (("mc", "try"), ("try", "mc")) * 4
+        [push_event(n, alias=alias, repository_id=number) for alias, number in order for n in (1, 2, 3)]
+        for order in ((("mc", 1), ("try", 2)), (("try", 2), ("mc", 1))) * 4
     ]
     async with asyncio.timeout(20):
         verdicts = await asyncio.gather(*(take(database, settings, *batch) for batch in batches))
@@ -228,7 +231,8 @@ async def test_at_the_same_time_it_is_stored_once(database: Database, settings: 
 async def test_no_such_repository(database: Database, settings: Settings) -> None:
     await add_repository(database, "mc")
     await add_repository(database, "gone", deleted_at=now())
-    verdicts = await take(database, settings, push_event(1, alias="try"), push_event(1, alias="gone"), push_event(1))
+    events = [push_event(1, alias=alias, repository_id=n) for alias, n in (("try", 3), ("gone", 2), ("mc", 1))]
+    verdicts = await take(database, settings, *events)
     assert [verdict.verdict for verdict in verdicts] == ["rejected", "rejected", "accepted"]
     assert verdicts[0].reason == "no repository try is monitored: add it first"
     assert (verdicts[0].repository, verdicts[0].cursor) == (None, None)
@@ -241,8 +245,37 @@ async def test_another_generation_is_rejected(database: Database, settings: Sett
     (verdict,) = await take(database, settings, push_event(1, generation=generation))
     assert verdict.verdict == "rejected"
     assert verdict.reason == f"listed from generation {generation}, mc is at 1: list again"
-    assert (verdict.cursor, verdict.generation) == (0, 1)
+    assert verdict.cursor == 0
     assert await pushes(database) == []
+
+
+@pytest.mark.parametrize("shift", [3, 5])
+async def test_another_shift_is_rejected(database: Database, settings: Settings, shift: int) -> None:
+    await add_repository(database, "mc", shift=4)
+    (verdict,) = await take(database, settings, push_event(1, shift=shift))
+    assert verdict.verdict == "rejected"
+    assert verdict.reason == f"listed in shift {shift} of mc, which has ended: list again"
+    assert (verdict.repository, verdict.cursor, verdict.shift) == ("mc", 0, 4)
+    (verdict,) = await take(database, settings, oversized(1, shift=shift))
+    assert verdict.verdict == "rejected"
+    assert await pushes(database) == []
+    assert await letters(database) == []
+
+
+async def test_what_is_replayed_may_be_of_an_old_shift(sqlite: Database, settings: Settings) -> None:
+    await add_repository(sqlite, "mc", shift=4)
+    async with sqlite.writing() as session:
+        ((verdict,), _, _) = await store(session, settings, [push_event(1, shift=2)], replayed=True)
+    assert verdict.verdict == "accepted"
+
+
+async def test_the_row_counts_and_not_the_alias(sqlite: Database, settings: Settings) -> None:
+    """An alias may have gone to another repository."""
+    await add_repository(sqlite, "old")
+    await add_repository(sqlite, "mc")
+    (verdict,) = await take(sqlite, settings, push_event(1, alias="mc", repository_id=1))
+    assert verdict.repository == "old"
+    assert [push.repository_id for push in await pushes(sqlite)] == [1]
 
 
 async def test_the_same_id_in_another_generation_is_another_push(database: Database, settings: Settings) -> None:

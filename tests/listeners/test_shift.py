@@ -1,0 +1,291 @@
+"""A listener's shift, by a clock that is moved: what is polled when, what is told, and when it ends."""
+
+import threading
+from typing import Any
+
+import pytest
+
+from events import HostRate, Lease, PollNews, Shift
+from listeners.shift import HUNG, Held, Result, ShiftEnded, Shifts
+
+HOST = "hg.example.com"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 1_000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+    def go(self, seconds: float) -> None:
+        self.at += seconds
+
+
+class Listener:
+    """Shifts, and a service that answers what a test says."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.stop = threading.Event()
+        self.shifts = Shifts("00000000-0000-4000-8000-000000000000", self.stop, self.clock)
+        self.number = 0
+
+    def answer(self, *leases: Lease, rate: float = 10, takes: float = 0, **more: Any) -> bool:
+        """Renew; the answer comes after so many seconds."""
+        self.number += 1
+        asked = self.shifts.report()
+        self.clock.go(takes)
+        values: dict[str, Any] = {
+            "answer": self.number,
+            "seconds": 15,
+            "renew": 5,
+            "full_every": 600,
+            "hosts": {HOST: HostRate(rate=rate, at_a_time=more.pop("at_a_time", 4))},
+            "renewed": [each[0] for each in (*asked.polled, *asked.under_way)],
+            "leases": list(leases),
+        }
+        return self.shifts.take(Shift(**{**values, **more}))
+
+    def begin(self, wait: float = 0.1) -> Held:
+        """The next repository, whose turn must come within so many seconds."""
+        self.clock.go(wait)
+        job = self.shifts.next()
+        assert job is not None
+        return job[0]
+
+    def poll(self, wait: float = 0.1, **result: Any) -> Held:
+        held = self.begin(wait)
+        self.shifts.pace(held)
+        self.shifts.ended(held, Result(**{"good": True, "began": self.clock.at, "requests": 1, **result}))
+        return held
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+def lease(number: int = 1, shift: int = 1, **more: Any) -> Lease:
+    values = {
+        "repository": f"r{number}",
+        "id": number,
+        "shift": shift,
+        "url": f"https://{HOST}/r{number}",
+        "host": HOST,
+        "generation": 0,
+        "cursor": 0,
+        "last_changeset": None,
+        "etag": None,
+        "full_in": 0,
+        "first_in": 0,
+        "interval": 5,
+        "suspected": False,
+    }
+    return Lease(**{**values, **more})
+
+
+# When a shift ends
+
+
+def test_a_shift_counts_from_the_moment_at_which_its_renewal_was_sent(listener: Listener) -> None:
+    listener.answer(lease(), takes=10)
+    held = listener.begin()
+    assert listener.shifts.pace(held) == pytest.approx(4.9), "10.1 of 15 have passed"
+
+
+def test_an_answer_that_came_too_late_is_worth_nothing(listener: Listener) -> None:
+    listener.answer(lease(), takes=15)
+    listener.clock.go(1)
+    assert waits(listener)
+
+
+def waits(listener: Listener) -> bool:
+    """Whether nothing can be asked now."""
+    with listener.shifts._lock:
+        at, held = listener.shifts._first(listener.clock.at)
+    return held is None or at > listener.clock.at
+
+
+def test_of_a_renewal_that_is_sent_again_the_last_attempt_counts(listener: Listener) -> None:
+    listener.shifts.report()
+    listener.clock.go(100)
+    listener.answer(lease())
+    assert listener.shifts.pace(listener.begin()) == pytest.approx(14.9)
+
+
+def test_a_machine_that_was_suspended_asks_nothing(listener: Listener) -> None:
+    """The clock counts that time."""
+    listener.answer(lease(1), lease(2))
+    begun = listener.begin()
+    listener.clock.go(3_600)
+    with pytest.raises(ShiftEnded):
+        listener.shifts.pace(begun)
+    assert waits(listener)
+    listener.shifts.ended(begun, Result())
+    assert listener.shifts.report().polled == []
+
+
+def test_a_renewal_lengthens_it_for_what_was_polled(listener: Listener) -> None:
+    listener.answer(lease(1), lease(2, first_in=20))
+    first = listener.poll()
+    listener.clock.go(10)
+    listener.answer()
+    assert first.until == listener.clock.at + 15
+    assert listener.shifts.pace(listener.begin()) == pytest.approx(14.9)
+    listener.clock.go(5)
+    listener.answer()
+    assert [each[0] for each in listener.shifts.report().under_way] == []
+    assert waits(listener), "the second was not polled: its shift has ended"
+
+
+def test_what_is_not_renewed_is_dropped(listener: Listener) -> None:
+    listener.answer(lease())
+    listener.poll()
+    listener.answer(renewed=[])
+    listener.clock.go(6)
+    assert waits(listener)
+
+
+# Rates
+
+
+def test_requests_come_at_the_rate_and_the_bucket_starts_empty(listener: Listener) -> None:
+    listener.answer(*(lease(n, interval=0) for n in range(1, 4)), rate=4)
+    sent = []
+    for _ in range(400):
+        listener.clock.go(0.01)
+        if not waits(listener):
+            sent.append(listener.clock.at)
+            listener.poll(0)
+    assert all(number + 1 <= (at - 1_000) * 4 + 0.001 for number, at in enumerate(sent))
+    assert 14 <= len(sent) <= 16
+
+
+def test_all_requests_of_a_poll_wait_for_their_turn(listener: Listener) -> None:
+    listener.answer(lease(), rate=50)
+    held = listener.begin(0.02)
+    listener.shifts.pace(held)
+    ticks: list[float] = []
+    listener.stop.wait = lambda seconds: ticks.append(seconds) or listener.clock.go(seconds) or False  # type: ignore[assignment, func-returns-value, method-assign, misc]  # time passes
+    for _ in range(5):
+        listener.shifts.pace(held)
+    assert ticks == [pytest.approx(0.02)] * 5
+
+
+def test_a_turn_after_the_end_of_the_shift_is_not_waited_for(listener: Listener) -> None:
+    listener.answer(lease(), rate=0.05)
+    held = Held.of(lease(), listener.clock.at, listener.clock.at + 15)
+    with pytest.raises(ShiftEnded):
+        listener.shifts.pace(held)
+
+
+def test_a_rate_that_is_cut_is_told_soon_and_kept_at_once(listener: Listener) -> None:
+    assert listener.answer(*(lease(n) for n in range(1, 4)), rate=10) is False
+    listener.poll()
+    assert listener.answer(rate=1) is True, "others wait for it"
+    assert listener.shifts.report().answer == 2
+    listener.clock.go(0.9)
+    assert waits(listener)
+    listener.poll(0.11)
+    assert listener.answer(rate=1) is False
+    assert listener.answer(hosts={}) is True
+    listener.clock.go(5)
+    assert waits(listener)
+
+
+def test_so_many_at_a_time_of_a_host(listener: Listener) -> None:
+    listener.answer(*(lease(n) for n in range(1, 5)), at_a_time=2)
+    first, _ = listener.begin(), listener.begin()
+    listener.clock.go(1)
+    assert waits(listener)
+    listener.shifts.ended(first, Result(good=True, began=listener.clock.at))
+    assert not waits(listener)
+
+
+# What is told
+
+
+def test_what_was_polled_is_told_until_that_is_answered(listener: Listener) -> None:
+    listener.answer(lease(1), lease(2, shift=7))
+    listener.poll(slowest=0.25)
+    listener.poll(slowest=0.5)
+    listener.clock.go(2)
+    for _ in range(2):
+        told = listener.shifts.report()
+        assert sorted(told.polled) == [(1, 1, 2.1, 0.25), (2, 7, 2.0, 0.5)]
+        assert (told.polls, told.requests, told.slowest) == (2, 2, 0.5)
+    listener.answer()
+    told = listener.shifts.report()
+    assert (told.polled, told.polls, told.requests, told.slowest) == ([], 0, 0, 0)
+
+
+def test_what_is_polled_while_a_renewal_is_under_way_is_told_with_the_next(listener: Listener) -> None:
+    listener.answer(lease(1), lease(2))
+    listener.poll()
+    asked = listener.shifts.report()
+    second = listener.poll()
+    values = {"seconds": 15, "renew": 5, "full_every": 600, "hosts": {HOST: HostRate(rate=10, at_a_time=4)}}
+    listener.shifts.take(Shift(answer=2, renewed=[asked.polled[0][0]], leases=[], **values))
+    assert [each[0] for each in listener.shifts.report().polled] == [second.lease.id]
+
+
+def test_a_poll_that_found_nothing_new_is_no_news(listener: Listener) -> None:
+    listener.answer(lease())
+    listener.poll()
+    assert listener.shifts.report().news == []
+
+
+def test_a_repository_that_fails_is_given_back_with_that(listener: Listener) -> None:
+    listener.answer(lease())
+    listener.poll()
+    listener.clock.go(6)
+    news = PollNews(repository_id=1, shift=1, outcome="failed", error="404")
+    listener.poll(good=False, news=news)
+    listener.clock.go(60)
+    told = listener.shifts.report()
+    assert (told.polled, told.polls) == ([], 2)
+    assert [(each.error, each.good_ago) for each in told.news] == [("404", pytest.approx(66.1))]
+    assert waits(listener)
+
+
+def test_a_poll_that_does_not_end_is_said_when_it_is_leased_again(listener: Listener) -> None:
+    listener.answer(lease())
+    hung = listener.begin()
+    listener.shifts.pace(hung)
+    listener.clock.go(5)
+    assert listener.shifts.report().under_way == [(1, 1)]
+    listener.answer(lease(shift=2), renewed=[])
+    (news,) = listener.shifts.report().news
+    assert (news.shift, news.error) == (2, HUNG)
+    listener.shifts.ended(hung, Result(good=True, began=listener.clock.at))
+    assert listener.shifts.report().polled == [], "its shift had ended"
+
+
+def test_it_is_under_way_for_one_renewal_only(listener: Listener) -> None:
+    """One that hangs must not be kept for ever."""
+    listener.answer(lease())
+    listener.shifts.pace(listener.begin())
+    listener.clock.go(1)
+    listener.answer()
+    listener.clock.go(1)
+    assert listener.shifts.report().under_way == []
+
+
+def test_the_next_poll_is_due_after_the_interval_or_after_a_slow_answer(listener: Listener) -> None:
+    listener.answer(lease(1), lease(2))
+    quick, slow = listener.poll(), listener.poll(slowest=9)
+    assert 4.4 < quick.due - listener.clock.at + 0.1 < 5.6
+    assert slow.due - listener.clock.at == 9
+
+
+def test_what_waits_ends_when_the_listener_does(listener: Listener) -> None:
+    ended: list[Any] = []
+    threads = [threading.Thread(target=lambda: ended.append(listener.shifts.next())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    listener.stop.set()
+    while any(thread.is_alive() for thread in threads):
+        listener.shifts.stop()
+        threads[0].join(0.01)
+    assert ended == [None, None, None]
