@@ -10,12 +10,30 @@ that it has the answer which cut it, by naming that answer's number; or until it
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlmodel import col, select
+from sqlalchemy import bindparam, delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.database import Session
 from service.models import RateGrant
 from service.settings import PollSettings
+
+_TABLE: Any = RateGrant.__table__  # type: ignore[attr-defined]  # SQLModel's own
+
+# written once: to make a statement takes as long as to execute it
+_OF_HOSTS = select(_TABLE).where(_TABLE.c.host.in_(bindparam("hosts", expanding=True)))
+_ENDED = delete(_TABLE).where(_TABLE.c.listener == bindparam("gone"), _TABLE.c.host == bindparam("there"))
+
+
+def _upsert(insert: Any) -> Any:
+    granted = insert(_TABLE)
+    new = {name: granted.excluded[name] for name in ("answer", "rate", "counted", "ends_at")}
+    return granted.on_conflict_do_update(index_elements=["listener", "host"], set_=new)
+
+
+_GRANTED = {"postgresql": _upsert(postgresql_insert), "sqlite": _upsert(sqlite_insert)}
 
 
 def reserve(settings: PollSettings) -> float:
@@ -29,12 +47,22 @@ def shared(settings: PollSettings) -> float:
 
 
 @dataclass
+class Grant:
+    """What one listener may ask of a host; see `RateGrant`."""
+
+    rate: float
+    counted: float
+    answer: int
+    ends_at: datetime
+
+
+@dataclass
 class Rates:
     """The rates of one listener, and what it has to know of the others'. The caller holds the hosts' budgets."""
 
     listener: str
-    grants: dict[str, RateGrant]  # this listener's, by host
-    others: dict[str, list[RateGrant]]  # those of other listeners whose shifts have not ended
+    grants: dict[str, Grant]  # this listener's, by host
+    others: dict[str, list[Grant]]  # those of other listeners whose shifts have not ended
 
     def sharers(self, host: str) -> int:
         """Return the number of listeners that share the host's budget, this one too."""
@@ -44,45 +72,60 @@ class Rates:
         """Return when the first of the others' shifts ends."""
         return min((grant.ends_at for host in hosts for grant in self.others.get(host, [])), default=None)
 
+    def grant(self, host: str, rate: float, answer: int, ends_at: datetime) -> float:
+        """Grant the listener its share of `rate` requests a second, as far as others leave it, and return that."""
+        others = sum(other.counted for other in self.others.get(host, []))
+        granted = max(min(rate / self.sharers(host), rate - others), 0.0)
+        before = self.grants.get(host)
+        counted = granted if before is None else max(before.counted, granted)
+        self.grants[host] = Grant(granted, counted, answer, ends_at)
+        return granted
 
-async def read(session: Session, listener: str, answer: int, hosts: list[str], at: datetime, latest: datetime) -> Rates:
+
+async def read(
+    connection: AsyncConnection, listener: str, answer: int, hosts: list[str], at: datetime, latest: datetime
+) -> Rates:
     """Read the rates of `hosts`, and delete those of shifts that have ended.
 
     `answer` is the number of the last answer that the listener has: what it cut is free from now on. No shift ends
     after `latest`, whatever a clock that had jumped wrote.
     """
     rates = Rates(listener, {}, {})
-    for grant in await session.exec(select(RateGrant).where(col(RateGrant.host).in_(hosts))):
-        grant.ends_at = min(grant.ends_at, latest)
+    ended = []
+    for row in await connection.execute(_OF_HOSTS, {"hosts": hosts}):
+        grant = Grant(row.rate, row.counted, row.answer, min(row.ends_at, latest))
         if grant.ends_at <= at:
-            await session.delete(grant)
-        elif grant.listener == listener:
+            ended.append({"gone": row.listener, "there": row.host})
+        elif row.listener != listener:
+            rates.others.setdefault(row.host, []).append(grant)
+        else:
             if grant.answer == answer:
                 grant.counted = grant.rate
-            rates.grants[grant.host] = grant
-        else:
-            rates.others.setdefault(grant.host, []).append(grant)
-    await session.flush()  # a row that was deleted may be made anew
+            rates.grants[row.host] = grant
+    if ended:
+        await connection.execute(_ENDED, ended)
     return rates
 
 
-def grant(session: Session, rates: Rates, host: str, rate: float, answer: int, ends_at: datetime) -> float:
-    """Grant the listener its share of `rate` requests a second, as far as others leave it, and return that."""
-    others = sum(other.counted for other in rates.others.get(host, []))
-    granted = max(min(rate / rates.sharers(host), rate - others), 0.0)
-    mine = rates.grants.get(host)
-    if mine is None:
-        mine = rates.grants[host] = RateGrant(
-            listener=rates.listener, host=host, answer=answer, rate=granted, counted=granted, ends_at=ends_at
-        )
-        session.add(mine)
-    else:
-        mine.counted = max(mine.counted, granted)
-        mine.answer, mine.rate, mine.ends_at = answer, granted, ends_at
-    return granted
+async def write(connection: AsyncConnection, rates: Rates, hosts: Collection[str]) -> None:
+    """Write down what the listener was granted for `hosts`."""
+    rows = [
+        {
+            "listener": rates.listener,
+            "host": host,
+            "answer": grant.answer,
+            "rate": grant.rate,
+            "counted": grant.counted,
+            "ends_at": grant.ends_at,
+        }
+        for host, grant in rates.grants.items()
+        if host in hosts
+    ]
+    if rows:
+        await connection.execute(_GRANTED[connection.dialect.name], rows)
 
 
-async def give_back(session: Session, rates: Rates) -> None:
+async def give_back(connection: AsyncConnection, rates: Rates) -> None:
     """Free what the listener was granted: it sends nothing more."""
-    for mine in rates.grants.values():
-        await session.delete(mine)
+    if rates.grants:
+        await connection.execute(_ENDED, [{"gone": rates.listener, "there": host} for host in rates.grants])

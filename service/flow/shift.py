@@ -92,6 +92,12 @@ _POLLED = (
 )
 
 
+_IDS = _TABLE.c.id.in_(bindparam("ids", expanding=True))
+_ENDS_AT = {"due_at": bindparam("ends_at", type_=Utc), "turn": bindparam("ends_at", type_=Utc)}
+_RENEWED = update(_TABLE).where(_IDS).values(_ENDS_AT)
+_GIVEN = update(_TABLE).where(_IDS).values(shift=_TABLE.c.shift + 1, holder=bindparam("by"), **_ENDS_AT)
+
+
 @dataclass
 class _Host:
     """What a listener may have of one host."""
@@ -123,16 +129,17 @@ async def renew(
     """
     at = now()
     hosts = sorted(hosts)  # two replicas lock the budgets in one order
-    await budget.lock(session, [_bucket(host) for host in hosts], at)
-    granted = await rates.read(session, asked.listener, asked.answer, hosts, at, at + settings.shift)
     connection = await session.connection()
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        await budget.lock(session, [_bucket(host) for host in hosts], at)
+    granted = await rates.read(connection, asked.listener, asked.answer, hosts, at, at + settings.shift)
     held = {row.id: row for row in await connection.execute(_HELD, {"listener": asked.listener})}
     metrics.polled(asked.polls, asked.requests, asked.slowest, sum(each.outcome == "failed" for each in news))
     number = max((mine.answer for mine in granted.grants.values()), default=asked.answer) + 1
     renewal = _Renewal(at, at + settings.shift, {}, held)
     if not asked.ends:
         for host in hosts:
-            if mine := await _host(session, settings, granted, host, number, renewal.ends_at):
+            if mine := await _host(connection, settings, granted, host, number, renewal.ends_at):
                 renewal.hosts[host] = mine
     await _hear(session, settings, renewal, news)
     _count_idle(renewal, asked)
@@ -140,9 +147,10 @@ async def renew(
     if renewal.rows:
         await connection.execute(_POLLED, renewal.rows)
     if asked.ends:
-        await rates.give_back(session, granted)
+        await rates.give_back(connection, granted)
         await _give_back(connection, renewal)
         return Shift(answer=number, seconds=0, renew=0, full_every=0, hosts={}, renewed=[], leases=[])
+    await rates.write(connection, granted, renewal.hosts)
     await _renew_under_way(connection, renewal, asked)
     leases = []
     for host in renewal.hosts:
@@ -163,17 +171,16 @@ def _bucket(host: str) -> str:
 
 
 async def _host(
-    session: Session, settings: PollSettings, granted: rates.Rates, host: str, number: int, ends_at: datetime
+    connection: AsyncConnection, settings: PollSettings, granted: rates.Rates, host: str, number: int, ends_at: datetime
 ) -> _Host | None:
     """Grant the listener a rate for a host, and say how many repositories it may have; None: there are none."""
     rate, interval = rates.shared(settings), settings.interval.total_seconds()
     horizon = settings.renew.total_seconds() * HORIZON
     enough = math.ceil(rate * max(interval, horizon)) + 1  # how many there are beyond these makes no difference
-    connection = await session.connection()
     repositories = (await connection.execute(_MONITORED_OF_HOST, {"host": host, "most": enough})).scalar_one()
     if not repositories:
         return None
-    mine = rates.grant(session, granted, host, rate, number, ends_at)
+    mine = granted.grant(host, rate, number, ends_at)
     sharers = granted.sharers(host)
     crowded = repositories > rate * interval
     share = math.ceil(repositories / sharers)
@@ -249,8 +256,7 @@ async def _renew_under_way(connection: AsyncConnection, renewal: _Renewal, asked
         if (row := renewal.held.get(repository_id)) and row.shift == shift and repository_id not in renewal.renewed
     ]
     if ids:
-        values = {"due_at": renewal.ends_at, "turn": renewal.ends_at, "holder": asked.listener}
-        await connection.execute(update(_TABLE).where(_TABLE.c.id.in_(ids)).values(values))
+        await connection.execute(_RENEWED, {"ids": ids, "ends_at": renewal.ends_at})
         renewal.renewed += ids
 
 
@@ -273,9 +279,8 @@ async def _lease(
     soon = renewal.at + settings.renew * HORIZON
     rows = (await connection.execute(_DUE, {"host": name, "at": renewal.at, "soon": soon, "room": room})).all()
     if rows:
-        values = {"holder": listener, "due_at": renewal.ends_at, "turn": renewal.ends_at}
-        leased = update(_TABLE).where(_TABLE.c.id.in_([row.id for row in rows]))
-        await connection.execute(leased.values(shift=_TABLE.c.shift + 1, **values))
+        values = {"ids": [row.id for row in rows], "by": listener, "ends_at": renewal.ends_at}
+        await connection.execute(_GIVEN, values)
     return [_leased(settings, row, renewal.at, row.shift + 1, host.interval) for row in rows]
 
 
