@@ -3,6 +3,8 @@
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
+from sqlalchemy import Connection
+from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 
 from service import clock
@@ -49,13 +51,19 @@ async def refilled(session: Session, name: str, at: datetime, rate: float, *, em
     return bucket
 
 
-async def lock(session: Session, names: list[str], at: datetime) -> None:
-    """Lock the buckets of these names, in their order, until the caller's transaction ends; make those that lack."""
+def lock(connection: Connection, names: list[str], at: datetime) -> None:
+    """Lock the buckets of these names until the caller's transaction ends; make those that lack.
+
+    On SQLite there is nothing to lock: it has one writer at a time.
+    """
+    if connection.dialect.name != "postgresql":
+        return
     query = select(Budget.name).where(col(Budget.name).in_(names)).order_by(col(Budget.name)).with_for_update()
-    if missing := sorted(set(names) - set((await session.exec(query)).all())):
-        for name in missing:  # empty: what was spent just before is not known
-            await insert_new(session, Budget, name=name, tokens=0, at=at)
-        (await session.exec(query)).all()
+    if missing := sorted(set(names) - set(connection.scalars(query))):
+        # empty: what was spent just before is not known
+        rows = [{"name": name, "tokens": 0, "at": at} for name in missing]
+        connection.execute(insert(Budget).on_conflict_do_nothing(), rows)
+        connection.scalars(query).all()
 
 
 def blocked_for(bucket: Budget, at: datetime, longest: timedelta) -> timedelta:

@@ -27,7 +27,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service import sqlite
 from service.clock import Clock
-from service.commits import GroupCommit
+from service.commits import MAX_ROWS, GroupCommit
 from service.wakeups import CHANNEL, Topic, Wakeups
 
 log = structlog.get_logger()
@@ -171,6 +171,17 @@ class Database:
     ) -> T:
         """Call `write` in a transaction that it may share with others; see `GroupCommit.run`."""
         return await self._group.run(write, share, order, rows)
+
+    async def run(self, write: Callable[[Connection], T]) -> T:
+        """Call `write` in a transaction of its own, and return what it returns once that is committed.
+
+        On SQLite that is one hop to a thread for all statements. On PostgreSQL it may wait for locks, and does so
+        beside the writes that share transactions.
+        """
+        if self.sqlite:
+            return await self.commit(write, "", rows=MAX_ROWS)
+        async with self.writing() as session:
+            return await (await session.connection()).run_sync(write)
 
     async def _notify(self, topic: Topic) -> None:
         told = {"channel": CHANNEL, "topic": topic}

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from events import AnnouncedLeases, AnnouncedPushes, PollNews, Shift, ShiftRequest
+from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import Announced, Renewal, signed
 from service.api.route import SignedRoute
@@ -32,8 +33,11 @@ async def lease_polls(request: Request, parts: PartsDep) -> Response:
             news.append(PollNews.model_validate(each))
         except ValidationError as error:
             problems.append(reason_of(error))
-    async with parts.database.writing() as session:
-        renewed = await shift.renew(session, parts.settings.poll, parts.settings.allowed_hosts, asked, news)
+    settings = parts.settings
+    renewed = await parts.database.run(
+        lambda connection: shift.renew(connection, settings.poll, settings.allowed_hosts, asked, news)
+    )
+    metrics.polled(asked.polls, asked.requests, asked.slowest, sum(each.outcome == "failed" for each in news))
     renewed.problems = problems
     # FastAPI would validate the leases again, which takes as long as to make them
     return Response(renewed.model_dump_json(), media_type="application/json")

@@ -4,10 +4,10 @@ import random
 from datetime import datetime, timedelta
 
 import structlog
-from sqlmodel import select
+from sqlmodel import Session, select
 
 from events import PollNews
-from service.database import Session, now
+from service.database import now
 from service.flow.push import suspect_reset
 from service.models import Push, Repository
 from service.settings import PollSettings
@@ -21,9 +21,7 @@ BUSY_TURNS = 3
 """...by so many intervals; an idle one that has waited longer goes before it, so that none starves."""
 
 
-async def take_news(
-    session: Session, settings: PollSettings, repository: Repository, news: PollNews, at: datetime
-) -> None:
+def take_news(session: Session, settings: PollSettings, repository: Repository, news: PollNews, at: datetime) -> None:
     """Write down what a poll found. The caller holds the row's lock and has compared the shift.
 
     A repository that fails or looks reset is given back: `shift` leases it anew when it is due. So whoever polls it
@@ -43,7 +41,7 @@ async def take_news(
             repository.last_changeset = news.at_cursor
         return
     repository.etag = None  # or a 304 would pass for a good poll
-    if await _looks_reset(session, repository, news):
+    if _looks_reset(session, repository, news):
         if _certain(settings, repository, at):
             _believe_reset(repository)
             return
@@ -79,7 +77,7 @@ def turn_of(settings: PollSettings, last_push_at: datetime | None, due_at: datet
     return due_at - settings.interval * BUSY_TURNS if busy else due_at
 
 
-async def _looks_reset(session: Session, repository: Repository, news: PollNews) -> bool:
+def _looks_reset(session: Session, repository: Repository, news: PollNews) -> bool:
     """Return True if this answer can only come from a repository that was made anew. A strip does not look so:
 
     `lastpushid` stays, and what is left of the push at the cursor was in it before.
@@ -88,7 +86,7 @@ async def _looks_reset(session: Session, repository: Repository, news: PollNews)
         suspect_reset(repository, f"lastpushid is {news.lastpushid}, below the cursor {news.cursor}")
         return True
     if news.moved and news.at_cursor and repository.last_changeset:
-        stored = await session.exec(
+        stored = session.exec(
             select(Push.nodes).where(
                 Push.repository_id == repository.id,
                 Push.generation == repository.generation,

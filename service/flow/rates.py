@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.models import RateGrant
 from service.settings import PollSettings
@@ -82,9 +81,7 @@ class Rates:
         return granted
 
 
-async def read(
-    connection: AsyncConnection, listener: str, answer: int, hosts: list[str], at: datetime, latest: datetime
-) -> Rates:
+def read(connection: Connection, listener: str, answer: int, hosts: list[str], at: datetime, latest: datetime) -> Rates:
     """Read the rates of `hosts`, and delete those of shifts that have ended.
 
     `answer` is the number of the last answer that the listener has: what it cut is free from now on. No shift ends
@@ -92,7 +89,7 @@ async def read(
     """
     rates = Rates(listener, {}, {})
     ended = []
-    for row in await connection.execute(_OF_HOSTS, {"hosts": hosts}):
+    for row in connection.execute(_OF_HOSTS, {"hosts": hosts}):
         grant = Grant(row.rate, row.counted, row.answer, min(row.ends_at, latest))
         if grant.ends_at <= at:
             ended.append({"gone": row.listener, "there": row.host})
@@ -103,11 +100,11 @@ async def read(
                 grant.counted = grant.rate
             rates.grants[row.host] = grant
     if ended:
-        await connection.execute(_ENDED, ended)
+        connection.execute(_ENDED, ended)
     return rates
 
 
-async def write(connection: AsyncConnection, rates: Rates, hosts: Collection[str]) -> None:
+def write(connection: Connection, rates: Rates, hosts: Collection[str]) -> None:
     """Write down what the listener was granted for `hosts`."""
     rows = [
         {
@@ -122,10 +119,10 @@ async def write(connection: AsyncConnection, rates: Rates, hosts: Collection[str
         if host in hosts
     ]
     if rows:
-        await connection.execute(_GRANTED[connection.dialect.name], rows)
+        connection.execute(_GRANTED[connection.dialect.name], rows)
 
 
-async def give_back(connection: AsyncConnection, rates: Rates) -> None:
+def give_back(connection: Connection, rates: Rates) -> None:
     """Free what the listener was granted: it sends nothing more."""
     if rates.grants:
-        await connection.execute(_ENDED, [{"gone": rates.listener, "there": host} for host in rates.grants])
+        connection.execute(_ENDED, [{"gone": rates.listener, "there": host} for host in rates.grants])

@@ -17,13 +17,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import and_, bindparam, case, func, literal, or_, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, and_, bindparam, case, func, literal, or_, select, text, update
+from sqlmodel import Session as SyncSession
 from sqlmodel import col
 from sqlmodel import select as sqlmodel_select
 
 from events import AnnouncedLeases, HostRate, Lease, PolledRepository, PollNews, Shift, ShiftRequest
-from service import budget, metrics
+from service import budget
 from service.database import Session, Utc, now
 from service.flow import poll, rates
 from service.models import MONITORED, Repository
@@ -120,8 +120,8 @@ class _Renewal:
     renewed: list[int] = field(default_factory=list)
 
 
-async def renew(
-    session: Session, settings: PollSettings, hosts: list[str], asked: ShiftRequest, news: list[PollNews]
+def renew(
+    connection: Connection, settings: PollSettings, hosts: list[str], asked: ShiftRequest, news: list[PollNews]
 ) -> Shift:
     """Write down what a listener has polled, renew its shift, and lease it what is due, as far as budgets go.
 
@@ -129,32 +129,29 @@ async def renew(
     """
     at = now()
     hosts = sorted(hosts)  # two replicas lock the budgets in one order
-    connection = await session.connection()
-    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-        await budget.lock(session, [_bucket(host) for host in hosts], at)
-    granted = await rates.read(connection, asked.listener, asked.answer, hosts, at, at + settings.shift)
-    held = {row.id: row for row in await connection.execute(_HELD, {"listener": asked.listener})}
-    metrics.polled(asked.polls, asked.requests, asked.slowest, sum(each.outcome == "failed" for each in news))
+    budget.lock(connection, [_bucket(host) for host in hosts], at)
+    granted = rates.read(connection, asked.listener, asked.answer, hosts, at, at + settings.shift)
+    held = {row.id: row for row in connection.execute(_HELD, {"listener": asked.listener})}
     number = max((mine.answer for mine in granted.grants.values()), default=asked.answer) + 1
     renewal = _Renewal(at, at + settings.shift, {}, held)
     if not asked.ends:
         for host in hosts:
-            if mine := await _host(connection, settings, granted, host, number, renewal.ends_at):
+            if mine := _host(connection, settings, granted, host, number, renewal.ends_at):
                 renewal.hosts[host] = mine
-    await _hear(session, settings, renewal, news)
+    _hear(connection, settings, renewal, news)
     _count_idle(renewal, asked)
     _judge(settings, renewal, asked)
     if renewal.rows:
-        await connection.execute(_POLLED, renewal.rows)
+        connection.execute(_POLLED, renewal.rows)
     if asked.ends:
-        await rates.give_back(connection, granted)
-        await _give_back(connection, renewal)
+        rates.give_back(connection, granted)
+        _give_back(connection, renewal)
         return Shift(answer=number, seconds=0, renew=0, full_every=0, hosts={}, renewed=[], leases=[])
-    await rates.write(connection, granted, renewal.hosts)
-    await _renew_under_way(connection, renewal, asked)
+    rates.write(connection, granted, renewal.hosts)
+    _renew_under_way(connection, renewal, asked)
     leases = []
     for host in renewal.hosts:
-        leases += await _lease(connection, settings, renewal, host, asked.listener)
+        leases += _lease(connection, settings, renewal, host, asked.listener)
     return Shift(
         answer=number,
         seconds=settings.shift.total_seconds() * MARGIN,
@@ -170,14 +167,14 @@ def _bucket(host: str) -> str:
     return f"hg {host}"
 
 
-async def _host(
-    connection: AsyncConnection, settings: PollSettings, granted: rates.Rates, host: str, number: int, ends_at: datetime
+def _host(
+    connection: Connection, settings: PollSettings, granted: rates.Rates, host: str, number: int, ends_at: datetime
 ) -> _Host | None:
     """Grant the listener a rate for a host, and say how many repositories it may have; None: there are none."""
     rate, interval = rates.shared(settings), settings.interval.total_seconds()
     horizon = settings.renew.total_seconds() * HORIZON
     enough = math.ceil(rate * max(interval, horizon)) + 1  # how many there are beyond these makes no difference
-    repositories = (await connection.execute(_MONITORED_OF_HOST, {"host": host, "most": enough})).scalar_one()
+    repositories = (connection.execute(_MONITORED_OF_HOST, {"host": host, "most": enough})).scalar_one()
     if not repositories:
         return None
     mine = granted.grant(host, rate, number, ends_at)
@@ -194,21 +191,22 @@ async def _host(
     )
 
 
-async def _hear(session: Session, settings: PollSettings, renewal: _Renewal, news: list[PollNews]) -> None:
+def _hear(connection: Connection, settings: PollSettings, renewal: _Renewal, news: list[PollNews]) -> None:
     """Take in news, of repositories that are this listener's in the shift that it says."""
     current = [each for each in news if (row := renewal.held.get(each.repository_id)) and row.shift == each.shift]
     if not current:
         return
     ids = {each.repository_id for each in current}
-    found = await session.exec(sqlmodel_select(Repository).where(col(Repository.id).in_(ids)))
-    repositories = {repository.id: repository for repository in found}
-    for each in current:
-        repository = repositories[each.repository_id]
-        if repository.holder is not None and repository.shift == each.shift:
-            await poll.take_news(session, settings, repository, each, renewal.at)
-        if repository.holder is None:
-            renewal.held.pop(each.repository_id, None)
-    await session.flush()
+    with SyncSession(connection) as session:
+        found = session.exec(sqlmodel_select(Repository).where(col(Repository.id).in_(ids)))
+        repositories = {repository.id: repository for repository in found}
+        for each in current:
+            repository = repositories[each.repository_id]
+            if repository.holder is not None and repository.shift == each.shift:
+                poll.take_news(session, settings, repository, each, renewal.at)
+            if repository.holder is None:
+                renewal.held.pop(each.repository_id, None)
+        session.flush()
 
 
 def _count_idle(renewal: _Renewal, asked: ShiftRequest) -> None:
@@ -248,7 +246,7 @@ def _own(renewal: _Renewal, polled: Sequence[PolledRepository]) -> list[tuple[An
     return [own[repository_id] for repository_id in sorted(own)]
 
 
-async def _renew_under_way(connection: AsyncConnection, renewal: _Renewal, asked: ShiftRequest) -> None:
+def _renew_under_way(connection: Connection, renewal: _Renewal, asked: ShiftRequest) -> None:
     """Renew what was asked and has not answered yet."""
     ids = [
         repository_id
@@ -256,31 +254,29 @@ async def _renew_under_way(connection: AsyncConnection, renewal: _Renewal, asked
         if (row := renewal.held.get(repository_id)) and row.shift == shift and repository_id not in renewal.renewed
     ]
     if ids:
-        await connection.execute(_RENEWED, {"ids": ids, "ends_at": renewal.ends_at})
+        connection.execute(_RENEWED, {"ids": ids, "ends_at": renewal.ends_at})
         renewal.renewed += ids
 
 
-async def _give_back(connection: AsyncConnection, renewal: _Renewal) -> None:
+def _give_back(connection: Connection, renewal: _Renewal) -> None:
     """Free what is left of the listener's repositories: they are due now."""
     ids = renewal.held.keys() - {row["row"] for row in renewal.rows}
     if ids:
         values = {"due_at": renewal.at, "turn": renewal.at, "holder": None}
-        await connection.execute(update(_TABLE).where(_TABLE.c.id.in_(ids)).values(values))
+        connection.execute(update(_TABLE).where(_TABLE.c.id.in_(ids)).values(values))
 
 
-async def _lease(
-    connection: AsyncConnection, settings: PollSettings, renewal: _Renewal, name: str, listener: str
-) -> list[Lease]:
+def _lease(connection: Connection, settings: PollSettings, renewal: _Renewal, name: str, listener: str) -> list[Lease]:
     """Lease repositories of a host that are due before long, those first whose turn it is."""
     host = renewal.hosts[name]
     room = host.most - host.has
     if room <= 0:
         return []
     soon = renewal.at + settings.renew * HORIZON
-    rows = (await connection.execute(_DUE, {"host": name, "at": renewal.at, "soon": soon, "room": room})).all()
+    rows = (connection.execute(_DUE, {"host": name, "at": renewal.at, "soon": soon, "room": room})).all()
     if rows:
         values = {"ids": [row.id for row in rows], "by": listener, "ends_at": renewal.ends_at}
-        await connection.execute(_GIVEN, values)
+        connection.execute(_GIVEN, values)
     return [_leased(settings, row, renewal.at, row.shift + 1, host.interval) for row in rows]
 
 

@@ -182,12 +182,13 @@ class Api:
         def fail(_: Any) -> None:
             raise ConnectionError("the database went away")
 
-        engine = self.database.engine.sync_engine
-        event.listen(engine, "commit", fail)
+        for engine in self.database.engines:
+            event.listen(engine, "commit", fail)
         try:
             yield
         finally:
-            event.remove(engine, "commit", fail)
+            for engine in self.database.engines:
+                event.remove(engine, "commit", fail)
 
 
 @asynccontextmanager

@@ -49,8 +49,9 @@ class Polls:
             await add_repository(self.database, alias, **{"due_at": at, "turn": at, "created_at": at, **fields})
 
     async def renew(self, asked: ShiftRequest, news: list[PollNews]) -> Shift:
-        async with self.database.writing() as session:
-            return await shift.renew(session, self.settings, self.hosts, asked, news)
+        return await self.database.run(
+            lambda connection: shift.renew(connection, self.settings, self.hosts, asked, news)
+        )
 
     async def announce(self, *urls: str) -> AnnouncedLeases:
         async with self.database.writing() as session:

@@ -212,13 +212,12 @@ async def test_a_slow_one_is_asked_less_often(quick: Polls) -> None:
 async def test_the_number_of_statements_does_not_depend_on_the_number_of_repositories(polls: Polls) -> None:
     statements: list[str] = []
     listener = polls.listener()
-    engine = polls.database.engine.sync_engine
     counts = []
     for more in (60, 200):
         await polls.add(*(f"{more}r{n}" for n in range(more)))
         await listener.polled_all()
         polls.clock.go(5)
-        with noted(engine, statements):
+        with noted(polls.database, statements):
             answer = await listener.polled_all()
         assert len(answer.leases) >= 50
         counts.append(len(statements))
@@ -228,17 +227,19 @@ async def test_the_number_of_statements_does_not_depend_on_the_number_of_reposit
 
 
 @contextmanager
-def noted(engine: Any, statements: list[str]) -> Iterator[None]:
+def noted(database: Database, statements: list[str]) -> Iterator[None]:
     """Note each statement meanwhile."""
 
     def note(_: Any, __: Any, statement: str, ___: Any, ____: Any, _____: Any) -> None:
         statements.append(statement)
 
-    event.listen(engine, "before_cursor_execute", note)
+    for engine in database.engines:
+        event.listen(engine, "before_cursor_execute", note)
     try:
         yield
     finally:
-        event.remove(engine, "before_cursor_execute", note)
+        for engine in database.engines:
+            event.remove(engine, "before_cursor_execute", note)
 
 
 # Several listeners
