@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from events import HostRate, Lease, PollNews, Shift, ShiftRequest
+from events import MAX_EVENTS, HostRate, Lease, PollNews, Shift, ShiftRequest
 from listeners.clock import steady
 from listeners.forward import Stopped
 
@@ -260,7 +260,7 @@ class Shifts:
             ]
             news = [
                 each if good_at is None else each.model_copy(update={"good_ago": now - good_at})
-                for each, good_at in self._news
+                for each, good_at in self._news[:MAX_EVENTS]
             ]
             self._told = _Told(now, polled, under_way, len(news), self._polls, self._requests)
             return ShiftRequest(

@@ -67,13 +67,13 @@ def _failed(settings: PollSettings, repository: Repository, news: PollNews, at: 
 
 
 def _free(settings: PollSettings, repository: Repository, due_at: datetime) -> None:
+    busy = repository.last_push_at is not None and now() - repository.last_push_at < BUSY
     repository.holder = None
-    repository.due_at, repository.turn = due_at, turn_of(settings, repository.last_push_at, due_at)
+    repository.due_at, repository.turn = due_at, turn_of(settings, due_at, busy=busy)
 
 
-def turn_of(settings: PollSettings, last_push_at: datetime | None, due_at: datetime) -> datetime:
+def turn_of(settings: PollSettings, due_at: datetime, *, busy: bool) -> datetime:
     """Return what repositories are put in order by: when it is due, earlier for a busy one."""
-    busy = last_push_at is not None and now() - last_push_at < BUSY
     return due_at - settings.interval * BUSY_TURNS if busy else due_at
 
 

@@ -39,11 +39,13 @@ HORIZON = 1.5
 
 _TABLE: Any = Repository.__table__  # type: ignore[attr-defined]  # SQLModel's own
 
+_AT, _SOON, _BUSY_SINCE = (bindparam(name, type_=Utc) for name in ("at", "soon", "busy_since"))
+
 # written once: to make a statement takes as long as to execute it
 _HELD = (
     select(
-        _TABLE.c.id, _TABLE.c.shift, _TABLE.c.host, _TABLE.c.alias, _TABLE.c.due_at, _TABLE.c.last_push_at,
-        _TABLE.c.poll_failures,
+        _TABLE.c.id, _TABLE.c.shift, _TABLE.c.host, _TABLE.c.alias, _TABLE.c.poll_failures,
+        (_TABLE.c.due_at > _AT).label("current"), (_TABLE.c.last_push_at > _BUSY_SINCE).label("busy"),
     )
     .where(_TABLE.c.holder == bindparam("listener"))
     .order_by(_TABLE.c.id)
@@ -56,7 +58,6 @@ _MONITORED_OF_HOST = select(func.count()).select_from(
     .limit(bindparam("most"))
     .subquery()
 )
-_AT, _SOON = bindparam("at", type_=Utc), bindparam("soon", type_=Utc)
 _LEASED = (
     _TABLE.c.id, _TABLE.c.alias, _TABLE.c.shift, _TABLE.c.url, _TABLE.c.host, _TABLE.c.generation,
     _TABLE.c.last_push_id, _TABLE.c.last_changeset, _TABLE.c.etag, _TABLE.c.etag_cursor, _TABLE.c.last_full_poll_at,
@@ -131,13 +132,14 @@ def renew(
     hosts = sorted(hosts)  # two replicas lock the budgets in one order
     budget.lock(connection, [_bucket(host) for host in hosts], at)
     granted = rates.read(connection, asked.listener, asked.answer, hosts, at, at + settings.shift)
-    held = {row.id: row for row in connection.execute(_HELD, {"listener": asked.listener})}
+    mine = {"listener": asked.listener, "at": at, "busy_since": at - poll.BUSY}
+    held = {row.id: row for row in connection.execute(_HELD, mine)}
     number = max((mine.answer for mine in granted.grants.values()), default=asked.answer) + 1
     renewal = _Renewal(at, at + settings.shift, {}, held)
     if not asked.ends:
         for host in hosts:
-            if mine := _host(connection, settings, granted, host, number, renewal.ends_at):
-                renewal.hosts[host] = mine
+            if given := _host(connection, settings, granted, host, number, renewal.ends_at):
+                renewal.hosts[host] = given
     _hear(connection, settings, renewal, news)
     _count_idle(renewal, asked)
     _judge(settings, renewal, asked)
@@ -212,7 +214,7 @@ def _hear(connection: Connection, settings: PollSettings, renewal: _Renewal, new
 def _count_idle(renewal: _Renewal, asked: ShiftRequest) -> None:
     """Count what the listener has and did not ask for since the last renewal: it is the listener's until it ends."""
     named = {each[0] for each in asked.polled}
-    idle = Counter(row.host for row in renewal.held.values() if row.id not in named and row.due_at > renewal.at)
+    idle = Counter(row.host for row in renewal.held.values() if row.id not in named and row.current)
     for name, host in renewal.hosts.items():
         host.has = idle[name]
 
@@ -232,7 +234,7 @@ def _judge(settings: PollSettings, renewal: _Renewal, asked: ShiftRequest) -> No
             times = {"next_at": renewal.ends_at, "next_turn": renewal.ends_at, "by": asked.listener}
         else:
             due_at = polled_at + timedelta(seconds=interval * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, no secret
-            times = {"next_at": due_at, "next_turn": poll.turn_of(settings, row.last_push_at, due_at), "by": None}
+            times = {"next_at": due_at, "next_turn": poll.turn_of(settings, due_at, busy=bool(row.busy)), "by": None}
         renewal.rows.append({"row": row.id, "polled_at": polled_at, **times})
 
 

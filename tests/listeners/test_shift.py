@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from events import HostRate, Lease, PollNews, Shift
+from events import MAX_EVENTS, HostRate, Lease, PollNews, Shift
 from listeners.shift import HUNG, Held, Result, ShiftEnded, Shifts
 
 HOST = "hg.example.com"
@@ -247,6 +247,18 @@ def test_a_repository_that_fails_is_given_back_with_that(listener: Listener) -> 
     assert (told.polled, told.polls) == ([], 2)
     assert [(each.error, each.good_ago) for each in told.news] == [("404", pytest.approx(66.1))]
     assert waits(listener)
+
+
+def test_more_news_than_a_request_may_have_are_told_one_after_the_other(listener: Listener) -> None:
+    numbers = range(1, MAX_EVENTS + 3)
+    listener.answer(*(lease(n) for n in numbers), rate=1_000, at_a_time=10)
+    for _ in numbers:
+        held = listener.begin(0.002)
+        news = PollNews(repository_id=held.lease.id, shift=1, outcome="failed")
+        listener.shifts.ended(held, Result(news=news))
+    for count in (MAX_EVENTS, 2, 0):
+        assert len(listener.shifts.report().news) == count
+        listener.answer()
 
 
 def test_a_poll_that_does_not_end_is_said_when_it_is_leased_again(listener: Listener) -> None:

@@ -417,15 +417,26 @@ async def test_busy_ones_come_first(quick: Polls) -> None:
     await quick.add("idle")
     await quick.add("waits", "busy", "waits too", last_push_at=None)
     at = quick.clock.at
-    turn = poll.turn_of(quick.settings, START, at)
+    turn = poll.turn_of(quick.settings, at, busy=True)
     assert turn == at - 15 * SECOND
-    assert poll.turn_of(quick.settings, START - timedelta(hours=1), at) == at
     await quick.change(due_at=at)
     async with quick.database.writing() as session:
         for row in await session.exec(select(Repository)):
             row.turn = {"busy": turn, "idle": at - 16 * SECOND}.get(row.alias, at)
     leased = (await quick.listener().renew()).leases
     assert [lease.repository for lease in leased] == ["idle", "busy"], "one that waited longer goes before it"
+
+
+@pytest.mark.parametrize(("ago", "busy"), [(59, True), (61, False)])
+async def test_one_is_busy_for_an_hour_after_a_push(quick: Polls, ago: int, busy: bool) -> None:
+    quick.settings = PollSettings(max_requests_per_host=0.2, announced_share=0)
+    await quick.add("mc", "other", last_push_at=START - ago * MINUTE)
+    listener = quick.listener()
+    await listener.renew()
+    await listener.renew("mc", news=[listener.news("failed", "other")], ends=True)
+    for alias in ("mc", "other"):
+        row = await quick.row(alias)
+        assert row.due_at - row.turn == (15 * SECOND if busy else 0 * SECOND)
 
 
 async def test_no_idle_one_starves(quick: Polls) -> None:
