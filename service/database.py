@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+import sqlalchemy.orm
 import structlog
 from sqlalchemy import JSON, Connection, DateTime, Engine, create_engine, event, func, inspect, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -33,6 +34,7 @@ from service.wakeups import CHANNEL, Topic, Wakeups
 log = structlog.get_logger()
 
 Session = AsyncSession
+SyncSession = sqlalchemy.orm.Session
 
 T = TypeVar("T")
 
@@ -182,6 +184,19 @@ class Database:
             return await self.commit(write, "", rows=MAX_ROWS)
         async with self.writing() as session:
             return await (await session.connection()).run_sync(write)
+
+    async def commit_objects(
+        self, write: Callable[[SyncSession], T], share: str, order: tuple[str, int], rows: int
+    ) -> T:
+        """Call `write` likewise, with a session for objects; these may be read when it is over."""
+
+        def with_session(connection: Connection) -> T:
+            with SyncSession(bind=connection, expire_on_commit=False) as session:
+                result = write(session)
+                session.flush()
+                return result
+
+        return await self._group.run(with_session, share, order, rows)
 
     async def _notify(self, topic: Topic) -> None:
         told = {"channel": CHANNEL, "topic": topic}

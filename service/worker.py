@@ -164,7 +164,7 @@ class Worker:
 
     def _holds(self, model: type[Work], lane: str) -> list[Hold[Any]]:
         """Return what this process holds of a lane, the longest held first."""
-        return [hold for hold in self._running.values() if type(hold.item) is model and hold.item.lane == lane]
+        return [hold for hold in list(self._running.values()) if type(hold.item) is model and hold.item.lane == lane]
 
     def take(self, fresh: Sequence[Work]) -> list[Work]:
         """Claim of `fresh` work, which the caller is about to store, what it is the turn of, as far as there is room.

@@ -13,10 +13,12 @@ from service.api.openapi import JobActionMessages, Pushes, signed
 from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
+from service.database import SyncSession
 from service.door import reason_of, visible
 from service.errors import Problem
 from service.flow import action
-from service.flow.push import store
+from service.flow.push import Stored, store_new
+from service.models import Work
 from service.wakeups import Topic
 from service.worker import Worker
 
@@ -38,10 +40,18 @@ async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
         except ValidationError as error:
             refused[number] = reason_of(error)
     letters = dead_letters("push-event", raw, events, refused)
-    async with parts.database.writing() as session:
-        stored, steps, pushes = await store(session, parts.settings, list(understood.values()))
-        await keep(session, letters)
-        taken = worker.take(steps)
+
+    def write(session: SyncSession) -> tuple[Stored, list[Work]]:
+        stored = store_new(session, parts.settings, list(understood.values()))
+        return stored, worker.take(stored[1])
+
+    first = min((event.repository_id for event in understood.values()), default=0)
+    (stored, steps, pushes), taken = await parts.database.commit_objects(
+        write, "", ("repository", first), rows=len(events)
+    )
+    if letters:
+        async with parts.database.writing() as session:
+            await keep(session, letters)
     if len(taken) < len(steps):
         parts.database.wakeups.wake(Topic.WORK)
     worker.begin(taken, {step.id or 0: pushes[step.push_id] for step in steps})

@@ -9,7 +9,7 @@ import structlog
 from sqlmodel import col, select
 
 from events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
-from service.database import Session, now
+from service.database import Session, SyncSession, now
 from service.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
 from service.settings import Settings
 
@@ -39,21 +39,30 @@ class _Arrivals:
     fresh: list[Push] = field(default_factory=list)
 
 
+Stored = tuple[list[Verdict], list[PushStep], dict[int, tuple[Push, Repository]]]
+"""A verdict for each event, the steps that are to do, and what these belong to, by `push_id`."""
+
+
 async def store(
     session: Session, settings: Settings, events: list[PushEvent | OversizedPush], *, replayed: bool = False
-) -> tuple[list[Verdict], list[PushStep], dict[int, tuple[Push, Repository]]]:
-    """Store what is new of `events`, in the caller's transaction.
+) -> Stored:
+    """Store what is new of `events`, as `store_new`."""
+    return await session.run_sync(store_new, settings, events, replayed=replayed)
 
-    Returns a verdict for each, the steps that are to do, and what these belong to, by `push_id`.
+
+def store_new(
+    session: SyncSession, settings: Settings, events: list[PushEvent | OversizedPush], *, replayed: bool = False
+) -> Stored:
+    """Store what is new of `events`, in the caller's transaction.
 
     A push of the present shift is always stored; one that is `replayed` was listed in an old one, and the generation
     counts. The cursor moves only for events that were listed from it or from before it (`since`), so that a push which
     came by another way skips nothing.
     """
-    arrivals = await _arrivals(session, events)
+    arrivals = _arrivals(session, events)
     verdicts = [_judge(session, arrivals.get(event.repository_id), event, replayed=replayed) for event in events]
     fresh = [(arrival.repository, push) for arrival in arrivals.values() for push in arrival.fresh]
-    steps = await _insert(session, settings, fresh)
+    steps = _insert(session, settings, fresh)
     for event, verdict in zip(events, verdicts, strict=True):
         if arrival := arrivals.get(event.repository_id):
             repository = arrival.repository
@@ -62,9 +71,9 @@ async def store(
     return verdicts, steps, {push.id or 0: (push, repository) for repository, push in fresh}
 
 
-async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -> dict[int, _Arrivals]:
+def _arrivals(session: SyncSession, events: list[PushEvent | OversizedPush]) -> dict[int, _Arrivals]:
     """The repositories of a batch, locked in the order of their ids, so that two batches never wait in a circle."""
-    repositories = await session.exec(
+    repositories = session.scalars(
         select(Repository)
         .where(col(Repository.id).in_({event.repository_id for event in events}), col(Repository.deleted_at).is_(None))
         .order_by(col(Repository.id))
@@ -75,7 +84,7 @@ async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -
         ids = {
             event.push.id for event in events if isinstance(event, PushEvent) and event.repository_id == repository_id
         }
-        known = await session.exec(
+        known = session.scalars(
             select(Push).where(
                 Push.repository_id == repository_id,
                 Push.generation == arrival.repository.generation,
@@ -86,7 +95,9 @@ async def _arrivals(session: Session, events: list[PushEvent | OversizedPush]) -
     return arrivals
 
 
-def _judge(session: Session, arrival: _Arrivals | None, event: PushEvent | OversizedPush, *, replayed: bool) -> Verdict:
+def _judge(
+    session: SyncSession, arrival: _Arrivals | None, event: PushEvent | OversizedPush, *, replayed: bool
+) -> Verdict:
     if arrival is None:
         return Verdict(verdict="rejected", reason=f"no repository {event.repository} is monitored: add it first")
     repository = arrival.repository
@@ -135,7 +146,7 @@ def _out_of_date(repository: Repository, event: ListedPush, *, replayed: bool) -
     return None
 
 
-def _too_large(session: Session, repository: Repository, event: OversizedPush) -> Verdict:
+def _too_large(session: SyncSession, repository: Repository, event: OversizedPush) -> Verdict:
     if event.push_id <= repository.last_push_id:
         return Verdict(verdict="duplicate")
     subject = f"{repository.alias}, push {event.push_id}"
@@ -157,9 +168,9 @@ def suspect_reset(repository: Repository, why: str) -> None:
     log.warning("reset-suspected", repository=repository.alias, why=why, times=repository.reset_suspicions)
 
 
-async def _insert(session: Session, settings: Settings, fresh: list[tuple[Repository, Push]]) -> list[PushStep]:
+def _insert(session: SyncSession, settings: Settings, fresh: list[tuple[Repository, Push]]) -> list[PushStep]:
     session.add_all([push for _, push in fresh])
-    await session.flush()
+    session.flush()
     steps = [step for repository, push in fresh for step in _steps(settings, repository, push)]
     session.add_all(steps)
     for repository, push in fresh:
