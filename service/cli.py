@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from service import lean  # noqa: F401 - before anything else imports what it trims
 from service.commands import Commands
 
 if TYPE_CHECKING:

@@ -1,0 +1,37 @@
+"""What the processes that run for weeks leave out."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+import service.cli, {module}
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+
+
+def loaded(module: str) -> set[str]:
+    """The libraries that a process has in memory which runs that."""
+    command = [sys.executable, "-c", PROGRAM.format(module=module)]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
+
+
+@pytest.mark.parametrize("listener", ["pushlog", "pulse"])
+def test_a_listener_has_nothing_of_the_service_s_nor_of_the_commands(listener: str) -> None:
+    libraries = loaded(f"listeners.{listener}")
+    assert {"httpx", "structlog", "pydantic"} <= libraries
+    assert not libraries & {"rich", "pygments", "click", "sqlalchemy", "fastapi", "aiohttp", "psycopg", "jsone"}
+
+
+def test_the_service_has_nothing_of_the_commands_nor_the_driver_of_a_database_that_it_does_not_use() -> None:
+    libraries = loaded("service.app")
+    assert {"fastapi", "sqlalchemy", "aiosqlite"} <= libraries
+    assert not libraries & {"rich", "pygments", "psycopg", "alembic", "jsone"}
+
+
+def test_tables_and_tracebacks_for_people_work_all_the_same() -> None:
+    program = "import service.cli, rich.table, structlog, httpx; httpx.Client().close(); print(rich.table.Table())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
