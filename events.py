@@ -218,9 +218,6 @@ class QueueState(BaseModel):
 class PulseMessage(Event):
     """A message as Pulse delivered it; the body is not looked at before the service has it."""
 
-    delivery: DeliveryKey
-    channel: str = Field(pattern=r"^[0-9a-f-]{36}$", description="the UUID of the AMQP channel that delivered it")
-    redelivered: bool
     exchange: str = Field(max_length=255)
     routing_key: str = Field(max_length=255)
     cc: list[str] = Field([], max_length=1_000, description="the CC header: further routing keys")
@@ -231,6 +228,9 @@ class PulseMessage(Event):
 class JobActionMessage(PulseMessage):
     """A button pressed in Treeherder, as Pulse delivered it."""
 
+    delivery: DeliveryKey
+    channel: str = Field(pattern=r"^[0-9a-f-]{36}$", description="the UUID of the AMQP channel that delivered it")
+    redelivered: bool
     stamp: float = Field(
         ge=0,
         lt=32_503_680_000,

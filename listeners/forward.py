@@ -70,7 +70,7 @@ def signed_headers(webhook: Webhook, message: str, path: str, body: bytes) -> di
     return {
         "webhook-id": message,
         "webhook-timestamp": str(int(at.timestamp())),
-        "webhook-signature": webhook.sign(message, at, body.decode("ascii")),
+        "webhook-signature": webhook.sign(message, at, body.decode()),
         "webhook-route-signature": webhook.sign(message, at, f"POST {path}"),
     }
 

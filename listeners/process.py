@@ -1,5 +1,6 @@
 """A listener as a process: settings, log, signals, and an exit code."""
 
+import gc
 import signal
 import sys
 import threading
@@ -48,6 +49,8 @@ def run(make: Callable[[ListenerSettings], Listener], configure_log: Configure |
         listener.stop()
 
     threading.Thread(target=stop_on_signal, name="signals", daemon=True).start()
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection has to go through it
     try:
         listener.run()
     except Exception:

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -21,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import pika
 import structlog
+from pydantic_core import to_json
 
 from configuration import SettingsError
 from events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
@@ -50,26 +52,37 @@ LATE = 0.5
 URL_FORM = "set TC_TREEHERDER_PULSE_URL to amqps://user:password@pulse.mozilla.org:5671/%2F"
 
 
+def task_event(_: str, method: Any, properties: Any, body: bytes) -> bytes:
+    """Return a delivery as `PulseMessage`, in JSON."""
+    return to_json(_message(method, properties, body))
+
+
 def pulse_message(channel: str, method: Any, properties: Any, body: bytes) -> bytes:
-    """A delivery as `JobActionMessage`, in JSON; `channel` is the UUID of the channel that it came on."""
-    try:
-        text, encoding = body.decode(), "utf-8"
-    except UnicodeDecodeError:
-        text, encoding = base64.b64encode(body).decode("ascii"), "base64"
-    cc = (properties.headers or {}).get("CC")
-    return encode(
+    """Return a delivery as `JobActionMessage`, in JSON; `channel` is the UUID of the channel that it came on."""
+    return to_json(
         {
             "delivery": str(uuid.uuid4()),
             "channel": channel,
             "redelivered": method.redelivered,
             "stamp": time.time(),
-            "exchange": _name(method.exchange),
-            "routing_key": _name(method.routing_key),
-            "cc": [_name(key) for key in cc[:MAX_CC] if isinstance(key, str | bytes)] if isinstance(cc, list) else [],
-            "body": text,
-            "encoding": encoding,
+            **_message(method, properties, body),
         }
     )
+
+
+def _message(method: Any, properties: Any, body: bytes) -> dict[str, Any]:
+    try:
+        text, encoding = body.decode(), "utf-8"
+    except UnicodeDecodeError:
+        text, encoding = base64.b64encode(body).decode("ascii"), "base64"
+    cc = (properties.headers or {}).get("CC")
+    return {
+        "exchange": _name(method.exchange),
+        "routing_key": _name(method.routing_key),
+        "cc": [_name(key) for key in cc[:MAX_CC] if isinstance(key, str | bytes)] if isinstance(cc, list) else [],
+        "body": text,
+        "encoding": encoding,
+    }
 
 
 def _name(value: str | bytes) -> str:
@@ -160,8 +173,8 @@ class Post:
         if len(verdicts) != len(events):
             raise Rejected(f"the service gave {len(verdicts)} verdicts for {len(events)} events: run equal versions")
         del self._confirmed[: len(confirmed)]
-        for verdict in ("accepted", "duplicate", "rejected"):
-            self._judged(verdict, sum(each.verdict == verdict for each in verdicts))
+        for verdict, number in Counter(each.verdict for each in verdicts).items():
+            self._judged(verdict, number)
         reasons = [each.reason for each in verdicts if each.verdict == "rejected"]
         if reasons:
             log.warning("events-rejected", path=self._path, events=len(reasons), first_reason=reasons[0])
@@ -214,7 +227,7 @@ class PulseListener:
         def report(found: Found) -> None:
             self._report(kind, queue, found)
 
-        read: Callable[[str, Any, Any, bytes], Any] = pulse_message
+        read: Callable[[str, Any, Any, bytes], Any] = task_event if kind == "tasks" else pulse_message
         give: Callable[[list[Any], Session], None]
         idle = None
         if kind == "pushes":

@@ -23,6 +23,11 @@ class NonsenseError(ValueError):
     """Bytes that are no JSON; the message says where."""
 
 
+def may_have_nul(raw: bytes) -> bool:
+    """Return True if this JSON may hold a NUL, which pydantic's parser takes; lone surrogates and NaN it refuses."""
+    return rb"\u0000" in raw
+
+
 def visible(text: str) -> str:
     r"""`text` with each lone surrogate and NUL written out as `\udce9`, `\u0000`."""
     return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if _UNSTORABLE.search(text) else text

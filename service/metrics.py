@@ -6,6 +6,7 @@ asked for, so every replica tells the same.
 
 import re
 import time
+from collections import Counter as Tally
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -117,8 +118,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 def event_in(kind: str, verdicts: Iterable[Verdict]) -> None:
     """Events came in; `kind` is push, job-action or task."""
-    for verdict in verdicts:
-        _events.labels(kind, verdict.verdict).inc()
+    for verdict, number in Tally(each.verdict for each in verdicts).items():
+        _events.labels(kind, verdict).inc(number)
 
 
 def polled(polls: int, requests: int, slowest: float, failed: int) -> None:

@@ -6,7 +6,7 @@ from sqlalchemy import LargeBinary, func
 from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
-from events import OversizedPush, PulseMessage
+from events import OversizedPush
 from service import work
 from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event
@@ -148,13 +148,13 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
 
 async def _take_task_event(session: Session, parts: Parts, letter: DeadLetter) -> None:
     try:
-        event = PulseMessage.model_validate(parse(letter.payload or b""))
-        verdict, rows = report.judge(parts.settings, event, now())
+        event = report.TaskEvent.model_validate(parse(letter.payload or b""))
     except ValueError as error:
         raise Problem(422, "Still not understood", reason_of(error)) from None
+    verdict, rows = report.judge(parts.settings, event)
     if verdict.verdict == "rejected":
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
-    await report.upsert(session, rows)
+    await report.upsert(session, rows, now())
 
 
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter", responses=problems(404, scope=WRITES))

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 _CHANGES: dict[str, set[str]] = {
     "push-event": {"since", "lastpushid", "shift"},
-    "task-event": {"delivery", "channel", "redelivered", "stamp"},
+    "task-event": set(),
     "job-action": set(),  # two equal presses are two
 }
 """Fields in which an event differs when the same comes again: each poll lists a bad push, until the next one."""

@@ -1,7 +1,8 @@
 """The listeners' way in: raw bytes first, then the signature, then JSON, then each event by itself."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -12,23 +13,35 @@ from service.door import NonsenseError, parse
 from service.errors import Problem
 from service.settings import Settings
 
-LARGE = 512 * 1024
-"""Bytes of a body that is verified and parsed in a thread."""
+LARGE = 128 * 1024
+"""Bytes of a body that is verified and read in a thread."""
+
+T = TypeVar("T")
 
 
 async def signed_json(request: Request, settings: Settings) -> tuple[bytes, Any]:
-    """The verified body of a request, and what it says. Raises a 401 or 400; `limit` a 413."""
+    """Return the verified body of a request, and what it says. Raises a 401 or 400; `limit` a 413."""
+    return await signed_body(request, settings, lambda raw: (raw, parsed(raw)))
+
+
+async def signed_body(request: Request, settings: Settings, read: Callable[[bytes], T]) -> T:
+    """Return what `read` makes of the verified body of a request. Raises a 401 or 400; `limit` a 413."""
+
+    def verified(raw: bytes) -> T:
+        auth.verify_signature(settings, request, raw)
+        return read(raw)
+
     try:
         raw = await request.body()
     except ClientDisconnect:
         raise Problem(400, "Incomplete", "the connection ended before the body did: send it again") from None
     if len(raw) > LARGE:  # the event loop has others to serve meanwhile
-        return raw, await asyncio.to_thread(_verify_and_parse, request, settings, raw)
-    return raw, _verify_and_parse(request, settings, raw)
+        return await asyncio.to_thread(verified, raw)
+    return verified(raw)
 
 
-def _verify_and_parse(request: Request, settings: Settings, raw: bytes) -> Any:
-    auth.verify_signature(settings, request, raw)
+def parsed(raw: bytes) -> Any:
+    """Return the JSON of a signed body. Raises a 400."""
     try:
         return parse(raw)
     except NonsenseError as error:

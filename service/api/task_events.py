@@ -1,45 +1,92 @@
 """Ingress of task events: stored and answered at once, whatever state Treeherder and Taskcluster are in."""
 
-from fastapi import APIRouter, Request
+from dataclasses import dataclass
+from typing import Annotated
 
-from events import PulseMessage, Verdict, Verdicts
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, ValidationError
+
+from events import MAX_EVENTS, Verdict, Verdicts
 from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import PulseMessages, signed
 from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
-from service.api.signed import events_of, signed_json
+from service.api.signed import events_of, parsed, signed_body
 from service.database import now
-from service.door import reason_of, visible
+from service.door import may_have_nul, reason_of, visible
 from service.flow import report
+from service.flow.report import TaskEvent
+from service.models import DeadLetter
+from service.settings import Settings
 from service.wakeups import Topic
 
 router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
 
 
+class _Batch(BaseModel):
+    """A request all of whose events are understood: it is parsed once, the bodies of the messages with it."""
+
+    events: Annotated[list[TaskEvent], Field(max_length=MAX_EVENTS)]
+
+
+@dataclass
+class _Judged:
+    """What is to be answered and stored."""
+
+    verdicts: list[Verdict]
+    rows: list[report.Row]
+    letters: list[DeadLetter]
+
+
 @router.post("/tasks", status_code=202, operation_id="takeTaskEvents", openapi_extra=signed(PulseMessages))
 async def take_task_events(request: Request, parts: PartsDep) -> Verdicts:
     """Take messages of the queue's task exchanges. The answer goes out after the commit."""
-    raw, body = await signed_json(request, parts.settings)
-    events = events_of(body)
-    at = now()
+    judged = await signed_body(request, parts.settings, lambda raw: _judge(parts.settings, raw))
+    if judged.rows or judged.letters:
+        async with parts.database.writing() as session:
+            await report.upsert(session, judged.rows, now())
+            await keep(session, judged.letters)
+    if judged.rows:
+        parts.database.wakeups.wake(Topic.REPORTS)
+    metrics.event_in("task", judged.verdicts)
+    return Verdicts.model_construct(verdicts=judged.verdicts)
+
+
+def _judge(settings: Settings, raw: bytes) -> _Judged:
+    """Judge each event of a request. Raises a 400, 413 or 422 for a body that is no request."""
+    if (batch := _understood(raw)) is None:
+        return _judge_one_by_one(settings, raw)
+    verdicts: list[Verdict] = []
+    rows: list[report.Row] = []
+    for event in batch.events:
+        judged, noted = report.judge(settings, event)
+        verdicts.append(judged)
+        rows += noted
+    return _Judged(verdicts, rows, [])
+
+
+def _understood(raw: bytes) -> _Batch | None:
+    """Return the events if all of them are understood."""
+    if may_have_nul(raw):
+        return None
+    try:
+        return _Batch.model_validate_json(raw)
+    except ValidationError:
+        return None
+
+
+def _judge_one_by_one(settings: Settings, raw: bytes) -> _Judged:
+    events = events_of(parsed(raw))
     verdicts: list[Verdict] = []
     rows: list[report.Row] = []
     refused: dict[int, str] = {}
     for number, event in enumerate(events):
         try:
-            judged, noted = report.judge(parts.settings, PulseMessage.model_validate(event), at)
-        except ValueError as error:  # pydantic's is one
+            judged, noted = report.judge(settings, TaskEvent.model_validate(event))
+        except ValidationError as error:
             refused[number] = visible(reason_of(error))
             judged, noted = verdict(refused[number]), []
         verdicts.append(judged)
         rows += noted
-    letters = dead_letters("task-event", raw, events, refused)
-    if rows or letters:
-        async with parts.database.writing() as session:
-            await report.upsert(session, rows)
-            await keep(session, letters)
-    if rows:
-        parts.database.wakeups.wake(Topic.REPORTS)
-    metrics.event_in("task", verdicts)
-    return Verdicts(verdicts=verdicts)
+    return _Judged(verdicts, rows, dead_letters("task-event", raw, events, refused))

@@ -8,16 +8,18 @@ and what comes late is dropped. Nobody is called here.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal, NamedTuple
 
 import structlog
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from sqlalchemy import Table, case
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Json
+from pydantic_core import to_json
+from sqlalchemy import JSON, Integer, Table, Text, bindparam, case, cast, column, func, literal, null, select, true
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from events import PulseMessage, Verdict
-from service.database import Session, now
+from service.database import Session, Utc, now
 from service.flow.definition import SlugId
 from service.flow.routes import parse
 from service.models import NOBODY, JobReport, Stage, State
@@ -32,7 +34,23 @@ _ROUTE = "route."
 _WORD = r"^[!-~]*$"  # no NUL and nothing else that a database refuses; the queue's own words are narrower
 
 Word = Annotated[str, Field(max_length=200, pattern=_WORD)]
-Row = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """What is to be noted of a run; the first three are the key."""
+
+    task_id: str
+    run_id: int
+    environment: str
+    stage: int
+    project: str
+    revision: str | None
+    revision_hash: str | None
+    task_group_id: str
+    run: dict[str, Any]
+    lane: str
+    share: str
+    refused: str | None  # why it is skipped
 
 
 class _Queue(BaseModel):
@@ -69,6 +87,13 @@ class TaskMessage(_Queue):
     status: TaskStatus
 
 
+class TaskEvent(PulseMessage):
+    """A message of a `task-*` exchange as a listener forwards it, together with what its body says."""
+
+    body: Json[TaskMessage]  # type: ignore[assignment]  # of the text, what it says
+    encoding: Literal["utf-8"] = "utf-8"  # other bytes are no JSON of the queue's
+
+
 @dataclass(frozen=True)
 class Target:
     """Where the routes of one prefix send a task's jobs. `refused` says why they cannot go there."""
@@ -79,9 +104,14 @@ class Target:
     revision_hash: str | None = None
     refused: str | None = None
 
-    @property
+    @cached_property
     def lane(self) -> str:
         return lane(self.environment, self.project)
+
+    @property
+    def share(self) -> str:
+        """A push stands for its pusher."""
+        return self.revision or self.revision_hash or NOBODY
 
 
 def lane(environment: str, project: str) -> str:
@@ -89,24 +119,21 @@ def lane(environment: str, project: str) -> str:
     return f"job {environment} {project}"
 
 
-def understood(event: PulseMessage) -> TaskStatus:
-    """The status in a message. Raises ValueError: not understood."""
-    if event.encoding != "utf-8":
-        raise ValueError("the body is not UTF-8, so it is no JSON of the queue's")
-    return TaskMessage.model_validate_json(event.body).status
-
-
 def targets(settings: Settings, routes: Iterable[str]) -> list[Target]:
-    """Where the task with these routes is to be shown; a Treeherder that takes no jobs from us is left out."""
+    """Return where the task with these routes is to be shown; a Treeherder that takes no jobs from us is left out."""
     routes = list(routes)
-    prefixes = (prefix for prefix, environment in settings.environments.items() if environment.jobs != "off")
-    return [found for prefix in prefixes if (found := _target(prefix, routes))]
+    found = []
+    for prefix, environment in settings.environments.items():
+        if environment.jobs != "off":
+            start = f"{prefix}."
+            if ours := tuple([route for route in routes if route.startswith(start)]):
+                found.append(_target(prefix, ours))
+    return found
 
 
-def _target(prefix: str, routes: list[str]) -> Target | None:
-    ours = [route for route in routes if route.startswith(f"{prefix}.")]
-    if not ours:
-        return None
+@lru_cache(maxsize=1_000)  # all tasks of a push have the same
+def _target(prefix: str, ours: tuple[str, ...]) -> Target:
+    """Return where the routes of this prefix lead."""
     said = {found for route in ours if (found := parse(prefix, route))}
     if not said:
         wanted = f"{prefix}.<project>.<revision_hash> or {prefix}.v2.<project>.<revision>"
@@ -119,10 +146,17 @@ def _target(prefix: str, routes: list[str]) -> Target | None:
     return Target(prefix, projects.pop(), next(iter(revisions), None), next(iter(hashes), None))
 
 
-def rows_of(status: TaskStatus, wanted: Iterable[Target], at: datetime) -> list[Row]:
-    """A row for each run of the task and each target."""
+def rows_of(status: TaskStatus, wanted: Iterable[Target]) -> list[Row]:
+    """Return a row for each run of the task and each target."""
     runs = _runs(status)
-    return [_row(status, run_id, stage, run, target, at) for target in wanted for run_id, stage, run in runs]
+    return [
+        Row(
+            status.taskId, run_id, target.environment, int(stage), target.project, target.revision,
+            target.revision_hash, status.taskGroupId, run, target.lane, target.share, target.refused,
+        )
+        for target in wanted
+        for run_id, stage, run in runs
+    ]  # fmt: skip
 
 
 def _runs(status: TaskStatus) -> list[tuple[int, Stage, dict[str, Any]]]:
@@ -138,7 +172,10 @@ def _runs(status: TaskStatus) -> list[tuple[int, Stage, dict[str, Any]]]:
 def _stage(run: Run, last: int) -> Stage:
     if run.runId < last:
         return Stage.FOLLOWED
-    return {"pending": Stage.PENDING, "running": Stage.RUNNING}.get(run.state, Stage.RESOLVED)
+    return _STAGES.get(run.state, Stage.RESOLVED)
+
+
+_STAGES = {"pending": Stage.PENDING, "running": Stage.RUNNING}
 
 
 def _known(run: Run, status: TaskStatus) -> dict[str, Any]:
@@ -148,11 +185,14 @@ def _known(run: Run, status: TaskStatus) -> dict[str, Any]:
         known["reason"] = run.reasonResolved
     if run.workerId:
         known["worker"] = run.workerId
-    for name in ("scheduled", "started", "resolved"):
-        if time := getattr(run, name):
-            known[name] = _epoch(time)
-    if run.state not in {"pending", "running"}:
-        known.setdefault("resolved", _epoch(status.deadline))
+    if run.scheduled:
+        known["scheduled"] = _epoch(run.scheduled)
+    if run.started:
+        known["started"] = _epoch(run.started)
+    if run.resolved:
+        known["resolved"] = _epoch(run.resolved)
+    elif run.state not in _STAGES:
+        known["resolved"] = _epoch(status.deadline)
     return known
 
 
@@ -160,52 +200,42 @@ def _epoch(time: datetime) -> int:
     return int(time.timestamp())
 
 
-def _row(status: TaskStatus, run_id: int, stage: Stage, run: dict[str, Any], target: Target, at: datetime) -> Row:
-    skipped = target.refused is not None
-    return {
-        "task_id": status.taskId,
-        "run_id": run_id,
-        "environment": target.environment,
-        "project": target.project,
-        "revision": target.revision,
-        "revision_hash": target.revision_hash,
-        "task_group_id": status.taskGroupId,
-        "stage": int(stage),
-        "run": run,
-        "version": 1,
-        "heard_at": at,
-        "lane": target.lane,
-        "share": target.revision or target.revision_hash or NOBODY,  # a push stands for its pusher
-        "state": State.SKIPPED if skipped else State.PENDING,
-        "error": target.refused,
-        "due_at": None if skipped else at,
-        "done_at": at if skipped else None,
-        "since": at,
-        "lease": 0,
-        "attempts": 0,
-    }
-
-
-def _key(row: Row) -> tuple[str, int, str]:
-    return row["task_id"], row["run_id"], row["environment"]
-
-
-async def upsert(session: Session, rows: Iterable[Row]) -> None:
-    """Note what is new: one statement, sorted, each key once, so that batches at the same time cannot deadlock."""
+async def upsert(session: Session, rows: Iterable[Row], at: datetime) -> None:
+    """Note what was heard at a time: one statement with the rows in it as JSON, for a parameter for each value costs
+    several times as much. They are sorted, each key once, so that batches at the same time cannot deadlock."""
     newest: dict[tuple[str, int, str], Row] = {}
     for row in rows:
-        key = _key(row)
-        if key not in newest or newest[key]["stage"] < row["stage"]:
+        key = row[:3]
+        if key not in newest or newest[key].stage < row.stage:
             newest[key] = row
     if not newest:
         return
     connection = await session.connection()
-    await connection.execute(_UPSERT[connection.dialect.name], [newest[key] for key in sorted(newest)])
+    by_name = connection.dialect.name == "postgresql"
+    in_order: list[Any] = [newest[key]._asdict() if by_name else newest[key] for key in sorted(newest)]
+    values = {"rows": to_json(in_order).decode(), "at": at}
+    await connection.execute(_UPSERT[connection.dialect.name], values)
 
 
-def _upsert(insert: Any) -> Any:
+def _upsert(insert: Any, given: Any) -> Any:
+    """Return the statement; `given` are the rows, with the fields of `Row` as columns."""
     table: Table = JobReport.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
-    statement = insert(table)
+    at, skipped = bindparam("at", type_=Utc), given.refused.is_not(None)
+    values = {
+        **{name: given[name] for name in Row._fields if name != "refused"},
+        "version": literal(1),
+        "heard_at": at,
+        "state": case((skipped, State.SKIPPED), else_=State.PENDING),
+        "error": given.refused,
+        "due_at": case((skipped, null()), else_=at),
+        "done_at": case((skipped, at), else_=null()),
+        "since": at,
+        "lease": literal(0),
+        "attempts": literal(0),
+    }
+    # SQLite needs a condition, or takes ON CONFLICT for one of a join
+    read = select(*(value.label(name) for name, value in values.items())).where(true())
+    statement = insert(table).from_select(list(values), read, include_defaults=False)
     new, old = statement.excluded, table.c
     idle = old.due_at.is_(None)
     return statement.on_conflict_do_update(
@@ -230,19 +260,38 @@ def _upsert(insert: Any) -> Any:
     )
 
 
-_UPSERT: Mapping[str, Any] = {"sqlite": _upsert(sqlite_insert), "postgresql": _upsert(postgresql_insert)}
+def _of_sqlite() -> Any:
+    """Return the rows of a list of lists."""
+    row = func.json_each(bindparam("rows")).table_valued("value").c.value
+    fields = [func.json_extract(row, f"$[{number}]").label(name) for number, name in enumerate(Row._fields)]
+    return select(*fields).subquery("given").c
 
 
-def judge(settings: Settings, event: PulseMessage, at: datetime) -> tuple[Verdict, list[Row]]:
-    """The verdict on a message, and what is to be noted. Raises ValueError: not understood."""
-    status = understood(event)
+def _of_postgresql() -> Any:
+    """Return the rows of a list of objects."""
+    types = {"run_id": Integer, "stage": Integer, "run": JSON}
+    columns: list[Any] = [column(name, types.get(name, Text)) for name in Row._fields]
+    rows = func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
+    return rows.table_valued(*columns, name="given").render_derived(with_types=True).c
+
+
+_UPSERT: Mapping[str, Any] = {
+    "sqlite": _upsert(sqlite_insert, _of_sqlite()),
+    "postgresql": _upsert(postgresql_insert, _of_postgresql()),
+}
+
+
+_ACCEPTED = Verdict(verdict="accepted")
+
+
+def judge(settings: Settings, event: TaskEvent) -> tuple[Verdict, list[Row]]:
+    """Return the verdict on a message, and what is to be noted."""
     wanted = targets(settings, (key[len(_ROUTE) :] for key in event.cc if key.startswith(_ROUTE)))
     if not wanted:
         return Verdict(verdict="rejected", reason="no route of a Treeherder that takes jobs from us"), []
-    return Verdict(verdict="accepted"), rows_of(status, wanted, at)
+    return _ACCEPTED, rows_of(event.body.status, wanted)
 
 
 async def note(session: Session, statuses: Iterable[tuple[TaskStatus, Iterable[Target]]]) -> None:
     """Note statuses that were asked for, as if messages had told of them."""
-    at = now()
-    await upsert(session, [row for status, wanted in statuses for row in rows_of(status, wanted, at)])
+    await upsert(session, [row for status, wanted in statuses for row in rows_of(status, wanted)], now())

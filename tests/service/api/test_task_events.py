@@ -28,9 +28,6 @@ def event(task_id: str = TASK, state: str = "pending", runs: list[dict[str, Any]
         "runs": [run] if runs is None else runs,
     }
     return {
-        "delivery": str(uuid.uuid4()),
-        "channel": str(uuid.uuid4()),
-        "redelivered": False,
         "exchange": f"exchange/taskcluster-queue/v1/task-{state}",
         "routing_key": f"primary.{task_id}.0._._.p.w.s.g._",
         "cc": [f"route.{prefix}.v2.mc.{REVISION}.1" for prefix in PREFIXES],
@@ -96,7 +93,7 @@ async def test_a_bad_event_becomes_a_dead_letter_and_does_not_spoil_the_batch(ap
         event(body="no json"),
         event(body=json.dumps({"status": {"taskId": "x"}})),
         event(encoding="base64", body="AAAA"),
-        event(delivery="x"),
+        event(routing_key=7),
         {},
         None,
         7,
@@ -113,11 +110,20 @@ async def test_a_bad_event_becomes_a_dead_letter_and_does_not_spoil_the_batch(ap
     assert len(await reports(api)) == 2
 
 
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+async def test_what_no_database_takes_is_written_out(api: Api, odd: str) -> None:
+    for extra in ([], [event(body="no json")]):  # with and without a bad event in the batch
+        verdicts = await take(api, event(cc=[f"route.tc-treeherder.x{odd}"]), *extra)
+        assert verdicts[0]["verdict"] == "accepted"
+        (row,) = await reports(api)
+        assert (row.state, row.due_at) == ("skipped", None)
+        assert f"\\u{ord(odd):04x}" in (row.error or "")
+
+
 async def test_a_bad_event_that_comes_again_is_kept_once(api: Api) -> None:
     bad = event(body="no json")
-    anew = {"delivery": str(uuid.uuid4()), "channel": str(uuid.uuid4()), "redelivered": True, "stamp": 2.5}
     other = {**bad, "body": "no json either"}
-    for batch in ([bad, bad, other], [other, bad], [{**bad, **anew}, 7], [7]):
+    for batch in ([bad, bad, other], [other, bad], [bad, 7], [7]):
         assert {verdict["verdict"] for verdict in await take(api, *batch)} == {"rejected"}
     payloads = [json.loads(letter.payload or b"") for letter in await api.letters()]
     assert len(payloads) == 3

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from events import PulseMessage, Verdict
+from events import Verdict
 from sandbox import taskcluster, treeherder
 from sandbox.taskcluster.queue import Message, Task
 from sandbox.treeherder_store import Repository as Project
@@ -22,6 +22,7 @@ from service.database import Database, now
 from service.flow import report
 from service.flow.definition import stamp
 from service.flow.ids import slugid
+from service.flow.report import TaskEvent
 from service.models import DeadLetter, JobReport
 from service.parts import Parts, parts
 from service.reporter import Reporter
@@ -83,12 +84,9 @@ def definition(**changes: Any) -> dict[str, Any]:
     }
 
 
-def pulse(message: Message) -> PulseMessage:
+def pulse(message: Message) -> TaskEvent:
     """A message of the sandbox's queue as a listener forwards it."""
-    return PulseMessage(
-        delivery=str(uuid.uuid4()),
-        channel=str(uuid.UUID(int=1)),
-        redelivered=False,
+    return TaskEvent(
         exchange=message.exchange,
         routing_key=message.routing_key,
         cc=list(message.cc),
@@ -172,10 +170,9 @@ class Newsroom:
 
     async def take(self, messages: Iterable[Message]) -> list[Verdict]:
         """Take messages in as one batch."""
-        at = now()
-        judged = [report.judge(self.parts.settings, pulse(message), at) for message in messages]
+        judged = [report.judge(self.parts.settings, pulse(message)) for message in messages]
         async with self.database.writing() as session:
-            await report.upsert(session, [row for _, rows in judged for row in rows])
+            await report.upsert(session, [row for _, rows in judged for row in rows], now())
         return [verdict for verdict, _ in judged]
 
     async def take_all(self) -> None:

@@ -43,7 +43,8 @@ THEIRS = {"perfherder_data_references"}
 
 def reports_of(payload: dict[str, Any], project: str = "mc", revision: str | None = TIP) -> list[JobReport]:
     status = TaskStatus.model_validate(payload["status"])
-    return [JobReport(**row) for row in rows_of(status, [Target("tc-treeherder", project, revision)], now())]
+    rows = rows_of(status, [Target("tc-treeherder", project, revision)])
+    return [JobReport(**row._asdict(), heard_at=now()) for row in rows]
 
 
 def report(stage: Stage = Stage.RESOLVED, **run: Any) -> JobReport:

@@ -29,7 +29,7 @@ async def hear(database: Database, ids: list[str], stage: Stage) -> None:
     target = Target("tc-treeherder", "mc", "a1" * 20)
     async with database.writing() as session:
         await report.upsert(
-            session, [row for each in ids for row in report.rows_of(status(each, stage), [target], now())]
+            session, [row for each in ids for row in report.rows_of(status(each, stage), [target])], now()
         )
 
 
