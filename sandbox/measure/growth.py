@@ -1,28 +1,34 @@
 """How lists, claims, sweeps and /metrics bear a database that has grown: `bin/measure-growth`."""
 
 import asyncio
+import itertools
+import json
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
-from sqlalchemy import create_engine, text
+from sqlalchemy import Table, create_engine, event, text
 from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel
+from standardwebhooks import Webhook
 
-from service import log, metrics, models, sweep, work
+from listeners.forward import signed_headers
+from service import log, metrics, sweep, work
 from service.app import create_app
 from service.database import Database, sync_url, upgrade
 from service.flow import settle
 from service.flow.report import lane as job_lane
 from service.models import JobReport, PushStep
 from service.settings import RetentionSettings, Settings
+from service.worker import RUN
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -33,16 +39,21 @@ AGE = 400 * DAY
 """The oldest push and action; retention is a year."""
 
 TOKEN = "measure-0123456789abcdef"
+WEBHOOK_SECRET = "whsec_bWVhc3VyZSBtZWFzdXJlIG1lYXN1cmUgbWVhc3VyZSA="
 LARGE_PLAN = 10_000
+ENDED_RUN = {
+    "state": "completed", "reason": "completed", "worker": "i-0123456789abcdef0", "scheduled": 1_700_000_000,
+    "started": 1_700_000_100, "resolved": 1_700_001_000,
+}  # fmt: skip
 
 
 @dataclass
 class Sizes:
-    pushes: int = 200_000
-    reports: int = 200_000
-    actions: int = 60_000
+    pushes: int = 1_000_000
+    reports: int = 1_000_000
+    actions: int = 300_000
     letters: int = 20_000
-    repositories: int = 200
+    repositories: int = 10_000
 
 
 def alias(number: int) -> str:
@@ -160,7 +171,7 @@ class Filling:
             yield {
                 "id": number + 1, "task_id": task_id("r", number), "run_id": 0, "environment": ENVIRONMENT,
                 "project": project, "revision": revision(number), "task_group_id": task_id("g", number // 10),
-                "stage": 2 if number % 100 == 1 else 3, "run": {"state": "completed"}, "version": 1, "heard_at": at,
+                "stage": 2 if number % 100 == 1 else 3, "run": ENDED_RUN, "version": 4, "heard_at": at, "delivered": 3,
                 **self.work(number, at, job_lane(ENVIRONMENT, project), revision(number)),
             }  # fmt: skip
 
@@ -197,37 +208,84 @@ class Filling:
 
 def fill(database_url: str, sizes: Sizes) -> None:
     """Fill a database that has the schema and nothing in it."""
+    fill_tables(database_url, Filling(sizes).tables())
+
+
+def fill_tables(database_url: str, rows: Iterable[tuple[str, Rows]]) -> None:
+    """Put rows into tables that have none of these ids. Indexes are made anew at the end, which is faster by far."""
     engine = create_engine(sync_url(database_url))
+    postgresql = engine.dialect.name == "postgresql"
     with engine.begin() as connection:
-        for name, rows in Filling(sizes).tables():
-            table = SQLModel.metadata.tables[name]
-            for chunk in _chunks(rows):
-                connection.execute(table.insert(), chunk)
-        if connection.dialect.name == "postgresql":
+        if postgresql:
+            connection.execute(text("SET session_replication_role = replica"))  # no look for each foreign key
+        indexes = [index for table in SQLModel.metadata.sorted_tables for index in table.indexes]
+        for index in indexes:
+            index.drop(connection)
+        for name, of_table in rows:
+            _load(connection, SQLModel.metadata.tables[name], of_table)
+        for index in indexes:
+            index.create(connection)
+        if postgresql:
             for table in SQLModel.metadata.sorted_tables:
                 if "id" in table.columns:
                     _continue_ids(connection, table.name)
-    if engine.dialect.name == "postgresql":  # as autovacuum does while a database grows
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE"))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        # as autovacuum does while a database grows
+        connection.execute(text("VACUUM ANALYZE" if postgresql else "PRAGMA optimize"))
     engine.dispose()
 
 
-def _chunks(rows: Iterable[Row], size: int = 5_000) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _load(connection: Connection, table: Table, rows: Rows) -> None:
+    """By COPY, or by sqlite3's own executemany: SQLAlchemy's takes several times as long."""
+    first = next(rows, None)
+    if first is None:
+        return
+    names = list(first)
+    columns = ", ".join(f'"{name}"' for name in names)
+    types = [table.columns[name].type.dialect_impl(connection.dialect) for name in names]
+    bind = [of_type.bind_processor(connection.dialect) for of_type in types]
+
+    def values() -> Iterator[list[Any]]:
+        for row in itertools.chain([first], rows):
+            assert len(row) == len(names), f"{table.name}: each row has the same columns"
+            yield [row[name] if to is None else to(row[name]) for name, to in zip(names, bind, strict=True)]
+
+    cursor: Any = connection.connection.cursor()
+    if connection.dialect.name == "postgresql":
+        with cursor.copy(f'COPY "{table.name}" ({columns}) FROM STDIN') as copy:
+            for row in values():
+                copy.write_row(row)
+    else:
+        marks = ", ".join("?" * len(names))
+        cursor.executemany(f'INSERT INTO "{table.name}" ({columns}) VALUES ({marks})', values())
+    cursor.close()
 
 
 def _continue_ids(connection: Connection, table: str) -> None:
     connection.execute(
         text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT coalesce(max(id), 1) FROM \"{table}\"))")
     )
+
+
+def sizes_on_disk(database_url: str) -> None:
+    """Print the bytes that a row of each large table takes, with its part of the indexes."""
+    engine = create_engine(sync_url(database_url))
+    with engine.connect() as connection:
+        if engine.dialect.name != "postgresql":
+            pages = connection.scalar(text("PRAGMA page_count")) or 0
+            typer.echo(f"the database: {pages * (connection.scalar(text('PRAGMA page_size')) or 0) / 1e9:.2f} GB")
+            engine.dispose()
+            return
+        for table in SQLModel.metadata.sorted_tables:
+            rows = connection.scalar(text(f'SELECT count(*) FROM "{table.name}"')) or 0
+            if rows >= 1_000:
+                whole = connection.scalar(text(f"SELECT pg_total_relation_size('{table.name}')")) or 0
+                indexes = connection.scalar(text(f"SELECT pg_indexes_size('{table.name}')")) or 0
+                report_size = f"{(whole - indexes) / rows:6.0f} + {indexes / rows:.0f} bytes a row and its indexes"
+                typer.echo(f"{table.name:20} {rows:9,} rows, {report_size}")
+        whole = connection.scalar(text("SELECT pg_database_size(current_database())")) or 0
+        typer.echo(f"the database: {whole / 1e9:.2f} GB")
+    engine.dispose()
 
 
 # --- what is measured ----------------------------------------------------------------------------------------------
@@ -246,32 +304,43 @@ LISTS: dict[str, Row] = {
     "/actions?task_id": {"task_id": task_id("t", 1)},
     "/actions?state=received": {"state": "received"},
     "/actions?state=failed&project": {"state": "failed", "project": alias(3)},
+    "/reports": {},
+    **{f"/reports?state={state}": {"state": state} for state in ("pending", "done", "skipped", "failed")},
+    "/reports?waiting=push": {"waiting": "push"},
+    "/reports?waiting=push&state=done": {"waiting": "push", "state": "done"},
     "/dead-letters": {},
     "/repositories": {},
-    f"/pushes/{alias(1)}/1001": {},
+    f"/pushes/{alias(1)}/1": {},
     f"/tasks/{task_id('c', 1)}": {},
 }
 
 TIMES = 9
 
 
-async def time_of(call: Callable[[], Awaitable[Any]], times: int = TIMES) -> float:
-    """Return the median of so many calls in milliseconds, after one that does not count."""
+async def time_of(call: Callable[[], Awaitable[Any]], times: int = TIMES) -> list[float]:
+    """Return what so many calls took, in milliseconds, after one that does not count."""
     await call()
     seconds = []
     for _ in range(times):
         began = time.perf_counter()
         await call()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds) * 1000
+    return [each * 1000 for each in seconds]
 
 
-async def measure(database_url: str) -> None:
-    settings = Settings(
+def settings_for(database_url: str) -> Settings:
+    return Settings(
         database_url=database_url,
         tokens=[{"name": "measure", "value": TOKEN, "scopes": ["*"]}],
+        webhook_secrets=[WEBHOOK_SECRET],
+        environments={ENVIRONMENT: {"url": "https://treeherder.example.com", "client_id": "c", "secret": "s"}},
         allowed_hosts=["hg.example.com"],
     )
+
+
+@asynccontextmanager
+async def served(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, Database]]:
+    """The service's API, over ASGI, and its database; nothing works in it."""
     app = create_app(settings, work=False)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
@@ -280,6 +349,41 @@ async def measure(database_url: str) -> None:
         client = await stack.enter_async_context(
             httpx.AsyncClient(transport=transport, base_url="http://measure/api/v1", headers=headers)
         )
+        yield client, app.state.parts.database
+
+
+async def measure_push(database_url: str, what: str, first_id: int) -> None:
+    """Time pushes through the ingress, one after the other, and count their statements."""
+    async with served(settings_for(database_url)) as (client, database):
+        statements: list[str] = []
+
+        @event.listens_for(database.engine.sync_engine, "before_cursor_execute")
+        def count(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+            statements.append(statement)
+
+        webhook, path = Webhook(WEBHOOK_SECRET), "/api/v1/events/pushes"
+        number = itertools.count()
+
+        async def push() -> None:
+            n = next(number)
+            node = f"{first_id + n + 2**100:040x}"
+            entry = {"id": first_id + n, "user": "dev@example.com", "date": time.time()}
+            entry["changesets"] = [{"node": node, "branch": "default", "author": "A", "desc": "d" * 60}]
+            repository = alias(n)
+            body = {"repository": repository, "generation": 0, "since": 0, "lastpushid": first_id + n, "push": entry}
+            raw = json.dumps({"events": [body]}).encode()
+            answer = await client.post("/events/pushes", content=raw, headers=signed_headers(webhook, "m", path, raw))
+            assert b"accepted" in answer.content, answer.text
+
+        await push()
+        statements.clear()
+        report(f"a push through the ingress, {what}", await time_of(push, 50))
+        typer.echo(f"{'':45} {len(statements) / 51:9.1f} statements")
+
+
+async def measure(database_url: str) -> None:
+    settings = settings_for(database_url)
+    async with served(settings) as (client, database):
         for name, query in LISTS.items():
             path = name.partition("?")[0]
 
@@ -288,13 +392,13 @@ async def measure(database_url: str) -> None:
                 answer.raise_for_status()
 
             report(name, await time_of(get))
-        database: Database = app.state.parts.database
         await measure_work(database, settings)
         await measure_sweep(database)
 
 
-def report(what: str, milliseconds: float) -> None:
-    typer.echo(f"{what:40} {milliseconds:9.1f} ms")
+def report(what: str, milliseconds: list[float]) -> None:
+    """Print the median, and the best: what it takes on a machine that does nothing else."""
+    typer.echo(f"{what:45} {statistics.median(milliseconds):9.1f} ms, at best {min(milliseconds):.1f}")
 
 
 async def measure_work(database: Database, settings: Settings) -> None:
@@ -302,7 +406,7 @@ async def measure_work(database: Database, settings: Settings) -> None:
 
     async def look() -> None:
         async with database.reading() as session:
-            await work.due_lanes(session, models.WORK_TABLES)
+            await work.due_lanes(session, tuple(RUN))
 
     async def claim_step() -> None:
         async with database.writing() as session:
@@ -339,29 +443,55 @@ async def measure_sweep(database: Database) -> None:
                     _, more = await step(session, before)
                 longest.setdefault(name, []).append((time.perf_counter() - start) * 1000)
     for name, each in longest.items():
-        report(f"sweep: {name}, median of {len(each)}", statistics.median(each))
-        report(f"sweep: {name}, longest", max(each))
+        typer.echo(f"{f'sweep: {name}, {len(each)}':45} {statistics.median(each):9.1f} ms, the longest {max(each):.1f}")
     typer.echo(f"the whole sweep: {time.perf_counter() - began:.0f} s")
 
 
+def grow(database_url: str, sizes: Sizes) -> None:
+    """Fill a database, and time what the service asks of it."""
+    upgrade(database_url)
+    filling = Filling(sizes)
+    tables = list(filling.tables())
+    fill_tables(database_url, tables[:1])
+    asyncio.run(measure_push(database_url, "the first", sizes.pushes + 1))
+    engine = create_engine(sync_url(database_url))
+    with engine.begin() as connection:
+        for table in ("push_step", "push"):
+            connection.execute(SQLModel.metadata.tables[table].delete())
+    engine.dispose()
+    began = time.perf_counter()
+    fill_tables(database_url, tables[1:])
+    typer.echo(f"filled in {time.perf_counter() - began:.0f} s")
+    sizes_on_disk(database_url)
+    asyncio.run(measure_push(database_url, f"after {sizes.pushes:,}", sizes.pushes + 1_000))
+    asyncio.run(measure(database_url))
+
+
 def main(
+    what: Annotated[str, typer.Argument(help="database, or replicas")] = "database",
     database_url: Annotated[
-        str | None, typer.Option(help="an empty database; otherwise SQLite in a new folder")
+        str | None, typer.Option(help="an empty database of a superuser; otherwise SQLite in a new folder")
     ] = None,
     pushes: int = Sizes.pushes,
     reports: int = Sizes.reports,
     actions: int = Sizes.actions,
     letters: int = Sizes.letters,
+    repositories: int = Sizes.repositories,
+    waiting: Annotated[int, typer.Option(help="pushes that replicas work off")] = 400,
+    upstream: Annotated[float, typer.Option(help="seconds that each upstream call takes, for replicas")] = 0.02,
 ) -> None:
-    """Fill a database, and time what the service asks of it."""
+    """Measure a large database; or several services on one PostgreSQL."""
+    log.configure("WARNING", as_json=False)
     with tempfile.TemporaryDirectory() as folder:
-        url = database_url or f"sqlite+aiosqlite:///{folder}/growth.sqlite"
-        log.configure("WARNING", as_json=False)
-        upgrade(url)
-        began = time.perf_counter()
-        fill(url, Sizes(pushes, reports, actions, letters))
-        typer.echo(f"filled in {time.perf_counter() - began:.0f} s")
-        asyncio.run(measure(url))
+        if what == "replicas":
+            from sandbox.measure.replicas import replicas
+
+            if database_url is None:
+                raise typer.BadParameter("replicas need the --database-url of an empty PostgreSQL database")
+            replicas(Path(folder), database_url, waiting, upstream)
+        else:
+            url = database_url or f"sqlite+aiosqlite:///{folder}/growth.sqlite"
+            grow(url, Sizes(pushes, reports, actions, letters, repositories))
 
 
 if __name__ == "__main__":

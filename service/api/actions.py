@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -176,9 +176,9 @@ async def list_actions(
     ]
     conditions = [condition for value, condition in filters if value is not None]
 
-    def matching(ids: Sequence[int]) -> Any:
+    def matching(among: Callable[[Any], Any]) -> Any:
         query = select(Action.id, Action, func.json_array_length(Action.left_out)).options(*WITHOUT_BODIES)
-        return query.where(col(Action.id).in_(ids), *conditions)
+        return query.where(among(Action.id), *conditions)
 
     rows, following = await page(
         session, [select(Action.id).where(*conditions[:1])], Action.id, matching, limit, cursor(after)

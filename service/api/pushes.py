@@ -1,7 +1,7 @@
 """Pushes, and what became of each step."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import structlog
@@ -69,9 +69,9 @@ async def list_pushes(
     if state is not None:
         filters.append(select(PushStep.id).where(PushStep.push_id == Push.id, PushStep.state == state).exists())
 
-    def matching(ids: Sequence[int]) -> Any:
+    def matching(among: Callable[[Any], Any]) -> Any:
         query = select(Push.id, Push, Repository.alias).join(Repository, col(Repository.id) == Push.repository_id)
-        return query.options(*_WITHOUT_CHANGESETS).where(col(Push.id).in_(ids), *filters)
+        return query.options(*_WITHOUT_CHANGESETS).where(among(Push.id), *filters)
 
     candidates, key = await _candidates(session, repository, state, revision, user)
     rows, following = await page(session, candidates, key, matching, limit, cursor(after))

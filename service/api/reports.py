@@ -1,6 +1,6 @@
 """Job reports: what each Treeherder has been told of each run, and what waits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -39,8 +39,8 @@ async def list_reports(
     if state is not None:
         conditions.append(and_(col(JobReport.state) == State(state), _AS_INDEXED[state]))
 
-    def matching(ids: Sequence[int]) -> Any:
-        return select(JobReport.id, JobReport).where(col(JobReport.id).in_(ids), *conditions)
+    def matching(among: Callable[[Any], Any]) -> Any:
+        return select(JobReport.id, JobReport).where(among(JobReport.id), *conditions)
 
     # most reports are done, so these are looked for among all
     first = conditions[:1] if waiting is not None or state != "done" else []
