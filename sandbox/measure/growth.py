@@ -218,12 +218,18 @@ def fill_tables(database_url: str, rows: Iterable[tuple[str, Rows]]) -> None:
     with engine.begin() as connection:
         if postgresql:
             connection.execute(text("SET session_replication_role = replica"))  # no look for each foreign key
-        indexes = [index for table in SQLModel.metadata.sorted_tables for index in table.indexes]
-        for index in indexes:
+        indexes = {index.name: index for table in SQLModel.metadata.sorted_tables for index in table.indexes}
+        # in the order in which they were made: between equals, a SQLite without statistics goes by that
+        made = "SELECT indexrelid::regclass::text FROM pg_index ORDER BY indexrelid"
+        if not postgresql:
+            made = "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY rowid"
+        in_order = [indexes[name] for name in connection.execute(text(made)).scalars() if name in indexes]
+        assert len(in_order) == len(indexes), "the migrations make each index of the models"
+        for index in in_order:
             index.drop(connection)
         for name, of_table in rows:
             _load(connection, SQLModel.metadata.tables[name], of_table)
-        for index in indexes:
+        for index in in_order:
             index.create(connection)
         if postgresql:
             for table in SQLModel.metadata.sorted_tables:
