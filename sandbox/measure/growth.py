@@ -376,7 +376,15 @@ async def measure_push(database_url: str, what: str, first_id: int) -> None:
             entry = {"id": first_id + n, "user": "dev@example.com", "date": time.time()}
             entry["changesets"] = [{"node": node, "branch": "default", "author": "A", "desc": "d" * 60}]
             repository = alias(n)
-            body = {"repository": repository, "generation": 0, "since": 0, "lastpushid": first_id + n, "push": entry}
+            body = {
+                "repository": repository,
+                "repository_id": n + 1,
+                "shift": 0,
+                "generation": 0,
+                "since": 0,
+                "lastpushid": first_id + n,
+                "push": entry,
+            }
             raw = json.dumps({"events": [body]}).encode()
             answer = await client.post("/events/pushes", content=raw, headers=signed_headers(webhook, "m", path, raw))
             assert b"accepted" in answer.content, answer.text
@@ -384,7 +392,8 @@ async def measure_push(database_url: str, what: str, first_id: int) -> None:
         await push()
         statements.clear()
         report(f"a push through the ingress, {what}", await time_of(push, 50))
-        typer.echo(f"{'':45} {len(statements) / 51:9.1f} statements")
+        if statements:  # what goes to SQLite's thread in one hop is not seen here
+            typer.echo(f"{'':45} {len(statements) / 51:9.1f} statements")
 
 
 async def measure(database_url: str) -> None:
