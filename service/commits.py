@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Table, bindparam, select
 
 log = structlog.get_logger()
 
@@ -24,9 +25,28 @@ MAX_ROWS = 500
 """Rows of one transaction, by what its writes say of themselves; a larger write has one to itself."""
 
 
+Statement = tuple[Any, list[dict[str, Any]]]
+"""A statement that is made once, and the parameters of each of its executions."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """The row that a holder has leased, and its fencing token: what is behind it is written only while they match."""
+
+    table: Table  # with columns `id` and `lease`
+    id: int
+    token: int
+
+
+class FencedError(Exception):
+    """The row is held by somebody else now, and nothing was written."""
+
+
 @dataclass
 class _Write:
-    run: Callable[[Connection], Any]
+    run: Callable[[Connection], Any] | None
+    fence: Fence | None
+    statements: Sequence[Statement]
     order: tuple[str, int]
     rows: int
     done: asyncio.Future[Any]
@@ -52,8 +72,21 @@ class GroupCommit:
         writes are sorted by `order`, the table and id of the row that each locks first, so that two transactions
         never wait for each other in a circle.
         """
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._pending.setdefault(share, deque()).append(_Write(write, order, rows, done))
+        return await self._ask(run=write, fence=None, statements=(), order=order, share=share, rows=rows)  # type: ignore[no-any-return]  # what `write` returns
+
+    async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
+        """Execute `statements` if the fence holds, and return how many rows each has changed.
+
+        Equal statements of several writes are executed together, and their rows are counted together. Raises
+        FencedError.
+        """
+        order = (fence.table.name, fence.id)
+        done = await self._ask(run=None, fence=fence, statements=statements, order=order, share=share, rows=rows)
+        return list(done)
+
+    async def _ask(self, share: str, **values: Any) -> Any:
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending.setdefault(share, deque()).append(_Write(**values, done=done))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
         return await done
@@ -101,9 +134,56 @@ class GroupCommit:
         """Write in one transaction; if it fails, each in its own, so that none fails because of another."""
         try:
             with self._engine.begin() as connection:
-                return [(write.run(connection), None) for write in writes]
+                return _write(connection, writes)
         except Exception as error:  # noqa: BLE001 - raised where the write was asked for
             if len(writes) == 1:
                 return [(None, error)]
             log.info("group-commit-split", writes=len(writes), error=type(error).__name__)
             return [result for write in writes for result in self._commit([write])]
+
+
+def _write(connection: Connection, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:
+    held = _held(connection, [write.fence for write in writes if write.fence is not None])
+    results: list[tuple[Any, Exception | None]] = []
+    fenced: list[tuple[list[int], Sequence[Statement]]] = []
+    for write in writes:
+        if write.run is not None:
+            results.append((write.run(connection), None))
+        elif write.fence in held:
+            counts: list[int] = []
+            results.append((counts, None))
+            fenced.append((counts, write.statements))
+        else:
+            results.append((None, FencedError()))
+    for number in range(max((len(statements) for _, statements in fenced), default=0)):
+        _execute(
+            connection, [(counts, *statements[number]) for counts, statements in fenced if number < len(statements)]
+        )
+    return results
+
+
+def _execute(connection: Connection, asked: list[tuple[list[int], Any, list[dict[str, Any]]]]) -> None:
+    """Execute each statement once, with the parameters of all who ask for it: on PostgreSQL in one round trip."""
+    together: dict[int, list[tuple[list[int], Any, list[dict[str, Any]]]]] = {}
+    for each in asked:
+        together.setdefault(id(each[1]), []).append(each)
+    for same in together.values():
+        parameters = [row for _, _, rows in same for row in rows]
+        count = connection.execute(same[0][1], parameters).rowcount if parameters else 0
+        for counts, _, _ in same:
+            counts.append(count)
+
+
+def _held(connection: Connection, fences: Sequence[Fence]) -> set[Fence]:
+    """Lock the rows of the fences in the order of their ids, and return those whose token is still the same."""
+    held: set[Fence] = set()
+    for table in sorted({fence.table for fence in fences}, key=lambda table: table.name):
+        ids = [fence.id for fence in fences if fence.table is table]
+        held |= {Fence(table, *row) for row in connection.execute(_tokens(table), {"ids": ids})}
+    return held & set(fences)
+
+
+@cache
+def _tokens(table: Table) -> Any:
+    of_ids = table.c.id.in_(bindparam("ids", expanding=True))
+    return select(table.c.id, table.c.lease).where(of_ids).order_by(table.c.id).with_for_update()

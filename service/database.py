@@ -10,6 +10,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service import sqlite
 from service.clock import Clock
-from service.commits import MAX_ROWS, GroupCommit
+from service.commits import MAX_ROWS, Fence, GroupCommit, Statement
 from service.wakeups import CHANNEL, Topic, Wakeups
 
 log = structlog.get_logger()
@@ -174,6 +175,10 @@ class Database:
         """Call `write` in a transaction that it may share with others; see `GroupCommit.run`."""
         return await self._group.run(write, share, order, rows)
 
+    async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
+        """Write what a holder of leased work writes; see `GroupCommit.write`."""
+        return await self._group.write(fence, statements, share, rows)
+
     async def run(self, write: Callable[[Connection], T]) -> T:
         """Call `write` in a transaction of its own, and return what it returns once that is committed.
 
@@ -260,11 +265,14 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
-def insert_rows(connection: Connection, rows: Sequence[SQLModel]) -> None:
-    """Insert rows of one table; the database gives them their ids."""
-    if rows:
-        table = SQLModel.metadata.tables[str(rows[0].__tablename__)]
-        connection.execute(table.insert(), [row.model_dump(exclude={"id"}) for row in rows])
+def insertion(rows: Sequence[SQLModel]) -> list[Statement]:
+    """Return the statement that inserts rows of one table, none if there are none. The database gives the ids."""
+    return [(_insert(type(rows[0])), [row.model_dump(exclude={"id"}) for row in rows])] if rows else []
+
+
+@cache
+def _insert(model: type[SQLModel]) -> Any:
+    return SQLModel.metadata.tables[str(model.__tablename__)].insert()
 
 
 async def insert_new(session: AsyncSession, model: type[SQLModel], **values: Any) -> None:

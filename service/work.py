@@ -12,17 +12,18 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import structlog
-from sqlalchemy import Connection, bindparam, func, literal, tuple_, union_all
+from sqlalchemy import Integer, Table, Text, bindparam, func, literal, tuple_, union_all
 from sqlalchemy import update as sqlalchemy_update
 from sqlmodel import SQLModel, col, select, update
 
 from service import metrics
-from service.database import Database, Session, Utc, insert_rows, now
+from service.commits import Fence, FencedError, Statement
+from service.database import Database, Session, Utc, insertion, now
 from service.distinct import distinct_of
 from service.door import visible
 from service.fair import deal
@@ -83,47 +84,41 @@ class Hold(Generic[W]):
         self,
         state: State,
         reason: str | None = None,
-        also: Callable[[Connection], object] | None = None,
+        also: Sequence[Statement] = (),
         notices: Sequence[Notice] = (),
         rows: int = 1,
         **values: Any,
-    ) -> None:
+    ) -> list[int]:
         """Be done with the work, in a transaction that it may share.
 
-        `also` writes what else belongs to its end, about `rows` rows; `notices` are stored, beside those of a failure.
+        `also` is written with it, about `rows` rows; returned is how many rows each of these statements changed.
+        `notices` are stored, beside those of a failure.
         """
         values.update(state=state, error=reason, due_at=None, done_at=now())
         if state in {State.FAILED, State.REJECTED}:
             notices = [*notices, *self.item.failure_notices()]
-
-        def write(connection: Connection) -> None:
-            insert_rows(connection, notices)
-            if also is not None:
-                also(connection)
-
         self.ended = True
-        await self.commit(write, rows, **values)
+        counts = await self.commit([*also, *insertion(notices)], rows, **values)
         metrics.work_ended(self.item, state.value)
         if notices:  # which are work in turn
             self._database.wakeups.wake(Topic.WORK)
+        return counts
 
-    async def commit(self, write: Callable[[Connection], object] | None = None, rows: int = 1, **values: Any) -> None:
-        """Prove and renew the lease, set `values` on the work and `write`, in a transaction that it may share.
+    async def commit(self, statements: Sequence[Statement] = (), rows: int = 1, **values: Any) -> list[int]:
+        """Prove and renew the lease, set `values` on the work and write, in a transaction that it may share.
 
-        `rows` is about how many are written. Raises LeaseLostError.
+        `rows` is about how many are written. Returns how many rows each statement changed. Raises LeaseLostError.
         """
         values = self._values({"due_at": now() + self._settings.lease, **values})
-        statement = fenced(self._model, tuple(values))
-        values |= {"its_id": self.item.id, "its_lease": self.item.lease}
-
-        def fenced_write(connection: Connection) -> None:
-            if connection.execute(statement, values).rowcount != 1:
-                raise LeaseLostError(f"{self!r} is held by another worker")
-            if write is not None:
-                write(connection)
-
-        order = (str(self._model.__tablename__), self.item.id or 0)
-        await self._database.commit(fenced_write, self.item.share, order, rows)
+        table, number, token = _table(self._model), self.item.id or 0, self.item.lease
+        own = (fenced(self._model, tuple(values)), [{**values, "its_id": number, "its_lease": token}])
+        try:
+            _, *counts = await self._database.write(
+                Fence(table, number, token), [own, *statements], self.item.share, rows
+            )
+        except FencedError:
+            raise LeaseLostError(f"{self!r} is held by another worker") from None
+        return counts
 
     async def retry(self, reason: str, wait: timedelta | None = None) -> None:
         """Try again later, with exponential backoff and jitter; bury it once it was tried for `give_up`."""
@@ -143,7 +138,7 @@ class Hold(Generic[W]):
     async def bury(self, reason: str) -> None:
         """Give it up for good: a dead letter is left of it, for a person to see."""
         letter = self.item.dead_letter(visible(reason))
-        await self.finish(State.FAILED, reason, lambda connection: insert_rows(connection, [letter]))
+        await self.finish(State.FAILED, reason, insertion([letter]))
         metrics.work_ended(self.item, "buried")
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
@@ -169,12 +164,16 @@ class Hold(Generic[W]):
         return {**values, "by": int(self.ended)}
 
 
+def _table(model: type[Work]) -> Table:
+    return SQLModel.metadata.tables[str(model.__tablename__)]
+
+
 @cache
 def fenced(model: type[Work], names: tuple[str, ...]) -> Any:
     """Return the statement by which a holder sets `names`, made once; `by` is added to the fencing number."""
-    columns: Any = SQLModel.metadata.tables[str(model.__tablename__)].c
+    columns = _table(model).c
     return (
-        sqlalchemy_update(columns.id.table)
+        sqlalchemy_update(_table(model))
         .where(columns.id == bindparam("its_id"), columns.lease == bindparam("its_lease"))
         .values({name: bindparam(name) for name in names if name != "by"} | {"lease": columns.lease + bindparam("by")})
     )
@@ -308,24 +307,40 @@ async def claim(
 async def _claim(
     session: Session, model: type[W], lane: str, dealt: Mapping[str, int], at: datetime, values: dict[str, Any]
 ) -> list[W]:
+    turns = {f"share_{n}": share for n, share in enumerate(dealt)} | {
+        f"most_{n}": m for n, m in enumerate(dealt.values())
+    }
+    parameters = {**turns, "of_lane": lane, "at": at, "until": values["due_at"], "by": values["holder"]}
+    claimed = await session.exec(_claim_of(model, len(dealt)), params=parameters)
+    return list(claimed.scalars().all())
+
+
+@lru_cache(maxsize=500)
+def _claim_of(model: type[Work], shares: int) -> Any:
+    """Return the statement that claims of so many shares, made once."""
+    at: Any = bindparam("at", type_=Utc)
     turns = [
         select(model.id)
-        .where(model.lane == lane, model.share == share, col(model.due_at) <= at)
+        .where(model.lane == bindparam("of_lane"), model.share == bindparam(f"share_{n}"), col(model.due_at) <= at)
         .order_by(col(model.due_at), col(model.id))
-        .limit(count)
+        .limit(bindparam(f"most_{n}", type_=Integer))
         .with_for_update(skip_locked=True)  # SQLite leaves it out; there BEGIN IMMEDIATE does the same
         .subquery()
-        for share, count in dealt.items()
+        for n in range(shares)
     ]
     # a CTE is read once: a subquery that PostgreSQL's planner scans again locks, and takes, more than it may
     due = union_all(*(select(turn.c.id) for turn in turns)).cte()
-    claimed = await session.exec(
+    return (
         update(model)
         .where(col(model.id).in_(select(due.c.id)))
-        .values(lease=model.lease + 1, attempts=model.attempts + 1, **values)
+        .values(
+            lease=model.lease + 1,
+            attempts=model.attempts + 1,
+            due_at=bindparam("until", type_=Utc),
+            holder=bindparam("by", type_=Text),
+        )
         .returning(model)
     )
-    return list(claimed.scalars().all())
 
 
 def take(fresh: Iterable[Work], lease: timedelta, holder: str | None = None) -> None:

@@ -13,7 +13,6 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import structlog
@@ -209,7 +208,7 @@ class _Creation:
             created, self._created = self._created, []
             self._recording = len(created)
             try:
-                await self._hold.commit(partial(record, made=created), len(created))
+                await self._hold.commit(record(created), len(created))
                 self._recording = 0
                 if self._planned:
                     self._hold.give_way()
@@ -224,7 +223,7 @@ class _Creation:
         """Record what was created, and raise the error that decides."""
         if self._progress:
             # the waits between attempts begin anew: a long plan meets many a 429
-            await self._hold.commit(partial(record, made=self._created), len(self._created), attempts=1)
+            await self._hold.commit(record(self._created), len(self._created), attempts=1)
             self._hold.item.attempts = 1
         error = min(self._errors, key=_weight)
         error.args = tuple(self._plan.hide_ids(text) if isinstance(text, str) else text for text in error.args)

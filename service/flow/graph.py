@@ -4,7 +4,6 @@ What keeps a push from a graph for good is shown where people look: a task on th
 """
 
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 import structlog
@@ -64,7 +63,7 @@ async def _make_graph(
             return
         plan = await store_plan(hold, tasks)
     made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
-    await hold.finish(State.DONE, also=partial(record, made=made), rows=len(made))
+    await hold.finish(State.DONE, also=record(made), rows=len(made))
     metrics.graph_created(push.noticed_at)
     log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
 
@@ -175,7 +174,7 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
     await hold.finish(
         State.FAILED,
         "; ".join(reasons)[:MAX_REASON],
-        also=partial(record, made=[*unrecorded, *shown.created]),
+        also=record([*unrecorded, *shown.created]),
         notices=shown.notices,
         error_task=shown.task_id,
         error_task_refused=shown.refused,

@@ -3,12 +3,12 @@
 import asyncio
 import json
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Text, bindparam, cast, null, update
+from sqlalchemy import Text, bindparam, cast, null, update
 from sqlmodel import SQLModel, col, select
 
+from service.commits import Statement
 from service.database import Database
 from service.flow.definition import needed_first
 from service.models import PlannedTask
@@ -41,15 +41,13 @@ async def store_definitions(hold: Hold[Any], tasks: list[PlannedTask], **values:
 
 
 async def _execute(hold: Hold[Any], statement: Any, rows: list[dict[str, Any]], values: dict[str, Any]) -> None:
-    def write(connection: Connection, some: list[dict[str, Any]]) -> None:
-        connection.execute(statement, some)
-
     if len(rows) <= CHUNK_TASKS:
-        await hold.commit(partial(write, some=rows), len(rows), **values)
+        await hold.commit([(statement, rows)], len(rows), **values)
         return
     async with hold.writing(**values) as session:
+        connection = await session.connection()
         for chunk in _chunks(rows):
-            await (await session.connection()).run_sync(write, chunk)
+            await connection.execute(statement, chunk)
 
 
 def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -93,19 +91,16 @@ def _planned(rows: Iterable[Any]) -> list[PlannedTask]:
 
 _CREATED = (
     update(_PLANNED)
-    .where(_PLANNED.c.task_id.in_(bindparam("ids", expanding=True)))
+    .where(_PLANNED.c.task_id == bindparam("its_id"))
     .values(created=True, adopted=bindparam("was_adopted"))
 )
 
 
-def record(connection: Connection, made: list[PlannedTask]) -> None:
-    """Write down that these tasks exist in Taskcluster, and which of them were not created by this plan."""
-    for adopted in (False, True):
-        ids = [task.task_id for task in made if task.adopted == adopted]
-        if ids:
-            connection.execute(_CREATED, {"ids": ids, "was_adopted": adopted})
+def record(made: list[PlannedTask]) -> list[Statement]:
+    """Return what writes down that these tasks exist in Taskcluster, and which this plan did not create."""
     for task in made:
         task.created = True
+    return [(_CREATED, [{"its_id": task.task_id, "was_adopted": task.adopted} for task in made])] if made else []
 
 
 class Plan:

@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from sqlalchemy import Connection
 from sqlmodel import col, select
 
 from events import MAX_CHANGESETS_IN_FULL
@@ -89,13 +88,7 @@ async def run(parts: Parts, hold: Hold[PushStep]) -> None:
     except Refusal as refusal:
         await hold.finish(State.FAILED, str(refusal))
         return
-    waited = False
-
-    def also(connection: Connection) -> None:
-        nonlocal waited
-        waited = push_arrived(connection, prefix, repository.alias)
-
-    await hold.finish(State.DONE, also=also)
+    (waited,) = await hold.finish(State.DONE, also=[push_arrived(prefix, repository.alias)])
     if waited:
         parts.database.wakeups.wake(Topic.REPORTS)
 

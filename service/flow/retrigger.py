@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapp
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -126,7 +126,7 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
         log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
         unrecorded, not_cancelled = await cancel_created(parts, hold, await _stored(parts, action))
         reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_REASON]
-        await hold.finish(State.FAILED, reason, partial(record, made=unrecorded))
+        await hold.finish(State.FAILED, reason, record(unrecorded))
 
 
 async def _stored(parts: Parts, action: Action) -> list[PlannedTask]:
@@ -145,7 +145,7 @@ async def _carry_out(parts: Parts, hold: Hold[Action], planning: "Planning") -> 
     if parts.publisher is not None:
         group = (first.definition or {})["taskGroupId"]
         notices.append(notice.retriggered(action, action.task_id, first.task_id, group))
-    await hold.finish(State.DONE, also=partial(record, made=made), notices=notices, rows=len(made))
+    await hold.finish(State.DONE, also=record(made), notices=notices, rows=len(made))
     log.info("retriggered", action=action.id, task_id=action.task_id, copies=copies, requester=action.requester)
 
 

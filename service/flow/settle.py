@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Table, bindparam, case, collate, func, literal, null, update
+from sqlalchemy import Table, bindparam, case, collate, func, literal, null, update
 from sqlmodel import col, select
 
 from service import metrics
+from service.commits import Statement
 from service.database import Session, Utc, now
 from service.distinct import distinct_of
 from service.door import visible
@@ -204,15 +205,10 @@ _WAITING = (
     select(_R.id)
     .where(_R.lane == bindparam("of_lane"), _R.due_at > _AT, _R.error.is_not(None), _R.holder.is_(None))
     .with_for_update(skip_locked=True)  # what is locked is being claimed, or heard of
-    .cte()
 )
-_ARRIVED = update(_REPORT).where(_R.id.in_(select(_WAITING.c.id))).values(due_at=_AT).returning(_R.id)
+_ARRIVED = update(_REPORT).where(_R.id.in_(_WAITING)).values(due_at=_AT)
 
 
-def push_arrived(connection: Connection, environment: str, project: str) -> bool:
-    """Let what waited for a resultset of ours, which is there now, be due; but for what is just being tried.
-
-    Returns True if something waited.
-    """
-    waited = connection.execute(_ARRIVED, {"at": now(), "of_lane": f"job {environment} {project}"})
-    return bool(waited.all())
+def push_arrived(environment: str, project: str) -> Statement:
+    """Return what lets all be due that waited for a resultset of ours, but for what is just being tried."""
+    return _ARRIVED, [{"at": now(), "of_lane": f"job {environment} {project}"}]

@@ -11,7 +11,6 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -312,7 +311,7 @@ async def serve(api: Api) -> None:
                 async with database.writing() as session:
                     await settle.renew(session, claimed, timedelta(0))  # type: ignore[arg-type]  # all of that model
                     await settle.release(session, claimed)  # type: ignore[arg-type]  # likewise
-    await database.commit(partial(settle.push_arrived, environment=ENVIRONMENT, project=alias(1)), NOBODY)
+    await database.commit(lambda connection: connection.execute(*settle.push_arrived(ENVIRONMENT, alias(1))), NOBODY)
     async with database.writing() as session:
         await settle.skip(session, [task_id("r", 1)], "gone")
         await work.take_over(session, "me", but="you")

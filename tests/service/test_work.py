@@ -198,7 +198,7 @@ async def _write(hold: Hold[Any]) -> None:
         session.add(DeadLetter(kind="x", subject="", reason=""))
 
 
-WRITES: dict[str, Callable[[Hold[Any]], Awaitable[None]]] = {
+WRITES: dict[str, Callable[[Hold[Any]], Awaitable[object]]] = {
     "writing": _write,
     "renew": Hold.renew,
     "finish": lambda hold: hold.finish(State.DONE),

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -39,7 +38,7 @@ class Plan:
 
     async def create(self, scopes: Sequence[str] = SCOPES) -> None:
         made = await create_tasks(self.world.parts, self.hold, self.tasks, list(scopes))
-        await self.hold.commit(partial(record, made=made))
+        await self.hold.commit(record(made))
 
     async def again(self) -> None:
         """The next holder, who reads the plan anew: after a crash, or a wait."""
@@ -687,7 +686,7 @@ async def test_reads_that_are_refused_are_tried_again_and_leave_nothing_running(
     world.tc.clock.advance(-12 * 60)
     world.tc.queue.create_task(task_id("0"), first)
     world.tc.clock.reset()
-    await plan.hold.commit(partial(record, made=[plan["0"]]))
+    await plan.hold.commit(record([plan["0"]]))
     world.tc.faults.add("before", "task", status=403, times=1)
     world.tc.faults.add("delay", "createTask", seconds=0.1)
     with pytest.raises(Refusal) as refused:
@@ -741,7 +740,7 @@ async def test_what_was_made_of_a_plan_is_cancelled(world: World) -> None:
     plan = await plan_of(world, {**GRAPH, "e": [], "never": []})
     missing = plan["never"]
     made = await create_tasks(world.parts, plan.hold, [task for task in plan.tasks if task is not missing], SCOPES)
-    await plan.hold.commit(partial(record, made=made))
+    await plan.hold.commit(record(made))
     queue: Stand = world.tc.queue
     queue.claim_task(task_id("e"), 0, {"workerGroup": "g", "workerId": "w"})
     queue.report_completed(task_id("e"), 0)

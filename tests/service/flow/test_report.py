@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -416,7 +415,7 @@ async def test_a_push_that_arrives_leaves_alone_what_is_being_tried(room: Newsro
         for task_id, values in zip(ids, states, strict=True):
             of_task = update(JobReport).where(col(JobReport.task_id) == task_id)
             await session.exec(of_task.values(due_at=later, **values))
-    await room.database.commit(partial(settle.push_arrived, environment=PREFIX, project="mc"), NOBODY)
+    await room.database.commit(lambda connection: connection.execute(*settle.push_arrived(PREFIX, "mc")), NOBODY)
     due = {r.task_id: r.due_at for r in await room.reports() if r.environment == PREFIX and r.due_at is not None}
     assert [due[task_id] < later for task_id in ids] == [False, True, False]
     assert {r.due_at for r in await room.reports() if r.environment == STAGE} == {later}
