@@ -21,6 +21,9 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+GATHER = 0.005
+"""Seconds that a transaction waits for more writes, when the one before it was shared."""
+
 MAX_ROWS = 500
 """Rows of one transaction, by what its writes say of themselves; a larger write has one to itself."""
 
@@ -100,7 +103,10 @@ class GroupCommit:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        writes: list[_Write] = []
         while self._pending:
+            if len(writes) > 1:  # there is much to write: let more come, so that each costs less
+                await asyncio.sleep(GATHER)
             async with self._turn:
                 writes = self._next()
                 results = await loop.run_in_executor(self._thread, self._commit, writes) if writes else []

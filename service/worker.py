@@ -107,53 +107,62 @@ class Worker:
                 return self._settings.idle.total_seconds()
             lanes = await work.due_lanes(session, tuple(RUN))
         at = now()
-        looked_at = {(model, name) for model, due in lanes.items() for name, lane in due.items() if lane.first <= at}
-        self._waiting = {key: shares for key, shares in self._waiting.items() if key in looked_at}
-        pause = self._settings.idle.total_seconds()
+        looked_at = [(model, name) for model, due in lanes.items() for name, lane in due.items() if lane.first <= at]
+        self._waiting = {key: shares for key, shares in self._waiting.items() if key in set(looked_at)}
         for model, due in lanes.items():
             for name, lane in due.items():
                 if lane.last > at + self._settings.longest_wait:
                     await self._pull_back(model, name)
-                if lane.first <= at:
-                    await self._claim_lane(model, name)
-            later = [(lane.first - at).total_seconds() for lane in due.values() if lane.first > at]
-            pause = min([pause, *later])
-        return max(pause, 0.001)
+        full = await self._claim_lanes(looked_at)
+        for model, name in full:
+            await self._let_give_way(model, name)
+        later = [
+            (lane.first - at).total_seconds() for due in lanes.values() for lane in due.values() if lane.first > at
+        ]
+        return max(min([self._settings.idle.total_seconds(), *later]), 0.001)
 
     async def _pull_back(self, model: type[Work], lane: str) -> None:
         async with self._parts.database.writing() as session:
             await work.pull_back(session, model, lane, self._settings.longest_wait)
 
-    async def _claim_lane(self, model: type[Work], lane: str) -> None:
-        """Fill this process's free slots of a lane; where there is none, let long work give way to a share that has
-        less."""
-        holds = self._holds(model, lane)
-        held = Counter(hold.item.share for hold in holds)
-        after = self._last.get((model, lane), "")
-        free = self._settings.per_lane - len(holds)
-        if free > 0:
-            async with self._parts.database.writing() as session:
-                items = await work.claim(
+    async def _claim_lanes(self, lanes: list[tuple[type[Work], str]]) -> list[tuple[type[Work], str]]:
+        """Fill this process's free slots of these lanes; return those that have none left, and may have more due."""
+        free = {(model, lane): self._settings.per_lane - len(self._holds(model, lane)) for model, lane in lanes}
+        wanted = [key for key in lanes if free[key] > 0]
+        if not wanted:
+            return lanes
+        claimed: dict[tuple[type[Work], str], list[Work]] = {}
+        loaded: dict[type[Work], dict[int, Any]] = {}
+        async with self._parts.database.writing() as session:
+            for model, lane in wanted:
+                claimed[model, lane] = await work.claim(
                     session,
                     model,
                     lane,
-                    free,
+                    free[model, lane],
                     self._settings.lease,
                     holder=self._parts.replica.holder,
-                    held=held,
+                    held=Counter(hold.item.share for hold in self._holds(model, lane)),
                     most=most_of(self._settings.per_lane),
-                    after=after,
+                    after=self._last.get((model, lane), ""),
                 )
-                loaded = await LOAD[model](session, items) if model in LOAD and items else {}
-            self.begin(items, loaded)
-            held.update(item.share for item in items)
+            for model, load in LOAD.items():
+                if items := [item for (its, _), of_lane in claimed.items() if its is model for item in of_lane]:
+                    loaded[model] = await load(session, items)
+        for (model, lane), items in claimed.items():
+            self.begin(items, loaded.get(model, {}))
             if items:
                 self._last[model, lane] = items[-1].share
-            if len(items) < free:  # what is left, if anything is, is of shares that hold as much as they may
+            if len(items) < free[model, lane]:  # what is left, if anything is, is of shares that hold their most
                 self._waiting.pop((model, lane), None)
-                return
+        return [key for key in lanes if len(claimed.get(key, ())) >= free[key]]
+
+    async def _let_give_way(self, model: type[Work], lane: str) -> None:
+        """Let long work of a lane that has no free slot give way to a share that has less."""
+        holds = self._holds(model, lane)
+        held = Counter(hold.item.share for hold in holds)
         async with self._parts.database.reading() as session:
-            waiting = await work.due_shares(session, model, lane, after)
+            waiting = await work.due_shares(session, model, lane, self._last.get((model, lane), ""))
         self._waiting[model, lane] = waiting
         least = min((held[share] for share in waiting), default=0)
         if waiting and sum(held.values()) >= self._settings.per_lane:
