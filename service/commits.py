@@ -24,8 +24,9 @@ T = TypeVar("T")
 GATHER = 0.005
 """Seconds that a transaction waits for more writes, when the one before it was shared."""
 
-MAX_ROWS = 500
-"""Rows of one transaction, by what its writes say of themselves; a larger write has one to itself."""
+MAX_ROWS = 50
+"""Rows of one transaction, by what its writes say of themselves; a larger write has one to itself, for whoever shares
+it would wait for it."""
 
 
 Statement = tuple[Any, list[dict[str, Any]]]

@@ -144,10 +144,12 @@ class Database:
             self.engine = create_async_engine(
                 url, pool_size=pool, max_overflow=0, pool_pre_ping=True, hide_parameters=True
             )
-            group = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, hide_parameters=True)
+            group = create_engine(url, pool_size=2, max_overflow=0, pool_pre_ping=True, hide_parameters=True)
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self.engines = (self.engine.sync_engine, group)  # for whoever watches the statements
         self._group = GroupCommit(group, self._turn)
+        # SQLite has one writer; on PostgreSQL a large write goes beside the small ones
+        self._large = self._group if self.sqlite else GroupCommit(group, self._turn)
         self.wakeups = Wakeups(None if self.sqlite else self._notify)
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
 
@@ -177,7 +179,8 @@ class Database:
 
     async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
         """Write what a holder of leased work writes; see `GroupCommit.write`."""
-        return await self._group.write(fence, statements, share, rows)
+        group = self._group if rows <= MAX_ROWS else self._large
+        return await group.write(fence, statements, share, rows)
 
     async def run(self, write: Callable[[Connection], T]) -> T:
         """Call `write` in a transaction of its own, and return what it returns once that is committed.
@@ -218,6 +221,7 @@ class Database:
     async def close(self) -> None:
         await self.wakeups.close()
         await self._group.close()
+        await self._large.close()
         await self.engine.dispose()
 
 

@@ -55,11 +55,11 @@ class TaskclusterSettings(Strict):
     certificate: SecretStr | None = Field(None, description="JSON, with temporary credentials only")
     timeout: Duration = Field(timedelta(seconds=30), description="for one call")
     connections: int = Field(
-        30,
+        10,
         ge=1,
         le=100,
         description="tasks that one process creates at a time at most, of all graphs and retriggers together; fewer "
-        "while the queue answers slowly, 429 or 5xx",
+        "while the queue answers slowly, 429 or 5xx. More let a large graph keep the process busy for others",
     )
 
     @property

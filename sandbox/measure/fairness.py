@@ -150,7 +150,8 @@ def _say(what: str, alone: list[float], beside: list[float], aim: float | None =
     ratio = p95(beside) / p95(alone)
     print(f"{what}:")
     print(f"  alone    median {ms(statistics.median(alone))}, p95 {ms(p95(alone))}")
-    print(f"  beside   median {ms(statistics.median(beside))}, p95 {ms(p95(beside))}")
+    slowest = ", ".join(ms(seconds) for seconds in sorted(beside)[-3:])
+    print(f"  beside   median {ms(statistics.median(beside))}, p95 {ms(p95(beside))}, slowest {slowest}")
     print(f"  ratio    {ratio:.2f} of the p95" + (f" (aim: {aim})" if aim else ""))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import sqlite3
 import statistics
 import subprocess
@@ -366,7 +367,8 @@ def ms(seconds: float) -> str:
 
 
 def p95(values: list[float]) -> float:
-    return sorted(values)[int(len(values) * 0.95)]
+    """Return the value that 95 % of them do not exceed."""
+    return sorted(values)[math.ceil(len(values) * 0.95) - 1]
 
 
 DatabaseUrl = Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")]

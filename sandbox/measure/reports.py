@@ -245,14 +245,23 @@ def cpu(processes: dict[str, Process]) -> dict[str, float]:
     return spent
 
 
+ONE = 1
+"""A request a minute: on SQLite the reporter is in the service, and looks, but has hardly anything to send."""
+
+
+def silent_service(stack: Stack, database_url: str | None, settings: dict[str, Any]) -> Process:
+    """Start a service that reports nothing: without its worker where it can do without one."""
+    return stack.service("service", *([] if database_url is None else ["--no-worker"]), **settings)
+
+
 # --- into the store alone --------------------------------------------------------------------------------------------
 
 
 def store(folder: Path, database_url: str | None, events: int) -> None:
     """Batches of 500 signed events, one after the other, to a service that reports nothing meanwhile."""
     load = Load()
-    with system(folder, load, database_url, 0) as (stack, settings):
-        service = stack.service("service", "--no-worker", **settings)
+    with system(folder, load, database_url, ONE) as (stack, settings):
+        service = silent_service(stack, database_url, settings)
         secret = json.loads(stack.environment["TC_TREEHERDER_WEBHOOK_SECRETS"])[0]
         bodies = list(_bodies(load, events))
         with httpx.Client(base_url=stack.service_url, timeout=60) as client:
@@ -323,8 +332,8 @@ def intake(folder: Path, database_url: str | None, amqp_url: str, events: int) -
     It counts from a tenth on, when the listener has started.
     """
     load = Load()
-    with system(folder, load, database_url, 0, amqp_url) as (stack, settings):
-        service = stack.service("service", "--no-worker", **settings)
+    with system(folder, load, database_url, ONE, amqp_url) as (stack, settings):
+        service = silent_service(stack, database_url, settings)
         with broker(amqp_url, settings) as (rabbit, queue):
             fill_queue(stack, settings, rabbit, queue, load.events(events // 4), events)
             listener = stack.listener("listener", "pulse", **settings)

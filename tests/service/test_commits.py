@@ -82,7 +82,7 @@ async def test_they_are_sorted_by_what_they_lock(database: Database) -> None:
 
 async def test_no_share_waits_for_all_that_another_wants_to_write(database: Database) -> None:
     transactions = Transactions(database)
-    hog = [("hog", str(number), MAX_ROWS - 10) for number in range(5)]
+    hog = [("hog", str(number), MAX_ROWS - 5) for number in range(5)]
     await transactions.ask(*hog, ("other", "small", 1))
     assert transactions.ran == [["0"], ["small", "1"], ["2"], ["3"], ["4"]]
 
