@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from service import lean  # noqa: F401 - before anything else imports what it trims
+from service import lean  # before anything else imports what it trims
 from service.commands import Commands
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ def downgrade(
 @listen.command()
 def pushlog() -> None:
     """Ask the monitored repositories' pushlogs, and forward what is new."""
+    lean.load_httpx()
     from listeners.pushlog import main as run
     from service.log import configure
 
@@ -250,6 +251,7 @@ def pushlog() -> None:
 @listen.command()
 def pulse() -> None:
     """Hear pressed buttons, task events and announced pushes on Pulse, and forward them."""
+    lean.load_httpx()
     from listeners.pulse import main as run
     from service.log import configure
 

@@ -22,6 +22,9 @@ BASE = "0008"
 REVISIONS = revisions()[revisions().index(BASE) :]
 VERSIONS = Path(__file__).resolve().parents[2] / "alembic" / "versions"
 
+UNRELEASED = {"0014"}
+"""Contracting ones that the first release has, too: listeners and services before them could not work together."""
+
 CONTRACTING = {"drop_table", "drop_column", "drop_constraint", "rename_table", "execute"}
 """What takes something away from old code, or may. It needs a release in between, and a line here that says so."""
 
@@ -38,7 +41,11 @@ def _value(column: Column[Any]) -> Any:
     return next((value for kind, value in kinds if isinstance(column.type, kind)), "x")
 
 
-@pytest.mark.parametrize("position", range(1, len(REVISIONS)), ids=REVISIONS[1:])
+@pytest.mark.parametrize(
+    "position",
+    [n for n, revision in enumerate(REVISIONS) if n and revision not in UNRELEASED],
+    ids=REVISIONS.__getitem__,
+)
 def test_what_the_release_before_writes_and_reads_still_works(empty_database_url: str, position: int) -> None:
     upgrade(empty_database_url, REVISIONS[position - 1])
     engine = create_engine(sync_url(empty_database_url), poolclass=NullPool)
@@ -70,4 +77,7 @@ def test_no_migration_takes_anything_away() -> None:
             for node in ast.walk(upgrading)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         }
+        if path.name.partition("_")[0] in UNRELEASED:
+            assert called & CONTRACTING, f"{path.name} takes nothing away: it needs no exception"
+            continue
         assert not called & CONTRACTING, f"{path.name} contracts: do it a release later than the code stops using it"

@@ -7,14 +7,16 @@ import pytest
 
 PROGRAM = """
 import sys
-import service.cli, {module}
+import service.cli, service.lean
+if {listener}: service.lean.load_httpx()  # as the command does
+import {module}
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
 
 
 def loaded(module: str) -> set[str]:
     """The libraries that a process has in memory which runs that."""
-    command = [sys.executable, "-c", PROGRAM.format(module=module)]
+    command = [sys.executable, "-c", PROGRAM.format(module=module, listener=module.startswith("listeners"))]
     return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
 
 
@@ -28,10 +30,10 @@ def test_a_listener_has_nothing_of_the_service_s_nor_of_the_commands(listener: s
 def test_the_service_has_nothing_of_the_commands_nor_the_driver_of_a_database_that_it_does_not_use() -> None:
     libraries = loaded("service.app")
     assert {"fastapi", "sqlalchemy", "aiosqlite"} <= libraries
-    assert not libraries & {"rich", "pygments", "psycopg", "alembic", "jsone"}
+    assert not libraries & {"rich", "pygments", "httpx", "psycopg", "alembic", "jsone"}
 
 
 def test_tables_and_tracebacks_for_people_work_all_the_same() -> None:
-    program = "import service.cli, rich.table, structlog, httpx; httpx.Client().close(); print(rich.table.Table())"
+    program = "import service.cli as cli, rich.table, structlog; cli.lean.load_httpx(); print(rich.table.Table())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

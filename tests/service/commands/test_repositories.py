@@ -1,6 +1,8 @@
 """`tc-treeherder repositories`, but for `import`."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -126,7 +128,11 @@ def test_unfinished_work_is_buried_only_by_force(system: System, tc: Run) -> Non
     # its graph waits for a file of a repository that is not there
     added(system, tc, "busy")
     event = {"id": 8, "user": "u", "date": 1_900_000_000, "changesets": [{"node": "a" * 40}]}
-    push = {"repository": "busy", "generation": 0, "since": 7, "lastpushid": 8, "push": event}
+    file = system.stack.environment["TC_TREEHERDER_DATABASE_URL"].partition(":///")[2]
+    with closing(sqlite3.connect(file)) as database:
+        row, shift = database.execute("SELECT id, shift FROM repository WHERE alias = 'busy'").fetchone()
+    listed = {"repository": "busy", "repository_id": row, "shift": shift, "generation": 0, "since": 7, "lastpushid": 8}
+    push = {**listed, "push": event}
     from tests.service.asgi import signature
 
     raw = json.dumps({"events": [push]}).encode()

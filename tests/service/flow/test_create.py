@@ -379,10 +379,11 @@ async def test_a_queue_that_answers_fast_gets_more_calls_at_a_time(
 ) -> None:
     world.tc.latency = 0.02  # beside which nothing else counts
     monkeypatch.setattr(fair, "SLOW", 1_000.0)
+    world.parts.connections = fair.AdaptiveSlots(30)
     plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(150)}})
     held = Held(world, monkeypatch)
     await plan.create()
-    assert world.parts.connections.slots == world.settings.taskcluster.connections == 30
+    assert world.parts.connections.slots == 30
     assert held.most == 29, "the last one is nobody's"
 
 
