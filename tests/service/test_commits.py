@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, select
+from sqlmodel import col, select, update
 
 from service.commits import MAX_ROWS
-from service.database import Database, now
-from service.models import Budget
+from service.database import Database, insertion, now
+from service.models import Budget, DeadLetter, PushStep, State
+from service.work import Hold, LeaseLostError
+from tests.service.test_work import SETTINGS, add_steps, take
 
 TABLE = Budget.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
 
@@ -156,3 +158,53 @@ async def test_a_connection_that_was_cut_costs_nothing(postgresql: Database) -> 
         await connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
     assert await postgresql.commit(insert("after"), "a") == "after"
     assert await names(postgresql) == {"before", "after"}
+
+
+# What holders write
+
+
+async def held_steps(database: Database, count: int) -> list[Hold[PushStep]]:
+    await add_steps(database, count)
+    return [Hold(database, SETTINGS, item) for item in await take(database, count)]
+
+
+async def test_holders_that_end_together_share_their_statements(database: Database) -> None:
+    transactions = Transactions(database)
+    holds = await held_steps(database, 8)
+    statements: list[tuple[str, bool]] = []
+    event.listen(
+        database.engines[1], "before_cursor_execute",
+        lambda _, __, statement, ___, ____, many: statements.append((statement.split()[0], many)),
+    )  # fmt: skip
+    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
+    await transactions.begin()
+    ends = [asyncio.create_task(hold.finish(State.DONE)) for hold in holds]
+    await asyncio.sleep(0)
+    transactions.go.set()
+    await asyncio.gather(first, *ends)
+    sent = [each for each in statements if each[0] != "BEGIN"]  # which psycopg does by itself
+    assert sent == [("INSERT", False), ("SELECT", False), ("UPDATE", True)]
+    assert len(transactions.ran) == 2
+    async with database.reading() as session:
+        assert {step.state for step in await session.exec(select(PushStep))} == {State.DONE}
+
+
+async def test_a_holder_that_is_fenced_off_loses_alone(database: Database) -> None:
+    transactions = Transactions(database)
+    holds = await held_steps(database, 3)
+    async with database.writing() as session:
+        await session.exec(update(PushStep).where(col(PushStep.id) == holds[1].item.id).values(lease=7))
+    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
+    await transactions.begin()
+    letter = DeadLetter(kind="x", subject="x", reason="x")
+    ends = [asyncio.create_task(hold.finish(State.DONE, also=insertion([letter]))) for hold in holds]
+    await asyncio.sleep(0)
+    transactions.go.set()
+    assert await first == "first"
+    outcomes = await asyncio.gather(*ends, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [list, LeaseLostError, list]
+    assert len(transactions.ran) == 2, "nothing was rolled back for its sake"
+    async with database.reading() as session:
+        steps = {step.id: step.state for step in await session.exec(select(PushStep))}
+        assert len((await session.exec(select(DeadLetter))).all()) == 2
+    assert [steps[hold.item.id] for hold in holds] == [State.DONE, State.PENDING, State.DONE]
