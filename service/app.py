@@ -51,21 +51,21 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
                 app.state.worker = worker = Worker(made)
                 app.state.reporter = reporter = Reporter(made)
                 app.state.worker_task = app.state.reporter_task = None
-                helpers = [asyncio.create_task(database.wakeups.listen(url))] if work else []
                 if work:
                     await made.replica.start()
                     await made.renderer.start()
                     app.state.worker_task = asyncio.create_task(worker.run())
                     app.state.reporter_task = asyncio.create_task(reporter.run())
-                    helpers.append(asyncio.create_task(sweep.run(database, chosen.retention)))
+                    helpers = [sweep.run(database, chosen.retention), database.wakeups.listen(url)]
                 else:
-                    helpers.append(asyncio.create_task(follow_clock(database)))
+                    helpers = [follow_clock(database)]
+                running = [asyncio.create_task(helper) for helper in helpers]
                 yield
                 await pages.close()
                 worker.stop()
                 reporter.stop()
-                for helper in helpers:
-                    helper.cancel()
+                for task in running:
+                    task.cancel()
                 if work:
                     await asyncio.gather(app.state.worker_task, app.state.reporter_task)
         finally:

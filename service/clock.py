@@ -43,7 +43,7 @@ class Clock:
     def __init__(self, wall: Callable[[], datetime] = _wall, steady: Callable[[], float] = _steady) -> None:
         self.wall, self.steady = wall, steady
         self.difference = 0.0  # seconds by which the database was ahead (+) or behind (-) at the last comparison
-        self._time, self._at = wall(), steady()
+        self._base = wall(), steady()  # the database's time, and when that was: one value, for threads read it
         self._compared = False
         self._in_a_row = 0
         self._settling: tuple[float, float] | None = None  # the difference that is watched, and since when
@@ -90,9 +90,10 @@ class Clock:
             self._follow(database_time, middle)
 
     def _carried(self, at: float) -> datetime:
-        return self._time + timedelta(seconds=at - self._at)
+        time, since = self._base
+        return time + timedelta(seconds=at - since)
 
     def _follow(self, database_time: datetime, at: float) -> None:
         # a driver may give another zone's name to it
-        self._time, self._at, self._compared = database_time.astimezone(UTC), at, True
+        self._base, self._compared = (database_time.astimezone(UTC), at), True
         self.difference, self._in_a_row, self._settling = 0.0, 0, None

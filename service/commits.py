@@ -51,7 +51,6 @@ class _Write:
     run: Callable[[Connection], Any] | None
     fence: Fence | None
     statements: Sequence[Statement]
-    order: tuple[str, int]
     rows: int
     done: asyncio.Future[Any]
 
@@ -66,17 +65,14 @@ class GroupCommit:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._runner: asyncio.Task[None] | None = None
 
-    async def run(
-        self, write: Callable[[Connection], T], share: str, order: tuple[str, int] = ("", 0), rows: int = 1
-    ) -> T:
+    async def run(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
         """Call `write` in a transaction, and return what it returns once that is committed.
 
         It runs in another thread, and a second time if the transaction failed because of another write. When it
-        raises, nothing of it is committed, and the error is raised here. Shares take turns. Within a transaction the
-        writes are sorted by `order`, the table and id of the row that each locks first, so that two transactions
-        never wait for each other in a circle.
+        raises, nothing of it is committed, and the error is raised here. Shares take turns. A write that locks rows is
+        to have a transaction of its own (`MAX_ROWS`), so that two transactions never wait for each other in a circle.
         """
-        return await self._ask(run=write, fence=None, statements=(), order=order, share=share, rows=rows)  # type: ignore[no-any-return]  # what `write` returns
+        return await self._ask(run=write, fence=None, statements=(), share=share, rows=rows)  # type: ignore[no-any-return]  # what `write` returns
 
     async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
         """Execute `statements` if the fence holds, and return how many rows each has changed.
@@ -84,9 +80,7 @@ class GroupCommit:
         Equal statements of several writes are executed together, and their rows are counted together. Raises
         FencedError.
         """
-        order = (fence.table.name, fence.id)
-        done = await self._ask(run=None, fence=fence, statements=statements, order=order, share=share, rows=rows)
-        return list(done)
+        return list(await self._ask(run=None, fence=fence, statements=statements, share=share, rows=rows))
 
     async def _ask(self, share: str, **values: Any) -> Any:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -135,12 +129,16 @@ class GroupCommit:
             if not write.done.cancelled():  # whoever waited for it is gone: then it has not happened
                 writes.append(write)
                 rows += write.rows
-        return sorted(writes, key=lambda write: write.order)
+        return writes
 
     def _commit(self, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:
         """Write in one transaction; if it fails, each in its own, so that none fails because of another."""
         try:
-            with self._engine.begin() as connection:
+            connection = self._engine.connect()
+        except Exception as error:  # noqa: BLE001 - the database is away, for all of them
+            return [(None, error) for _ in writes]
+        try:
+            with connection, connection.begin():
                 return _write(connection, writes)
         except Exception as error:  # noqa: BLE001 - raised where the write was asked for
             if len(writes) == 1:

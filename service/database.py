@@ -171,11 +171,9 @@ class Database:
             await session.connection(execution_options={"immediate": True})
             yield session
 
-    async def commit(
-        self, write: Callable[[Connection], T], share: str, order: tuple[str, int] = ("", 0), rows: int = 1
-    ) -> T:
+    async def commit(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
         """Call `write` in a transaction that it may share with others; see `GroupCommit.run`."""
-        return await self._group.run(write, share, order, rows)
+        return await self._group.run(write, share, rows)
 
     async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
         """Write what a holder of leased work writes; see `GroupCommit.write`."""
@@ -193,9 +191,7 @@ class Database:
         async with self.writing() as session:
             return await (await session.connection()).run_sync(write)
 
-    async def commit_objects(
-        self, write: Callable[[SyncSession], T], share: str, order: tuple[str, int], rows: int
-    ) -> T:
+    async def run_objects(self, write: Callable[[SyncSession], T]) -> T:
         """Call `write` likewise, with a session for objects; these may be read when it is over."""
 
         def with_session(connection: Connection) -> T:
@@ -204,7 +200,7 @@ class Database:
                 session.flush()
                 return result
 
-        return await self._group.run(with_session, share, order, rows)
+        return await self.run(with_session)
 
     async def _notify(self, topic: Topic) -> None:
         told = {"channel": CHANNEL, "topic": topic}
@@ -212,7 +208,7 @@ class Database:
 
     async def write_probe(self) -> None:
         """Write a row of its own. Raises when the database takes no writes: it is read-only, or its disk is full."""
-        insert = sqlite_insert if self.sqlite else postgresql_insert
+        insert = INSERT["sqlite" if self.sqlite else "postgresql"]
         bucket = SQLModel.metadata.tables["budget"]
         row = insert(bucket).values(name="write probe", tokens=0, at=now())
         async with self.writing() as session:
@@ -224,6 +220,9 @@ class Database:
         await self._large.close()
         await self.engine.dispose()
 
+
+INSERT: dict[str, Any] = {"postgresql": postgresql_insert, "sqlite": sqlite_insert}
+"""The inserts of the dialects, by their names: those that can pass over, or update, what is there."""
 
 _NOTIFY = text("SELECT pg_notify(:channel, :topic)")
 
@@ -281,7 +280,7 @@ def _insert(model: type[SQLModel]) -> Any:
 
 async def insert_new(session: AsyncSession, model: type[SQLModel], **values: Any) -> None:
     """Insert a row unless its key is taken: whoever comes second finds the first one's."""
-    insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    insert = INSERT[session.get_bind().dialect.name]
     await session.exec(insert(model).values(**values).on_conflict_do_nothing())
 
 

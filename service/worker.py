@@ -108,7 +108,7 @@ class Worker:
             lanes = await work.due_lanes(session, tuple(RUN))
         at = now()
         looked_at = [(model, name) for model, due in lanes.items() for name, lane in due.items() if lane.first <= at]
-        self._waiting = {key: shares for key, shares in self._waiting.items() if key in set(looked_at)}
+        self._waiting = {key: self._waiting[key] for key in looked_at if key in self._waiting}
         for model, due in lanes.items():
             for name, lane in due.items():
                 if lane.last > at + self._settings.longest_wait:

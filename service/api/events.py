@@ -40,18 +40,15 @@ async def take_pushes(request: Request, parts: PartsDep) -> Verdicts:
         except ValidationError as error:
             refused[number] = reason_of(error)
     letters = dead_letters("push-event", raw, events, refused)
+    if letters:  # first: once good pushes that follow are stored, nobody lists these again
+        async with parts.database.writing() as session:
+            await keep(session, letters)
 
     def write(session: SyncSession) -> tuple[Stored, list[Work]]:
         stored = store_new(session, parts.settings, list(understood.values()))
         return stored, worker.take(stored[1])
 
-    first = min((event.repository_id for event in understood.values()), default=0)
-    (stored, steps, pushes), taken = await parts.database.commit_objects(
-        write, "", ("repository", first), rows=len(events)
-    )
-    if letters:
-        async with parts.database.writing() as session:
-            await keep(session, letters)
+    (stored, steps, pushes), taken = await parts.database.run_objects(write)
     if len(taken) < len(steps):
         parts.database.wakeups.wake(Topic.WORK)
     worker.begin(taken, {step.id or 0: pushes[step.push_id] for step in steps})

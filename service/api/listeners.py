@@ -2,14 +2,12 @@
 
 import structlog
 from fastapi import APIRouter, Request
-from pydantic import ValidationError
 
 from events import QueueReport, QueueState
 from service.api.deps import PartsDep
 from service.api.openapi import signed
 from service.api.route import SignedRoute
-from service.api.signed import signed_json
-from service.errors import Problem
+from service.api.signed import signed_model
 from service.flow import queues
 from service.wakeups import Topic
 
@@ -20,11 +18,7 @@ router = APIRouter(prefix="/listeners", tags=["internal"], route_class=SignedRou
 @router.post("/report", operation_id="reportQueue", openapi_extra=signed(QueueReport))
 async def report_queue(request: Request, parts: PartsDep) -> QueueState:
     """Take note that a queue is read, and of whether it was there: one that was deleted has lost what was sent."""
-    _, body = await signed_json(request, parts.settings)
-    try:
-        report = QueueReport.model_validate(body)
-    except ValidationError as error:
-        raise Problem(422, "Invalid request", str(error)) from None
+    report = await signed_model(request, parts.settings, QueueReport)
     async with parts.database.writing() as session:
         state = await queues.note(session, report)
     if state.deleted:

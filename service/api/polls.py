@@ -8,9 +8,8 @@ from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import Announced, Renewal, signed
 from service.api.route import SignedRoute
-from service.api.signed import signed_json
+from service.api.signed import signed_model
 from service.door import reason_of
-from service.errors import Problem
 from service.flow import shift
 
 router = APIRouter(prefix="/polls", tags=["internal"], route_class=SignedRoute)
@@ -22,11 +21,7 @@ async def lease_polls(request: Request, parts: PartsDep) -> Response:
 
     The answer goes out after the commit.
     """
-    _, body = await signed_json(request, parts.settings)
-    try:
-        asked = ShiftRequest.model_validate(body)
-    except ValidationError as error:
-        raise Problem(422, "Invalid request", reason_of(error)) from None
+    asked = await signed_model(request, parts.settings, ShiftRequest)
     news, problems = [], []
     for each in asked.news:
         try:
@@ -46,10 +41,6 @@ async def lease_polls(request: Request, parts: PartsDep) -> Response:
 @router.post("/announced", operation_id="announcePushes", openapi_extra=signed(Announced))
 async def announce_pushes(request: Request, parts: PartsDep) -> AnnouncedLeases:
     """Say which of the repositories in which a push was announced may be polled now, beside their shifts."""
-    _, body = await signed_json(request, parts.settings)
-    try:
-        asked = AnnouncedPushes.model_validate(body)
-    except ValidationError as error:
-        raise Problem(422, "Invalid request", reason_of(error)) from None
+    asked = await signed_model(request, parts.settings, AnnouncedPushes)
     async with parts.database.writing() as session:
         return await shift.announced(session, parts.settings.poll, parts.settings.allowed_hosts, asked.urls)

@@ -5,12 +5,10 @@ import json
 from typing import Any
 
 import structlog
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlmodel import col
 
 from events import Verdict
-from service.database import Session
+from service.database import INSERT, Session
 from service.door import originals
 from service.models import DeadLetter
 
@@ -43,7 +41,7 @@ async def keep(session: Session, letters: list[DeadLetter]) -> None:
     """Store those that are not kept yet, in the caller's transaction."""
     if not letters:
         return
-    insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    insert = INSERT[session.get_bind().dialect.name]
     # sorted, so that two batches with the same letters never wait in a circle
     rows = [letter.model_dump(exclude={"id"}) for letter in sorted(letters, key=lambda letter: letter.digest or "")]
     new = await session.exec(insert(DeadLetter).values(rows).on_conflict_do_nothing().returning(col(DeadLetter.digest)))

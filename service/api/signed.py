@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from events import MAX_EVENTS
 from service import auth
-from service.door import NonsenseError, parse
+from service.door import NonsenseError, parse, reason_of
 from service.errors import Problem
 from service.settings import Settings
 
@@ -17,6 +18,7 @@ LARGE = 128 * 1024
 """Bytes of a body that is verified and read in a thread."""
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 async def signed_json(request: Request, settings: Settings) -> tuple[bytes, Any]:
@@ -38,6 +40,15 @@ async def signed_body(request: Request, settings: Settings, read: Callable[[byte
     if len(raw) > LARGE:  # the event loop has others to serve meanwhile
         return await asyncio.to_thread(verified, raw)
     return verified(raw)
+
+
+async def signed_model(request: Request, settings: Settings, model: type[M]) -> M:
+    """Return what the verified body of a request says, as `model`. Raises a 401, 400 or 422."""
+    _, body = await signed_json(request, settings)
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise Problem(422, "Invalid request", reason_of(error)) from None
 
 
 def parsed(raw: bytes) -> Any:

@@ -13,9 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from service.database import INSERT
 from service.models import RateGrant
 from service.settings import PollSettings
 
@@ -32,7 +31,7 @@ def _upsert(insert: Any) -> Any:
     return granted.on_conflict_do_update(index_elements=["listener", "host"], set_=new)
 
 
-_GRANTED = {"postgresql": _upsert(postgresql_insert), "sqlite": _upsert(sqlite_insert)}
+_GRANTED = {dialect: _upsert(insert) for dialect, insert in INSERT.items()}
 
 
 def reserve(settings: PollSettings) -> float:

@@ -15,11 +15,9 @@ import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Json
 from pydantic_core import to_json
 from sqlalchemy import JSON, Integer, Table, Text, bindparam, case, cast, column, func, literal, null, select, true
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from events import PulseMessage, Verdict
-from service.database import Session, Utc, now
+from service.database import INSERT, Session, Utc, now
 from service.flow.definition import SlugId
 from service.flow.routes import parse
 from service.models import NOBODY, JobReport, Stage, State
@@ -276,8 +274,8 @@ def _of_postgresql() -> Any:
 
 
 _UPSERT: Mapping[str, Any] = {
-    "sqlite": _upsert(sqlite_insert, _of_sqlite()),
-    "postgresql": _upsert(postgresql_insert, _of_postgresql()),
+    "sqlite": _upsert(INSERT["sqlite"], _of_sqlite()),
+    "postgresql": _upsert(INSERT["postgresql"], _of_postgresql()),
 }
 
 

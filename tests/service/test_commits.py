@@ -59,9 +59,8 @@ class Transactions:
     async def ask(self, *writes: tuple[str, str, int]) -> list[Any]:
         """Ask for writes (share, name, rows), the first of which is under way when the others come."""
         tasks = []
-        for number, (share, name, rows) in enumerate(writes):
-            order = ("t", len(writes) - number)
-            tasks.append(asyncio.create_task(self._database.commit(self.write(name), share, order, rows)))
+        for share, name, rows in writes:
+            tasks.append(asyncio.create_task(self._database.commit(self.write(name), share, rows)))
             await self.begin()
         await asyncio.sleep(0)
         self.go.set()
@@ -76,17 +75,11 @@ async def test_writes_that_come_meanwhile_share_a_transaction(database: Database
     assert [len(ran) for ran in transactions.ran] == [1, 19]
 
 
-async def test_they_are_sorted_by_what_they_lock(database: Database) -> None:
-    transactions = Transactions(database)
-    await transactions.ask(("a", "first", 1), ("a", "x", 1), ("b", "y", 1), ("a", "z", 1))
-    assert transactions.ran == [["first"], ["z", "y", "x"]]
-
-
 async def test_no_share_waits_for_all_that_another_wants_to_write(database: Database) -> None:
     transactions = Transactions(database)
     hog = [("hog", str(number), MAX_ROWS - 5) for number in range(5)]
     await transactions.ask(*hog, ("other", "small", 1))
-    assert transactions.ran == [["0"], ["small", "1"], ["2"], ["3"], ["4"]]
+    assert transactions.ran == [["0"], ["1", "small"], ["2"], ["3"], ["4"]]
 
 
 async def test_a_write_that_fails_fails_alone(database: Database) -> None:
@@ -97,6 +90,32 @@ async def test_a_write_that_fails_fails_alone(database: Database) -> None:
     assert (first, good, also) == ("0", "1", "2")
     assert isinstance(bad, IntegrityError)
     assert await names(database) == {"taken", "0", "1", "2"}
+
+
+async def test_without_a_connection_all_fail_after_one_attempt(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transactions = Transactions(database)
+    attempts = 0
+
+    def away(_: Any) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise ConnectionRefusedError("nobody is there")
+
+    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
+    await transactions.begin()
+    others = [asyncio.create_task(database.commit(insert(str(number)), "a")) for number in range(5)]
+    await asyncio.sleep(0)
+    with monkeypatch.context() as broken:
+        broken.setattr(type(database.engines[1]), "connect", away)
+        transactions.go.set()
+        assert await first == "first"
+        outcomes = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConnectionRefusedError] * 5
+    assert attempts == 1
+    assert await database.commit(insert("back"), "a") == "back"
+    assert await names(database) == {"first", "back"}
 
 
 async def test_nothing_is_committed_of_a_write_that_raises(database: Database) -> None:

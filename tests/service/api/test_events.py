@@ -51,6 +51,26 @@ async def test_a_push_is_stored_with_its_steps_and_the_cursor_moves(api: Api) ->
     assert (repository["last_push_id"], repository["last_changeset"]) == (101, node(101))
 
 
+async def test_what_is_not_understood_is_kept_before_the_cursor_can_pass_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a crash between the two would lose it: nobody lists it again from beyond."""
+    await api.add()
+    bad, good = {**push_event(101), "push": {"id": 101, "user": 7}}, push_event(102, since=100)
+
+    def crash(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("service.api.events.store_new", crash)
+        assert (await api.signed("/events/pushes", {"events": [bad, good]})).status_code == 500
+    assert (await api.repository()).last_push_id == 100
+    assert len(await api.letters()) == 1
+    assert [verdict["verdict"] for verdict in await api.push(bad, good)] == ["rejected", "accepted"]
+    assert len(await api.letters()) == 1
+    assert (await api.repository()).last_push_id == 102
+
+
 async def test_the_same_batch_again_is_a_duplicate(api: Api) -> None:
     await api.add()
     batch = [push_event(n, since=100) for n in (101, 102, 103)]

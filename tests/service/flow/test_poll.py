@@ -7,20 +7,12 @@ from sqlmodel import select
 
 from events import Lease
 from service.database import Database
-from service.flow import poll, push, shift
+from service.flow import poll
 from service.models import Repository, State
 from service.settings import PollSettings
 from tests.service.flow.listeners import MINUTE, SECOND, START, Clock, Listener, Polls
 from tests.service.flow.test_push import changesets, pushes, steps
 from tests.service.world import node, push_event
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    for module in (poll, push, shift):
-        monkeypatch.setattr(module, "now", made)
-    return made
 
 
 class One(Polls):

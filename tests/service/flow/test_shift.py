@@ -14,20 +14,12 @@ from sqlmodel import select
 
 from events import Lease
 from service.database import Database
-from service.flow import poll, push, shift
+from service.flow import poll, push
 from service.models import Budget, RateGrant, Repository
 from service.settings import PollSettings, load
 from tests.service.flow.listeners import HOST, MINUTE, SECOND, START, Clock, Listener, Polls
 from tests.service.flow.test_push import pushes
 from tests.service.world import node, push_event
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    for module in (poll, push, shift):
-        monkeypatch.setattr(module, "now", made)
-    return made
 
 
 @pytest.fixture
