@@ -1,0 +1,15 @@
+"""Fixtures that tests of several steps share."""
+
+import pytest
+
+from service.flow import poll, push, shift
+from tests.service.flow.listeners import Clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of polls and pushes, which stands still unless it is moved."""
+    made = Clock()
+    for module in (poll, push, shift):
+        monkeypatch.setattr(module, "now", made)
+    return made
