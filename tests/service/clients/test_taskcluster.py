@@ -115,12 +115,12 @@ async def test_many_at_once(tc: Taskcluster, queue: TaskclusterQueue) -> None:
 
 
 async def test_calls_go_in_parallel_over_one_session(tc: Taskcluster, queue: TaskclusterQueue) -> None:
-    tc.latency = 0.1
+    tc.latency = 0.3
     loop = asyncio.get_running_loop()
     began = loop.time()
     ids = [slugid(b"k", str(n)) for n in range(20)]
     await asyncio.gather(*(queue.create_task(task_id, define(tc), CREATE) for task_id in ids))
-    assert loop.time() - began < 1
+    assert loop.time() - began < 4
     assert set(tc.queue.tasks) == set(ids)
 
 
