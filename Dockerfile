@@ -20,7 +20,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     && /build/bin/pip --python /opt/tc-treeherder/bin/python install \
         --require-hashes --only-binary :all: --requirement requirements.lock
 
-COPY pyproject.toml README.md LICENSE configuration.py events.py ./
+COPY pyproject.toml README.md LICENSE ./
 COPY alembic alembic/
 COPY listeners listeners/
 COPY sandbox sandbox/

@@ -10,13 +10,13 @@ from typing import Any
 
 import structlog
 
-from events import AnnouncedLeases, Lease
 from listeners.clock import steady
 from listeners.forward import Forwarder, Rejected, Stopped, encode
 from listeners.listing import Pushlogs
 from listeners.pushlog import Poll
 from listeners.settings import ListenerSettings
 from listeners.shift import Held, ShiftEnded
+from service.contract.events import AnnouncedLeases, Lease
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from events import MAX_CHANGESETS_IN_FULL, MAX_FILES
+from service.contract.events import MAX_CHANGESETS_IN_FULL, MAX_FILES
 
 LAST_ID = 2**31 - 1
 """The highest push id that is understood."""

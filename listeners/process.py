@@ -9,8 +9,8 @@ from typing import Protocol
 
 import structlog
 
-from configuration import SettingsError
 from listeners.settings import ListenerSettings, load
+from service.contract.configuration import SettingsError
 
 log = structlog.get_logger()
 

@@ -24,14 +24,14 @@ import pika
 import structlog
 from pydantic_core import to_json
 
-from configuration import SettingsError
-from events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
 from listeners.announced import Announced, announced_url
 from listeners.consumer import Binding, Consumer, Found, Lost, Session
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, encode
 from listeners.probe import Probe
 from listeners.process import Configure, run
 from listeners.settings import ListenerSettings
+from service.contract.configuration import SettingsError
+from service.contract.events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
 
 log = structlog.get_logger()
 

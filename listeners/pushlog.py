@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import structlog
 
-from events import MAX_BYTES, MAX_EVENTS, PollNews, Shift, Verdict, Verdicts
 from listeners.clock import steady
 from listeners.forward import Forwarder, ForwardError, Rejected, Stopped, TooLarge, encode
 from listeners.listing import (
@@ -34,6 +33,7 @@ from listeners.listing import (
 from listeners.process import Configure, run
 from listeners.settings import ListenerSettings
 from listeners.shift import Held, Result, ShiftEnded, Shifts
+from service.contract.events import MAX_BYTES, MAX_EVENTS, PollNews, Shift, Verdict, Verdicts
 
 log = structlog.get_logger()
 

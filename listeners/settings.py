@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict, YamlConfigSettingsSource
 
-from configuration import Configuration, Duration, SettingsError, WebhookSecret, read, told
-from events import MAX_EVENTS
+from service.contract.configuration import Configuration, Duration, SettingsError, WebhookSecret, read, told
+from service.contract.events import MAX_EVENTS
 
 MIB = 1024 * 1024
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from events import MAX_EVENTS, HostRate, Lease, PollNews, Shift, ShiftRequest
 from listeners.clock import steady
 from listeners.forward import Stopped
+from service.contract.events import MAX_EVENTS, HostRate, Lease, PollNews, Shift, ShiftRequest
 
 log = structlog.get_logger()
 

@@ -39,9 +39,9 @@ def _fail(message: str) -> NoReturn:
 def _settings() -> "Settings":
     import structlog
 
-    from configuration import SettingsError, unknown
     from listeners.settings import ListenerSettings
     from service import log
+    from service.contract.configuration import SettingsError, unknown
     from service.settings import Settings, load
 
     try:

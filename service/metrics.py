@@ -21,7 +21,7 @@ from sqlalchemy import func, literal, text
 from sqlalchemy.pool import QueuePool
 from sqlmodel import col, select
 
-from events import Verdict
+from service.contract.events import Verdict
 from service.database import Database, Session, Utc, clock_difference, now
 from service.distinct import distinct_of
 from service.models import (

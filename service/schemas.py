@@ -6,7 +6,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from events import Alias
+from service.contract.events import Alias
 from service.flow.definition import SLUGID
 from service.models import Source, Stage, State
 

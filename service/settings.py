@@ -9,7 +9,7 @@ from pydantic_settings import SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from configuration import Configuration, Duration, WebhookSecret, read
+from service.contract.configuration import Configuration, Duration, WebhookSecret, read
 from service.flow.error_task import DEFAULT_ERROR_TASK
 
 REPOSITORIES_WRITE = "tc-treeherder:repositories:write"

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from events import AnnouncedLeases
 from listeners.forward import Forwarder, encode
 from listeners.listing import Pushlogs
 from service import metrics
@@ -24,6 +23,7 @@ from service.clients.taskcluster import TaskclusterQueue
 from service.clients.treeherder import RestTreeherder
 from service.commands.client import Service
 from service.commands.sources import from_treeherder
+from service.contract.events import AnnouncedLeases
 from service.settings import Environment, TaskclusterSettings, load
 from tests.listeners.fakes import short
 

@@ -6,7 +6,6 @@ from sqlalchemy import LargeBinary, func
 from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
-from events import OversizedPush
 from service import work
 from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event
@@ -14,6 +13,7 @@ from service.api.openapi import WRITES, problems
 from service.api.paging import FIRST
 from service.api.pushes import refuse_deleted
 from service.api.route import Route
+from service.contract.events import OversizedPush
 from service.database import Session, now
 from service.door import parse, reason_of
 from service.errors import Problem

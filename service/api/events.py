@@ -6,13 +6,13 @@ import structlog
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
-from events import Acknowledged, JobActionMessage, OversizedPush, PushEvent, Verdict, Verdicts
 from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import JobActionMessages, Pushes, signed
 from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
+from service.contract.events import Acknowledged, JobActionMessage, OversizedPush, PushEvent, Verdict, Verdicts
 from service.database import SyncSession
 from service.door import reason_of, visible
 from service.errors import Problem

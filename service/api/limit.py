@@ -10,8 +10,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from events import MAX_BYTES
 from service import auth
+from service.contract.events import MAX_BYTES
 from service.errors import Problem, problem
 
 

@@ -3,11 +3,11 @@
 import structlog
 from fastapi import APIRouter, Request
 
-from events import QueueReport, QueueState
 from service.api.deps import PartsDep
 from service.api.openapi import signed
 from service.api.route import SignedRoute
 from service.api.signed import signed_model
+from service.contract.events import QueueReport, QueueState
 from service.flow import queues
 from service.wakeups import Topic
 

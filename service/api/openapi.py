@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from events import (
+from service.contract.events import (
     MAX_EVENTS,
     Acknowledged,
     AnnouncedPushes,

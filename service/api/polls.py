@@ -3,12 +3,12 @@
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from events import AnnouncedLeases, AnnouncedPushes, PollNews, Shift, ShiftRequest
 from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import Announced, Renewal, signed
 from service.api.route import SignedRoute
 from service.api.signed import signed_model
+from service.contract.events import AnnouncedLeases, AnnouncedPushes, PollNews, Shift, ShiftRequest
 from service.door import reason_of
 from service.flow import shift
 

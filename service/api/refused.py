@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 from sqlmodel import col
 
-from events import Verdict
+from service.contract.events import Verdict
 from service.database import INSERT, Session
 from service.door import originals
 from service.models import DeadLetter

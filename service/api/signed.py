@@ -8,8 +8,8 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from events import MAX_EVENTS
 from service import auth
+from service.contract.events import MAX_EVENTS
 from service.door import NonsenseError, parse, reason_of
 from service.errors import Problem
 from service.settings import Settings

@@ -6,13 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, ValidationError
 
-from events import MAX_EVENTS, Verdict, Verdicts
 from service import metrics
 from service.api.deps import PartsDep
 from service.api.openapi import PulseMessages, signed
 from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, parsed, signed_body
+from service.contract.events import MAX_EVENTS, Verdict, Verdicts
 from service.database import now
 from service.door import may_have_nul, reason_of, visible
 from service.flow import report

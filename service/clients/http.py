@@ -11,8 +11,8 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from configuration import proxy_for
 from service import metrics
+from service.contract.configuration import proxy_for
 from service.errors import Unavailable
 
 

@@ -16,9 +16,9 @@ from taskcluster import exceptions
 from taskcluster.aio import Auth as AuthClient
 from taskcluster.aio import Queue as Client
 
-from configuration import proxy_for
 from service import metrics
 from service.clients import hawk
+from service.contract.configuration import proxy_for
 from service.errors import Refusal, Unavailable, UpstreamError, retry_after
 from service.settings import TaskclusterSettings
 

@@ -30,8 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from sqlalchemy import text
 from sqlmodel import col, select
 
-from events import JobActionMessage, PulseMessage, Verdict
 from service.clients.taskcluster import Definition, Status, known_definition, known_status
+from service.contract.events import JobActionMessage, PulseMessage, Verdict
 from service.database import Session, now
 from service.door import NonsenseError, parse
 from service.errors import Refusal

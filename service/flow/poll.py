@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import structlog
 from sqlmodel import Session, select
 
-from events import PollNews
+from service.contract.events import PollNews
 from service.database import now
 from service.flow.push import suspect_reset
 from service.models import Push, Repository

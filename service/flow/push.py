@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import structlog
 from sqlmodel import col, select
 
-from events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
+from service.contract.events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
 from service.database import Session, SyncSession, now
 from service.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
 from service.settings import Settings

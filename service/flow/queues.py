@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from sqlmodel import select
 
-from events import QueueReport, QueueState
+from service.contract.events import QueueReport, QueueState
 from service.database import Session, insert_new, now
 from service.flow import heal
 from service.models import PulseQueue

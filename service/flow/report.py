@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Json
 from pydantic_core import to_json
 from sqlalchemy import JSON, Integer, Table, Text, bindparam, case, cast, column, func, literal, null, select, true
 
-from events import PulseMessage, Verdict
+from service.contract.events import PulseMessage, Verdict
 from service.database import INSERT, Session, Utc, now
 from service.flow.definition import SlugId
 from service.flow.routes import parse

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import structlog
 from sqlmodel import col, select
 
-from events import MAX_CHANGESETS_IN_FULL
 from service.clients.pulse import ANNOUNCEMENTS, HGPUSHES
 from service.clients.treeherder import hgpushes_message
+from service.contract.events import MAX_CHANGESETS_IN_FULL
 from service.database import Session
 from service.errors import Refusal
 from service.flow.settle import push_arrived

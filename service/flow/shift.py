@@ -22,8 +22,8 @@ from sqlmodel import Session as SyncSession
 from sqlmodel import col
 from sqlmodel import select as sqlmodel_select
 
-from events import AnnouncedLeases, HostRate, Lease, PolledRepository, PollNews, Shift, ShiftRequest
 from service import budget
+from service.contract.events import AnnouncedLeases, HostRate, Lease, PolledRepository, PollNews, Shift, ShiftRequest
 from service.database import Session, Utc, now
 from service.flow import poll, rates
 from service.models import MONITORED, Repository

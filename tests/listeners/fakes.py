@@ -15,7 +15,9 @@ import uvicorn
 from pydantic import SecretStr, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from events import (
+from listeners.settings import ListenerSettings
+from sandbox.hg import MemoryPushlog, create_app
+from service.contract.events import (
     MAX_BYTES,
     MAX_EVENTS,
     AnnouncedLeases,
@@ -29,8 +31,6 @@ from events import (
     Verdict,
     Verdicts,
 )
-from listeners.settings import ListenerSettings
-from sandbox.hg import MemoryPushlog, create_app
 
 SECRET = "whsec_" + "c2VjcmV0" * 5
 OTHER_SECRET = "whsec_" + "b3RoZXIh" * 5

@@ -10,11 +10,11 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 from structlog.testing import capture_logs
 
-from events import AnnouncedLeases, Verdicts
 from listeners import forward
 from listeners.clock import steady
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, Unanswered, encode
 from sandbox.stack import free_port
+from service.contract.events import AnnouncedLeases, Verdicts
 from tests.listeners.fakes import OTHER_SECRET, SECRET, Answer, Request, problem, serving, short
 
 PATH = "/api/v1/polls/announced"

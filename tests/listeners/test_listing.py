@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events import PushEvent, PushlogEntry
 from listeners.forward import encode
 from listeners.listing import (
     Listing,
@@ -24,6 +23,7 @@ from listeners.listing import (
     tip_and_nodes,
     trim,
 )
+from service.contract.events import PushEvent, PushlogEntry
 from tests.facts import fact
 from tests.listeners.fakes import Answer, Request, serving
 

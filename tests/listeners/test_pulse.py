@@ -25,13 +25,22 @@ import pytest
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
-from configuration import SettingsError
-from events import MAX_EVENTS, Acknowledged, JobActionMessage, PulseMessage, QueueReport, QueueState, Verdict, Verdicts
 from listeners import consumer as module
 from listeners.forward import Forwarder
 from listeners.pulse import Post, PulseListener, parameters, pulse_message, user
 from listeners.settings import ListenerSettings, load
 from sandbox.stack import free_port
+from service.contract.configuration import SettingsError
+from service.contract.events import (
+    MAX_EVENTS,
+    Acknowledged,
+    JobActionMessage,
+    PulseMessage,
+    QueueReport,
+    QueueState,
+    Verdict,
+    Verdicts,
+)
 from tests.listeners.fakes import SECRET, Answer, Request, problem, serving, short
 from tests.private_servers import MissingServiceError, PrivateBroker
 from tests.proxy import TcpProxy, TlsProxy, make_certificate

@@ -16,7 +16,6 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from structlog.testing import capture_logs
 
-from events import OversizedPush, PollNews, PushEvent
 from listeners import pushlog as module
 from listeners.clock import steady
 from listeners.forward import Forwarder
@@ -24,6 +23,7 @@ from listeners.listing import Pushlogs
 from listeners.pushlog import Poll, PushlogListener, main
 from listeners.shift import Held, Result
 from sandbox.hg import Fault, MemoryPushlog, NewChangeset
+from service.contract.events import OversizedPush, PollNews, PushEvent
 from tests.listeners.fakes import (
     SECRET,
     Answer,

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from configuration import SettingsError
 from listeners.settings import load
+from service.contract.configuration import SettingsError
 from tests.listeners.fakes import OTHER_SECRET, SECRET
 
 

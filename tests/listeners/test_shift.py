@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from events import MAX_EVENTS, HostRate, Lease, PollNews, Shift
 from listeners.shift import HUNG, Held, Result, ShiftEnded, Shifts
+from service.contract.events import MAX_EVENTS, HostRate, Lease, PollNews, Shift
 
 HOST = "hg.example.com"
 

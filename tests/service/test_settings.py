@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from configuration import SettingsError
+from service.contract.configuration import SettingsError
 from service.settings import load
 
 SECRET = "hush-hush-0123456789"

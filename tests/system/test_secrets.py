@@ -22,10 +22,10 @@ import pytest
 from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
-from configuration import SettingsError
 from listeners.settings import ListenerSettings
 from sandbox import credentials
 from sandbox.stack import free_port
+from service.contract.configuration import SettingsError
 from service.settings import Settings, load
 from tests.service.asgi import push_event, signature
 from tests.services import Amqp

@@ -32,8 +32,8 @@ def doctor(
 ) -> None:
     """Check every configured system and credential, and say what to do. Exit code 1 on any error."""
     # what they import is large, and `tc-treeherder --help` has no use for it
-    from configuration import SettingsError  # noqa: PLC0415
     from service.commands.doctor.examine import examine  # noqa: PLC0415
+    from service.contract.configuration import SettingsError  # noqa: PLC0415
     from service.settings import load  # noqa: PLC0415
 
     try:

@@ -5,11 +5,11 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from configuration import SettingsError
 from listeners.settings import load as load_listeners
 from service.commands.client import checked
 from service.commands.doctor import hosts, near, pulse, taskcluster, treeherder
 from service.commands.doctor.finding import Examination, Finding, Report, limited, quiet, secrets_of, without
+from service.contract.configuration import SettingsError
 from service.settings import Settings
 
 Part = tuple[Report, str, Callable[[Report, Examination], Awaitable[None]]]

@@ -10,12 +10,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, func, select
 from standardwebhooks import Webhook
 
-from configuration import unknown
 from listeners.forward import encode, signed_headers
 from listeners.settings import ListenerSettings
 from service.api.health import get_version
 from service.auth import SIGNATURE_AGE
 from service.commands.doctor.finding import Examination, Report, apart, clock, drift_of, told
+from service.contract.configuration import unknown
 from service.database import Database, SchemaBehindError, check_schema, shown
 from service.models import JobReport, Repository
 from service.settings import Settings

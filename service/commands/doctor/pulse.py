@@ -9,7 +9,6 @@ from typing import Any
 import pika
 import pika.exceptions
 
-from configuration import SettingsError
 from listeners import pulse as listening
 from listeners.consumer import BROKER_ERRORS, told
 from listeners.consumer import remedy as remedy_of
@@ -17,6 +16,7 @@ from listeners.settings import ListenerSettings
 from service.auth import loopback
 from service.clients.pulse import exchanges
 from service.commands.doctor.finding import Examination, Report, apart
+from service.contract.configuration import SettingsError
 
 NOT_FOUND = 404
 

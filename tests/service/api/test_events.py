@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from events import MAX_BYTES, MAX_EVENTS
 from service.api.events import push_event as understand
+from service.contract.events import MAX_BYTES, MAX_EVENTS
 from tests.service.asgi import (
     SECRETS,
     TREEHERDER_SECRET,

@@ -16,8 +16,8 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events import MAX_BYTES
 from service.api.limit import Writes, limit_for
+from service.contract.events import MAX_BYTES
 from service.errors import Problem
 from service.server import MAX_DISCARDED, MAX_HEAD, Protocol
 from tests.service.asgi import ADMIN, READER, Api, is_problem, running, settings_for, signature

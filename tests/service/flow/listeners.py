@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlmodel import select, update
 
-from events import AnnouncedLeases, Lease, PollNews, PushEvent, Shift, ShiftRequest
+from service.contract.events import AnnouncedLeases, Lease, PollNews, PushEvent, Shift, ShiftRequest
 from service.database import Database
 from service.flow import push, shift
 from service.models import Repository

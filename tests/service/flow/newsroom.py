@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from events import Verdict
 from sandbox import taskcluster, treeherder
 from sandbox.taskcluster.queue import Message, Task
 from sandbox.treeherder_store import Repository as Project
 from sandbox.treeherder_store import Store, revision_hash
+from service.contract.events import Verdict
 from service.database import Database, now
 from service.flow import report
 from service.flow.definition import stamp

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from events import Lease
+from service.contract.events import Lease
 from service.database import Database
 from service.flow import poll
 from service.models import Repository, State

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlmodel import update
 
-from events import PushEvent
 from sandbox.treeherder_store import check_resultset
+from service.contract.events import PushEvent
 from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow import resultset

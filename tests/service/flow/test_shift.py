@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import select
 
-from events import Lease
+from service.contract.events import Lease
 from service.database import Database
 from service.flow import poll, push
 from service.models import Budget, RateGrant, Repository

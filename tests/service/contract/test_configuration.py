@@ -2,8 +2,8 @@
 
 import pytest
 
-from configuration import proxy_for, unknown
 from listeners.settings import ListenerSettings
+from service.contract.configuration import proxy_for, unknown
 from service.settings import Settings
 
 
