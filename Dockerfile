@@ -23,7 +23,6 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
 COPY pyproject.toml README.md LICENSE ./
 COPY alembic alembic/
 COPY listeners listeners/
-COPY sandbox sandbox/
 COPY service service/
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /dist . \
     && /build/bin/pip --python /opt/tc-treeherder/bin/python install --no-deps --no-index /dist/*.whl

@@ -258,7 +258,7 @@ Look around, and press Ctrl-C when you have seen enough:
   the API      {stack.service_url}/docs   (Authorization: Bearer {stack.token})
   the logs     {stack.folder}/*.log
 Push again:
-  .venv/bin/tc-treeherder sandbox push {PATH} README.md -m "Bug 2 - another change" --hg-url {hg}
+  bin/sandbox push {PATH} README.md -m "Bug 2 - another change" --hg-url {hg}
 """
         )
         while True:  # pause() would sleep through a signal that came just before it

@@ -1,4 +1,4 @@
-"""Mercurial, Taskcluster and Treeherder as one process, on one event loop: `python -m sandbox.run`.
+"""Mercurial, Taskcluster and Treeherder as one process, on one event loop: `python -m sandbox`.
 
 Each has a port of its own on 127.0.0.1. See `sandbox.credentials` for who may do what.
 """
@@ -12,14 +12,14 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 import uvicorn
 
 from listeners.consumer import BROKER_ERRORS
 from sandbox import credentials, hg, taskcluster, treeherder
-from sandbox.treeherder_store import Repository, Store
+from sandbox.treeherder.store import Repository, Store
 
 HG_PORT = 7801
 TASKCLUSTER_PORT = 7802
@@ -203,26 +203,3 @@ def _say(urls: dict[str, str], repositories: tuple[str, ...], broker: bool) -> N
     typer.echo(f"  Treeherder   {urls['treeherder']}/  (a page: look here)")
     if not broker:
         typer.echo("  No AMQP URL was given: task events and pressed buttons go nowhere.")
-
-
-def _main(
-    hg_port: int = HG_PORT,
-    taskcluster_port: int = TASKCLUSTER_PORT,
-    treeherder_port: int = TREEHERDER_PORT,
-    amqp_url: Annotated[str | None, typer.Option(envvar="SANDBOX_AMQP_URL")] = None,
-    mercurial: bool = True,
-    ready_file: Path | None = None,
-    exchange_prefix: str = "",
-) -> None:
-    """Stand-ins for Mercurial, Taskcluster and Treeherder, for demos and tests."""
-    try:
-        run(
-            hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file, exchange_prefix=exchange_prefix
-        )
-    except SandboxError as error:
-        typer.echo(f"sandbox: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-if __name__ == "__main__":
-    typer.run(_main)

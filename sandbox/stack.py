@@ -20,7 +20,7 @@ import httpx
 
 from sandbox import broker
 from sandbox.taskcluster.queue import EXCHANGES
-from sandbox.treeherder import JOB_ACTIONS_EXCHANGE
+from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
 
 ENVIRONMENT = "tc-treeherder"
 """The route prefix of the one Treeherder that a stack has unless it is given others."""
@@ -41,10 +41,10 @@ class Running(Protocol):
 
 
 class Process:
-    """A `tc-treeherder …` process, whose output goes to a file."""
+    """A `python -m <module> …` process, whose output goes to a file; `service` is what `tc-treeherder` runs."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
-        self._arguments, self._environment, self.log = arguments, environment, log
+    def __init__(self, module: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+        self._module, self._arguments, self._environment, self.log = module, arguments, environment, log
         self._process: Running | None = None
 
     def start(self) -> None:
@@ -54,7 +54,7 @@ class Process:
     def _launch(self) -> Running:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "service", *self._arguments],
+                [sys.executable, "-m", self._module, *self._arguments],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -167,19 +167,19 @@ class Stack:
     def _start_sandbox(self) -> None:
         ready = self.folder / "sandbox.json"
         hg, taskcluster, treeherder = (str(port) for port in self._ports)
-        arguments = ["sandbox", "--hg-port", hg, "--taskcluster-port", taskcluster, "--treeherder-port", treeherder]
+        arguments = ["--hg-port", hg, "--taskcluster-port", taskcluster, "--treeherder-port", treeherder]
         arguments += ["--ready-file", str(ready), "--mercurial" if self._mercurial else "--no-mercurial"]
         environment = {name: value for name, value in os.environ.items() if name != "SANDBOX_AMQP_URL"}
         if self.amqp_url:
             arguments += ["--exchange-prefix", broker.exchange_prefix(self.pulse_user)]
             environment["SANDBOX_AMQP_URL"] = self.amqp_url  # it has a password, and arguments are for all to see
-        process = self._add("sandbox", arguments, environment)
+        process = self._add("sandbox", arguments, environment, module="sandbox")
         process.start()
         wait_for(ready.is_file, 30, process)
         self.sandbox = json.loads(ready.read_text())
 
-    def _add(self, name: str, arguments: list[str], environment: dict[str, str]) -> Process:
-        process = self._process(arguments, environment, self.folder / f"{name}.log")
+    def _add(self, name: str, arguments: list[str], environment: dict[str, str], module: str = "service") -> Process:
+        process = self._process(module, arguments, environment, self.folder / f"{name}.log")
         self.processes[name] = process
         return process
 

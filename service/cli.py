@@ -5,7 +5,6 @@ import gc
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -25,10 +24,8 @@ app = typer.Typer(
 )
 db = typer.Typer(no_args_is_help=True, help="The database's schema.")
 listen = typer.Typer(no_args_is_help=True, help="The listeners: they read, forward, and keep no state.")
-sandbox = typer.Typer(help="Stand-ins for Mercurial, Taskcluster and Treeherder, for trying things out.")
 app.add_typer(db, name="db")
 app.add_typer(listen, name="listen")
-app.add_typer(sandbox, name="sandbox")
 
 
 def _fail(message: str) -> NoReturn:
@@ -256,55 +253,6 @@ def pulse() -> None:
     from service.log import configure
 
     raise typer.Exit(run(lambda settings: configure(settings.log_level, settings.log_json, settings.sentry_dsn)))
-
-
-@sandbox.callback(invoke_without_command=True)
-def run_sandbox(
-    context: typer.Context,
-    hg_port: int = 7801,
-    taskcluster_port: int = 7802,
-    treeherder_port: int = 7803,
-    amqp_url: Annotated[
-        str | None, typer.Option(help="publish to this RabbitMQ too", envvar="SANDBOX_AMQP_URL")
-    ] = None,
-    mercurial: Annotated[bool, typer.Option(help="Real repositories; else a pushlog in memory.")] = True,
-    ready_file: Annotated[Path | None, typer.Option(help="gets the addresses, as JSON, once all answer")] = None,
-    exchange_prefix: Annotated[str, typer.Option(help="goes before the names of the exchanges at the RabbitMQ")] = "",
-) -> None:
-    """Run the stand-ins as one process, each on a port of its own (0: any that is free)."""
-    if context.invoked_subcommand is not None:
-        return
-    try:
-        from sandbox.run import SandboxError, run
-    except ModuleNotFoundError as error:
-        _fail(f"the sandbox needs {error.name}: install tc-treeherder[sandbox]")
-    try:
-        run(
-            hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file, exchange_prefix=exchange_prefix
-        )
-    except SandboxError as error:
-        _fail(f"sandbox: {error}")
-
-
-@sandbox.command()
-def push(
-    repository: Annotated[str, typer.Argument(help="path, such as try")],
-    files: Annotated[list[Path] | None, typer.Argument(help="files to commit, under their names")] = None,
-    message: Annotated[str, typer.Option("--message", "-m")] = "A change",
-    user: Annotated[str, typer.Option(help="who pushes")] = "dev@example.com",
-    hg_url: Annotated[str, typer.Option(help="where the sandbox's Mercurial is")] = "http://127.0.0.1:7801",
-) -> None:
-    """Commit files and push them to a running sandbox."""
-    from sandbox.hg import Client, NewChangeset
-
-    contents: dict[str, str | bytes] = {path.name: path.read_bytes() for path in files or []}
-
-    async def run() -> None:
-        async with Client(hg_url) as client:
-            pushed = await client.push(repository, [NewChangeset(files=contents, message=message)], user=user)
-            typer.echo(f"push {pushed['id']} of {repository}: {pushed['changesets'][-1]}")
-
-    asyncio.run(run())
 
 
 def main() -> None:

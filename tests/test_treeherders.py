@@ -11,7 +11,7 @@ import pika
 import pytest
 import yaml
 
-from sandbox.treeherder import SUBMISSION, Year
+from sandbox.treeherder.app import SUBMISSION, Year
 from service.clients.pulse import JOBS, exchange_name
 from service.flow import resultset
 from service.models import State, StepKind

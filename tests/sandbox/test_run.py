@@ -37,7 +37,7 @@ class Sandbox:
         self.temporary.mkdir()
         ports = [part for name in ("hg", "taskcluster", "treeherder") for part in (f"--{name}-port", "0")]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox.run", *ports, "--ready-file", str(self.ready_file), *options],
+            [sys.executable, "-m", "sandbox", *ports, "--ready-file", str(self.ready_file), *options],
             env=os.environ | {"TMPDIR": str(self.temporary)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -277,13 +277,11 @@ def test_the_wheel_has_the_migrations_and_what_both_sides_share(wheel: Path) -> 
         "service/_alembic/env.py",
         "service/cli.py",
         "listeners/pushlog.py",
-        "sandbox/run.py",
     } <= names
     in_checkout = {path.name for path in (ROOT / "alembic" / "versions").glob("*.py")}
     assert {name.rpartition("/")[2] for name in names if name.startswith("service/_alembic/versions/")} == in_checkout
     tops = {name.split("/")[0] for name in names}
-    modules = {"service/contract/configuration.py", "service/contract/events.py"}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {*modules, "service", "listeners", "sandbox"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"service", "listeners"}
     assert [name for name in names if name.endswith((".pyc", ".sqlite"))] == []
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import UniqueConstraint, event, text, update
 from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel, col
 
-from sandbox.measure.growth import ENVIRONMENT, Sizes, alias, fill, revision, task_id
+from benchmarks.growth import ENVIRONMENT, Sizes, alias, fill, revision, task_id
 from service import sweep, work
 from service.database import Database, now
 from service.errors import UpstreamError

@@ -17,8 +17,8 @@ from sandbox import taskcluster, treeherder
 from sandbox.hg import MemoryPushlog
 from sandbox.hg.app import create_app as create_hg
 from sandbox.hg.faults import Faults
-from sandbox.treeherder_store import Repository as Project
-from sandbox.treeherder_store import Store
+from sandbox.treeherder.store import Repository as Project
+from sandbox.treeherder.store import Store
 from service.contract.events import PushEvent, Verdict
 from service.database import Database, now
 from service.flow.push import store

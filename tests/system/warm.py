@@ -1,4 +1,6 @@
-"""`tc-treeherder …` processes that need not import everything first, which takes longer than most of what tests watch.
+"""Processes of the service, the listeners and the sandbox that start at once.
+
+To import what they need would take longer than most of what tests watch.
 
 Each is forked from one process that has imported it all and done nothing else. From then on it is one like any other:
 with its own session, environment, output and end. That the command starts by itself is what tests/service/test_cli.py
@@ -6,6 +8,7 @@ and tests/system/test_demo.py show.
 """
 
 import atexit
+import importlib
 import multiprocessing
 import os
 import signal
@@ -18,14 +21,16 @@ from sandbox.stack import Process, Running
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["service.app", "service.cli", "service.server", "listeners.pulse", "listeners.pushlog", "sandbox.run", "uvloop"]
+    ["service.app", "service.cli", "service.server", "listeners.pulse", "listeners.pushlog", "sandbox.cli", "uvloop"]
 )
 
 
 class WarmProcess(Process):
     def _launch(self) -> Running:
         self.log.touch()  # it is looked into before the process gets that far
-        process = _FORKS.Process(target=_run, args=(self._arguments, self._environment, self.log), daemon=True)
+        process = _FORKS.Process(
+            target=_run, args=(self._module, self._arguments, self._environment, self.log), daemon=True
+        )
         process.start()
         return _Forked(process)
 
@@ -51,7 +56,7 @@ class _Forked:
             os.kill(self.pid, number)
 
 
-def _run(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+def _run(module: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
     os.setsid()
     for name, flags, descriptors in (
         (os.devnull, os.O_RDONLY, (0,)),
@@ -64,7 +69,7 @@ def _run(arguments: list[str], environment: dict[str, str], log: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["tc-treeherder", *arguments]
-    from service.cli import main
+    main = importlib.import_module(f"{module}.cli").app
 
     try:
         main()

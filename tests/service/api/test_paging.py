@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from sandbox.measure.growth import Sizes, alias, fill, revision, task_id
+from benchmarks.growth import Sizes, alias, fill, revision, task_id
 from service.api import paging
 from service.models import Action, Push, PushStep, Repository, State
 from tests.service.asgi import Api, is_problem, running, settings_for

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from sandbox import treeherder
-from sandbox.treeherder_store import Repository, Store
+from sandbox.treeherder.store import Repository, Store
 from service.clients.http import Http
 from service.clients.treeherder import FoundPush, RestTreeherder, hgpushes_message
 from service.errors import Refusal, Unavailable, UpstreamError

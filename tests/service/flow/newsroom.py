@@ -15,8 +15,8 @@ from sqlmodel import col, select
 
 from sandbox import taskcluster, treeherder
 from sandbox.taskcluster.queue import Message, Task
-from sandbox.treeherder_store import Repository as Project
-from sandbox.treeherder_store import Store, revision_hash
+from sandbox.treeherder.store import Repository as Project
+from sandbox.treeherder.store import Store, revision_hash
 from service.contract.events import Verdict
 from service.database import Database, now
 from service.flow import report

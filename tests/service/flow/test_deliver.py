@@ -12,7 +12,7 @@ import pika
 import pytest
 from sqlmodel import select, update
 
-from sandbox.treeherder import SUBMISSION, Year
+from sandbox.treeherder.app import SUBMISSION, Year
 from service import work
 from service.budget import burst, jobs_budget
 from service.clients import taskcluster

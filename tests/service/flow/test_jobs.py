@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.treeherder_store import check_job_entry
+from sandbox.treeherder.store import check_job_entry
 from service.clients.treeherder import FoundPush
 from service.database import now
 from service.flow.jobs import (

@@ -9,9 +9,9 @@ import pytest
 from sqlmodel import select
 from structlog.testing import capture_logs
 
-from sandbox.treeherder import SUBMISSION, Year
-from sandbox.treeherder_store import Repository as Project
-from sandbox.treeherder_store import Store
+from sandbox.treeherder.app import SUBMISSION, Year
+from sandbox.treeherder.store import Repository as Project
+from sandbox.treeherder.store import Store
 from service.budget import jobs_budget, refilled
 from service.database import now
 from service.errors import Refusal, Unavailable

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func
 from sqlmodel import col, select, update
 
-from sandbox.treeherder_store import check_resultset
+from sandbox.treeherder.store import check_resultset
 from service.contract.events import Changeset, OversizedPush, PushEvent, Verdict
 from service.database import Database, now
 from service.flow.push import base_revision, revision_hash, store

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlmodel import update
 
-from sandbox.treeherder_store import check_resultset
+from sandbox.treeherder.store import check_resultset
 from service.contract.events import PushEvent
 from service.database import now
 from service.errors import Refusal, Unavailable

@@ -3,7 +3,7 @@
 import html
 import time
 
-from sandbox.treeherder_store import Job, Push, Store
+from sandbox.treeherder.store import Job, Push, Store
 
 _COLOURS = {
     "success": "#02822e",

@@ -24,10 +24,10 @@ import taskcluster.aio
 import typer
 from sqlalchemy import create_engine, text
 
+from benchmarks.pushes import DatabaseUrl, prepare
 from sandbox import broker
-from sandbox.measure.pushes import DatabaseUrl, prepare
 from sandbox.stack import Process, Stack, wait_for
-from sandbox.treeherder import JOB_ACTIONS_EXCHANGE
+from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
 from service.database import sync_url
 from service.flow.definition import stamp
 from service.flow.ids import slugid

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sandbox.measure.pushes import FAST, YML, DatabaseUrl, ms, p95, prepare
+from benchmarks.pushes import FAST, YML, DatabaseUrl, ms, p95, prepare
 from sandbox.stack import Stack, wait_for
 from service.log import configure
 

@@ -322,7 +322,7 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
             listener.stop()
             before_bare = cpu(service)
             arguments = [stack.sandbox["hg"], str(repositories), str(RATE), str(seconds / rounds)]
-            script = [sys.executable, "-m", "sandbox.measure.bare_polls", *arguments]
+            script = [sys.executable, "-m", "benchmarks.bare_polls", *arguments]
             began = time.monotonic()
             done = subprocess.run(script, check=True, capture_output=True, text=True)
             idle_seconds = time.monotonic() - began

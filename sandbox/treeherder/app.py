@@ -41,8 +41,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from listeners.consumer import BROKER_ERRORS
-from sandbox.treeherder_page import render_page
-from sandbox.treeherder_store import Job, Push, Repository, Store, SubmissionError, UnknownPushError
+from sandbox.treeherder.page import render_page
+from sandbox.treeherder.store import Job, Push, Repository, Store, SubmissionError, UnknownPushError
 
 JOB_ACTIONS_EXCHANGE = "exchange/treeherder/v1/job-actions"
 

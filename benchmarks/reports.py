@@ -24,11 +24,11 @@ import typer
 import uvicorn
 from standardwebhooks import Webhook
 
+from benchmarks.pushes import DatabaseUrl, database_name, memory
 from sandbox import credentials, taskcluster
-from sandbox.measure.pushes import DatabaseUrl, database_name, memory
 from sandbox.stack import ENVIRONMENT, Process, Stack, free_port, wait_for
 from sandbox.taskcluster.queue import Message
-from sandbox.treeherder_store import revision_hash
+from sandbox.treeherder.store import revision_hash
 
 PROJECTS = ("autoland", "try", "central")
 TIP = {project: project.encode().hex().ljust(40, "0")[:40] for project in PROJECTS}

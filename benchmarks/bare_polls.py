@@ -1,6 +1,6 @@
 """The bare loop that polls are compared with: conditional requests at a steady pace by a script, one after the other.
 
-`python -m sandbox.measure.bare_polls HG REPOSITORIES RATE SECONDS` prints its requests and the CPU seconds they took.
+`python -m benchmarks.bare_polls HG REPOSITORIES RATE SECONDS` prints its requests and the CPU seconds they took.
 """
 
 import sys

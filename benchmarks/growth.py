@@ -499,7 +499,7 @@ def main(
     log.configure("WARNING", as_json=False)
     with tempfile.TemporaryDirectory() as folder:
         if what == "replicas":
-            from sandbox.measure.replicas import replicas
+            from benchmarks.replicas import replicas
 
             if database_url is None:
                 raise typer.BadParameter("replicas need the --database-url of an empty PostgreSQL database")

@@ -12,8 +12,8 @@ import pika
 import pytest
 from mohawk import Sender
 
-from sandbox.treeherder import JOB_ACTIONS_EXCHANGE, State, create_app, declare_job_actions
-from sandbox.treeherder_store import MAX_REVISIONS, Repository, Store
+from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE, State, create_app, declare_job_actions
+from sandbox.treeherder.store import MAX_REVISIONS, Repository, Store
 from tests.facts import fact
 from tests.services import Amqp
 

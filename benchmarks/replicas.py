@@ -7,8 +7,8 @@ from typing import Any
 import psutil
 from sqlalchemy import create_engine, make_url, text
 
-from sandbox.measure.pushes import FAST, YML, Clients
-from sandbox.measure.reports import cpu
+from benchmarks.pushes import FAST, YML, Clients
+from benchmarks.reports import cpu
 from sandbox.stack import Stack, free_port, wait_for
 from service.database import downgrade, sync_url, upgrade
 

@@ -1,0 +1,5 @@
+"""`python -m sandbox`, which `bin/sandbox` calls."""
+
+from sandbox.cli import app
+
+app()

@@ -1,0 +1,75 @@
+"""The command `python -m sandbox`: run the stand-ins, and push to them."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import httpx
+import typer
+
+from sandbox.hg import Client, NewChangeset
+from sandbox.run import HG_PORT, HOST, TASKCLUSTER_PORT, TREEHERDER_PORT, SandboxError, run
+
+app = typer.Typer(
+    help="Stand-ins for Mercurial, Taskcluster and Treeherder, for demos and tests.", add_completion=False
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    hg_port: Annotated[int, typer.Option(help="where Mercurial's pushlog answers")] = HG_PORT,
+    taskcluster_port: Annotated[int, typer.Option(help="where Taskcluster answers")] = TASKCLUSTER_PORT,
+    treeherder_port: Annotated[int, typer.Option(help="where Treeherder answers")] = TREEHERDER_PORT,
+    amqp_url: Annotated[
+        str | None, typer.Option(help="publish to this RabbitMQ too", envvar="SANDBOX_AMQP_URL")
+    ] = None,
+    mercurial: Annotated[bool, typer.Option(help="Real repositories; else a pushlog in memory.")] = True,
+    ready_file: Annotated[Path | None, typer.Option(help="gets the addresses, as JSON, once all answer")] = None,
+    exchange_prefix: Annotated[str, typer.Option(help="goes before the names of the exchanges at the RabbitMQ")] = "",
+) -> None:
+    """Run the stand-ins as one process, each on a port of its own (0: any that is free), until Ctrl-C."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        run(
+            hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file, exchange_prefix=exchange_prefix
+        )
+    except SandboxError as error:
+        _fail(str(error))
+
+
+@app.command()
+def push(
+    repository: Annotated[str, typer.Argument(help="path, such as try")],
+    files: Annotated[list[Path] | None, typer.Argument(help="files to commit, under their names")] = None,
+    message: Annotated[str, typer.Option("--message", "-m")] = "A change",
+    user: Annotated[str, typer.Option(help="who pushes")] = "dev@example.com",
+    hg_url: Annotated[str, typer.Option(help="where the sandbox's Mercurial is")] = f"http://{HOST}:{HG_PORT}",
+) -> None:
+    """Commit files and push them to a running sandbox."""
+    contents: dict[str, str | bytes] = {}
+    for path in files or []:
+        try:
+            contents[path.name] = path.read_bytes()
+        except OSError as error:
+            _fail(f"{path} cannot be read: {error.strerror}")
+    try:
+        tip, number = asyncio.run(_push(hg_url, repository, NewChangeset(files=contents, message=message), user))
+    except RuntimeError as error:
+        _fail(f"{hg_url} refuses the push: {error}")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        _fail(f"no sandbox answers at {hg_url} ({error}): start one with bin/sandbox, or name it with --hg-url")
+    typer.echo(f"push {number} of {repository}: {tip}")
+
+
+async def _push(url: str, repository: str, changeset: NewChangeset, user: str) -> tuple[str, int]:
+    """Push one changeset; return it and the push id."""
+    async with Client(url) as client:
+        pushed = await client.push(repository, [changeset], user=user)
+    return pushed["changesets"][-1], pushed["id"]
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"sandbox: {message}", err=True)
+    raise typer.Exit(1)
