@@ -1,4 +1,4 @@
-"""Runs the migrations on the database that `service.database` names, one process at a time."""
+"""Runs the migrations on the database that `service.store.database` names, one process at a time."""
 
 from typing import Literal
 
@@ -8,9 +8,9 @@ from sqlalchemy.pool import NullPool
 from sqlmodel import SQLModel
 from sqlmodel.sql.sqltypes import AutoString
 
-import service.models  # noqa: F401 - the tables register themselves
+import service.store.models  # noqa: F401 - the tables register themselves
 from alembic import context
-from service.database import Utc
+from service.store.database import Utc
 
 _LOCK = 0x7C74_7268  # any number that is ours alone
 

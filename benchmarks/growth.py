@@ -21,14 +21,15 @@ from sqlmodel import SQLModel
 from standardwebhooks import Webhook
 
 from listeners.forward import signed_headers
-from service import log, metrics, sweep, work
+from service import log, metrics
 from service.app import create_app
-from service.database import Database, sync_url, upgrade
+from service.engine import leases, retention
+from service.engine.worker import RUN
 from service.flow import settle
 from service.flow.report import lane as job_lane
-from service.models import JobReport, PushStep
 from service.settings import RetentionSettings, Settings
-from service.worker import RUN
+from service.store.database import Database, sync_url, upgrade
+from service.store.models import JobReport, PushStep
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -421,11 +422,11 @@ async def measure_work(database: Database, settings: Settings) -> None:
 
     async def look() -> None:
         async with database.reading() as session:
-            await work.due_lanes(session, tuple(RUN))
+            await leases.due_lanes(session, tuple(RUN))
 
     async def claim_step() -> None:
         async with database.writing() as session:
-            assert await work.claim(session, PushStep, "graph hg.example.com", 2, lease)
+            assert await leases.claim(session, PushStep, "graph hg.example.com", 2, lease)
 
     async def look_for_reports() -> None:
         async with database.reading() as session:
@@ -436,7 +437,7 @@ async def measure_work(database: Database, settings: Settings) -> None:
 
     async def claim_reports() -> None:
         async with database.writing() as session:
-            assert await work.claim(session, JobReport, lanes.pop(), 2, lease)
+            assert await leases.claim(session, JobReport, lanes.pop(), 2, lease)
 
     report("worker: which lanes have work", await time_of(look))
     report("worker: claim two steps", await time_of(claim_step))
@@ -449,7 +450,7 @@ async def measure_sweep(database: Database) -> None:
     """Time the longest transaction of each step of a sweep."""
     longest: dict[str, list[float]] = {}
     began = time.perf_counter()
-    for name, parts in sweep.steps_of(RetentionSettings()).items():
+    for name, parts in retention.steps_of(RetentionSettings()).items():
         for step, before in parts:
             more = True
             while more:

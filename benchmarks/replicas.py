@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, make_url, text
 from benchmarks.pushes import FAST, YML, Clients
 from benchmarks.reports import cpu
 from sandbox.stack import Stack, free_port, wait_for
-from service.database import downgrade, sync_url, upgrade
+from service.store.database import downgrade, sync_url, upgrade
 
 REPOSITORIES = 8
 BUSY = 0.85

@@ -28,9 +28,9 @@ from benchmarks.pushes import DatabaseUrl, prepare
 from sandbox import broker
 from sandbox.stack import Process, Stack, wait_for
 from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
-from service.database import sync_url
 from service.flow.definition import stamp
 from service.flow.ids import slugid
+from service.store.database import sync_url
 
 PROJECT = "try"
 BATCH = 1_000

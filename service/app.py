@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service import errors, sweep
+from service import errors
 from service.api import (
     actions,
     dead_letters,
@@ -25,11 +25,12 @@ from service.api import (
 )
 from service.api.limit import BodyLimit, Local, Writes
 from service.api.trace import Trace
-from service.database import Database, check_schema_async, follow_clock
-from service.parts import parts
-from service.reporter import Reporter
+from service.engine import retention
+from service.engine.reporter import Reporter
+from service.engine.worker import Worker
+from service.services import parts
 from service.settings import Settings, load
-from service.worker import Worker
+from service.store.database import Database, check_schema_async, follow_clock
 
 
 def create_app(settings: Settings | None = None, *, work: bool = True, alone: bool = False) -> FastAPI:
@@ -56,7 +57,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
                     await made.renderer.start()
                     app.state.worker_task = asyncio.create_task(worker.run())
                     app.state.reporter_task = asyncio.create_task(reporter.run())
-                    helpers = [sweep.run(database, chosen.retention), database.wakeups.listen(url)]
+                    helpers = [retention.run(database, chosen.retention), database.wakeups.listen(url)]
                 else:
                     helpers = [follow_clock(database)]
                 running = [asyncio.create_task(helper) for helper in helpers]

@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect
 
 from service.clients.auth import Logins, Signed
 from service.clients.taskcluster import satisfies
-from service.database import now
 from service.errors import Problem, Refusal, Unavailable
 from service.settings import READ, Settings
+from service.store.database import now
 
 log = structlog.get_logger()
 

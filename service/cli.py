@@ -57,7 +57,7 @@ def _only(settings: "Settings") -> "Iterator[bool]":
 
     Gives whether it is; on PostgreSQL any number may be.
     """
-    from service.replica import LockedError, only
+    from service.engine.replica import LockedError, only
 
     try:
         with only(settings.database_url.get_secret_value()) if settings.sqlite else nullcontext():
@@ -68,7 +68,7 @@ def _only(settings: "Settings") -> "Iterator[bool]":
 
 def _ready_schema(settings: "Settings") -> None:
     """SQLite's is brought up to date; PostgreSQL's must be, for other replicas may run on it."""
-    from service import database
+    from service.store import database
 
     url = settings.database_url.get_secret_value()
     with _readable_errors(url):
@@ -83,7 +83,7 @@ def _readable_errors(url: str) -> "Iterator[None]":
     """What an operator can mend is said in one line and ends the program with 2."""
     from sqlalchemy.exc import DBAPIError
 
-    from service.database import SchemaError, shown
+    from service.store.database import SchemaError, shown
 
     try:
         yield
@@ -156,11 +156,11 @@ def _refuse_sqlite(settings: "Settings", what: str) -> None:
 
 
 async def _work(settings: "Settings") -> None:
-    from service import sweep
-    from service.database import Database
-    from service.parts import parts
-    from service.reporter import Reporter
-    from service.worker import Worker
+    from service.engine import retention
+    from service.engine.reporter import Reporter
+    from service.engine.worker import Worker
+    from service.services import parts
+    from service.store.database import Database
 
     opened = Database(settings.database_url.get_secret_value(), settings.database_pool)
     try:
@@ -176,7 +176,7 @@ async def _work(settings: "Settings") -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop)
             helpers = [
-                asyncio.create_task(sweep.run(opened, settings.retention)),
+                asyncio.create_task(retention.run(opened, settings.retention)),
                 asyncio.create_task(opened.wakeups.listen(settings.database_url.get_secret_value())),
             ]
             await asyncio.gather(worker.run(), reporter.run())
@@ -211,7 +211,7 @@ def openapi() -> None:
 @db.command()
 def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
     """Bring the schema to the newest migration."""
-    from service import database
+    from service.store import database
 
     url = _settings().database_url.get_secret_value()
     with _readable_errors(url):
@@ -225,8 +225,8 @@ def downgrade(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: it is meant.")] = False,
 ) -> None:
     """Take the schema back, and delete what only the newer one can hold."""
-    from service import database
     from service.commands import output
+    from service.store import database
 
     url = _settings().database_url.get_secret_value()
     output.confirm(f"delete what schema {revision} cannot hold from {database.shown(url)}", yes)

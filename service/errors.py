@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from service.door import storable
+from service.sanitize import storable
 
 log = structlog.get_logger()
 

@@ -22,9 +22,9 @@ from sqlalchemy.pool import QueuePool
 from sqlmodel import col, select
 
 from service.contract.events import Verdict
-from service.database import Database, Session, Utc, clock_difference, now
-from service.distinct import distinct_of
-from service.models import (
+from service.store.database import Database, Session, Utc, clock_difference, now
+from service.store.distinct import distinct_of
+from service.store.models import (
     MONITORED,
     Action,
     DeadLetter,

@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.contract.configuration import Configuration, Duration, WebhookSecret, read
-from service.flow.error_task import DEFAULT_ERROR_TASK
+from service.error_task import DEFAULT_ERROR_TASK
 
 REPOSITORIES_WRITE = "tc-treeherder:repositories:write"
 """The scope that creates, changes and deletes repositories and handles dead letters."""

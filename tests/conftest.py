@@ -196,7 +196,7 @@ def _reason(report: object) -> str:
 
 
 def _migrate(url: str) -> None:
-    from service.database import upgrade
+    from service.store.database import upgrade
 
     upgrade(url)
 

@@ -24,7 +24,7 @@ def patterns() -> Iterator[tuple[str, "re.Pattern[str]", bool]]:
     for package in (service, listeners):
         names += [each.name for each in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     for name in names:
-        if name in {"service.__main__", "service.render_child"} or "_alembic" in name:
+        if name in {"service.__main__", "service.engine.render_child"} or "_alembic" in name:
             continue
         module = importlib.import_module(name)
         for variable, value in vars(module).items():

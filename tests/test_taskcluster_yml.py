@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from service.clients.taskcluster import satisfies
-from service.database import now
+from service.engine.render import Renderer
 from service.flow.definition import needed_scopes
 from service.flow.ids import slugid
 from service.flow.jobs import Facts
 from service.flow.routes import parse
 from service.flow.template import FILE, context_of, plan_of
-from service.models import Push, PushStep, Repository, StepKind
-from service.render import Renderer
 from service.settings import Settings, load
+from service.store.database import now
+from service.store.models import Push, PushStep, Repository, StepKind
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / FILE).read_text()

@@ -14,8 +14,8 @@ import yaml
 from sandbox.treeherder.app import SUBMISSION, Year
 from service.clients.pulse import JOBS, exchange_name
 from service.flow import resultset
-from service.models import State, StepKind
 from service.settings import Settings
+from service.store.models import State, StepKind
 from tests.service.clients.test_pulse import until_there
 from tests.service.flow.newsroom import PREFIX, newsroom
 from tests.service.flow.test_deliver import create_resultset, own_push, upload

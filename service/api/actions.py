@@ -17,15 +17,7 @@ from service.api.deps import ActionNumber, After, CallerDep, Limit, PartsDep, Re
 from service.api.openapi import LOCATION, problems
 from service.api.paging import page
 from service.api.route import Route
-from service.database import Session
-from service.door import visible
-from service.errors import Problem, UpstreamError
-from service.flow import cancel, retrigger
-from service.flow.action import FailedError, RejectedError, called, new_action, subject_of
-from service.flow.ids import copy_ids
-from service.models import PLANNED, RECEIVED, UNCREATED, Action, Delivery, PlannedTask, Source, State
-from service.parts import Parts
-from service.schemas import (
+from service.api.schemas import (
     ActionCreate,
     ActionPage,
     ActionPlan,
@@ -37,8 +29,16 @@ from service.schemas import (
     MadeTask,
     PlannedCopy,
 )
-from service.wakeups import Topic
-from service.worker import Worker
+from service.engine.worker import Worker
+from service.errors import Problem, UpstreamError
+from service.flow import cancel, retrigger
+from service.flow.action import FailedError, RejectedError, called, new_action, subject_of
+from service.flow.ids import copy_ids
+from service.sanitize import visible
+from service.services import Parts
+from service.store.database import Session
+from service.store.models import PLANNED, RECEIVED, UNCREATED, Action, Delivery, PlannedTask, Source, State
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/actions", tags=["actions"], route_class=Route)

@@ -6,24 +6,24 @@ from sqlalchemy import LargeBinary, func
 from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
-from service import work
 from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event
 from service.api.openapi import WRITES, problems
 from service.api.paging import FIRST
 from service.api.pushes import refuse_deleted
 from service.api.route import Route
+from service.api.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummary
 from service.contract.events import OversizedPush
-from service.database import Session, now
-from service.door import parse, reason_of
+from service.engine import leases
 from service.errors import Problem
 from service.flow import action, heal, report
 from service.flow.action import Arrival
 from service.flow.push import store
-from service.models import Action, DeadLetter, GroupCheck, JobReport, Notice, Push, PushStep, Work
-from service.parts import Parts
-from service.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummary
-from service.wakeups import Topic
+from service.sanitize import parse, reason_of
+from service.services import Parts
+from service.store.database import Session, now
+from service.store.models import Action, DeadLetter, GroupCheck, JobReport, Notice, Push, PushStep, Work
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/dead-letters", tags=["dead letters"], route_class=Route)
@@ -108,7 +108,7 @@ async def replay_dead_letter(
             if isinstance(buried, PushStep):
                 push = await session.get_one(Push, buried.push_id)
                 await refuse_deleted(session, push.repository_id)
-            work.again([buried])
+            leases.again([buried])
         else:
             await _take_in(session, parts, letter)
         await session.delete(letter)

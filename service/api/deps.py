@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request
 
 from service import auth
-from service.database import Session
 from service.errors import Problem
-from service.parts import Parts
+from service.services import Parts
 from service.settings import RENDER, REPOSITORIES_WRITE, Settings
+from service.store.database import Session
 
 # all of them async: a plain function would be sent to a thread, for each request
 

@@ -13,14 +13,14 @@ from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
 from service.contract.events import Acknowledged, JobActionMessage, OversizedPush, PushEvent, Verdict, Verdicts
-from service.database import SyncSession
-from service.door import reason_of, visible
+from service.engine.worker import Worker
 from service.errors import Problem
 from service.flow import action
 from service.flow.push import Stored, store_new
-from service.models import Work
-from service.wakeups import Topic
-from service.worker import Worker
+from service.sanitize import reason_of, visible
+from service.store.database import SyncSession
+from service.store.models import Work
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)

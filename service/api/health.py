@@ -16,14 +16,15 @@ from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
-from service import database, metrics
+from service import metrics
 from service.api.cached import Cached, Probe
 from service.api.route import Route
-from service.clock import SETTLED
-from service.database import now
-from service.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, State, Work
-from service.parts import Parts
-from service.schemas import Check, Heartbeat
+from service.api.schemas import Check, Heartbeat
+from service.services import Parts
+from service.store import database
+from service.store.clock import SETTLED
+from service.store.database import now
+from service.store.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, State, Work
 
 log = structlog.get_logger()
 router = APIRouter(tags=["health"], route_class=Route)

@@ -9,7 +9,7 @@ from service.api.route import SignedRoute
 from service.api.signed import signed_model
 from service.contract.events import QueueReport, QueueState
 from service.flow import queues
-from service.wakeups import Topic
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/listeners", tags=["internal"], route_class=SignedRoute)

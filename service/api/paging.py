@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import ARRAY, Integer, any_, literal
 
-from service.database import Session
+from service.store.database import Session
 
 FIRST = 2**31 - 1
 """Above all ids: each page is read in the same way."""

@@ -10,7 +10,7 @@ from sqlalchemy import func, text
 from sqlalchemy.orm import defer
 from sqlmodel import col, or_, select
 
-from service import auth, work
+from service import auth
 from service.api.deps import (
     After,
     CallerDep,
@@ -26,12 +26,13 @@ from service.api.deps import (
 from service.api.openapi import problems
 from service.api.paging import page
 from service.api.route import Route
-from service.database import Session
-from service.door import visible
+from service.api.schemas import ChangesetRead, GraphRead, PushPage, PushRead, PushSummary, ResultsetRead, TaskRead
+from service.engine import leases
 from service.errors import Problem
-from service.models import UNCREATED, DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
-from service.schemas import ChangesetRead, GraphRead, PushPage, PushRead, PushSummary, ResultsetRead, TaskRead
-from service.wakeups import Topic
+from service.sanitize import visible
+from service.store.database import Session
+from service.store.models import UNCREATED, DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/pushes", tags=["pushes"], route_class=Route)
@@ -140,7 +141,7 @@ async def retry_push(
         ).all()
         if not failed:
             raise Problem(409, "Nothing failed", f"no step of push {push_id} of {alias} has failed: nothing to retry")
-        work.again(failed)
+        leases.again(failed)
         for step in failed:
             if step.refused is not None:
                 step.plan_attempt, step.refused = step.plan_attempt + 1, None

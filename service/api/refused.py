@@ -8,9 +8,9 @@ import structlog
 from sqlmodel import col
 
 from service.contract.events import Verdict
-from service.database import INSERT, Session
-from service.door import originals
-from service.models import DeadLetter
+from service.sanitize import originals
+from service.store.database import INSERT, Session
+from service.store.models import DeadLetter
 
 log = structlog.get_logger()
 

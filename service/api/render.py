@@ -10,8 +10,8 @@ from service.api.openapi import problems
 from service.api.pushes import find_push
 from service.api.repositories import find
 from service.api.route import Route
+from service.api.schemas import RenderedTask, RenderRequest, RenderResult
 from service.flow.preview import Preview, made_up_push, preview
-from service.schemas import RenderedTask, RenderRequest, RenderResult
 from service.settings import RENDER
 
 log = structlog.get_logger()

@@ -11,16 +11,16 @@ from sqlmodel import col, select
 from service.api.deps import After, Limit, PartsDep, Reader, Reading, RepositoryAlias, Writer, Writing, cursor, opaque
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.api.route import Route
+from service.api.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
-from service.database import Session, now
-from service.door import visible
 from service.errors import Problem, Refusal, Unavailable
 from service.flow import poll
 from service.flow.urls import canonical_url
-from service.models import Action, Push, PushStep, Repository, State
-from service.parts import Parts
-from service.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
+from service.sanitize import visible
+from service.services import Parts
 from service.settings import Settings
+from service.store.database import Session, now
+from service.store.models import Action, Push, PushStep, Repository, State
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Route)

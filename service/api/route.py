@@ -12,7 +12,7 @@ from service import auth
 from service.api.deps import get_caller, may_render, reader, writer
 from service.api.limit import Writes
 from service.errors import Problem
-from service.parts import Parts
+from service.services import Parts
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 

@@ -10,8 +10,8 @@ from starlette.requests import ClientDisconnect
 
 from service import auth
 from service.contract.events import MAX_EVENTS
-from service.door import NonsenseError, parse, reason_of
 from service.errors import Problem
+from service.sanitize import NonsenseError, parse, reason_of
 from service.settings import Settings
 
 LARGE = 128 * 1024

@@ -13,13 +13,13 @@ from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, parsed, signed_body
 from service.contract.events import MAX_EVENTS, Verdict, Verdicts
-from service.database import now
-from service.door import may_have_nul, reason_of, visible
 from service.flow import report
 from service.flow.report import TaskEvent
-from service.models import DeadLetter
+from service.sanitize import may_have_nul, reason_of, visible
 from service.settings import Settings
-from service.wakeups import Topic
+from service.store.database import now
+from service.store.models import DeadLetter
+from service.store.wakeups import Topic
 
 router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
 

@@ -10,11 +10,11 @@ from service.api.deps import Reader, Reading
 from service.api.openapi import problems
 from service.api.reports import run_of
 from service.api.route import Route
-from service.database import Session
-from service.door import visible
+from service.api.schemas import MadeTask, RunRead, TaskAction, TaskOwner, TaskPush
 from service.errors import Problem
-from service.models import Action, JobReport, PlannedTask, Push, PushStep, Repository
-from service.schemas import MadeTask, RunRead, TaskAction, TaskOwner, TaskPush
+from service.sanitize import visible
+from service.store.database import Session
+from service.store.models import Action, JobReport, PlannedTask, Push, PushStep, Repository
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=Route)
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from taskcluster.aio import Auth as Client
 
 from service.clients.taskcluster import answer_of, session_of
-from service.door import visible
 from service.errors import Refusal, Unavailable
+from service.sanitize import visible
 from service.settings import TaskclusterSettings
 
 TIME_LIMIT = timedelta(seconds=10)

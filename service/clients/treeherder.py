@@ -10,9 +10,9 @@ import mohawk
 
 from service.clients import hawk
 from service.clients.http import AnswerTooLargeError, Http
-from service.database import now
 from service.errors import Refusal, Unavailable, retry_after
 from service.settings import Environment
+from service.store.database import now
 
 hawk.use_database_time()
 

@@ -13,9 +13,8 @@
     event            ▲         └─▶ jobs, settle                      a run as a job; how batches are leased
                      └─ heal ─▶ Taskcluster                          what was not heard of is asked about
 
-The listeners drive shift, poll, push, action and report over the API; `service.reporter` runs deliver and heal; the
-worker runs the others, each leased by `service.work`. definition, ids, routes and status say what a task's definition,
-id, routes and status are; plan, what is stored of tasks that are to be created; template, what a `.taskcluster.yml` is
-rendered with; error_task, the default of the task that shows an error; urls, how a repository's url is spelled. preview
-tries a file without a push.
+The listeners drive shift, poll, push, action and report over the API; `service.engine.reporter` runs deliver and heal;
+the worker runs the others, each leased by `service.engine.leases`. definition, ids, routes and status say what a task's
+definition, id, routes and status are; plan, what is stored of tasks that are to be created; template, what a
+`.taskcluster.yml` is rendered with; urls, how a repository's url is spelled. preview tries a file without a push.
 """

@@ -32,14 +32,14 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Status, known_definition, known_status
 from service.contract.events import JobActionMessage, PulseMessage, Verdict
-from service.database import Session, now
-from service.door import NonsenseError, parse
 from service.errors import Refusal
 from service.flow.definition import SLUGID, name_of
 from service.flow.routes import Route
 from service.flow.routes import parse as parse_route
-from service.models import UNSETTLED, Action, Delivery, Repository, Source, State, share_of
-from service.parts import Parts
+from service.sanitize import NonsenseError, parse
+from service.services import Parts
+from service.store.database import Session, now
+from service.store.models import UNSETTLED, Action, Delivery, Repository, Source, State, share_of
 
 log = structlog.get_logger()
 

@@ -3,13 +3,13 @@
 import structlog
 
 from service.clients.taskcluster import known_status
-from service.database import now
+from service.engine.leases import Hold
 from service.errors import Refusal
 from service.flow.action import FailedError, RejectedError, Subject, subject_of
 from service.flow.status import RESOLVED, exact_scope, was_cancelled
-from service.models import Action, State
-from service.parts import Parts
-from service.work import Hold
+from service.services import Parts
+from service.store.database import now
+from service.store.models import Action, State
 
 log = structlog.get_logger()
 

@@ -19,7 +19,7 @@ import structlog
 from sqlmodel import col, select, update
 
 from service.clients.taskcluster import Queue, ScopesRefusal, Status, known_definition, named
-from service.database import now
+from service.engine.leases import GivenWayError, Hold
 from service.errors import Refusal, Unavailable, UpstreamError
 from service.flow.definition import (
     MAX_BODY,
@@ -32,9 +32,9 @@ from service.flow.definition import (
 )
 from service.flow.plan import Plan, record
 from service.flow.status import RESOLVED, exact_scope, schedule_if_forgotten, was_cancelled
-from service.models import PlannedTask
-from service.parts import Parts
-from service.work import GivenWayError, Hold
+from service.services import Parts
+from service.store.database import now
+from service.store.models import PlannedTask
 
 log = structlog.get_logger()
 

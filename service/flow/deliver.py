@@ -22,13 +22,13 @@ from service import metrics
 from service.clients.pulse import JOBS
 from service.clients.taskcluster import TooLargeError
 from service.clients.treeherder import FoundPush
-from service.database import now
+from service.engine.leases import backoff, exhausted
 from service.errors import Refusal, Unavailable
 from service.flow import jobs
 from service.flow.jobs import Facts, UnusableError
-from service.models import JobReport, Push, PushStep, Repository, Stage, State, StepKind
-from service.parts import Parts
-from service.work import backoff, exhausted
+from service.services import Parts
+from service.store.database import now
+from service.store.models import JobReport, Push, PushStep, Repository, Stage, State, StepKind
 
 log = structlog.get_logger()
 

@@ -11,7 +11,8 @@ from sqlalchemy import Text, cast, func
 from sqlmodel import col, select
 
 from service import metrics
-from service.database import now
+from service.engine.leases import Hold
+from service.engine.render import Rendered, TemplateError
 from service.errors import Refusal
 from service.flow.create import MAX_REASON, RefusedError, cancel_created, create_tasks
 from service.flow.ids import DeriveId, graph_ids
@@ -19,11 +20,10 @@ from service.flow.plan import read_plan, record, store_plan
 from service.flow.resultset import push_of
 from service.flow.show_error import show_error
 from service.flow.template import FILE, context_of, message_of, plan_of, scopes_of
-from service.models import PlannedTask, Push, PushStep, Repository, State
-from service.parts import Parts
-from service.render import Rendered, TemplateError
+from service.services import Parts
 from service.settings import Settings
-from service.work import Hold
+from service.store.database import now
+from service.store.models import PlannedTask, Push, PushStep, Repository, State
 
 log = structlog.get_logger()
 

@@ -12,15 +12,15 @@ from pydantic import ValidationError
 from sqlalchemy import bindparam, func, text, update
 from sqlmodel import col, select
 
-from service.database import Session, Utc, now
-from service.distinct import distinct_of
-from service.door import reason_of
+from service.engine.leases import Hold
 from service.flow import report, settle
 from service.flow.report import Target, TaskStatus
-from service.models import OPEN, Action, GroupCheck, JobReport, PlannedTask, PushStep, State
-from service.parts import Parts
-from service.wakeups import Topic
-from service.work import Hold
+from service.sanitize import reason_of
+from service.services import Parts
+from service.store.database import Session, Utc, now
+from service.store.distinct import distinct_of
+from service.store.models import OPEN, Action, GroupCheck, JobReport, PlannedTask, PushStep, State
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 

@@ -11,9 +11,9 @@ import secrets
 from collections.abc import Callable
 from typing import Literal
 
-from service.database import Session, insert_new
-from service.models import Action, Push, Repository, Secret
 from service.slugids import slugid_of
+from service.store.database import Session, insert_new
+from service.store.models import Action, Push, Repository, Secret
 
 DeriveId = Callable[[str], str]
 """Returns the task id of a label."""

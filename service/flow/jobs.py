@@ -16,9 +16,9 @@ import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from service.clients.treeherder import FoundPush
-from service.door import problems_of
 from service.flow.definition import date
-from service.models import JobReport, Stage
+from service.sanitize import problems_of
+from service.store.models import JobReport, Stage
 
 log = structlog.get_logger()
 

@@ -12,18 +12,18 @@ from typing import Any
 
 from sqlmodel import col, select
 
-from service.budget import blocked_for, jobs_budget, refilled
 from service.clients.pulse import RETRIGGERS
-from service.database import now
+from service.engine.budget import blocked_for, jobs_budget, refilled
+from service.engine.leases import Hold
 from service.errors import Refusal, Unavailable
 from service.flow.action import Subject
 from service.flow.definition import stamp
 from service.flow.ids import derive
 from service.flow.jobs import Facts, UnusableError
-from service.models import Action, Notice, NoticeKind, Push, PushStep, Repository, State
-from service.parts import Parts
+from service.services import Parts
 from service.settings import Environment
-from service.work import Hold
+from service.store.database import now
+from service.store.models import Action, Notice, NoticeKind, Push, PushStep, Repository, State
 
 LONGEST_TURN = 10.0
 """Seconds that a job waits for a request of the budget; then it is tried again later."""

@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import Text, bindparam, cast, null, update
 from sqlmodel import SQLModel, col, select
 
-from service.commits import Statement
-from service.database import Database
+from service.engine.leases import Hold
 from service.flow.definition import needed_first
-from service.models import PlannedTask
 from service.slugids import find_ids, replace_ids
-from service.work import Hold
+from service.store.commits import Statement
+from service.store.database import Database
+from service.store.models import PlannedTask
 
 CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
 """What is stored of a large plan before the event loop goes on with other work. A plan of so few tasks is stored in a

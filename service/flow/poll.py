@@ -7,10 +7,10 @@ import structlog
 from sqlmodel import Session, select
 
 from service.contract.events import PollNews
-from service.database import now
 from service.flow.push import suspect_reset
-from service.models import Push, Repository
 from service.settings import PollSettings
+from service.store.database import now
+from service.store.models import Push, Repository
 
 log = structlog.get_logger()
 

@@ -4,15 +4,15 @@ import secrets
 from dataclasses import dataclass, field
 
 from service.clients.taskcluster import satisfies
-from service.database import now
+from service.engine.render import Rendered, TemplateError
 from service.errors import UpstreamError
 from service.flow.definition import needed_scopes
 from service.flow.graph import why_not
 from service.flow.ids import slugid
 from service.flow.template import FILE, context_of, plan_of, scopes_of
-from service.models import PlannedTask, Push, PushStep, Repository, StepKind
-from service.parts import Parts
-from service.render import Rendered, TemplateError
+from service.services import Parts
+from service.store.database import now
+from service.store.models import PlannedTask, Push, PushStep, Repository, StepKind
 
 
 @dataclass

@@ -9,9 +9,9 @@ import structlog
 from sqlmodel import col, select
 
 from service.contract.events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
-from service.database import Session, SyncSession, now
-from service.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
 from service.settings import Settings
+from service.store.database import Session, SyncSession, now
+from service.store.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
 
 log = structlog.get_logger()
 

@@ -5,9 +5,9 @@ from datetime import timedelta
 from sqlmodel import select
 
 from service.contract.events import QueueReport, QueueState
-from service.database import Session, insert_new, now
 from service.flow import heal
-from service.models import PulseQueue
+from service.store.database import Session, insert_new, now
+from service.store.models import PulseQueue
 
 ONCE = timedelta(minutes=1)
 """Reports of a missing queue within this time are of one deletion: of two listeners, or of one that repeats itself."""

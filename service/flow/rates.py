@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, select
 
-from service.database import INSERT
-from service.models import RateGrant
 from service.settings import PollSettings
+from service.store.database import INSERT
+from service.store.models import RateGrant
 
 _TABLE: Any = RateGrant.__table__  # type: ignore[attr-defined]  # SQLModel's own
 

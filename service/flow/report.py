@@ -17,11 +17,11 @@ from pydantic_core import to_json
 from sqlalchemy import JSON, Integer, Table, Text, bindparam, case, cast, column, func, literal, null, select, true
 
 from service.contract.events import PulseMessage, Verdict
-from service.database import INSERT, Session, Utc, now
 from service.flow.definition import SlugId
 from service.flow.routes import parse
-from service.models import NOBODY, JobReport, Stage, State
 from service.settings import Settings
+from service.store.database import INSERT, Session, Utc, now
+from service.store.models import NOBODY, JobReport, Stage, State
 
 log = structlog.get_logger()
 

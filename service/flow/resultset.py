@@ -11,13 +11,13 @@ from sqlmodel import col, select
 from service.clients.pulse import ANNOUNCEMENTS, HGPUSHES
 from service.clients.treeherder import hgpushes_message
 from service.contract.events import MAX_CHANGESETS_IN_FULL
-from service.database import Session
+from service.engine.leases import Hold
 from service.errors import Refusal
 from service.flow.settle import push_arrived
-from service.models import Push, PushStep, Repository, State
-from service.parts import Parts
-from service.wakeups import Topic
-from service.work import Hold
+from service.services import Parts
+from service.store.database import Session
+from service.store.models import Push, PushStep, Repository, State
+from service.store.wakeups import Topic
 
 MAX_AUTHOR = 150
 

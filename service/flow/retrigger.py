@@ -32,8 +32,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Page, Queue, Status, known_definition, known_status
-from service.database import Session, now
-from service.door import problems_of, visible
+from service.engine.leases import Hold
 from service.errors import Refusal
 from service.flow import notice
 from service.flow.action import FailedError, RejectedError, Subject, repository_of, run_of, subject_of
@@ -53,10 +52,11 @@ from service.flow.definition import (
 from service.flow.ids import DeriveId, copy_ids
 from service.flow.plan import read_plan, record, store_definitions, store_plan
 from service.flow.status import RESOLVED
-from service.models import Action, PlannedTask, Repository, State
-from service.parts import Parts
+from service.sanitize import problems_of, visible
+from service.services import Parts
 from service.slugids import find_ids, replace_ids
-from service.work import Hold
+from service.store.database import Session, now
+from service.store.models import Action, PlannedTask, Repository, State
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""How job reports are claimed and finished in batches; the like of `service.work` for them.
+"""How job reports are claimed and finished in batches; the like of `service.engine.leases` for them.
 
 A report is finished only in the version that was claimed: what came meanwhile keeps it due. Each write carries the
 fencing number, and raises it, so that nothing of a holder's comes after it.
@@ -13,13 +13,13 @@ from sqlalchemy import Table, bindparam, case, collate, func, literal, null, upd
 from sqlmodel import col, select
 
 from service import metrics
-from service.commits import Statement
-from service.database import Session, Utc, now
-from service.distinct import distinct_of
-from service.door import visible
 from service.flow.deliver import End, Outcome
 from service.flow.report import NEVER
-from service.models import JobReport, Stage, State
+from service.sanitize import visible
+from service.store.commits import Statement
+from service.store.database import Session, Utc, now
+from service.store.distinct import distinct_of
+from service.store.models import JobReport, Stage, State
 
 log = structlog.get_logger()
 

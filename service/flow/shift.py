@@ -22,12 +22,12 @@ from sqlmodel import Session as SyncSession
 from sqlmodel import col
 from sqlmodel import select as sqlmodel_select
 
-from service import budget
 from service.contract.events import AnnouncedLeases, HostRate, Lease, PolledRepository, PollNews, Shift, ShiftRequest
-from service.database import Session, Utc, now
+from service.engine import budget
 from service.flow import poll, rates
-from service.models import MONITORED, Repository
 from service.settings import PollSettings
+from service.store.database import Session, Utc, now
+from service.store.models import MONITORED, Repository
 
 log = structlog.get_logger()
 

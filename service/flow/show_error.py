@@ -7,17 +7,17 @@ import structlog
 from sqlmodel import col, select, update
 
 from service.clients.taskcluster import named
+from service.engine.leases import Hold
+from service.engine.render import Renderer, TemplateError
 from service.flow.create import RefusedError, create_tasks
 from service.flow.ids import DeriveId, derive, graph_ids
 from service.flow.notice import failed_job
 from service.flow.plan import store_plan
 from service.flow.template import MAX_OWNER, address_of, context_of, owner_of, plan_of, scopes_of
-from service.models import Notice, NoticeKind, PlannedTask, Push, PushStep, Repository
-from service.parts import Parts
-from service.render import Renderer, TemplateError
+from service.services import Parts
 from service.settings import Settings
 from service.slugids import OWN_LABEL
-from service.work import Hold
+from service.store.models import Notice, NoticeKind, PlannedTask, Push, PushStep, Repository
 
 log = structlog.get_logger()
 

@@ -914,7 +914,7 @@ def test_a_connection_that_stays_blocked_is_given_up(
 
     monkeypatch.setattr(module, "Session", Session)
     # not shorter: where both come at once, pika gives the connection up without telling that it was blocked
-    with world.listening(pulse_blocked=timedelta(seconds=2)):
+    with world.listening(pulse_blocked=timedelta(seconds=4)):
         own_broker.ctl("set_vm_memory_high_watermark", "0.00001")
         try:
             ((connection, channel),) = made

@@ -17,10 +17,10 @@ from sqlmodel import select
 from standardwebhooks import Webhook
 
 from service.app import create_app
-from service.database import Database, now
-from service.models import DeadLetter, Push, PushStep, Repository, State
-from service.parts import Parts
+from service.services import Parts
 from service.settings import Settings
+from service.store.database import Database, now
+from service.store.models import DeadLetter, Push, PushStep, Repository, State
 
 SECRETS = ["whsec_" + "bmV3" * 10, "whsec_" + "b2xk" * 10]
 ADMIN, WRITER, READER, RETRIER = (f"{name}-0123456789abcdef" for name in ("admin", "writer", "reader", "retrier"))

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 import structlog
 
-from service.database import Database
+from service.store.database import Database
 from tests.service.asgi import Api, running, settings_for
 from tests.service.world import World, world_of
 

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.database import check_schema
+from service.store.database import check_schema
 from tests.private_servers import free_ports
 from tests.service.asgi import SECRETS, push_event, signature
 

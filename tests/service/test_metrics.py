@@ -11,12 +11,12 @@ from sqlmodel import update
 
 from service import metrics
 from service.clients.http import Http
-from service.database import Database, now
+from service.engine.worker import Worker
 from service.errors import Unavailable
 from service.flow.push import store
 from service.metrics import MAX_LABELS
-from service.models import GroupCheck, PulseQueue, PushStep, State, StepKind
-from service.worker import Worker
+from service.store.database import Database, now
+from service.store.models import GroupCheck, PulseQueue, PushStep, State, StepKind
 from tests.service import asgi
 from tests.service.asgi import Api, running, settings_for
 from tests.service.world import World, add_repository, push_event

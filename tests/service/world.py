@@ -20,12 +20,12 @@ from sandbox.hg.faults import Faults
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
 from service.contract.events import PushEvent, Verdict
-from service.database import Database, now
+from service.engine.leases import Hold, claim
 from service.flow.push import store
-from service.models import DeadLetter, PlannedTask, Push, PushStep, Repository, StepKind
-from service.parts import Parts, parts
+from service.services import Parts, parts
 from service.settings import Settings
-from service.work import Hold, claim
+from service.store.database import Database, now
+from service.store.models import DeadLetter, PlannedTask, Push, PushStep, Repository, StepKind
 
 ROOT = taskcluster.Client("tc-treeherder", "service-secret", ("*",))
 TREEHERDER_ID, TREEHERDER_SECRET = "tc-treeherder", "hawk-secret"

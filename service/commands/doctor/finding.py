@@ -16,8 +16,8 @@ import structlog
 from pydantic import BaseModel, SecretStr
 
 from listeners.settings import ListenerSettings
-from service.models import Repository
 from service.settings import Settings
+from service.store.models import Repository
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from service.api.health import get_version
 from service.auth import SIGNATURE_AGE
 from service.commands.doctor.finding import Examination, Report, apart, clock, drift_of, told
 from service.contract.configuration import unknown
-from service.database import Database, SchemaBehindError, check_schema, shown
-from service.models import JobReport, Repository
 from service.settings import Settings
+from service.store.database import Database, SchemaBehindError, check_schema, shown
+from service.store.models import JobReport, Repository
 
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound to
 

@@ -8,14 +8,14 @@ import httpx
 from service.auth import Caller
 from service.clients.taskcluster import ScopesRefusal, current_scopes, expand_scopes, named, satisfies, session_of
 from service.commands.doctor.finding import Examination, Report, ask, judge_clock, some, told
-from service.database import now
+from service.engine.render import Renderer, TemplateError
 from service.errors import Refusal, Unavailable, UpstreamError
 from service.flow import retrigger
 from service.flow.definition import needed_scopes
 from service.flow.show_error import render_error_task
 from service.flow.template import scopes_of
-from service.models import Push, PushStep, Repository, StepKind
-from service.render import Renderer, TemplateError
+from service.store.database import now
+from service.store.models import Push, PushStep, Repository, StepKind
 
 _PING = "/api/auth/v1/ping"
 _ROOT_REMEDY = (

@@ -7,7 +7,7 @@ from sqlmodel import select
 
 from service.api.dead_letters import MAX_PAYLOAD
 from service.flow import heal
-from service.models import DeadLetter, GroupCheck, State
+from service.store.models import DeadLetter, GroupCheck, State
 from tests.service.asgi import ADMIN, READER, WRITER, Api, is_problem, node, push_event
 
 

@@ -152,8 +152,8 @@ def fuzzed(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     APP.app = create_app(settings_for(f"sqlite+aiosqlite:///{path}", writes_per_minute=0), work=False)
     with (
         mock.patch("ssl.create_default_context", return_value=NO_CERTIFICATES),
-        mock.patch("service.parts.HttpHg", NoHg),
-        mock.patch("service.parts.TaskclusterQueue", NoTasks),
+        mock.patch("service.services.HttpHg", NoHg),
+        mock.patch("service.services.TaskclusterQueue", NoTasks),
         get_client(APP) as client,  # type: ignore[arg-type]  # its scope is a dict, as ASGI's are
     ):
         yield Fuzzed(client)

@@ -16,9 +16,9 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
 from service.api import health
-from service.database import Database, now
-from service.models import JobReport, PushStep, Stage, State
-from service.schemas import Check
+from service.api.schemas import Check
+from service.store.database import Database, now
+from service.store.models import JobReport, PushStep, Stage, State
 from tests.service.asgi import Api, push_event, running, settings_for
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from service.database import now
-from service.models import PulseQueue
+from service.store.database import now
+from service.store.models import PulseQueue
 from tests.service.asgi import Api, is_problem
 
 QUEUE = "queue/user/tc-treeherder/job-actions"

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from service import schemas
-from service.api import openapi
+from service.api import openapi, schemas
 from service.app import create_app
 from service.settings import Settings
 from tests.service.asgi import ADMIN, Api, is_problem, signature

@@ -9,7 +9,7 @@ from sqlmodel import select
 
 from benchmarks.growth import Sizes, alias, fill, revision, task_id
 from service.api import paging
-from service.models import Action, Push, PushStep, Repository, State
+from service.store.models import Action, Push, PushStep, Repository, State
 from tests.service.asgi import Api, is_problem, running, settings_for
 
 SIZES = Sizes(pushes=60, reports=1, actions=60, letters=0, repositories=4)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from service.database import now
-from service.models import JobReport, Stage, State
+from service.store.database import now
+from service.store.models import JobReport, Stage, State
 from tests.service.asgi import READER, Api, is_problem, node
 
 

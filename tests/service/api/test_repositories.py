@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from service.clients.hg import HttpHg
 from service.errors import Refusal, Unavailable
 from service.flow.action import new_action
-from service.models import Action, Notice, PushStep, Source, State, StepKind
+from service.store.models import Action, Notice, PushStep, Source, State, StepKind
 from tests.service.asgi import READER, WRITER, Api, is_problem, node, push_event
 
 MC = {"alias": "mc", "url": "https://hg.mozilla.org/mozilla-central", "level": "1"}

@@ -10,7 +10,7 @@ import pytest
 from sqlmodel import col, select
 
 from service.flow import heal
-from service.models import GroupCheck, JobReport, Stage
+from service.store.models import GroupCheck, JobReport, Stage
 from tests.service.asgi import Api, is_problem, running, settings_for
 
 TASK = "A35mWTRuQmyj88yMnIF0fA"

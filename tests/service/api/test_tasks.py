@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from service.models import Action, JobReport, PlannedTask, Source, Stage, State
+from service.store.models import Action, JobReport, PlannedTask, Source, Stage, State
 from tests.service.asgi import READER, Api, is_problem, node, push_event
 
 OURS, COPY, OTHER, PLANNED = (letter * 21 + "A" for letter in "ABCD")

@@ -5,9 +5,10 @@ import json
 from collections.abc import Callable
 
 import pytest
+from sqlmodel import select
 
-from service.database import Database
-from service.models import DeadLetter
+from service.store.database import Database
+from service.store.models import DeadLetter, Repository
 from tests.service.asgi import push_event
 from tests.service.commands.conftest import Pretended, Run
 from tests.system.conftest import System
@@ -55,6 +56,19 @@ def test_there_is_no_such_letter(tc: Run) -> None:
         assert "4711" in ran.err
 
 
+def row_of(system: System, alias: str) -> int:
+    """Return the row id of a repository, which events carry and nobody is shown."""
+
+    async def run() -> int:
+        database = Database(system.stack.environment["TC_TREEHERDER_DATABASE_URL"])
+        async with database.reading() as session:
+            row = (await session.exec(select(Repository.id).where(Repository.alias == alias))).one()
+        await database.close()
+        return row or 0
+
+    return asyncio.run(run())
+
+
 def test_what_is_replayed_is_taken_in(system: System, tc: Run, bury: Bury) -> None:
     tc(
         "repositories",
@@ -67,7 +81,8 @@ def test_what_is_replayed_is_taken_in(system: System, tc: Run, bury: Bury) -> No
         "--level",
         "1",
     )
-    (letter,) = bury("push-event", json.dumps(push_event(101, alias="replay")).encode())
+    event = push_event(101, alias="replay", repository_id=row_of(system, "replay"))
+    (letter,) = bury("push-event", json.dumps(event).encode())
     ran = tc("dead-letters", "replay", str(letter))
     assert (ran.code, ran.out) == (0, "replayed 1 of 1\n"), ran.err
     assert tc("pushes", "show", "replay", "101").code == 0

@@ -14,12 +14,12 @@ from sqlmodel import col, select
 from sandbox.taskcluster.errors import ApiError
 from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import Page
-from service.database import now
+from service.engine.leases import Hold, claim
+from service.engine.worker import RUN, Worker
 from service.errors import Refusal
 from service.flow.definition import stamp
-from service.models import Action, Notice, PlannedTask, Source, State, Work
-from service.work import Hold, claim
-from service.worker import RUN, Worker
+from service.store.database import now
+from service.store.models import Action, Notice, PlannedTask, Source, State, Work
 from tests.service.world import World, node
 
 Definition = dict[str, Any]

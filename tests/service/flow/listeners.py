@@ -7,10 +7,10 @@ from typing import Any
 from sqlmodel import select, update
 
 from service.contract.events import AnnouncedLeases, Lease, PollNews, PushEvent, Shift, ShiftRequest
-from service.database import Database
 from service.flow import push, shift
-from service.models import Repository
 from service.settings import PollSettings, load
+from service.store.database import Database
+from service.store.models import Repository
 from tests.service.world import add_repository
 
 HOST = "hg.mozilla.org"

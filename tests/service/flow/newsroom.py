@@ -18,15 +18,15 @@ from sandbox.taskcluster.queue import Message, Task
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store, revision_hash
 from service.contract.events import Verdict
-from service.database import Database, now
+from service.engine.reporter import Reporter
 from service.flow import report
 from service.flow.definition import stamp
 from service.flow.ids import slugid
 from service.flow.report import TaskEvent
-from service.models import DeadLetter, JobReport
-from service.parts import Parts, parts
-from service.reporter import Reporter
+from service.services import Parts, parts
 from service.settings import Settings
+from service.store.database import Database, now
+from service.store.models import DeadLetter, JobReport
 from tests.service.world import ROOT, node, serving
 
 PREFIX, STAGE = "tc-treeherder", "tc-treeherder-stage"

@@ -17,10 +17,10 @@ from sqlalchemy import event, text
 from sqlmodel import col, func, select
 
 from service.api.events import job_action
-from service.database import Database
 from service.flow import action
 from service.flow.action import count_presses, may_come_again_as, store
-from service.models import Action, Delivery
+from service.store.database import Database
+from service.store.models import Action, Delivery
 
 BODY = json.dumps(
     {

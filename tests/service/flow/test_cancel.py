@@ -7,12 +7,12 @@ import pytest
 
 from sandbox.taskcluster import Client
 from service.clients.taskcluster import TaskclusterQueue
-from service.database import now
 from service.errors import Unavailable
 from service.flow import cancel
 from service.flow.definition import stamp
-from service.models import Action
 from service.settings import TaskclusterSettings
+from service.store.database import now
+from service.store.models import Action
 from tests.service.flow.graphs import (
     GROUP,
     action_on,

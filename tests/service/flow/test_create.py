@@ -10,17 +10,17 @@ from sqlmodel import col, select, update
 
 from sandbox.taskcluster.clock import parse
 from sandbox.taskcluster.queue import Queue as Stand
-from service import fair
-from service.database import now
+from service.engine import fair
+from service.engine.leases import Hold, LeaseLostError
 from service.errors import Refusal, Unavailable
 from service.flow import create
 from service.flow.create import MAX_CANCEL_ATTEMPTS, RefusedError, cancel_created, create_tasks
 from service.flow.definition import authority_differences, complete, stamp
 from service.flow.ids import slugid
 from service.flow.plan import record
-from service.models import PlannedTask, PushStep, StepKind
-from service.work import Hold, LeaseLostError
-from tests.service.test_worker import until
+from service.store.database import now
+from service.store.models import PlannedTask, PushStep, StepKind
+from tests.service.engine.test_worker import until
 from tests.service.world import SCOPES, World, push_event, world_of
 
 MINUTE = timedelta(minutes=1)

@@ -13,19 +13,19 @@ import pytest
 from sqlmodel import select, update
 
 from sandbox.treeherder.app import SUBMISSION, Year
-from service import work
-from service.budget import burst, jobs_budget
 from service.clients import taskcluster
-from service.database import now
+from service.engine import leases
+from service.engine.budget import burst, jobs_budget
+from service.engine.leases import Hold, claim
+from service.engine.reporter import Desk, Reporter
 from service.flow.deliver import ALONE, BELIEVED, Deliverer, End, Recent
 from service.flow.jobs import job_guid
 from service.flow.push import store
 from service.flow.resultset import run as post_resultset
-from service.models import Budget, JobReport, Push, PushStep, State, StepKind
-from service.reporter import Desk, Reporter
 from service.settings import Environment
-from service.wakeups import Topic
-from service.work import Hold, claim
+from service.store.database import now
+from service.store.models import Budget, JobReport, Push, PushStep, State, StepKind
+from service.store.wakeups import Topic
 from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, newsroom, resultset, revision, route
 from tests.service.flow.test_jobs import check_pulse
 from tests.service.world import add_repository, node, push_event
@@ -788,7 +788,7 @@ async def test_what_a_dead_holder_had_is_done_by_another(room: Newsroom) -> None
     task_id = room.create()
     await room.take_all()
     async with room.database.writing() as session:
-        held = await work.claim(session, JobReport, f"job {PREFIX} mc", 10, timedelta(seconds=0.3))
+        held = await leases.claim(session, JobReport, f"job {PREFIX} mc", 10, timedelta(seconds=0.3))
     assert len(held) == 1  # and its holder is never heard of again
     await room.report()
     assert room.jobs() == {f"{task_id}/0": ("pending", "unknown")}

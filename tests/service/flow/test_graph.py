@@ -13,7 +13,8 @@ from sqlmodel import delete, select, update
 
 from sandbox.hg import NewChangeset
 from sandbox.hg.faults import Fault
-from service.database import now
+from service.engine.leases import GivenWayError, Hold
+from service.engine.render import Rendered, TemplateError
 from service.errors import Refusal, Unavailable
 from service.flow import create, graph, notice, plan
 from service.flow.definition import stamp
@@ -21,10 +22,9 @@ from service.flow.graph import why_not
 from service.flow.ids import graph_ids, slugid
 from service.flow.resultset import resultset_of
 from service.flow.template import context_of, owner_of, plan_of, scopes_of
-from service.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
-from service.render import Rendered, TemplateError
 from service.settings import Settings, load
-from service.work import GivenWayError, Hold
+from service.store.database import now
+from service.store.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
 from tests.sandbox.taskcluster.support import is_valid
 from tests.service.flow.graphs import claimed
 from tests.service.world import SCOPES, World, node, push_event, world_of

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import select
 
-from service.database import Database, now
 from service.flow.definition import SLUGID
 from service.flow.ids import copy_ids, graph_ids, make_secret, slugid
-from service.models import Action, Push, Repository, Secret, Source
+from service.store.database import Database, now
+from service.store.models import Action, Push, Repository, Secret, Source
 from tests.facts import fact
 
 NICE = re.compile(r"[A-Za-f][A-Za-z0-9_-]{7}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]")

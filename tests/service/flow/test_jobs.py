@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from sandbox.treeherder.store import check_job_entry
 from service.clients.treeherder import FoundPush
-from service.database import now
 from service.flow.jobs import (
     Facts,
     UnusableError,
@@ -25,7 +24,8 @@ from service.flow.jobs import (
     state_of,
 )
 from service.flow.report import Target, TaskStatus, rows_of
-from service.models import JobReport, Stage
+from service.store.database import now
+from service.store.models import JobReport, Stage
 from tests.facts import fact, facts
 from tests.service.flow.newsroom import definition
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from sqlmodel import col, select, update
 
-from service.database import now
+from service.engine.leases import LeaseLostError
+from service.engine.reporter import Reporter
 from service.flow import cancel, resultset
 from service.flow.create import create_tasks
-from service.models import Action, JobReport, PushStep, State, StepKind, Work
-from service.reporter import Reporter
-from service.work import LeaseLostError
+from service.store.database import now
+from service.store.models import Action, JobReport, PushStep, State, StepKind, Work
+from tests.service.engine.test_worker import until
 from tests.service.flow.graphs import action_on, build, claimed, slug, stored
 from tests.service.flow.newsroom import PREFIX, Newsroom, newsroom, route
 from tests.service.flow.test_create import plan_of, task_id
-from tests.service.test_worker import until
 from tests.service.world import SCOPES, World, push_event
 
 Call = Callable[..., Awaitable[Any]]

@@ -12,14 +12,14 @@ from structlog.testing import capture_logs
 from sandbox.treeherder.app import SUBMISSION, Year
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
-from service.budget import jobs_budget, refilled
-from service.database import now
+from service.engine.budget import jobs_budget, refilled
+from service.engine.leases import Hold
+from service.engine.reporter import Desk
+from service.engine.worker import RUN
 from service.errors import Refusal, Unavailable
 from service.flow import notice
-from service.models import Action, Notice, PushStep, State, StepKind
-from service.reporter import Desk
-from service.work import Hold
-from service.worker import RUN
+from service.store.database import now
+from service.store.models import Action, Notice, PushStep, State, StepKind
 from tests.service.flow.graphs import (
     build,
     carry_out,

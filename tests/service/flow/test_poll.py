@@ -6,10 +6,10 @@ import pytest
 from sqlmodel import select
 
 from service.contract.events import Lease
-from service.database import Database
 from service.flow import poll
-from service.models import Repository, State
 from service.settings import PollSettings
+from service.store.database import Database
+from service.store.models import Repository, State
 from tests.service.flow.listeners import MINUTE, SECOND, START, Clock, Listener, Polls
 from tests.service.flow.test_push import changesets, pushes, steps
 from tests.service.world import node, push_event

@@ -9,7 +9,7 @@ from sqlmodel import select
 
 from sandbox.taskcluster import Client
 from service.flow.preview import Preview, made_up_push, preview
-from service.models import PlannedTask, Push, Repository
+from service.store.models import PlannedTask, Push, Repository
 from tests.service.world import World, push_event
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "taskcluster-yml.md"

@@ -15,11 +15,11 @@ from sqlmodel import col, select, update
 
 from sandbox.treeherder.store import check_resultset
 from service.contract.events import Changeset, OversizedPush, PushEvent, Verdict
-from service.database import Database, now
 from service.flow.push import base_revision, revision_hash, store
 from service.flow.resultset import resultset_of
-from service.models import DeadLetter, Push, PushStep, Repository, State
 from service.settings import Settings, load
+from service.store.database import Database, now
+from service.store.models import DeadLetter, Push, PushStep, Repository, State
 from tests.facts import fact
 from tests.service.world import add_repository, node, push_event
 

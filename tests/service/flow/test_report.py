@@ -14,14 +14,14 @@ from pydantic import ValidationError
 from sqlmodel import col, delete, select, update
 
 from sandbox.taskcluster import checks
-from service.database import Session, now
+from service.engine.leases import Hold, claim
+from service.engine.reporter import Reporter
 from service.flow import heal, report, settle
 from service.flow.report import NEVER, TaskEvent
 from service.flow.routes import parse
 from service.metrics import REGISTRY
-from service.models import NOBODY, Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
-from service.reporter import Reporter
-from service.work import Hold, claim
+from service.store.database import Session, now
+from service.store.models import NOBODY, Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
 from tests.facts import fact
 from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, definition, newsroom, revision, route
 

@@ -12,12 +12,12 @@ from sqlmodel import update
 
 from sandbox.treeherder.store import check_resultset
 from service.contract.events import PushEvent
-from service.database import now
 from service.errors import Refusal, Unavailable
 from service.flow import resultset
 from service.flow.push import revision_hash
 from service.flow.resultset import resultset_of
-from service.models import Push, PushStep, Repository, State, StepKind
+from service.store.database import now
+from service.store.models import Push, PushStep, Repository, State, StepKind
 from tests.facts import fact
 from tests.service.world import ENVIRONMENT, World, node, push_event, world_of
 from tests.services import Amqp

@@ -17,17 +17,18 @@ from sqlmodel import select, update
 from sandbox.taskcluster import Client, Taskcluster
 from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import TaskclusterQueue
-from service.database import Database, now
+from service.engine.leases import Hold
+from service.engine.worker import Worker
 from service.errors import Unavailable
 from service.flow import create, plan, retrigger
 from service.flow.action import RejectedError, Subject
 from service.flow.definition import stamp
 from service.flow.ids import copy_ids, slugid
-from service.models import Action, PlannedTask, Repository
-from service.parts import Parts
+from service.services import Parts
 from service.settings import Settings, TaskclusterSettings
-from service.work import Hold
-from service.worker import Worker
+from service.store.database import Database, now
+from service.store.models import Action, PlannedTask, Repository
+from tests.service.engine.test_worker import until
 from tests.service.flow.graphs import (
     GROUP,
     WORKER,
@@ -45,7 +46,6 @@ from tests.service.flow.graphs import (
     stored,
     work_until_done,
 )
-from tests.service.test_worker import until
 from tests.service.world import World, world_of
 
 DIAMOND = {"group": [], "a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "other": []}

@@ -6,13 +6,14 @@ from datetime import timedelta
 import pytest
 from sqlmodel import select
 
-from service import metrics, work
-from service.database import Database, now
+from service import metrics
+from service.engine import leases
 from service.flow import report, settle
 from service.flow.deliver import End, Outcome
 from service.flow.ids import slugid
 from service.flow.report import Target, TaskStatus
-from service.models import DeadLetter, JobReport, Stage, State
+from service.store.database import Database, now
+from service.store.models import DeadLetter, JobReport, Stage, State
 
 LANE = "job tc-treeherder mc"
 LEASE = timedelta(seconds=30)
@@ -35,7 +36,7 @@ async def hear(database: Database, ids: list[str], stage: Stage) -> None:
 
 async def claim(database: Database, limit: int = 1_000) -> list[JobReport]:
     async with database.writing() as session:
-        return await work.claim(session, JobReport, LANE, limit, LEASE)
+        return await leases.claim(session, JobReport, LANE, limit, LEASE)
 
 
 async def finish(database: Database, outcomes: list[Outcome]) -> None:
@@ -119,7 +120,7 @@ def observed() -> float:
 async def test_who_has_lost_the_lease_writes_nothing(database: Database) -> None:
     await hear(database, TASKS[:1], Stage.PENDING)
     async with database.writing() as session:
-        (lost,) = await work.claim(session, JobReport, LANE, 1, timedelta())
+        (lost,) = await leases.claim(session, JobReport, LANE, 1, timedelta())
     (held,) = await claim(database)
     await finish(database, [Outcome(lost, End.BURIED, "bad")])
     async with database.writing() as session:

@@ -13,10 +13,10 @@ from sqlalchemy import event
 from sqlmodel import select
 
 from service.contract.events import Lease
-from service.database import Database
 from service.flow import poll, push
-from service.models import Budget, RateGrant, Repository
 from service.settings import PollSettings, load
+from service.store.database import Database
+from service.store.models import Budget, RateGrant, Repository
 from tests.service.flow.listeners import HOST, MINUTE, SECOND, START, Clock, Listener, Polls
 from tests.service.flow.test_push import pushes
 from tests.service.world import node, push_event

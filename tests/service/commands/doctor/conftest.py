@@ -13,8 +13,8 @@ import pytest
 from sqlmodel import SQLModel
 
 from sandbox.credentials import LEVEL, TRUST_DOMAIN
-from service.database import Database
-from service.models import Repository
+from service.store.database import Database
+from service.store.models import Repository
 from tests.service.commands.conftest import Ran, Run
 from tests.system.conftest import System
 

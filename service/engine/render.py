@@ -1,0 +1,155 @@
+"""Renders templates in child processes with limits on time, memory and output; one that exceeds them is killed."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from service.engine.fair import FairSlots
+from service.settings import RenderLimits
+from service.slugids import replace_ids
+from service.store.models import NOBODY
+
+log = structlog.get_logger()
+
+
+class TemplateError(Exception):
+    """The template cannot be rendered, however often it is tried; the message is for whoever wrote it."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a template renders to, with task ids in it, and the ids that `as_slugid` and `ownTaskId` returned."""
+
+    result: list[Any]
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A child's answer: JSON that is not parsed yet, for that can take a hundred times the memory."""
+
+    answer: bytes
+
+    @property
+    def small(self) -> bool:
+        """Whether it takes no time to parse; the event loop does not wait for another one."""
+        return len(self.answer) <= 64 * 1024
+
+    def parse(self, task_id: Callable[[str], str]) -> Rendering:
+        """Parse the answer; `task_id` derives the ids that labels stand for. Raises TemplateError."""
+        head, *lines = self.answer.split(b"\n")
+        ids = {placeholder: task_id(label) for placeholder, label in json.loads(head)["labels"].items()}
+        try:
+            # line by line, so that no other thread waits for all of it
+            result = [replace_ids(json.loads(line), ids) for line in lines]
+        except RecursionError:
+            raise TemplateError("nested too deeply") from None
+        return Rendering(result, frozenset(ids.values()))
+
+
+class Renderer:
+    """Up to `processes` children, shared fairly; each is started when first needed and kept, for that takes long."""
+
+    def __init__(self, limits: RenderLimits, processes: int = 2) -> None:
+        self._limits = limits
+        self._free: list[asyncio.subprocess.Process] = []
+        self._slots = FairSlots(processes)
+
+    async def start(self) -> None:
+        """Start one child, so that the first push need not wait for it."""
+        self._free.append(await self._spawn())
+
+    async def taskcluster_yml(self, text: str, context: dict[str, Any], share: str = NOBODY) -> Rendered:
+        """Render the tasks that a `.taskcluster.yml` of version 1 describes. Raises TemplateError."""
+        return await self._ask({"yaml": text, "context": context}, share)
+
+    async def template(self, template: Any, context: dict[str, Any], share: str = NOBODY) -> Rendered:
+        """Render a JSON-e template: a `result` of one value. Raises TemplateError."""
+        return await self._ask({"template": template, "context": context}, share)
+
+    async def close(self) -> None:
+        while self._free:
+            await _kill(self._free.pop())
+
+    async def _ask(self, request: dict[str, Any], share: str) -> Rendered:
+        body = json.dumps(request).encode()
+        async with self._slots.use(share):
+            answer = None
+            while answer is None:
+                kept = bool(self._free)
+                answer = await self._try(self._free.pop() if kept else await self._spawn(), body)
+                if answer is None and not kept:  # one that was kept may have died of something else meanwhile
+                    raise TemplateError(
+                        f"cannot be rendered within {self._limits.memory_mib} MiB of memory "
+                        f"and {self._limits.seconds:g} s"
+                    )
+        if answer.startswith(_ERROR):
+            raise TemplateError(json.loads(answer)["error"])
+        return Rendered(answer)
+
+    async def _try(self, child: asyncio.subprocess.Process, body: bytes) -> bytes | None:
+        """The child's answer; None: it has died. It is kept for the next request unless it used up what it has."""
+        try:
+            answer = await asyncio.wait_for(self._exchange(child, body), self._limits.seconds)
+        except TimeoutError:
+            await self._replace(child)
+            raise TemplateError(f"takes longer than {self._limits.seconds:g} s to render") from None
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await _kill(child)
+            return None
+        except BaseException:
+            await _kill(child)
+            raise
+        if answer.startswith(_ERROR) and answer.endswith(_SPENT):  # what was rendered may end so, too
+            await self._replace(child)
+        else:
+            self._free.append(child)
+        return answer
+
+    async def _replace(self, child: asyncio.subprocess.Process) -> None:
+        """End a child, and start the next at once: its share's next template takes that one, not the one that others
+        have kept warm."""
+        await _kill(child)
+        self._free.append(await self._spawn())
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        limits = self._limits
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-m", "service.engine.render_child"),
+            *(str(limits.memory_mib), str(limits.seconds)),
+            *(str(limits.output_mib * 1024 * 1024), str(limits.tasks), str(limits.nodes)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={"PATH": os.defpath},  # none of our settings: they hold secrets
+            start_new_session=True,  # Ctrl-C is for us; the child ends when its input does
+        )
+
+    async def _exchange(self, child: asyncio.subprocess.Process, body: bytes) -> bytes:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(len(body).to_bytes(4, "big") + body)
+        await child.stdin.drain()
+        size = int.from_bytes(await child.stdout.readexactly(4), "big")
+        if size > self._limits.output_mib * 1024 * 1024:
+            raise ConnectionError("the child answers more than it may")
+        return await child.stdout.readexactly(size)
+
+
+_ERROR, _SPENT = b'{"error": ', b'"spent": true}'
+"""How the answer begins that is an error, and ends when the child has used up its memory."""
+
+
+async def _kill(child: asyncio.subprocess.Process) -> None:
+    if child.returncode is None:
+        try:
+            child.kill()
+        except ProcessLookupError:
+            log.debug("child-gone", pid=child.pid)
+    await child.wait()

@@ -1,0 +1,105 @@
+"""What a step of the flow works with: one `Parts` a process, made in the app's lifespan."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlmodel import select
+
+from service import metrics
+from service.clients.auth import Logins, TaskclusterLogins
+from service.clients.hg import Hg, HttpHg
+from service.clients.http import Http
+from service.clients.pulse import Publisher, PulsePublisher, exchanges
+from service.clients.taskcluster import Queue, TaskclusterQueue
+from service.clients.treeherder import RestTreeherder, Treeherder
+from service.engine.fair import AdaptiveSlots, FairSlots
+from service.engine.render import Renderer
+from service.engine.replica import Replica
+from service.flow.ids import make_secret
+from service.settings import Settings
+from service.store.database import Database, check_clock
+from service.store.models import Secret
+
+T = TypeVar("T")
+
+
+@dataclass
+class Parts:
+    settings: Settings
+    database: Database
+    hg: Hg
+    queue: Queue
+    treeherders: Mapping[str, Treeherder]  # by route prefix; those that take resultsets or jobs over REST
+    publisher: Publisher | None
+    renderer: Renderer
+    secret: bytes  # the key behind derived task ids
+    logins: Logins | None = None  # None: Taskcluster credentials are not taken
+    replica: Replica = field(default_factory=Replica)
+    connections: AdaptiveSlots = field(default_factory=lambda: AdaptiveSlots(10))  # for createTask and the like
+    large_plans: FairSlots = field(default_factory=lambda: FairSlots(1))  # one is in memory at a time
+    computing: FairSlots = field(default_factory=lambda: FairSlots(2))  # threads that take plans apart
+    previews: FairSlots = field(default_factory=lambda: FairSlots(2))  # likewise: one of each caller
+
+    async def compute(self, share: str, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what takes long in a thread, when it is the share's turn.
+
+        The event loop waits for each thread that computes, `SWITCH` seconds at a time, whenever it wants to go on.
+        """
+        async with self.computing.use(share):
+            return await asyncio.to_thread(function, *arguments)
+
+
+SWITCH = 0.001
+"""Seconds after which a thread that computes makes room for others; Python's own 5 ms add up for an event loop."""
+
+
+@asynccontextmanager
+async def parts(settings: Settings, database: Database, *, alone: bool = False) -> AsyncIterator[Parts]:
+    """The real parts, closed again in reverse order. `alone`: no other process works on this SQLite database."""
+    async with AsyncExitStack() as stack:
+        sys.setswitchinterval(SWITCH)
+        async with database.reading() as session:
+            await check_clock(session)
+        hg = HttpHg(settings)
+        stack.push_async_callback(hg.close)
+        queue = TaskclusterQueue(settings.taskcluster)
+        stack.push_async_callback(queue.close)
+        logins = None
+        if settings.taskcluster_logins:
+            logins = TaskclusterLogins(settings.taskcluster)
+            stack.push_async_callback(logins.close)
+        http = await stack.enter_async_context(Http("treeherder"))
+        publisher = None
+        if settings.pulse.url is not None:
+            publisher = PulsePublisher(settings.pulse, exchanges(settings))
+            stack.push_async_callback(publisher.close)
+        renderer = Renderer(settings.render)
+        stack.push_async_callback(renderer.close)
+        treeherders = {
+            prefix: RestTreeherder(environment, http)
+            for prefix, environment in settings.environments.items()
+            if "rest" in {environment.pushes, environment.jobs}
+        }
+        secret = await _secret(database)
+        replica = Replica(database, settings.replica, alone=alone)
+        stack.push_async_callback(replica.stop)
+        connections = AdaptiveSlots(settings.taskcluster.connections, metrics.taskcluster_connections)
+        yield Parts(
+            settings, database, hg, queue, treeherders, publisher, renderer, secret, logins, replica, connections
+        )
+
+
+async def _secret(database: Database) -> bytes:
+    """The deployment's secret: made once, by whichever replica comes first."""
+    async with database.reading() as session:
+        found = await session.get(Secret, "task-ids")
+    if found is None:
+        async with database.writing() as session:
+            await make_secret(session, "task-ids")
+        async with database.reading() as session:
+            found = (await session.exec(select(Secret).where(Secret.name == "task-ids"))).one()
+    return found.value

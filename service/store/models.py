@@ -1,0 +1,507 @@
+"""The tables. What goes over the API is in `schemas`; never the other way round."""
+
+import uuid
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Any
+
+from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, Text, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+from service.store.database import Json, Utc, now
+
+
+def _utc(nullable: bool = True, index: bool = False) -> Any:
+    return Field(default=None, sa_type=Utc, nullable=nullable, index=index)
+
+
+def _partial(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+def _of_those_with(table: str, column: str) -> Index:
+    """An index of a foreign key that is NULL in most rows."""
+    return _partial(f"ix_{table}_{column}", column, where=f"{column} IS NOT NULL")
+
+
+def _work_indexes(table: str) -> tuple[Index, ...]:
+    """Return the indexes of unfinished work: its lanes, whose turn it is in each, what has waited longest, and who
+    holds what; and of finished work, by its age, for retention."""
+    due = "due_at IS NOT NULL"
+    return (
+        _partial(f"ix_{table}_due", "lane", "due_at", where=due),
+        _partial(f"ix_{table}_turn", "lane", "share", "due_at", "id", where=due),
+        _partial(f"ix_{table}_oldest", "lane", "since", where=due),
+        _partial(f"ix_{table}_holder", "holder", where="holder IS NOT NULL"),
+        _partial(f"ix_{table}_ended", "done_at", where="due_at IS NULL"),
+    )
+
+
+MONITORED = "(enabled AND deleted_at IS NULL)"
+"""Which repositories are polled. Conditions of partial indexes are to be written in a query as they stand there."""
+
+
+class Repository(SQLModel, table=True):
+    """A monitored repository, and where its poll stands.
+
+    A deleted one keeps its row, so that the generation survives re-creation; only live ones compete for an alias.
+    """
+
+    __table_args__ = (
+        Index(
+            "ix_repository_alias_live",
+            "alias",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        Index("ix_repository_alias", "alias", "id"),  # of deleted ones, too
+        _partial("ix_repository_turn", "host", "turn", "id", where=MONITORED),
+        _partial("ix_repository_holder", "holder", "id", where="holder IS NOT NULL"),
+        _partial("ix_repository_good_poll", "last_good_poll_at", "created_at", where=MONITORED),
+        _partial("ix_repository_poll_failures", "poll_failures", where=MONITORED),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    alias: str
+    url: str = Field(unique=True)
+    host: str
+    level: str
+    trust_domain: str | None = None  # with the level, it names the scheduler of the project's tasks
+    route_project: str | None = None  # `user/project`, where the routes of its tasks name that and not the alias
+    scopes: list[str] = Field(default_factory=list, sa_type=Json)
+    contains: str | None = None
+    graph: bool = True
+    environments: list[str] | None = Field(default=None, sa_type=Json)  # None: all
+    enabled: bool = True
+    created_at: datetime = Field(default_factory=now, sa_type=Utc)
+    deleted_at: datetime | None = _utc()
+
+    # the cursor
+    generation: int = 0
+    last_push_id: int
+    last_changeset: str | None = None
+    record_before: datetime | None = _utc()  # pushes dated before a reset are only recorded
+
+    # the poll
+    due_at: datetime = Field(default_factory=now, sa_type=Utc)  # of one that has a holder, the end of its shift
+    turn: datetime = Field(default_factory=now, sa_type=Utc)  # due_at, earlier for a busy repository
+    shift: int = 0  # the fencing token: goes up when it is leased, and when what its listener knows is out of date
+    holder: str | None = Field(default=None, sa_type=Text)  # the listener that polls it in this shift
+    last_polled_at: datetime | None = _utc()
+    last_good_poll_at: datetime | None = _utc()
+    last_full_poll_at: datetime | None = _utc()
+    last_push_at: datetime | None = _utc()
+    etag: str | None = None
+    etag_cursor: int | None = None  # all pushes up to here were taken in when the pushlog gave the ETag
+    poll_error: str | None = Field(default=None, sa_type=Text)
+    poll_failures: int = 0
+    reset_suspicions: int = 0
+    reset_suspected_at: datetime | None = _utc()
+
+    @property
+    def shift_ends_at(self) -> datetime | None:
+        """When the shift ends in which a listener polls it; None: nobody has it."""
+        return None if self.holder is None else self.due_at
+
+
+class Push(SQLModel, table=True):
+    """A push of one generation of a repository, as the pushlog told it."""
+
+    __table_args__ = (
+        UniqueConstraint("repository_id", "generation", "push_id"),
+        Index("ix_push_number", "repository_id", "push_id", "generation"),
+        # the lists: what they are filtered by, and the order that they are in
+        Index("ix_push_repository_id", "repository_id", "id"),
+        Index("ix_push_user", "user", "id"),
+        Index("ix_push_revision", "revision", "id"),
+        Index("ix_push_revision_hash", "revision_hash", "id"),
+        Index("ix_push_noticed_at", "noticed_at"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    repository_id: int = Field(foreign_key="repository.id")
+    generation: int
+    push_id: int
+    user: str = Field(sa_type=Text)
+    date: datetime = Field(sa_type=Utc)
+    revision: str | None  # the tip; None when no changeset is left
+    revision_hash: str
+    base_revision: str | None = None  # the first parent of the first changeset
+    changesets: list[dict[str, Any]] = Field(sa_type=Json)  # the last 200, in full
+    nodes: list[str] = Field(sa_type=Json)  # all of them
+    noticed_at: datetime = Field(default_factory=now, sa_type=Utc)
+
+
+class State(StrEnum):
+    """What became of a piece of work. `pending` is the only one that is not final."""
+
+    PENDING = "pending"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    REJECTED = "rejected"  # an action that is not to be done
+    NOTHING_TO_DO = "nothing-to-do"  # an action on what has ended already
+
+
+NOBODY = "-"
+"""The share of work that is nobody's."""
+
+
+def share_of(repository: str, person: str) -> str:
+    """Return the share of a repository's pusher, or of whoever requests actions on its tasks."""
+    return f"{repository}/{person}"
+
+
+class Work(SQLModel):
+    """What every piece of leased work has; `service.engine.leases` says how it is written.
+
+    Job reports are claimed by it, but written by the hundred, in `service.flow.settle`, and as events come in, in
+    `service.flow.report`.
+    """
+
+    id: int | None = Field(default=None, primary_key=True)
+    state: State = Field(default=State.PENDING, sa_type=Text)
+    lane: str  # the upstream it needs; one lane never holds up another
+    share: str = Field(default=NOBODY, sa_type=Text)  # whose it is: a lane is shared fairly among these
+    # also the lease's end; None: nothing to do. A default of the column would stand in for a None that is stored
+    due_at: datetime | None = Field(default_factory=now, sa_type=Utc, sa_column_kwargs={"default": None})
+    lease: int = 0  # the fencing number: goes up at each claim
+    holder: str | None = Field(default=None, sa_type=Text)  # the process that claimed it, see service.engine.replica
+    attempts: int = 0
+    since: datetime = Field(default_factory=now, sa_type=Utc)  # when it was first due
+    error: str | None = Field(default=None, sa_type=Text)  # the last failure, or why it was skipped
+    done_at: datetime | None = _utc()
+
+    @property
+    def next_attempt_at(self) -> datetime | None:
+        """When it is tried next; what a person asked for again is due since long before that."""
+        return None if self.due_at is None else max(self.due_at, self.since)
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        """What is left of this work when it is buried."""
+        raise NotImplementedError
+
+    def failure_notices(self) -> list["Notice"]:
+        """Who is to be told, beside the callers of our API, when this work fails or is rejected."""
+        return []
+
+
+class StepKind(StrEnum):
+    RESULTSET = "resultset"
+    GRAPH = "graph"
+    ANNOUNCEMENT = "announcement"
+
+
+class PushStep(Work, table=True):
+    """One step of a push: its resultset in one environment, its graph, or its announcement on Pulse."""
+
+    __tablename__ = "push_step"
+    __table_args__ = (
+        UniqueConstraint("push_id", "kind", "environment"),
+        *_work_indexes("push_step"),
+        Index("ix_push_step_state", "state", "push_id"),
+        Index("ix_push_step_since", "since"),
+    )
+
+    push_id: int = Field(foreign_key="push.id")
+    kind: StepKind = Field(sa_type=Text)
+    environment: str = ""  # a resultset's route prefix
+    plan_attempt: int = 0  # goes up when a refused plan is given up and made anew
+    refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
+    error_task: str | None = None
+    error_task_refused: str | None = Field(default=None, sa_type=Text)  # what was left out of it, or why there is none
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        return DeadLetter(kind=self.kind, subject=f"push {self.push_id}, {self.lane}", reason=reason, step_id=self.id)
+
+
+class Source(StrEnum):
+    PULSE = "pulse"
+    API = "api"
+
+
+RECEIVED = "(state = 'pending' AND planned_at IS NULL)"
+PLANNED = "(state = 'pending' AND planned_at IS NOT NULL)"
+"""Actions that wait for their plan, and those that have one and are not carried out yet."""
+
+
+class Action(Work, table=True):
+    """A button that was pressed, or a call of our API: what is wanted, and what became of it."""
+
+    __table_args__ = (
+        *_work_indexes("action"),
+        Index("ix_action_project", "project", "id"),
+        Index("ix_action_task_id", "task_id", "id"),
+        Index("ix_action_requester", "requester", "id"),
+        Index("ix_action_state", "state", "id"),
+        _partial("ix_action_received", "id", where=RECEIVED),
+        _partial("ix_action_planned", "id", where=PLANNED),
+        Index("ix_action_since", "since"),
+    )
+
+    key: str = Field(default_factory=lambda: str(uuid.uuid4()))  # what the ids of its copies are derived from
+    kind: str  # retrigger, cancel; or another one's name, which is rejected
+    project: str = Field(sa_type=Text)
+    task_id: str
+    run_id: int | None = None
+    requester: str = Field(sa_type=Text)
+    source: Source = Field(sa_type=Text)
+    received_at: datetime = Field(default_factory=now, sa_type=Utc)
+    planned_at: datetime | None = _utc()
+    plan_attempt: int = 0  # goes up when a plan that nothing came of is made anew
+    refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
+    left_out: list[dict[str, str]] = Field(default_factory=list, sa_type=Json)  # task_id, name, reason
+    notes: list[str] = Field(default_factory=list, sa_type=Json)  # what else a person should know
+    failure_jobs: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # where a failure is shown
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        subject = f"{self.kind} of {self.task_id} in {self.project}"
+        return DeadLetter(kind="action", subject=subject, reason=reason, action_id=self.id)
+
+    def failure_notices(self) -> list["Notice"]:
+        """A job that shows the reason, on each push that the task's routes name."""
+        return [
+            Notice(
+                kind=NoticeKind.JOB,
+                lane=f"failure {shown['environment']}",
+                share=self.share,
+                action_id=self.id or 0,
+                target=shown["environment"],
+                key=shown["project"],
+                body=shown["entry"],
+            )
+            for shown in self.failure_jobs
+        ]
+
+
+UNSETTLED = text("(redelivered OR NOT acknowledged OR NOT made_action)")
+"""What may yet change how many presses are counted, or how many actions there should be; see `flow.action`."""
+
+
+class Delivery(SQLModel, table=True):
+    """Something that came in under a key: a press of a button, or a call with an Idempotency-Key.
+
+    What brings the key again is told `duplicate`.
+    """
+
+    __table_args__ = (
+        Index("ix_delivery_unsettled", "digest", "at", sqlite_where=UNSETTLED, postgresql_where=UNSETTLED),
+        Index("ix_delivery_action_id", "action_id", "at"),
+        _partial("ix_delivery_of_none", "at", where="action_id IS NULL"),
+    )
+
+    key: str = Field(primary_key=True)
+    digest: str | None = None  # of what equal presses say; of the body behind an Idempotency-Key
+    at: datetime = Field(default_factory=now, sa_type=Utc)
+    action_id: int | None = Field(default=None, foreign_key="action.id")  # that it is listed on
+    made_action: bool = True  # and that was made for it; otherwise it may be another delivery of the same press
+    channel: str = ""  # the AMQP channel that brought it
+    redelivered: bool = False
+    stamp: float = 0  # when the listener read it, by its clock
+    acknowledged: bool = False  # the broker has confirmed it: it does not bring it again
+
+
+class NoticeKind(StrEnum):
+    PULSE = "pulse"
+    JOB = "job"
+
+
+class Notice(Work, table=True):
+    """What others are told of an action or a step that has ended: work of its own, so that it holds nothing up."""
+
+    __table_args__ = (
+        *_work_indexes("notice"),
+        CheckConstraint("(step_id IS NULL) <> (action_id IS NULL)", name="ck_notice_owner"),
+    )
+
+    kind: NoticeKind = Field(sa_type=Text)
+    action_id: int | None = Field(default=None, foreign_key="action.id", index=True)
+    step_id: int | None = Field(default=None, foreign_key="push_step.id", index=True)
+    target: str  # an exchange of ours; or a Treeherder's route prefix
+    key: str = Field(sa_type=Text)  # the routing key; or the project
+    body: dict[str, Any] = Field(sa_type=Json)
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        owner = f"push step {self.step_id}" if self.action_id is None else f"action {self.action_id}"
+        subject = f"{owner}, told to {self.target}"
+        return DeadLetter(kind="notice", subject=subject, reason=reason, notice_id=self.id)
+
+
+UNCREATED, WITH_BODY = "NOT created AND label <> 'error'", "definition IS NOT NULL"
+OF_STEP, OF_ACTION = " AND step_id IS NOT NULL", " AND action_id IS NOT NULL"
+
+
+class PlannedTask(SQLModel, table=True):
+    """The exact definition of a task that is to be created, stored before the first `createTask`."""
+
+    __tablename__ = "planned_task"
+    __table_args__ = (
+        CheckConstraint("(step_id IS NULL) <> (action_id IS NULL)", name="ck_planned_task_owner"),
+        _partial("ix_planned_task_step_id", "step_id", "plan_attempt", "position", where="step_id IS NOT NULL"),
+        _partial("ix_planned_task_action_id", "action_id", "plan_attempt", "position", where="action_id IS NOT NULL"),
+        _partial("ix_planned_task_copy_of", "copy_of", "action_id", where="copy_of IS NOT NULL"),
+        # those that are still to be created, so that nobody counts ten thousand that are
+        _partial("ix_planned_task_step_uncreated", "step_id", "plan_attempt", where=UNCREATED + OF_STEP),
+        _partial("ix_planned_task_action_uncreated", "action_id", "plan_attempt", where=UNCREATED + OF_ACTION),
+        # those whose definitions are still kept
+        _partial("ix_planned_task_step_body", "step_id", where=WITH_BODY + OF_STEP),
+        _partial("ix_planned_task_action_body", "action_id", where=WITH_BODY + OF_ACTION),
+    )
+
+    task_id: str = Field(primary_key=True)
+    step_id: int | None = Field(default=None, foreign_key="push_step.id")
+    action_id: int | None = Field(default=None, foreign_key="action.id")
+    copy_of: str | None = None  # the task that this is a copy of
+    plan_attempt: int = 0
+    position: int  # in dependency order
+    label: str = Field(sa_type=Text)  # what the id was derived from: "task", "error" or "copy"
+    name: str = Field(sa_type=Text)
+    definition: dict[str, Any] | None = Field(sa_type=Json)
+    created: bool = False  # it exists in Taskcluster, made by this plan or adopted
+    adopted: bool = False  # it existed before this plan could create it: giving up the plan does not cancel it
+
+
+class Stage(IntEnum):
+    """How far a run has come, as far as is known. A run never goes back, so a lower one is late."""
+
+    UNSCHEDULED = 0  # the task is defined, its run 0 is to come
+    PENDING = 1
+    RUNNING = 2
+    RESOLVED = 3
+    FOLLOWED = 4  # resolved, and another run came after it
+
+
+OPEN = "(stage < 3 AND state IN ('pending', 'done'))"
+"""Reports of runs that are not at their end, and are to be reported."""
+FAILED_REPORTS = "state IN ('failed', 'skipped')"
+"""What the list of job reports finds by an index of its own: of all others there are many, or they are due."""
+
+
+class JobReport(Work, table=True):
+    """A run of a task in one environment: the newest that is known of it, and what its Treeherder was told.
+
+    Every event that brings something new raises `version`; what was posted finishes only the version that was
+    claimed, otherwise the row stays due.
+    """
+
+    __tablename__ = "job_report"
+    __table_args__ = (
+        UniqueConstraint("task_id", "run_id", "environment"),
+        *_work_indexes("job_report"),
+        _partial("ix_job_report_open", "heard_at", where=OPEN),
+        _partial("ix_job_report_failed", "state", "id", where=FAILED_REPORTS),
+        _partial("ix_job_report_no_push", "state", "id", where="no_push_since IS NOT NULL"),
+        _partial("ix_job_report_waiting", "state", "id", where="due_at IS NOT NULL"),
+    )
+
+    task_id: str
+    run_id: int
+    environment: str
+    project: str = Field(sa_type=Text)
+    revision: str | None = None  # of a v2 route
+    revision_hash: str | None = None  # of a v1 route
+    task_group_id: str
+    stage: Stage = Field(sa_type=Integer)
+    run: dict[str, Any] = Field(sa_type=Json)  # what else is known of the run, see flow.report
+    version: int = 0
+    delivered: int | None = None  # the stage that Treeherder was told last
+    heard_at: datetime = Field(default_factory=now, sa_type=Utc)  # or last checked
+    no_push_since: datetime | None = _utc()  # Treeherder has been answering since then that it has no such push
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        subject = f"run {self.run_id} of {self.task_id}, for {self.environment}"
+        return DeadLetter(kind="job-report", subject=subject, reason=reason, report_id=self.id)
+
+
+class GroupCheck(Work, table=True):
+    """A task group that is to be listed once, because messages about it may have been lost."""
+
+    __tablename__ = "group_check"
+    __table_args__ = (
+        *_work_indexes("group_check"),
+        _partial("ix_group_check_waiting", "task_group_id", where="due_at IS NOT NULL"),
+    )
+
+    task_group_id: str
+
+    def dead_letter(self, reason: str) -> "DeadLetter":
+        payload = self.task_group_id.encode()
+        return DeadLetter(
+            kind="group-check", subject=f"task group {self.task_group_id}", reason=reason, payload=payload
+        )
+
+
+WORK_TABLES: tuple[type[Work], ...] = (PushStep, Action, Notice, JobReport, GroupCheck)
+
+
+class DeadLetter(SQLModel, table=True):
+    """What could not be understood, or ran out of retries. It waits for a person."""
+
+    __tablename__ = "dead_letter"
+    __table_args__ = (
+        *(_of_those_with("dead_letter", column) for column in ("step_id", "action_id", "notice_id", "report_id")),
+        Index("ix_dead_letter_kind", "kind", "id"),
+        Index("ix_dead_letter_since", "since"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    kind: str  # push-event, job-action, task-event; resultset, graph, announcement, action, notice, job-report, ...
+    subject: str = Field(sa_type=Text)  # what it is about, for people
+    reason: str = Field(sa_type=Text)
+    payload: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the event as it came; a group's id
+    step_id: int | None = Field(default=None, foreign_key="push_step.id")
+    action_id: int | None = Field(default=None, foreign_key="action.id")
+    notice_id: int | None = Field(default=None, foreign_key="notice.id")
+    report_id: int | None = Field(default=None, foreign_key="job_report.id")
+    since: datetime = Field(default_factory=now, sa_type=Utc)
+    digest: str | None = Field(default=None, unique=True)  # of an event, so that it is kept once
+
+
+class PulseQueue(SQLModel, table=True):
+    """A queue that listeners read."""
+
+    __tablename__ = "pulse_queue"
+
+    name: str = Field(primary_key=True)
+    events: str  # job-actions, tasks, pushes
+    declared_at: datetime = Field(default_factory=now, sa_type=Utc)
+    seen_at: datetime = Field(default_factory=now, sa_type=Utc)  # when a listener was last known to read it
+    deleted_at: datetime | None = _utc()  # when it was last found to be gone
+    deaf_from: datetime | None = _utc()  # nothing sent between these two was heard
+    deletions: int = 0
+
+
+class Budget(SQLModel, table=True):
+    """Requests left for a host or a credential, shared by all replicas: a bucket that refills by the second."""
+
+    name: str = Field(primary_key=True)
+    tokens: float
+    at: datetime = Field(sa_type=Utc)
+    blocked_until: datetime | None = _utc()
+
+
+class RateGrant(SQLModel, table=True):
+    """Requests a second that a listener may send to a host until its shift ends."""
+
+    __tablename__ = "rate_grant"
+
+    listener: str = Field(primary_key=True)
+    host: str = Field(primary_key=True)
+    answer: int  # the number of the answer that granted it
+    rate: float
+    counted: float  # what others must leave to it: the rate before, until the listener has the answer that cut it
+    ends_at: datetime = Field(sa_type=Utc)
+
+
+class Secret(SQLModel, table=True):
+    """Keys made once by this deployment."""
+
+    name: str = Field(primary_key=True)
+    value: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+    def __repr__(self) -> str:
+        return f"Secret({self.name})"
+
+    __str__ = __repr__
+    __repr_args__ = None  # type: ignore[assignment]  # pydantic's own repr would print the value

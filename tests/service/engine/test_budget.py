@@ -1,0 +1,80 @@
+"""Budgets of requests, shared by all replicas, on both databases."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from sqlmodel import select
+
+from service.engine.budget import refilled
+from service.store.database import Database, now
+from service.store.models import Budget
+
+NAME = "hg hg.mozilla.org"
+START = now()
+
+
+async def taken(database: Database, wanted: float, *, after: float = 0, rate: float = 10, name: str = NAME) -> float:
+    """Takes up to so many whole requests, so many seconds after the start; what there was."""
+    async with database.writing() as session:
+        bucket = await refilled(session, name, START + timedelta(seconds=after), rate)
+        given = max(0, min(wanted, int(bucket.tokens)))
+        bucket.tokens -= given
+        return given
+
+
+async def charged(database: Database, requests: float) -> None:
+    async with database.writing() as session:
+        (await refilled(session, NAME, START, 10)).tokens -= requests
+
+
+async def test_a_full_bucket_gives_its_burst_and_then_refills(database: Database) -> None:
+    assert await taken(database, 25) == 10
+    assert await taken(database, 1) == 0
+    assert await taken(database, 5, after=0.25) == 2
+    assert await taken(database, 5, after=0.3) == 1
+    assert await taken(database, 100, after=1000) == 10
+
+
+async def test_only_whole_requests_are_given(database: Database) -> None:
+    assert await taken(database, 10) == 10
+    assert await taken(database, 1, after=0.09) == 0
+    assert await taken(database, 1, after=0.11) == 1
+
+
+async def test_a_clock_that_is_behind_takes_nothing_away(database: Database) -> None:
+    assert await taken(database, 4, after=5) == 4
+    assert await taken(database, 10, after=0) == 6
+
+
+async def test_charges_overdraw_and_nothing_is_given_until_they_are_made_up_for(database: Database) -> None:
+    await charged(database, 25)
+    assert await taken(database, 1) == 0
+    assert await taken(database, 1, after=1.5) == 0
+    assert await taken(database, 9, after=1.8) == 3
+
+
+async def test_what_was_taken_too_much_can_be_given_back(database: Database) -> None:
+    assert await taken(database, 10) == 10
+    await charged(database, -4)
+    assert await taken(database, 10) == 4
+
+
+async def test_less_than_one_a_second_is_given_now_and_then(database: Database) -> None:
+    """A bucket that holds less than one request would never give any."""
+    assert await taken(database, 4, rate=0.5) == 1
+    assert await taken(database, 4, rate=0.5, after=1) == 0
+    assert await taken(database, 4, rate=0.5, after=2) == 1
+
+
+async def test_many_at_once_never_get_more_than_there_is(database: Database) -> None:
+    """The first ones make the bucket, all at the same moment."""
+    given = await asyncio.gather(*(taken(database, 3) for _ in range(8)))
+    assert sum(given) == 10
+    async with database.reading() as session:
+        assert (await session.exec(select(Budget.tokens))).one() == pytest.approx(0)
+
+
+async def test_buckets_are_apart(database: Database) -> None:
+    assert await taken(database, 10) == 10
+    assert await taken(database, 3, name="hg other") == 3

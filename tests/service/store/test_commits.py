@@ -1,0 +1,229 @@
+"""Group commit: what shares a transaction, what does not, and whose turn is next."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, select, update
+
+from service.engine.leases import Hold, LeaseLostError
+from service.store.commits import MAX_ROWS
+from service.store.database import Database, insertion, now
+from service.store.models import Budget, DeadLetter, PushStep, State
+from tests.service.engine.test_leases import SETTINGS, add_steps, take
+
+TABLE = Budget.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
+
+
+def insert(name: str) -> Callable[[Connection], str]:
+    def write(connection: Connection) -> str:
+        connection.execute(TABLE.insert(), {"name": name, "tokens": 0, "at": now()})
+        return name
+
+    return write
+
+
+async def names(database: Database) -> set[str]:
+    async with database.reading() as session:
+        return set((await session.exec(select(col(Budget.name)))).all())
+
+
+class Transactions:
+    """Holds the first transaction up until `go`, and notes which writes ran in each."""
+
+    def __init__(self, database: Database) -> None:
+        self.ran: list[list[str]] = []
+        self.begun, self.go = threading.Event(), threading.Event()
+        self._database = database
+        event.listen(database.engines[1], "begin", lambda _: self.ran.append([]))
+
+    def write(self, name: str) -> Callable[[Connection], str]:
+        inner = insert(name)
+
+        def run(connection: Connection) -> str:
+            self.ran[-1].append(name)
+            self.begun.set()
+            assert self.go.wait(10)
+            return inner(connection)
+
+        return run
+
+    async def begin(self) -> None:
+        """Wait until a write is under way."""
+        assert await asyncio.to_thread(self.begun.wait, 10)
+
+    async def ask(self, *writes: tuple[str, str, int]) -> list[Any]:
+        """Ask for writes (share, name, rows), the first of which is under way when the others come."""
+        tasks = []
+        for share, name, rows in writes:
+            tasks.append(asyncio.create_task(self._database.commit(self.write(name), share, rows)))
+            await self.begin()
+        await asyncio.sleep(0)
+        self.go.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_writes_that_come_meanwhile_share_a_transaction(database: Database) -> None:
+    transactions = Transactions(database)
+    wanted = [str(number) for number in range(20)]
+    assert await transactions.ask(*(("a", name, 1) for name in wanted)) == wanted
+    assert await names(database) == set(wanted)
+    assert [len(ran) for ran in transactions.ran] == [1, 19]
+
+
+async def test_no_share_waits_for_all_that_another_wants_to_write(database: Database) -> None:
+    transactions = Transactions(database)
+    hog = [("hog", str(number), MAX_ROWS - 5) for number in range(5)]
+    await transactions.ask(*hog, ("other", "small", 1))
+    assert transactions.ran == [["0"], ["1", "small"], ["2"], ["3"], ["4"]]
+
+
+async def test_a_write_that_fails_fails_alone(database: Database) -> None:
+    async with database.writing() as session:
+        session.add(Budget(name="taken", tokens=0, at=now()))
+    transactions = Transactions(database)
+    first, good, bad, also = await transactions.ask(("a", "0", 1), ("a", "1", 1), ("a", "taken", 1), ("a", "2", 1))
+    assert (first, good, also) == ("0", "1", "2")
+    assert isinstance(bad, IntegrityError)
+    assert await names(database) == {"taken", "0", "1", "2"}
+
+
+async def test_without_a_connection_all_fail_after_one_attempt(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transactions = Transactions(database)
+    attempts = 0
+
+    def away(_: Any) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise ConnectionRefusedError("nobody is there")
+
+    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
+    await transactions.begin()
+    others = [asyncio.create_task(database.commit(insert(str(number)), "a")) for number in range(5)]
+    await asyncio.sleep(0)
+    with monkeypatch.context() as broken:
+        broken.setattr(type(database.engines[1]), "connect", away)
+        transactions.go.set()
+        assert await first == "first"
+        outcomes = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConnectionRefusedError] * 5
+    assert attempts == 1
+    assert await database.commit(insert("back"), "a") == "back"
+    assert await names(database) == {"first", "back"}
+
+
+async def test_nothing_is_committed_of_a_write_that_raises(database: Database) -> None:
+    def write(connection: Connection) -> None:
+        insert("half")(connection)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await database.commit(write, "a")
+    assert await names(database) == set()
+    assert await database.commit(insert("next"), "a") == "next"
+
+
+async def test_a_write_whose_caller_has_gone_before_its_turn_does_not_happen(database: Database) -> None:
+    transactions = Transactions(database)
+    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
+    await transactions.begin()
+    gone, stays = (asyncio.create_task(database.commit(transactions.write(name), "a")) for name in ("gone", "stays"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    transactions.go.set()
+    assert [await first, await stays] == ["first", "stays"]
+    assert await names(database) == {"first", "stays"}
+
+
+async def test_a_caller_that_goes_while_its_write_is_under_way_leaves_it_whole(database: Database) -> None:
+    transactions = Transactions(database)
+    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
+    await transactions.begin()
+    first.cancel()
+    await asyncio.sleep(0)
+    transactions.go.set()
+    assert await database.commit(insert("second"), "a") == "second"
+    assert await names(database) == {"first", "second"}
+
+
+async def test_a_session_of_this_process_and_a_group_take_turns(sqlite: Database) -> None:
+    async with sqlite.writing() as session:
+        session.add(Budget(name="session", tokens=0, at=now()))
+        waiting = asyncio.create_task(sqlite.commit(insert("group"), "a"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+    assert await waiting == "group"
+
+
+@pytest.fixture
+async def postgresql(postgres_url: str) -> AsyncIterator[Database]:
+    opened = Database(postgres_url)
+    yield opened
+    await opened.close()
+
+
+async def test_a_connection_that_was_cut_costs_nothing(postgresql: Database) -> None:
+    await postgresql.commit(insert("before"), "a")
+    async with postgresql.writing() as session:
+        connection = await session.connection()
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        await connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+    assert await postgresql.commit(insert("after"), "a") == "after"
+    assert await names(postgresql) == {"before", "after"}
+
+
+# What holders write
+
+
+async def held_steps(database: Database, count: int) -> list[Hold[PushStep]]:
+    await add_steps(database, count)
+    return [Hold(database, SETTINGS, item) for item in await take(database, count)]
+
+
+async def test_holders_that_end_together_share_their_statements(database: Database) -> None:
+    transactions = Transactions(database)
+    holds = await held_steps(database, 8)
+    statements: list[tuple[str, bool]] = []
+    event.listen(
+        database.engines[1], "before_cursor_execute",
+        lambda _, __, statement, ___, ____, many: statements.append((statement.split()[0], many)),
+    )  # fmt: skip
+    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
+    await transactions.begin()
+    ends = [asyncio.create_task(hold.finish(State.DONE)) for hold in holds]
+    await asyncio.sleep(0)
+    transactions.go.set()
+    await asyncio.gather(first, *ends)
+    sent = [each for each in statements if each[0] != "BEGIN"]  # which psycopg does by itself
+    assert sent == [("INSERT", False), ("SELECT", False), ("UPDATE", True)]
+    assert len(transactions.ran) == 2
+    async with database.reading() as session:
+        assert {step.state for step in await session.exec(select(PushStep))} == {State.DONE}
+
+
+async def test_a_holder_that_is_fenced_off_loses_alone(database: Database) -> None:
+    transactions = Transactions(database)
+    holds = await held_steps(database, 3)
+    async with database.writing() as session:
+        await session.exec(update(PushStep).where(col(PushStep.id) == holds[1].item.id).values(lease=7))
+    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
+    await transactions.begin()
+    letter = DeadLetter(kind="x", subject="x", reason="x")
+    ends = [asyncio.create_task(hold.finish(State.DONE, also=insertion([letter]))) for hold in holds]
+    await asyncio.sleep(0)
+    transactions.go.set()
+    assert await first == "first"
+    outcomes = await asyncio.gather(*ends, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [list, LeaseLostError, list]
+    assert len(transactions.ran) == 2, "nothing was rolled back for its sake"
+    async with database.reading() as session:
+        steps = {step.id: step.state for step in await session.exec(select(PushStep))}
+        assert len((await session.exec(select(DeadLetter))).all()) == 2
+    assert [steps[hold.item.id] for hold in holds] == [State.DONE, State.PENDING, State.DONE]

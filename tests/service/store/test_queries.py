@@ -1,0 +1,370 @@
+"""No query reads a large table: what the service sends to its database is caught, and the database explains it.
+
+Everything that is done often, or by itself, is done once: every list with every filter and pair of filters that the
+OpenAPI document knows, what listeners send, claims of the worker and the reporter, sweeps, metrics, health checks. A
+query that is new is thereby explained, too. The planner is made to believe that the tables are large.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import UniqueConstraint, event, text, update
+from sqlalchemy.engine import Connection
+from sqlmodel import SQLModel, col
+
+from benchmarks.growth import ENVIRONMENT, Sizes, alias, fill, revision, task_id
+from service.engine import leases, retention
+from service.engine.leases import Hold
+from service.errors import UpstreamError
+from service.flow import heal, settle
+from service.settings import RetentionSettings
+from service.store.database import Database, now
+from service.store.models import NOBODY, WORK_TABLES, GroupCheck, JobReport
+from tests.service.asgi import Api, changeset, node, push_event, running, settings_for
+
+SMALL = {"pulse_queue", "budget", "rate_grant", "secret"}
+"""Tables with a row for each queue, upstream, or key of ours."""
+
+LARGE = set(SQLModel.metadata.tables) - SMALL
+
+MILLION = 1_000_000
+
+COARSE = {"lane", "state", "kind", "host", "repository_id", "project", "user", "requester", "poll_failures"}
+"""Columns of which many rows have the same value; of the others, ten have."""
+
+TABLE = re.compile(rf"({'|'.join(sorted(LARGE))})(_\d+)?")
+
+Statement = tuple[str, Any]
+
+
+@contextmanager
+def caught(database: Database) -> Iterator[dict[str, Any]]:
+    """Every statement that this engine sends meanwhile, with the parameters of its first execution."""
+    statements: dict[str, Any] = {}
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, ___: Any, many: bool) -> None:
+        if TABLE.search(statement) and re.match(r"(SELECT|UPDATE|DELETE|WITH)\b", statement):
+            statements.setdefault(statement, parameters[0] if many else parameters)
+
+    for engine in database.engines:
+        event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        for engine in database.engines:
+            event.remove(engine, "before_cursor_execute", note)
+
+
+# --- what the databases explain ------------------------------------------------------------------------------------
+
+
+KEYSET_ALONE = re.compile(r"WHERE (\w+\.deleted_at IS NULL AND )?\w+\.id [<>] \S+ ORDER BY \w+\.id( DESC)?\s+LIMIT")
+"""What asks for nothing but the next rows by their key reads no row in vain (of repositories, few are deleted).
+Anything else that goes along a key may read the whole table for what it filters; along a partial index, it may not."""
+
+PARTIAL = {
+    index.name
+    for table in SQLModel.metadata.tables.values()
+    for index in table.indexes
+    if index.dialect_options["sqlite"]["where"] is not None
+}
+
+
+def scans_of_sqlite(connection: Connection, statement: str, parameters: Any) -> list[str]:
+    plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    wrong = [line for line in plan if re.match(rf"SCAN ({TABLE.pattern})\b", line)]
+    if not KEYSET_ALONE.search(statement):
+        by_key = rf"SEARCH ({TABLE.pattern}) USING .*?(\w+) \((rowid|\w*id)[<>]\?\)"
+        wrong += [line for line in plan if (found := re.match(by_key, line)) and found[4] not in PARTIAL]
+    if "LIMIT" in statement:  # otherwise what is sorted is the result
+        wrong += [line for line in plan if line == "USE TEMP B-TREE FOR ORDER BY"]
+    return wrong
+
+
+def believe_sqlite_large(connection: Connection) -> None:
+    """What ANALYZE writes of tables of a million rows."""
+    connection.exec_driver_sql("ANALYZE")
+    connection.exec_driver_sql("DELETE FROM sqlite_stat1")
+    indexes = connection.exec_driver_sql("SELECT tbl_name, name FROM sqlite_master WHERE type = 'index'").all()
+    for table, index in indexes:
+        columns = [row[2] for row in connection.exec_driver_sql(f"PRAGMA index_info('{index}')")]
+        found = [MILLION // 10 if set(columns[: n + 1]) <= COARSE else 10 for n in range(len(columns))]
+        values = (table, index, " ".join(str(number) for number in (MILLION, *found)))
+        connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", values)
+    for table in LARGE:  # of one that has partial indexes only, ANALYZE writes this
+        connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, NULL, ?)", (table, str(MILLION)))
+    connection.exec_driver_sql("ANALYZE sqlite_schema")  # reads it
+
+
+def scans_of_postgres(connection: Connection, statement: str, parameters: Any) -> list[str]:
+    plan = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
+    return list(_scans(statement, plan[0]["Plan"], limited=False))
+
+
+def _scans(statement: str, node: dict[str, Any], limited: bool) -> Iterator[str]:
+    kind, table = node["Node Type"], node.get("Relation Name")
+    how = f"{kind} on {table} by {node.get('Index Name')}: {node.get('Index Cond')}, filter {node.get('Filter')}"
+    if table in LARGE and kind != "ModifyTable":
+        if kind == "Seq Scan" or (kind != "Bitmap Heap Scan" and "Index Cond" not in node):
+            yield how
+        by_key = re.fullmatch(r"\(\w*id [<>] \S+\)", node.get("Index Cond", ""))
+        if by_key and node["Index Name"] not in PARTIAL and not KEYSET_ALONE.search(statement):
+            yield how
+    if kind == "Bitmap Index Scan" and "Index Cond" not in node:
+        yield f"{kind} by {node['Index Name']}"
+    if limited and kind == "Sort":
+        yield f"Sort by {node['Sort Key']}"
+    # a limit holds for all that is below it, as far as rows come through in order
+    limited = kind == "Limit" or (limited and kind in {"LockRows", "Subquery Scan", "Result", "Unique"})
+    for child in node.get("Plans", []):
+        yield from _scans(statement, child, limited)
+
+
+def believe_postgres_large(connection: Connection) -> None:
+    tables = ", ".join(f"'{table}'" for table in sorted(LARGE))
+    connection.execute(
+        text(
+            f"UPDATE pg_class SET reltuples = {MILLION}, relpages = 1 WHERE relname IN ({tables}) OR oid IN "
+            f"(SELECT indexrelid FROM pg_index WHERE indrelid::regclass::text IN ({tables}))"
+        )
+    )
+    connection.execute(text("SET LOCAL enable_seqscan = off"))
+
+
+def explain(connection: Connection, statements: dict[str, Any]) -> list[str]:
+    """Return a line for each scan that is left. What the planner is told here is rolled back."""
+    wrong: dict[str, None] = {}
+    believe, explained = {
+        "sqlite": (believe_sqlite_large, scans_of_sqlite),
+        "postgresql": (believe_postgres_large, scans_of_postgres),
+    }[connection.dialect.name]
+    for believed in (False, True):
+        if believed:
+            believe(connection)
+        elif connection.dialect.name == "postgresql":
+            continue  # it would see that the tables are small
+        for statement, parameters in statements.items():
+            wrong |= dict.fromkeys(f"{line}\n    {statement}" for line in explained(connection, statement, parameters))
+    return list(wrong)
+
+
+async def scans(database: Database, statements: dict[str, Any]) -> list[str]:
+    async with database.engine.connect() as connection:
+        left = await connection.run_sync(explain, statements)
+        await connection.rollback()
+    return left
+
+
+# --- what is done --------------------------------------------------------------------------------------------------
+
+TASK, CHANNEL = "fN1SbArXTPSVFNUvaOlinQ", "b6db6db6-db6d-4b6d-b6db-6db6db6db6db"
+
+SIZES = Sizes(pushes=60, reports=300, actions=60, letters=20, repositories=3)
+
+VALUES: dict[str, list[Any]] = {
+    "repository": [alias(1)],
+    "project": [alias(1)],
+    "user": ["user1@example.com"],
+    "requester": ["user1@example.com"],
+    "revision": [revision(1)],
+    "task_id": [task_id("t", 1)],
+    "alias": [alias(1)],
+    "push_id": [1],
+    "action_id": [2],
+    "letter_id": [2],
+    "generation": [0],
+    "limit": [2],
+    "waiting": ["push"],
+}
+"""Of each parameter, where its schema does not list them. A filter of tomorrow needs a line here."""
+
+Parameter = dict[str, Any]
+
+
+def values_of(parameter: Parameter, document: dict[str, Any]) -> list[Any]:
+    schema = parameter["schema"]
+    for choice in schema.get("anyOf", [schema]):
+        named = document["components"]["schemas"].get(choice.get("$ref", "").rpartition("/")[2], choice)
+        if "enum" in named:
+            return list(named["enum"])
+    return VALUES[parameter["name"]]
+
+
+def reads(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every page that can be read, with each filter and each two of them; what a list's `limit` is."""
+    for path, methods in document["paths"].items():
+        if "get" not in methods:
+            continue
+        parameters = [each for each in methods["get"].get("parameters", []) if each["in"] in {"path", "query"}]
+        in_path = {each["name"]: values_of(each, document)[0] for each in parameters if each["in"] == "path"}
+        page = {"limit": 2} if any(each["name"] == "limit" for each in parameters) else {}
+        filters = [each for each in parameters if each["in"] == "query" and each["name"] not in {"limit", "after"}]
+        for count in range(3):
+            for some in itertools.combinations(filters, count):
+                for values in itertools.product(*(values_of(each, document) for each in some)):
+                    chosen = {each["name"]: value for each, value in zip(some, values, strict=True)}
+                    yield path.format(**in_path), {**page, **chosen}
+
+
+async def read_all(api: Api) -> None:
+    document = api.app.openapi()
+    for path, query in reads(document):
+        answer = await api.call("GET", path, params=query)
+        assert answer.status_code == 200, (path, query, answer.text)
+        following = answer.json().get("next") if "limit" in query else None
+        if following:
+            assert (await api.call("GET", path, params={**query, "after": following})).status_code == 200
+    for path in ("/metrics", "/__heartbeat__", "/__readiness__"):
+        assert (await api.call("GET", path)).status_code in {200, 503}
+
+
+async def write(api: Api) -> None:
+    """What people do."""
+    letters = (await api.get("/dead-letters", params={"limit": 500})).json()["items"]
+    of_kind = {letter["kind"]: letter["id"] for letter in letters}
+    for letter_id in of_kind.values():
+        assert (await api.post(f"/dead-letters/{letter_id}/replay")).status_code == 202
+    assert (await api.delete(f"/dead-letters/{min(letter['id'] for letter in letters)}")).status_code in {204, 404}
+    failed = (await api.get("/pushes", params={"state": "failed"})).json()["items"][0]
+    assert (await api.post(f"/pushes/{failed['repository']}/{failed['push_id']}/retry")).status_code == 202
+    assert (await api.patch(f"/repositories/{alias(1)}", {"enabled": True})).status_code == 200
+    asked = {"action": "cancel", "project": alias(1), "task_id": TASK}
+    for _ in range(2):
+        assert (await api.post("/actions", asked, headers={"Idempotency-Key": "k"})).status_code == 202
+
+
+async def listen(api: Api) -> None:
+    """What listeners do."""
+    leases = (await api.lease())["leases"]
+    assert len(leases) >= 3
+    first, second, third = ({"id": lease["id"], "shift": lease["shift"]} for lease in leases[:3])
+    news = {"repository_id": first["id"], "shift": first["shift"], "outcome": "suspicious", "lastpushid": 60}
+    await api.lease(
+        polled=[[*second.values(), 0, 0]],
+        under_way=[[*third.values()]],
+        news=[{**news, "since": 50, "cursor": 50, "moved": True, "at_cursor": node("moved")}],
+    )
+    for _ in range(2):
+        assert (await api.signed("/polls/announced", {"urls": [leases[0]["url"]]})).status_code == 200
+    await api.push(push_event(SIZES.pushes + 1, alias=alias(1), shift=1, changesets=[changeset("new")]))
+    await api.lease(ends=True)
+    guid = f"{CHANNEL}/0"
+    body = {"version": 1, "project": alias(1), "action": "retrigger", "requester": "me", "job_guid": guid}
+    message: dict[str, Any] = {
+        "exchange": "e",
+        "routing_key": "k",
+        "cc": [],
+        "encoding": "utf-8",
+        "body": json.dumps(body),
+    }
+    delivered: dict[str, Any] = {"channel": CHANNEL, "redelivered": False, "delivery": CHANNEL}
+    message |= {**delivered, "stamp": 1.0}
+    for number in range(2):
+        events = [{**message, "delivery": f"{number}{CHANNEL[1:]}"}]
+        sent = {"events": events, "acknowledged": [f"0{CHANNEL[1:]}"] if number else []}
+        answer = await api.signed("/events/job-actions", sent)
+        assert answer.status_code == 202, answer.text
+    status = {"taskId": TASK, "taskGroupId": TASK, "deadline": now().isoformat(), "state": "pending", "runs": []}
+    told: dict[str, Any] = {
+        "exchange": "e",
+        "routing_key": "k",
+        "encoding": "utf-8",
+        "body": json.dumps({"status": status}),
+    }
+    told |= {**delivered, "cc": [f"route.{ENVIRONMENT}.v2.{alias(1)}.{revision(1)}.1"]}
+    answer = await api.signed("/events/tasks", {"events": [told, {**told, "body": "{"}]})
+    assert answer.status_code == 202, answer.text
+    for found in ("there", "deleted"):
+        report = {"queue": "q", "events": "tasks", "found": found}
+        assert (await api.signed("/listeners/report", report)).status_code == 200
+
+
+async def serve(api: Api) -> None:
+    """What the worker and the reporter do, beside the work itself."""
+    database, settings = api.database, api.settings
+    with pytest.raises(UpstreamError):  # no queue is there to be asked
+        await heal.check_quiet(api.parts)
+    async with database.writing() as session:
+        for model in WORK_TABLES:
+            await session.exec(update(model).where(col(model.id).in_(range(10))).values(due_at=now()))
+        session.add(lost := GroupCheck(task_group_id=heal.EVERYTHING, lane="lost", lease=1))
+    await heal.list_group(api.parts, Hold(database, settings.work, lost))
+    async with database.reading() as session:
+        lanes = await leases.due_lanes(session, WORK_TABLES)
+        reports = await settle.due(session, ENVIRONMENT, 10)
+    assert all(lanes.values())
+    assert reports
+    for model, of_model in lanes.items():
+        for lane in of_model:
+            async with database.writing() as session:
+                await leases.pull_back(session, model, lane, timedelta(days=1))
+                claimed = await leases.claim(session, model, lane, 2, settings.work.lease, holder="me", after="a")
+            async with database.writing() as session:
+                await leases.renew(session, [Hold(database, settings.work, item) for item in claimed], timedelta(0))
+            if model is JobReport:
+                async with database.writing() as session:
+                    await settle.renew(session, claimed, timedelta(0))  # type: ignore[arg-type]  # all of that model
+                    await settle.release(session, claimed)  # type: ignore[arg-type]  # likewise
+    await database.commit(lambda connection: connection.execute(*settle.push_arrived(ENVIRONMENT, alias(1))), NOBODY)
+    async with database.writing() as session:
+        await settle.skip(session, [task_id("r", 1)], "gone")
+        await leases.take_over(session, "me", but="you")
+        await leases.take_over(session, None, but="you")
+
+
+@pytest.fixture
+async def grown(database_url: str) -> AsyncIterator[Api]:
+    fill(database_url, SIZES)
+    async with running(settings_for(database_url, allowed_hosts=["hg.example.com"])) as started:
+        yield started
+
+
+async def test_no_query_of_the_api_reads_a_large_table(grown: Api) -> None:
+    with caught(grown.database) as statements:
+        await read_all(grown)
+        await write(grown)
+        await listen(grown)
+    assert len(statements) > 50
+    assert not (left := await scans(grown.database, statements)), "\n".join(left)
+
+
+async def test_no_query_of_the_worker_or_the_sweeper_reads_a_large_table(grown: Api) -> None:
+    with caught(grown.database) as statements:
+        await serve(grown)
+        await retention.sweep(grown.database, RetentionSettings(plans=timedelta(0)))
+    assert len(statements) > 50
+    assert not (left := await scans(grown.database, statements)), "\n".join(left)
+
+
+@pytest.mark.parametrize("index", ["ix_push_user", "ix_push_repository_id", "ix_action_state", "ix_push_step_state"])
+async def test_it_sees_when_the_index_of_a_list_is_missing(grown: Api, index: str) -> None:
+    with caught(grown.database) as statements:
+        await read_all(grown)
+    async with grown.database.engine.connect() as connection:
+        await connection.execute(text(f"DROP INDEX {index}"))
+        assert await connection.run_sync(explain, statements)
+        await connection.rollback()
+
+
+@pytest.mark.parametrize("index", ["ix_push_noticed_at", "ix_job_report_ended", "ix_dead_letter_since"])
+async def test_it_sees_when_the_index_of_a_sweep_is_missing(grown: Api, index: str) -> None:
+    with caught(grown.database) as statements:
+        await retention.sweep(grown.database, RetentionSettings())
+    async with grown.database.engine.connect() as connection:
+        await connection.execute(text(f"DROP INDEX {index}"))
+        assert await connection.run_sync(explain, statements)
+        await connection.rollback()
+
+
+def test_every_foreign_key_has_an_index() -> None:
+    """Otherwise each row that is deleted has its table read for rows that hang on it."""
+    for table in SQLModel.metadata.tables.values():
+        first = {next(iter(index.columns)).name for index in table.indexes}
+        first |= {next(iter(c.columns)).name for c in table.constraints if isinstance(c, UniqueConstraint)}
+        assert {key.parent.name for key in table.foreign_keys} <= first, table.name

@@ -1,0 +1,46 @@
+"""The parts of a process, and that the stand-ins which the other tests use are really behind them."""
+
+import asyncio
+import threading
+
+import pytest
+
+from service.errors import Refusal
+from service.services import parts
+from tests.service.world import World
+
+
+async def test_reach_each_upstream(world: World) -> None:
+    await world.add_repository()
+    assert await world.parts.hg.last_push_id(f"{world.hg_url}/mc") == 0
+    with pytest.raises(Refusal, match="404"):
+        await world.parts.hg.last_push_id(f"{world.hg_url}/nothing")
+    assert await world.parts.queue.status("A" * 8 + "QA" + "C" + "A" * 11) is None
+    assert list(world.parts.treeherders) == ["tc-treeherder"]
+
+
+async def test_the_secret_is_made_once_and_kept(world: World) -> None:
+    async with parts(world.settings, world.database) as others:
+        assert others.secret == world.parts.secret
+    assert len(world.parts.secret) == 32
+
+
+async def test_a_share_that_computes_a_lot_leaves_a_thread_to_others(world: World) -> None:
+    running: list[str] = []
+    most: list[int] = []
+    go = threading.Event()
+
+    def compute(share: str) -> str:
+        running.append(share)
+        most.append(len(running))
+        if share == "hog":
+            assert go.wait(10)
+        running.remove(share)
+        return share
+
+    hog = [asyncio.create_task(world.parts.compute("hog", compute, "hog")) for _ in range(6)]
+    async with asyncio.timeout(10):
+        assert [await world.parts.compute("other", compute, "other") for _ in range(3)] == ["other"] * 3
+        go.set()
+        assert await asyncio.gather(*hog) == ["hog"] * 6
+    assert max(most) == 2
