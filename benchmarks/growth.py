@@ -25,8 +25,8 @@ from service import log, metrics
 from service.app import create_app
 from service.engine import leases, retention
 from service.engine.worker import RUN
-from service.flow import settle
-from service.flow.report import lane as job_lane
+from service.flow.jobs import outcomes
+from service.flow.jobs.events import lane as job_lane
 from service.settings import RetentionSettings, Settings
 from service.store.database import Database, sync_url, upgrade
 from service.store.models import JobReport, PushStep
@@ -430,10 +430,10 @@ async def measure_work(database: Database, settings: Settings) -> None:
 
     async def look_for_reports() -> None:
         async with database.reading() as session:
-            await settle.due(session, ENVIRONMENT, 100)
+            await outcomes.due(session, ENVIRONMENT, 100)
 
     async with database.reading() as session:
-        lanes = list(await settle.due(session, ENVIRONMENT, 100))
+        lanes = list(await outcomes.due(session, ENVIRONMENT, 100))
 
     async def claim_reports() -> None:
         async with database.writing() as session:

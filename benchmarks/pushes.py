@@ -22,8 +22,8 @@ from sandbox.stack import Process, Stack, wait_for
 from service.clients.http import Http
 from service.clients.taskcluster import TaskclusterQueue
 from service.clients.treeherder import RestTreeherder
-from service.flow.definition import stamp
-from service.flow.ids import slugid
+from service.flow.tasks.definition import stamp
+from service.flow.tasks.ids import slugid
 from service.log import configure
 from service.settings import Environment, TaskclusterSettings
 

@@ -19,7 +19,7 @@ from service.clients.treeherder import RestTreeherder, Treeherder
 from service.engine.fair import AdaptiveSlots, FairSlots
 from service.engine.render import Renderer
 from service.engine.replica import Replica
-from service.flow.ids import make_secret
+from service.flow.tasks.ids import make_secret
 from service.settings import Settings
 from service.store.database import Database, check_clock
 from service.store.models import Secret

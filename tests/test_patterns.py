@@ -37,9 +37,13 @@ FOUND = {name: (pattern, searches) for name, pattern, searches in patterns()}
 
 
 def test_the_patterns_are_found() -> None:
-    assert {"service.slugids._RUN", "service.flow.routes._V2", "service.flow.template._ADDRESS"} <= FOUND.keys()
+    assert {
+        "service.slugids._RUN",
+        "service.flow.tasks.routes._V2",
+        "service.flow.pushes.template._ADDRESS",
+    } <= FOUND.keys()
     assert FOUND["service.slugids._RUN"][1]
-    assert not FOUND["service.flow.routes._V2"][1]
+    assert not FOUND["service.flow.tasks.routes._V2"][1]
 
 
 @pytest.mark.timeout(30)

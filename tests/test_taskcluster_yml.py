@@ -7,11 +7,11 @@ from typing import Any
 
 from service.clients.taskcluster import satisfies
 from service.engine.render import Renderer
-from service.flow.definition import needed_scopes
-from service.flow.ids import slugid
-from service.flow.jobs import Facts
-from service.flow.routes import parse
-from service.flow.template import FILE, context_of, plan_of
+from service.flow.jobs.rest import Facts
+from service.flow.pushes.template import FILE, context_of, plan_of
+from service.flow.tasks.definition import needed_scopes
+from service.flow.tasks.ids import slugid
+from service.flow.tasks.routes import parse
 from service.settings import Settings, load
 from service.store.database import now
 from service.store.models import Push, PushStep, Repository, StepKind

@@ -13,13 +13,13 @@ import yaml
 
 from sandbox.treeherder.app import SUBMISSION, Year
 from service.clients.pulse import JOBS, exchange_name
-from service.flow import resultset
+from service.flow.pushes import resultset
 from service.settings import Settings
 from service.store.models import State, StepKind
 from tests.service.clients.test_pulse import until_there
+from tests.service.flow.jobs.test_deliver import create_resultset, own_push, upload
+from tests.service.flow.jobs.test_rest import check_pulse
 from tests.service.flow.newsroom import PREFIX, newsroom
-from tests.service.flow.test_deliver import create_resultset, own_push, upload
-from tests.service.flow.test_jobs import check_pulse
 from tests.service.world import node, push_event, world_of
 from tests.services import Amqp
 

@@ -31,9 +31,9 @@ from service.api.schemas import (
 )
 from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
-from service.flow import cancel, retrigger
-from service.flow.action import FailedError, RejectedError, called, new_action, subject_of
-from service.flow.ids import copy_ids
+from service.flow.actions import cancel, retrigger
+from service.flow.actions.receive import FailedError, RejectedError, called, new_action, subject_of
+from service.flow.tasks.ids import copy_ids
 from service.sanitize import visible
 from service.services import Parts
 from service.store.database import Session

@@ -16,9 +16,10 @@ from service.api.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummar
 from service.contract.events import OversizedPush
 from service.engine import leases
 from service.errors import Problem
-from service.flow import action, heal, report
-from service.flow.action import Arrival
-from service.flow.push import store
+from service.flow.actions import receive
+from service.flow.actions.receive import Arrival
+from service.flow.jobs import events, reconcile
+from service.flow.pushes.push import store
 from service.sanitize import parse, reason_of
 from service.services import Parts
 from service.store.database import Session, now
@@ -128,7 +129,7 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
         await _take_task_event(session, parts, letter)
         return
     if letter.kind == "group-check" and letter.payload:
-        session.add(GroupCheck(task_group_id=letter.payload.decode(), lane=heal.LANE))
+        session.add(GroupCheck(task_group_id=letter.payload.decode(), lane=reconcile.LANE))
         return
     try:
         parsed = parse(letter.payload or b"")
@@ -139,7 +140,7 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
         detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
         raise Problem(409, "Cannot be replayed", detail)
     if isinstance(event, Arrival):
-        (verdict,), _ = await action.store(session, [event])
+        (verdict,), _ = await receive.store(session, [event])
     else:
         (verdict,), _, _ = await store(session, parts.settings, [event], replayed=True)
     if verdict.verdict == "rejected" or (verdict.reason is not None and letter.kind != "job-action"):
@@ -148,13 +149,13 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
 
 async def _take_task_event(session: Session, parts: Parts, letter: DeadLetter) -> None:
     try:
-        event = report.TaskEvent.model_validate(parse(letter.payload or b""))
+        event = events.TaskEvent.model_validate(parse(letter.payload or b""))
     except ValueError as error:
         raise Problem(422, "Still not understood", reason_of(error)) from None
-    verdict, rows = report.judge(parts.settings, event)
+    verdict, rows = events.judge(parts.settings, event)
     if verdict.verdict == "rejected":
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
-    await report.upsert(session, rows, now())
+    await events.upsert(session, rows, now())
 
 
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter", responses=problems(404, scope=WRITES))

@@ -15,8 +15,8 @@ from service.api.signed import events_of, signed_json
 from service.contract.events import Acknowledged, JobActionMessage, OversizedPush, PushEvent, Verdict, Verdicts
 from service.engine.worker import Worker
 from service.errors import Problem
-from service.flow import action
-from service.flow.push import Stored, store_new
+from service.flow.actions import receive
+from service.flow.pushes.push import Stored, store_new
 from service.sanitize import reason_of, visible
 from service.store.database import SyncSession
 from service.store.models import Work
@@ -68,7 +68,7 @@ async def take_job_actions(request: Request, parts: PartsDep) -> Verdicts:
         acknowledged = Acknowledged.model_validate(body).acknowledged
     except ValidationError as error:
         raise Problem(422, "Invalid request", reason_of(error)) from None
-    arrivals: dict[int, action.Arrival] = {}
+    arrivals: dict[int, receive.Arrival] = {}
     refused: dict[int, str] = {}
     for number, event in enumerate(events):
         try:
@@ -77,7 +77,7 @@ async def take_job_actions(request: Request, parts: PartsDep) -> Verdicts:
             refused[number] = visible(reason_of(error))
     letters = dead_letters("job-action", raw, events, refused)
     async with parts.database.writing() as session:
-        stored, actions = await action.store(session, list(arrivals.values()), acknowledged)
+        stored, actions = await receive.store(session, list(arrivals.values()), acknowledged)
         await keep(session, letters)
         taken = worker.take(actions)
     if len(taken) < len(actions):
@@ -95,10 +95,10 @@ def _answer(kind: str, events: int, stored: dict[int, Verdict], refused: dict[in
     return Verdicts(verdicts=answers)
 
 
-def job_action(event: Any) -> action.Arrival:
+def job_action(event: Any) -> receive.Arrival:
     """Return the message and what it says. Raises ValueError: not understood."""
     message = JobActionMessage.model_validate(event)
-    return action.Arrival(message, action.pressed(message))
+    return receive.Arrival(message, receive.pressed(message))
 
 
 def push_event(event: Any) -> PushEvent | OversizedPush:

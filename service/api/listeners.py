@@ -8,7 +8,7 @@ from service.api.openapi import signed
 from service.api.route import SignedRoute
 from service.api.signed import signed_model
 from service.contract.events import QueueReport, QueueState
-from service.flow import queues
+from service.flow.jobs import queues
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()

@@ -9,7 +9,7 @@ from service.api.openapi import Announced, Renewal, signed
 from service.api.route import SignedRoute
 from service.api.signed import signed_model
 from service.contract.events import AnnouncedLeases, AnnouncedPushes, PollNews, Shift, ShiftRequest
-from service.flow import shift
+from service.flow.pushes import shift
 from service.sanitize import reason_of
 
 router = APIRouter(prefix="/polls", tags=["internal"], route_class=SignedRoute)

@@ -14,8 +14,8 @@ from service.api.route import Route
 from service.api.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
 from service.errors import Problem, Refusal, Unavailable
-from service.flow import poll
-from service.flow.urls import canonical_url
+from service.flow.pushes import poll
+from service.flow.pushes.urls import canonical_url
 from service.sanitize import visible
 from service.services import Parts
 from service.settings import Settings

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from service.contract.events import Alias
-from service.flow.definition import SLUGID
+from service.flow.tasks.definition import SLUGID
 from service.store.models import Source, Stage, State
 
 

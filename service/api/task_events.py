@@ -13,8 +13,8 @@ from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, parsed, signed_body
 from service.contract.events import MAX_EVENTS, Verdict, Verdicts
-from service.flow import report
-from service.flow.report import TaskEvent
+from service.flow.jobs import events
+from service.flow.jobs.events import TaskEvent
 from service.sanitize import may_have_nul, reason_of, visible
 from service.settings import Settings
 from service.store.database import now
@@ -35,7 +35,7 @@ class _Judged:
     """What is to be answered and stored."""
 
     verdicts: list[Verdict]
-    rows: list[report.Row]
+    rows: list[events.Row]
     letters: list[DeadLetter]
 
 
@@ -45,7 +45,7 @@ async def take_task_events(request: Request, parts: PartsDep) -> Verdicts:
     judged = await signed_body(request, parts.settings, lambda raw: _judge(parts.settings, raw))
     if judged.rows or judged.letters:
         async with parts.database.writing() as session:
-            await report.upsert(session, judged.rows, now())
+            await events.upsert(session, judged.rows, now())
             await keep(session, judged.letters)
     if judged.rows:
         parts.database.wakeups.wake(Topic.REPORTS)
@@ -58,9 +58,9 @@ def _judge(settings: Settings, raw: bytes) -> _Judged:
     if (batch := _understood(raw)) is None:
         return _judge_one_by_one(settings, raw)
     verdicts: list[Verdict] = []
-    rows: list[report.Row] = []
+    rows: list[events.Row] = []
     for event in batch.events:
-        judged, noted = report.judge(settings, event)
+        judged, noted = events.judge(settings, event)
         verdicts.append(judged)
         rows += noted
     return _Judged(verdicts, rows, [])
@@ -77,16 +77,16 @@ def _understood(raw: bytes) -> _Batch | None:
 
 
 def _judge_one_by_one(settings: Settings, raw: bytes) -> _Judged:
-    events = events_of(parsed(raw))
+    members = events_of(parsed(raw))
     verdicts: list[Verdict] = []
-    rows: list[report.Row] = []
+    rows: list[events.Row] = []
     refused: dict[int, str] = {}
-    for number, event in enumerate(events):
+    for number, event in enumerate(members):
         try:
-            judged, noted = report.judge(settings, TaskEvent.model_validate(event))
+            judged, noted = events.judge(settings, TaskEvent.model_validate(event))
         except ValidationError as error:
             refused[number] = visible(reason_of(error))
             judged, noted = verdict(refused[number]), []
         verdicts.append(judged)
         rows += noted
-    return _Judged(verdicts, rows, dead_letters("task-event", raw, events, refused))
+    return _Judged(verdicts, rows, dead_letters("task-event", raw, members, refused))

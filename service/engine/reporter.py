@@ -14,8 +14,8 @@ from sqlalchemy import exc
 
 from service.engine import leases
 from service.engine.budget import blocked_for, jobs_budget, refilled
-from service.flow import heal, settle
-from service.flow.deliver import Delivered, Deliverer
+from service.flow.jobs import outcomes, reconcile
+from service.flow.jobs.deliver import Delivered, Deliverer
 from service.services import Parts
 from service.store.database import check_clock, clock_usable, now
 from service.store.models import Budget, JobReport
@@ -84,8 +84,8 @@ class Reporter:
         async def step() -> float:
             if not clock_usable():
                 return RETRY
-            checked = await heal.check_quiet(self._parts)
-            return 0 if checked == heal.ONE_CALL else pause
+            checked = await reconcile.check_quiet(self._parts)
+            return 0 if checked == reconcile.ONE_CALL else pause
 
         await self._loop(step, asyncio.Event())
 
@@ -99,7 +99,7 @@ class Reporter:
                 continue
             try:
                 async with self._parts.database.writing() as session:
-                    await settle.renew(session, held, lease)
+                    await outcomes.renew(session, held, lease)
             except Exception:  # the database is away; the lease may last until it is back
                 log.exception("renew-failed")
 
@@ -132,7 +132,7 @@ class Desk:
             await check_clock(session)
             if not clock_usable():
                 return RETRY
-            found = await settle.due(session, self._prefix, self._settings.batch)
+            found = await outcomes.due(session, self._prefix, self._settings.batch)
         longest = self._parts.settings.work.longest_wait
         at = now()
         hidden = [name for name, (_, _, last) in found.items() if last > at + longest]
@@ -201,7 +201,7 @@ class Desk:
                 if done.pause is not None:
                     bucket.blocked_until = now() + done.pause
                     log.warning("treeherder-left-alone", environment=self._prefix, seconds=done.pause.total_seconds())
-            await settle.settle(session, done.outcomes)
+            await outcomes.settle(session, done.outcomes)
         log.info("jobs-reported", lane=lane, reports=len(reports), requests=done.requests)
 
     async def _unbroken(self, reports: list[JobReport]) -> Delivered:
@@ -242,6 +242,6 @@ class Desk:
         await asyncio.wait(pending)
         try:
             async with self._parts.database.writing() as session:
-                await settle.release(session, [report for task in pending for report in running[task]])
+                await outcomes.release(session, [report for task in pending for report in running[task]])
         except Exception:  # the database is away: then the leases end by themselves
             log.exception("release-failed")

@@ -18,7 +18,7 @@ from sqlalchemy import Table, delete, null, update
 from sqlmodel import SQLModel, col, select
 
 from service import metrics
-from service.flow.action import REDELIVERED_WITHIN
+from service.flow.actions.receive import REDELIVERED_WITHIN
 from service.settings import RetentionSettings
 from service.store.database import Database, Session, clock_usable, now
 from service.store.models import (

@@ -13,7 +13,9 @@ from service.engine import leases
 from service.engine.fair import most_of
 from service.engine.leases import GivenWayError, Hold, LeaseLostError
 from service.errors import Unavailable, UpstreamError
-from service.flow import cancel, graph, heal, notice, resultset, retrigger
+from service.flow.actions import cancel, notice, retrigger
+from service.flow.jobs import reconcile
+from service.flow.pushes import graph, resultset
 from service.services import Parts
 from service.store.database import Session, check_clock, check_wall_clock, clock_usable, now
 from service.store.models import Action, GroupCheck, Notice, PushStep, StepKind, Work
@@ -37,7 +39,7 @@ RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {
     PushStep: _push_step,
     Action: _action,
     Notice: notice.run,
-    GroupCheck: heal.list_group,
+    GroupCheck: reconcile.list_group,
 }
 """What is done for each kind of work; each table is leased by itself."""
 

@@ -156,8 +156,8 @@ def share_of(repository: str, person: str) -> str:
 class Work(SQLModel):
     """What every piece of leased work has; `service.engine.leases` says how it is written.
 
-    Job reports are claimed by it, but written by the hundred, in `service.flow.settle`, and as events come in, in
-    `service.flow.report`.
+    Job reports are claimed by it, but written by the hundred, in `service.flow.jobs.outcomes`, and as events come in,
+    in `service.flow.jobs.events`.
     """
 
     id: int | None = Field(default=None, primary_key=True)

@@ -13,7 +13,7 @@ from service import metrics
 from service.clients.http import Http
 from service.engine.worker import Worker
 from service.errors import Unavailable
-from service.flow.push import store
+from service.flow.pushes.push import store
 from service.metrics import MAX_LABELS
 from service.store.database import Database, now
 from service.store.models import GroupCheck, PulseQueue, PushStep, State, StepKind

@@ -21,7 +21,7 @@ from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
 from service.contract.events import PushEvent, Verdict
 from service.engine.leases import Hold, claim
-from service.flow.push import store
+from service.flow.pushes.push import store
 from service.services import Parts, parts
 from service.settings import Settings
 from service.store.database import Database, now

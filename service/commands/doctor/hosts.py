@@ -8,7 +8,7 @@ import httpx
 
 from service.auth import loopback
 from service.commands.doctor.finding import MAX_DRIFT, Examination, Report, ask, judge_clock, some, told
-from service.flow.urls import canonical_url
+from service.flow.pushes.urls import canonical_url
 
 
 def check(host: str) -> Callable[[Report, Examination], Awaitable[None]]:

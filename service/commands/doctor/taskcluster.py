@@ -10,10 +10,10 @@ from service.clients.taskcluster import ScopesRefusal, current_scopes, expand_sc
 from service.commands.doctor.finding import Examination, Report, ask, judge_clock, some, told
 from service.engine.render import Renderer, TemplateError
 from service.errors import Refusal, Unavailable, UpstreamError
-from service.flow import retrigger
-from service.flow.definition import needed_scopes
-from service.flow.show_error import render_error_task
-from service.flow.template import scopes_of
+from service.flow.actions import retrigger
+from service.flow.pushes.show_error import render_error_task
+from service.flow.pushes.template import scopes_of
+from service.flow.tasks.definition import needed_scopes
 from service.store.database import now
 from service.store.models import Push, PushStep, Repository, StepKind
 

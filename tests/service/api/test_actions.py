@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlmodel import col, select
 
 from service.api.events import job_action
-from service.flow.action import KINDS, JobAction, store
+from service.flow.actions.receive import KINDS, JobAction, store
 from service.store.database import now
 from service.store.models import Action, Delivery, PlannedTask, Source, State
 from tests.facts import fact

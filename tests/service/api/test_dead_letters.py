@@ -6,7 +6,7 @@ import pytest
 from sqlmodel import select
 
 from service.api.dead_letters import MAX_PAYLOAD
-from service.flow import heal
+from service.flow.jobs import reconcile
 from service.store.models import DeadLetter, GroupCheck, State
 from tests.service.asgi import ADMIN, READER, WRITER, Api, is_problem, node, push_event
 
@@ -119,7 +119,7 @@ async def test_what_still_cannot_be_taken_stays(sqlite_api: Api, payload: bytes 
 async def test_a_task_group_that_could_not_be_listed_is_listed_again(sqlite_api: Api) -> None:
     group = "AAAAAAAAAAAAAAAAAAAAAA"
     async with sqlite_api.database.writing() as session:
-        session.add(GroupCheck(task_group_id=group, lane=heal.LANE).dead_letter("given up"))
+        session.add(GroupCheck(task_group_id=group, lane=reconcile.LANE).dead_letter("given up"))
     (letter,) = await sqlite_api.letters()
     assert (await sqlite_api.post(f"/dead-letters/{letter.id}/replay")).status_code == 202
     assert await sqlite_api.letters() == []

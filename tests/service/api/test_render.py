@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.flow.preview import preview
+from service.flow.pushes.preview import preview
 from tests.service.asgi import READER, WRITER, Api, is_problem, push_event
 
 FILE = "version: 1\ntasks: []"

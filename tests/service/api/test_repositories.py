@@ -9,7 +9,7 @@ from sqlmodel import col, select
 
 from service.clients.hg import HttpHg
 from service.errors import Refusal, Unavailable
-from service.flow.action import new_action
+from service.flow.actions.receive import new_action
 from service.store.models import Action, Notice, PushStep, Source, State, StepKind
 from tests.service.asgi import READER, WRITER, Api, is_problem, node, push_event
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
-from service.flow import heal
+from service.flow.jobs import reconcile
 from service.store.models import GroupCheck, JobReport, Stage
 from tests.service.asgi import Api, is_problem, running, settings_for
 
@@ -189,4 +189,4 @@ async def test_a_deleted_queue_of_task_events_makes_all_runs_due_for_a_check(api
     async with api.database.reading() as session:
         checks = (await session.exec(select(GroupCheck.task_group_id))).all()
     # the worker goes through them piece by piece: there can be a million
-    assert checks == ([heal.EVERYTHING] if found == "deleted" else [])
+    assert checks == ([reconcile.EVERYTHING] if found == "deleted" else [])

@@ -20,7 +20,7 @@ from sandbox.taskcluster import Client, Taskcluster, create_app
 from sandbox.taskcluster.clock import DAY, HOUR, iso
 from service.clients.taskcluster import TaskclusterQueue, missing_scopes
 from service.errors import Refusal, Unavailable
-from service.flow.ids import slugid
+from service.flow.tasks.ids import slugid
 from service.settings import TaskclusterSettings
 from tests.service.world import ROOT, serving
 

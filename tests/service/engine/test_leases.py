@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from service.engine import leases
 from service.engine.leases import Hold, Lane, LeaseLostError, backoff, claim, due_lanes, due_shares
-from service.flow import settle
+from service.flow.jobs import outcomes
 from service.settings import WorkSettings
 from service.store.database import Database, now
 from service.store.models import WORK_TABLES, DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind
@@ -437,7 +437,7 @@ async def test_what_workers_ask_all_the_time_scans_nothing(database: Database, s
         for model in WORK_TABLES:
             await claim(session, model, "graph x", 2, MINUTE, holder="a/b", after="mc/1")
             await leases.pull_back(session, model, "graph x", MINUTE)
-        await settle.due(session, "tc-treeherder", 200)
+        await outcomes.due(session, "tc-treeherder", 200)
         await leases.take_over(session, "a/", "a/c")
         asked = list(statements)
         assert len(asked) > 20

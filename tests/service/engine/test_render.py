@@ -15,7 +15,7 @@ import pytest
 
 from service.engine.render import Renderer, TemplateError
 from service.engine.render_child import NICE
-from service.flow.ids import slugid
+from service.flow.tasks.ids import slugid
 from service.settings import RenderLimits
 from tests.service.test_sanitize import check_storable
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.flow import poll, push, shift
+from service.flow.pushes import poll, push, shift
 from tests.service.flow.listeners import Clock
 
 

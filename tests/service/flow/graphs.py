@@ -17,7 +17,7 @@ from service.clients.taskcluster import Page
 from service.engine.leases import Hold, claim
 from service.engine.worker import RUN, Worker
 from service.errors import Refusal
-from service.flow.definition import stamp
+from service.flow.tasks.definition import stamp
 from service.store.database import now
 from service.store.models import Action, Notice, PlannedTask, Source, State, Work
 from tests.service.world import World, node

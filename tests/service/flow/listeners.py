@@ -7,7 +7,7 @@ from typing import Any
 from sqlmodel import select, update
 
 from service.contract.events import AnnouncedLeases, Lease, PollNews, PushEvent, Shift, ShiftRequest
-from service.flow import push, shift
+from service.flow.pushes import push, shift
 from service.settings import PollSettings, load
 from service.store.database import Database
 from service.store.models import Repository

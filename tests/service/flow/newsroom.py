@@ -19,10 +19,10 @@ from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store, revision_hash
 from service.contract.events import Verdict
 from service.engine.reporter import Reporter
-from service.flow import report
-from service.flow.definition import stamp
-from service.flow.ids import slugid
-from service.flow.report import TaskEvent
+from service.flow.jobs import events
+from service.flow.jobs.events import TaskEvent
+from service.flow.tasks.definition import stamp
+from service.flow.tasks.ids import slugid
 from service.services import Parts, parts
 from service.settings import Settings
 from service.store.database import Database, now
@@ -170,9 +170,9 @@ class Newsroom:
 
     async def take(self, messages: Iterable[Message]) -> list[Verdict]:
         """Take messages in as one batch."""
-        judged = [report.judge(self.parts.settings, pulse(message)) for message in messages]
+        judged = [events.judge(self.parts.settings, pulse(message)) for message in messages]
         async with self.database.writing() as session:
-            await report.upsert(session, [row for _, rows in judged for row in rows], now())
+            await events.upsert(session, [row for _, rows in judged for row in rows], now())
         return [verdict for verdict, _ in judged]
 
     async def take_all(self) -> None:

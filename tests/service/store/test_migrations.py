@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from sqlmodel import Session, SQLModel, select
 
 import service.store.models as tables
-from service.flow.action import Arrival, JobAction
+from service.flow.actions.receive import Arrival, JobAction
 from service.store.database import check_schema, downgrade, migrations, revisions, sync_url, upgrade
 
 ROOT = Path(__file__).parents[3]

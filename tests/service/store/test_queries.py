@@ -22,7 +22,7 @@ from benchmarks.growth import ENVIRONMENT, Sizes, alias, fill, revision, task_id
 from service.engine import leases, retention
 from service.engine.leases import Hold
 from service.errors import UpstreamError
-from service.flow import heal, settle
+from service.flow.jobs import outcomes, reconcile
 from service.settings import RetentionSettings
 from service.store.database import Database, now
 from service.store.models import NOBODY, WORK_TABLES, GroupCheck, JobReport
@@ -289,15 +289,15 @@ async def serve(api: Api) -> None:
     """What the worker and the reporter do, beside the work itself."""
     database, settings = api.database, api.settings
     with pytest.raises(UpstreamError):  # no queue is there to be asked
-        await heal.check_quiet(api.parts)
+        await reconcile.check_quiet(api.parts)
     async with database.writing() as session:
         for model in WORK_TABLES:
             await session.exec(update(model).where(col(model.id).in_(range(10))).values(due_at=now()))
-        session.add(lost := GroupCheck(task_group_id=heal.EVERYTHING, lane="lost", lease=1))
-    await heal.list_group(api.parts, Hold(database, settings.work, lost))
+        session.add(lost := GroupCheck(task_group_id=reconcile.EVERYTHING, lane="lost", lease=1))
+    await reconcile.list_group(api.parts, Hold(database, settings.work, lost))
     async with database.reading() as session:
         lanes = await leases.due_lanes(session, WORK_TABLES)
-        reports = await settle.due(session, ENVIRONMENT, 10)
+        reports = await outcomes.due(session, ENVIRONMENT, 10)
     assert all(lanes.values())
     assert reports
     for model, of_model in lanes.items():
@@ -309,11 +309,11 @@ async def serve(api: Api) -> None:
                 await leases.renew(session, [Hold(database, settings.work, item) for item in claimed], timedelta(0))
             if model is JobReport:
                 async with database.writing() as session:
-                    await settle.renew(session, claimed, timedelta(0))  # type: ignore[arg-type]  # all of that model
-                    await settle.release(session, claimed)  # type: ignore[arg-type]  # likewise
-    await database.commit(lambda connection: connection.execute(*settle.push_arrived(ENVIRONMENT, alias(1))), NOBODY)
+                    await outcomes.renew(session, claimed, timedelta(0))  # type: ignore[arg-type]  # all of that model
+                    await outcomes.release(session, claimed)  # type: ignore[arg-type]  # likewise
+    await database.commit(lambda connection: connection.execute(*outcomes.push_arrived(ENVIRONMENT, alias(1))), NOBODY)
     async with database.writing() as session:
-        await settle.skip(session, [task_id("r", 1)], "gone")
+        await outcomes.skip(session, [task_id("r", 1)], "gone")
         await leases.take_over(session, "me", but="you")
         await leases.take_over(session, None, but="you")
 

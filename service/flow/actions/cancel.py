@@ -1,0 +1,62 @@
+"""A cancel: the task as it stands, then `queue.cancelTask` with the one scope for the one task."""
+
+import structlog
+
+from service.clients.taskcluster import known_status
+from service.engine.leases import Hold
+from service.errors import Refusal
+from service.flow.actions.receive import FailedError, RejectedError, Subject, subject_of
+from service.flow.tasks.status import RESOLVED, exact_scope, was_cancelled
+from service.services import Parts
+from service.store.database import now
+from service.store.models import Action, State
+
+log = structlog.get_logger()
+
+
+async def run(parts: Parts, hold: Hold[Action]) -> None:
+    """Cancel the task, unless it has ended already."""
+    action = hold.item
+    try:
+        subject = await subject_of(parts, action.project, action.task_id)
+        nothing = nothing_to_do(subject)
+        if nothing is not None:
+            # what we began and could not write down is done, whoever asks
+            mine = action.planned_at is not None and was_cancelled(subject.status)
+            await hold.finish(State.DONE if mine else State.NOTHING_TO_DO, None if mine else nothing)
+            return
+        if action.planned_at is None:
+            await hold.commit(planned_at=now())
+        try:
+            after = await parts.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
+        except Refusal as refusal:
+            raise FailedError(_readable(subject, refusal)) from None
+        subject.status = known_status(after)
+        if (
+            not was_cancelled(subject.status) and (nothing := nothing_to_do(subject)) is not None
+        ):  # it ended just before
+            await hold.finish(State.NOTHING_TO_DO, nothing)
+            return
+    except RejectedError as error:
+        await hold.finish(State.REJECTED, str(error))
+    except FailedError as error:
+        await hold.finish(State.FAILED, str(error))
+    else:
+        await hold.finish(State.DONE)
+        log.info("task-cancelled", task_id=action.task_id, project=action.project, requester=action.requester)
+
+
+def nothing_to_do(subject: Subject) -> str | None:
+    """Why there is nothing to cancel, None when there is."""
+    state = subject.status["state"]
+    return f"task {subject.status['taskId']} ({subject.name}) is {state} already" if state in RESOLVED else None
+
+
+def _readable(subject: Subject, refusal: Refusal) -> str:
+    task = f"task {subject.status['taskId']} ({subject.name})"
+    scope = exact_scope("cancel-task", subject.status)
+    if refusal.status == 409:
+        return f"{task} is past its deadline, {subject.status['deadline']}, and cannot be cancelled any more"
+    if refusal.status in {401, 403}:
+        return f"Taskcluster does not let this service cancel {task}: its client needs the scope {scope}"
+    return f"Taskcluster refuses to cancel {task} with {refusal.status}: {refusal}"

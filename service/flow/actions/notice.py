@@ -1,0 +1,222 @@
+"""What others are told of an action that has ended: a message on Pulse, or a job in Treeherder that shows a failure.
+
+At least once: a message may go out twice, and a job that Treeherder has completed stays as it is.
+"""
+
+import asyncio
+import json
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlmodel import col, select
+
+from service.clients.pulse import RETRIGGERS
+from service.engine.budget import blocked_for, jobs_budget, refilled
+from service.engine.leases import Hold
+from service.errors import Refusal, Unavailable
+from service.flow.actions.receive import Subject
+from service.flow.jobs.rest import Facts, UnusableError
+from service.flow.tasks.definition import stamp
+from service.flow.tasks.ids import derive
+from service.services import Parts
+from service.settings import Environment
+from service.store.database import now
+from service.store.models import Action, Notice, NoticeKind, Push, PushStep, Repository, State
+
+LONGEST_TURN = 10.0
+"""Seconds that a job waits for a request of the budget; then it is tried again later."""
+
+
+async def run(parts: Parts, hold: Hold[Notice]) -> None:
+    """Tell it once more, until it was heard."""
+    notice = hold.item
+    try:
+        if notice.kind == NoticeKind.PULSE:
+            if parts.publisher is None:
+                await hold.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
+                return
+            await parts.publisher.publish(notice.target, notice.key, notice.body)  # nobody has to listen
+        else:
+            skipped = await _post_job(parts, notice)
+            if skipped is not None:
+                await hold.finish(State.SKIPPED, skipped)
+                return
+    except Refusal as refusal:
+        await hold.bury(str(refusal))
+        return
+    await hold.finish(State.DONE)
+
+
+def retriggered(action: Action, old_id: str, new_id: str, group_id: str) -> Notice:
+    """The announcement of a retrigger that was carried out."""
+    body = {"requester": action.requester, "taskGroupId": group_id, "taskId": old_id, "newTaskId": new_id}
+    return Notice(
+        kind=NoticeKind.PULSE,
+        lane="pulse",
+        share=action.share,
+        action_id=action.id or 0,
+        target=RETRIGGERS,
+        key=old_id,
+        body=body,
+    )
+
+
+# --- the job that shows a failure --------------------------------------------------------------------------------
+
+
+def failure_jobs(parts: Parts, action: Action, subject: Subject) -> list[dict[str, Any]]:
+    """Where a failure of this action is to be shown: the pushes that the task's routes name, and the job but for why.
+
+    One a Treeherder; only where it takes jobs over REST.
+    """
+    shown: dict[str, dict[str, Any]] = {}
+    for prefix, route in subject.routes:
+        environment = parts.settings.environments.get(prefix)
+        if environment is None or environment.jobs != "rest":
+            continue
+        entry = {
+            "project": route.project,
+            "revision": route.revision,
+            "revision_hash": route.revision_hash,
+            "job": _job(parts.secret, action, subject),
+        }
+        if prefix not in shown or route.revision is not None:  # a version 2 route needs no looking up
+            shown[prefix] = {"environment": prefix, "project": route.project, "entry": entry}
+    return list(shown.values())
+
+
+def _job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:
+    """A completed job beside the one that was to be retriggered: the same platform, options, group and symbol."""
+    digest = derive(secret, "failure job", action.key)
+    return failed_job(digest, f"{action.kind}: {subject.name}"[:100], action.requester, _beside(subject))
+
+
+def failed_job(digest: bytes, name: str, who: str, place: dict[str, Any]) -> dict[str, Any]:
+    """Return a completed job of the id that the digest makes; `place` is what says where it stands in Treeherder."""
+    return {
+        "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
+        "name": name,
+        **place,
+        "who": who[:50] or "unknown",
+        "machine": "unknown",
+        "build_system_type": "taskcluster",
+        "state": "completed",
+        "result": "exception",
+    }
+
+
+def _beside(subject: Subject) -> dict[str, Any]:
+    """Where the job of the task itself stands; of a task that is not shown, a place by its worker type."""
+    definition = subject.definition
+    try:
+        facts = Facts(subject.status["taskId"], definition)
+    except (UnusableError, KeyError, TypeError, ValueError):
+        shown = {"symbol": "?", "machine": {"platform": definition["workerType"]}}
+        metadata = {"name": subject.name, "description": "", "owner": "unknown"}
+        bare = {**definition, "metadata": metadata, "extra": {"treeherder": shown}, "created": stamp(now())}
+        facts = Facts(subject.status["taskId"], bare)
+    return {
+        "job_symbol": facts.symbol,
+        "group_name": facts.group_name,
+        "group_symbol": facts.group_symbol,
+        "product_name": facts.product,
+        "build_platform": facts.build,
+        "machine_platform": facts.machine,
+        "option_collection": dict.fromkeys(facts.options, True),
+        "tier": facts.tier,
+    }
+
+
+async def _post_job(parts: Parts, notice: Notice) -> str | None:
+    """Post the job with the reason; or return why it is no longer to be posted."""
+    environment = parts.settings.environments.get(notice.target)
+    if environment is None or environment.jobs != "rest":
+        return f"environment {notice.target} takes no jobs over REST by the present settings"
+    failure = await _failure(parts, notice)
+    if failure is None:
+        return "it was taken up again"
+    treeherder = parts.treeherders[notice.target]
+    entry = notice.body
+    own = entry["revision"] or await _tip(parts, notice)
+    # a Treeherder of that time answers 200 to jobs of a push that it does not know, and drops them
+    push = await treeherder.find_push(notice.key, own, entry["revision_hash"])
+    if push is None:
+        raise Unavailable(
+            "treeherder", f"{notice.target} knows no push {own or entry['revision_hash']} of {notice.key}"
+        )
+    details = [{"content_type": "text", "title": title, "value": value} for title, value in failure.details.items()]
+    job = {
+        **entry["job"],
+        "reason": f"{failure.what} failed: {failure.reason}"[:125],
+        "desc": failure.reason,
+        "submit_timestamp": failure.began,
+        "start_timestamp": failure.began,
+        "end_timestamp": failure.ended,
+        "artifacts": [{"type": "json", "name": "Job Info", "blob": json.dumps({"job_details": details})}],
+    }
+    posted = {"project": entry["project"], "revision": push.revision, "superseded": [], "job": job}
+    if push.revision_hash:  # without it, a Treeherder before 2016-03 drops the job
+        posted["revision_hash"] = push.revision_hash
+    await _turn(parts, environment)
+    await treeherder.post_jobs(notice.key, [posted])
+    return None
+
+
+@dataclass
+class _Failure:
+    """What failed, as its job shows it; times in epoch seconds."""
+
+    what: str
+    reason: str
+    began: int
+    ended: int
+    details: dict[str, str]
+
+
+async def _failure(parts: Parts, notice: Notice) -> _Failure | None:
+    """Return what the notice is about; None if that has not failed any more."""
+    async with parts.database.reading() as session:
+        if notice.action_id is not None:
+            action = await session.get_one(Action, notice.action_id)
+            work: Action | PushStep = action
+            what, began, details = action.kind, action.received_at, {"task": action.task_id}
+        else:
+            step = await session.get_one(PushStep, notice.step_id)
+            work = step
+            push = await session.get_one(Push, step.push_id)
+            what, began, details = "task graph", push.noticed_at, {"push": str(push.push_id)}
+    if work.state not in {State.FAILED, State.REJECTED}:
+        return None
+    reason = work.error or "no reason is known"
+    ended = int((work.done_at or now()).timestamp())
+    return _Failure(what, reason, int(began.timestamp()), ended, {f"{what} failed": reason, **details})
+
+
+async def _turn(parts: Parts, environment: Environment) -> None:
+    """Take a request of the credential's budget for jobs, and wait until it may be made. Raises Unavailable."""
+    name, rate = jobs_budget(environment, parts.settings.reports.links_wait)
+    async with parts.database.writing() as session:
+        at = now()
+        bucket = await refilled(session, name, at, rate)
+        if blocked := blocked_for(bucket, at, parts.settings.work.longest_wait):
+            raise Unavailable("treeherder", f"{environment.url} is left alone for now", blocked)
+        pause = max(0.0, (1 - bucket.tokens) / rate)
+        if pause > LONGEST_TURN:
+            reason = f"no request with jobs is left for {environment.url} in the next {LONGEST_TURN:g} s"
+            raise Unavailable("treeherder", reason, timedelta(seconds=pause))
+        bucket.tokens -= 1  # taken in advance: others see it
+    await asyncio.sleep(pause)
+
+
+async def _tip(parts: Parts, notice: Notice) -> str | None:
+    """The tip of our own push with the hash that a version 1 route has."""
+    async with parts.database.reading() as session:
+        found = await session.exec(
+            select(Push.revision)
+            .join(Repository, col(Repository.id) == Push.repository_id)
+            .where(Push.revision_hash == notice.body["revision_hash"], Repository.alias == notice.key)
+            .order_by(col(Push.id).desc())
+        )
+        return found.first()

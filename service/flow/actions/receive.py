@@ -1,0 +1,387 @@
+"""A pressed button, or a call of our API, becomes a stored action; and what every action begins with.
+
+A message may come again: under the same delivery key when a listener posts it once more, and as `redelivered` under
+a new key when the listener's channel was lost before the broker had the acknowledgement. Of equal presses nobody can
+say which redelivered message is which original, but how many presses there were can be counted: see `count_presses`.
+
+Listeners report what the broker has confirmed. Until then a delivery may come again; a press that is counted only after
+such a report is carried out then. All deliveries are kept, each on one action.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import heapq
+import json
+import re
+import uuid
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from itertools import chain
+from typing import Annotated, Any, Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from sqlalchemy import text
+from sqlmodel import col, select
+
+from service.clients.taskcluster import Definition, Status, known_definition, known_status
+from service.contract.events import JobActionMessage, PulseMessage, Verdict
+from service.errors import Refusal
+from service.flow.tasks.definition import SLUGID, name_of
+from service.flow.tasks.routes import Route
+from service.flow.tasks.routes import parse as parse_route
+from service.sanitize import NonsenseError, parse
+from service.services import Parts
+from service.store.database import Session, now
+from service.store.models import UNSETTLED, Action, Delivery, Repository, Source, State, share_of
+
+log = structlog.get_logger()
+
+KINDS = ("retrigger", "cancel")
+"""The actions that this service does."""
+
+KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
+"""Those of Mozilla's Treeherders, for a service that no environments are configured for."""
+
+REDELIVERED_WITHIN = timedelta(days=2)
+"""How long after a message the broker may bring it again."""
+
+CLOCK_SKEW = 300.0
+"""Seconds; how far a listener's clock may be off: the service takes no signature that is older or newer."""
+
+_LOCKS = 0x7C7B
+"""The first of the two numbers of our advisory locks on PostgreSQL; alembic/env.py takes another."""
+
+_STRIPES = 256
+"""Locks there are for all presses together: a transaction may need one for each event, and PostgreSQL's are few."""
+
+_TAKE_LOCKS = text("SELECT pg_advisory_xact_lock(:space, stripe) FROM unnest(CAST(:stripes AS integer[])) AS stripe")
+
+
+class RejectedError(Exception):
+    """The action is not to be done; the message says why."""
+
+
+class FailedError(Exception):
+    """The action cannot be done; the message says why."""
+
+
+# --- what came in ------------------------------------------------------------------------------------------------
+
+
+def _job(guid: Any) -> tuple[str, int]:
+    """taskId and runId of a `job_guid`."""
+    name, _, run = guid.partition("/") if isinstance(guid, str) else ("", "", "")
+    try:
+        task = uuid.UUID(name)
+    except ValueError:
+        task = None
+    if task is None or len(name) != 36 or not (run.isascii() and run.isdigit() and len(run) <= 4):
+        raise ValueError(f"{str(guid)[:100]!r} is not <uuid>/<runId>, so it names no task")
+    return base64.urlsafe_b64encode(task.bytes).decode().rstrip("="), int(run)
+
+
+class JobAction(BaseModel):
+    """A button pressed in Treeherder: its job-action-message schema, further fields allowed, any action taken."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
+
+    version: Literal[1]
+    project: str = Field(max_length=1_000)
+    job: Annotated[tuple[str, int], PlainValidator(_job)] = Field(alias="job_guid")
+    action: str = Field(max_length=100)
+    requester: str = Field(max_length=1_000)
+    job_id: int | float | None = None
+
+
+def pressed(message: PulseMessage) -> JobAction:
+    """What a message says. Raises NonsenseError and pydantic's ValidationError."""
+    if message.encoding == "base64":
+        try:
+            raw = base64.b64decode(message.body, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise NonsenseError(f"not base64: {error}") from None
+    else:
+        raw = message.body.encode(errors="surrogatepass")
+    return JobAction.model_validate(parse(raw))
+
+
+def new_action(kind: str, project: str, task_id: str, run_id: int | None, requester: str, source: Source) -> Action:
+    """An action that is to be done; one of an unknown kind is rejected from the start."""
+    action = Action(
+        kind=kind,
+        project=project,
+        task_id=task_id,
+        run_id=run_id,
+        requester=requester,
+        source=source,
+        lane=f"action {kind}" if kind in KINDS else "none",
+        share=share_of(project, requester),
+    )
+    if kind not in KINDS:
+        action.state, action.due_at, action.done_at = State.REJECTED, None, now()
+        action.error = f"there is no action {kind!r} here: {' and '.join(KINDS)} are what this service does"
+    return action
+
+
+@dataclass
+class Arrival:
+    """A message, and what it says."""
+
+    message: JobActionMessage
+    press: JobAction
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of what is the same in equal presses."""
+        values = [*self.press.job, self.press.action, self.press.project, self.press.requester]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+    def delivery(self) -> Delivery:
+        """A row for it, not listed on an action yet."""
+        columns = self.message.model_dump(include={"channel", "redelivered", "stamp"})
+        return Delivery(key=self.message.delivery, digest=self.identity, made_action=False, **columns)
+
+
+async def store(
+    session: Session, arrivals: Sequence[Arrival], acknowledged: Collection[str] = ()
+) -> tuple[list[Verdict], list[Action]]:
+    """Store what is new, in the caller's transaction: a verdict for each, and the actions that are to be done.
+
+    `acknowledged`: deliveries that the broker is now known not to bring again. An equal one may thereby turn out to be
+    another press: it becomes an action here, too.
+    """
+    acknowledged = set(acknowledged)
+    reported = await session.exec(
+        select(Delivery.digest).where(col(Delivery.key).in_(acknowledged), col(Delivery.acknowledged).is_(False))
+    )
+    identities = {*filter(None, reported), *(arrival.identity for arrival in arrivals)}
+    await _lock(session, identities)
+    groups = await _unsettled(session, identities)
+    # never less than they were counted as before: with the days, deliveries leave the groups
+    enough = {
+        identity: max(count_presses(group), sum(delivery.made_action for delivery in group))
+        for identity, group in groups.items()
+    }
+    for delivery in chain.from_iterable(groups.values()):
+        delivery.acknowledged = delivery.acknowledged or delivery.key in acknowledged
+    arrived = {arrival.message.delivery: arrival for arrival in arrivals}
+    known = set(await session.exec(select(Delivery.key).where(col(Delivery.key).in_(arrived))))
+    new = {key: arrival.delivery() for key, arrival in arrived.items() if key not in known}
+    for delivery in new.values():
+        groups[delivery.digest or ""].append(delivery)
+
+    pressed_now: list[Delivery] = []
+    for identity, group in groups.items():
+        more = count_presses(group) - enough.get(identity, 0)
+        spare = [delivery for delivery in group if not delivery.made_action]
+        # what has no action yet goes first, and of that what is certainly a press of its own
+        spare.sort(key=lambda delivery: (delivery.action_id is not None, delivery.redelivered))
+        pressed_now += spare[: max(more, 0)]
+    actions = await _make_actions(session, pressed_now, arrived)
+    for group in groups.values():
+        _list_others(group)
+    session.add_all(new.values())
+    verdicts = list(_verdicts(arrivals, new, actions))
+    return verdicts, [action for action in actions.values() if action.state == State.PENDING]
+
+
+async def _lock(session: Session, names: Iterable[str]) -> None:
+    """Wait for every transaction that stores under one of `names`: what it has not committed yet, nobody else can see.
+
+    SQLite has one writer, so there is nothing to wait for.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    stripes = sorted({zlib.crc32(name.encode()) % _STRIPES for name in names})
+    if stripes:  # sorted, so that two never wait in a circle
+        connection = await session.connection()
+        await connection.execute(_TAKE_LOCKS, {"space": _LOCKS, "stripes": stripes})
+
+
+async def _unsettled(session: Session, identities: Collection[str]) -> defaultdict[str, list[Delivery]]:
+    """The equal deliveries of which not each is certainly the only one of its press, and has made its action.
+
+    However often a button is pressed, these are few: those of the last moments, and those of lost channels.
+    """
+    groups: defaultdict[str, list[Delivery]] = defaultdict(list)
+    deliveries = await session.exec(
+        select(Delivery)
+        .where(col(Delivery.digest).in_(identities), UNSETTLED, col(Delivery.at) > now() - REDELIVERED_WITHIN)
+        .order_by(col(Delivery.stamp))
+    )
+    for delivery in deliveries:
+        groups[delivery.digest or ""].append(delivery)
+    return groups
+
+
+def may_come_again_as(earlier: Delivery, later: Delivery) -> bool:
+    """Return True if both may be the same message."""
+    in_time = earlier.stamp - 2 * CLOCK_SKEW < later.stamp
+    return later.redelivered and not earlier.acknowledged and earlier.channel != later.channel and in_time
+
+
+def count_presses(deliveries: Collection[Delivery]) -> int:
+    """Return how many presses there were at least, of equal deliveries.
+
+    That is their number without the largest one-to-one matching of what `may_come_again_as` what. By König's theorem,
+    the matching has as many pairs as there are ends, less those of the largest set of ends without a pair among them.
+    In the order of time, a pair is an `earlier` end before a `later` end on another channel. So such a set is: later
+    ends, up to some time; then both kinds on one channel, up to another time; then earlier ends.
+    """
+    ends = [(each.stamp, False, each.channel) for each in deliveries if each.redelivered]
+    ends += [(each.stamp - 2 * CLOCK_SKEW, True, each.channel) for each in deliveries if not each.acknowledged]
+    later_ends = largest = 0
+    on_channel: defaultdict[str, int] = defaultdict(int)
+    for _, is_earlier, channel in sorted(ends):
+        on_channel[channel] = max(on_channel[channel], later_ends) + 1
+        later_ends += not is_earlier
+        largest = max(largest + is_earlier, later_ends, on_channel[channel])
+    return len(deliveries) - (len(ends) - largest)
+
+
+async def _make_actions(
+    session: Session, deliveries: Sequence[Delivery], arrived: Mapping[str, Arrival]
+) -> dict[str, Action]:
+    """Make an action of each delivery, by its key; of one that was listed on another action, the same once more."""
+    ids = {delivery.action_id for delivery in deliveries} - {None}
+    listed = {action.id: action for action in await session.exec(select(Action).where(col(Action.id).in_(ids)))}
+    actions: dict[str, Action] = {}
+    for delivery in deliveries:
+        if delivery.action_id is None:
+            press = arrived[delivery.key].press
+            action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
+        else:
+            same = listed[delivery.action_id]
+            action = new_action(same.kind, same.project, same.task_id, same.run_id, same.requester, Source.PULSE)
+            log.info("press-counted-late", delivery=delivery.key, listed_on=same.id, task_id=same.task_id)
+        actions[delivery.key] = action
+    session.add_all(actions.values())
+    await session.flush()
+    for delivery in deliveries:
+        delivery.action_id, delivery.made_action = actions[delivery.key].id, True
+    return actions
+
+
+def _list_others(group: Sequence[Delivery]) -> None:
+    """List each delivery that made no action on one that it may belong to: of several, on the one that has fewest."""
+    listed = [delivery for delivery in group if delivery.action_id is not None]
+    deliveries = Counter(delivery.action_id or 0 for delivery in listed)
+    alike: defaultdict[tuple[str, bool], list[Delivery]] = defaultdict(list)  # of one batch: seconds are no matter
+    for delivery in [delivery for delivery in group if delivery.action_id is None]:
+        alike[delivery.channel, delivery.redelivered].append(delivery)
+    for others in alike.values():
+        one = others[0]
+        same = {each.action_id or 0 for each in listed if may_come_again_as(each, one) or may_come_again_as(one, each)}
+        fewest = [(deliveries[action_id], action_id) for action_id in same or deliveries]
+        heapq.heapify(fewest)
+        for delivery in others:
+            count, delivery.action_id = fewest[0]
+            deliveries[delivery.action_id] += 1
+            heapq.heapreplace(fewest, (count + 1, delivery.action_id))
+
+
+def _verdicts(arrivals: Iterable[Arrival], new: dict[str, Delivery], actions: dict[str, Action]) -> Iterator[Verdict]:
+    for arrival in arrivals:
+        delivery = new.pop(arrival.message.delivery, None)  # the same key once more in this batch is a duplicate too
+        if delivery is None:
+            yield Verdict(verdict="duplicate", reason="this delivery is known")
+        elif delivery.made_action:
+            action = actions[delivery.key]
+            rejected = action.state == State.REJECTED
+            yield Verdict(verdict="rejected" if rejected else "accepted", reason=action.error)
+        else:
+            yield Verdict(verdict="duplicate", reason=f"it came before, as action {delivery.action_id}")
+
+
+async def called(session: Session, action: Action, key: str, digest: str) -> Action | None:
+    """Store an action that a program asks for under its own key; the earlier one's, when the key is known.
+
+    None: the key is known, and was used for something else.
+    """
+    await _lock(session, [key])
+    known = await session.get(Delivery, key)
+    if known is not None:
+        return await session.get(Action, known.action_id) if known.digest == digest else None
+    session.add(action)
+    await session.flush()
+    session.add(Delivery(key=key, digest=digest, action_id=action.id, acknowledged=True))
+    return action
+
+
+# --- what every action begins with -------------------------------------------------------------------------------
+
+
+@dataclass
+class Subject:
+    """What an action is about, as it stands now."""
+
+    repository: Repository
+    definition: Definition
+    status: Status
+    routes: list[tuple[str, Route]]  # prefix and what it says, of those that name the project
+
+    @property
+    def name(self) -> str:
+        return name_of(self.definition)
+
+
+async def repository_of(parts: Parts, project: str) -> Repository:
+    """The monitored repository of that alias. Raises RejectedError."""
+    async with parts.database.reading() as session:
+        found = await session.exec(
+            select(Repository).where(Repository.alias == project, col(Repository.deleted_at).is_(None))
+        )
+        repository = found.first()
+    if repository is None:
+        raise RejectedError(f"no repository {project!r} is monitored here: add it first")
+    if not repository.enabled:
+        raise RejectedError(f"the repository {project} is disabled: enable it first")
+    return repository
+
+
+async def subject_of(parts: Parts, project: str, task_id: str) -> Subject:
+    """The task, fetched anew, for a message is only a hint. Raises RejectedError and FailedError."""
+    repository = await repository_of(parts, project)
+    if re.fullmatch(SLUGID, task_id) is None:
+        raise RejectedError(f"there is no task {task_id} in Taskcluster: no taskId looks like this")
+    try:
+        definition, status = await asyncio.gather(parts.queue.task(task_id), parts.queue.status(task_id))
+    except Refusal as refusal:
+        raise FailedError(f"Taskcluster does not let us see task {task_id} ({refusal.status}): {refusal}") from None
+    if definition is None or status is None:
+        raise RejectedError(f"there is no task {task_id} in Taskcluster: it may have expired")
+    definition, status = known_definition(definition), known_status(status)
+    prefixes = tuple(parts.settings.environments) or KNOWN_PREFIXES
+    named = [
+        (prefix, found)
+        for route in definition["routes"]
+        for prefix in prefixes
+        if (found := parse_route(prefix, route)) and found.full_project in {project, repository.route_project}
+    ]
+    if not named:
+        raise RejectedError(
+            f"none of the {' and '.join(prefixes)} routes of task {task_id} ({name_of(definition)}) names {project}: "
+            "it is no task of that project"
+        )
+    return Subject(repository, definition, status, named)
+
+
+def run_of(status: Status, run_id: int | None) -> dict[str, Any] | None:
+    """The run that an action names, the latest when it names none; None when the task has never run.
+
+    Raises RejectedError.
+    """
+    runs: list[dict[str, Any]] = status["runs"]
+    if run_id is None or (not runs and run_id == 0):  # Treeherder shows a task that waits as run 0
+        return runs[-1] if runs else None
+    for run in runs:
+        if run["runId"] == run_id:
+            return run
+    raise RejectedError(f"task {status['taskId']} has no run {run_id}: it has {len(runs)}")

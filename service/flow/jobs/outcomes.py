@@ -1,0 +1,214 @@
+"""How job reports are claimed and finished in batches; the like of `service.engine.leases` for them.
+
+A report is finished only in the version that was claimed: what came meanwhile keeps it due. Each write carries the
+fencing number, and raises it, so that nothing of a holder's comes after it.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import Table, bindparam, case, collate, func, literal, null, update
+from sqlmodel import col, select
+
+from service import metrics
+from service.flow.jobs.deliver import End, Outcome
+from service.flow.jobs.events import NEVER
+from service.sanitize import visible
+from service.store.commits import Statement
+from service.store.database import Session, Utc, now
+from service.store.distinct import distinct_of
+from service.store.models import JobReport, Stage, State
+
+log = structlog.get_logger()
+
+_REPORT: Table = JobReport.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
+_R = _REPORT.c
+
+
+_AT, _AGAIN_AT = bindparam("at", type_=Utc), bindparam("again_at", type_=Utc)
+
+_LANES = distinct_of(_R.lane, "lanes", _R.due_at.is_not(None))
+_OF_LANE = _R.lane == _LANES.c.lane
+_DUE = select(
+    _LANES.c.lane,
+    select(func.count())
+    .select_from(
+        select(literal(1)).where(_OF_LANE, _R.due_at <= _AT).limit(bindparam("most")).correlate(_LANES).subquery()
+    )
+    .scalar_subquery(),
+    select(func.min(_R.due_at)).where(_OF_LANE, _R.due_at.is_not(None)).scalar_subquery(),
+    select(func.max(_R.due_at)).where(_OF_LANE, _R.due_at.is_not(None)).scalar_subquery(),
+).where(_LANES.c.lane.is_not(None))
+
+
+async def due(session: Session, environment: str, most: int) -> dict[str, tuple[int, datetime, datetime]]:
+    """Return how many reports of each lane of this Treeherder are due, of more than `most` so many; and when its first
+    and its last one is."""
+    lanes = await (await session.connection()).execute(_DUE, {"at": now(), "most": most})
+    return {lane: tuple(rest) for lane, *rest in lanes if lane.startswith(f"job {environment} ")}
+
+
+def _held(**values: Any) -> Any:
+    return update(_REPORT).where(_R.id == bindparam("held_id"), _R.lease == bindparam("held_lease")).values(**values)
+
+
+_SAME = _R.version == bindparam("held_version")
+
+_DONE = _held(
+    lease=_R.lease + 1,
+    holder=None,
+    delivered=bindparam("new_delivered"),
+    attempts=0,
+    error=None,
+    no_push_since=None,
+    due_at=case((_SAME, null()), else_=_AT),
+    since=case((_SAME, _R.since), else_=_AT),
+    state=case((_SAME, State.DONE), else_=State.PENDING),
+    done_at=case((_SAME, _AT), else_=null()),
+)
+# Treeherder never changes a completed job: whatever came meanwhile, this was the last that it is told
+_LAST = _held(
+    lease=_R.lease + 1,
+    holder=None,
+    delivered=bindparam("new_delivered"),
+    attempts=0,
+    error=None,
+    no_push_since=None,
+    due_at=None,
+    state=State.DONE,
+    done_at=_AT,
+)
+
+
+def _ended(state: State) -> Any:
+    """What was heard meanwhile is tried as if it were the first; it is known only now whether there was any."""
+    return _held(
+        lease=_R.lease + 1,
+        holder=None,
+        attempts=case((_SAME, _R.attempts), else_=0),
+        error=case((_SAME, bindparam("why")), else_=null()),
+        due_at=case((_SAME, null()), else_=_AT),
+        since=case((_SAME, _R.since), else_=_AT),
+        state=case((_SAME, state), else_=State.PENDING),
+        done_at=case((_SAME, _AT), else_=null()),
+        no_push_since=None,
+    )
+
+
+_SKIPPED, _BURIED = _ended(State.SKIPPED), _ended(State.FAILED).returning(_R.state)
+_LATER = _held(
+    lease=_R.lease + 1,
+    holder=None,
+    error=bindparam("why"),
+    due_at=_AGAIN_AT,
+    no_push_since=bindparam("new_no_push_since", type_=Utc),
+)
+_RENEWED = _held(due_at=_AGAIN_AT)
+
+
+async def settle(session: Session, outcomes: Sequence[Outcome]) -> None:
+    """Write down how reports ended. One that another worker holds by now is left to it."""
+    at = now()
+    await _lock(session, [outcome.report for outcome in outcomes])
+    writes: dict[Any, list[dict[str, Any]]] = {}
+    for outcome in outcomes:
+        statement, values = _write(outcome, at)
+        if outcome.end is End.BURIED:
+            await _bury(session, outcome, values)
+            continue
+        writes.setdefault(statement, []).append(values)
+    connection = await session.connection()
+    for statement, rows in writes.items():
+        await connection.execute(statement, rows)
+    for outcome in outcomes:
+        metrics.work_ended(outcome.report, outcome.end.name.lower())
+        if outcome.end is End.DONE and outcome.report.heard_at > NEVER:
+            metrics.job_reported(outcome.report.heard_at)
+
+
+async def _lock(session: Session, reports: Sequence[JobReport]) -> None:
+    """Lock rows in the order in which new events do, or the two would deadlock. SQLite has one writer anyway."""
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    ids = [report.id for report in reports]
+    in_order = [collate(_R.task_id, "C"), _R.run_id, collate(_R.environment, "C")]
+    await (await session.connection()).execute(
+        select(_R.id).where(_R.id.in_(ids)).order_by(*in_order).with_for_update()
+    )
+
+
+def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
+    report, why = outcome.report, visible(outcome.reason or "")
+    values: dict[str, Any] = {"held_id": report.id, "held_lease": report.lease}
+    ended = report.stage >= Stage.RESOLVED
+    if outcome.end is End.LATER:
+        again_at, since = at + outcome.wait, outcome.no_push_since
+        return _LATER, {**values, "why": why, "again_at": again_at, "new_no_push_since": since}
+    if outcome.end is End.SKIPPED:
+        log.info("job-skipped", task_id=report.task_id, run_id=report.run_id, environment=report.environment, why=why)
+        return _SKIPPED, {**values, "held_version": report.version, "why": why, "at": at}
+    if outcome.end is End.BURIED:
+        return _BURIED, {**values, "held_version": report.version, "why": why, "at": at}
+    values["new_delivered"] = int(report.stage)
+    values["at"] = at
+    return (_LAST, values) if ended else (_DONE, {**values, "held_version": report.version})
+
+
+async def _bury(session: Session, outcome: Outcome, values: dict[str, Any]) -> None:
+    report = outcome.report
+    became = (await (await session.connection()).execute(_BURIED, values)).scalar()
+    if became != State.FAILED:  # another worker holds it, or it has gone on meanwhile
+        return
+    why = visible(outcome.reason or "")
+    session.add(report.dead_letter(why))
+    log.error("job-buried", task_id=report.task_id, run_id=report.run_id, environment=report.environment, reason=why)
+
+
+async def skip(session: Session, task_ids: Iterable[str], why: str) -> None:
+    """Skip what is not at its end of these tasks, whoever holds it."""
+    open_ = (col(JobReport.task_id).in_(task_ids), col(JobReport.stage) < Stage.RESOLVED)
+    reports = (await session.exec(select(JobReport).where(*open_))).all()
+    await _lock(session, reports)
+    await (await session.connection()).execute(
+        update(_REPORT)
+        .where(_R.id.in_([report.id for report in reports]), _R.stage < Stage.RESOLVED)
+        .values(
+            lease=_R.lease + 1,
+            holder=None,
+            state=State.SKIPPED,
+            error=why,
+            due_at=None,
+            done_at=now(),
+            no_push_since=None,
+        )
+    )
+
+
+async def renew(session: Session, reports: Sequence[JobReport], lease: timedelta) -> None:
+    """Say that the holder of these lives. Those that are finished have another fencing number, and stay as they are."""
+    until = now() + lease
+    await _lock(session, reports)
+    rows = [{"held_id": report.id, "held_lease": report.lease, "again_at": until} for report in reports]
+    await (await session.connection()).execute(_RENEWED, rows)
+
+
+async def release(session: Session, reports: Sequence[JobReport]) -> None:
+    """Give these back untouched, for another worker to take at once."""
+    await settle(
+        session, [Outcome(report, End.LATER, report.error, no_push_since=report.no_push_since) for report in reports]
+    )
+
+
+_WAITING = (
+    select(_R.id)
+    .where(_R.lane == bindparam("of_lane"), _R.due_at > _AT, _R.error.is_not(None), _R.holder.is_(None))
+    .with_for_update(skip_locked=True)  # what is locked is being claimed, or heard of
+)
+_ARRIVED = update(_REPORT).where(_R.id.in_(_WAITING)).values(due_at=_AT)
+
+
+def push_arrived(environment: str, project: str) -> Statement:
+    """Return what lets all be due that waited for a resultset of ours, but for what is just being tried."""
+    return _ARRIVED, [{"at": now(), "of_lane": f"job {environment} {project}"}]

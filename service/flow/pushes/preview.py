@@ -1,0 +1,78 @@
+"""What a `.taskcluster.yml` would make of a push: rendered, completed and checked, and nothing created."""
+
+import secrets
+from dataclasses import dataclass, field
+
+from service.clients.taskcluster import satisfies
+from service.engine.render import Rendered, TemplateError
+from service.errors import UpstreamError
+from service.flow.pushes.graph import why_not
+from service.flow.pushes.template import FILE, context_of, plan_of, scopes_of
+from service.flow.tasks.definition import needed_scopes
+from service.flow.tasks.ids import slugid
+from service.services import Parts
+from service.store.database import now
+from service.store.models import PlannedTask, Push, PushStep, Repository, StepKind
+
+
+@dataclass
+class Preview:
+    """What a push with this file would get. The ids of `tasks` are made up."""
+
+    tasks: list[PlannedTask] = field(default_factory=list)
+    error: str | None = None  # why the file cannot be used
+    skipped: str | None = None  # why this push gets no graph, whatever the file says
+    lacking: list[list[str]] = field(default_factory=list)  # of each task the scopes that the project lacks
+    unchecked: str | None = None  # why scopes could not be checked
+
+
+def made_up_push(repository: Repository, message: str, user: str) -> Push:
+    """Return a push that never was: of one changeset with this message, by this user."""
+    node = secrets.token_hex(20)
+    changeset = {"node": node, "branch": "default", "desc": message, "author": user, "parents": ["0" * 40]}
+    return Push(
+        repository_id=repository.id or 0,
+        generation=repository.generation,
+        push_id=repository.last_push_id + 1,
+        user=user,
+        date=now(),
+        revision=node,
+        revision_hash=secrets.token_hex(20),
+        changesets=[changeset],
+        nodes=[node],
+    )
+
+
+async def preview(parts: Parts, repository: Repository, push: Push, text: str, share: str) -> Preview:
+    """Render `text` for this push of the repository. Stores nothing; asks Taskcluster for the scopes of the role."""
+    result = Preview(skipped=why_not(parts.settings, repository, push))
+    try:
+        rendered = await parts.renderer.taskcluster_yml(text, context_of(parts.settings, repository, push), share)
+        result.tasks = await parts.compute(share, _plan, rendered)
+    except TemplateError as error:
+        result.error = str(error) if str(error).startswith(FILE) else f"{FILE} {error}"
+        return result
+    try:
+        held = await parts.queue.expand_scopes(scopes_of(parts.settings, repository, push))
+    except UpstreamError as error:
+        result.unchecked = f"the scopes of the project could not be looked up: {error}"
+        return result
+    result.lacking = await parts.compute(share, _lacking, result.tasks, held)
+    return result
+
+
+def _plan(rendered: Rendered) -> list[PlannedTask]:
+    key = secrets.token_bytes(32)  # nobody can create these ids later
+    rendering = rendered.parse(lambda label: slugid(key, label))
+    return plan_of(rendering.result, rendering.ids, PushStep(push_id=0, kind=StepKind.GRAPH, lane="none"))
+
+
+def _lacking(tasks: list[PlannedTask], held: list[str]) -> list[list[str]]:
+    return [
+        [
+            alternatives[-1]
+            for alternatives in needed_scopes(task.definition or {})
+            if not any(satisfies(held, scope) for scope in alternatives)
+        ]
+        for task in tasks
+    ]

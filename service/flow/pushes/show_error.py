@@ -1,0 +1,164 @@
+"""A push that gets no graph shows why: by a task on the push, or by a job where the project may create no such task."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from sqlmodel import col, select, update
+
+from service.clients.taskcluster import named
+from service.engine.leases import Hold
+from service.engine.render import Renderer, TemplateError
+from service.flow.actions.notice import failed_job
+from service.flow.pushes.template import MAX_OWNER, address_of, context_of, owner_of, plan_of, scopes_of
+from service.flow.tasks.create import RefusedError, create_tasks
+from service.flow.tasks.ids import DeriveId, derive, graph_ids
+from service.flow.tasks.plan import store_plan
+from service.services import Parts
+from service.settings import Settings
+from service.slugids import OWN_LABEL
+from service.store.models import Notice, NoticeKind, PlannedTask, Push, PushStep, Repository
+
+log = structlog.get_logger()
+
+_ROUTE = "queue:route:"
+
+
+@dataclass
+class Shown:
+    """How a push shows its error; `refused` is what was left out of the task, or why there is none."""
+
+    task_id: str | None = None
+    created: list[PlannedTask] = field(default_factory=list)
+    refused: str | None = None
+    notices: list[Notice] = field(default_factory=list)
+
+
+async def show_error(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> Shown:
+    """Create the error task with what the project may do; prepare a job in each Treeherder if it may not create one.
+
+    Raises Unavailable.
+    """
+    try:
+        task = await _error_task(parts, hold, push, repository)
+        scopes = scopes_of(parts.settings, repository, push)
+        left_out = []
+        while True:
+            try:
+                created = await create_tasks(parts, hold, [task], scopes)
+            except RefusedError as error:
+                routes = _missing_routes(error, task)
+                if not routes:
+                    raise
+                left_out += routes
+                await _leave_out(hold, task, routes)
+            else:
+                why = f"the project's scopes lack {named([_ROUTE + route for route in left_out])}" if left_out else None
+                return Shown(task.task_id, created, why)
+    except (TemplateError, RefusedError) as error:
+        log.warning("error-task-refused", repository=repository.alias, push=push.push_id, why=str(error))
+        return Shown(refused=str(error), notices=_jobs(parts, hold.item, push, repository))
+
+
+def _missing_routes(error: RefusedError, task: PlannedTask) -> list[str]:
+    """Return the routes of the task that it was refused for; none, if it was refused for anything else too."""
+    missing = [scope.removeprefix(_ROUTE) for scope in error.missing]
+    routes = set((task.definition or {})["routes"])
+    return missing if missing and all(route in routes for route in missing) else []
+
+
+async def _leave_out(hold: Hold[PushStep], task: PlannedTask, routes: list[str]) -> None:
+    """Take routes out of a task that was refused, so does not exist; the change is committed before it is sent."""
+    assert task.definition is not None
+    kept = [route for route in task.definition["routes"] if route not in routes]
+    task.definition = {**task.definition, "routes": kept}
+    async with hold.writing() as session:
+        await session.exec(
+            update(PlannedTask).where(col(PlannedTask.task_id) == task.task_id).values(definition=task.definition)
+        )
+
+
+async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> PlannedTask:
+    step = hold.item
+    async with parts.database.reading() as session:
+        found = await session.exec(
+            select(PlannedTask).where(
+                PlannedTask.step_id == step.id,
+                PlannedTask.plan_attempt == step.plan_attempt,
+                PlannedTask.label == "error",
+            )
+        )
+        stored = found.first()
+    if stored is not None:
+        return stored
+    ids = graph_ids(parts.secret, parts.settings.deployment, repository, push, step.plan_attempt, "error")
+    task = await render_error_task(parts.settings, parts.renderer, step, push, repository, ids)
+    await store_plan(hold, [task])
+    return task
+
+
+async def render_error_task(
+    settings: Settings, renderer: Renderer, step: PushStep, push: Push, repository: Repository, ids: DeriveId
+) -> PlannedTask:
+    """Return the task that shows why the step was refused. Raises TemplateError."""
+    context = context_of(settings, repository, push)
+    context = {
+        **context,
+        "repository": {**context["repository"], "trust_domain": repository.trust_domain},
+        "owner": owner_of(settings, push)[:MAX_OWNER] or "unknown",
+        "error": step.refused,
+        "environments": _environments(settings, repository),
+        "notify": address_of(settings, push),
+    }
+    rendering = (await renderer.template(settings.error_task, context, step.share)).parse(ids)
+    task_id = ids(OWN_LABEL)
+    try:
+        (task,) = plan_of([{**rendering.result[0], "taskId": task_id}], rendering.ids, step)
+    except TypeError:
+        raise TemplateError("the setting error_task renders to something that is no task") from None
+    task.label = "error"
+    return task
+
+
+def _environments(settings: Settings, repository: Repository) -> list[str]:
+    """Return the route prefixes of the Treeherders that show the repository."""
+    return [
+        prefix
+        for prefix in settings.environments
+        if repository.environments is None or prefix in repository.environments
+    ]
+
+
+def _jobs(parts: Parts, step: PushStep, push: Push, repository: Repository) -> list[Notice]:
+    """Return a completed job for each Treeherder that takes jobs over REST; `notice` adds the reason."""
+    digest = derive(parts.secret, "error job", push.id, step.plan_attempt)
+    platform = {"platform": "taskcluster-decision", "os_name": "-", "architecture": "-"}
+    place: dict[str, Any] = {
+        "job_symbol": "D",
+        "group_name": "unknown",
+        "group_symbol": "?",
+        "product_name": "unknown",
+        "build_platform": platform,
+        "machine_platform": platform,
+        "option_collection": {"opt": True},
+        "tier": 1,
+    }
+    entry = {
+        "project": repository.alias,
+        "revision": push.revision,
+        "revision_hash": push.revision_hash,
+        "job": failed_job(digest, "taskcluster.yml error", push.user, place),
+    }
+    return [
+        Notice(
+            kind=NoticeKind.JOB,
+            lane=f"failure {prefix}",
+            share=step.share,
+            step_id=step.id or 0,
+            target=prefix,
+            key=repository.alias,
+            body=entry,
+        )
+        for prefix in _environments(parts.settings, repository)
+        if parts.settings.environments[prefix].jobs == "rest"
+    ]

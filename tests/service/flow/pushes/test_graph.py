@@ -1,0 +1,721 @@
+"""From a push to its task graph: whether it gets one, what the plan says, and what is shown when there is none."""
+
+import asyncio
+import json
+import re
+import threading
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlmodel import delete, select, update
+
+from sandbox.hg import NewChangeset
+from sandbox.hg.faults import Fault
+from service.engine.leases import GivenWayError, Hold
+from service.engine.render import Rendered, TemplateError
+from service.errors import Refusal, Unavailable
+from service.flow.actions import notice
+from service.flow.pushes import graph
+from service.flow.pushes.graph import why_not
+from service.flow.pushes.resultset import resultset_of
+from service.flow.pushes.template import context_of, owner_of, plan_of, scopes_of
+from service.flow.tasks import create, plan
+from service.flow.tasks.definition import stamp
+from service.flow.tasks.ids import graph_ids, slugid
+from service.settings import Settings, load
+from service.store.database import now
+from service.store.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
+from tests.sandbox.taskcluster.support import is_valid
+from tests.service.flow.graphs import claimed
+from tests.service.world import SCOPES, World, node, push_event, world_of
+
+KEY = b"k" * 32
+
+
+def ids(count: int) -> list[str]:
+    return [slugid(KEY, str(number)) for number in range(count)]
+
+
+def repository_of(**fields: Any) -> Repository:
+    values = {"alias": "mc", "url": "https://hg.mozilla.org/mc", "host": "hg.mozilla.org", "level": "3", **fields}
+    return Repository(**{"last_push_id": 0, "scopes": ["assume:repo:x"], **values})
+
+
+def push_of(changesets: int = 1, kept: int | None = None, **fields: Any) -> Push:
+    nodes = [node(number) for number in range(changesets)]
+    full = [
+        {"node": each, "branch": "default", "desc": f"Bug {number}", "parents": [node(f"parent {number}"), node("p2")]}
+        for number, each in enumerate(nodes)
+    ][-(kept or changesets) :]
+    values = {
+        "repository_id": 1,
+        "generation": 0,
+        "push_id": 7,
+        "user": "dev@example.com",
+        "date": now(),
+        "revision": nodes[-1] if nodes else None,
+        "revision_hash": "f" * 40,
+        "changesets": full if nodes else [],
+        "nodes": nodes,
+    }
+    return Push(**{**values, **fields})
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load()
+
+
+# Whether it gets one
+
+
+def described(text: str | None) -> Push:
+    push = push_of()
+    push.changesets[-1]["desc"] = text
+    return push
+
+
+@pytest.mark.parametrize(
+    ("repository", "push", "reason"),
+    [
+        ({}, push_of(), None),
+        ({"graph": False}, push_of(), "graphs are off for mc"),
+        ({}, push_of(0), "no changesets are left"),
+        ({}, described("Bug 1 - fix DONTBUILD"), "DONTBUILD in the tip's message"),
+        ({}, described("Bug 1 - dontbuild"), None),
+        ({"contains": "try:"}, described("Bug 1"), "does not contain 'try:'"),
+        ({"contains": "try:"}, described("try: -b do"), None),
+        ({"contains": "try:"}, described(None), "does not contain 'try:'"),
+        ({"contains": ""}, described(None), None),
+        ({}, push_of(date=now() - timedelta(days=2, hours=23)), None),
+        ({}, push_of(date=now() - timedelta(days=3, seconds=1)), r"longer ago than max_push_age \(3 days"),
+        ({}, push_of(date=now() + timedelta(days=30)), None),
+    ],
+)
+def test_why_not(settings: Settings, repository: dict[str, Any], push: Push, reason: str | None) -> None:
+    found = why_not(settings, repository_of(**repository), push)
+    if reason is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert re.search(reason, found)
+
+
+def test_only_the_tip_decides(settings: Settings) -> None:
+    push = push_of(3)
+    push.changesets[0]["desc"] = "DONTBUILD"
+    assert why_not(settings, repository_of(), push) is None
+
+
+# What the template sees
+
+
+def test_context(settings: Settings) -> None:
+    push = push_of(2, date=now().replace(microsecond=999_999), base_revision=node("parent 0"))
+    context = context_of(settings, repository_of(level="nss"), push)
+    assert context.pop("now").endswith("Z")
+    assert context == {
+        "tasks_for": "hg-push",
+        "push": {
+            "owner": "dev@example.com",
+            "revision": node(1),
+            "revision_hash": "f" * 40,
+            "base_revision": node("parent 0"),
+            "comment": " ",
+            "pushlog_id": 7,
+            "pushdate": int(push.date.timestamp()),
+        },
+        "repository": {"url": "https://hg.mozilla.org/mc", "project": "mc", "level": "nss", "type": "hg"},
+        "taskcluster_root_url": "https://firefox-ci-tc.services.mozilla.com",
+    }
+    assert isinstance(context["push"]["pushdate"], int)
+
+
+def test_a_push_without_a_parent_has_zeros_for_a_base(settings: Settings) -> None:
+    assert context_of(settings, repository_of(), push_of())["push"]["base_revision"] == "0" * 40
+
+
+@pytest.mark.parametrize(
+    ("message", "comment"),
+    [
+        ("Bug 1 - a change", " "),
+        ("", " "),
+        ("try: -b do -p linux", "try: -b do -p linux"),
+        ("Bug 1\n\n  please try: -b o\nand more", "try: -b o"),
+        ("try: a\r\nb", "try: a"),
+        ("try: a\u2028b", "try: a"),
+        ("try:", "try:"),
+        ("try: one\ntry: two", "try: one"),
+        ("Try: not this", " "),
+    ],
+)
+def test_the_comment_is_the_try_line(settings: Settings, message: str, comment: str) -> None:
+    push = push_of(2)
+    push.changesets[-1]["desc"] = message
+    assert context_of(settings, repository_of(), push)["push"]["comment"] == comment
+
+
+@pytest.mark.parametrize(
+    ("user", "added"),
+    [
+        ("dev@example.com", "dev@example.com"),
+        ("Some Dev <dev@example.com>", "Some Dev <dev@example.com>"),
+        ("dev@example.com\n", "dev@example.com\n"),
+        ("ffxbld", "ffxbld@example.org"),
+        ("", "@example.org"),
+    ],
+)
+def test_the_owner_is_the_user_as_it_stands(settings: Settings, user: str, added: str) -> None:
+    push = push_of(user=user)
+    assert owner_of(settings, push) == user
+    assert owner_of(settings.model_copy(update={"owner_domain": "example.org"}), push) == added
+
+
+@pytest.mark.parametrize(
+    ("user", "notified"),
+    [
+        ("dev@example.com", "dev@example.com"),
+        ("ffxbld", None),
+        ("dev@example.com\n", None),
+        ("a*@b.example", "a*@b.example"),
+        ("A B <a@b.example>", None),
+        ("", None),
+        ("d\u00e9v@example.com", None),
+        ("a\tb@example.com", None),
+        ("x" * 250 + "@example.com", None),
+    ],
+)
+def test_only_an_address_is_authorised_to_be_notified(settings: Settings, user: str, notified: str | None) -> None:
+    more = [] if notified is None else [f"queue:route:notify.email.{notified}.*"]
+    assert scopes_of(settings, repository_of(scopes=["a", "b"]), push_of(user=user)) == ["a", "b", *more]
+
+
+# The plan
+
+
+def task(number: int = 0, **more: Any) -> dict[str, Any]:
+    base = {
+        "taskId": slugid(KEY, str(number)),
+        "taskQueueId": "prov/w",
+        "created": "2030-01-30T12:00:00.000Z",
+        "deadline": "2030-01-31T12:00:00.000Z",
+        "payload": {"n": None},
+        "metadata": {"name": f"t{number}", "description": "d", "owner": "o", "source": "https://example.com"},
+    }
+    return {**base, **more}
+
+
+STEP = PushStep(id=5, push_id=1, kind=StepKind.GRAPH, lane="graph x", plan_attempt=2)
+
+
+def test_plan() -> None:
+    one, two = ids(2)
+    plan = plan_of([task(0, dependencies=[two]), task(1, taskGroupId=one)], ids(2), STEP)
+    assert [(t.task_id, t.position, t.name) for t in plan] == [(two, 0, "t1"), (one, 1, "t0")]
+    for planned in plan:
+        assert (planned.step_id, planned.plan_attempt, planned.label, planned.created) == (5, 2, "task", False)
+        assert planned.definition is not None
+        assert "taskId" not in planned.definition
+        assert is_valid(planned.definition, "queue/v1/create-task-request.json")
+        assert planned.definition["payload"] == {"n": None}
+    assert [t.definition["taskGroupId"] for t in plan if t.definition] == [one, one]
+
+
+def test_the_name_of_a_planned_task_tells_no_id() -> None:
+    """It is shown, and stands in errors, before the task is created."""
+    one, two = ids(2)
+    metadata = {**task()["metadata"], "name": f"build {one} x{two}"}
+    (planned,) = plan_of([task(0, metadata=metadata)], ids(2), STEP)
+    assert planned.name == "build (a task's id) x(a task's id)"
+    assert planned.definition is not None
+    assert planned.definition["metadata"]["name"] == metadata["name"]
+
+
+def test_no_tasks_are_no_plan() -> None:
+    assert plan_of([], ids(1), STEP) == []
+
+
+def test_the_first_task_of_a_group_is_created_before_those_that_name_it() -> None:
+    one, two, three = ids(3)
+    plan = plan_of([task(0, taskGroupId=three), task(1, taskGroupId=three), task(2)], ids(3), STEP)
+    assert plan[0].task_id == three
+    # ...where dependencies allow it
+    plan = plan_of([task(0, taskGroupId=three), task(1, taskGroupId=three), task(2, dependencies=[one])], ids(3), STEP)
+    assert [planned.task_id for planned in plan] == [one, two, three]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "why"),
+    [
+        ([1], r"\.taskcluster\.yml: task 1 has no taskId: give it one, such as \{\$eval: as_slugid\('build'\)\}"),
+        ([None], "task 1 has no taskId"),
+        ([task(), {"taskId": 1}], "task 2 has no taskId"),
+        ([task(taskId="build")], "task 1 has the taskId 'build', which as_slugid and ownTaskId .* did not return"),
+        ([task(taskId=slugid(KEY, "0") + "\n")], "did not return"),
+        ([task(taskId=slugid(b"other", "0"))], "did not return"),
+        ([task(2)], "did not return"),
+        ([task(), task()], "task 2 has the taskId of an earlier one"),
+        ([task(scopes=["x"] * 1001)], "scopes: .*at most 1000"),
+        ([task(scopes=["x" * 4097])], r"scopes\.0: .*at most 4096"),
+        ([task(payload=None)], r"task 1 \(t0\) is no task definition: payload: "),
+        ([task(metadata=None)], r"task 1 \(nameless\) is no task definition: metadata: "),
+        ([task(retries="5", priority="normal")], "priority: .*; retries: "),
+        ([task(created="tomorrow")], r"definition: 'tomorrow' is no date-time"),
+        ([task(routes=["a"] * 2)], "definition: routes names something twice"),
+        ([task(extra={"x": "y" * 10_500_000})], "is 10,500,.* bytes: Taskcluster takes 10,485,760 at most"),
+        ([task(0, dependencies=[ids(2)[1]]), task(1, dependencies=[ids(2)[0]])], "in a circle.*: t"),
+    ],
+)
+def test_what_is_no_plan_is_told(tasks: list[Any], why: str) -> None:
+    with pytest.raises(TemplateError, match=why) as refused:
+        plan_of(tasks, ids(2), STEP)
+    assert len(str(refused.value)) < 1000
+    assert "errors.pydantic.dev" not in str(refused.value)
+
+
+# The whole step
+
+YML = """\
+version: 1
+tasks:
+  - taskId: {$eval: ownTaskId}
+    taskQueueId: prov/w
+    schedulerId: test
+    created: {$fromNow: ""}
+    deadline: {$fromNow: "1 day"}
+    routes: ["tc-treeherder.v2.${repository.project}.${push.revision}.${push.pushlog_id}"]
+    payload: {}
+    metadata: &m {name: decision, description: d, owner: "${push.owner}", source: "${repository.url}"}
+  - taskId: {$eval: as_slugid("error")}
+    taskQueueId: prov/w
+    schedulerId: test
+    taskGroupId: {$eval: ownTaskId}
+    dependencies: [{$eval: ownTaskId}]
+    created: {$fromNow: ""}
+    deadline: {$fromNow: "1 day"}
+    payload: {}
+    metadata: *m
+"""
+
+
+async def pushed(
+    world: World,
+    yml: str | bytes | None = YML,
+    *,
+    message: str = "Bug 1",
+    user: str = "dev@example.com",
+    **repository: Any,
+) -> Push:
+    """Push such a file, and store the push as the listener brings it."""
+    await world.add_repository(**repository)
+    files: dict[str, str | bytes | None] = {"a": "b"} if yml is None else {".taskcluster.yml": yml}
+    made = world.hg.push("mc", [NewChangeset(message=message, files=files)], user="dev@example.com")
+    entry = {"node": made.nodes[-1], "branch": "default", "desc": message, "parents": []}
+    (verdict,) = await world.store(push_event(made.id, changesets=[entry], user=user))
+    assert verdict.verdict == "accepted"
+    (push,) = await world.pushes()
+    return push
+
+
+async def run(world: World) -> PushStep:
+    await graph.run(world.parts, await world.hold(StepKind.GRAPH))
+    return await world.step(StepKind.GRAPH)
+
+
+async def error_shown(world: World, step: PushStep) -> dict[str, Any]:
+    """The error task in Taskcluster."""
+    assert step.error_task is not None
+    definition = world.tc.queue.task(step.error_task)
+    assert definition["extra"]["error"] == step.error
+    assert definition["metadata"]["description"].endswith(str(step.error))
+    assert definition["extra"]["treeherder"]["symbol"] == "D"
+    return definition
+
+
+async def test_a_push_gets_its_graph(world: World) -> None:
+    push = await pushed(world)
+    step = await run(world)
+    assert (step.state, step.error, step.error_task) == (State.DONE, None, None)
+    plan = await world.planned()
+    assert [task.name for task in plan] == ["decision", "decision"]
+    assert all(task.created for task in plan)
+    async with world.database.reading() as session:
+        repository = (await session.exec(select(Repository))).one()
+    derive = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")
+    assert [task.task_id for task in plan] == [derive("decision"), derive("error")]
+    for planned in plan:
+        assert world.tc.queue.task(planned.task_id) == planned.definition
+    assert world.tc.queue.task(plan[0].task_id)["routes"] == [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"]
+    assert world.tc.journal.calls == {"createTask": 2}
+
+
+async def test_again_is_the_same_graph(world: World) -> None:
+    """As after a crash before the end was written: stored plans are gone on with, not rendered anew."""
+    await pushed(world)
+    await run(world)
+    plan = [task.task_id for task in await world.planned()]
+    async with world.database.writing() as session:
+        await session.exec(update(PushStep).values(state=State.PENDING, due_at=now()))
+        await session.exec(update(PlannedTask).values(created=False))
+    world.hg_faults.add(Fault(repository="mc", kind="status"))
+    assert (await run(world)).state == State.DONE
+    assert [task.task_id for task in await world.planned()] == plan
+    assert len(world.tc.queue.tasks) == 2
+
+
+@pytest.mark.parametrize(
+    ("repository", "message", "yml", "reason"),
+    [
+        ({"graph": False}, "Bug 1", YML, "graphs are off"),
+        ({}, "Bug 1 DONTBUILD", YML, "DONTBUILD"),
+        ({"contains": "try:"}, "Bug 1", YML, "does not contain 'try:'"),
+        ({}, "Bug 1", None, r"no \.taskcluster\.yml at "),
+    ],
+)
+async def test_a_push_that_gets_none_says_why(
+    world: World, repository: dict[str, Any], message: str, yml: str | None, reason: str
+) -> None:
+    await pushed(world, yml, message=message, **repository)
+    step = await run(world)
+    assert step.state == State.SKIPPED
+    assert re.search(reason, str(step.error))
+    assert await world.planned() == []
+    assert world.tc.journal.calls == {}
+
+
+@pytest.mark.parametrize(
+    ("yml", "why"),
+    [
+        ("version: 1\ntasks: [", ".taskcluster.yml not YAML"),
+        ("version: 0", ".taskcluster.yml version is 0"),
+        ("version: 1\ntasks: [{$eval: nothing}]", ".taskcluster.yml does not render"),
+        ("version: 1\ntasks: [{}]", ".taskcluster.yml: task 1 has no taskId"),
+        (b"version: 1 # \xff", ".taskcluster.yml is not UTF-8"),
+        ("x" * 2_100_000, "is larger than 2,097,152 bytes"),
+        (YML.replace("dependencies: [{$eval: ownTaskId}]", "dependencies: [VAD5PL3ZTaq4b8iuQOXxBA]"), "non-existing"),
+        (YML.replace("routes: [", 'routes: ["secret.route", '), "queue:route:secret.route"),
+        (YML.replace("prov/w", "prov/w\n    scopes: [root]"), "lack root"),
+    ],
+)
+async def test_a_broken_template_is_shown_on_the_push(world: World, yml: str | bytes, why: str) -> None:
+    push = await pushed(world, yml)
+    step = await run(world)
+    assert step.state == State.FAILED
+    assert step.due_at is None
+    assert why in str(step.error)
+    definition = await error_shown(world, step)
+    assert definition["routes"][0] == f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"
+    assert definition["scopes"] == []
+    for planned in await world.planned():
+        if planned.label != "error" and planned.task_id in world.tc.queue.tasks:
+            assert world.tc.queue.status(planned.task_id)["status"]["state"] == "exception"
+
+
+USERS = ["", "Some Dev <dev@example.com>", "dev@example.com\n", "\u00e9", "u" * 500, "tab\there", "${x} {{y}}"]
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_no_name_of_a_user_makes_a_call_or_a_task_of_ours_invalid(world: World, user: str) -> None:
+    await pushed(world, "version: 2", user=user)
+    step = await run(world)
+    assert "version is 2" in str(step.error)
+    definition = await error_shown(world, step)
+    assert definition["metadata"]["owner"] == (user[:255] or "unknown")
+
+
+async def test_a_template_without_tasks_says_so(world: World) -> None:
+    await pushed(world, "version: 1\ntasks: {$if: 'false', then: [], else: []}")
+    step = await run(world)
+    assert (step.state, step.error) == (State.SKIPPED, ".taskcluster.yml: the template has no tasks for this push")
+
+
+async def test_the_error_of_a_refused_plan_stands_beside_a_task_with_the_label_error(world: World) -> None:
+    """as_slugid("error") is the template's to use."""
+    await pushed(world, YML)
+    world.tc.faults.add("before", "createTask", status=403, times=1)
+    step = await run(world)
+    assert step.state == State.FAILED
+    await error_shown(world, step)
+    assert len({task.task_id for task in await world.planned()}) == 3
+
+
+REAL_ROLE = [  # the shape of a real project's
+    "queue:scheduler-id:gecko-level-3",
+    "queue:create-task:highest:gecko-3/*",
+    "queue:create-task:highest:built-in/*",
+    "queue:create-task:project:none",
+    "queue:route:tc-treeherder.v2.mc.*",
+]
+
+
+async def test_the_error_task_is_created_with_what_a_real_project_may_do(world: World) -> None:
+    push = await pushed(world, "version: 2", scopes=REAL_ROLE, level="3", trust_domain="gecko")
+    step = await run(world)
+    definition = await error_shown(world, step)
+    assert definition["schedulerId"] == "gecko-level-3"
+    assert definition["routes"] == [
+        f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}",
+        "notify.email.dev@example.com.on-failed",
+    ]
+    assert step.error_task_refused is None
+
+
+async def test_routes_that_the_role_lacks_are_left_out_of_the_error_task(world: World) -> None:
+    await pushed(world, "version: 2", scopes=REAL_ROLE[:4], level="3", trust_domain="gecko")
+    step = await run(world)
+    definition = await error_shown(world, step)
+    assert definition["routes"] == ["notify.email.dev@example.com.on-failed"]
+    assert "lack queue:route:tc-treeherder.v2.mc." in str(step.error_task_refused)
+    (planned,) = await world.planned()
+    assert planned.definition == definition, "what was sent was committed before"
+
+
+async def test_where_even_the_error_task_is_refused_a_job_shows_both_reasons(world: World) -> None:
+    push = await pushed(world, "version: 2", scopes=REAL_ROLE, level="3")  # of no trust domain
+    world.th.store.store_resultsets("mc", [resultset_of(push, await stored_repository(world))])
+    step = await run(world)
+    assert (step.state, step.error_task) == (State.FAILED, None)
+    for words in ("version is 2", "no task could show this on the push", "queue:scheduler-id:tc-treeherder"):
+        assert words in str(step.error)
+    assert world.tc.queue.tasks == {}
+    await notice.run(world.parts, await claimed(world, Notice))
+    (job,) = world.th.store.jobs.values()
+    assert (job.body["job_symbol"], job.body["result"]) == ("D", "exception")
+    assert "version is 2" in str(job.body)
+
+
+async def stored_repository(world: World) -> Repository:
+    async with world.database.reading() as session:
+        return (await session.exec(select(Repository))).one()
+
+
+async def test_where_nothing_may_be_created_the_reason_stands_alone(world: World) -> None:
+    await pushed(world, "version: 2", scopes=["assume:nothing"])
+    step = await run(world)
+    assert (step.state, step.error_task) == (State.FAILED, None)
+    assert "version is 2" in str(step.error)
+    assert world.tc.queue.tasks == {}
+
+
+@pytest.mark.parametrize("template", [{"$eval": "nothing"}, [], "x", {"metadata": 1}])
+async def test_an_error_task_that_is_none_leaves_the_reason_alone(sqlite_url: str, template: Any) -> None:
+    async with world_of(sqlite_url, error_task={"$eval": "x"} if not isinstance(template, dict) else template) as world:
+        await pushed(world, "version: 2")
+        step = await run(world)
+        assert (step.state, step.error_task) == (State.FAILED, None)
+        assert "version is 2" in str(step.error)
+
+
+async def test_an_error_task_goes_on_after_a_crash(world: World) -> None:
+    await pushed(world, "version: 2")
+    world.tc.faults.add("before", "createTask", status=500, times=1)
+    with pytest.raises(Unavailable):
+        await run(world)
+    (planned,) = await world.planned()
+    async with world.database.writing() as session:
+        await session.exec(update(PushStep).values(due_at=now()))
+    step = await run(world)
+    assert (step.state, step.error_task) == (State.FAILED, planned.task_id)
+    await error_shown(world, step)
+    assert len(world.tc.queue.tasks) == 1
+
+
+async def test_somebody_elses_task_in_a_template_is_not_touched(world: World) -> None:
+    """The definition of a running task is public: whoever pushes it, word by word, gets no hold of the task."""
+    victim = slugid(b"somebody", "build")
+    definition = {
+        "taskQueueId": "prov/w",
+        "schedulerId": "test",
+        "created": stamp(now()),
+        "deadline": stamp(now() + timedelta(days=1)),
+        "payload": {},
+        "metadata": {"name": "build", "description": "d", "owner": "o", "source": "https://example.com"},
+    }
+    world.tc.queue.create_task(victim, definition)
+    stands = world.tc.queue.task(victim)
+    await pushed(world, json.dumps({"version": 1, "tasks": [{"taskId": victim, **stands}]}))
+    step = await run(world)
+    assert step.state == State.FAILED
+    assert "which as_slugid and ownTaskId of this push did not return" in str(step.error)
+    assert world.tc.queue.status(victim)["status"]["state"] == "pending"
+    assert world.tc.queue.task(victim) == stands
+    assert [task.label for task in await world.planned()] == ["error"]
+    assert world.tc.journal.calls == {"createTask": 1}, "it was not even asked after"
+
+
+NOW_IN_A_TAG = YML.replace("payload: {}", "tags: {pushed: '${now}'}\n    payload: {}")
+
+
+async def test_a_backup_that_was_restored_adopts_what_the_lost_plan_made(world: World) -> None:
+    """The plan is made anew, and differs in a tag and in dates; the tasks of the lost one go on."""
+    await pushed(world, NOW_IN_A_TAG)
+    await run(world)
+    before = {task_id: task.definition for task_id, task in world.tc.queue.tasks.items()}
+    async with world.database.writing() as session:  # as it was when the push was stored
+        await session.exec(delete(PlannedTask))
+        await session.exec(update(PushStep).values(state=State.PENDING, due_at=now(), done_at=None))
+    await asyncio.sleep(0.002)  # `now` has milliseconds
+    world.tc.journal.clear()
+    step = await run(world)
+    assert (step.state, step.error) == (State.DONE, None)
+    assert {task_id: task.definition for task_id, task in world.tc.queue.tasks.items()} == before
+    assert [(task.created, task.adopted) for task in await world.planned()] == [(True, True)] * 2
+    assert world.tc.journal.calls["cancelTask"] == 0
+
+
+async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(world: World) -> None:
+    await pushed(world, NOW_IN_A_TAG.replace("dependencies: [", 'dependencies: ["VAD5PL3ZTaq4b8iuQOXxBA", '))
+    async with world.database.reading() as session:
+        repository, push = (await session.exec(select(Repository))).one(), (await world.pushes())[0]
+    own = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")("decision")
+    found = {
+        "taskQueueId": "prov/w",
+        "schedulerId": "test",
+        "created": stamp(now()),
+        "deadline": stamp(now() + timedelta(days=1)),
+        "routes": [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"],
+        "payload": {},
+        "metadata": {"name": "d", "description": "d", "owner": "o", "source": "https://example.com"},
+    }
+    world.tc.queue.create_task(own, found)
+    step = await run(world)
+    assert step.state == State.FAILED
+    assert "non-existing" in str(step.error)
+    assert world.tc.queue.status(own)["status"]["state"] == "pending"
+    assert world.tc.journal.calls["cancelTask"] == 0
+
+
+async def test_no_id_is_told_before_its_task_was_created(world: World) -> None:
+    """Taskcluster's own words quote the id: whoever reads it could create the task first."""
+    await pushed(
+        world, YML.replace("payload: {}", "payload: {}\n    retries: 49").replace("prov/w", "prov/w\n    tags: {a: b}")
+    )
+    world.tc.faults.add("before", "createTask", status=409)
+    world.tc.faults.add("before", "cancelTask", status=409)
+    hold = await world.hold(StepKind.GRAPH)
+    async with world.database.reading() as session:
+        repository, push = (await session.exec(select(Repository))).one(), (await world.pushes())[0]
+    ids = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")
+    real = world.parts.queue.create_task
+
+    async def create_task(task_id: str, *arguments: Any) -> Any:
+        try:
+            return await real(task_id, *arguments)
+        except Refusal as refusal:
+            other = ids("error") if task_id == ids("decision") else task_id
+            raise Refusal("taskcluster", f"taskId {task_id} (x{other}): {refusal}", 409) from None
+
+    world.parts.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # in the words of the real queue
+    await graph.run(world.parts, hold)
+    step = await world.step(StepKind.GRAPH)
+    assert "taskId (the id of decision)" in str(step.error)
+    for planned in await world.planned():
+        assert planned.task_id not in str(step.error)
+
+
+@pytest.mark.parametrize("scope", ["queue:create-task:project:none", "queue:route:tc-treeherder.*"])
+async def test_a_scope_that_our_own_client_lacks_is_named_and_whose_it_is(sqlite_url: str, scope: str) -> None:
+    """Taskcluster answers 401 to authorizedScopes that the client does not hold, and lists all that it does hold."""
+    async with world_of(sqlite_url) as world:
+        held = [each for each in SCOPES if each not in {scope, "queue:create-task:project:*"}]
+        held += ["queue:cancel-task:x/*", "auth:current-scopes", "secret-project:*", "queue:route:notify.email.*"]
+        world.tc.auth.add_client("tc-treeherder", "service-secret", held)
+        await pushed(world, scopes=[*held[:3], scope])
+        step = await run(world)
+        assert (step.state, step.due_at) == (State.FAILED, None)
+        assert f"the service's Taskcluster client (tc-treeherder) lacks {scope}: grant that to the client" in str(
+            step.error
+        )
+        assert "secret-project" not in str(step.error)
+        assert "credentials have" not in str(step.error)
+
+
+@pytest.mark.parametrize("kind", ["status", "hangup"])
+async def test_a_mercurial_that_is_away_is_asked_again(world: World, kind: Any) -> None:
+    await pushed(world)
+    world.hg_faults.add(Fault(repository="mc", kind=kind, times=1))
+    with pytest.raises(Unavailable):
+        await run(world)
+    assert await world.planned() == []
+
+
+async def test_a_push_that_a_mirror_does_not_have_yet_is_no_push_without_a_file(world: World) -> None:
+    """A just-landed push can be missing on one mirror for a few seconds: 404 for another reason."""
+    await pushed(world)
+    world.hg_faults.add(Fault(repository="mc", kind="lag", upto=0, times=1))
+    with pytest.raises(Unavailable):
+        await run(world)
+    async with world.database.writing() as session:
+        await session.exec(update(PushStep).values(due_at=now()))
+    assert (await run(world)).state == State.DONE
+
+
+async def test_a_large_plan_gives_way_to_that_of_another_pusher(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "LARGE", 10)
+    monkeypatch.setattr(create, "RECORD_TASKS", 1)
+    monkeypatch.setattr(Rendered, "small", False)
+    await pushed(world)
+    hold = await world.hold(StepKind.GRAPH)
+    real = world.parts.queue.create_task
+    order: list[str] = []
+    waiting: list[asyncio.Task[None]] = []
+
+    async def wait_for_turn(share: str) -> None:
+        async with world.parts.large_plans.use(share):
+            order.append(share)
+
+    async def create_task(*arguments: Any) -> Any:
+        order.append("created")
+        if not waiting:
+            own = hold.item.share
+            waiting.extend(asyncio.create_task(wait_for_turn(share)) for share in (own, own, "another"))
+            await asyncio.sleep(0)
+        return await real(*arguments)
+
+    world.parts.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # that tells when it is called
+    with pytest.raises(GivenWayError):
+        await graph.run(world.parts, hold)
+    await asyncio.gather(*waiting)
+    assert order[:2] == ["created", "another"], "before those that its own pusher has waiting"
+    assert [task.created for task in await world.planned()] == [True, False]
+    await hold.release()
+    assert (await run(world)).state == State.DONE
+    assert len(world.tc.queue.tasks) == 2
+
+
+async def test_a_stored_plan_is_parsed_off_the_event_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await pushed(world)
+    world.tc.faults.add("before", "createTask", status=500, times=100)
+    with pytest.raises(Unavailable):
+        await run(world)
+    before = await world.planned()
+    step = await world.step(StepKind.GRAPH)
+    step.lease = 2
+    threads: list[int] = []
+    real = json.loads
+
+    def loads(text: str | bytes) -> Any:
+        threads.append(threading.get_ident())
+        return real(text)
+
+    monkeypatch.setattr(plan, "CHUNK_TASKS", 1)
+    monkeypatch.setattr(json, "loads", loads)
+    async with AsyncExitStack() as stack:
+        hold = Hold(world.database, world.settings.work, step)
+        read = await graph._stored_plan(world.parts, hold, stack)
+    monkeypatch.undo()
+    assert [task.model_dump() for task in read] == [task.model_dump() for task in before]
+    assert len(threads) == len(before) == 2
+    assert threading.get_ident() not in threads
+
+
+async def test_nobody_has_our_secret(world: World) -> None:
+    """Neither the plan nor the error task holds a secret of ours."""
+    await pushed(world, "version: 1\ntasks: [{$eval: push}, {$eval: repository}]")
+    step = await run(world)
+    definition = await error_shown(world, step)
+    for shown in (str(definition), str(step.error)):
+        assert "service-secret" not in shown
+        assert world.parts.secret.hex() not in shown

@@ -1,0 +1,287 @@
+"""A push becomes a resultset: its form, and the step that posts or announces it."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pika
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlmodel import update
+
+from sandbox.treeherder.store import check_resultset
+from service.contract.events import PushEvent
+from service.errors import Refusal, Unavailable
+from service.flow.pushes import resultset
+from service.flow.pushes.push import revision_hash
+from service.flow.pushes.resultset import resultset_of
+from service.store.database import now
+from service.store.models import Push, PushStep, Repository, State, StepKind
+from tests.facts import fact
+from tests.service.world import ENVIRONMENT, World, node, push_event, world_of
+from tests.services import Amqp
+
+REPOSITORY = Repository(alias="mc", url="https://hg.mozilla.org/integration/mc", host="h", level="1", last_push_id=0)
+
+
+def push_of(event: PushEvent) -> Push:
+    """As `push.store` makes it."""
+    entry = event.push
+    return Push(
+        repository_id=1,
+        generation=0,
+        push_id=entry.id,
+        user=entry.user,
+        date=datetime.fromtimestamp(entry.date, UTC),
+        revision=entry.changesets[-1].node if entry.changesets else None,
+        revision_hash=revision_hash(entry.changesets),
+        changesets=[each.model_dump(exclude_none=True) for each in entry.changesets[-200:]],
+        nodes=[each.node for each in entry.changesets],
+    )
+
+
+def test_the_form() -> None:
+    push = push_of(push_event(7, date=1_700_000_000.9))
+    assert resultset_of(push, REPOSITORY) == {
+        "revision": node("mc 7"),
+        "revision_hash": push.revision_hash,
+        "push_timestamp": 1_700_000_000,
+        "author": "dev@example.com",
+        "type": "push",
+        "active_status": "active",
+        "revisions": [
+            {
+                "revision": node("mc 7"),
+                "author": "Dev <dev@example.com>",
+                "comment": "Bug 7 - a change",
+                "files": ["a.txt"],
+                "branch": "default",
+                "repository": "mc",
+            }
+        ],
+    }
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+entries = st.fixed_dictionaries(
+    {
+        "user": texts.filter(bool).map(lambda text: text * 5),
+        "date": st.floats(1, 4_000_000_000),
+        "changesets": st.lists(
+            st.fixed_dictionaries(
+                {"node": st.integers().map(node), "branch": texts.filter(bool)},
+                optional={
+                    "author": st.none() | texts.filter(bool),
+                    "desc": st.none() | texts,
+                    "files": st.none() | st.lists(texts.filter(bool), max_size=3),
+                },
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+    }
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(entries)
+def test_always_as_treeherder_takes_it(entry: dict[str, Any]) -> None:
+    made = resultset_of(push_of(push_event(1, **entry)), REPOSITORY)
+    check_resultset("it", "mc", json.loads(json.dumps(made)))
+
+
+def test_ten_real_pushes_in_order() -> None:
+    for push_id, entry in fact("hg/json-pushes-ten-full.json")["pushes"].items():
+        made = resultset_of(push_of(push_event(int(push_id), **entry)), REPOSITORY)
+        check_resultset("it", "mc", made)
+        assert [each["revision"] for each in made["revisions"]] == [each["node"] for each in entry["changesets"]]
+        assert made["revision"] == entry["changesets"][-1]["node"]
+        assert [each["comment"] for each in made["revisions"]] == [each["desc"] for each in entry["changesets"]]
+
+
+def test_a_large_push_has_its_last_200_and_the_hash_of_all() -> None:
+    many = [{"node": node(n), "branch": "default", "desc": str(n)} for n in range(2_000)]
+    push = push_of(push_event(1, changesets=many))
+    made = resultset_of(push, REPOSITORY)
+    assert [each["comment"] for each in made["revisions"]] == [str(n) for n in range(1_800, 2_000)]
+    assert made["revision"] == node(1_999)
+    assert made["revision_hash"] == push.revision_hash
+
+
+def test_a_long_author_is_cut() -> None:
+    made = resultset_of(push_of(push_event(1, user="\u00e4" * 151)), REPOSITORY)
+    assert made["author"] == "\u00e4" * 150
+
+
+def test_what_is_not_known_of_a_changeset() -> None:
+    made = resultset_of(push_of(push_event(1, changesets=[{"node": node(1), "branch": "b"}])), REPOSITORY)
+    (revision,) = made["revisions"]
+    assert (revision["author"], revision["comment"], revision["files"]) == ("dev@example.com", "", [])
+
+
+# The step
+
+
+async def pushed(world: World, **entry: Any) -> None:
+    await world.add_repository()
+    await world.store(push_event(1, **entry))
+
+
+async def run(world: World) -> PushStep:
+    await resultset.run(world.parts, await world.hold(StepKind.RESULTSET))
+    return await world.step(StepKind.RESULTSET)
+
+
+async def test_it_is_posted(world: World) -> None:
+    await pushed(world)
+    step = await run(world)
+    assert (step.state, step.error, step.due_at) == (State.DONE, None, None)
+    (stored,) = world.th.store.pushes
+    assert stored.revision == node("mc 1")
+    assert world.th.counters == {"POST resultset 200": 1}
+
+
+async def test_again_is_the_same_resultset(world: World) -> None:
+    await pushed(world)
+    world.th.behaviour.fail_after = 1
+    with pytest.raises(Unavailable):
+        await run(world)
+    async with world.database.writing() as session:
+        await session.exec(update(PushStep).values(due_at=now()))
+    assert (await run(world)).state == State.DONE
+    assert len(world.th.store.pushes) == 1
+
+
+async def test_without_changesets_it_is_skipped(world: World) -> None:
+    await pushed(world, changesets=[])
+    step = await run(world)
+    assert (step.state, step.error) == (State.SKIPPED, "no changesets are left of this push")
+    assert not world.th.counters
+
+
+async def test_what_is_refused_for_good_is_failed_with_the_reason(world: World) -> None:
+    await pushed(world)
+
+    class Refusing:
+        async def post_resultset(self, *_: Any) -> None:
+            raise Refusal("treeherder", "https://th answers 400: bad\0 field", 400)
+
+    world.parts.treeherders = {ENVIRONMENT: Refusing()}  # type: ignore[dict-item]  # the one call that is made
+    step = await run(world)
+    assert (step.state, step.error) == (State.FAILED, "https://th answers 400: bad\\u0000 field")
+
+
+@pytest.mark.parametrize("pushes", ["off", None])
+async def test_an_environment_that_takes_none_any_more(world: World, pushes: str | None) -> None:
+    await pushed(world)
+    if pushes is None:
+        del world.settings.environments[ENVIRONMENT]
+    else:
+        world.settings.environments[ENVIRONMENT].pushes = "off"
+    step = await run(world)
+    assert step.state == State.SKIPPED
+    assert f"environment {ENVIRONMENT} takes no pushes" in str(step.error)
+    assert not world.th.counters
+
+
+class Heard:
+    """A publisher that keeps what it is given."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.messages: list[tuple[str, str, dict[str, Any]]] = []
+        self.error = error
+
+    async def publish(
+        self, exchange: str, routing_key: str, message: dict[str, Any], *, mandatory: bool = False
+    ) -> None:
+        if self.error:
+            raise self.error
+        assert mandatory == ("hgpushes/" in exchange), "a Treeherder has to listen, and nobody else"
+        self.messages.append((exchange, routing_key, message))
+
+
+PULSE = {
+    "pulse": {"url": "amqp://127.0.0.1:9/%2F"},
+    "environments": {ENVIRONMENT: {"url": "https://th.example.com", "pushes": "pulse"}},
+}
+
+
+async def test_for_one_that_listens_on_pulse_it_is_announced(sqlite_url: str) -> None:
+    async with world_of(sqlite_url, **PULSE) as world:
+        heard = Heard()
+        publisher, world.parts.publisher = world.parts.publisher, heard
+        await pushed(world, date=now() - timedelta(minutes=1))
+        assert (await run(world)).state == State.DONE
+        ((exchange, key, message),) = heard.messages
+        assert (exchange, key) == ("hgpushes/v1", "mc")
+        url = f"{world.hg_url}/mc"
+        (told,) = message["payload"]["pushlog_pushes"]
+        assert message["payload"]["heads"] == [node("mc 1")]
+        assert message["payload"]["repo_url"] == url
+        assert (told["pushid"], told["user"]) == (1, "dev@example.com")
+        assert isinstance(told["time"], int)
+        assert told["push_full_json_url"] == f"{url}/json-pushes?version=2&full=1&startID=0&endID=1"
+        world.parts.publisher = publisher
+
+
+async def test_a_broker_that_is_away_is_tried_again(sqlite_url: str) -> None:
+    async with world_of(sqlite_url, **PULSE) as world:
+        publisher, world.parts.publisher = world.parts.publisher, Heard(Unavailable("pulse", "away"))
+        await pushed(world)
+        with pytest.raises(Unavailable, match="away"):
+            await run(world)
+        assert (await world.step(StepKind.RESULTSET)).state == State.PENDING
+        world.parts.publisher = publisher
+
+
+async def test_a_push_that_no_treeherder_listens_for_waits_until_one_does(sqlite_url: str, amqp: Amqp) -> None:
+    exchange = amqp.exchange("hgpushes/v1")
+    user = f"{amqp.user}/{amqp.name}"
+    amqp.exchanges |= {f"exchange/{user}/{name}" for name in ("v1/pushes", "v1/retrigger")}
+    environment = {"url": "https://th.example.com", "pushes": "pulse", "pushes_exchange": exchange}
+    pulse = {"url": amqp.url, "user": user}
+    async with world_of(sqlite_url, pulse=pulse, environments={ENVIRONMENT: environment}) as world:
+        await pushed(world)
+        hold = await world.hold(StepKind.RESULTSET)
+        with pytest.raises(Unavailable, match=f"no queue is bound to {exchange}") as unheard:
+            await resultset.run(world.parts, hold)
+        await hold.retry(str(unheard.value), timedelta())  # as the worker does
+        async with world.database.writing() as session:
+            await session.exec(update(PushStep).values(due_at=now()))
+        step = await world.step(StepKind.RESULTSET)
+        assert (step.state, step.error) == (State.PENDING, str(unheard.value))
+        with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+            channel = connection.channel()
+            channel.exchange_declare(exchange, passive=True)  # as a Treeherder does
+            channel.queue_declare(amqp.queue())
+            channel.queue_bind(amqp.queue(), exchange, "#")
+            assert (await run(world)).state == State.DONE
+            assert json.loads(channel.basic_get(amqp.queue())[2])["payload"]["heads"] == [node("mc 1")]
+
+
+async def test_everybody_is_told_on_pulse(sqlite_url: str) -> None:
+    async with world_of(sqlite_url, **PULSE) as world:
+        heard = Heard()
+        publisher, world.parts.publisher = world.parts.publisher, heard
+        await pushed(world)
+        await resultset.announce(world.parts, await world.hold(StepKind.ANNOUNCEMENT))
+        assert (await world.step(StepKind.ANNOUNCEMENT)).state == State.DONE
+        ((exchange, key, message),) = heard.messages
+        assert (exchange, key) == ("v1/pushes", "mc")
+        assert (message["id"], message["alias"], message["user"]) == (1, "mc", "dev@example.com")
+        assert message["changesets"][0]["files"] == ["a.txt"]
+        world.parts.publisher = publisher
+
+
+async def test_a_message_that_would_be_too_large_names_no_files(sqlite_url: str) -> None:
+    async with world_of(sqlite_url, **PULSE) as world:
+        heard = Heard()
+        publisher, world.parts.publisher = world.parts.publisher, heard
+        many = [{"node": node(n), "branch": "default", "desc": "d", "files": ["x" * 100] * 100} for n in range(150)]
+        await pushed(world, changesets=many)
+        await resultset.announce(world.parts, await world.hold(StepKind.ANNOUNCEMENT))
+        ((_, _, message),) = heard.messages
+        assert len(message["changesets"]) == 150
+        assert "files" not in message["changesets"][0]
+        world.parts.publisher = publisher
