@@ -440,7 +440,7 @@ _REACHED = {"pending": 1, "running": 2, "completed": 3}
 
 def _waits(published: list[tuple[str, str, float]], jobs: list[dict[str, Any]]) -> Iterator[float]:
     """For each message, how long it took until Treeherder knew what it says, or more."""
-    from service.flow.jobs.rest import job_guid
+    from service.flow.jobs.run import job_guid
 
     histories = {job["job"]["job_guid"]: job["history"] for job in jobs}
     for task_id, exchange, at in published:

@@ -269,7 +269,7 @@ MARKER = ".tc-treeherder-demo"
 """The file that says that a folder is the demo's own."""
 
 
-def _claim_folder(folder: Path) -> None:
+def claim_folder(folder: Path) -> None:
     """Make `folder` an empty folder that is marked as the demo's.
 
     Raises StackError for one that holds anything and is not marked: nobody's files are deleted.
@@ -318,7 +318,7 @@ def main(
     ports = (0, 0, 0) if free_ports or once else (HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT)
     service_port = 0 if free_ports or once else SERVICE_PORT
     try:
-        _claim_folder(folder)
+        claim_folder(folder)
         url = _broker(amqp_url, no_broker)
         stack = Stack(folder.absolute(), mercurial=True, ports=ports, service_port=service_port, amqp_url=url)
         if url:

@@ -7,9 +7,9 @@ from typing import Any
 
 from service.clients.taskcluster import satisfies
 from service.engine.render import Renderer
-from service.flow.jobs.rest import Facts
 from service.flow.pushes.template import FILE, context_of, plan_of
 from service.flow.tasks.definition import needed_scopes
+from service.flow.tasks.facts import Facts
 from service.flow.tasks.ids import slugid
 from service.flow.tasks.routes import parse
 from service.settings import Settings, load

@@ -32,7 +32,8 @@ from service.api.schemas import (
 from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
 from service.flow.actions import cancel, retrigger
-from service.flow.actions.receive import FailedError, RejectedError, called, new_action, subject_of
+from service.flow.actions.receive import called, new_action
+from service.flow.actions.subject import FailedError, RejectedError, subject_of
 from service.flow.tasks.ids import copy_ids
 from service.sanitize import visible
 from service.services import Parts

@@ -2,6 +2,7 @@
 
 import io
 import json
+import uuid
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
@@ -186,4 +187,18 @@ def hgpushes_message(url: str, path: str, push_id: int, user: str, date: datetim
                 "sent": now().isoformat(),
             },
         },
+    }
+
+
+def failed_job(digest: bytes, name: str, who: str, place: dict[str, Any]) -> dict[str, Any]:
+    """Return a completed job of the id that the digest makes; `place` is what says where it stands in Treeherder."""
+    return {
+        "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
+        "name": name,
+        **place,
+        "who": who[:50] or "unknown",
+        "machine": "unknown",
+        "build_system_type": "taskcluster",
+        "state": "completed",
+        "result": "exception",
     }

@@ -15,7 +15,8 @@ from sqlalchemy import exc
 from service.engine import leases
 from service.engine.budget import blocked_for, jobs_budget, refilled
 from service.flow.jobs import outcomes, reconcile
-from service.flow.jobs.deliver import Delivered, Deliverer
+from service.flow.jobs.deliver import Deliverer
+from service.flow.jobs.outcomes import Delivered
 from service.services import Parts
 from service.store.database import check_clock, clock_usable, now
 from service.store.models import Budget, JobReport

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.demo import MARKER, _claim_folder
+from sandbox.demo import MARKER, claim_folder
 from sandbox.stack import StackError
 
 
 def test_a_new_and_an_empty_folder_are_taken(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new/below", "empty"):
-        _claim_folder(tmp_path / name)
+        claim_folder(tmp_path / name)
         assert [path.name for path in (tmp_path / name).iterdir()] == [MARKER]
 
 
@@ -20,12 +20,12 @@ def test_an_earlier_demos_folder_is_emptied_and_links_are_not_followed(tmp_path:
     elsewhere.mkdir()
     (elsewhere / "precious").touch()
     folder = tmp_path / "demo"
-    _claim_folder(folder)
+    claim_folder(folder)
     (folder / "logs").mkdir()
     (folder / "logs" / "service.log").touch()
     (folder / "database.sqlite").touch()
     (folder / "link").symlink_to(elsewhere)
-    _claim_folder(folder)
+    claim_folder(folder)
     assert [path.name for path in folder.iterdir()] == [MARKER]
     assert (elsewhere / "precious").exists()
 
@@ -35,7 +35,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, 
     (tmp_path / "sub").mkdir()
     (tmp_path / name).write_text("years of work")
     with pytest.raises(StackError, match=r"holds files that are not the demo's .*--folder"):
-        _claim_folder(tmp_path)
+        claim_folder(tmp_path)
     assert (tmp_path / name).read_text() == "years of work"
     assert {path.name for path in tmp_path.iterdir()} == {"sub", name}
 
@@ -43,5 +43,5 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, 
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StackError, match="cannot be used"):
-        _claim_folder(tmp_path / "file")
+        claim_folder(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "x"

@@ -24,7 +24,7 @@ from sandbox import taskcluster
 from sandbox.stack import Process, Stack, free_port, wait_for
 from service.clients.http import Http
 from service.clients.treeherder import RestTreeherder
-from service.flow.jobs.rest import job_guid
+from service.flow.jobs.run import job_guid
 from service.flow.tasks.ids import slugid
 from service.settings import Environment
 from tests.service.flow.newsroom import PREFIX, PROJECTS, STAGE, definition, implied, resultset

@@ -5,7 +5,7 @@ import structlog
 from service.clients.taskcluster import known_status
 from service.engine.leases import Hold
 from service.errors import Refusal
-from service.flow.actions.receive import FailedError, RejectedError, Subject, subject_of
+from service.flow.actions.subject import FailedError, RejectedError, Subject, subject_of
 from service.flow.tasks.status import RESOLVED, exact_scope, was_cancelled
 from service.services import Parts
 from service.store.database import now
@@ -30,7 +30,7 @@ async def run(parts: Parts, hold: Hold[Action]) -> None:
         try:
             after = await parts.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
         except Refusal as refusal:
-            raise FailedError(_readable(subject, refusal)) from None
+            raise FailedError(_refusal_text(subject, refusal)) from None
         subject.status = known_status(after)
         if (
             not was_cancelled(subject.status) and (nothing := nothing_to_do(subject)) is not None
@@ -52,7 +52,7 @@ def nothing_to_do(subject: Subject) -> str | None:
     return f"task {subject.status['taskId']} ({subject.name}) is {state} already" if state in RESOLVED else None
 
 
-def _readable(subject: Subject, refusal: Refusal) -> str:
+def _refusal_text(subject: Subject, refusal: Refusal) -> str:
     task = f"task {subject.status['taskId']} ({subject.name})"
     scope = exact_scope("cancel-task", subject.status)
     if refusal.status == 409:

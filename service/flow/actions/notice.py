@@ -5,7 +5,6 @@ At least once: a message may go out twice, and a job that Treeherder has complet
 
 import asyncio
 import json
-import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 from sqlmodel import col, select
 
 from service.clients.pulse import RETRIGGERS
+from service.clients.treeherder import failed_job
 from service.engine.budget import blocked_for, jobs_budget, refilled
 from service.engine.leases import Hold
 from service.errors import Refusal, Unavailable
-from service.flow.actions.receive import Subject
-from service.flow.jobs.rest import Facts, UnusableError
+from service.flow.actions.subject import Subject
 from service.flow.tasks.definition import stamp
+from service.flow.tasks.facts import Facts, UnusableError
 from service.flow.tasks.ids import derive
 from service.services import Parts
 from service.settings import Environment
@@ -91,20 +91,6 @@ def _job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:
     """A completed job beside the one that was to be retriggered: the same platform, options, group and symbol."""
     digest = derive(secret, "failure job", action.key)
     return failed_job(digest, f"{action.kind}: {subject.name}"[:100], action.requester, _beside(subject))
-
-
-def failed_job(digest: bytes, name: str, who: str, place: dict[str, Any]) -> dict[str, Any]:
-    """Return a completed job of the id that the digest makes; `place` is what says where it stands in Treeherder."""
-    return {
-        "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
-        "name": name,
-        **place,
-        "who": who[:50] or "unknown",
-        "machine": "unknown",
-        "build_system_type": "taskcluster",
-        "state": "completed",
-        "result": "exception",
-    }
 
 
 def _beside(subject: Subject) -> dict[str, Any]:

@@ -8,13 +8,11 @@ Listeners report what the broker has confirmed. Until then a delivery may come a
 such a report is carried out then. All deliveries are kept, each on one action.
 """
 
-import asyncio
 import base64
 import binascii
 import hashlib
 import heapq
 import json
-import re
 import uuid
 import zlib
 from collections import Counter, defaultdict
@@ -30,24 +28,16 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from sqlalchemy import text
 from sqlmodel import col, select
 
-from service.clients.taskcluster import Definition, Status, known_definition, known_status
 from service.contract.events import JobActionMessage, PulseMessage, Verdict
-from service.errors import Refusal
-from service.flow.tasks.definition import SLUGID, name_of
-from service.flow.tasks.routes import Route
-from service.flow.tasks.routes import parse as parse_route
 from service.sanitize import NonsenseError, parse
-from service.services import Parts
 from service.store.database import Session, now
-from service.store.models import UNSETTLED, Action, Delivery, Repository, Source, State, share_of
+from service.store.models import UNSETTLED, Action, Delivery, Source, State, share_of
 
 log = structlog.get_logger()
 
 KINDS = ("retrigger", "cancel")
 """The actions that this service does."""
 
-KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
-"""Those of Mozilla's Treeherders, for a service that no environments are configured for."""
 
 REDELIVERED_WITHIN = timedelta(days=2)
 """How long after a message the broker may bring it again."""
@@ -62,17 +52,6 @@ _STRIPES = 256
 """Locks there are for all presses together: a transaction may need one for each event, and PostgreSQL's are few."""
 
 _TAKE_LOCKS = text("SELECT pg_advisory_xact_lock(:space, stripe) FROM unnest(CAST(:stripes AS integer[])) AS stripe")
-
-
-class RejectedError(Exception):
-    """The action is not to be done; the message says why."""
-
-
-class FailedError(Exception):
-    """The action cannot be done; the message says why."""
-
-
-# --- what came in ------------------------------------------------------------------------------------------------
 
 
 def _job(guid: Any) -> tuple[str, int]:
@@ -313,75 +292,3 @@ async def called(session: Session, action: Action, key: str, digest: str) -> Act
     await session.flush()
     session.add(Delivery(key=key, digest=digest, action_id=action.id, acknowledged=True))
     return action
-
-
-# --- what every action begins with -------------------------------------------------------------------------------
-
-
-@dataclass
-class Subject:
-    """What an action is about, as it stands now."""
-
-    repository: Repository
-    definition: Definition
-    status: Status
-    routes: list[tuple[str, Route]]  # prefix and what it says, of those that name the project
-
-    @property
-    def name(self) -> str:
-        return name_of(self.definition)
-
-
-async def repository_of(parts: Parts, project: str) -> Repository:
-    """The monitored repository of that alias. Raises RejectedError."""
-    async with parts.database.reading() as session:
-        found = await session.exec(
-            select(Repository).where(Repository.alias == project, col(Repository.deleted_at).is_(None))
-        )
-        repository = found.first()
-    if repository is None:
-        raise RejectedError(f"no repository {project!r} is monitored here: add it first")
-    if not repository.enabled:
-        raise RejectedError(f"the repository {project} is disabled: enable it first")
-    return repository
-
-
-async def subject_of(parts: Parts, project: str, task_id: str) -> Subject:
-    """The task, fetched anew, for a message is only a hint. Raises RejectedError and FailedError."""
-    repository = await repository_of(parts, project)
-    if re.fullmatch(SLUGID, task_id) is None:
-        raise RejectedError(f"there is no task {task_id} in Taskcluster: no taskId looks like this")
-    try:
-        definition, status = await asyncio.gather(parts.queue.task(task_id), parts.queue.status(task_id))
-    except Refusal as refusal:
-        raise FailedError(f"Taskcluster does not let us see task {task_id} ({refusal.status}): {refusal}") from None
-    if definition is None or status is None:
-        raise RejectedError(f"there is no task {task_id} in Taskcluster: it may have expired")
-    definition, status = known_definition(definition), known_status(status)
-    prefixes = tuple(parts.settings.environments) or KNOWN_PREFIXES
-    named = [
-        (prefix, found)
-        for route in definition["routes"]
-        for prefix in prefixes
-        if (found := parse_route(prefix, route)) and found.full_project in {project, repository.route_project}
-    ]
-    if not named:
-        raise RejectedError(
-            f"none of the {' and '.join(prefixes)} routes of task {task_id} ({name_of(definition)}) names {project}: "
-            "it is no task of that project"
-        )
-    return Subject(repository, definition, status, named)
-
-
-def run_of(status: Status, run_id: int | None) -> dict[str, Any] | None:
-    """The run that an action names, the latest when it names none; None when the task has never run.
-
-    Raises RejectedError.
-    """
-    runs: list[dict[str, Any]] = status["runs"]
-    if run_id is None or (not runs and run_id == 0):  # Treeherder shows a task that waits as run 0
-        return runs[-1] if runs else None
-    for run in runs:
-        if run["runId"] == run_id:
-            return run
-    raise RejectedError(f"task {status['taskId']} has no run {run_id}: it has {len(runs)}")

@@ -10,9 +10,8 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from enum import Enum, auto
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -24,7 +23,11 @@ from service.clients.taskcluster import TooLargeError
 from service.clients.treeherder import FoundPush
 from service.engine.leases import backoff, exhausted
 from service.errors import Refusal, Unavailable
-from service.flow.jobs.rest import Facts, UnusableError, artifact_links, pulse_message, rest_entry
+from service.flow.jobs.outcomes import Delivered, End, Outcome
+from service.flow.jobs.pulse import pulse_message
+from service.flow.jobs.rest import rest_entry
+from service.flow.jobs.run import artifact_links
+from service.flow.tasks.facts import Facts, UnusableError
 from service.services import Parts
 from service.store.database import now
 from service.store.models import JobReport, Push, PushStep, Repository, Stage, State, StepKind
@@ -77,36 +80,6 @@ class Recent(Generic[K, V]):
         self._kept.move_to_end(key)
         if len(self._kept) > self._size:
             self._kept.popitem(last=False)
-
-
-class End(Enum):
-    """How the delivery of a report ended."""
-
-    DONE = auto()
-    SKIPPED = auto()
-    LATER = auto()
-    BURIED = auto()
-
-
-@dataclass
-class Outcome:
-    """What is to be written about a report."""
-
-    report: JobReport
-    end: End
-    reason: str | None = None
-    wait: timedelta = timedelta()
-    no_push_since: datetime | None = None
-
-
-@dataclass
-class Delivered:
-    """What became of a batch. `pause`: leave this Treeherder alone for so long; `requests` were made to it."""
-
-    outcomes: list[Outcome]
-    requests: int = 0
-    pause: timedelta | None = None
-    began: float = field(default_factory=time.monotonic)
 
 
 PushKey = tuple[str, str | None, str | None]

@@ -4,8 +4,11 @@ A report is finished only in the version that was claimed: what came meanwhile k
 fencing number, and raises it, so that nothing of a holder's comes after it.
 """
 
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from typing import Any
 
 import structlog
@@ -13,7 +16,6 @@ from sqlalchemy import Table, bindparam, case, collate, func, literal, null, upd
 from sqlmodel import col, select
 
 from service import metrics
-from service.flow.jobs.deliver import End, Outcome
 from service.flow.jobs.events import NEVER
 from service.sanitize import visible
 from service.store.commits import Statement
@@ -22,6 +24,37 @@ from service.store.distinct import distinct_of
 from service.store.models import JobReport, Stage, State
 
 log = structlog.get_logger()
+
+
+class End(Enum):
+    """How the delivery of a report ended."""
+
+    DONE = auto()
+    SKIPPED = auto()
+    LATER = auto()
+    BURIED = auto()
+
+
+@dataclass
+class Outcome:
+    """What is to be written about a report."""
+
+    report: JobReport
+    end: End
+    reason: str | None = None
+    wait: timedelta = timedelta()
+    no_push_since: datetime | None = None
+
+
+@dataclass
+class Delivered:
+    """What became of a batch. `pause`: leave this Treeherder alone for so long; `requests` were made to it."""
+
+    outcomes: list[Outcome]
+    requests: int = 0
+    pause: timedelta | None = None
+    began: float = field(default_factory=time.monotonic)
+
 
 _REPORT: Table = JobReport.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
 _R = _REPORT.c

@@ -14,7 +14,7 @@ from service import metrics
 from service.engine.leases import Hold
 from service.engine.render import Rendered, TemplateError
 from service.errors import Refusal
-from service.flow.pushes.resultset import push_of
+from service.flow.pushes.push import push_of
 from service.flow.pushes.show_error import show_error
 from service.flow.pushes.template import FILE, context_of, message_of, plan_of, scopes_of
 from service.flow.tasks.create import MAX_REASON, RefusedError, cancel_created, create_tasks

@@ -9,6 +9,9 @@ import structlog
 from sqlmodel import col, select
 
 from service.contract.events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
+from service.engine.leases import Hold
+from service.flow.pushes.resultset import pushes_of
+from service.services import Parts
 from service.settings import Settings
 from service.store.database import Session, SyncSession, now
 from service.store.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
@@ -195,3 +198,12 @@ def _steps(settings: Settings, repository: Repository, push: Push) -> list[PushS
             step.state, step.due_at, step.done_at = State.SKIPPED, None, now()
             step.error = "pushed before the repository was reset: recorded only"
     return steps
+
+
+async def push_of(parts: Parts, hold: Hold[PushStep]) -> tuple[Push, Repository]:
+    """Return the push that a step belongs to, and its repository."""
+    if hold.loaded is None:
+        async with parts.database.reading() as session:
+            hold.loaded = (await pushes_of(session, [hold.item]))[hold.item.push_id]
+    push, repository = hold.loaded
+    return push, repository

@@ -14,21 +14,13 @@ from service.contract.events import MAX_CHANGESETS_IN_FULL
 from service.engine.leases import Hold
 from service.errors import Refusal
 from service.flow.jobs.outcomes import push_arrived
+from service.flow.pushes.push import push_of
 from service.services import Parts
 from service.store.database import Session
 from service.store.models import Push, PushStep, Repository, State
 from service.store.wakeups import Topic
 
 MAX_AUTHOR = 150
-
-
-async def push_of(parts: Parts, hold: Hold[PushStep]) -> tuple[Push, Repository]:
-    """Return the push that a step belongs to, and its repository."""
-    if hold.loaded is None:
-        async with parts.database.reading() as session:
-            hold.loaded = (await pushes_of(session, [hold.item]))[hold.item.push_id]
-    push, repository = hold.loaded
-    return push, repository
 
 
 async def pushes_of(session: Session, steps: Iterable[PushStep]) -> dict[int, tuple[Push, Repository]]:

@@ -7,9 +7,9 @@ import structlog
 from sqlmodel import col, select, update
 
 from service.clients.taskcluster import named
+from service.clients.treeherder import failed_job
 from service.engine.leases import Hold
 from service.engine.render import Renderer, TemplateError
-from service.flow.actions.notice import failed_job
 from service.flow.pushes.template import MAX_OWNER, address_of, context_of, owner_of, plan_of, scopes_of
 from service.flow.tasks.create import RefusedError, create_tasks
 from service.flow.tasks.ids import DeriveId, derive, graph_ids

@@ -21,7 +21,8 @@ from service.engine.leases import Hold
 from service.engine.worker import Worker
 from service.errors import Unavailable
 from service.flow.actions import retrigger
-from service.flow.actions.receive import RejectedError, Subject
+from service.flow.actions.copies import MAX_NOTES, Plan
+from service.flow.actions.subject import RejectedError, Subject
 from service.flow.tasks import create, plan
 from service.flow.tasks.definition import stamp
 from service.flow.tasks.ids import copy_ids, slugid
@@ -300,7 +301,7 @@ async def test_no_more_than_a_few_such_notes_are_made(monitored: World) -> None:
     build(queue, {"group": [], **dict.fromkeys(names, ()), "b": names})
     for name in names:
         queue.cancel_task(slug(name))
-    assert len((await carry_out(monitored, slug("b"))).notes) == retrigger.MAX_NOTES
+    assert len((await carry_out(monitored, slug("b"))).notes) == MAX_NOTES
 
 
 # --- circles -----------------------------------------------------------------------------------------------------
@@ -1073,7 +1074,7 @@ def direct(world: World) -> Direct:
     return made
 
 
-async def plan_for(parts: Any, queue: Queue, name: str) -> retrigger.Plan:
+async def plan_for(parts: Any, queue: Queue, name: str) -> Plan:
     task_id = slug(name)
     subject = Subject(
         Repository(alias="mc", url="u", host="h", level="1", last_push_id=0),

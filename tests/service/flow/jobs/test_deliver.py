@@ -18,8 +18,9 @@ from service.engine import leases
 from service.engine.budget import burst, jobs_budget
 from service.engine.leases import Hold, claim
 from service.engine.reporter import Desk, Reporter
-from service.flow.jobs.deliver import ALONE, BELIEVED, Deliverer, End, Recent
-from service.flow.jobs.rest import job_guid
+from service.flow.jobs.deliver import ALONE, BELIEVED, Deliverer, Recent
+from service.flow.jobs.outcomes import End
+from service.flow.jobs.run import job_guid
 from service.flow.pushes.push import store
 from service.flow.pushes.resultset import run as post_resultset
 from service.settings import Environment

@@ -9,8 +9,8 @@ from sqlmodel import select
 from service import metrics
 from service.engine import leases
 from service.flow.jobs import events, outcomes
-from service.flow.jobs.deliver import End, Outcome
 from service.flow.jobs.events import Target, TaskStatus
+from service.flow.jobs.outcomes import End, Outcome
 from service.flow.tasks.ids import slugid
 from service.store.database import Database, now
 from service.store.models import DeadLetter, JobReport, Stage, State
