@@ -26,10 +26,9 @@ from service.app import create_app
 from service.engine import leases, retention
 from service.engine.worker import RUN
 from service.flow.jobs import outcomes
-from service.flow.jobs.events import lane as job_lane
 from service.settings import RetentionSettings, Settings
 from service.store.database import Database, sync_url, upgrade
-from service.store.models import JobReport, PushStep
+from service.store.models import JobReport, PushStep, job_lane
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
@@ -85,7 +84,7 @@ class Filling:
         due, failed = number % 997 == 7, number % 200 == 3
         state = "pending" if due else "failed" if failed else "done"
         times = {"since": at, "due_at": at if due else None, "done_at": None if due else at}
-        common = {"lane": lane, "share": share, "lease": 1, "attempts": 1, "holder": None}
+        common = {"lane": lane, "share": share, "fencing_token": 1, "attempts": 1, "holder": None}
         return {**common, **times, "state": state, "error": "it did not work" if failed else None}
 
     def repositories(self) -> Rows:
@@ -172,7 +171,8 @@ class Filling:
             yield {
                 "id": number + 1, "task_id": task_id("r", number), "run_id": 0, "environment": ENVIRONMENT,
                 "project": project, "revision": revision(number), "task_group_id": task_id("g", number // 10),
-                "stage": 2 if number % 100 == 1 else 3, "run": ENDED_RUN, "version": 4, "heard_at": at, "delivered": 3,
+                "stage": 2 if number % 100 == 1 else 3, "run": ENDED_RUN, "version": 4, "last_event_at": at,
+                "delivered": 3,
                 **self.work(number, at, job_lane(ENVIRONMENT, project), revision(number)),
             }  # fmt: skip
 

@@ -248,7 +248,7 @@ class PulseListener:
         once = time.monotonic()
         state = self._forwarder.post("/api/v1/listeners/report", encode(report.model_dump()), QueueState, until=once)
         if found == "new" and state.deleted:
-            self.consumers[kind].deleted(f"since it was last read, at {state.deaf_from}")
+            self.consumers[kind].deleted(f"since it was last read, at {state.messages_lost_since}")
 
     def stop(self) -> None:
         """Let `run` end: nothing more is read, and what was read may be given within `drain`. From any thread."""

@@ -28,7 +28,7 @@ from service.api.trace import Trace
 from service.engine import retention
 from service.engine.reporter import Reporter
 from service.engine.worker import Worker
-from service.services import parts
+from service.services import open_services
 from service.settings import Settings, load
 from service.store.database import Database, check_schema_async, follow_clock
 
@@ -36,7 +36,7 @@ from service.store.database import Database, check_schema_async, follow_clock
 def create_app(settings: Settings | None = None, *, work: bool = True, alone: bool = False) -> FastAPI:
     """The app; `work` False leaves the worker to other processes (`tc-treeherder work`).
 
-    `alone`: the caller has made sure that no other process works on this SQLite database.
+    `alone`: the caller has services sure that no other process works on this SQLite database.
     """
     chosen = settings or load()
 
@@ -46,15 +46,15 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         await check_schema_async(url)
         database = Database(url, chosen.database_pool)
         try:
-            async with parts(chosen, database, alone=alone) as made:
-                app.state.parts = made
-                app.state.health = pages = health.Health(made)
-                app.state.worker = worker = Worker(made)
-                app.state.reporter = reporter = Reporter(made)
+            async with open_services(chosen, database, alone=alone) as services:
+                app.state.services = services
+                app.state.health = pages = health.Health(services)
+                app.state.worker = worker = Worker(services)
+                app.state.reporter = reporter = Reporter(services)
                 app.state.worker_task = app.state.reporter_task = None
                 if work:
-                    await made.replica.start()
-                    await made.renderer.start()
+                    await services.replica.start()
+                    await services.renderer.start()
                     app.state.worker_task = asyncio.create_task(worker.run())
                     app.state.reporter_task = asyncio.create_task(reporter.run())
                     helpers = [retention.run(database, chosen.retention), database.wakeups.listen(url)]

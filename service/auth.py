@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from service.clients.auth import Logins, Signed
 from service.clients.taskcluster import satisfies
-from service.errors import Problem, Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Problem, Unavailable
 from service.settings import READ, Settings
 from service.store.database import now
 
@@ -69,7 +69,7 @@ async def identify(settings: Settings, request: Request, logins: Logins | None) 
         raise _refused(settings, f"a Hawk header of {len(header):,} characters: {MAX_SIGNATURE:,} are looked at")
     try:
         login = await logins.check(_signed(settings, request, header))
-    except Refusal as refusal:
+    except PermanentUpstreamError as refusal:
         raise _refused(settings, f"Taskcluster says of these credentials: {refusal}") from None
     except Unavailable as error:
         detail = f"whose credentials these are cannot be checked: {error}. Try again, or use a token of this service."

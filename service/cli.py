@@ -159,14 +159,14 @@ async def _work(settings: "Settings") -> None:
     from service.engine import retention
     from service.engine.reporter import Reporter
     from service.engine.worker import Worker
-    from service.services import parts
+    from service.services import open_services
     from service.store.database import Database
 
     opened = Database(settings.database_url.get_secret_value(), settings.database_pool)
     try:
-        async with parts(settings, opened) as made:
-            await made.replica.start()
-            worker, reporter = Worker(made), Reporter(made)
+        async with open_services(settings, opened) as services:
+            await services.replica.start()
+            worker, reporter = Worker(services), Reporter(services)
 
             def stop() -> None:
                 worker.stop()

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from service.sanitize import storable
+from service.sanitize import sanitize_json
 
 log = structlog.get_logger()
 
@@ -60,7 +60,7 @@ def retry_after(headers: Mapping[str, str]) -> timedelta | None:
     return timedelta(seconds=min(int(value), 3600)) if value.isascii() and value.isdigit() else None
 
 
-class Refusal(UpstreamError):
+class PermanentUpstreamError(UpstreamError):
     """The upstream will not do it, however often it is asked. `status` is HTTP's."""
 
     def __init__(self, system: str, message: str, status: int) -> None:
@@ -70,7 +70,7 @@ class Refusal(UpstreamError):
 
 def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
     return JSONResponse(
-        storable({"type": "about:blank", "title": title, "status": status, "detail": detail, **more}),
+        sanitize_json({"type": "about:blank", "title": title, "status": status, "detail": detail, **more}),
         status_code=status,
         headers=headers,
         media_type="application/problem+json",

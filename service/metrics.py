@@ -141,9 +141,9 @@ def graph_created(noticed_at: datetime) -> None:
     _graph.observe((now() - noticed_at).total_seconds())
 
 
-def job_reported(heard_at: datetime) -> None:
-    """A job is posted; `heard_at` is when the event came that it tells of."""
-    _job.observe((now() - heard_at).total_seconds())
+def job_reported(last_event_at: datetime) -> None:
+    """A job is posted; `last_event_at` is when the event came that it tells of."""
+    _job.observe((now() - last_event_at).total_seconds())
 
 
 def task_unusable(environment: str) -> None:

@@ -19,7 +19,7 @@ MAX_NESTING = 100
 _UNSTORABLE = re.compile("[\ud800-\udfff\x00]")
 
 
-class NonsenseError(ValueError):
+class InvalidJSONError(ValueError):
     """Bytes that are no JSON; the message says where."""
 
 
@@ -28,24 +28,24 @@ def may_have_nul(raw: bytes) -> bool:
     return rb"\u0000" in raw
 
 
-def visible(text: str) -> str:
+def escape_unstorable(text: str) -> str:
     r"""`text` with each lone surrogate and NUL written out as `\udce9`, `\u0000`."""
     return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if _UNSTORABLE.search(text) else text
 
 
-def storable(value: Any, levels: int = 1_000) -> Any:
+def sanitize_json(value: Any, levels: int = 1_000) -> Any:
     """`value`, parsed JSON or YAML, with everything that a database or JSON refuses made visible.
 
     Raises NonsenseError when it has more than so many levels.
     """
     if isinstance(value, str):
-        return visible(value)
+        return escape_unstorable(value)
     if isinstance(value, list | dict) and not levels:
-        raise NonsenseError("its objects and lists are nested too deeply")
+        raise InvalidJSONError("its objects and lists are nested too deeply")
     if isinstance(value, list):
-        return [storable(item, levels - 1) for item in value]
+        return [sanitize_json(item, levels - 1) for item in value]
     if isinstance(value, dict):
-        return {visible(str(key)): storable(item, levels - 1) for key, item in value.items()}
+        return {escape_unstorable(str(key)): sanitize_json(item, levels - 1) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
@@ -54,9 +54,9 @@ def storable(value: Any, levels: int = 1_000) -> Any:
 def parse(raw: bytes) -> Any:
     """Parse JSON from outside. Raises NonsenseError."""
     try:
-        return storable(json.loads(raw.decode()), MAX_NESTING)
+        return sanitize_json(json.loads(raw.decode()), MAX_NESTING)
     except (ValueError, RecursionError) as error:
-        raise NonsenseError(f"not JSON: {visible(str(error))}") from None
+        raise InvalidJSONError(f"not JSON: {escape_unstorable(str(error))}") from None
 
 
 def problems_of(error: ValidationError) -> str:
@@ -74,7 +74,7 @@ def reason_of(error: ValueError) -> str:
 _BETWEEN = re.compile(r"[\s,:]*")
 
 
-def originals(raw: bytes, key: str) -> list[bytes]:
+def raw_elements(raw: bytes, key: str) -> list[bytes]:
     """The bytes of each element of the list `key` of a JSON object, as they came: for dead letters.
 
     `raw` was parsed before, so it is an object whose `key` is a list.

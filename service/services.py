@@ -1,6 +1,7 @@
-"""What a step of the flow works with: one `Parts` a process, made in the app's lifespan."""
+"""What a step of the flow works with: one `Services` a process, made in the app's lifespan."""
 
 import asyncio
+import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,16 +20,15 @@ from service.clients.treeherder import RestTreeherder, Treeherder
 from service.engine.fair import AdaptiveSlots, FairSlots
 from service.engine.render import Renderer
 from service.engine.replica import Replica
-from service.flow.tasks.ids import make_secret
 from service.settings import Settings
-from service.store.database import Database, check_clock
+from service.store.database import Database, Session, check_clock, insert_new
 from service.store.models import Secret
 
 T = TypeVar("T")
 
 
 @dataclass
-class Parts:
+class Services:
     settings: Settings
     database: Database
     hg: Hg
@@ -58,7 +58,7 @@ SWITCH = 0.001
 
 
 @asynccontextmanager
-async def parts(settings: Settings, database: Database, *, alone: bool = False) -> AsyncIterator[Parts]:
+async def open_services(settings: Settings, database: Database, *, alone: bool = False) -> AsyncIterator[Services]:
     """The real parts, closed again in reverse order. `alone`: no other process works on this SQLite database."""
     async with AsyncExitStack() as stack:
         sys.setswitchinterval(SWITCH)
@@ -88,7 +88,7 @@ async def parts(settings: Settings, database: Database, *, alone: bool = False) 
         replica = Replica(database, settings.replica, alone=alone)
         stack.push_async_callback(replica.stop)
         connections = AdaptiveSlots(settings.taskcluster.connections, metrics.taskcluster_connections)
-        yield Parts(
+        yield Services(
             settings, database, hg, queue, treeherders, publisher, renderer, secret, logins, replica, connections
         )
 
@@ -103,3 +103,8 @@ async def _secret(database: Database) -> bytes:
         async with database.reading() as session:
             found = (await session.exec(select(Secret).where(Secret.name == "task-ids"))).one()
     return found.value
+
+
+async def make_secret(session: Session, name: str) -> None:
+    """Make the key `name` unless it is there."""
+    await insert_new(session, Secret, name=name, value=secrets.token_bytes(32))

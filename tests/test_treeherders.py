@@ -57,7 +57,7 @@ async def test_todays(sqlite_url: str, amqp: Amqp) -> None:
             await until_there(amqp, exchange)
             channel.queue_declare(amqp.queue())
             channel.queue_bind(amqp.queue(), exchange, "#")
-            await resultset.run(world.parts, await world.hold(StepKind.RESULTSET))
+            await resultset.run(world.services, await world.lease(StepKind.RESULTSET))
             method, _, body = channel.basic_get(amqp.queue(), auto_ack=True)
         assert (await world.step(StepKind.RESULTSET)).state == State.DONE
         assert "/hgpushes/" in method.exchange

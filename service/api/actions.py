@@ -13,7 +13,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from service import auth
-from service.api.deps import ActionNumber, After, CallerDep, Limit, PartsDep, Reader, Reading, cursor, opaque
+from service.api.deps import ActionNumber, After, CallerDep, Limit, Reader, Reading, ServicesDep, cursor, opaque
 from service.api.openapi import LOCATION, problems
 from service.api.paging import page
 from service.api.route import Route
@@ -32,11 +32,11 @@ from service.api.schemas import (
 from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
 from service.flow.actions import cancel, retrigger
-from service.flow.actions.receive import called, new_action
-from service.flow.actions.subject import FailedError, RejectedError, subject_of
+from service.flow.actions.receive import new_action, store_idempotent
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError, subject_of
 from service.flow.tasks.ids import copy_ids
-from service.sanitize import visible
-from service.services import Parts
+from service.sanitize import escape_unstorable
+from service.services import Services
 from service.store.database import Session
 from service.store.models import PLANNED, RECEIVED, UNCREATED, Action, Delivery, PlannedTask, Source, State
 from service.store.wakeups import Topic
@@ -68,24 +68,24 @@ async def create_action(
     asked: ActionCreate,
     request: Request,
     response: Response,
-    parts: PartsDep,
+    services: ServicesDep,
     caller: CallerDep,
     key: IdempotencyKey = None,
 ) -> ActionRead:
     """Have a task retriggered or cancelled. The action is stored when this answers; `Location` tells how it goes."""
-    _require(parts, caller, asked)
+    _require(services, caller, asked)
     worker: Worker = request.app.state.worker
     requester = caller.name if asked.requester is None else asked.requester
     wanted = new_action(asked.action, asked.project, asked.task_id, asked.run_id, requester, Source.API)
     taken = []
-    async with parts.database.writing() as session:
+    async with services.database.writing() as session:
         action: Action | None = wanted
         if key is None:
             session.add(wanted)
         else:
             digest = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
             # quoted, so that where the caller's name ends and the key begins is never a guess
-            action = await called(session, wanted, f"api {quote(caller.key)} {key}", digest)
+            action = await store_idempotent(session, wanted, f"api {quote(caller.key)} {key}", digest)
         if action is None:
             detail = f"the Idempotency-Key {key!r} was used for another action: choose a new one for each"
             raise Problem(422, "Key used before", detail)
@@ -95,7 +95,7 @@ async def create_action(
         read = await _read(session, action)
     worker.begin(taken)
     if action is wanted and not taken:
-        parts.database.wakeups.wake(Topic.WORK)
+        services.database.wakeups.wake(Topic.WORK)
     log.info(
         "action-asked", action=read.id, kind=read.action, task_id=read.task_id, project=read.project, by=caller.name
     )
@@ -104,9 +104,9 @@ async def create_action(
 
 
 @router.post("/plan", operation_id="planAction", responses=problems(502, scope=_SCOPE))
-async def plan_action(asked: ActionCreate, parts: PartsDep, caller: CallerDep) -> ActionPlan:
+async def plan_action(asked: ActionCreate, services: ServicesDep, caller: CallerDep) -> ActionPlan:
     """What that action would do now. Changes nothing."""
-    _require(parts, caller, asked)
+    _require(services, caller, asked)
     plan = ActionPlan(
         **asked.model_dump(exclude={"requester"}),
         state=ActionState.PLANNED,
@@ -116,25 +116,25 @@ async def plan_action(asked: ActionCreate, parts: PartsDep, caller: CallerDep) -
         left_out=[],
     )
     try:
-        await _plan(parts, asked, plan)
-    except RejectedError as error:
+        await _plan(services, asked, plan)
+    except ActionRejectedError as error:
         plan.state, plan.reason = ActionState.REJECTED, str(error)
-    except FailedError as error:
+    except ActionFailedError as error:
         plan.state, plan.reason = ActionState.FAILED, str(error)
     except UpstreamError as error:
         raise Problem(502, "Upstream unavailable", f"{error}: try again later") from None
     return plan
 
 
-async def _plan(parts: Parts, asked: ActionCreate, plan: ActionPlan) -> None:
-    subject = await subject_of(parts, asked.project, asked.task_id)
+async def _plan(services: Services, asked: ActionCreate, plan: ActionPlan) -> None:
+    subject = await subject_of(services, asked.project, asked.task_id)
     if asked.action == "cancel":
         plan.reason = cancel.nothing_to_do(subject)
         if plan.reason is not None:
             plan.state = ActionState.NOTHING_TO_DO
         return
     unreal = new_action(asked.action, asked.project, asked.task_id, asked.run_id, "", Source.API)
-    made = await retrigger.plan(parts, subject, asked.run_id, copy_ids(parts.secret, unreal, 0), asked.project)
+    made = await retrigger.plan(services, subject, asked.run_id, copy_ids(services.secret, unreal, 0), asked.project)
     plan.notes = made.notes
     plan.left_out = [LeftOut.model_validate(each) for each in made.left_out]
     plan.tasks = [
@@ -152,8 +152,8 @@ async def _plan(parts: Parts, asked: ActionCreate, plan: ActionPlan) -> None:
     ]
 
 
-def _require(parts: Parts, caller: auth.Caller, asked: ActionCreate) -> None:
-    auth.require(parts.settings, caller, f"tc-treeherder:action:{asked.action}:{asked.project}")
+def _require(services: Services, caller: auth.Caller, asked: ActionCreate) -> None:
+    auth.require(services.settings, caller, f"tc-treeherder:action:{asked.action}:{asked.project}")
 
 
 @router.get("", operation_id="listActions", responses=problems())
@@ -170,10 +170,10 @@ async def list_actions(
     """Actions, the newest first. With several filters a page can be shorter than `limit`, even empty, while
     `next` says that there are more."""
     filters: list[tuple[Any, Any]] = [  # those that leave fewest come first
-        (task_id, Action.task_id == visible(task_id or "")),
-        (requester, Action.requester == visible(requester or "")),
+        (task_id, Action.task_id == escape_unstorable(task_id or "")),
+        (requester, Action.requester == escape_unstorable(requester or "")),
         (state, _in_state(state) if state is not None else None),
-        (project, Action.project == visible(project or "")),
+        (project, Action.project == escape_unstorable(project or "")),
     ]
     conditions = [condition for value, condition in filters if value is not None]
 

@@ -6,7 +6,7 @@ from sqlalchemy import LargeBinary, func
 from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
-from service.api.deps import After, LetterNumber, Limit, PartsDep, Reader, Reading, Writer, Writing, cursor, opaque
+from service.api.deps import After, LetterNumber, Limit, Reader, Reading, ServicesDep, Writer, Writing, cursor, opaque
 from service.api.events import job_action, push_event
 from service.api.openapi import WRITES, problems
 from service.api.paging import FIRST
@@ -21,7 +21,7 @@ from service.flow.actions.receive import Arrival
 from service.flow.jobs import events, reconcile
 from service.flow.pushes.push import store
 from service.sanitize import parse, reason_of
-from service.services import Parts
+from service.services import Services
 from service.store.database import Session, now
 from service.store.models import Action, DeadLetter, GroupCheck, JobReport, Notice, Push, PushStep, Work
 from service.store.wakeups import Topic
@@ -95,10 +95,10 @@ async def get_dead_letter(letter_id: LetterNumber, session: Reading, _: Reader) 
     responses=problems(404, 409, scope=WRITES),
 )
 async def replay_dead_letter(
-    letter_id: LetterNumber, request: Request, parts: PartsDep, caller: Writer
+    letter_id: LetterNumber, request: Request, services: ServicesDep, caller: Writer
 ) -> DeadLetterSummary:
     """Take it in once more: the event as it came, or the work that was buried. It stays when that fails."""
-    async with parts.database.writing() as session:
+    async with services.database.writing() as session:
         letter = await _find(session, letter_id)
         read = _summary(letter, None if letter.payload is None else len(letter.payload))
         work_id = letter.step_id or letter.action_id or letter.notice_id or letter.report_id
@@ -109,13 +109,13 @@ async def replay_dead_letter(
             if isinstance(buried, PushStep):
                 push = await session.get_one(Push, buried.push_id)
                 await refuse_deleted(session, push.repository_id)
-            leases.again([buried])
+            leases.requeue([buried])
         else:
-            await _take_in(session, parts, letter)
+            await _take_in(session, services, letter)
         await session.delete(letter)
     log.info("dead-letter-replayed", dead_letter=letter_id, by=caller.name)
     for topic in Topic:
-        parts.database.wakeups.wake(topic)
+        services.database.wakeups.wake(topic)
     return read
 
 
@@ -123,10 +123,10 @@ _WORK: dict[str, type[Work]] = {"action": Action, "notice": Notice, "job-report"
 """The kinds of dead letters that are buried work; of all others it is a step of a push."""
 
 
-async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
+async def _take_in(session: Session, services: Services, letter: DeadLetter) -> None:
     """Take in an event as if it had just come."""
     if letter.kind == "task-event":
-        await _take_task_event(session, parts, letter)
+        await _take_task_event(session, services, letter)
         return
     if letter.kind == "group-check" and letter.payload:
         session.add(GroupCheck(task_group_id=letter.payload.decode(), lane=reconcile.LANE))
@@ -142,17 +142,17 @@ async def _take_in(session: Session, parts: Parts, letter: DeadLetter) -> None:
     if isinstance(event, Arrival):
         (verdict,), _ = await receive.store(session, [event])
     else:
-        (verdict,), _, _ = await store(session, parts.settings, [event], replayed=True)
+        (verdict,), _, _ = await store(session, services.settings, [event], replayed=True)
     if verdict.verdict == "rejected" or (verdict.reason is not None and letter.kind != "job-action"):
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
 
 
-async def _take_task_event(session: Session, parts: Parts, letter: DeadLetter) -> None:
+async def _take_task_event(session: Session, services: Services, letter: DeadLetter) -> None:
     try:
         event = events.TaskEvent.model_validate(parse(letter.payload or b""))
     except ValueError as error:
         raise Problem(422, "Still not understood", reason_of(error)) from None
-    verdict, rows = events.judge(parts.settings, event)
+    verdict, rows = events.judge(services.settings, event)
     if verdict.verdict == "rejected":
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
     await events.upsert(session, rows, now())

@@ -8,35 +8,35 @@ from fastapi import Depends, Path, Query, Request
 
 from service import auth
 from service.errors import Problem
-from service.services import Parts
+from service.services import Services
 from service.settings import RENDER, REPOSITORIES_WRITE, Settings
 from service.store.database import Session
 
 # all of them async: a plain function would be sent to a thread, for each request
 
 
-async def get_parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
+async def get_services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
 
 
-PartsDep = Annotated[Parts, Depends(get_parts)]
+ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-async def get_settings(parts: PartsDep) -> Settings:
-    return parts.settings
+async def get_settings(services: ServicesDep) -> Settings:
+    return services.settings
 
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 
 
-async def reading(parts: PartsDep) -> AsyncIterator[Session]:
-    async with parts.database.reading() as session:
+async def reading(services: ServicesDep) -> AsyncIterator[Session]:
+    async with services.database.reading() as session:
         yield session
 
 
-async def writing(parts: PartsDep) -> AsyncIterator[Session]:
-    async with parts.database.writing() as session:
+async def writing(services: ServicesDep) -> AsyncIterator[Session]:
+    async with services.database.writing() as session:
         yield session
 
 

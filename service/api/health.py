@@ -20,7 +20,7 @@ from service import metrics
 from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.api.schemas import Check, Heartbeat
-from service.services import Parts
+from service.services import Services
 from service.store import database
 from service.store.clock import SETTLED
 from service.store.database import now
@@ -64,16 +64,16 @@ async def get_version() -> dict[str, Any]:
 class Health:
     """What the pages of this module show: computed for all callers together, for each of them is open."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        seconds = parts.settings.health_cache.total_seconds()
-        self.metrics = Cached(lambda: metrics.exposition(parts.database), seconds)
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        seconds = services.settings.health_cache.total_seconds()
+        self.metrics = Cached(lambda: metrics.exposition(services.database), seconds)
         self.checks = Cached(self._checks, seconds)
-        self._write = Probe(parts.database.write_probe, parts.settings.write_check.total_seconds())
+        self._write = Probe(services.database.write_probe, services.settings.write_check.total_seconds())
 
     async def database(self) -> Check:
         """Whether the database answers, and takes writes: it does not when its disk is full, or it is read-only."""
-        check = await _checked("database", _database, self._parts)
+        check = await _checked("database", _database, self._services)
         if check.status != "ok":
             return check
         try:
@@ -86,11 +86,11 @@ class Health:
         return check
 
     async def _checks(self) -> list[Check]:
-        parts = self._parts
+        services = self._services
         return [
-            await _checked("work", _work, parts),
-            await _checked("polls", _polls, parts),
-            await _checked("pulse", _pulse, parts),
+            await _checked("work", _work, services),
+            await _checked("polls", _polls, services),
+            await _checked("pulse", _pulse, services),
         ]
 
     async def close(self) -> None:
@@ -155,23 +155,23 @@ def _why(failure: Exception) -> str:
     return told or type(cause).__name__
 
 
-async def _checked(name: str, check: Callable[[Parts], Awaitable[Check]], parts: Parts) -> Check:
+async def _checked(name: str, check: Callable[[Services], Awaitable[Check]], services: Services) -> Check:
     try:
-        return await asyncio.wait_for(check(parts), TIME_LIMIT)
+        return await asyncio.wait_for(check(services), TIME_LIMIT)
     except TimeoutError:
         return Check(name=name, status="error", detail=f"no answer within {TIME_LIMIT:g} s")
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what this check is for
         return Check(name=name, status="error", detail=type(error).__name__)
 
 
-async def _database(parts: Parts) -> Check:
-    async with parts.database.reading() as session:
+async def _database(services: Services) -> Check:
+    async with services.database.reading() as session:
         await session.exec(select(1))
     return Check(name="database", status="ok")
 
 
-async def _work(parts: Parts) -> Check:
-    async with parts.database.reading() as session:
+async def _work(services: Services) -> Check:
+    async with services.database.reading() as session:
         waiting = await metrics.oldest_work(session)
         old = [(_LISTS[model], since) for model, since in waiting.items() if now() - since >= OLD_WORK]
         if not old:
@@ -215,15 +215,15 @@ def _clock() -> Check:
     return Check(name="clock", status="error", detail=detail)
 
 
-async def _pulse(parts: Parts) -> Check:
+async def _pulse(services: Services) -> Check:
     at = now()
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         queues = (await session.exec(select(PulseQueue).where(col(PulseQueue.seen_at) > at - FORGOTTEN))).all()
     warnings = [
         f"{queue.name} was found deleted at {queue.deleted_at:%F %T}Z: its {queue.events} since "
-        f"{queue.deaf_from:%F %T}Z may be lost; whoever pressed a button then may have to press again"
+        f"{queue.messages_lost_since:%F %T}Z may be lost; whoever pressed a button then may have to press again"
         for queue in queues
-        if queue.deleted_at is not None and queue.deaf_from is not None and at - queue.deleted_at < DELETED
+        if queue.deleted_at is not None and queue.messages_lost_since is not None and at - queue.deleted_at < DELETED
     ]
     for events in sorted({queue.events for queue in queues}):
         newest = max((queue for queue in queues if queue.events == events), key=lambda queue: queue.seen_at)
@@ -235,8 +235,8 @@ async def _pulse(parts: Parts) -> Check:
     return Check(name="pulse", status="warning" if warnings else "ok", detail="; ".join(warnings) or "")
 
 
-async def _polls(parts: Parts) -> Check:
-    async with parts.database.reading() as session:
+async def _polls(services: Services) -> Check:
+    async with services.database.reading() as session:
         polls = await metrics.summarize_polls(session)
     if not polls.old:
         return Check(name="polls", status="ok")

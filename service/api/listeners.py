@@ -3,7 +3,7 @@
 import structlog
 from fastapi import APIRouter, Request
 
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 from service.api.openapi import signed
 from service.api.route import SignedRoute
 from service.api.signed import signed_model
@@ -16,12 +16,14 @@ router = APIRouter(prefix="/listeners", tags=["internal"], route_class=SignedRou
 
 
 @router.post("/report", operation_id="reportQueue", openapi_extra=signed(QueueReport))
-async def report_queue(request: Request, parts: PartsDep) -> QueueState:
+async def report_queue(request: Request, services: ServicesDep) -> QueueState:
     """Take note that a queue is read, and of whether it was there: one that was deleted has lost what was sent."""
-    report = await signed_model(request, parts.settings, QueueReport)
-    async with parts.database.writing() as session:
+    report = await signed_model(request, services.settings, QueueReport)
+    async with services.database.writing() as session:
         state = await queues.note(session, report)
     if state.deleted:
-        parts.database.wakeups.wake(Topic.WORK)
-        log.error("queue-deleted", queue=report.queue, events=report.events, deaf_from=state.deaf_from)
+        services.database.wakeups.wake(Topic.WORK)
+        log.error(
+            "queue-deleted", queue=report.queue, events=report.events, messages_lost_since=state.messages_lost_since
+        )
     return state

@@ -370,7 +370,7 @@ EXAMPLES: dict[str, Json] = {
                 "told": "pending",
                 "state": "pending",
                 "error": None,
-                "heard_at": "2026-01-15T12:31:00Z",
+                "last_event_at": "2026-01-15T12:31:00Z",
                 "next_attempt_at": "2026-01-15T12:31:01Z",
             }
         ],
@@ -388,7 +388,7 @@ EXAMPLES: dict[str, Json] = {
         "state": "pending",
         "error": f"Treeherder does not know the push {_NODE} of mozilla-central (yet)",
         "attempts": 3,
-        "heard_at": "2026-01-15T12:31:00Z",
+        "last_event_at": "2026-01-15T12:31:00Z",
         "waiting_since": "2026-01-15T12:31:00Z",
         "no_push_since": "2026-01-15T12:31:01Z",
         "next_attempt_at": "2026-01-15T12:31:30Z",

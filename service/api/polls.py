@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from service import metrics
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 from service.api.openapi import Announced, Renewal, signed
 from service.api.route import SignedRoute
 from service.api.signed import signed_model
@@ -16,20 +16,20 @@ router = APIRouter(prefix="/polls", tags=["internal"], route_class=SignedRoute)
 
 
 @router.post("/lease", operation_id="leasePolls", response_model=Shift, openapi_extra=signed(Renewal))
-async def lease_polls(request: Request, parts: PartsDep) -> Response:
+async def lease_polls(request: Request, services: ServicesDep) -> Response:
     """Renew a listener's shift: it tells what it has polled, and is leased repositories that are due.
 
     The answer goes out after the commit.
     """
-    asked = await signed_model(request, parts.settings, ShiftRequest)
+    asked = await signed_model(request, services.settings, ShiftRequest)
     news, problems = [], []
     for each in asked.news:
         try:
             news.append(PollNews.model_validate(each))
         except ValidationError as error:
             problems.append(reason_of(error))
-    settings = parts.settings
-    renewed = await parts.database.run(
+    settings = services.settings
+    renewed = await services.database.run(
         lambda connection: shift.renew(connection, settings.poll, settings.allowed_hosts, asked, news)
     )
     metrics.polled(asked.polls, asked.requests, asked.slowest, sum(each.outcome == "failed" for each in news))
@@ -39,8 +39,8 @@ async def lease_polls(request: Request, parts: PartsDep) -> Response:
 
 
 @router.post("/announced", operation_id="announcePushes", openapi_extra=signed(Announced))
-async def announce_pushes(request: Request, parts: PartsDep) -> AnnouncedLeases:
+async def announce_pushes(request: Request, services: ServicesDep) -> AnnouncedLeases:
     """Say which of the repositories in which a push was announced may be polled now, beside their shifts."""
-    asked = await signed_model(request, parts.settings, AnnouncedPushes)
-    async with parts.database.writing() as session:
-        return await shift.announced(session, parts.settings.poll, parts.settings.allowed_hosts, asked.urls)
+    asked = await signed_model(request, services.settings, AnnouncedPushes)
+    async with services.database.writing() as session:
+        return await shift.announced(session, services.settings.poll, services.settings.allowed_hosts, asked.urls)

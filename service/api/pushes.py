@@ -15,11 +15,11 @@ from service.api.deps import (
     After,
     CallerDep,
     Limit,
-    PartsDep,
     PushNumber,
     Reader,
     Reading,
     RepositoryAlias,
+    ServicesDep,
     cursor,
     opaque,
 )
@@ -29,7 +29,7 @@ from service.api.route import Route
 from service.api.schemas import ChangesetRead, GraphRead, PushPage, PushRead, PushSummary, ResultsetRead, TaskRead
 from service.engine import leases
 from service.errors import Problem
-from service.sanitize import visible
+from service.sanitize import escape_unstorable
 from service.store.database import Session
 from service.store.models import UNCREATED, DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
 from service.store.wakeups import Topic
@@ -62,11 +62,11 @@ async def list_pushes(
     `next` says that there are more."""
     filters: list[Any] = []
     if repository is not None:
-        filters.append(Repository.alias == visible(repository))
+        filters.append(Repository.alias == escape_unstorable(repository))
     if revision is not None:
-        filters.append(Push.revision == visible(revision))
+        filters.append(Push.revision == escape_unstorable(revision))
     if user is not None:
-        filters.append(Push.user == visible(user))
+        filters.append(Push.user == escape_unstorable(user))
     if state is not None:
         filters.append(select(PushStep.id).where(PushStep.push_id == Push.id, PushStep.state == state).exists())
 
@@ -88,13 +88,13 @@ async def _candidates(
     """Return queries of ids by the filter that leaves fewest, and the column of these ids."""
     of_state = select(PushStep.push_id).where(PushStep.state == state).distinct()
     if revision is not None:
-        return [select(Push.id).where(Push.revision == visible(revision))], Push.id
+        return [select(Push.id).where(Push.revision == escape_unstorable(revision))], Push.id
     if user is not None:
-        return [select(Push.id).where(Push.user == visible(user))], Push.id
+        return [select(Push.id).where(Push.user == escape_unstorable(user))], Push.id
     if state is not None and state not in {State.DONE, State.SKIPPED}:
         return [of_state], PushStep.push_id
     if repository is not None:
-        with_alias = select(Repository.id).where(Repository.alias == visible(repository))
+        with_alias = select(Repository.id).where(Repository.alias == escape_unstorable(repository))
         ids = (await session.exec(with_alias.order_by(col(Repository.id).desc()).limit(SAME_ALIAS))).all()
         return [select(Push.id).where(Push.repository_id == one) for one in ids], Push.id
     return ([of_state], PushStep.push_id) if state is not None else ([select(Push.id)], Push.id)
@@ -122,13 +122,13 @@ async def retry_push(
     alias: RepositoryAlias,
     push_id: PushNumber,
     request: Request,
-    parts: PartsDep,
+    services: ServicesDep,
     caller: CallerDep,
     generation: Generation = None,
 ) -> PushRead:
     """Do the failed steps again: with the stored plan where nothing was refused, otherwise rendered anew."""
-    auth.require(parts.settings, caller, f"tc-treeherder:action:retry:{alias}")
-    async with parts.database.writing() as session:
+    auth.require(services.settings, caller, f"tc-treeherder:action:retry:{alias}")
+    async with services.database.writing() as session:
         push = await find_push(session, alias, push_id, generation)
         await refuse_deleted(session, push.repository_id)
         failed = (
@@ -141,7 +141,7 @@ async def retry_push(
         ).all()
         if not failed:
             raise Problem(409, "Nothing failed", f"no step of push {push_id} of {alias} has failed: nothing to retry")
-        leases.again(failed)
+        leases.requeue(failed)
         for step in failed:
             if step.refused is not None:
                 step.plan_attempt, step.refused = step.plan_attempt + 1, None
@@ -152,7 +152,7 @@ async def retry_push(
         await session.flush()
         read = await _read(session, push, alias)
     log.info("push-retried", repository=alias, push=push_id, steps=len(failed), by=caller.name)
-    parts.database.wakeups.wake(Topic.WORK)
+    services.database.wakeups.wake(Topic.WORK)
     return read
 
 
@@ -170,7 +170,7 @@ async def find_push(session: Session, alias: str, push_id: int, generation: int 
     query = (
         select(Push.id, Push.generation, Repository.deleted_at)
         .join(Repository, col(Repository.id) == Push.repository_id)
-        .where(Repository.alias == visible(alias), Push.push_id == push_id)
+        .where(Repository.alias == escape_unstorable(alias), Push.push_id == push_id)
     )
     if generation is not None:
         query = query.where(Push.generation == generation)

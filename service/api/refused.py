@@ -8,7 +8,7 @@ import structlog
 from sqlmodel import col
 
 from service.contract.events import Verdict
-from service.sanitize import originals
+from service.sanitize import raw_elements
 from service.store.database import INSERT, Session
 from service.store.models import DeadLetter
 
@@ -24,7 +24,7 @@ _CHANGES: dict[str, set[str]] = {
 
 def dead_letters(kind: str, raw: bytes, events: list[Any], refused: dict[int, str]) -> list[DeadLetter]:
     """Return a dead letter for each refused event, by its number; `raw` is the body of the request."""
-    payloads = originals(raw, "events") if refused else []
+    payloads = raw_elements(raw, "events") if refused else []
     return [
         DeadLetter(
             kind=kind,

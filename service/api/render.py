@@ -5,7 +5,7 @@ import asyncio
 import structlog
 from fastapi import APIRouter, Response
 
-from service.api.deps import MayRender, PartsDep, RepositoryAlias
+from service.api.deps import MayRender, RepositoryAlias, ServicesDep
 from service.api.openapi import problems
 from service.api.pushes import find_push
 from service.api.repositories import find
@@ -24,15 +24,17 @@ router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Ro
     operation_id="renderFile",
     responses=problems(404, scope=RENDER),
 )
-async def render_file(alias: RepositoryAlias, asked: RenderRequest, parts: PartsDep, caller: MayRender) -> Response:
+async def render_file(
+    alias: RepositoryAlias, asked: RenderRequest, services: ServicesDep, caller: MayRender
+) -> Response:
     """Render a file as for a push of this repository, and check its tasks. Creates and stores nothing."""
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         repository = await find(session, alias)
         known = None if asked.push_id is None else await find_push(session, alias, asked.push_id, None)
     push = known or made_up_push(repository, asked.message, asked.user)
     # a small file can make a plan of a hundred megabytes, which stays until it is an answer
-    async with parts.previews.use(caller.key):
-        result = await preview(parts, repository, push, asked.file, f"render {caller.key}")
+    async with services.previews.use(caller.key):
+        result = await preview(services, repository, push, asked.file, f"render {caller.key}")
         log.info("file-rendered", repository=alias, tasks=len(result.tasks), error=result.error, by=caller.name)
         return Response(await asyncio.to_thread(_answer, result), media_type="application/json")
 

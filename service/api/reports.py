@@ -82,6 +82,6 @@ def run_of(report: JobReport) -> dict[str, Any]:
         "told": None if report.delivered is None else RunStage.of(report.delivered),
         "state": report.state,
         "error": report.error,
-        "heard_at": report.heard_at,
+        "last_event_at": report.last_event_at,
         "next_attempt_at": report.due_at,
     }

@@ -8,16 +8,27 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
-from service.api.deps import After, Limit, PartsDep, Reader, Reading, RepositoryAlias, Writer, Writing, cursor, opaque
+from service.api.deps import (
+    After,
+    Limit,
+    Reader,
+    Reading,
+    RepositoryAlias,
+    ServicesDep,
+    Writer,
+    Writing,
+    cursor,
+    opaque,
+)
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.api.route import Route
 from service.api.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
-from service.errors import Problem, Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Problem, Unavailable
 from service.flow.pushes import poll
 from service.flow.pushes.urls import canonical_url
-from service.sanitize import visible
-from service.services import Parts
+from service.sanitize import escape_unstorable
+from service.services import Services
 from service.settings import Settings
 from service.store.database import Session, now
 from service.store.models import Action, Push, PushStep, Repository, State
@@ -49,8 +60,8 @@ def normal_url(settings: Settings, url: str) -> tuple[str, str]:
 
 def default_scopes(url: str) -> list[str]:
     """What a project's tasks may do, when the repository does not say: its role's scopes."""
-    parts = urlsplit(url)
-    return [f"assume:repo:{parts.netloc}/{parts.path.strip('/')}:branch:default"]
+    split = urlsplit(url)
+    return [f"assume:repo:{split.netloc}/{split.path.strip('/')}:branch:default"]
 
 
 def _known_environments(settings: Settings, environments: list[str] | None) -> None:
@@ -62,7 +73,7 @@ def _known_environments(settings: Settings, environments: list[str] | None) -> N
 
 async def find(session: Session, alias: str, *, lock: bool = False) -> Repository:
     """The live repository of that alias. Raises a 404."""
-    query = select(Repository).where(Repository.alias == visible(alias), col(Repository.deleted_at).is_(None))
+    query = select(Repository).where(Repository.alias == escape_unstorable(alias), col(Repository.deleted_at).is_(None))
     found = (await session.exec(query.with_for_update() if lock else query)).first()
     if found is None:
         raise Problem(
@@ -71,10 +82,10 @@ async def find(session: Session, alias: str, *, lock: bool = False) -> Repositor
     return found
 
 
-async def _end_of_pushlog(parts: Parts, url: str) -> int:
+async def _end_of_pushlog(services: Services, url: str) -> int:
     try:
-        return await parts.hg.last_push_id(url)
-    except Refusal as error:
+        return await services.hg.last_push_id(url)
+    except PermanentUpstreamError as error:
         raise Problem(422, "No pushlog there", f"url: {error}") from None
     except Unavailable as error:
         detail = f"the pushlog's present end could not be asked for: {error}. Try again, or give last_push_id."
@@ -101,18 +112,18 @@ async def list_repositories(session: Reading, _: Reader, limit: Limit = 100, aft
     responses={201: LOCATION, **problems(409, 502, scope=WRITES)},
 )
 async def add_repository(
-    asked: RepositoryCreate, response: Response, parts: PartsDep, caller: Writer
+    asked: RepositoryCreate, response: Response, services: ServicesDep, caller: Writer
 ) -> RepositoryRead:
     """Monitor a repository from now on, or from `last_push_id`."""
-    url, host = normal_url(parts.settings, asked.url)
-    _known_environments(parts.settings, asked.environments)
-    async with parts.database.reading() as session:
+    url, host = normal_url(services.settings, asked.url)
+    _known_environments(services.settings, asked.environments)
+    async with services.database.reading() as session:
         await _taken(session, asked.alias, url)
     last_push_id = asked.last_push_id
     if last_push_id is None:
-        last_push_id = await _end_of_pushlog(parts, url)
+        last_push_id = await _end_of_pushlog(services, url)
     try:
-        async with parts.database.writing() as session:
+        async with services.database.writing() as session:
             known = (await session.exec(select(Repository).where(Repository.url == url).with_for_update())).first()
             await _taken(session, asked.alias, url)  # after the lock: who waited for it sees what the other did
             repository = _created(known, asked, url, host, last_push_id)
@@ -120,7 +131,7 @@ async def add_repository(
             await session.flush()
             read = RepositoryRead.model_validate(repository)
     except IntegrityError:
-        async with parts.database.reading() as session:
+        async with services.database.reading() as session:
             await _taken(session, asked.alias, url)
         raise Problem(
             409, "Taken", f"alias {asked.alias!r} or url {url} was taken just now: read it and try again"
@@ -131,11 +142,11 @@ async def add_repository(
 
 
 @router.post("/plan", operation_id="planRepository", responses=problems(409))
-async def plan_repository(asked: RepositoryCreate, parts: PartsDep, _: Reader) -> RepositoryCreate:
+async def plan_repository(asked: RepositoryCreate, services: ServicesDep, _: Reader) -> RepositoryCreate:
     """Whether this could be added, and as what: the pushlog is not asked, and nothing changes."""
-    url, _host = normal_url(parts.settings, asked.url)
-    _known_environments(parts.settings, asked.environments)
-    async with parts.database.reading() as session:
+    url, _host = normal_url(services.settings, asked.url)
+    _known_environments(services.settings, asked.environments)
+    async with services.database.reading() as session:
         await _taken(session, asked.alias, url)
     scopes = asked.scopes if asked.scopes is not None else default_scopes(url)
     return asked.model_copy(update={"url": url, "scopes": scopes})
@@ -183,10 +194,10 @@ async def get_repository(alias: RepositoryAlias, session: Reading, _: Reader) ->
     openapi_extra=MERGE_PATCH,
 )
 async def change_repository(
-    alias: RepositoryAlias, change: RepositoryPatch, caller: Writer, session: Writing, parts: PartsDep
+    alias: RepositoryAlias, change: RepositoryPatch, caller: Writer, session: Writing, services: ServicesDep
 ) -> RepositoryRead:
     """JSON Merge Patch (RFC 7396). alias and url stay: delete and add anew instead."""
-    _known_environments(parts.settings, change.environments)
+    _known_environments(services.settings, change.environments)
     repository = await find(session, alias, lock=True)
     for name in change.model_fields_set:
         setattr(repository, name, getattr(change, name))
@@ -236,7 +247,7 @@ async def delete_repository(
     for work in unfinished:
         reason = f"the repository was deleted by {caller.name}"
         work.state, work.error, work.due_at, work.done_at = State.FAILED, reason, None, now()
-        work.lease += 1  # whoever works on it now has lost it
+        work.fencing_token += 1  # whoever works on it now has lost it
         session.add(work.dead_letter(reason))
         session.add_all(work.failure_notices())
     repository.deleted_at = now()
@@ -249,14 +260,16 @@ async def delete_repository(
     operation_id="resetRepository",
     responses=problems(404, 502, scope=WRITES),
 )
-async def reset_repository(alias: RepositoryAlias, asked: Reset, parts: PartsDep, caller: Writer) -> RepositoryRead:
+async def reset_repository(
+    alias: RepositoryAlias, asked: Reset, services: ServicesDep, caller: Writer
+) -> RepositoryRead:
     """Begin a new generation of a repository that was made anew, and set its cursor."""
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         url = (await find(session, alias)).url
     last_push_id = asked.last_push_id
     if last_push_id is None:
-        last_push_id = await _end_of_pushlog(parts, url)
-    async with parts.database.writing() as session:
+        last_push_id = await _end_of_pushlog(services, url)
+    async with services.database.writing() as session:
         repository = await find(session, alias, lock=True)
         poll.reset(repository, last_push_id, record_before=None)
         log.warning("repository-reset", repository=alias, new_generation=repository.generation, by=caller.name)

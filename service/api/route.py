@@ -12,7 +12,7 @@ from service import auth
 from service.api.deps import get_caller, may_render, reader, writer
 from service.api.limit import Writes
 from service.errors import Problem
-from service.services import Parts
+from service.services import Services
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -31,7 +31,7 @@ class Route(APIRoute):
 
         async def checked(request: Request) -> Response:
             await self._admit(request, calls)
-            signed = get_caller in calls and auth.has_bewit(request, request.app.state.parts.logins)
+            signed = get_caller in calls and auth.has_bewit(request, request.app.state.services.logins)
             _check_query(request, [*known, auth.BEWIT] if signed else known)
             return await handle(request)
 
@@ -41,25 +41,25 @@ class Route(APIRoute):
         """Authenticate, and check the scope as far as it does not depend on the body."""
         if get_caller not in calls:
             return
-        parts: Parts = request.app.state.parts
-        caller = await auth.identify(parts.settings, request, parts.logins)
+        services: Services = request.app.state.services
+        caller = await auth.identify(services.settings, request, services.logins)
         request.state.caller = caller
         if request.method not in {"GET", "HEAD"} and caller is not auth.ANYBODY:
             writes: Writes = request.app.state.writes
             writes.spend(caller.key)
         checks = [check for check in (reader, writer, may_render) if check in calls]
         for check in checks:
-            await check(caller, parts.settings)
+            await check(caller, services.settings)
         if not checks:
-            auth.require_credentials(parts.settings, caller)
+            auth.require_credentials(services.settings, caller)
 
 
 class SignedRoute(Route):
     """A route for listeners: the signature of its method and path is verified before the body is read."""
 
     async def _admit(self, request: Request, calls: set[Any]) -> None:
-        parts: Parts = request.app.state.parts
-        auth.verify_route_signature(parts.settings, request)
+        services: Services = request.app.state.services
+        auth.verify_route_signature(services.settings, request)
 
 
 def _flatten(dependant: Dependant) -> Iterator[Dependant]:

@@ -392,7 +392,7 @@ class RunRead(Schema):
     told: RunStage | None = Field(description="what Treeherder was told last")
     state: State = Field(description="of the report")
     error: str | None
-    heard_at: datetime
+    last_event_at: datetime
     next_attempt_at: datetime | None
 
 

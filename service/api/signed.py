@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from service import auth
 from service.contract.events import MAX_EVENTS
 from service.errors import Problem
-from service.sanitize import NonsenseError, parse, reason_of
+from service.sanitize import InvalidJSONError, parse, reason_of
 from service.settings import Settings
 
 LARGE = 128 * 1024
@@ -55,7 +55,7 @@ def parsed(raw: bytes) -> Any:
     """Return the JSON of a signed body. Raises a 400."""
     try:
         return parse(raw)
-    except NonsenseError as error:
+    except InvalidJSONError as error:
         raise Problem(400, "Not JSON", f"the signed body is {error}") from None
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, ValidationError
 
 from service import metrics
-from service.api.deps import PartsDep
+from service.api.deps import ServicesDep
 from service.api.openapi import PulseMessages, signed
 from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
@@ -15,7 +15,7 @@ from service.api.signed import events_of, parsed, signed_body
 from service.contract.events import MAX_EVENTS, Verdict, Verdicts
 from service.flow.jobs import events
 from service.flow.jobs.events import TaskEvent
-from service.sanitize import may_have_nul, reason_of, visible
+from service.sanitize import escape_unstorable, may_have_nul, reason_of
 from service.settings import Settings
 from service.store.database import now
 from service.store.models import DeadLetter
@@ -40,15 +40,15 @@ class _Judged:
 
 
 @router.post("/tasks", status_code=202, operation_id="takeTaskEvents", openapi_extra=signed(PulseMessages))
-async def take_task_events(request: Request, parts: PartsDep) -> Verdicts:
+async def take_task_events(request: Request, services: ServicesDep) -> Verdicts:
     """Take messages of the queue's task exchanges. The answer goes out after the commit."""
-    judged = await signed_body(request, parts.settings, lambda raw: _judge(parts.settings, raw))
+    judged = await signed_body(request, services.settings, lambda raw: _judge(services.settings, raw))
     if judged.rows or judged.letters:
-        async with parts.database.writing() as session:
+        async with services.database.writing() as session:
             await events.upsert(session, judged.rows, now())
             await keep(session, judged.letters)
     if judged.rows:
-        parts.database.wakeups.wake(Topic.REPORTS)
+        services.database.wakeups.wake(Topic.REPORTS)
     metrics.event_in("task", judged.verdicts)
     return Verdicts.model_construct(verdicts=judged.verdicts)
 
@@ -85,7 +85,7 @@ def _judge_one_by_one(settings: Settings, raw: bytes) -> _Judged:
         try:
             judged, noted = events.judge(settings, TaskEvent.model_validate(event))
         except ValidationError as error:
-            refused[number] = visible(reason_of(error))
+            refused[number] = escape_unstorable(reason_of(error))
             judged, noted = verdict(refused[number]), []
         verdicts.append(judged)
         rows += noted

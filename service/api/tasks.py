@@ -12,7 +12,7 @@ from service.api.reports import run_of
 from service.api.route import Route
 from service.api.schemas import MadeTask, RunRead, TaskAction, TaskOwner, TaskPush
 from service.errors import Problem
-from service.sanitize import visible
+from service.sanitize import escape_unstorable
 from service.store.database import Session
 from service.store.models import Action, JobReport, PlannedTask, Push, PushStep, Repository
 
@@ -27,7 +27,7 @@ TaskNumber = Annotated[str, Path(max_length=100, description="a taskId", example
 @router.get("/{task_id}", operation_id="getTask", responses=problems(404))
 async def get_task(task_id: TaskNumber, session: Reading, _: Reader) -> TaskOwner:
     """What a task belongs to, what was reported of its runs, and the actions on it with the copies that they made."""
-    task_id = visible(task_id)
+    task_id = escape_unstorable(task_id)
     ours = await session.get(PlannedTask, task_id)
     unknown = Problem(404, "Unknown task", f"no push, action or report of this service names a task {task_id!r}")
     if ours is not None and not ours.created:  # nobody is to know an id before its task is created

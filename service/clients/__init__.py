@@ -1,1 +1,1 @@
-"""The systems we talk to, each behind a small Protocol. They raise `errors.Unavailable` and `errors.Refusal` alone."""
+"""The systems we talk to, each behind a small Protocol. They raise only what `errors` calls `UpstreamError`."""

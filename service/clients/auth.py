@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from taskcluster.aio import Auth as Client
 
 from service.clients.taskcluster import answer_of, session_of
-from service.errors import Refusal, Unavailable
-from service.sanitize import visible
+from service.errors import PermanentUpstreamError, Unavailable
+from service.sanitize import escape_unstorable
 from service.settings import TaskclusterSettings
 
 TIME_LIMIT = timedelta(seconds=10)
@@ -70,9 +70,9 @@ class TaskclusterLogins:
             asked["authorization"] = signed.authorization
         try:
             return _login(await answer_of(lambda: client.authenticateHawk(asked)))
-        except Refusal as refusal:
+        except PermanentUpstreamError as refusal:
             if refusal.status in {400, 401}:  # 400: of a request that it does not even understand
-                raise Refusal("taskcluster", str(refusal), 401) from None
+                raise PermanentUpstreamError("taskcluster", str(refusal), 401) from None
             raise Unavailable("taskcluster", f"Taskcluster answers {refusal.status}: {refusal}") from None
 
     async def close(self) -> None:
@@ -83,9 +83,9 @@ class TaskclusterLogins:
 def _login(answer: dict[str, Any]) -> Login:
     status = answer.get("status")
     if status == "auth-failed":
-        raise Refusal("taskcluster", visible(str(answer.get("message")))[:500], 401)
+        raise PermanentUpstreamError("taskcluster", escape_unstorable(str(answer.get("message")))[:500], 401)
     if status == "no-auth":
-        raise Refusal("taskcluster", "there is no signature", 401)
+        raise PermanentUpstreamError("taskcluster", "there is no signature", 401)
     client_id, scopes, payload_hash = answer.get("clientId"), answer.get("scopes"), answer.get("hash")
     if (
         status != "auth-success"

@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from service.clients.http import AnswerTooLargeError, Http
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import Settings
 
 MAX_FILE = 2 * 1024 * 1024
@@ -46,7 +46,7 @@ class HttpHg:
         asked = f"{url}/json-pushes?version=2&startID={2**31 - 1}"
         status, body = await self._get(asked, _MAX_LISTING)
         if status == HTTPStatus.NOT_FOUND:
-            raise Refusal("hg", f"{url} is no repository with a pushlog: {asked} answers 404", status)
+            raise PermanentUpstreamError("hg", f"{url} is no repository with a pushlog: {asked} answers 404", status)
         try:
             last = json.loads(body)["lastpushid"]
             if not isinstance(last, int) or not 0 <= last < 2**31:
@@ -67,10 +67,12 @@ class HttpHg:
         except AnswerTooLargeError as error:
             if error.status != HTTPStatus.OK:
                 raise Unavailable("hg", f"{url} answers {error.status}") from None
-            raise Refusal("hg", f"{url} is larger than {limit:,} bytes", error.status) from None
+            raise PermanentUpstreamError("hg", f"{url} is larger than {limit:,} bytes", error.status) from None
         if answer.is_redirect:
             where = answer.headers["location"]
-            raise Refusal("hg", f"{url} redirects to {where}, and redirects are not followed", answer.status)
+            raise PermanentUpstreamError(
+                "hg", f"{url} redirects to {where}, and redirects are not followed", answer.status
+            )
         if answer.status not in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}:
             raise Unavailable("hg", f"{url} answers {answer.status}")
         return answer.status, answer.body

@@ -19,7 +19,7 @@ from taskcluster.aio import Queue as Client
 from service import metrics
 from service.clients import hawk
 from service.contract.configuration import proxy_for
-from service.errors import Refusal, Unavailable, UpstreamError, retry_after
+from service.errors import PermanentUpstreamError, Unavailable, UpstreamError, retry_after
 from service.settings import TaskclusterSettings
 
 log = structlog.get_logger()
@@ -238,13 +238,13 @@ class TaskclusterQueue:
     async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await answer_of(call)
-        except Refusal as refusal:
+        except PermanentUpstreamError as refusal:
             if refusal.status == 404:
                 return None
             raise
 
 
-class ScopesRefusal(Refusal):
+class ScopesRefusal(PermanentUpstreamError):
     """A call that scopes are missing for; `missing` are these, as far as they are known.
 
     The message names no others: what Taskcluster says lists all that the service's client has.
@@ -259,11 +259,11 @@ class TooLargeError(Unavailable):
     """An answer that is not read because of its size; less may be asked for at a time."""
 
 
-class _UnusableError(aiohttp.ClientError):
+class _UnreadableAnswerError(aiohttp.ClientError):
     """An answer that is not read; the message says why."""
 
 
-class _TooLargeAnswerError(_UnusableError):
+class _TooLargeAnswerError(_UnreadableAnswerError):
     """An answer with more than may be read."""
 
 
@@ -319,7 +319,9 @@ class _Answer(aiohttp.ClientResponse):
     async def _limited(self) -> bytes:
         if 300 <= self.status < 400:
             where = self.headers.get("location", "nowhere")
-            raise _UnusableError(f"a redirect to {where}, and redirects are not followed: set taskcluster.root_url")
+            raise _UnreadableAnswerError(
+                f"a redirect to {where}, and redirects are not followed: set taskcluster.root_url"
+            )
         body = bytearray()
         members = 0
         async for chunk in self.content.iter_any():
@@ -365,14 +367,14 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
             raise ScopesRefusal(f"missing {named(missing) or 'scopes that it does not name'}", 403, missing) from None
         if error.status_code in {408, 429} or error.status_code < 400:
             raise _unavailable(error.__context__, error.status_code, f": {_text(error)}") from None
-        raise Refusal("taskcluster", _text(error), error.status_code) from None
+        raise PermanentUpstreamError("taskcluster", _text(error), error.status_code) from None
     except aiohttp.ClientResponseError as error:
         raise _unavailable(error, error.status) from None
     except (aiohttp.ClientError, exceptions.TaskclusterConnectionError, TimeoutError) as error:
         cause = getattr(error, "superExc", None) or error
         if isinstance(cause, _TooLargeAnswerError):
             raise TooLargeError("taskcluster", f"Taskcluster answers {cause}") from None
-        if isinstance(cause, _UnusableError):
+        if isinstance(cause, _UnreadableAnswerError):
             raise Unavailable("taskcluster", f"Taskcluster answers {cause}") from None
         if isinstance(cause, aiohttp.ClientHttpProxyError):
             raise Unavailable("taskcluster", f"the proxy before Taskcluster answers {cause.status}") from None
@@ -438,7 +440,7 @@ def _part(answer: Any, key: str, kind: type[_T]) -> _T:
     return found
 
 
-def known_definition(definition: Definition) -> Definition:
+def validate_definition(definition: Definition) -> Definition:
     """`definition`, of which everything can be relied on that decides what becomes of a task. Raises Unavailable."""
     for key in ("taskGroupId", "schedulerId", "workerType", "requires", "created", "deadline", "expires"):
         _part(definition, key, str)
@@ -448,7 +450,7 @@ def known_definition(definition: Definition) -> Definition:
     return definition
 
 
-def known_status(status: Status) -> Status:
+def validate_status(status: Status) -> Status:
     """`status`, likewise."""
     for key in ("taskId", "taskGroupId", "schedulerId", "state", "deadline", "expires"):
         _part(status, key, str)

@@ -11,7 +11,7 @@ import mohawk
 
 from service.clients import hawk
 from service.clients.http import AnswerTooLargeError, Http
-from service.errors import Refusal, Unavailable, retry_after
+from service.errors import PermanentUpstreamError, Unavailable, retry_after
 from service.settings import Environment
 from service.store.database import now
 
@@ -79,9 +79,9 @@ class RestTreeherder:
     async def post_artifacts(self, project: str, artifacts: list[dict[str, Any]]) -> None:
         try:
             await self._post(self._of(project, "artifact"), artifacts)
-        except (Unavailable, Refusal) as error:
+        except (Unavailable, PermanentUpstreamError) as error:
             if error.status in {404, 405}:  # the project is known: its jobs were taken
-                raise Refusal("treeherder", str(error), 404) from None
+                raise PermanentUpstreamError("treeherder", str(error), 404) from None
             raise
 
     async def find_push(self, project: str, revision: str | None, revision_hash: str | None) -> FoundPush | None:
@@ -138,7 +138,7 @@ class RestTreeherder:
         if status >= 500 or answer.is_redirect or status in {401, 403, 404, 408, 429}:
             # mended by an operator: credentials there, the project added to Treeherder, the url in the settings
             raise Unavailable("treeherder", why, retry_after(answer.headers), status)
-        raise Refusal("treeherder", why, status)
+        raise PermanentUpstreamError("treeherder", why, status)
 
 
 def _found(push: dict[str, Any], asked: str | None) -> FoundPush:

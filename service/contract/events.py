@@ -212,7 +212,7 @@ class QueueReport(Event):
 
 class QueueState(BaseModel):
     deleted: bool = Field(description="it was read before: what was sent meanwhile is lost")
-    deaf_from: str | None = Field(None, description="when it was last known to be there, if it was deleted")
+    messages_lost_since: str | None = Field(None, description="when it was last known to be there, if it was deleted")
 
 
 class PulseMessage(Event):

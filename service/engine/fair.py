@@ -31,10 +31,10 @@ def deal(shares: Sequence[str], held: Mapping[str, int], slots: int, most: int) 
     heapq.heapify(order)
     dealt: Counter[str] = Counter()
     while order and dealt.total() < slots:
-        holds, turn, share = heapq.heappop(order)
-        if holds < most:
+        leases_held, turn, share = heapq.heappop(order)
+        if leases_held < most:
             dealt[share] += 1
-            heapq.heappush(order, (holds + 1, turn, share))
+            heapq.heappush(order, (leases_held + 1, turn, share))
     return dict(dealt)
 
 

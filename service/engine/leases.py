@@ -1,7 +1,7 @@
-"""How work is leased: claim, finish, retry, bury. Of job reports only the claim: the rest is in `flow.settle`.
+"""How work is leased: claim, finish, retry, bury. Of job reports only the claim: the rest is in `flow.record_outcomes`.
 
 A claim raises the row's fencing number (`lease`) and pushes `due_at` to the lease's end, so that work whose holder
-died becomes due by itself. Every write of a holder goes through `Hold`, which first proves in the same transaction
+died becomes due by itself. Every write of a holder goes through `Lease`, which first proves in the same transaction
 that the number is still the holder's. Its last write raises the number too, so that nothing of the holder's comes
 after it: a renewal on its way would make finished work due again.
 """
@@ -23,7 +23,7 @@ from sqlmodel import SQLModel, col, select, update
 
 from service import metrics
 from service.engine.fair import deal
-from service.sanitize import visible
+from service.sanitize import escape_unstorable
 from service.settings import WorkSettings
 from service.store.commits import Fence, FencedError, Statement
 from service.store.database import Database, Session, Utc, insertion, now
@@ -40,11 +40,11 @@ class LeaseLostError(Exception):
     """Another worker holds this work now: stop at once and write nothing."""
 
 
-class GivenWayError(Exception):
+class YieldedError(Exception):
     """The work was stopped between two parts of it, for others who wait: it goes on when their turn is over."""
 
 
-class Hold(Generic[W]):
+class Lease(Generic[W]):
     """A piece of work that this process holds; `ended` once it was finished, given back or buried.
 
     `loaded`: what it belongs to, if that was read with it.
@@ -54,7 +54,7 @@ class Hold(Generic[W]):
         self.item = item
         self.loaded = loaded
         self.ended = False
-        self.again = False  # it was given back, and is soon due again
+        self.requeued = False  # it was given back, and is soon due again
         self.wanted = False  # others wait for its slot
         self.also_wanted: Callable[[], bool] = lambda: False  # others wait for something else that it holds
         self._database = database
@@ -62,7 +62,7 @@ class Hold(Generic[W]):
         self._model = type(item)
 
     def __repr__(self) -> str:
-        return f"Hold({self._model.__name__} {self.item.id}, lease {self.item.lease})"
+        return f"Hold({self._model.__name__} {self.item.id}, lease {self.item.fencing_token})"
 
     @asynccontextmanager
     async def writing(self, **values: Any) -> AsyncIterator[Session]:
@@ -78,7 +78,7 @@ class Hold(Generic[W]):
     def give_way(self) -> None:
         """Call this between two parts of long work, with all that was done on record. Raises GivenWayError."""
         if self.wanted or self.also_wanted():
-            raise GivenWayError
+            raise YieldedError
 
     async def finish(
         self,
@@ -110,8 +110,8 @@ class Hold(Generic[W]):
         `rows` is about how many are written. Returns how many rows each statement changed. Raises LeaseLostError.
         """
         values = self._values({"due_at": now() + self._settings.lease, **values})
-        table, number, token = _table(self._model), self.item.id or 0, self.item.lease
-        own = (fenced(self._model, tuple(values)), [{**values, "its_id": number, "its_lease": token}])
+        table, number, token = _table(self._model), self.item.id or 0, self.item.fencing_token
+        own = (fenced(self._model, tuple(values)), [{**values, "its_id": number, "its_token": token}])
         try:
             _, *counts = await self._database.write(
                 Fence(table, number, token), [own, *statements], self.item.share, rows
@@ -137,7 +137,7 @@ class Hold(Generic[W]):
 
     async def bury(self, reason: str) -> None:
         """Give it up for good: a dead letter is left of it, for a person to see."""
-        letter = self.item.dead_letter(visible(reason))
+        letter = self.item.dead_letter(escape_unstorable(reason))
         await self.finish(State.FAILED, reason, insertion([letter]))
         metrics.work_ended(self.item, "buried")
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
@@ -146,19 +146,19 @@ class Hold(Generic[W]):
         """Write for the last time, for another attempt."""
         self.ended = True
         await self.commit(**values)
-        self.again = True
+        self.requeued = True
 
     async def _set(self, session: Session, **values: Any) -> None:
         values = self._values(values)
         held = await (await session.connection()).execute(
-            fenced(self._model, tuple(values)), {**values, "its_id": self.item.id, "its_lease": self.item.lease}
+            fenced(self._model, tuple(values)), {**values, "its_id": self.item.id, "its_token": self.item.fencing_token}
         )
         if held.rowcount != 1:
             raise LeaseLostError(f"{self!r} is held by another worker")
 
     def _values(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return what is to be set, as a database takes it: reasons quote what upstreams said."""
-        values = {name: visible(value) if isinstance(value, str) else value for name, value in values.items()}
+        values = {name: escape_unstorable(value) if isinstance(value, str) else value for name, value in values.items()}
         if self.ended:
             values["holder"] = None
         return {**values, "by": int(self.ended)}
@@ -174,8 +174,11 @@ def fenced(model: type[Work], names: tuple[str, ...]) -> Any:
     columns = _table(model).c
     return (
         sqlalchemy_update(_table(model))
-        .where(columns.id == bindparam("its_id"), columns.lease == bindparam("its_lease"))
-        .values({name: bindparam(name) for name in names if name != "by"} | {"lease": columns.lease + bindparam("by")})
+        .where(columns.id == bindparam("its_id"), columns.fencing_token == bindparam("its_token"))
+        .values(
+            {name: bindparam(name) for name in names if name != "by"}
+            | {"fencing_token": columns.fencing_token + bindparam("by")}
+        )
     )
 
 
@@ -274,7 +277,7 @@ async def claim(
     model: type[W],
     lane: str,
     limit: int,
-    lease: timedelta,
+    duration: timedelta,
     *,
     holder: str | None = None,
     held: Mapping[str, int] = MappingProxyType({}),
@@ -287,17 +290,17 @@ async def claim(
     `most`; the turns begin with the shares that follow `after`.
     """
     at = now()
-    holds = Counter(held)
+    leases_held = Counter(held)
     shares = await due_shares(session, model, lane, after)
     claimed: list[W] = []
     while shares and len(claimed) < limit:
-        dealt = deal(shares, holds, limit - len(claimed), most or limit)
+        dealt = deal(shares, leases_held, limit - len(claimed), most or limit)
         if not dealt:
             break
-        taken = await _claim(session, model, lane, dealt, at, {"due_at": at + lease, "holder": holder})
+        taken = await _claim(session, model, lane, dealt, at, {"due_at": at + duration, "holder": holder})
         claimed += taken
         got = Counter(item.share for item in taken)
-        holds.update(got)
+        leases_held.update(got)
         shares = [share for share in shares if got[share] == dealt.get(share, 0)]  # the others have nothing left
         if not taken:
             break
@@ -334,7 +337,7 @@ def _claim_of(model: type[Work], shares: int) -> Any:
         update(model)
         .where(col(model.id).in_(select(due.c.id)))
         .values(
-            lease=model.lease + 1,
+            fencing_token=model.fencing_token + 1,
             attempts=model.attempts + 1,
             due_at=bindparam("until", type_=Utc),
             holder=bindparam("by", type_=Text),
@@ -343,25 +346,28 @@ def _claim_of(model: type[Work], shares: int) -> Any:
     )
 
 
-def take(fresh: Iterable[Work], lease: timedelta, holder: str | None = None) -> None:
+def preclaim(fresh: Iterable[Work], duration: timedelta, holder: str | None = None) -> None:
     """Claim work that the caller is about to store: it is born claimed, and need not be looked for."""
     for item in fresh:
-        item.lease, item.attempts, item.due_at, item.holder = 1, 1, now() + lease, holder
+        item.fencing_token, item.attempts, item.due_at, item.holder = 1, 1, now() + duration, holder
 
 
-async def renew(session: Session, holds: Iterable[Hold[Any]], lease: timedelta) -> list[Hold[Any]]:
+async def renew(session: Session, leases_held: Iterable[Lease[Any]], duration: timedelta) -> list[Lease[Any]]:
     """Say that the holder of these lives; return those that another holds by now."""
-    lost: list[Hold[Any]] = []
-    by_model: dict[type[Work], list[Hold[Any]]] = {}
-    for hold in holds:
-        by_model.setdefault(type(hold.item), []).append(hold)
+    lost: list[Lease[Any]] = []
+    by_model: dict[type[Work], list[Lease[Any]]] = {}
+    for lease in leases_held:
+        by_model.setdefault(type(lease.item), []).append(lease)
     # in the order in which `commits` locks rows
     for model, of_model in sorted(by_model.items(), key=lambda each: str(each[0].__tablename__)):
-        ours = [(hold.item.id, hold.item.lease) for hold in of_model]
+        ours = [(lease.item.id, lease.item.fencing_token) for lease in of_model]
         still = (
             select(model.id)
             # by the ids alone, too: SQLite finds no index for pairs, and would read the table
-            .where(col(model.id).in_([number for number, _ in ours]), tuple_(col(model.id), col(model.lease)).in_(ours))
+            .where(
+                col(model.id).in_([number for number, _ in ours]),
+                tuple_(col(model.id), col(model.fencing_token)).in_(ours),
+            )
             .order_by(col(model.id))
             .with_for_update()
             .cte()
@@ -369,12 +375,30 @@ async def renew(session: Session, holds: Iterable[Hold[Any]], lease: timedelta) 
         renewed = await session.exec(
             update(model)
             .where(col(model.id).in_(select(still.c.id)))
-            .values(due_at=now() + lease)
+            .values(due_at=now() + duration)
             .returning(col(model.id))
         )
         ids = set(renewed.scalars())
-        lost += [hold for hold in of_model if hold.item.id not in ids]
+        lost += [lease for lease in of_model if lease.item.id not in ids]
     return lost
+
+
+def due_now(model: type[Work], lane: str) -> Statement:
+    """Return the statement that makes due what waits in a lane after a failure, but for what is held just now."""
+    return _due_now(model), [{"at": now(), "of_lane": lane}]
+
+
+@cache
+def _due_now(model: type[Work]) -> Any:
+    columns = _table(model).c
+    at = bindparam("at", type_=Utc)
+    waiting = (
+        select(columns.id)
+        .where(columns.lane == bindparam("of_lane"), columns.due_at > at)
+        .where(columns.error.is_not(None), columns.holder.is_(None))
+        .with_for_update(skip_locked=True)  # what is locked is being claimed, or changed by an event
+    )
+    return sqlalchemy_update(_table(model)).where(columns.id.in_(waiting)).values(due_at=at)
 
 
 async def take_over(session: Session, names: str | None, but: str) -> int:
@@ -392,7 +416,7 @@ async def take_over(session: Session, names: str | None, but: str) -> int:
         freed = await session.exec(
             update(model)
             .where(col(model.id).in_(select(held.c.id)))
-            .values(due_at=now(), holder=None, lease=model.lease + 1)
+            .values(due_at=now(), holder=None, fencing_token=model.fencing_token + 1)
         )
         taken += freed.rowcount
     return taken
@@ -402,7 +426,7 @@ AT_ONCE = datetime(2000, 1, 1, tzinfo=UTC)
 """When work is due that a person asked for again: before everything else of its share."""
 
 
-def again(steps: Iterable[Work]) -> None:
+def requeue(steps: Iterable[Work]) -> None:
     """Make finished work due once more, as if it were new, and first within its share."""
     for step in steps:
         step.state, step.error, step.done_at, step.attempts, step.holder = State.PENDING, None, None, 0, None

@@ -24,7 +24,7 @@ import jsone
 import jsone.interpreter
 import yaml
 
-from service.sanitize import visible
+from service.sanitize import escape_unstorable
 from service.slugids import OWN_LABEL, slugid_of
 from service.yaml12 import EqualKeysError, as_number, join_pairs, key_text, load
 
@@ -32,7 +32,7 @@ _MAX_ERROR = 10_000
 """Characters of an error: some quote the whole value that is wrong."""
 
 
-class _UnusableError(Exception):
+class _InvalidTemplateError(Exception):
     """The template cannot be used; the message is for whoever wrote it."""
 
 
@@ -106,15 +106,15 @@ def _plain(value: Any) -> Any:
         return join_pairs(value)
     if value is None or isinstance(value, bool | int | float):
         return value
-    raise _UnusableError(f"a value of type {type(value).__name__} has no place in JSON: {str(value)[:100]}")
+    raise _InvalidTemplateError(f"a value of type {type(value).__name__} has no place in JSON: {str(value)[:100]}")
 
 
 def _finished(value: Any) -> Any:
     """Return what was rendered with the numbers and texts that JSON and our database take."""
     if isinstance(value, str):
-        return visible(join_pairs(value))
+        return escape_unstorable(join_pairs(value))
     if isinstance(value, dict):
-        return {visible(join_pairs(str(key))): _finished(item) for key, item in value.items()}
+        return {escape_unstorable(join_pairs(str(key))): _finished(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finished(item) for item in value]
     if isinstance(value, float):
@@ -128,29 +128,31 @@ _VERSION_0 = re.compile(r"^version:[ \t]*0[ \t]*(?:#.*)?$", re.MULTILINE)
 def _parse(text: str) -> Any:
     # by its text: before its mustache is rendered, such a file need not be YAML
     if _VERSION_0.search(text):
-        raise _UnusableError("version is 0: only version 1 is understood; see docs/taskcluster-yml.md for its form")
+        raise _InvalidTemplateError(
+            "version is 0: only version 1 is understood; see docs/taskcluster-yml.md for its form"
+        )
     try:
         return _plain(load(text))
     except EqualKeysError as error:
-        raise _UnusableError(f"cannot be read: {error.problem}") from None
+        raise _InvalidTemplateError(f"cannot be read: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"in line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise _UnusableError(f"not YAML: {where}{error.problem or error.context}") from None
+        raise _InvalidTemplateError(f"not YAML: {where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise _UnusableError(f"not YAML: {error}") from None
+        raise _InvalidTemplateError(f"not YAML: {error}") from None
 
 
 def _tasks(template: Any, context: dict[str, Any]) -> Any:
     """The rendered `tasks` of a `.taskcluster.yml` of version 1."""
     if not isinstance(template, dict):
-        raise _UnusableError("not a mapping: it needs `version: 1` and `tasks`")
+        raise _InvalidTemplateError("not a mapping: it needs `version: 1` and `tasks`")
     if template.get("version") != 1 or isinstance(template["version"], bool):
-        raise _UnusableError(f"version is {template.get('version')!r}: only version 1 is understood")
+        raise _InvalidTemplateError(f"version is {template.get('version')!r}: only version 1 is understood")
     rendered = _render(template, context)
     tasks = rendered.get("tasks", []) if isinstance(rendered, dict) else None
     if not isinstance(tasks, list):
-        raise _UnusableError(f"`tasks` is rendered as {type(tasks).__name__}: it must be a list of tasks")
+        raise _InvalidTemplateError(f"`tasks` is rendered as {type(tasks).__name__}: it must be a list of tasks")
     return tasks
 
 
@@ -159,7 +161,7 @@ def _render(template: Any, context: dict[str, Any]) -> Any:
         return jsone.render(template, context)
     except jsone.JSONTemplateError as error:
         where = "".join(error.location).lstrip(".")
-        raise _UnusableError(f"does not render: {f'at {where}: ' if where else ''}{error.args[0]}") from None
+        raise _InvalidTemplateError(f"does not render: {f'at {where}: ' if where else ''}{error.args[0]}") from None
 
 
 class _Limits:
@@ -171,7 +173,9 @@ class _Limits:
     def check(self, result: Any, labels: int, *, tasks: bool) -> None:
         """Raise _UnusableError unless `result` is within the limits; it is not copied or encoded before."""
         if tasks and len(result) > self.tasks:
-            raise _UnusableError(f"renders to {len(result):,} tasks: at most {self.tasks:,} are taken for one push")
+            raise _InvalidTemplateError(
+                f"renders to {len(result):,} tasks: at most {self.tasks:,} are taken for one push"
+            )
         nodes, waiting = labels, [result]
         while waiting:
             value = waiting.pop()
@@ -179,7 +183,9 @@ class _Limits:
             nodes += 1
             # what waits is counted too: one value may stand in a list millions of times
             if nodes + len(waiting) + len(inside) > self.nodes:
-                raise _UnusableError(f"renders to more than {self.nodes:,} values: so many are not taken for one push")
+                raise _InvalidTemplateError(
+                    f"renders to more than {self.nodes:,} values: so many are not taken for one push"
+                )
             waiting.extend(inside)
 
 
@@ -194,7 +200,7 @@ def _answer(request: dict[str, Any], limits: _Limits) -> bytes:
         limits.check(result, len(labels), tasks=tasks)
         head = json.dumps({"labels": labels})
         answer = "\n".join([head, *(json.dumps(_finished(each)) for each in (result if tasks else [result]))]).encode()
-    except _UnusableError as error:
+    except _InvalidTemplateError as error:
         return _error(str(error))
     except RecursionError:
         return _error("nested too deeply")
@@ -208,7 +214,7 @@ def _answer(request: dict[str, Any], limits: _Limits) -> bytes:
 
 
 def _error(why: str, *, spent: bool = False) -> bytes:
-    return json.dumps({"error": visible(why[:_MAX_ERROR]), "spent": spent}).encode()
+    return json.dumps({"error": escape_unstorable(why[:_MAX_ERROR]), "spent": spent}).encode()
 
 
 def main(memory_mib: int, seconds: float, limits: _Limits) -> NoReturn:

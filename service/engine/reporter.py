@@ -17,7 +17,7 @@ from service.engine.budget import blocked_for, jobs_budget, refilled
 from service.flow.jobs import outcomes, reconcile
 from service.flow.jobs.deliver import Deliverer
 from service.flow.jobs.outcomes import Delivered
-from service.services import Parts
+from service.services import Services
 from service.store.database import check_clock, clock_usable, now
 from service.store.models import Budget, JobReport
 from service.store.wakeups import Topic
@@ -37,28 +37,30 @@ RETRY = 1.0
 class Reporter:
     """Reports jobs to every Treeherder that takes them until it is stopped."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._settings = parts.settings.reports
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._settings = services.settings.reports
         self._stopping = asyncio.Event()
-        environments = [name for name, each in parts.settings.environments.items() if each.jobs != "off"]
-        self._desks = [Desk(parts, name) for name in environments]
+        environments = [name for name, each in services.settings.environments.items() if each.jobs != "off"]
+        self._environment_reporters = [EnvironmentReporter(services, name) for name in environments]
 
     def stop(self) -> None:
         """Claim nothing more; `run` returns once what is under way has ended, or the worker's `drain` is over."""
         self._stopping.set()
-        for desk in self._desks:
-            desk.wake.set()
+        for reporter in self._environment_reporters:
+            reporter.wake.set()
 
     async def run(self) -> None:
         """Report until `stop`."""
-        if not self._desks:
+        if not self._environment_reporters:
             await self._stopping.wait()
             return
         helpers = [asyncio.create_task(self._renew()), asyncio.create_task(self._heal())]
         try:
-            await asyncio.gather(*(self._loop(desk.serve, desk.wake) for desk in self._desks))
-            await asyncio.gather(*(desk.drain() for desk in self._desks))
+            await asyncio.gather(
+                *(self._loop(reporter.serve, reporter.wake) for reporter in self._environment_reporters)
+            )
+            await asyncio.gather(*(reporter.drain() for reporter in self._environment_reporters))
         finally:
             for helper in helpers:
                 helper.cancel()
@@ -85,36 +87,36 @@ class Reporter:
         async def step() -> float:
             if not clock_usable():
                 return RETRY
-            checked = await reconcile.check_quiet(self._parts)
+            checked = await reconcile.check_quiet(self._services)
             return 0 if checked == reconcile.ONE_CALL else pause
 
         await self._loop(step, asyncio.Event())
 
     async def _renew(self) -> None:
         """Say that we live, while batches take long."""
-        lease = self._parts.settings.work.lease
+        lease = self._services.settings.work.lease
         while True:
             await asyncio.sleep(lease.total_seconds() / 3)
-            held = [report for desk in self._desks for report in desk.held()]
+            held = [report for reporter in self._environment_reporters for report in reporter.held()]
             if not held:
                 continue
             try:
-                async with self._parts.database.writing() as session:
+                async with self._services.database.writing() as session:
                     await outcomes.renew(session, held, lease)
             except Exception:  # the database is away; the lease may last until it is back
                 log.exception("renew-failed")
 
 
-class Desk:
+class EnvironmentReporter:
     """What is reported to one Treeherder: projects take turns, within the budget of its credential."""
 
-    def __init__(self, parts: Parts, environment: str) -> None:
-        self.wake = parts.database.wakeups.subscribe(Topic.REPORTS)
-        self._parts = parts
-        self._settings = parts.settings.reports
+    def __init__(self, services: Services, environment: str) -> None:
+        self.wake = services.database.wakeups.subscribe(Topic.REPORTS)
+        self._services = services
+        self._settings = services.settings.reports
         self._prefix = environment
-        self._environment = parts.settings.environments[environment]
-        self._deliverer = Deliverer(parts, environment)
+        self._environment = services.settings.environments[environment]
+        self._deliverer = Deliverer(services, environment)
         self._served: dict[str, float] = {}  # lane -> when it was last, by time.monotonic()
         self._last: dict[str, str] = {}  # lane -> the share that was served last
         self._running: dict[asyncio.Task[None], list[JobReport]] = {}
@@ -129,16 +131,16 @@ class Desk:
         at_a_time = self._settings.at_a_time
         while len(self._running) >= IN_HAND * at_a_time or self._deliverer.sending >= at_a_time:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        async with self._parts.database.reading() as session:
+        async with self._services.database.reading() as session:
             await check_clock(session)
             if not clock_usable():
                 return RETRY
             found = await outcomes.due(session, self._prefix, self._settings.batch)
-        longest = self._parts.settings.work.longest_wait
+        longest = self._services.settings.work.longest_wait
         at = now()
         hidden = [name for name, (_, _, last) in found.items() if last > at + longest]
         for name in hidden:
-            async with self._parts.database.writing() as session:
+            async with self._services.database.writing() as session:
                 await leases.pull_back(session, JobReport, name, longest)
         if hidden:
             return 0
@@ -147,19 +149,19 @@ class Desk:
         if lane is None:
             later = [(first - at).total_seconds() for count, first, _ in found.values() if not count]
             return max(min([pause, *later]), 0.001)
-        async with self._parts.database.writing() as session:
+        async with self._services.database.writing() as session:
             bucket = await refilled(session, self._budget, now(), self._rate)
             pause = self._wait(bucket)
             if pause > 0:
                 return pause
-            lease = self._parts.settings.work.lease
+            lease = self._services.settings.work.lease
             reports = await leases.claim(
                 session,
                 JobReport,
                 lane,
                 self._settings.batch,
                 lease,
-                holder=self._parts.replica.holder,
+                holder=self._services.replica.holder,
                 after=self._last.get(lane, ""),
             )
             if reports:
@@ -185,24 +187,24 @@ class Desk:
             return max(ready, key=lambda lane: lanes[lane]), 0
         if lanes:
             return None, gather - max(waited[lane] for lane in lanes)
-        return None, self._parts.settings.work.idle.total_seconds()
+        return None, self._services.settings.work.idle.total_seconds()
 
     def _wait(self, bucket: Budget) -> float:
         """Seconds until a request may be made."""
-        if blocked := blocked_for(bucket, now(), self._parts.settings.work.longest_wait):
+        if blocked := blocked_for(bucket, now(), self._services.settings.work.longest_wait):
             return min(blocked.total_seconds(), 1.0)  # it may be lifted
         return max(0.0, (1.0 - bucket.tokens) / self._rate)
 
     async def _deliver(self, lane: str, reports: list[JobReport]) -> None:
         done = await self._unbroken(reports)
-        async with self._parts.database.writing() as session:
+        async with self._services.database.writing() as session:
             if done.requests != 1 or done.pause is not None:
                 bucket = await refilled(session, self._budget, now(), self._rate)
                 bucket.tokens -= done.requests - 1  # one was taken off before
                 if done.pause is not None:
                     bucket.blocked_until = now() + done.pause
                     log.warning("treeherder-left-alone", environment=self._prefix, seconds=done.pause.total_seconds())
-            await outcomes.settle(session, done.outcomes)
+            await outcomes.record_outcomes(session, done.outcomes)
         log.info("jobs-reported", lane=lane, reports=len(reports), requests=done.requests)
 
     async def _unbroken(self, reports: list[JobReport]) -> Delivered:
@@ -235,14 +237,14 @@ class Desk:
         if not self._running:
             return
         running = dict(self._running)
-        _, pending = await asyncio.wait(running, timeout=self._parts.settings.work.drain.total_seconds())
+        _, pending = await asyncio.wait(running, timeout=self._services.settings.work.drain.total_seconds())
         for task in pending:
             task.cancel()
         if not pending:
             return
         await asyncio.wait(pending)
         try:
-            async with self._parts.database.writing() as session:
+            async with self._services.database.writing() as session:
                 await outcomes.release(session, [report for task in pending for report in running[task]])
         except Exception:  # the database is away: then the leases end by themselves
             log.exception("release-failed")

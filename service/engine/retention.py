@@ -18,10 +18,10 @@ from sqlalchemy import Table, delete, null, update
 from sqlmodel import SQLModel, col, select
 
 from service import metrics
-from service.flow.actions.receive import REDELIVERED_WITHIN
 from service.settings import RetentionSettings
 from service.store.database import Database, Session, clock_usable, now
 from service.store.models import (
+    REDELIVERED_WITHIN,
     Action,
     DeadLetter,
     Delivery,
@@ -66,8 +66,8 @@ async def run(database: Database, settings: RetentionSettings) -> None:
 async def sweep(database: Database, settings: RetentionSettings) -> dict[str, int]:
     """Take away all that is old enough; how many rows of what."""
     swept = {}
-    for name, parts in steps_of(settings).items():
-        swept[name] = sum([await _all(database, step, before) for step, before in parts])
+    for name, services in steps_of(settings).items():
+        swept[name] = sum([await _all(database, step, before) for step, before in services])
         metrics.swept(name, swept[name])
     return swept
 
@@ -133,7 +133,7 @@ class _PlanBodies:
 async def _job_reports(session: Session, before: datetime) -> Swept:
     """Reports that were delivered, skipped or buried, and have heard nothing since."""
     old = select(JobReport.id).where(
-        col(JobReport.due_at).is_(None), col(JobReport.done_at) < before, col(JobReport.heard_at) < before
+        col(JobReport.due_at).is_(None), col(JobReport.done_at) < before, col(JobReport.last_event_at) < before
     )
     ids = (
         await session.exec(old.order_by(col(JobReport.done_at)).limit(BATCH).with_for_update(skip_locked=True))

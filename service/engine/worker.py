@@ -11,12 +11,12 @@ import structlog
 
 from service.engine import leases
 from service.engine.fair import most_of
-from service.engine.leases import GivenWayError, Hold, LeaseLostError
+from service.engine.leases import Lease, LeaseLostError, YieldedError
 from service.errors import Unavailable, UpstreamError
 from service.flow.actions import cancel, notice, retrigger
 from service.flow.jobs import reconcile
-from service.flow.pushes import graph, resultset
-from service.services import Parts
+from service.flow.pushes import graph, push, resultset
+from service.services import Services
 from service.store.database import Session, check_clock, check_wall_clock, clock_usable, now
 from service.store.models import Action, GroupCheck, Notice, PushStep, StepKind, Work
 from service.store.wakeups import Topic
@@ -27,15 +27,15 @@ _STEPS = {StepKind.RESULTSET: resultset.run, StepKind.GRAPH: graph.run, StepKind
 _ACTIONS = {"retrigger": retrigger.run, "cancel": cancel.run}
 
 
-async def _push_step(parts: Parts, hold: Hold[PushStep]) -> None:
-    await _STEPS[hold.item.kind](parts, hold)
+async def _push_step(services: Services, lease: Lease[PushStep]) -> None:
+    await _STEPS[lease.item.kind](services, lease)
 
 
-async def _action(parts: Parts, hold: Hold[Action]) -> None:
-    await _ACTIONS[hold.item.kind](parts, hold)
+async def _action(services: Services, lease: Lease[Action]) -> None:
+    await _ACTIONS[lease.item.kind](services, lease)
 
 
-RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {
+RUN: Mapping[type[Work], Callable[[Services, Lease[Any]], Awaitable[None]]] = {
     PushStep: _push_step,
     Action: _action,
     Notice: notice.run,
@@ -45,7 +45,7 @@ RUN: Mapping[type[Work], Callable[[Parts, Hold[Any]], Awaitable[None]]] = {
 
 
 async def _pushes(session: Session, steps: Sequence[Any]) -> dict[int, Any]:
-    pushes = await resultset.pushes_of(session, steps)
+    pushes = await push.pushes_of(session, steps)
     return {step.id: pushes[step.push_id] for step in steps}
 
 
@@ -60,13 +60,13 @@ FIRST_RETRY, AWAY = 0.1, 10.0
 class Worker:
     """Runs steps until it is stopped. It looks when it is woken, and when something is due."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._settings = parts.settings.work
-        self._wake = parts.database.wakeups.subscribe(Topic.WORK)
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._settings = services.settings.work
+        self._wake = services.database.wakeups.subscribe(Topic.WORK)
         self._stopping = False
         self._active = False  # whether `run` is at work and not stopping
-        self._running: dict[asyncio.Task[None], Hold[Any]] = {}
+        self._running: dict[asyncio.Task[None], Lease[Any]] = {}
         self._last: dict[tuple[type[Work], str], str] = {}  # the share of each lane that was served last
         self._waiting: dict[tuple[type[Work], str], list[str]] = {}  # shares of each lane that were left waiting
 
@@ -103,7 +103,7 @@ class Worker:
 
     async def _claim(self) -> float:
         """Claim what is due and start it; returns for how many seconds there is nothing to look for."""
-        async with self._parts.database.reading() as session:
+        async with self._services.database.reading() as session:
             await check_clock(session)
             if not clock_usable():
                 return self._settings.idle.total_seconds()
@@ -124,7 +124,7 @@ class Worker:
         return max(min([self._settings.idle.total_seconds(), *later]), 0.001)
 
     async def _pull_back(self, model: type[Work], lane: str) -> None:
-        async with self._parts.database.writing() as session:
+        async with self._services.database.writing() as session:
             await leases.pull_back(session, model, lane, self._settings.longest_wait)
 
     async def _claim_lanes(self, lanes: list[tuple[type[Work], str]]) -> list[tuple[type[Work], str]]:
@@ -135,7 +135,7 @@ class Worker:
             return lanes
         claimed: dict[tuple[type[Work], str], list[Work]] = {}
         loaded: dict[type[Work], dict[int, Any]] = {}
-        async with self._parts.database.writing() as session:
+        async with self._services.database.writing() as session:
             for model, lane in wanted:
                 claimed[model, lane] = await leases.claim(
                     session,
@@ -143,8 +143,8 @@ class Worker:
                     lane,
                     free[model, lane],
                     self._settings.lease,
-                    holder=self._parts.replica.holder,
-                    held=Counter(hold.item.share for hold in self._holds(model, lane)),
+                    holder=self._services.replica.holder,
+                    held=Counter(lease.item.share for lease in self._holds(model, lane)),
                     most=most_of(self._settings.per_lane),
                     after=self._last.get((model, lane), ""),
                 )
@@ -161,85 +161,87 @@ class Worker:
 
     async def _let_give_way(self, model: type[Work], lane: str) -> None:
         """Let long work of a lane that has no free slot give way to a share that has less."""
-        holds = self._holds(model, lane)
-        held = Counter(hold.item.share for hold in holds)
-        async with self._parts.database.reading() as session:
+        leases_held = self._holds(model, lane)
+        held = Counter(lease.item.share for lease in leases_held)
+        async with self._services.database.reading() as session:
             waiting = await leases.due_shares(session, model, lane, self._last.get((model, lane), ""))
         self._waiting[model, lane] = waiting
         least = min((held[share] for share in waiting), default=0)
         if waiting and sum(held.values()) >= self._settings.per_lane:
             # of whoever holds most, what has run longest; with a slot each, those that wait have none
-            long = max(holds, key=lambda hold: held[hold.item.share], default=None)
+            long = max(leases_held, key=lambda lease: held[lease.item.share], default=None)
             if long is not None and held[long.item.share] > least:
                 long.wanted = True
 
-    def _holds(self, model: type[Work], lane: str) -> list[Hold[Any]]:
+    def _holds(self, model: type[Work], lane: str) -> list[Lease[Any]]:
         """Return what this process holds of a lane, the longest held first."""
-        return [hold for hold in list(self._running.values()) if type(hold.item) is model and hold.item.lane == lane]
+        return [
+            lease for lease in list(self._running.values()) if type(lease.item) is model and lease.item.lane == lane
+        ]
 
     def take(self, fresh: Sequence[Work]) -> list[Work]:
         """Claim of `fresh` work, which the caller is about to store, what it is the turn of, as far as there is room.
 
         The caller gives it to `begin` after the commit. The others are claimed as usual.
         """
-        if self._parts.database.sqlite:  # it costs nothing, and may have been set since the last look
+        if self._services.database.sqlite:  # it costs nothing, and may have been set since the last look
             check_wall_clock()
         if not self._active or not clock_usable():
             return []
         taken: list[Work] = []
         for item in fresh:
-            holds = [hold.item for hold in self._holds(type(item), item.lane)]
-            holds += [each for each in taken if type(each) is type(item) and each.lane == item.lane]
-            held = Counter(each.share for each in holds)
+            leases_held = [lease.item for lease in self._holds(type(item), item.lane)]
+            leases_held += [each for each in taken if type(each) is type(item) and each.lane == item.lane]
+            held = Counter(each.share for each in leases_held)
             # it may not overtake work of its own share, nor of one that holds no more and may have another slot
             most = most_of(self._settings.per_lane)
             ahead = [share for share in self._waiting.get((type(item), item.lane), []) if held[share] < most]
             its_turn = all(share != item.share and held[share] > held[item.share] for share in ahead)
-            if len(holds) < self._settings.per_lane and held[item.share] < most and its_turn:
+            if len(leases_held) < self._settings.per_lane and held[item.share] < most and its_turn:
                 taken.append(item)
-        leases.take(taken, self._settings.lease, self._parts.replica.holder)
+        leases.preclaim(taken, self._settings.lease, self._services.replica.holder)
         return taken
 
     def begin(self, items: Iterable[Work], loaded: Mapping[int, Any] = MappingProxyType({})) -> None:
         """Start on work that this worker has claimed; `loaded` is what was read with it, by its id."""
         for item in items:
-            hold = Hold(self._parts.database, self._settings, item, loaded.get(item.id or 0))
-            task = asyncio.create_task(self._do(hold), context=contextvars.Context())
-            self._running[task] = hold
+            lease = Lease(self._services.database, self._settings, item, loaded.get(item.id or 0))
+            task = asyncio.create_task(self._do(lease), context=contextvars.Context())
+            self._running[task] = lease
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        hold = self._running.pop(task)
-        item = hold.item
+        lease = self._running.pop(task)
+        item = lease.item
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("work-not-recorded", exc_info=error)  # its lease ends, then it is done again
         # not for each piece that ends: a look costs the same for one as for half of what a lane has room for
-        if hold.again or 2 * len(self._holds(type(item), item.lane)) <= self._settings.per_lane:
+        if lease.requeued or 2 * len(self._holds(type(item), item.lane)) <= self._settings.per_lane:
             self._wake.set()
 
-    async def _do(self, hold: Hold[Any]) -> None:
-        item = hold.item
+    async def _do(self, lease: Lease[Any]) -> None:
+        item = lease.item
         structlog.contextvars.bind_contextvars(work=type(item).__name__, lane=item.lane, id=item.id)
         try:
-            await RUN[type(item)](self._parts, hold)
+            await RUN[type(item)](self._services, lease)
         except LeaseLostError as error:
             log.warning("lease-lost", error=str(error))
-        except GivenWayError:
+        except YieldedError:
             log.info("work-gave-way")
-            await self._give_back(hold)
+            await self._give_back(lease)
         except Unavailable as error:
             log.warning("step-postponed", system=error.system, error=str(error))
-            await self._again(hold, str(error), error.retry_after)
+            await self._again(lease, str(error), error.retry_after)
         except UpstreamError as error:
             log.warning("step-postponed", system=error.system, error=str(error))
-            await self._again(hold, str(error))
+            await self._again(lease, str(error))
         except Exception as error:  # a bug, or the database away: the work is kept and tried again
             log.exception("step-broke")
-            await self._again(hold, f"internal error: {type(error).__name__}; the log has more")
+            await self._again(lease, f"internal error: {type(error).__name__}; the log has more")
 
-    async def _again(self, hold: Hold[Any], reason: str, wait: Any = None) -> None:
+    async def _again(self, lease: Lease[Any], reason: str, wait: Any = None) -> None:
         try:
-            await hold.retry(reason, wait)
+            await lease.retry(reason, wait)
         except LeaseLostError as error:
             log.warning("lease-lost", error=str(error))
 
@@ -247,36 +249,36 @@ class Worker:
         """Say that we live; who has lost the lease is stopped."""
         while True:
             await asyncio.sleep(self._settings.lease.total_seconds() / 3)
-            running = {hold: task for task, hold in self._running.items() if not hold.ended}
+            running = {lease: task for task, lease in self._running.items() if not lease.ended}
             if not running:
                 continue
             try:
-                async with self._parts.database.writing() as session:
+                async with self._services.database.writing() as session:
                     lost = await leases.renew(session, running, self._settings.lease)
             except Exception:  # the database is away; the leases may last until it is back
                 log.exception("renew-failed")
                 continue
-            for hold in lost:
-                if not hold.ended:  # meanwhile
-                    log.warning("lease-lost", id=hold.item.id)
-                    running[hold].cancel()
+            for lease in lost:
+                if not lease.ended:  # meanwhile
+                    log.warning("lease-lost", id=lease.item.id)
+                    running[lease].cancel()
 
     async def _drain(self) -> None:
         if not self._running:
             return
-        holds = dict(self._running)
-        log.info("draining", running=len(holds))
-        _, pending = await asyncio.wait(holds, timeout=self._settings.drain.total_seconds())
+        leases_held = dict(self._running)
+        log.info("draining", running=len(leases_held))
+        _, pending = await asyncio.wait(leases_held, timeout=self._settings.drain.total_seconds())
         for task in pending:
             task.cancel()
         if pending:
             await asyncio.wait(pending)
         for task in pending:
-            await self._give_back(holds[task])
+            await self._give_back(leases_held[task])
 
-    async def _give_back(self, hold: Hold[Any]) -> None:
+    async def _give_back(self, lease: Lease[Any]) -> None:
         try:
-            await hold.release()
+            await lease.release()
         except LeaseLostError as error:
             log.info("lease-lost", error=str(error))
         except Exception:  # the database is away: then its lease ends by itself

@@ -37,7 +37,7 @@ Statement = tuple[Any, list[dict[str, Any]]]
 class Fence:
     """The row that a holder has leased, and its fencing token: what is behind it is written only while they match."""
 
-    table: Table  # with columns `id` and `lease`
+    table: Table  # with columns `id` and `fencing_token`
     id: int
     token: int
 
@@ -191,4 +191,4 @@ def _held(connection: Connection, fences: Sequence[Fence]) -> set[Fence]:
 @cache
 def _tokens(table: Table) -> Any:
     of_ids = table.c.id.in_(bindparam("ids", expanding=True))
-    return select(table.c.id, table.c.lease).where(of_ids).order_by(table.c.id).with_for_update()
+    return select(table.c.id, table.c.fencing_token).where(of_ids).order_by(table.c.id).with_for_update()

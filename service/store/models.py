@@ -1,7 +1,7 @@
 """The tables. What goes over the API is in `schemas`; never the other way round."""
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -166,7 +166,7 @@ class Work(SQLModel):
     share: str = Field(default=NOBODY, sa_type=Text)  # whose it is: a lane is shared fairly among these
     # also the lease's end; None: nothing to do. A default of the column would stand in for a None that is stored
     due_at: datetime | None = Field(default_factory=now, sa_type=Utc, sa_column_kwargs={"default": None})
-    lease: int = 0  # the fencing number: goes up at each claim
+    fencing_token: int = 0  # goes up at each claim
     holder: str | None = Field(default=None, sa_type=Text)  # the process that claimed it, see service.engine.replica
     attempts: int = 0
     since: datetime = Field(default_factory=now, sa_type=Utc)  # when it was first due
@@ -278,6 +278,9 @@ class Action(Work, table=True):
 UNSETTLED = text("(redelivered OR NOT acknowledged OR NOT made_action)")
 """What may yet change how many presses are counted, or how many actions there should be; see `flow.action`."""
 
+REDELIVERED_WITHIN = timedelta(days=2)
+"""How long after a message the broker may bring it again."""
+
 
 class Delivery(SQLModel, table=True):
     """Something that came in under a key: a press of a button, or a call with an Idempotency-Key.
@@ -378,6 +381,11 @@ FAILED_REPORTS = "state IN ('failed', 'skipped')"
 """What the list of job reports finds by an index of its own: of all others there are many, or they are due."""
 
 
+def job_lane(environment: str, project: str) -> str:
+    """Return the lane of a project's jobs for one Treeherder, which takes turns with those of others."""
+    return f"job {environment} {project}"
+
+
 class JobReport(Work, table=True):
     """A run of a task in one environment: the newest that is known of it, and what its Treeherder was told.
 
@@ -389,7 +397,7 @@ class JobReport(Work, table=True):
     __table_args__ = (
         UniqueConstraint("task_id", "run_id", "environment"),
         *_work_indexes("job_report"),
-        _partial("ix_job_report_open", "heard_at", where=OPEN),
+        _partial("ix_job_report_open", "last_event_at", where=OPEN),
         _partial("ix_job_report_failed", "state", "id", where=FAILED_REPORTS),
         _partial("ix_job_report_no_push", "state", "id", where="no_push_since IS NOT NULL"),
         _partial("ix_job_report_waiting", "state", "id", where="due_at IS NOT NULL"),
@@ -406,7 +414,7 @@ class JobReport(Work, table=True):
     run: dict[str, Any] = Field(sa_type=Json)  # what else is known of the run, see flow.report
     version: int = 0
     delivered: int | None = None  # the stage that Treeherder was told last
-    heard_at: datetime = Field(default_factory=now, sa_type=Utc)  # or last checked
+    last_event_at: datetime = Field(default_factory=now, sa_type=Utc)  # or last checked
     no_push_since: datetime | None = _utc()  # Treeherder has been answering since then that it has no such push
 
     def dead_letter(self, reason: str) -> "DeadLetter":
@@ -468,7 +476,7 @@ class PulseQueue(SQLModel, table=True):
     declared_at: datetime = Field(default_factory=now, sa_type=Utc)
     seen_at: datetime = Field(default_factory=now, sa_type=Utc)  # when a listener was last known to read it
     deleted_at: datetime | None = _utc()  # when it was last found to be gone
-    deaf_from: datetime | None = _utc()  # nothing sent between these two was heard
+    messages_lost_since: datetime | None = _utc()  # nothing sent between these two was heard
     deletions: int = 0
 
 

@@ -806,7 +806,7 @@ def test_what_a_deleted_queue_had_brought_is_given_all_the_same(world: World) ->
 
 
 def test_a_queue_that_was_deleted_while_nobody_listened_is_known_to_the_service(world: World) -> None:
-    world.service.state = QueueState(deleted=True, deaf_from="2024-01-01")
+    world.service.state = QueueState(deleted=True, messages_lost_since="2024-01-01")
     with world.listening() as listener:
         (line,) = eventually(lambda: world.told("queue-deleted"))
         assert listener.state()["queues"][world.queue]["deleted"] == 1

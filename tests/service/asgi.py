@@ -17,7 +17,7 @@ from sqlmodel import select
 from standardwebhooks import Webhook
 
 from service.app import create_app
-from service.services import Parts
+from service.services import Services
 from service.settings import Settings
 from service.store.database import Database, now
 from service.store.models import DeadLetter, Push, PushStep, Repository, State
@@ -83,13 +83,13 @@ class Api:
     hg: PushlogEnds
 
     @property
-    def parts(self) -> Parts:
-        parts: Parts = self.app.state.parts
-        return parts
+    def services(self) -> Services:
+        services: Services = self.app.state.services
+        return services
 
     @property
     def database(self) -> Database:
-        return self.parts.database
+        return self.services.database
 
     async def call(self, method: str, path: str, *, token: str | None = ADMIN, **more: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -200,9 +200,9 @@ async def running(settings: Settings, *, work: bool = False) -> AsyncIterator[Ap
         with mock.patch("ssl.create_default_context", return_value=NO_CERTIFICATES):
             await stack.enter_async_context(app.router.lifespan_context(app))
             client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://service"))
-        app.state.parts.hg, real = PushlogEnds(), app.state.parts.hg
-        yield Api(app, client, settings, app.state.parts.hg)
-        app.state.parts.hg = real
+        app.state.services.hg, real = PushlogEnds(), app.state.services.hg
+        yield Api(app, client, settings, app.state.services.hg)
+        app.state.services.hg = real
 
 
 def signature(

@@ -2,7 +2,7 @@
 
 database   an open `Database`, SQLite and PostgreSQL in turn
 sqlite     the same on SQLite alone, where the database is not the point
-world      real `Parts` on SQLite with the sandbox's stand-ins behind them (tests/service/world.py)
+world      real `Services` on SQLite with the sandbox's stand-ins behind them (tests/service/world.py)
 api        the API on both databases in turn, without its worker (tests/service/asgi.py)
 sqlite_api the same on SQLite alone
 """

@@ -38,13 +38,15 @@ async def test_without_a_worker_the_work_is_left_to_others(sqlite_url: str) -> N
         await api.add()
         await api.push(push_event(101))
         assert {step.state for step in await api.steps()} == {State.PENDING}
-        assert all(step.due_at is not None and step.due_at <= now() and step.lease == 0 for step in await api.steps())
+        assert all(
+            step.due_at is not None and step.due_at <= now() and step.fencing_token == 0 for step in await api.steps()
+        )
 
 
 async def test_two_apps_share_one_secret(database_url: str) -> None:
     async with running(settings_for(database_url)) as one, running(settings_for(database_url)) as two:
-        assert one.parts.secret == two.parts.secret
-        assert len(one.parts.secret) == 32
+        assert one.services.secret == two.services.secret
+        assert len(one.services.secret) == 32
 
 
 async def test_no_route_but_health_answers_a_stranger(sqlite_api: Api) -> None:
@@ -107,9 +109,9 @@ async def test_nothing_shows_a_secret(sqlite_api: Api, capfd: pytest.CaptureFixt
         str(sqlite_api.settings),
         bad.text,
         broken.text,
-        repr(sqlite_api.parts.settings),
+        repr(sqlite_api.services.settings),
     ]
     shown += [repr(sqlite_api.settings.tokens), repr(sqlite_api.settings.environments), "".join(capfd.readouterr())]
     for secret in NEVER_SHOWN:
         assert not any(secret in text for text in shown)
-    assert repr(sqlite_api.parts.secret) not in "".join(shown)
+    assert repr(sqlite_api.services.secret) not in "".join(shown)

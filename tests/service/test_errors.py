@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, Query
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import Problem, Refusal, Unavailable, UpstreamError, install, problem
+from service.errors import PermanentUpstreamError, Problem, Unavailable, UpstreamError, install, problem
 from tests.service.asgi import Api, is_problem
 
 
@@ -113,9 +113,12 @@ def test_no_problem_is_unspeakable(more: dict[str, object], detail: str) -> None
 
 def test_the_tree_of_upstream_errors() -> None:
     assert issubclass(Unavailable, UpstreamError)
-    assert issubclass(Refusal, UpstreamError)
-    assert str(Refusal("hg", "no", 404)) == "no"
-    assert (Refusal("hg", "no", 404).system, Refusal("hg", "no", 404).status) == ("hg", 404)
+    assert issubclass(PermanentUpstreamError, UpstreamError)
+    assert str(PermanentUpstreamError("hg", "no", 404)) == "no"
+    assert (PermanentUpstreamError("hg", "no", 404).system, PermanentUpstreamError("hg", "no", 404).status) == (
+        "hg",
+        404,
+    )
     assert Unavailable("hg", "later").retry_after is None
 
 

@@ -51,7 +51,7 @@ async def test_an_attempt_and_every_call_upstream_are_counted(world: World) -> N
     await world.store(push_event(1))
     asked = await told(world.database, "upstream_seconds_count", system="hg", method="raw-file")
     ended = await told(world.database, "work_attempts_total", work="graph")
-    await Worker(world.parts)._do(await world.hold(StepKind.GRAPH))
+    await Worker(world.services)._do(await world.lease(StepKind.GRAPH))
     assert await told(world.database, "upstream_seconds_count", system="hg", method="raw-file") == asked + 1
     assert await told(world.database, "work_attempts_total", work="graph") == ended + 1
 
@@ -59,7 +59,7 @@ async def test_an_attempt_and_every_call_upstream_are_counted(world: World) -> N
 async def test_calls_of_taskcluster_are_counted_by_what_they_are_and_how_they_were_answered(world: World) -> None:
     labels = {"system": "taskcluster", "method": "GET task status", "status": "404"}
     before = await told(world.database, "upstream_seconds_count", **labels)
-    assert await world.parts.queue.status("Q47ciBXISJ-kc4l49EAI-A") is None
+    assert await world.services.queue.status("Q47ciBXISJ-kc4l49EAI-A") is None
     assert await told(world.database, "upstream_seconds_count", **labels) == before + 1
 
 

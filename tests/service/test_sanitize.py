@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError, model_validator
 from sqlmodel import col, select
 
-from service.sanitize import NonsenseError, originals, parse, problems_of, reason_of, storable, visible
+from service.sanitize import (
+    InvalidJSONError,
+    escape_unstorable,
+    parse,
+    problems_of,
+    raw_elements,
+    reason_of,
+    sanitize_json,
+)
 from service.store.database import Database
 from service.store.models import DeadLetter
 
@@ -44,19 +52,19 @@ def check_storable(value: Any) -> None:
 @given(anything)
 def test_nothing_unstorable_passes(value: Any) -> None:
     check_storable(parse(json.dumps(value).encode()))
-    check_storable(storable(value))
+    check_storable(sanitize_json(value))
 
 
 @given(texts)
 def test_what_is_storable_is_left_alone(text: str) -> None:
-    clean = visible(text)
-    assert visible(clean) == clean
+    clean = escape_unstorable(text)
+    assert escape_unstorable(clean) == clean
     if not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
         assert clean is text
 
 
 def test_escapes_are_visible() -> None:
-    assert visible("latin-\udce9.txt\0") == "latin-\\udce9.txt\\u0000"
+    assert escape_unstorable("latin-\udce9.txt\0") == "latin-\\udce9.txt\\u0000"
     assert parse(b'{"a\\u0000": [NaN, -Infinity, 1e999, "\\ud83d\\ude00", "\\ud83d"]}') == {
         "a\\u0000": ["nan", "-inf", "inf", "\U0001f600", "\\ud83d"]
     }
@@ -66,7 +74,7 @@ def test_escapes_are_visible() -> None:
     "raw", [b"", b"{", b"\xff", b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a": 1} x', b'"\x00"', b"9" * 5_000]
 )
 def test_nonsense_is_named(raw: bytes) -> None:
-    with pytest.raises(NonsenseError, match=r"^not JSON: ") as refused:
+    with pytest.raises(InvalidJSONError, match=r"^not JSON: ") as refused:
         parse(raw)
     check_storable(str(refused.value))
 
@@ -104,7 +112,7 @@ def test_originals_are_the_bytes_of_each_element(
     listed = data.draw(spaces) + ("[" + ",".join(spellings) + "]") + data.draw(spaces)
     name = data.draw(st.sampled_from(['"events"', '"\\u0065vents"']))
     raw = f'{data.draw(spaces)}{{{before}{name}{data.draw(spaces)}:{listed},{after}"z":0}}{data.draw(spaces)}'.encode()
-    found = originals(raw, "events")
+    found = raw_elements(raw, "events")
     assert found == [spelling.strip(" \t\r\n").encode() for spelling in spellings]
     assert [parse(each) for each in found] == parse(raw)["events"]
 
@@ -120,7 +128,7 @@ def test_originals_are_the_bytes_of_each_element(
     ],
 )
 def test_the_last_of_several_lists_counts(raw: bytes, expected: list[bytes]) -> None:
-    assert originals(raw, "events") == expected
+    assert raw_elements(raw, "events") == expected
     assert len(parse(raw)["events"]) == len(expected)
 
 
@@ -157,7 +165,7 @@ def test_what_is_wrong_is_told_with_its_place_and_without_its_value() -> None:
 
 
 def test_why_something_is_not_understood_is_told_of_any_error() -> None:
-    assert reason_of(NonsenseError("not JSON: x")) == "not understood: not JSON: x"
+    assert reason_of(InvalidJSONError("not JSON: x")) == "not understood: not JSON: x"
     with pytest.raises(ValidationError) as error:
         Shape.model_validate({"sides": 1})
     assert reason_of(error.value) == "not understood: sides: Input should be a valid list"

@@ -20,9 +20,9 @@ from sandbox.hg.faults import Faults
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
 from service.contract.events import PushEvent, Verdict
-from service.engine.leases import Hold, claim
+from service.engine.leases import Lease, claim
 from service.flow.pushes.push import store
-from service.services import Parts, parts
+from service.services import Services, open_services
 from service.settings import Settings
 from service.store.database import Database, now
 from service.store.models import DeadLetter, PlannedTask, Push, PushStep, Repository, StepKind
@@ -70,12 +70,12 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
 
 @dataclass
 class World:
-    """Real `Parts`, and the stand-ins behind them.
+    """Real `Services`, and the stand-ins behind them.
 
     `tc`, `hg` and `th` are the stand-ins themselves, for a test to look into and to break.
     """
 
-    parts: Parts
+    services: Services
     tc: taskcluster.Taskcluster
     hg: MemoryPushlog
     hg_faults: Faults
@@ -84,11 +84,11 @@ class World:
 
     @property
     def settings(self) -> Settings:
-        return self.parts.settings
+        return self.services.settings
 
     @property
     def database(self) -> Database:
-        return self.parts.database
+        return self.services.database
 
     async def add_repository(self, alias: str = "mc", **fields: Any) -> Repository:
         """Monitor the stand-in's repository of that name; its pushlog begins after push 0."""
@@ -101,14 +101,14 @@ class World:
             verdicts, _, _ = await store(session, self.settings, list(events))
             return verdicts
 
-    async def hold(self, kind: StepKind) -> Hold[PushStep]:
+    async def lease(self, kind: StepKind) -> Lease[PushStep]:
         """Claim the first due step of that kind, as a worker does."""
         async with self.database.writing() as session:
             lanes = await session.exec(
                 select(PushStep.lane).where(PushStep.kind == kind, col(PushStep.due_at) <= now()).limit(1)
             )
             (item,) = await claim(session, PushStep, lanes.one(), 1, self.settings.work.lease)
-        return Hold(self.database, self.settings.work, item)
+        return Lease(self.database, self.settings.work, item)
 
     async def step(self, kind: StepKind) -> PushStep:
         async with self.database.reading() as session:
@@ -154,8 +154,8 @@ async def world_of(database_url: str, **settings: Any) -> AsyncIterator[World]:
         chosen = Settings(**values)
         database = Database(database_url)
         try:
-            async with parts(chosen, database) as made:
-                yield World(made, tc, hg, hg_app.state.faults, th, hg_url)
+            async with open_services(chosen, database) as services:
+                yield World(services, tc, hg, hg_app.state.faults, th, hg_url)
         finally:
             await database.close()
 

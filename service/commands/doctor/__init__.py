@@ -1,6 +1,6 @@
 """`tc-treeherder doctor`: reads the settings here, as `serve` and `listen` do, and checks every system that they name.
 
-    near.py          settings, database, the service itself        hosts.py        where repositories are
+    local.py          settings, database, the service itself        hosts.py        where repositories are
     taskcluster.py   credentials and scopes                        treeherder.py   credentials and projects
     pulse.py         user, exchanges, queues                       finding.py      what is found, and how it is shown
 

@@ -7,7 +7,7 @@ import httpx
 
 from listeners.settings import load as load_listeners
 from service.commands.client import checked
-from service.commands.doctor import hosts, near, pulse, taskcluster, treeherder
+from service.commands.doctor import hosts, local, pulse, taskcluster, treeherder
 from service.commands.doctor.finding import Examination, Finding, Report, limited, quiet, secrets_of, without
 from service.contract.configuration import SettingsError
 from service.settings import Settings
@@ -23,14 +23,17 @@ async def examine(settings: Settings, url: str | None, seconds: float) -> list[F
     except SettingsError as error:
         listeners = None
         reports[0].error("listeners", f"they would not start: {error}", "set what is named there, for listeners too")
-    service_url = checked(url or near.own_address(settings))
+    service_url = checked(url or local.own_address(settings))
     async with httpx.AsyncClient(
         headers={"User-Agent": "tc-treeherder"}, timeout=seconds, follow_redirects=False
     ) as http:
         ex = Examination(settings, listeners, service_url, seconds, http)
-        near.settings(reports[0], ex)
-        await limited(reports[1], "connection", seconds, near.database(reports[1], ex))
-        parts: list[Part] = [(Report("service"), "answer", near.service), (Report("service"), "signature", near.signed)]
+        local.settings(reports[0], ex)
+        await limited(reports[1], "connection", seconds, local.database(reports[1], ex))
+        parts: list[Part] = [
+            (Report("service"), "answer", local.service),
+            (Report("service"), "signature", local.signed),
+        ]
         parts += [(Report("hg"), host, hosts.check(host)) for host in settings.allowed_hosts]
         parts += [(Report("hg"), "repositories", hosts.repositories), (Report("hg"), "polls", hosts.polls)]
         parts += [

@@ -9,7 +9,7 @@ from service.auth import Caller
 from service.clients.taskcluster import ScopesRefusal, current_scopes, expand_scopes, named, satisfies, session_of
 from service.commands.doctor.finding import Examination, Report, ask, judge_clock, some, told
 from service.engine.render import Renderer, TemplateError
-from service.errors import Refusal, Unavailable, UpstreamError
+from service.errors import PermanentUpstreamError, Unavailable, UpstreamError
 from service.flow.actions import retrigger
 from service.flow.pushes.show_error import render_error_task
 from service.flow.pushes.template import scopes_of
@@ -65,7 +65,7 @@ async def scopes(report: Report, ex: Examination) -> None:
         return
     try:
         held = await _current_scopes(ex)
-    except Refusal as error:
+    except PermanentUpstreamError as error:
         if not isinstance(error, ScopesRefusal):
             detail = f"auth.currentScopes is answered {error.status}: {error}"
             report.error("credentials", detail, _ROOT_REMEDY)

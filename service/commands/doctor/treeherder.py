@@ -8,7 +8,7 @@ import httpx
 from service.clients.http import Http
 from service.clients.treeherder import RestTreeherder
 from service.commands.doctor.finding import Examination, Report, ask, judge_clock, some, told
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import Environment
 
 
@@ -85,7 +85,7 @@ async def _credentials(
             return
         remedy = f"is environments.{prefix}.secret that of {name}, and is the client approved there?"
         report.error("credentials", str(error), remedy)
-    except Refusal as error:
+    except PermanentUpstreamError as error:
         report.error("credentials", str(error), "does this Treeherder take submissions by REST? Else pushes: pulse")
     else:
         report.ok("credentials", f"{name} is taken")

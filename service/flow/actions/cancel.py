@@ -2,47 +2,47 @@
 
 import structlog
 
-from service.clients.taskcluster import known_status
-from service.engine.leases import Hold
-from service.errors import Refusal
-from service.flow.actions.subject import FailedError, RejectedError, Subject, subject_of
+from service.clients.taskcluster import validate_status
+from service.engine.leases import Lease
+from service.errors import PermanentUpstreamError
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError, Subject, subject_of
 from service.flow.tasks.status import RESOLVED, exact_scope, was_cancelled
-from service.services import Parts
+from service.services import Services
 from service.store.database import now
 from service.store.models import Action, State
 
 log = structlog.get_logger()
 
 
-async def run(parts: Parts, hold: Hold[Action]) -> None:
+async def run(services: Services, lease: Lease[Action]) -> None:
     """Cancel the task, unless it has ended already."""
-    action = hold.item
+    action = lease.item
     try:
-        subject = await subject_of(parts, action.project, action.task_id)
+        subject = await subject_of(services, action.project, action.task_id)
         nothing = nothing_to_do(subject)
         if nothing is not None:
             # what we began and could not write down is done, whoever asks
             mine = action.planned_at is not None and was_cancelled(subject.status)
-            await hold.finish(State.DONE if mine else State.NOTHING_TO_DO, None if mine else nothing)
+            await lease.finish(State.DONE if mine else State.NOTHING_TO_DO, None if mine else nothing)
             return
         if action.planned_at is None:
-            await hold.commit(planned_at=now())
+            await lease.commit(planned_at=now())
         try:
-            after = await parts.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
-        except Refusal as refusal:
-            raise FailedError(_refusal_text(subject, refusal)) from None
-        subject.status = known_status(after)
+            after = await services.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
+        except PermanentUpstreamError as refusal:
+            raise ActionFailedError(_refusal_text(subject, refusal)) from None
+        subject.status = validate_status(after)
         if (
             not was_cancelled(subject.status) and (nothing := nothing_to_do(subject)) is not None
         ):  # it ended just before
-            await hold.finish(State.NOTHING_TO_DO, nothing)
+            await lease.finish(State.NOTHING_TO_DO, nothing)
             return
-    except RejectedError as error:
-        await hold.finish(State.REJECTED, str(error))
-    except FailedError as error:
-        await hold.finish(State.FAILED, str(error))
+    except ActionRejectedError as error:
+        await lease.finish(State.REJECTED, str(error))
+    except ActionFailedError as error:
+        await lease.finish(State.FAILED, str(error))
     else:
-        await hold.finish(State.DONE)
+        await lease.finish(State.DONE)
         log.info("task-cancelled", task_id=action.task_id, project=action.project, requester=action.requester)
 
 
@@ -52,7 +52,7 @@ def nothing_to_do(subject: Subject) -> str | None:
     return f"task {subject.status['taskId']} ({subject.name}) is {state} already" if state in RESOLVED else None
 
 
-def _refusal_text(subject: Subject, refusal: Refusal) -> str:
+def _refusal_text(subject: Subject, refusal: PermanentUpstreamError) -> str:
     task = f"task {subject.status['taskId']} ({subject.name})"
     scope = exact_scope("cancel-task", subject.status)
     if refusal.status == 409:

@@ -10,7 +10,7 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Status
 from service.flow.actions.dependents import Found
-from service.flow.actions.subject import FailedError
+from service.flow.actions.subject import ActionFailedError
 from service.flow.tasks.definition import (
     CircleError,
     complete,
@@ -22,8 +22,8 @@ from service.flow.tasks.definition import (
     shortened,
 )
 from service.flow.tasks.status import RESOLVED
-from service.sanitize import problems_of, visible
-from service.services import Parts
+from service.sanitize import escape_unstorable, problems_of
+from service.services import Services
 from service.slugids import replace_ids
 from service.store.database import Session, now
 from service.store.models import PlannedTask
@@ -56,10 +56,10 @@ class Plan:
     notes: list[str]
 
 
-async def read_originals(parts: Parts, task_ids: Iterable[str]) -> dict[str, str]:
+async def read_originals(services: Services, task_ids: Iterable[str]) -> dict[str, str]:
     """What each is a copy of, and what that is a copy of, as our own records have it."""
     copies: dict[str, str] = {}
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         unknown = set(task_ids)
         while unknown:
             fresh = await _copies_of(session, sorted(unknown))
@@ -168,7 +168,7 @@ class Draft:
     def names(self) -> dict[str, str]:
         """Names of the copies by their ids."""
         return {
-            new_id: visible(name_of(self.definitions[old_id]))
+            new_id: escape_unstorable(name_of(self.definitions[old_id]))
             for old_id, new_id in self.new_ids.items()
             if old_id in self.definitions
         }
@@ -200,8 +200,8 @@ class Draft:
     def _refuse_missing(self, old: Definition) -> None:
         gone = [each for each in old["dependencies"] if each not in self.new_ids and each not in self.known]
         if gone:
-            raise FailedError(
-                f"{visible(name_of(old))} depends on {', '.join(gone[:10])}, which expired: "
+            raise ActionFailedError(
+                f"{escape_unstorable(name_of(old))} depends on {', '.join(gone[:10])}, which expired: "
                 "Taskcluster takes no copy of it"
             )
 
@@ -222,9 +222,11 @@ def _copy(
         definition, decided_by = shortened(moved, expire, at)
         return definition if is_complete(definition) else complete(new_id, definition), decided_by
     except ValidationError as error:
-        why = f"the copy of {visible(name_of(old))} would be no task definition: {problems_of(error)}"
-        raise FailedError(why) from None
+        why = f"the copy of {escape_unstorable(name_of(old))} would be no task definition: {problems_of(error)}"
+        raise ActionFailedError(why) from None
     except ValueError as error:
-        raise FailedError(f"{visible(name_of(old))} {error}") from None
+        raise ActionFailedError(f"{escape_unstorable(name_of(old))} {error}") from None
     except RecursionError:
-        raise FailedError(f"the definition of {visible(name_of(old))} is nested too deeply to be copied") from None
+        raise ActionFailedError(
+            f"the definition of {escape_unstorable(name_of(old))} is nested too deeply to be copied"
+        ) from None

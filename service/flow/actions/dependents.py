@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.clients.taskcluster import Definition, Page, Queue, Status, known_definition, known_status
-from service.flow.actions.subject import FailedError, RejectedError
+from service.clients.taskcluster import Definition, Page, Queue, Status, validate_definition, validate_status
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError
 from service.flow.tasks.definition import (
     CircleError,
     name_of,
 )
-from service.sanitize import visible
+from service.sanitize import escape_unstorable
 
 WALK_CALLS = 20
 """Calls of `listDependentTasks` before the whole group is read instead: most retriggers are of leaves."""
@@ -41,18 +41,18 @@ class Found:
             self._values += 1
             waiting.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
         if self._values > MAX_VALUES:
-            raise FailedError(
+            raise ActionFailedError(
                 f"the definitions of what depends on task {self.target} have more than {MAX_VALUES:,} values: copies "
                 "of so much are not made. Retrigger tasks that less depends on"
             )
 
     def leave_out(self, task_id: str, definition: Definition, reason: str) -> None:
-        self.skipped[task_id] = {"task_id": task_id, "name": visible(name_of(definition)), "reason": reason}
+        self.skipped[task_id] = {"task_id": task_id, "name": escape_unstorable(name_of(definition)), "reason": reason}
 
     def add(self, status: Status, definition: Definition) -> bool:
         """Note a dependent; whether it is a new one of the group. Raises Unavailable for what is no task."""
-        task_id: str = known_status(status)["taskId"]
-        if known_definition(definition)["taskGroupId"] != self.group:
+        task_id: str = validate_status(status)["taskId"]
+        if validate_definition(definition)["taskGroupId"] != self.group:
             self.leave_out(task_id, definition, f"it is in another task group, {definition['taskGroupId']}")
             return False
         if task_id in self.definitions:
@@ -105,8 +105,8 @@ async def _read_group(queue: Queue, found: Found) -> None:
     needs: dict[str, list[str]] = {}
     async for page in queue.group(found.group):
         for status, definition in page:
-            dependencies = known_definition(definition)["dependencies"]
-            needs[known_status(status)["taskId"]] = dependencies
+            dependencies = validate_definition(definition)["dependencies"]
+            needs[validate_status(status)["taskId"]] = dependencies
             if any(dependency in found.definitions for dependency in dependencies):
                 found.add(status, definition)
             found.states[status["taskId"]] = status["state"]
@@ -127,11 +127,11 @@ async def _read_group(queue: Queue, found: Found) -> None:
     found.definitions |= definitions
 
 
-def circle_error(definitions: Mapping[str, Definition], error: CircleError) -> RejectedError:
-    named = [f"{each} ({visible(name_of(definitions[each]))})" for each in error.circle[:10]]
+def circle_error(definitions: Mapping[str, Definition], error: CircleError) -> ActionRejectedError:
+    named = [f"{each} ({escape_unstorable(name_of(definitions[each]))})" for each in error.circle[:10]]
     if len(error.circle) == 1:
-        return RejectedError(f"task {named[0]} depends on itself: no copy of it could ever run")
-    return RejectedError(f"{error}: {', '.join(named)}")
+        return ActionRejectedError(f"task {named[0]} depends on itself: no copy of it could ever run")
+    return ActionRejectedError(f"{error}: {', '.join(named)}")
 
 
 MAX_VALUES = 4_000_000

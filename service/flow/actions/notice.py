@@ -14,13 +14,13 @@ from sqlmodel import col, select
 from service.clients.pulse import RETRIGGERS
 from service.clients.treeherder import failed_job
 from service.engine.budget import blocked_for, jobs_budget, refilled
-from service.engine.leases import Hold
-from service.errors import Refusal, Unavailable
+from service.engine.leases import Lease
+from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions.subject import Subject
 from service.flow.tasks.definition import stamp
-from service.flow.tasks.facts import Facts, UnusableError
+from service.flow.tasks.facts import Facts, UnshowableTaskError
 from service.flow.tasks.ids import derive
-from service.services import Parts
+from service.services import Services
 from service.settings import Environment
 from service.store.database import now
 from service.store.models import Action, Notice, NoticeKind, Push, PushStep, Repository, State
@@ -29,24 +29,24 @@ LONGEST_TURN = 10.0
 """Seconds that a job waits for a request of the budget; then it is tried again later."""
 
 
-async def run(parts: Parts, hold: Hold[Notice]) -> None:
+async def run(services: Services, lease: Lease[Notice]) -> None:
     """Tell it once more, until it was heard."""
-    notice = hold.item
+    notice = lease.item
     try:
         if notice.kind == NoticeKind.PULSE:
-            if parts.publisher is None:
-                await hold.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
+            if services.publisher is None:
+                await lease.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
                 return
-            await parts.publisher.publish(notice.target, notice.key, notice.body)  # nobody has to listen
+            await services.publisher.publish(notice.target, notice.key, notice.body)  # nobody has to listen
         else:
-            skipped = await _post_job(parts, notice)
+            skipped = await _post_job(services, notice)
             if skipped is not None:
-                await hold.finish(State.SKIPPED, skipped)
+                await lease.finish(State.SKIPPED, skipped)
                 return
-    except Refusal as refusal:
-        await hold.bury(str(refusal))
+    except PermanentUpstreamError as refusal:
+        await lease.bury(str(refusal))
         return
-    await hold.finish(State.DONE)
+    await lease.finish(State.DONE)
 
 
 def retriggered(action: Action, old_id: str, new_id: str, group_id: str) -> Notice:
@@ -66,21 +66,21 @@ def retriggered(action: Action, old_id: str, new_id: str, group_id: str) -> Noti
 # --- the job that shows a failure --------------------------------------------------------------------------------
 
 
-def failure_jobs(parts: Parts, action: Action, subject: Subject) -> list[dict[str, Any]]:
+def failure_jobs(services: Services, action: Action, subject: Subject) -> list[dict[str, Any]]:
     """Where a failure of this action is to be shown: the pushes that the task's routes name, and the job but for why.
 
     One a Treeherder; only where it takes jobs over REST.
     """
     shown: dict[str, dict[str, Any]] = {}
     for prefix, route in subject.routes:
-        environment = parts.settings.environments.get(prefix)
+        environment = services.settings.environments.get(prefix)
         if environment is None or environment.jobs != "rest":
             continue
         entry = {
             "project": route.project,
             "revision": route.revision,
             "revision_hash": route.revision_hash,
-            "job": _job(parts.secret, action, subject),
+            "job": _job(services.secret, action, subject),
         }
         if prefix not in shown or route.revision is not None:  # a version 2 route needs no looking up
             shown[prefix] = {"environment": prefix, "project": route.project, "entry": entry}
@@ -98,7 +98,7 @@ def _beside(subject: Subject) -> dict[str, Any]:
     definition = subject.definition
     try:
         facts = Facts(subject.status["taskId"], definition)
-    except (UnusableError, KeyError, TypeError, ValueError):
+    except (UnshowableTaskError, KeyError, TypeError, ValueError):
         shown = {"symbol": "?", "machine": {"platform": definition["workerType"]}}
         metadata = {"name": subject.name, "description": "", "owner": "unknown"}
         bare = {**definition, "metadata": metadata, "extra": {"treeherder": shown}, "created": stamp(now())}
@@ -115,17 +115,17 @@ def _beside(subject: Subject) -> dict[str, Any]:
     }
 
 
-async def _post_job(parts: Parts, notice: Notice) -> str | None:
+async def _post_job(services: Services, notice: Notice) -> str | None:
     """Post the job with the reason; or return why it is no longer to be posted."""
-    environment = parts.settings.environments.get(notice.target)
+    environment = services.settings.environments.get(notice.target)
     if environment is None or environment.jobs != "rest":
         return f"environment {notice.target} takes no jobs over REST by the present settings"
-    failure = await _failure(parts, notice)
+    failure = await _failure(services, notice)
     if failure is None:
         return "it was taken up again"
-    treeherder = parts.treeherders[notice.target]
+    treeherder = services.treeherders[notice.target]
     entry = notice.body
-    own = entry["revision"] or await _tip(parts, notice)
+    own = entry["revision"] or await _tip(services, notice)
     # a Treeherder of that time answers 200 to jobs of a push that it does not know, and drops them
     push = await treeherder.find_push(notice.key, own, entry["revision_hash"])
     if push is None:
@@ -145,7 +145,7 @@ async def _post_job(parts: Parts, notice: Notice) -> str | None:
     posted = {"project": entry["project"], "revision": push.revision, "superseded": [], "job": job}
     if push.revision_hash:  # without it, a Treeherder before 2016-03 drops the job
         posted["revision_hash"] = push.revision_hash
-    await _turn(parts, environment)
+    await _turn(services, environment)
     await treeherder.post_jobs(notice.key, [posted])
     return None
 
@@ -161,9 +161,9 @@ class _Failure:
     details: dict[str, str]
 
 
-async def _failure(parts: Parts, notice: Notice) -> _Failure | None:
+async def _failure(services: Services, notice: Notice) -> _Failure | None:
     """Return what the notice is about; None if that has not failed any more."""
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         if notice.action_id is not None:
             action = await session.get_one(Action, notice.action_id)
             work: Action | PushStep = action
@@ -180,13 +180,13 @@ async def _failure(parts: Parts, notice: Notice) -> _Failure | None:
     return _Failure(what, reason, int(began.timestamp()), ended, {f"{what} failed": reason, **details})
 
 
-async def _turn(parts: Parts, environment: Environment) -> None:
+async def _turn(services: Services, environment: Environment) -> None:
     """Take a request of the credential's budget for jobs, and wait until it may be made. Raises Unavailable."""
-    name, rate = jobs_budget(environment, parts.settings.reports.links_wait)
-    async with parts.database.writing() as session:
+    name, rate = jobs_budget(environment, services.settings.reports.links_wait)
+    async with services.database.writing() as session:
         at = now()
         bucket = await refilled(session, name, at, rate)
-        if blocked := blocked_for(bucket, at, parts.settings.work.longest_wait):
+        if blocked := blocked_for(bucket, at, services.settings.work.longest_wait):
             raise Unavailable("treeherder", f"{environment.url} is left alone for now", blocked)
         pause = max(0.0, (1 - bucket.tokens) / rate)
         if pause > LONGEST_TURN:
@@ -196,9 +196,9 @@ async def _turn(parts: Parts, environment: Environment) -> None:
     await asyncio.sleep(pause)
 
 
-async def _tip(parts: Parts, notice: Notice) -> str | None:
+async def _tip(services: Services, notice: Notice) -> str | None:
     """The tip of our own push with the hash that a version 1 route has."""
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         found = await session.exec(
             select(Push.revision)
             .join(Repository, col(Repository.id) == Push.repository_id)

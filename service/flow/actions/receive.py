@@ -18,7 +18,6 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from itertools import chain
 from typing import Annotated, Any, Literal
@@ -29,18 +28,15 @@ from sqlalchemy import text
 from sqlmodel import col, select
 
 from service.contract.events import JobActionMessage, PulseMessage, Verdict
-from service.sanitize import NonsenseError, parse
+from service.sanitize import InvalidJSONError, parse
 from service.store.database import Session, now
-from service.store.models import UNSETTLED, Action, Delivery, Source, State, share_of
+from service.store.models import REDELIVERED_WITHIN, UNSETTLED, Action, Delivery, Source, State, share_of
 
 log = structlog.get_logger()
 
 KINDS = ("retrigger", "cancel")
 """The actions that this service does."""
 
-
-REDELIVERED_WITHIN = timedelta(days=2)
-"""How long after a message the broker may bring it again."""
 
 CLOCK_SKEW = 300.0
 """Seconds; how far a listener's clock may be off: the service takes no signature that is older or newer."""
@@ -79,13 +75,13 @@ class JobAction(BaseModel):
     job_id: int | float | None = None
 
 
-def pressed(message: PulseMessage) -> JobAction:
+def parse_press(message: PulseMessage) -> JobAction:
     """What a message says. Raises NonsenseError and pydantic's ValidationError."""
     if message.encoding == "base64":
         try:
             raw = base64.b64decode(message.body, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise NonsenseError(f"not base64: {error}") from None
+            raise InvalidJSONError(f"not base64: {error}") from None
     else:
         raw = message.body.encode(errors="surrogatepass")
     return JobAction.model_validate(parse(raw))
@@ -279,7 +275,7 @@ def _verdicts(arrivals: Iterable[Arrival], new: dict[str, Delivery], actions: di
             yield Verdict(verdict="duplicate", reason=f"it came before, as action {delivery.action_id}")
 
 
-async def called(session: Session, action: Action, key: str, digest: str) -> Action | None:
+async def store_idempotent(session: Session, action: Action, key: str, digest: str) -> Action | None:
     """Store an action that a program asks for under its own key; the earlier one's, when the key is known.
 
     None: the key is known, and was used for something else.

@@ -20,20 +20,20 @@ from itertools import islice
 
 import structlog
 
-from service.clients.taskcluster import known_definition
-from service.engine.leases import Hold
-from service.errors import Refusal
+from service.clients.taskcluster import validate_definition
+from service.engine.leases import Lease
+from service.errors import PermanentUpstreamError
 from service.flow.actions import notice
 from service.flow.actions.copies import Copy, Draft, Plan
 from service.flow.actions.search import Search, explaining_refusals
-from service.flow.actions.subject import FailedError, RejectedError, Subject, repository_of, subject_of
-from service.flow.tasks.create import MAX_REASON, RefusedError, cancel_created, create_as_planned
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError, Subject, repository_of, subject_of
+from service.flow.tasks.create import MAX_REASON, PlanRefusedError, cancel_created, create_as_planned
 from service.flow.tasks.definition import (
     expiries,
 )
 from service.flow.tasks.ids import DeriveId, copy_ids
 from service.flow.tasks.plan import read_plan, record, store_definitions, store_plan
-from service.services import Parts
+from service.services import Services
 from service.store.database import now
 from service.store.models import Action, PlannedTask, Repository, State
 
@@ -44,67 +44,67 @@ FIRST_PART, PART = 50, 200
 """Copies whose definitions are made before the outline is stored, and at a time from then on."""
 
 
-async def run(parts: Parts, hold: Hold[Action]) -> None:
+async def run(services: Services, lease: Lease[Action]) -> None:
     """Plan the copies, as far as they are not planned, and create what is not there yet."""
-    action = hold.item
+    action = lease.item
     try:
         while action.refused is None:
-            planning = Planning(parts, hold, await _stored(parts, action))
+            planning = Planning(services, lease, await _stored(services, action))
             try:
-                await _carry_out(parts, hold, planning)
+                await _carry_out(services, lease, planning)
                 return
-            except RefusedError as error:
-                if not await _sealed_meanwhile(parts, hold, planning.tasks):
+            except PlanRefusedError as error:
+                if not await _sealed_meanwhile(services, lease, planning.tasks):
                     action.refused = str(error)
-            except (RejectedError, FailedError) as error:
+            except (ActionRejectedError, ActionFailedError) as error:
                 if not planning.tasks:
                     raise
                 action.refused = str(error)  # and what was created of the plan is cancelled
-        await hold.commit(refused=action.refused)
-    except RejectedError as error:
-        await hold.finish(State.REJECTED, str(error), failure_jobs=action.failure_jobs)
-    except FailedError as error:
-        await hold.finish(State.FAILED, str(error), failure_jobs=action.failure_jobs)
+        await lease.commit(refused=action.refused)
+    except ActionRejectedError as error:
+        await lease.finish(State.REJECTED, str(error), failure_jobs=action.failure_jobs)
+    except ActionFailedError as error:
+        await lease.finish(State.FAILED, str(error), failure_jobs=action.failure_jobs)
     else:
         log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
-        unrecorded, not_cancelled = await cancel_created(parts, hold, await _stored(parts, action))
+        unrecorded, not_cancelled = await cancel_created(services, lease, await _stored(services, action))
         reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_REASON]
-        await hold.finish(State.FAILED, reason, record(unrecorded))
+        await lease.finish(State.FAILED, reason, record(unrecorded))
 
 
-async def _stored(parts: Parts, action: Action) -> list[PlannedTask]:
+async def _stored(services: Services, action: Action) -> list[PlannedTask]:
     return await read_plan(
-        parts.database, PlannedTask.action_id == action.id, PlannedTask.plan_attempt == action.plan_attempt
+        services.database, PlannedTask.action_id == action.id, PlannedTask.plan_attempt == action.plan_attempt
     )
 
 
-async def _carry_out(parts: Parts, hold: Hold[Action], planning: "Planning") -> None:
-    action = hold.item
-    repository = await repository_of(parts, action.project)  # as it is now, whatever it was when this was planned
+async def _carry_out(services: Services, lease: Lease[Action], planning: "Planning") -> None:
+    action = lease.item
+    repository = await repository_of(services, action.project)  # as it is now, whatever it was when this was planned
     async with aclosing(planning.stored_parts()) as plan:
-        made = await create_as_planned(parts, hold, plan, scopes_of(repository))
+        made = await create_as_planned(services, lease, plan, scopes_of(repository))
     first, copies = planning.tasks[0], len(planning.tasks)
     notices = []
-    if parts.publisher is not None:
+    if services.publisher is not None:
         group = (first.definition or {})["taskGroupId"]
         notices.append(notice.retriggered(action, action.task_id, first.task_id, group))
-    await hold.finish(State.DONE, also=record(made), notices=notices, rows=len(made))
+    await lease.finish(State.DONE, also=record(made), notices=notices, rows=len(made))
     log.info("retriggered", action=action.id, task_id=action.task_id, copies=copies, requester=action.requester)
 
 
-async def _sealed_meanwhile(parts: Parts, hold: Hold[Action], planned: list[PlannedTask]) -> bool:
+async def _sealed_meanwhile(services: Services, lease: Lease[Action], planned: list[PlannedTask]) -> bool:
     """Whether the group of a single copy was sealed after it was planned: then it is planned anew, for a new group."""
-    action, first = hold.item, planned[0]
+    action, first = lease.item, planned[0]
     group = (first.definition or {})["taskGroupId"]
     unmade = len(planned) == 1 and not first.created and group != first.task_id
-    if not unmade or parts.settings.retrigger_group != "auto":
+    if not unmade or services.settings.retrigger_group != "auto":
         return False
     try:
-        if not await parts.queue.group_sealed(group):
+        if not await services.queue.group_sealed(group):
             return False
-    except Refusal:
+    except PermanentUpstreamError:
         return False  # then the reason stands that the copy was refused for
-    await hold.commit(plan_attempt=action.plan_attempt + 1, planned_at=None)
+    await lease.commit(plan_attempt=action.plan_attempt + 1, planned_at=None)
     action.plan_attempt, action.planned_at = action.plan_attempt + 1, None
     return True
 
@@ -120,10 +120,10 @@ def scopes_of(repository: Repository) -> list[str]:
 class Planning:
     """Makes and stores the plan of an action; `tasks` are those that are stored, in dependency order."""
 
-    def __init__(self, parts: Parts, hold: Hold[Action], stored: list[PlannedTask]) -> None:
+    def __init__(self, services: Services, lease: Lease[Action], stored: list[PlannedTask]) -> None:
         self.tasks = stored
-        self._parts, self._hold, self._action = parts, hold, hold.item
-        self._new_id = copy_ids(parts.secret, hold.item, hold.item.plan_attempt)
+        self._services, self._hold, self._action = services, lease, lease.item
+        self._new_id = copy_ids(services.secret, lease.item, lease.item.plan_attempt)
 
     async def stored_parts(self) -> AsyncGenerator[list[PlannedTask], None]:
         """Yield the plan, part by part, each once it is stored.
@@ -138,9 +138,9 @@ class Planning:
                 return
             copies = (await self._draft_anew(missing)).build()
         else:
-            subject = await subject_of(self._parts, self._action.project, self._action.task_id)
-            self._action.failure_jobs = notice.failure_jobs(self._parts, self._action, subject)
-            search = Search(self._parts, subject, self._action.run_id, self._new_id, self._action.share)
+            subject = await subject_of(self._services, self._action.project, self._action.task_id)
+            self._action.failure_jobs = notice.failure_jobs(self._services, self._action, subject)
+            search = Search(self._services, subject, self._action.run_id, self._new_id, self._action.share)
             if not self.tasks and (first := await search.first_copy()) is not None:
                 self.tasks = self._rows([(first.old_id, first.new_id, first.name)])
                 self.tasks[0].definition = first.definition
@@ -154,7 +154,7 @@ class Planning:
 
     async def _next(self, copies: Iterator[Copy], count: int) -> list[Copy]:
         """Return the next copies; they are made in a thread, for thousands take seconds."""
-        return await self._parts.compute(self._action.share, list, islice(copies, count))
+        return await self._services.compute(self._action.share, list, islice(copies, count))
 
     def _rows(self, copies: Iterable[tuple[str, str, str]], first: int = 0) -> list[PlannedTask]:
         """Return rows without definitions of these (old id, new id, name)."""
@@ -207,13 +207,15 @@ class Planning:
         """Return what the definitions of an outline are made from that a crash has left without. Raises FailedError."""
         new_ids = {task.copy_of: task.task_id for task in self.tasks if task.copy_of is not None}
         with explaining_refusals(self._action.task_id):
-            old = await self._parts.queue.tasks([task.copy_of for task in missing if task.copy_of is not None])
-            definitions = {task_id: known_definition(definition) for task_id, definition in old.items()}
+            old = await self._services.queue.tasks([task.copy_of for task in missing if task.copy_of is not None])
+            definitions = {task_id: validate_definition(definition) for task_id, definition in old.items()}
             outside = {d for definition in old.values() for d in definition["dependencies"]} - new_ids.keys()
-            statuses = await self._parts.queue.statuses(sorted(outside)) if outside else {}
+            statuses = await self._services.queue.statuses(sorted(outside)) if outside else {}
         for task in missing:
             if task.copy_of not in definitions:
-                raise FailedError(f"{task.name} ({task.copy_of}) has expired: Taskcluster has no definition to copy")
+                raise ActionFailedError(
+                    f"{task.name} ({task.copy_of}) has expired: Taskcluster has no definition to copy"
+                )
         stored = {task.task_id: task.definition for task in self.tasks if task.definition is not None}
         draft = Draft(new_ids, definitions, set(statuses), expiries(statuses | stored), "", [], self._action.notes)
         draft.group = (self.tasks[0].definition or {})["taskGroupId"]
@@ -223,10 +225,10 @@ class Planning:
 # --- the plan ----------------------------------------------------------------------------------------------------
 
 
-async def plan(parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId, share: str) -> Plan:
+async def plan(services: Services, subject: Subject, run_id: int | None, new_id: DeriveId, share: str) -> Plan:
     """Return what to make for a retrigger of this task's run, which is computed for `share`.
 
     Raises RejectedError, FailedError and Unavailable.
     """
-    draft = await Search(parts, subject, run_id, new_id, share).draft()
-    return Plan(await parts.compute(share, list, draft.build()), draft.left_out, draft.notes)
+    draft = await Search(services, subject, run_id, new_id, share).draft()
+    return Plan(await services.compute(share, list, draft.build()), draft.left_out, draft.notes)

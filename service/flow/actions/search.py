@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
-from service.clients.taskcluster import Definition, Page, Status, known_definition, known_status
-from service.errors import Refusal
+from service.clients.taskcluster import Definition, Page, Status, validate_definition, validate_status
+from service.errors import PermanentUpstreamError
 from service.flow.actions.copies import BAD_ENDS, Copy, Draft, choose_copies, read_originals
 from service.flow.actions.dependents import WALK_CALLS, Found, circle_error, dependents
-from service.flow.actions.subject import FailedError, Subject, run_of
+from service.flow.actions.subject import ActionFailedError, Subject, run_of
 from service.flow.tasks.definition import (
     SLUGID,
     CircleError,
@@ -20,7 +20,7 @@ from service.flow.tasks.definition import (
     in_order,
 )
 from service.flow.tasks.ids import DeriveId
-from service.services import Parts
+from service.services import Services
 from service.slugids import find_ids
 from service.store.models import PlannedTask
 
@@ -38,8 +38,8 @@ def explaining_refusals(task_id: str) -> Iterator[None]:
     """Raise what Taskcluster refuses to tell as FailedError."""
     try:
         yield
-    except Refusal as refusal:
-        raise FailedError(
+    except PermanentUpstreamError as refusal:
+        raise ActionFailedError(
             f"Taskcluster does not answer what depends on task {task_id} ({refusal.status}): {refusal}"
         ) from None
 
@@ -47,8 +47,8 @@ def explaining_refusals(task_id: str) -> Iterator[None]:
 class Search:
     """Looks for what a retrigger of a task's run copies."""
 
-    def __init__(self, parts: Parts, subject: Subject, run_id: int | None, new_id: DeriveId, share: str) -> None:
-        self._parts, self._queue, self._status, self._run_id = parts, parts.queue, subject.status, run_id
+    def __init__(self, services: Services, subject: Subject, run_id: int | None, new_id: DeriveId, share: str) -> None:
+        self._services, self._queue, self._status, self._run_id = services, services.queue, subject.status, run_id
         self._target, self._group = subject.status["taskId"], subject.status["taskGroupId"]
         self._found = Found(self._target, self._group, subject.definition)
         self._new_id, self._share = new_id, share
@@ -76,15 +76,15 @@ class Search:
         text = json.dumps({**definition, "taskGroupId": None, "schedulerId": None})
         if not page.tasks or find_ids(text, _IdsExcept(certain)):
             return None  # another task that it names may be copied, too
-        mode = self._parts.settings.retrigger_group
+        mode = self._services.settings.retrigger_group
         if mode != "auto":
             return "" if mode == "new" else self._group
         some = {
-            known_status(status)["taskId"]: known_definition(each)
+            validate_status(status)["taskId"]: validate_definition(each)
             for status, each in page.tasks
             if each.get("taskGroupId") == self._group
         }
-        for task_id in await read_originals(self._parts, some):
+        for task_id in await read_originals(self._services, some):
             del some[task_id]
         others = {task_id: {*each["dependencies"]} - {self._target} for task_id, each in some.items()}
         await self._ask_statuses({d for task_id in some for d in others[task_id]})
@@ -98,11 +98,11 @@ class Search:
         unknown = set(task_ids) - self._statuses.keys()
         if unknown:
             statuses = await self._queue.statuses(sorted(unknown))
-            self._statuses |= {task_id: known_status(status) for task_id, status in statuses.items()}
+            self._statuses |= {task_id: validate_status(status) for task_id, status in statuses.items()}
 
     async def _decides(self) -> bool:
         """Return True if the target names its task group, as a decision task does."""
-        return bool(self._target == self._group) and not await _leads_copies(self._parts, self._target)
+        return bool(self._target == self._group) and not await _leads_copies(self._services, self._target)
 
     async def draft(self, first: Definition | None = None) -> "Draft":
         """Return what is copied. Raises RejectedError, FailedError and Unavailable.
@@ -113,7 +113,7 @@ class Search:
             return await self._search(first)
 
     async def _search(self, first: Definition | None) -> "Draft":
-        parts, found, target, notes = self._parts, self._found, self._target, self._notes
+        services, found, target, notes = self._services, self._found, self._target, self._notes
         whole = copies_dependents(self._status, self._run_id)
         decides = await self._decides()
         if decides:
@@ -121,7 +121,7 @@ class Search:
             notes.append(f"{target} {why}: it is copied alone, without what depends on it")
             page = await self._queue.dependents(target)
             for status, definition in page.tasks:
-                found.leave_out(known_status(status)["taskId"], definition, "a decision task is copied alone")
+                found.leave_out(validate_status(status)["taskId"], definition, "a decision task is copied alone")
             if page.token is not None:
                 notes.append(f"more than {len(page.tasks):,} tasks depend on it; the first are listed as left out")
         elif whole and not await dependents(self._queue, found, self._page):
@@ -132,17 +132,17 @@ class Search:
             order = in_order(found.definitions)
         except CircleError as error:
             raise circle_error(found.definitions, error) from None
-        ancestors = await read_originals(parts, order)
+        ancestors = await read_originals(services, order)
         await self._ask_statuses(
             {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
         )
         # in a thread: for thousands of tasks it takes seconds, and other requests go on meanwhile
-        chosen = await parts.compute(self._share, choose_copies, found, order, ancestors, self._statuses, notes)
+        chosen = await services.compute(self._share, choose_copies, found, order, ancestors, self._statuses, notes)
         new_ids = {task_id: self._new_id(task_id) for task_id in chosen}
         if first is not None:
             group = first["taskGroupId"]
         else:
-            group = (None if decides else await _group(parts, found, len(chosen), notes)) or new_ids[target]
+            group = (None if decides else await _group(services, found, len(chosen), notes)) or new_ids[target]
         draft = self._draft(new_ids, group)
         draft.left_out = [*found.skipped.values()][:MAX_LEFT_OUT]
         if len(found.skipped) > MAX_LEFT_OUT:
@@ -177,11 +177,11 @@ def copies_dependents(status: Status, run_id: int | None) -> bool:
     return run is not None and run["state"] in BAD_ENDS and run is status["runs"][-1]
 
 
-async def _leads_copies(parts: Parts, task_id: str) -> bool:
+async def _leads_copies(services: Services, task_id: str) -> bool:
     """Whether it is the first of several copies: then their group has its id, although it is no decision task."""
     first, other = aliased(PlannedTask), aliased(PlannedTask)
     together = (col(other.action_id) == first.action_id) & (col(other.plan_attempt) == first.plan_attempt)
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         others = await session.exec(
             select(other.task_id)
             .join(first, together)
@@ -191,12 +191,12 @@ async def _leads_copies(parts: Parts, task_id: str) -> bool:
         return others.first() is not None
 
 
-async def _group(parts: Parts, found: "Found", copies: int, notes: list[str]) -> str | None:
+async def _group(services: Services, found: "Found", copies: int, notes: list[str]) -> str | None:
     """The task group of the copies; None: a new one."""
-    mode = parts.settings.retrigger_group
+    mode = services.settings.retrigger_group
     if mode == "new" or (mode == "auto" and copies > 1):
         return None
-    if mode == "auto" and await parts.queue.group_sealed(found.group):
+    if mode == "auto" and await services.queue.group_sealed(found.group):
         notes.append(f"task group {found.group} is sealed: the copy gets a group of its own")
         return None
     return found.group

@@ -7,23 +7,23 @@ from typing import Any
 
 from sqlmodel import col, select
 
-from service.clients.taskcluster import Definition, Status, known_definition, known_status
-from service.errors import Refusal
+from service.clients.taskcluster import Definition, Status, validate_definition, validate_status
+from service.errors import PermanentUpstreamError
 from service.flow.tasks.definition import SLUGID, name_of
 from service.flow.tasks.routes import Route
 from service.flow.tasks.routes import parse as parse_route
-from service.services import Parts
+from service.services import Services
 from service.store.models import Repository
 
 KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
 """Those of Mozilla's Treeherders, for a service that no environments are configured for."""
 
 
-class RejectedError(Exception):
+class ActionRejectedError(Exception):
     """The action is not to be done; the message says why."""
 
 
-class FailedError(Exception):
+class ActionFailedError(Exception):
     """The action cannot be done; the message says why."""
 
 
@@ -41,33 +41,35 @@ class Subject:
         return name_of(self.definition)
 
 
-async def repository_of(parts: Parts, project: str) -> Repository:
+async def repository_of(services: Services, project: str) -> Repository:
     """The monitored repository of that alias. Raises RejectedError."""
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         found = await session.exec(
             select(Repository).where(Repository.alias == project, col(Repository.deleted_at).is_(None))
         )
         repository = found.first()
     if repository is None:
-        raise RejectedError(f"no repository {project!r} is monitored here: add it first")
+        raise ActionRejectedError(f"no repository {project!r} is monitored here: add it first")
     if not repository.enabled:
-        raise RejectedError(f"the repository {project} is disabled: enable it first")
+        raise ActionRejectedError(f"the repository {project} is disabled: enable it first")
     return repository
 
 
-async def subject_of(parts: Parts, project: str, task_id: str) -> Subject:
+async def subject_of(services: Services, project: str, task_id: str) -> Subject:
     """The task, fetched anew, for a message is only a hint. Raises RejectedError and FailedError."""
-    repository = await repository_of(parts, project)
+    repository = await repository_of(services, project)
     if re.fullmatch(SLUGID, task_id) is None:
-        raise RejectedError(f"there is no task {task_id} in Taskcluster: no taskId looks like this")
+        raise ActionRejectedError(f"there is no task {task_id} in Taskcluster: no taskId looks like this")
     try:
-        definition, status = await asyncio.gather(parts.queue.task(task_id), parts.queue.status(task_id))
-    except Refusal as refusal:
-        raise FailedError(f"Taskcluster does not let us see task {task_id} ({refusal.status}): {refusal}") from None
+        definition, status = await asyncio.gather(services.queue.task(task_id), services.queue.status(task_id))
+    except PermanentUpstreamError as refusal:
+        raise ActionFailedError(
+            f"Taskcluster does not let us see task {task_id} ({refusal.status}): {refusal}"
+        ) from None
     if definition is None or status is None:
-        raise RejectedError(f"there is no task {task_id} in Taskcluster: it may have expired")
-    definition, status = known_definition(definition), known_status(status)
-    prefixes = tuple(parts.settings.environments) or KNOWN_PREFIXES
+        raise ActionRejectedError(f"there is no task {task_id} in Taskcluster: it may have expired")
+    definition, status = validate_definition(definition), validate_status(status)
+    prefixes = tuple(services.settings.environments) or KNOWN_PREFIXES
     named = [
         (prefix, found)
         for route in definition["routes"]
@@ -75,7 +77,7 @@ async def subject_of(parts: Parts, project: str, task_id: str) -> Subject:
         if (found := parse_route(prefix, route)) and found.full_project in {project, repository.route_project}
     ]
     if not named:
-        raise RejectedError(
+        raise ActionRejectedError(
             f"none of the {' and '.join(prefixes)} routes of task {task_id} ({name_of(definition)}) names {project}: "
             "it is no task of that project"
         )
@@ -93,4 +95,4 @@ def run_of(status: Status, run_id: int | None) -> dict[str, Any] | None:
     for run in runs:
         if run["runId"] == run_id:
             return run
-    raise RejectedError(f"task {status['taskId']} has no run {run_id}: it has {len(runs)}")
+    raise ActionRejectedError(f"task {status['taskId']} has no run {run_id}: it has {len(runs)}")

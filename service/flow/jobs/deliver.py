@@ -22,28 +22,28 @@ from service.clients.pulse import JOBS
 from service.clients.taskcluster import TooLargeError
 from service.clients.treeherder import FoundPush
 from service.engine.leases import backoff, exhausted
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.jobs.outcomes import Delivered, End, Outcome
 from service.flow.jobs.pulse import pulse_message
 from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links
-from service.flow.tasks.facts import Facts, UnusableError
-from service.services import Parts
+from service.flow.tasks.facts import Facts, UnshowableTaskError
+from service.services import Services
 from service.store.database import now
 from service.store.models import JobReport, Push, PushStep, Repository, Stage, State, StepKind
 
 log = structlog.get_logger()
 
-SINGLES_IN_A_ROW = 4
+MAX_LONE_FAILURES_IN_A_ROW = 4
 """What is answered 500 holds a bad job, or Treeherder is ill: so many single jobs, none taken between, tell that."""
 
-ALONE = 3
+MAX_LONE_500S = 3
 """A job is bad that is answered 500 by itself so many times in a row, and Treeherder took others before each."""
 
-WELL = 60.0
+HEALTHY_WINDOW = 60.0
 """Seconds since Treeherder last took jobs, after which nothing is known of how it is."""
 
-BELIEVED = 3
+NEGATIVE_CONFIRMATIONS = 3
 """Answers in a row that there is no such task until it is so and not of the moment."""
 
 LISTS = 40
@@ -52,7 +52,7 @@ LISTS = 40
 MAX_LINKS = 2_000
 """Artifacts of one run that are linked: a task can upload any number, which all reports of a batch would wait for."""
 
-ASK_AGAIN = 2.0
+PUSH_LOOKUP_PAUSE = 2.0
 """Seconds for which Treeherder is not asked again for a push that it did not know."""
 
 NO_TASK = "Taskcluster has no such task (any more)"
@@ -110,12 +110,12 @@ def _skip(report: JobReport, reason: str) -> Outcome:
 class Deliverer:
     """Delivers to one Treeherder, and remembers what it found out."""
 
-    def __init__(self, parts: Parts, environment: str) -> None:
-        self._parts = parts
+    def __init__(self, services: Services, environment: str) -> None:
+        self._services = services
         self._prefix = environment
-        self._environment = parts.settings.environments[environment]
-        self._settings = parts.settings.reports
-        self._root = parts.settings.taskcluster.root
+        self._environment = services.settings.environments[environment]
+        self._settings = services.settings.reports
+        self._root = services.settings.taskcluster.root
         self._facts: Recent[str, Facts | str] = Recent(self._settings.definitions)
         self._known: Recent[PushKey, FoundPush] = Recent(5_000)
         self._unknown: Recent[PushKey, float] = Recent(5_000)
@@ -148,7 +148,7 @@ class Deliverer:
             links = artifact_links(report, self._root, artifacts.get(report.id or 0, []))
             try:
                 items.append((report, self._job(report, facts, push, links)))
-            except UnusableError as error:
+            except UnshowableTaskError as error:
                 done.outcomes.append(Outcome(report, End.SKIPPED, str(error)))
         if items:
             # so that many bad ones together never keep a good one from being tried
@@ -179,7 +179,7 @@ class Deliverer:
         if missing:
             try:
                 fetched = await self._fetch(sorted(missing))
-            except (Unavailable, Refusal) as error:
+            except (Unavailable, PermanentUpstreamError) as error:
                 done.outcomes += [self.later(r, str(error)) for r in reports if r.task_id in missing]
                 reports = [r for r in reports if r.task_id not in missing]
             else:
@@ -193,7 +193,7 @@ class Deliverer:
             facts = fetched.get(report.task_id) or self._facts.get(report.task_id)
             if isinstance(facts, Facts):
                 known.append((report, facts))
-            elif facts == NO_TASK and (self._no_task.get(report.task_id) or 0) < BELIEVED:
+            elif facts == NO_TASK and (self._no_task.get(report.task_id) or 0) < NEGATIVE_CONFIRMATIONS:
                 done.outcomes.append(self.later(report, facts))
             else:
                 done.outcomes.append(Outcome(report, End.SKIPPED, facts))
@@ -202,7 +202,7 @@ class Deliverer:
     async def _fetch(self, task_ids: list[str]) -> dict[str, Facts | str]:
         """Return the facts of tasks, or why one is not shown: a task that is too large hides no other's."""
         try:
-            definitions = await self._parts.queue.tasks(task_ids)
+            definitions = await self._services.queue.tasks(task_ids)
         except TooLargeError as error:
             if len(task_ids) == 1:
                 return {task_ids[0]: f"its definition is too large: {error}"}
@@ -216,7 +216,7 @@ class Deliverer:
             return NO_TASK
         try:
             facts = Facts(task_id, definition)
-        except UnusableError as error:
+        except UnshowableTaskError as error:
             metrics.task_unusable(self._prefix)
             return str(error)
         except (KeyError, TypeError, ValueError) as error:
@@ -251,7 +251,7 @@ class Deliverer:
             return _Lacking(self.later, "Treeherder cannot be asked for its push now")
         try:
             return await self._find(push, own, done)
-        except (Unavailable, Refusal) as error:
+        except (Unavailable, PermanentUpstreamError) as error:
             if error.status == 404:  # it has no such project, so none of its pushes
                 return _Lacking(self._until_push, str(error))
             if isinstance(error, Unavailable):
@@ -279,7 +279,7 @@ class Deliverer:
                 ),
             )
         )
-        async with self._parts.database.reading() as session:
+        async with self._services.database.reading() as session:
             return list(await session.exec(query))  # type: ignore[arg-type]  # of a join that may find no step
 
     async def _find(self, push: PushKey, own: list[OwnPush], done: Delivered) -> "FoundPush | _Lacking":
@@ -312,9 +312,9 @@ class Deliverer:
         project, revision, revision_hash = push
         unknown = _Lacking(self._until_push, f"Treeherder has no push {revision or revision_hash} of {project}")
         asked_at = self._unknown.get(push)
-        if asked_at is not None and time.monotonic() - asked_at < ASK_AGAIN:
+        if asked_at is not None and time.monotonic() - asked_at < PUSH_LOOKUP_PAUSE:
             return unknown
-        found = await self._parts.treeherders[self._prefix].find_push(project, revision, revision_hash)
+        found = await self._services.treeherders[self._prefix].find_push(project, revision, revision_hash)
         if found is None:
             self._unknown.put(push, time.monotonic())
             return unknown
@@ -330,9 +330,9 @@ class Deliverer:
         async def ask(report: JobReport) -> None:
             async with self._lists:
                 try:
-                    found = await self._parts.queue.artifacts(report.task_id, report.run_id, MAX_LINKS)
+                    found = await self._services.queue.artifacts(report.task_id, report.run_id, MAX_LINKS)
                     artifacts[report.id or 0] = found
-                except (Unavailable, Refusal) as error:
+                except (Unavailable, PermanentUpstreamError) as error:
                     why = str(error)
                     log.info("links-left-out", task_id=report.task_id, run_id=report.run_id, why=why)
 
@@ -357,13 +357,13 @@ class Deliverer:
 
     async def _send(self, project: str, items: list[Item], done: Delivered) -> None:
         if self._environment.jobs == "rest":
-            treeherder = self._parts.treeherders[self._prefix]
+            treeherder = self._services.treeherders[self._prefix]
             await self._split(items, lambda each: treeherder.post_jobs(project, each), done)
         else:
             await self._publish(project, items, done)
 
     async def _publish(self, project: str, items: list[Item], done: Delivered) -> None:
-        publisher = self._parts.publisher
+        publisher = self._services.publisher
         assert publisher is not None, "the settings require pulse.url"
         key = f"{self._prefix}.{project}._"
         sent = await asyncio.gather(
@@ -390,14 +390,14 @@ class Deliverer:
             done.requests += 1
             try:
                 await post([each for _, each in chunk])
-            except Refusal as refusal:
+            except PermanentUpstreamError as refusal:
                 if not _halved(chunk, waiting):
                     done.outcomes.append(Outcome(chunk[0][0], End.BURIED, str(refusal)))
             except Unavailable as error:
                 if error.status == 500 and _halved(chunk, waiting):
                     continue
                 in_a_row += 1
-                if error.status != 500 or in_a_row == SINGLES_IN_A_ROW:
+                if error.status != 500 or in_a_row == MAX_LONE_FAILURES_IN_A_ROW:
                     rest = [item for more in (chunk, *waiting) for item in more]
                     self._away(error, [*(item for item, _ in alone), *rest], done)
                     return
@@ -411,11 +411,11 @@ class Deliverer:
         """Of a job that was answered 500 by itself: it is bad when that happens again and again while Treeherder takes
         others. Where no others come, it is given up like everything else."""
         at = time.monotonic()
-        times, before = self._suspects.get(report.id or 0) or (0, at - WELL)
+        times, before = self._suspects.get(report.id or 0) or (0, at - HEALTHY_WINDOW)
         if self._took_at > before:
             times += 1
         self._suspects.put(report.id or 0, (times, at))
-        return Outcome(report, End.BURIED, reason) if times >= ALONE else self.later(report, reason)
+        return Outcome(report, End.BURIED, reason) if times >= MAX_LONE_500S else self.later(report, reason)
 
     def _away(self, error: Unavailable, items: list[Item], done: Delivered) -> None:
         """Treeherder cannot take anything now, or nothing of this project (404)."""
@@ -429,13 +429,13 @@ class Deliverer:
         """How long to leave a Treeherder alone that is away, or has had enough."""
         self._failures += 1
         pause = timedelta(seconds=min(2.0 ** min(self._failures - 1, 20), self._settings.max_pause.total_seconds()))
-        pause = min(max(pause, error.retry_after or timedelta()), self._parts.settings.work.longest_wait)
+        pause = min(max(pause, error.retry_after or timedelta()), self._services.settings.work.longest_wait)
         self._away_at, self._away_why, self._away_pause = time.monotonic(), str(error), pause
         return pause
 
     def later(self, report: JobReport, reason: str, wait: timedelta | None = None) -> Outcome:
         """Try again after `wait`, by default with backoff; bury it once it was tried for `work.give_up`."""
-        work = self._parts.settings.work
+        work = self._services.settings.work
         if exhausted(work, report, report.since, work.give_up):
             return Outcome(report, End.BURIED, f"given up after {report.attempts} attempts: {reason}")
         pause = min(backoff(work, report.attempts), self._settings.max_pause) if wait is None else wait
@@ -445,7 +445,7 @@ class Deliverer:
         """Wait until Treeherder has answered for `push_wait` that it has no such push: what it could not answer in an
         outage counts for nothing."""
         since = report.no_push_since or now()
-        if exhausted(self._parts.settings.work, report, since, self._settings.push_wait):
+        if exhausted(self._services.settings.work, report, since, self._settings.push_wait):
             return Outcome(report, End.BURIED, f"given up after {self._settings.push_wait}: {reason}")
         outcome = self.later(report, reason)
         outcome.no_push_since = since

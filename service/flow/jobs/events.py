@@ -21,7 +21,7 @@ from service.flow.tasks.definition import SlugId
 from service.flow.tasks.routes import parse
 from service.settings import Settings
 from service.store.database import INSERT, Session, Utc, now
-from service.store.models import NOBODY, JobReport, Stage, State
+from service.store.models import NOBODY, JobReport, Stage, State, job_lane
 
 log = structlog.get_logger()
 
@@ -104,17 +104,12 @@ class Target:
 
     @cached_property
     def lane(self) -> str:
-        return lane(self.environment, self.project)
+        return job_lane(self.environment, self.project)
 
     @property
     def share(self) -> str:
         """A push stands for its pusher."""
         return self.revision or self.revision_hash or NOBODY
-
-
-def lane(environment: str, project: str) -> str:
-    """Jobs of one project for one Treeherder take turns with those of others."""
-    return f"job {environment} {project}"
 
 
 def targets(settings: Settings, routes: Iterable[str]) -> list[Target]:
@@ -222,13 +217,13 @@ def _upsert(insert: Any, given: Any) -> Any:
     values = {
         **{name: given[name] for name in Row._fields if name != "refused"},
         "version": literal(1),
-        "heard_at": at,
+        "last_event_at": at,
         "state": case((skipped, State.SKIPPED), else_=State.PENDING),
         "error": given.refused,
         "due_at": case((skipped, null()), else_=at),
         "done_at": case((skipped, at), else_=null()),
         "since": at,
-        "lease": literal(0),
+        "fencing_token": literal(0),
         "attempts": literal(0),
     }
     # SQLite needs a condition, or takes ON CONFLICT for one of a join
@@ -241,7 +236,7 @@ def _upsert(insert: Any, given: Any) -> Any:
         set_={
             "stage": new.stage,
             "run": new.run,
-            "heard_at": new.heard_at,
+            "last_event_at": new.last_event_at,
             "version": old.version + 1,
             # due or leased: whoever holds it finds the new version, and a pause after a failure goes on
             "due_at": case((idle, new.due_at), else_=old.due_at),

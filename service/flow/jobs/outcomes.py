@@ -17,8 +17,7 @@ from sqlmodel import col, select
 
 from service import metrics
 from service.flow.jobs.events import NEVER
-from service.sanitize import visible
-from service.store.commits import Statement
+from service.sanitize import escape_unstorable
 from service.store.database import Session, Utc, now
 from service.store.distinct import distinct_of
 from service.store.models import JobReport, Stage, State
@@ -84,13 +83,17 @@ async def due(session: Session, environment: str, most: int) -> dict[str, tuple[
 
 
 def _held(**values: Any) -> Any:
-    return update(_REPORT).where(_R.id == bindparam("held_id"), _R.lease == bindparam("held_lease")).values(**values)
+    return (
+        update(_REPORT)
+        .where(_R.id == bindparam("held_id"), _R.fencing_token == bindparam("held_token"))
+        .values(**values)
+    )
 
 
 _SAME = _R.version == bindparam("held_version")
 
 _DONE = _held(
-    lease=_R.lease + 1,
+    fencing_token=_R.fencing_token + 1,
     holder=None,
     delivered=bindparam("new_delivered"),
     attempts=0,
@@ -103,7 +106,7 @@ _DONE = _held(
 )
 # Treeherder never changes a completed job: whatever came meanwhile, this was the last that it is told
 _LAST = _held(
-    lease=_R.lease + 1,
+    fencing_token=_R.fencing_token + 1,
     holder=None,
     delivered=bindparam("new_delivered"),
     attempts=0,
@@ -118,7 +121,7 @@ _LAST = _held(
 def _ended(state: State) -> Any:
     """What was heard meanwhile is tried as if it were the first; it is known only now whether there was any."""
     return _held(
-        lease=_R.lease + 1,
+        fencing_token=_R.fencing_token + 1,
         holder=None,
         attempts=case((_SAME, _R.attempts), else_=0),
         error=case((_SAME, bindparam("why")), else_=null()),
@@ -132,7 +135,7 @@ def _ended(state: State) -> Any:
 
 _SKIPPED, _BURIED = _ended(State.SKIPPED), _ended(State.FAILED).returning(_R.state)
 _LATER = _held(
-    lease=_R.lease + 1,
+    fencing_token=_R.fencing_token + 1,
     holder=None,
     error=bindparam("why"),
     due_at=_AGAIN_AT,
@@ -141,7 +144,7 @@ _LATER = _held(
 _RENEWED = _held(due_at=_AGAIN_AT)
 
 
-async def settle(session: Session, outcomes: Sequence[Outcome]) -> None:
+async def record_outcomes(session: Session, outcomes: Sequence[Outcome]) -> None:
     """Write down how reports ended. One that another worker holds by now is left to it."""
     at = now()
     await _lock(session, [outcome.report for outcome in outcomes])
@@ -157,8 +160,8 @@ async def settle(session: Session, outcomes: Sequence[Outcome]) -> None:
         await connection.execute(statement, rows)
     for outcome in outcomes:
         metrics.work_ended(outcome.report, outcome.end.name.lower())
-        if outcome.end is End.DONE and outcome.report.heard_at > NEVER:
-            metrics.job_reported(outcome.report.heard_at)
+        if outcome.end is End.DONE and outcome.report.last_event_at > NEVER:
+            metrics.job_reported(outcome.report.last_event_at)
 
 
 async def _lock(session: Session, reports: Sequence[JobReport]) -> None:
@@ -173,8 +176,8 @@ async def _lock(session: Session, reports: Sequence[JobReport]) -> None:
 
 
 def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
-    report, why = outcome.report, visible(outcome.reason or "")
-    values: dict[str, Any] = {"held_id": report.id, "held_lease": report.lease}
+    report, why = outcome.report, escape_unstorable(outcome.reason or "")
+    values: dict[str, Any] = {"held_id": report.id, "held_token": report.fencing_token}
     ended = report.stage >= Stage.RESOLVED
     if outcome.end is End.LATER:
         again_at, since = at + outcome.wait, outcome.no_push_since
@@ -194,7 +197,7 @@ async def _bury(session: Session, outcome: Outcome, values: dict[str, Any]) -> N
     became = (await (await session.connection()).execute(_BURIED, values)).scalar()
     if became != State.FAILED:  # another worker holds it, or it has gone on meanwhile
         return
-    why = visible(outcome.reason or "")
+    why = escape_unstorable(outcome.reason or "")
     session.add(report.dead_letter(why))
     log.error("job-buried", task_id=report.task_id, run_id=report.run_id, environment=report.environment, reason=why)
 
@@ -208,7 +211,7 @@ async def skip(session: Session, task_ids: Iterable[str], why: str) -> None:
         update(_REPORT)
         .where(_R.id.in_([report.id for report in reports]), _R.stage < Stage.RESOLVED)
         .values(
-            lease=_R.lease + 1,
+            fencing_token=_R.fencing_token + 1,
             holder=None,
             state=State.SKIPPED,
             error=why,
@@ -219,29 +222,16 @@ async def skip(session: Session, task_ids: Iterable[str], why: str) -> None:
     )
 
 
-async def renew(session: Session, reports: Sequence[JobReport], lease: timedelta) -> None:
+async def renew(session: Session, reports: Sequence[JobReport], duration: timedelta) -> None:
     """Say that the holder of these lives. Those that are finished have another fencing number, and stay as they are."""
-    until = now() + lease
+    until = now() + duration
     await _lock(session, reports)
-    rows = [{"held_id": report.id, "held_lease": report.lease, "again_at": until} for report in reports]
+    rows = [{"held_id": report.id, "held_token": report.fencing_token, "again_at": until} for report in reports]
     await (await session.connection()).execute(_RENEWED, rows)
 
 
 async def release(session: Session, reports: Sequence[JobReport]) -> None:
     """Give these back untouched, for another worker to take at once."""
-    await settle(
+    await record_outcomes(
         session, [Outcome(report, End.LATER, report.error, no_push_since=report.no_push_since) for report in reports]
     )
-
-
-_WAITING = (
-    select(_R.id)
-    .where(_R.lane == bindparam("of_lane"), _R.due_at > _AT, _R.error.is_not(None), _R.holder.is_(None))
-    .with_for_update(skip_locked=True)  # what is locked is being claimed, or heard of
-)
-_ARRIVED = update(_REPORT).where(_R.id.in_(_WAITING)).values(due_at=_AT)
-
-
-def push_arrived(environment: str, project: str) -> Statement:
-    """Return what lets all be due that waited for a resultset of ours, but for what is just being tried."""
-    return _ARRIVED, [{"at": now(), "of_lane": f"job {environment} {project}"}]

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from service.clients.treeherder import FoundPush
 from service.flow.jobs.run import ended_at, job_guid, log_of, result_of, state_of, task_link
-from service.flow.tasks.facts import Facts, UnusableError
+from service.flow.tasks.facts import Facts, UnshowableTaskError
 from service.sanitize import problems_of
 from service.store.models import JobReport, Stage
 
@@ -157,7 +157,7 @@ def pulse_message(
             }
         )
     except ValidationError as error:
-        raise UnusableError(f"it does not fit into a job message: {problems_of(error)}") from None
+        raise UnshowableTaskError(f"it does not fit into a job message: {problems_of(error)}") from None
     return message.model_dump(exclude_none=True)
 
 

@@ -25,10 +25,10 @@ async def note(session: Session, report: QueueReport) -> QueueState:
     was_there = report.found == "deleted" or (report.found == "new" and at - queue.declared_at > ONCE)
     if was_there and (queue.deleted_at is None or at - queue.deleted_at > ONCE):
         queue.deleted_at = queue.declared_at = at
-        queue.deaf_from = queue.seen_at
+        queue.messages_lost_since = queue.seen_at
         queue.deletions += 1
         if report.events == "tasks":
             await reconcile.queue_was_deleted(session)
     deleted = report.found != "there" and queue.deleted_at is not None and at - queue.deleted_at <= ONCE
     queue.events, queue.seen_at = report.events, at
-    return QueueState(deleted=deleted, deaf_from=str(queue.deaf_from) if deleted else None)
+    return QueueState(deleted=deleted, messages_lost_since=str(queue.messages_lost_since) if deleted else None)

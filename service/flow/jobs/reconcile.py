@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from sqlalchemy import bindparam, func, text, update
 from sqlmodel import col, select
 
-from service.engine.leases import Hold
+from service.engine.leases import Lease
 from service.flow.jobs import events, outcomes
 from service.flow.jobs.events import Target, TaskStatus
 from service.sanitize import reason_of
-from service.services import Parts
+from service.services import Services
 from service.store.database import Session, Utc, now
 from service.store.distinct import distinct_of
 from service.store.models import OPEN, Action, GroupCheck, JobReport, PlannedTask, PushStep, State
@@ -34,22 +34,22 @@ GRAPHS_OF = timedelta(days=1)
 _R = JobReport.__table__.c  # type: ignore[attr-defined]  # SQLModel does not declare it
 
 
-async def check_quiet(parts: Parts) -> int:
+async def check_quiet(services: Services) -> int:
     """Ask after up to a call's worth of runs that are not at their end and were not heard of; how many these were."""
-    async with parts.database.writing() as session:
-        quiet = await _claim(session, parts.settings.reports.quiet)
+    async with services.database.writing() as session:
+        quiet = await _claim(session, services.settings.reports.quiet)
     if not quiet:
         return 0
     targets: dict[str, set[Target]] = {}
     for task_id, environment, project, revision, revision_hash in quiet:
         targets.setdefault(task_id, set()).add(Target(environment, project, revision, revision_hash))
-    found = await parts.queue.statuses(sorted(targets))
+    found = await services.queue.statuses(sorted(targets))
     gone = targets.keys() - found.keys()
-    async with parts.database.writing() as session:
+    async with services.database.writing() as session:
         await events.note(session, _understood(found, targets))
-    parts.database.wakeups.wake(Topic.REPORTS)
+    services.database.wakeups.wake(Topic.REPORTS)
     if gone:  # apart from those: each transaction locks its rows in one order
-        async with parts.database.writing() as session:
+        async with services.database.writing() as session:
             await outcomes.skip(session, gone, "Taskcluster has no such task any more")
     log.info("quiet-runs-checked", runs=len(quiet), gone=len(gone))
     return len(quiet)
@@ -72,9 +72,9 @@ async def _claim(session: Session, quiet: timedelta) -> list[tuple[str, str, str
         select(JobReport.id)
         .where(
             text(OPEN),
-            col(JobReport.heard_at) <= at - quiet,
+            col(JobReport.last_event_at) <= at - quiet,
         )
-        .order_by(col(JobReport.heard_at))
+        .order_by(col(JobReport.last_event_at))
         .limit(ONE_CALL)
         .with_for_update(skip_locked=True)
         .cte()
@@ -82,7 +82,7 @@ async def _claim(session: Session, quiet: timedelta) -> list[tuple[str, str, str
     claimed = await (await session.connection()).execute(
         update(JobReport)
         .where(col(JobReport.id).in_(select(due.c.id)))
-        .values(heard_at=at)
+        .values(last_event_at=at)
         .returning(_R.task_id, _R.environment, _R.project, _R.revision, _R.revision_hash)
     )
     return [(row[0], row[1], row[2], row[3], row[4]) for row in claimed]
@@ -96,12 +96,12 @@ async def queue_was_deleted(session: Session) -> None:
     log.warning("all-runs-will-be-checked", why="a queue of task events was deleted")
 
 
-async def _find_lost(parts: Parts, hold: Hold[GroupCheck]) -> None:
+async def _find_lost(services: Services, lease: Lease[GroupCheck]) -> None:
     """Have all runs asked after that are not at their end, and the task groups of the last day's graphs and retriggers
     listed once, for what was defined meanwhile. Piece by piece: a day's work can be much."""
     at = now()
     since = at - GRAPHS_OF
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         groups: set[str] = set()
         for lane in (await session.exec(select(_LANES.c.lane).where(_LANES.c.lane.is_not(None)))).all():
             groups |= set(await session.exec(_GROUPS_DUE, params={"since": since, "of_lane": lane}))
@@ -112,17 +112,17 @@ async def _find_lost(parts: Parts, hold: Hold[GroupCheck]) -> None:
         actions = await session.exec(select(Action.id).where(col(Action.since) > since))
         groups |= await _groups_of(session, col(PlannedTask.action_id), actions.all())
     for some in _pieces(sorted(groups)):
-        async with hold.writing() as session:
+        async with lease.writing() as session:
             query = select(GroupCheck.task_group_id)
             query = query.where(col(GroupCheck.task_group_id).in_(some), col(GroupCheck.due_at).is_not(None))
             waiting = set(await session.exec(query))
             session.add_all([GroupCheck(task_group_id=each, lane=LANE) for each in some if each not in waiting])
     asked_after = ONE_CALL
     while asked_after == ONE_CALL:
-        async with hold.writing() as session:
+        async with lease.writing() as session:
             asked_after = await _ask_after(session, at)
-    await hold.finish(State.DONE)
-    parts.database.wakeups.wake(Topic.WORK)
+    await lease.finish(State.DONE)
+    services.database.wakeups.wake(Topic.WORK)
 
 
 EVERYTHING = "*"
@@ -131,7 +131,7 @@ EVERYTHING = "*"
 
 _SINCE = bindparam("since", type_=Utc)
 _LANES = distinct_of(JobReport.lane, "lanes", col(JobReport.due_at).is_not(None))
-_SEEN = select(JobReport.task_group_id).where(col(JobReport.heard_at) > _SINCE).distinct()
+_SEEN = select(JobReport.task_group_id).where(col(JobReport.last_event_at) > _SINCE).distinct()
 # what was heard of since then is due, or has ended since then, or is looked after although nothing is due
 _GROUPS_DUE = _SEEN.where(col(JobReport.lane) == bindparam("of_lane"), col(JobReport.due_at).is_not(None))
 _GROUPS_ENDED = _SEEN.where(col(JobReport.due_at).is_(None), col(JobReport.done_at) > _SINCE)
@@ -152,8 +152,8 @@ async def _ask_after(session: Session, before: datetime) -> int:
     """Let up to a call's worth of runs look as if they had never been heard of; return how many."""
     unfinished = (
         select(JobReport.id)
-        .where(text(OPEN), col(JobReport.heard_at) > events.NEVER, col(JobReport.heard_at) <= before)
-        .order_by(col(JobReport.heard_at))
+        .where(text(OPEN), col(JobReport.last_event_at) > events.NEVER, col(JobReport.last_event_at) <= before)
+        .order_by(col(JobReport.last_event_at))
         .limit(ONE_CALL)
         .with_for_update(skip_locked=True)  # what is locked is heard of at this moment
         .cte()
@@ -161,7 +161,7 @@ async def _ask_after(session: Session, before: datetime) -> int:
     asked = await (await session.connection()).execute(
         update(JobReport)
         .where(col(JobReport.id).in_(select(unfinished.c.id)))
-        .values(heard_at=events.NEVER)
+        .values(last_event_at=events.NEVER)
         .returning(_R.id)
     )
     return len(asked.all())  # Python's sqlite3 counts nothing of a statement that begins with WITH
@@ -174,19 +174,19 @@ def _pieces(values: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-async def list_group(parts: Parts, hold: Hold[GroupCheck]) -> None:
+async def list_group(services: Services, lease: Lease[GroupCheck]) -> None:
     """Note each task of the group as it stands."""
-    if hold.item.task_group_id == EVERYTHING:
-        await _find_lost(parts, hold)
+    if lease.item.task_group_id == EVERYTHING:
+        await _find_lost(services, lease)
         return
-    async for page in parts.queue.group(hold.item.task_group_id):
+    async for page in services.queue.group(lease.item.task_group_id):
         found: dict[str, dict[str, Any]] = {}
         targets: dict[str, set[Target]] = {}
         for status, definition in page:
-            if shown := events.targets(parts.settings, definition.get("routes", [])):
+            if shown := events.targets(services.settings, definition.get("routes", [])):
                 task_id = str(status.get("taskId"))
                 found[task_id], targets[task_id] = status, set(shown)
-        async with hold.writing() as session:
+        async with lease.writing() as session:
             await events.note(session, _understood(found, targets))
-        parts.database.wakeups.wake(Topic.REPORTS)
-    await hold.finish(State.DONE)
+        services.database.wakeups.wake(Topic.REPORTS)
+    await lease.finish(State.DONE)

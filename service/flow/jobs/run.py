@@ -52,7 +52,9 @@ def ended_at(report: JobReport) -> int | None:
     if report.stage < Stage.RESOLVED:
         return None
     # a run that another followed has ended, even where the queue does not say when
-    found: int = run.get("resolved") or run.get("started") or run.get("scheduled") or int(report.heard_at.timestamp())
+    found: int = (
+        run.get("resolved") or run.get("started") or run.get("scheduled") or int(report.last_event_at.timestamp())
+    )
     return found
 
 

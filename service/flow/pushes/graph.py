@@ -11,16 +11,16 @@ from sqlalchemy import Text, cast, func
 from sqlmodel import col, select
 
 from service import metrics
-from service.engine.leases import Hold
+from service.engine.leases import Lease
 from service.engine.render import Rendered, TemplateError
-from service.errors import Refusal
+from service.errors import PermanentUpstreamError
 from service.flow.pushes.push import push_of
 from service.flow.pushes.show_error import show_error
 from service.flow.pushes.template import FILE, context_of, message_of, plan_of, scopes_of
-from service.flow.tasks.create import MAX_REASON, RefusedError, cancel_created, create_tasks
+from service.flow.tasks.create import MAX_REASON, PlanRefusedError, cancel_created, create_tasks
 from service.flow.tasks.ids import DeriveId, graph_ids
 from service.flow.tasks.plan import read_plan, record, store_plan
-from service.services import Parts
+from service.services import Services
 from service.settings import Settings
 from service.store.database import now
 from service.store.models import PlannedTask, Push, PushStep, Repository, State
@@ -28,42 +28,42 @@ from service.store.models import PlannedTask, Push, PushStep, Repository, State
 log = structlog.get_logger()
 
 
-async def run(parts: Parts, hold: Hold[PushStep]) -> None:
+async def run(services: Services, lease: Lease[PushStep]) -> None:
     """Plan the graph unless there is a plan, then create what is not there yet."""
-    step = hold.item
-    push, repository = await push_of(parts, hold)
+    step = lease.item
+    push, repository = await push_of(services, lease)
     structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
     if step.refused is None:
         try:
             async with AsyncExitStack() as stack:
-                await _make_graph(parts, hold, push, repository, stack)
+                await _make_graph(services, lease, push, repository, stack)
             return
-        except (TemplateError, RefusedError) as error:
+        except (TemplateError, PlanRefusedError) as error:
             log.warning("graph-refused", repository=repository.alias, push=push.push_id, why=str(error))
-            await hold.commit(refused=str(error)[:MAX_REASON])
+            await lease.commit(refused=str(error)[:MAX_REASON])
             step.refused = str(error)[:MAX_REASON]
-    await _give_up(parts, hold, push, repository)
+    await _give_up(services, lease, push, repository)
 
 
 async def _make_graph(
-    parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository, stack: AsyncExitStack
+    services: Services, lease: Lease[PushStep], push: Push, repository: Repository, stack: AsyncExitStack
 ) -> None:
     """Make the graph, or end the step because the push gets none; a large plan is in `stack` while it is in memory.
 
     Raises TemplateError and RefusedError.
     """
-    plan = await _stored_plan(parts, hold, stack)
+    plan = await _stored_plan(services, lease, stack)
     if not plan:
-        reason, tasks = await _planned(parts, hold, push, repository, stack)
+        reason, tasks = await _planned(services, lease, push, repository, stack)
         if reason is not None:
-            await hold.finish(State.SKIPPED, reason)
+            await lease.finish(State.SKIPPED, reason)
             return
         if not tasks:
-            await hold.finish(State.SKIPPED, f"{FILE}: the template has no tasks for this push")
+            await lease.finish(State.SKIPPED, f"{FILE}: the template has no tasks for this push")
             return
-        plan = await store_plan(hold, tasks)
-    made = await create_tasks(parts, hold, plan, scopes_of(parts.settings, repository, push))
-    await hold.finish(State.DONE, also=record(made), rows=len(made))
+        plan = await store_plan(lease, tasks)
+    made = await create_tasks(services, lease, plan, scopes_of(services.settings, repository, push))
+    await lease.finish(State.DONE, also=record(made), rows=len(made))
     metrics.graph_created(push.noticed_at)
     log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
 
@@ -72,11 +72,11 @@ LARGE = 1024 * 1024
 """Characters of a plan's definitions; of larger plans one is in memory at a time."""
 
 
-async def _alone(parts: Parts, hold: Hold[PushStep], stack: AsyncExitStack) -> None:
+async def _alone(services: Services, lease: Lease[PushStep], stack: AsyncExitStack) -> None:
     """Wait until no other large plan is in memory; this one then gives way to those of others who wait."""
-    share = hold.item.share
-    await stack.enter_async_context(parts.large_plans.use(share))
-    hold.also_wanted = lambda: parts.large_plans.others_wait(share)
+    share = lease.item.share
+    await stack.enter_async_context(services.large_plans.use(share))
+    lease.also_wanted = lambda: services.large_plans.others_wait(share)
 
 
 def _own(step: PushStep) -> tuple[Any, ...]:
@@ -88,17 +88,17 @@ def _own(step: PushStep) -> tuple[Any, ...]:
     )
 
 
-async def _stored_plan(parts: Parts, hold: Hold[PushStep], stack: AsyncExitStack) -> list[PlannedTask]:
-    step = hold.item
-    if step.lease == 1:  # nobody can have planned it before
+async def _stored_plan(services: Services, lease: Lease[PushStep], stack: AsyncExitStack) -> list[PlannedTask]:
+    step = lease.item
+    if step.fencing_token == 1:  # nobody can have planned it before
         return []
     own = _own(step)
     size = select(func.sum(func.length(cast(PlannedTask.definition, Text)))).where(*own)
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         large = ((await session.exec(size)).one() or 0) > LARGE
     if large:
-        await _alone(parts, hold, stack)
-    return await read_plan(parts.database, *own)
+        await _alone(services, lease, stack)
+    return await read_plan(services.database, *own)
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------
@@ -121,17 +121,17 @@ def why_not(settings: Settings, repository: Repository, push: Push) -> str | Non
 
 
 async def _planned(
-    parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository, stack: AsyncExitStack
+    services: Services, lease: Lease[PushStep], push: Push, repository: Repository, stack: AsyncExitStack
 ) -> tuple[str | None, list[PlannedTask]]:
     """Return the plan of a push; or the reason why it gets none. Raises TemplateError."""
-    step = hold.item
-    reason = why_not(parts.settings, repository, push)
+    step = lease.item
+    reason = why_not(services.settings, repository, push)
     if reason is not None:
         return reason, []
     assert push.revision is not None
     try:
-        raw = await parts.hg.raw_file(repository.url, push.revision, FILE)
-    except Refusal as refusal:
+        raw = await services.hg.raw_file(repository.url, push.revision, FILE)
+    except PermanentUpstreamError as refusal:
         raise TemplateError(str(refusal)) from None
     if raw is None:
         return f"no {FILE} at {push.revision}", []
@@ -140,16 +140,16 @@ async def _planned(
     except UnicodeDecodeError as error:
         raise TemplateError(f"{FILE} is not UTF-8: {error}") from None
     try:
-        context = context_of(parts.settings, repository, push)
-        rendered = await parts.renderer.taskcluster_yml(text, context, step.share)
+        context = context_of(services.settings, repository, push)
+        rendered = await services.renderer.taskcluster_yml(text, context, step.share)
     except TemplateError as error:
         raise TemplateError(f"{FILE} {error}") from None
-    ids = graph_ids(parts.secret, parts.settings.deployment, repository, push, step.plan_attempt, "graph")
+    ids = graph_ids(services.secret, services.settings.deployment, repository, push, step.plan_attempt, "graph")
     if rendered.small:
         return None, _checked(rendered, ids, step)
     if len(rendered.answer) > LARGE:
-        await _alone(parts, hold, stack)
-    return None, await parts.compute(step.share, _checked, rendered, ids, step)
+        await _alone(services, lease, stack)
+    return None, await services.compute(step.share, _checked, rendered, ids, step)
 
 
 def _checked(rendered: Rendered, ids: DeriveId, step: PushStep) -> list[PlannedTask]:
@@ -163,15 +163,15 @@ def _checked(rendered: Rendered, ids: DeriveId, step: PushStep) -> list[PlannedT
 # --- when it was refused -----------------------------------------------------------------------------------------
 
 
-async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> None:
+async def _give_up(services: Services, lease: Lease[PushStep], push: Push, repository: Repository) -> None:
     """Cancel what was made of the plan, show the error as a task on the push, and end the step."""
-    step = hold.item
-    unrecorded, not_cancelled = await cancel_created(parts, hold, await _outline(parts, step))
-    shown = await show_error(parts, hold, push, repository)
+    step = lease.item
+    unrecorded, not_cancelled = await cancel_created(services, lease, await _outline(services, step))
+    shown = await show_error(services, lease, push, repository)
     reasons = [step.refused or "", *not_cancelled]
     if shown.task_id is None:
         reasons.append(f"no task could show this on the push: {shown.refused}")
-    await hold.finish(
+    await lease.finish(
         State.FAILED,
         "; ".join(reasons)[:MAX_REASON],
         also=record([*unrecorded, *shown.created]),
@@ -181,6 +181,6 @@ async def _give_up(parts: Parts, hold: Hold[PushStep], push: Push, repository: R
     )
 
 
-async def _outline(parts: Parts, step: PushStep) -> list[PlannedTask]:
+async def _outline(services: Services, step: PushStep) -> list[PlannedTask]:
     """Return the plan without its definitions, which can be large."""
-    return await read_plan(parts.database, *_own(step), bodies=False)
+    return await read_plan(services.database, *_own(step), bodies=False)

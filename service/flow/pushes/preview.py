@@ -10,7 +10,7 @@ from service.flow.pushes.graph import why_not
 from service.flow.pushes.template import FILE, context_of, plan_of, scopes_of
 from service.flow.tasks.definition import needed_scopes
 from service.flow.tasks.ids import slugid
-from service.services import Parts
+from service.services import Services
 from service.store.database import now
 from service.store.models import PlannedTask, Push, PushStep, Repository, StepKind
 
@@ -43,21 +43,21 @@ def made_up_push(repository: Repository, message: str, user: str) -> Push:
     )
 
 
-async def preview(parts: Parts, repository: Repository, push: Push, text: str, share: str) -> Preview:
+async def preview(services: Services, repository: Repository, push: Push, text: str, share: str) -> Preview:
     """Render `text` for this push of the repository. Stores nothing; asks Taskcluster for the scopes of the role."""
-    result = Preview(skipped=why_not(parts.settings, repository, push))
+    result = Preview(skipped=why_not(services.settings, repository, push))
     try:
-        rendered = await parts.renderer.taskcluster_yml(text, context_of(parts.settings, repository, push), share)
-        result.tasks = await parts.compute(share, _plan, rendered)
+        rendered = await services.renderer.taskcluster_yml(text, context_of(services.settings, repository, push), share)
+        result.tasks = await services.compute(share, _plan, rendered)
     except TemplateError as error:
         result.error = str(error) if str(error).startswith(FILE) else f"{FILE} {error}"
         return result
     try:
-        held = await parts.queue.expand_scopes(scopes_of(parts.settings, repository, push))
+        held = await services.queue.expand_scopes(scopes_of(services.settings, repository, push))
     except UpstreamError as error:
         result.unchecked = f"the scopes of the project could not be looked up: {error}"
         return result
-    result.lacking = await parts.compute(share, _lacking, result.tasks, held)
+    result.lacking = await services.compute(share, _lacking, result.tasks, held)
     return result
 
 

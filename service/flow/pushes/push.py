@@ -9,9 +9,8 @@ import structlog
 from sqlmodel import col, select
 
 from service.contract.events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
-from service.engine.leases import Hold
-from service.flow.pushes.resultset import pushes_of
-from service.services import Parts
+from service.engine.leases import Lease
+from service.services import Services
 from service.settings import Settings
 from service.store.database import Session, SyncSession, now
 from service.store.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
@@ -200,10 +199,19 @@ def _steps(settings: Settings, repository: Repository, push: Push) -> list[PushS
     return steps
 
 
-async def push_of(parts: Parts, hold: Hold[PushStep]) -> tuple[Push, Repository]:
+async def push_of(services: Services, lease: Lease[PushStep]) -> tuple[Push, Repository]:
     """Return the push that a step belongs to, and its repository."""
-    if hold.loaded is None:
-        async with parts.database.reading() as session:
-            hold.loaded = (await pushes_of(session, [hold.item]))[hold.item.push_id]
-    push, repository = hold.loaded
+    if lease.loaded is None:
+        async with services.database.reading() as session:
+            lease.loaded = (await pushes_of(session, [lease.item]))[lease.item.push_id]
+    push, repository = lease.loaded
     return push, repository
+
+
+async def pushes_of(session: Session, steps: Iterable[PushStep]) -> dict[int, tuple[Push, Repository]]:
+    """Return the pushes that steps belong to, and their repositories, by the ids of the pushes."""
+    ids = {step.push_id for step in steps}
+    found = await session.exec(
+        select(Push, Repository).where(col(Push.id).in_(ids), col(Repository.id) == Push.repository_id)
+    )
+    return {push.id or 0: (push, repository) for push, repository in found}

@@ -1,35 +1,23 @@
 """A push becomes a Treeherder resultset."""
 
 import json
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
-from sqlmodel import col, select
 
 from service.clients.pulse import ANNOUNCEMENTS, HGPUSHES
 from service.clients.treeherder import hgpushes_message
 from service.contract.events import MAX_CHANGESETS_IN_FULL
-from service.engine.leases import Hold
-from service.errors import Refusal
-from service.flow.jobs.outcomes import push_arrived
+from service.engine import leases
+from service.engine.leases import Lease
+from service.errors import PermanentUpstreamError
 from service.flow.pushes.push import push_of
-from service.services import Parts
-from service.store.database import Session
-from service.store.models import Push, PushStep, Repository, State
+from service.services import Services
+from service.store.models import JobReport, Push, PushStep, Repository, State, job_lane
 from service.store.wakeups import Topic
 
 MAX_AUTHOR = 150
-
-
-async def pushes_of(session: Session, steps: Iterable[PushStep]) -> dict[int, tuple[Push, Repository]]:
-    """Return the pushes that steps belong to, and their repositories, by the ids of the pushes."""
-    ids = {step.push_id for step in steps}
-    found = await session.exec(
-        select(Push, Repository).where(col(Push.id).in_(ids), col(Repository.id) == Push.repository_id)
-    )
-    return {push.id or 0: (push, repository) for push, repository in found}
 
 
 def resultset_of(push: Push, repository: Repository) -> dict[str, Any]:
@@ -55,46 +43,46 @@ def resultset_of(push: Push, repository: Repository) -> dict[str, Any]:
     }
 
 
-async def run(parts: Parts, hold: Hold[PushStep]) -> None:
+async def run(services: Services, lease: Lease[PushStep]) -> None:
     """Post or announce the push in the step's environment."""
-    push, repository = await push_of(parts, hold)
+    push, repository = await push_of(services, lease)
     structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
-    prefix = hold.item.environment
-    environment = parts.settings.environments.get(prefix)
+    prefix = lease.item.environment
+    environment = services.settings.environments.get(prefix)
     if environment is None or environment.pushes == "off":
-        await hold.finish(State.SKIPPED, f"environment {prefix} takes no pushes by the present settings")
+        await lease.finish(State.SKIPPED, f"environment {prefix} takes no pushes by the present settings")
         return
     if push.revision is None:
-        await hold.finish(State.SKIPPED, "no changesets are left of this push")
+        await lease.finish(State.SKIPPED, "no changesets are left of this push")
         return
     try:
         if environment.pushes == "rest":
-            await parts.treeherders[prefix].post_resultset(repository.alias, resultset_of(push, repository))
+            await services.treeherders[prefix].post_resultset(repository.alias, resultset_of(push, repository))
         else:
-            assert parts.publisher is not None, "the settings require pulse.url"
+            assert services.publisher is not None, "the settings require pulse.url"
             path = urlsplit(repository.url).path.strip("/")
             message = hgpushes_message(repository.url, path, push.push_id, push.user, push.date, push.revision)
             # a Treeherder has to hear it: without a queue of one the push would show nowhere
             exchange = environment.pushes_exchange or HGPUSHES
-            await parts.publisher.publish(exchange, path, message, mandatory=True)
-    except Refusal as refusal:
-        await hold.finish(State.FAILED, str(refusal))
+            await services.publisher.publish(exchange, path, message, mandatory=True)
+    except PermanentUpstreamError as refusal:
+        await lease.finish(State.FAILED, str(refusal))
         return
-    (waited,) = await hold.finish(State.DONE, also=[push_arrived(prefix, repository.alias)])
+    (waited,) = await lease.finish(State.DONE, also=[leases.due_now(JobReport, job_lane(prefix, repository.alias))])
     if waited:
-        parts.database.wakeups.wake(Topic.REPORTS)
+        services.database.wakeups.wake(Topic.REPORTS)
 
 
 _MAX_CHANGESETS = 1_000_000
 """Bytes of JSON of the changesets in one message; of more their files are left out."""
 
 
-async def announce(parts: Parts, hold: Hold[PushStep]) -> None:
+async def announce(services: Services, lease: Lease[PushStep]) -> None:
     """Tell everybody of the push, on Pulse: at least once. Nobody has to listen."""
-    if parts.publisher is None:
-        await hold.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
+    if services.publisher is None:
+        await lease.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
         return
-    push, repository = await push_of(parts, hold)
+    push, repository = await push_of(services, lease)
     changesets = push.changesets
     if len(json.dumps(changesets)) > _MAX_CHANGESETS:
         changesets = [{name: value for name, value in each.items() if name != "files"} for each in changesets]
@@ -106,5 +94,5 @@ async def announce(parts: Parts, hold: Hold[PushStep]) -> None:
         "user": push.user,
         "changesets": changesets,
     }
-    await parts.publisher.publish(ANNOUNCEMENTS, repository.alias, message)
-    await hold.finish(State.DONE)
+    await services.publisher.publish(ANNOUNCEMENTS, repository.alias, message)
+    await lease.finish(State.DONE)

@@ -8,13 +8,13 @@ from sqlmodel import col, select, update
 
 from service.clients.taskcluster import named
 from service.clients.treeherder import failed_job
-from service.engine.leases import Hold
+from service.engine.leases import Lease
 from service.engine.render import Renderer, TemplateError
 from service.flow.pushes.template import MAX_OWNER, address_of, context_of, owner_of, plan_of, scopes_of
-from service.flow.tasks.create import RefusedError, create_tasks
+from service.flow.tasks.create import PlanRefusedError, create_tasks
 from service.flow.tasks.ids import DeriveId, derive, graph_ids
 from service.flow.tasks.plan import store_plan
-from service.services import Parts
+from service.services import Services
 from service.settings import Settings
 from service.slugids import OWN_LABEL
 from service.store.models import Notice, NoticeKind, PlannedTask, Push, PushStep, Repository
@@ -34,53 +34,53 @@ class Shown:
     notices: list[Notice] = field(default_factory=list)
 
 
-async def show_error(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> Shown:
+async def show_error(services: Services, lease: Lease[PushStep], push: Push, repository: Repository) -> Shown:
     """Create the error task with what the project may do; prepare a job in each Treeherder if it may not create one.
 
     Raises Unavailable.
     """
     try:
-        task = await _error_task(parts, hold, push, repository)
-        scopes = scopes_of(parts.settings, repository, push)
+        task = await _error_task(services, lease, push, repository)
+        scopes = scopes_of(services.settings, repository, push)
         left_out = []
         while True:
             try:
-                created = await create_tasks(parts, hold, [task], scopes)
-            except RefusedError as error:
+                created = await create_tasks(services, lease, [task], scopes)
+            except PlanRefusedError as error:
                 routes = _missing_routes(error, task)
                 if not routes:
                     raise
                 left_out += routes
-                await _leave_out(hold, task, routes)
+                await _leave_out(lease, task, routes)
             else:
                 why = f"the project's scopes lack {named([_ROUTE + route for route in left_out])}" if left_out else None
                 return Shown(task.task_id, created, why)
-    except (TemplateError, RefusedError) as error:
+    except (TemplateError, PlanRefusedError) as error:
         log.warning("error-task-refused", repository=repository.alias, push=push.push_id, why=str(error))
-        return Shown(refused=str(error), notices=_jobs(parts, hold.item, push, repository))
+        return Shown(refused=str(error), notices=_jobs(services, lease.item, push, repository))
 
 
-def _missing_routes(error: RefusedError, task: PlannedTask) -> list[str]:
+def _missing_routes(error: PlanRefusedError, task: PlannedTask) -> list[str]:
     """Return the routes of the task that it was refused for; none, if it was refused for anything else too."""
     missing = [scope.removeprefix(_ROUTE) for scope in error.missing]
     routes = set((task.definition or {})["routes"])
     return missing if missing and all(route in routes for route in missing) else []
 
 
-async def _leave_out(hold: Hold[PushStep], task: PlannedTask, routes: list[str]) -> None:
+async def _leave_out(lease: Lease[PushStep], task: PlannedTask, routes: list[str]) -> None:
     """Take routes out of a task that was refused, so does not exist; the change is committed before it is sent."""
     assert task.definition is not None
     kept = [route for route in task.definition["routes"] if route not in routes]
     task.definition = {**task.definition, "routes": kept}
-    async with hold.writing() as session:
+    async with lease.writing() as session:
         await session.exec(
             update(PlannedTask).where(col(PlannedTask.task_id) == task.task_id).values(definition=task.definition)
         )
 
 
-async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository: Repository) -> PlannedTask:
-    step = hold.item
-    async with parts.database.reading() as session:
+async def _error_task(services: Services, lease: Lease[PushStep], push: Push, repository: Repository) -> PlannedTask:
+    step = lease.item
+    async with services.database.reading() as session:
         found = await session.exec(
             select(PlannedTask).where(
                 PlannedTask.step_id == step.id,
@@ -91,9 +91,9 @@ async def _error_task(parts: Parts, hold: Hold[PushStep], push: Push, repository
         stored = found.first()
     if stored is not None:
         return stored
-    ids = graph_ids(parts.secret, parts.settings.deployment, repository, push, step.plan_attempt, "error")
-    task = await render_error_task(parts.settings, parts.renderer, step, push, repository, ids)
-    await store_plan(hold, [task])
+    ids = graph_ids(services.secret, services.settings.deployment, repository, push, step.plan_attempt, "error")
+    task = await render_error_task(services.settings, services.renderer, step, push, repository, ids)
+    await store_plan(lease, [task])
     return task
 
 
@@ -129,9 +129,9 @@ def _environments(settings: Settings, repository: Repository) -> list[str]:
     ]
 
 
-def _jobs(parts: Parts, step: PushStep, push: Push, repository: Repository) -> list[Notice]:
+def _jobs(services: Services, step: PushStep, push: Push, repository: Repository) -> list[Notice]:
     """Return a completed job for each Treeherder that takes jobs over REST; `notice` adds the reason."""
-    digest = derive(parts.secret, "error job", push.id, step.plan_attempt)
+    digest = derive(services.secret, "error job", push.id, step.plan_attempt)
     platform = {"platform": "taskcluster-decision", "os_name": "-", "architecture": "-"}
     place: dict[str, Any] = {
         "job_symbol": "D",
@@ -159,6 +159,6 @@ def _jobs(parts: Parts, step: PushStep, push: Push, repository: Repository) -> l
             key=repository.alias,
             body=entry,
         )
-        for prefix in _environments(parts.settings, repository)
-        if parts.settings.environments[prefix].jobs == "rest"
+        for prefix in _environments(services.settings, repository)
+        if services.settings.environments[prefix].jobs == "rest"
     ]

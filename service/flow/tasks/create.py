@@ -18,9 +18,9 @@ from typing import Any
 import structlog
 from sqlmodel import col, select, update
 
-from service.clients.taskcluster import Queue, ScopesRefusal, Status, known_definition, named
-from service.engine.leases import GivenWayError, Hold
-from service.errors import Refusal, Unavailable, UpstreamError
+from service.clients.taskcluster import Queue, ScopesRefusal, Status, named, validate_definition
+from service.engine.leases import Lease, YieldedError
+from service.errors import PermanentUpstreamError, Unavailable, UpstreamError
 from service.flow.tasks.definition import (
     MAX_BODY,
     authority_differences,
@@ -32,7 +32,7 @@ from service.flow.tasks.definition import (
 )
 from service.flow.tasks.plan import Plan, record
 from service.flow.tasks.status import RESOLVED, exact_scope, schedule_if_forgotten, was_cancelled
-from service.services import Parts
+from service.services import Services
 from service.store.database import now
 from service.store.models import PlannedTask
 
@@ -56,7 +56,7 @@ AT_ONCE = 5_000
 """Tasks and their dependencies that are looked at before the event loop goes on with other work."""
 
 
-class RefusedError(Exception):
+class PlanRefusedError(Exception):
     """Taskcluster will never take this plan; the message names the task, and says why.
 
     `missing`: the scopes that the project lacks, if that is why.
@@ -67,24 +67,26 @@ class RefusedError(Exception):
         self.missing = missing
 
 
-async def create_tasks(parts: Parts, hold: Hold[Any], tasks: list[PlannedTask], scopes: list[str]) -> list[PlannedTask]:
+async def create_tasks(
+    services: Services, lease: Lease[Any], tasks: list[PlannedTask], scopes: list[str]
+) -> list[PlannedTask]:
     """Create those of `tasks` (in dependency order, and stored) that are not there yet.
 
     Returns the last ones made; the caller puts them on `record` in the transaction that ends its work. Raises
     RefusedError, and Unavailable when it should go on later; what was created by then is on record.
     """
-    return await create_as_planned(parts, hold, _whole(tasks), scopes)
+    return await create_as_planned(services, lease, _whole(tasks), scopes)
 
 
 async def create_as_planned(
-    parts: Parts, hold: Hold[Any], plan: AsyncIterator[list[PlannedTask]], scopes: list[str]
+    services: Services, lease: Lease[Any], plan: AsyncIterator[list[PlannedTask]], scopes: list[str]
 ) -> list[PlannedTask]:
     """Create, as `create_tasks` does, what `plan` yields part by part, while it makes and stores what follows.
 
     Raises what `plan` raises, too, once what is under way is through and on record. Of a plan that fails before
     Taskcluster does no more is asked for; of one that Taskcluster fails, one part at most.
     """
-    return await _Creation(parts, hold, scopes).run(plan)
+    return await _Creation(services, lease, scopes).run(plan)
 
 
 async def _whole(tasks: list[PlannedTask]) -> AsyncIterator[list[PlannedTask]]:
@@ -97,9 +99,9 @@ class _Creation:
     At most `RECORD_TASKS` are under way or created and not recorded: a crash leaves no more than these unrecorded.
     """
 
-    def __init__(self, parts: Parts, hold: Hold[Any], scopes: list[str]) -> None:
-        self._parts, self._hold, self._scopes, self._plan = parts, hold, scopes, Plan()
-        self._share = f"{hold.item.lane} {hold.item.share}"
+    def __init__(self, services: Services, lease: Lease[Any], scopes: list[str]) -> None:
+        self._services, self._hold, self._scopes, self._plan = services, lease, scopes, Plan()
+        self._share = f"{lease.item.lane} {lease.item.share}"
         self._ready: deque[PlannedTask] = deque()
         self._waits: dict[str, int] = {}  # for each task that is not created: how many it needs that are not, either
         self._needed_by: defaultdict[str, list[PlannedTask]] = defaultdict(list)
@@ -163,7 +165,7 @@ class _Creation:
         while (
             self._ready
             and not (self._errors or self._ended)
-            and self._under_way < 2 * self._parts.connections.slots  # half of them wait, so that more slots find use
+            and self._under_way < 2 * self._services.connections.slots  # half of them wait, so that more slots find use
             and self._under_way + len(self._created) + self._recording < RECORD_TASKS
         ):
             self._under_way += 1
@@ -173,10 +175,10 @@ class _Creation:
 
     async def _create_one(self, task: PlannedTask) -> None:
         try:
-            async with self._parts.connections.use(self._share):
+            async with self._services.connections.use(self._share):
                 if self._errors:
                     return
-                await _create(self._parts, self._hold, task, self._scopes, self._plan)
+                await _create(self._services, self._hold, task, self._scopes, self._plan)
             self._exists(task)
         except Exception as error:  # noqa: BLE001 - raised by `run`, once the others are through
             self._errors.append(error)
@@ -232,39 +234,39 @@ class _Creation:
 
 def _weight(error: Exception) -> int:
     """Of several errors the lowest decides: one that is refused for good does, whatever else went wrong meanwhile."""
-    return 0 if isinstance(error, RefusedError) else 2 if isinstance(error, GivenWayError) else 1
+    return 0 if isinstance(error, PlanRefusedError) else 2 if isinstance(error, YieldedError) else 1
 
 
-async def _create(parts: Parts, hold: Hold[Any], task: PlannedTask, scopes: list[str], plan: Plan) -> None:
+async def _create(services: Services, lease: Lease[Any], task: PlannedTask, scopes: list[str], plan: Plan) -> None:
     assert task.definition is not None, "retention keeps the definitions of unfinished plans"
-    queue = parts.queue
+    queue = services.queue
     if now() - date(task.definition["created"]) > LATE:
         if await _adopt(queue, task, plan):
             return
-        await _stamp_anew(parts, hold, task)
+        await _stamp_anew(services, lease, task)
     for repeat in (False, True):
         try:
-            with parts.connections.watch():
+            with services.connections.watch():
                 status = await queue.create_task(task.task_id, task.definition, scopes)
-        except Refusal as refusal:
+        except PermanentUpstreamError as refusal:
             if refusal.status not in {400, 409}:
                 lacking = refusal.missing if isinstance(refusal, ScopesRefusal) and refusal.status == 403 else []
-                raise RefusedError(_readable(task, refusal), lacking) from None
-            await _read_again(parts, task)
+                raise PlanRefusedError(_readable(task, refusal), lacking) from None
+            await _read_again(services, task)
             if await _adopt(queue, task, plan):
                 return
             if repeat or now() - date(task.definition["created"]) < MINUTES:
-                raise RefusedError(_readable(task, refusal)) from None
-            await _stamp_anew(parts, hold, task)  # not there, and stale
+                raise PlanRefusedError(_readable(task, refusal)) from None
+            await _stamp_anew(services, lease, task)  # not there, and stale
         except Unavailable:
             size = len(json.dumps(task.definition, separators=(",", ":")))
             if size > MAX_BODY:  # then it is 500 each time; and what is no ASCII takes more room as it is sent
                 why = f"it is {size:,} bytes as it is sent, and {MAX_BODY:,} bytes at most are taken"
-                raise RefusedError(f"Taskcluster refuses task {task.name}: {why}") from None
+                raise PlanRefusedError(f"Taskcluster refuses task {task.name}: {why}") from None
             raise
         else:
             _refuse_cancelled(task, status)
-            if hold.item.lease > 1 or repeat:  # somebody may have tried before
+            if lease.item.fencing_token > 1 or repeat:  # somebody may have tried before
                 await schedule_if_forgotten(queue, status, task.definition)
             return
 
@@ -279,17 +281,19 @@ async def _adopt(queue: Queue, task: PlannedTask, plan: Plan) -> bool:
     status = await queue.status(task.task_id) if existing is not None else None
     if existing is None or status is None:
         return False
-    known_definition(existing)
+    validate_definition(existing)
     if differing := authority_differences(task.definition or {}, existing):
-        raise RefusedError(f"{_foreign(task)}: its {', '.join(differing)} are not the plan's. {_ANEW}")
+        raise PlanRefusedError(f"{_foreign(task)}: its {', '.join(differing)} are not the plan's. {_ANEW}")
     if task.task_id in await plan.revealed():
-        raise RefusedError(
+        raise PlanRefusedError(
             f"{_foreign(task)}, which an earlier task of the plan names: anybody can have made it. {_ANEW}"
         )
     _refuse_cancelled(task, status)
     with suppress(ValueError):  # no date that a calendar has
         if date(existing["expires"]) <= now():
-            raise RefusedError(f"task {task.name} was created before, and expired on {existing['expires']}. {_ANEW}")
+            raise PlanRefusedError(
+                f"task {task.name} was created before, and expired on {existing['expires']}. {_ANEW}"
+            )
     await schedule_if_forgotten(queue, status, existing)
     task.adopted = True
     return True
@@ -304,34 +308,34 @@ def _foreign(task: PlannedTask) -> str:
 
 def _refuse_cancelled(task: PlannedTask, status: Status) -> None:
     if was_cancelled(status):
-        raise RefusedError(f"task {task.name} was created before, and somebody has cancelled it. {_ANEW}")
+        raise PlanRefusedError(f"task {task.name} was created before, and somebody has cancelled it. {_ANEW}")
 
 
-async def _read_again(parts: Parts, task: PlannedTask) -> None:
+async def _read_again(services: Services, task: PlannedTask) -> None:
     """The plan as it stands: an earlier holder may have stamped it anew."""
-    async with parts.database.reading() as session:
+    async with services.database.reading() as session:
         stored = (await session.exec(select(PlannedTask).where(PlannedTask.task_id == task.task_id))).one()
     task.definition = stored.definition
 
 
-async def _stamp_anew(parts: Parts, hold: Hold[Any], task: PlannedTask) -> None:
+async def _stamp_anew(services: Services, lease: Lease[Any], task: PlannedTask) -> None:
     """Move the task's dates to the present, and commit that before it is sent."""
     assert task.definition is not None
     needed = task.definition["dependencies"]
-    statuses = await parts.queue.statuses(needed) if needed else {}
+    statuses = await services.queue.statuses(needed) if needed else {}
     try:
         moved = move(task.definition, now() - date(task.definition["created"]))
         task.definition, _ = shortened(moved, expiries(statuses), now())
     except ValueError as error:
-        raise RefusedError(f"task {task.name} ({task.task_id}) {error}") from None
-    async with hold.writing() as session:
+        raise PlanRefusedError(f"task {task.name} ({task.task_id}) {error}") from None
+    async with lease.writing() as session:
         await session.exec(
             update(PlannedTask).where(col(PlannedTask.task_id) == task.task_id).values(definition=task.definition)
         )
     log.info("task-stamped-anew", task_id=task.task_id)
 
 
-def _readable(task: PlannedTask, refusal: Refusal) -> str:
+def _readable(task: PlannedTask, refusal: PermanentUpstreamError) -> str:
     where = f"Taskcluster refuses task {task.name} with {refusal.status}: "
     if not isinstance(refusal, ScopesRefusal) or refusal.status != 403:
         return where + str(refusal)
@@ -357,19 +361,19 @@ MAX_CANCEL_ATTEMPTS = 5
 
 
 async def cancel_created(
-    parts: Parts, hold: Hold[Any], tasks: list[PlannedTask]
+    services: Services, lease: Lease[Any], tasks: list[PlannedTask]
 ) -> tuple[list[PlannedTask], list[str]]:
     """Cancel what this plan's own `createTask` created; a task that it found is not touched, whoever made it.
 
     Return the tasks that were created without our having had the answer, to be recorded, and what could not be
     cancelled and why. Raises Unavailable while it is worth to try again.
     """
-    final = hold.item.attempts >= MAX_CANCEL_ATTEMPTS
+    final = lease.item.attempts >= MAX_CANCEL_ATTEMPTS
 
     async def cancel(task: PlannedTask, status: Status) -> str | None:
-        async with parts.connections.use(f"{hold.item.lane} {hold.item.share}"):
+        async with services.connections.use(f"{lease.item.lane} {lease.item.share}"):
             try:
-                await parts.queue.cancel_task(task.task_id, exact_scope("cancel-task", status))
+                await services.queue.cancel_task(task.task_id, exact_scope("cancel-task", status))
             except UpstreamError as error:
                 if isinstance(error, Unavailable) and not final:
                     raise
@@ -378,8 +382,10 @@ async def cancel_created(
             return None
 
     try:
-        statuses = await parts.queue.statuses([task.task_id for task in tasks if not task.adopted])
-        unrecorded = await _created_without_answer(parts, [t for t in tasks if not t.created and t.task_id in statuses])
+        statuses = await services.queue.statuses([task.task_id for task in tasks if not task.adopted])
+        unrecorded = await _created_without_answer(
+            services, [t for t in tasks if not t.created and t.task_id in statuses]
+        )
     except UpstreamError as error:
         if isinstance(error, Unavailable) and not final:
             raise
@@ -390,7 +396,7 @@ async def cancel_created(
     return unrecorded, [why for why in outcomes if why is not None]
 
 
-async def _created_without_answer(parts: Parts, tasks: list[PlannedTask]) -> list[PlannedTask]:
+async def _created_without_answer(services: Services, tasks: list[PlannedTask]) -> list[PlannedTask]:
     """Return those of the existing `tasks` that are to the letter what we sent.
 
     The queue too takes that for the proof that a `createTask` is the same: it answers a repeated one with success.
@@ -398,8 +404,8 @@ async def _created_without_answer(parts: Parts, tasks: list[PlannedTask]) -> lis
     if not tasks:
         return []
     ids = [task.task_id for task in tasks]
-    existing = await parts.queue.tasks(ids)
-    async with parts.database.reading() as session:
+    existing = await services.queue.tasks(ids)
+    async with services.database.reading() as session:
         rows = await session.exec(
             select(PlannedTask.task_id, PlannedTask.definition).where(col(PlannedTask.task_id).in_(ids))
         )

@@ -27,7 +27,7 @@ LENGTHS = {
 """Characters that Treeherder stores of each."""
 
 
-class UnusableError(Exception):
+class UnshowableTaskError(Exception):
     """The task cannot be shown; the message says why, and what would make it showable."""
 
 
@@ -138,11 +138,11 @@ def _section(definition: dict[str, Any]) -> TreeherderSection:
     extra = definition.get("extra")
     section = extra.get("treeherder") if isinstance(extra, dict) else None
     if not isinstance(section, dict):
-        raise UnusableError("its definition has no extra.treeherder, which says how it is shown")
+        raise UnshowableTaskError("its definition has no extra.treeherder, which says how it is shown")
     try:
         return TreeherderSection.model_validate(section)
     except ValidationError as error:
-        raise UnusableError(f"its extra.treeherder is not usable: {problems_of(error)}") from None
+        raise UnshowableTaskError(f"its extra.treeherder is not usable: {problems_of(error)}") from None
 
 
 def cut(text: str, length: int, task_id: str, field: str) -> str:

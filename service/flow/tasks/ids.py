@@ -7,13 +7,11 @@ is part of it, so that a staging service with a copy of the database makes tasks
 import hashlib
 import hmac
 import json
-import secrets
 from collections.abc import Callable
 from typing import Literal
 
 from service.slugids import slugid_of
-from service.store.database import Session, insert_new
-from service.store.models import Action, Push, Repository, Secret
+from service.store.models import Action, Push, Repository
 
 DeriveId = Callable[[str], str]
 """Returns the task id of a label."""
@@ -41,8 +39,3 @@ def graph_ids(
 def copy_ids(secret: bytes, action: Action, attempt: int) -> DeriveId:
     """Return what derives the ids of the copies of one attempt at an action from the ids of their originals."""
     return lambda original: slugid(secret, "copy", action.key, attempt, original)
-
-
-async def make_secret(session: Session, name: str) -> None:
-    """Make the key `name` unless it is there."""
-    await insert_new(session, Secret, name=name, value=secrets.token_bytes(32))

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Text, bindparam, cast, null, update
 from sqlmodel import SQLModel, col, select
 
-from service.engine.leases import Hold
+from service.engine.leases import Lease
 from service.flow.tasks.definition import needed_first
 from service.slugids import find_ids, replace_ids
 from service.store.commits import Statement
@@ -27,24 +27,24 @@ _SET_DEFINITION = (
 )
 
 
-async def store_plan(hold: Hold[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
+async def store_plan(lease: Lease[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
     """Store a plan, or a part of it, with `values` on its work: a large one in a transaction of its own, in pieces."""
     rows = [{column.key: getattr(task, column.key) for column in _PLANNED.c} for task in plan]
-    await _execute(hold, _INSERT, rows, values)
+    await _execute(lease, _INSERT, rows, values)
     return plan
 
 
-async def store_definitions(hold: Hold[Any], tasks: list[PlannedTask], **values: Any) -> None:
+async def store_definitions(lease: Lease[Any], tasks: list[PlannedTask], **values: Any) -> None:
     """Store the definitions of tasks that were stored without, likewise."""
     rows = [{"its_id": task.task_id, "definition": task.definition} for task in tasks]
-    await _execute(hold, _SET_DEFINITION, rows, values)
+    await _execute(lease, _SET_DEFINITION, rows, values)
 
 
-async def _execute(hold: Hold[Any], statement: Any, rows: list[dict[str, Any]], values: dict[str, Any]) -> None:
+async def _execute(lease: Lease[Any], statement: Any, rows: list[dict[str, Any]], values: dict[str, Any]) -> None:
     if len(rows) <= CHUNK_TASKS:
-        await hold.commit([(statement, rows)], len(rows), **values)
+        await lease.commit([(statement, rows)], len(rows), **values)
         return
-    async with hold.writing(**values) as session:
+    async with lease.writing(**values) as session:
         connection = await session.connection()
         for chunk in _chunks(rows):
             await connection.execute(statement, chunk)

@@ -520,7 +520,7 @@ async def test_the_answer_waits_for_the_commit(sqlite_api: Api) -> None:
 
 async def test_no_secret_is_in_what_is_answered_or_shown(sqlite_api: Api) -> None:
     answer: httpx.Response = await sqlite_api.signed("/events/pushes", b"{", SECRETS[1])
-    shown = [answer.text, repr(sqlite_api.parts.settings), str(sqlite_api.parts.settings)]
+    shown = [answer.text, repr(sqlite_api.services.settings), str(sqlite_api.services.settings)]
     for secret in (*SECRETS, TREEHERDER_SECRET):
         assert not any(secret in text for text in shown)
 

@@ -43,7 +43,7 @@ async def warned(api: Api) -> str:
 async def test_a_queue_that_is_new_or_there_is_no_news(api: Api) -> None:
     assert await warned(api) == ""
     for found in ("new", "there", "there"):
-        assert await report(api, found) == {"deleted": False, "deaf_from": None}
+        assert await report(api, found) == {"deleted": False, "messages_lost_since": None}
     assert (await row(api)).deletions == 0
     assert await warned(api) == ""
 
@@ -54,7 +54,7 @@ async def test_a_queue_that_was_known_and_is_new_was_deleted_while_nobody_read(a
     seen = (await row(api)).seen_at
     with capture_logs() as logs:
         answer = await report(api, "new")
-    assert answer == {"deleted": True, "deaf_from": str(seen)}
+    assert answer == {"deleted": True, "messages_lost_since": str(seen)}
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["queue-deleted"]
     detail = await warned(api)
     assert f"{QUEUE} was found deleted" in detail

@@ -250,7 +250,7 @@ async def test_the_official_clients_signed_urls_are_bewits(us: Signing) -> None:
 
 @pytest.mark.parametrize("header", [True, False])
 async def test_taskcluster_away_is_a_503_and_never_a_login(us: Signing, header: bool) -> None:
-    us.api.parts.logins._settings.root_url = "http://127.0.0.1:9"  # type: ignore[union-attr]  # the real one
+    us.api.services.logins._settings.root_url = "http://127.0.0.1:9"  # type: ignore[union-attr]  # the real one
     if header:
         answer = await us.call("all", "GET", REPOSITORIES)
     else:

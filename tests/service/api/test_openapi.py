@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from service.api import openapi, schemas
 from service.app import create_app
+from service.contract import events
 from service.settings import Settings
 from tests.service.asgi import ADMIN, Api, is_problem, signature
 
@@ -104,7 +105,7 @@ def test_examples_are_what_the_models_take(document: dict[str, Any]) -> None:
         if name == "Problem":
             assert set(example) <= set(document["components"]["schemas"]["Problem"]["properties"])
             continue
-        model: type[BaseModel] = getattr(schemas, name, None) or getattr(__import__("events"), name)
+        model: type[BaseModel] = getattr(schemas, name, None) or getattr(events, name)
         read = model.model_validate_json(json.dumps(example), strict=False)
         assert json.loads(read.model_dump_json(include=set(example))).keys() == example.keys()
         if name.endswith(("Read", "Summary", "Plan")):

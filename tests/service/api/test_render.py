@@ -60,7 +60,7 @@ async def test_one_caller_has_one_file_at_a_time_in_memory(sqlite_api: Api, monk
             under_way -= 1
 
     monkeypatch.setattr("service.api.render.preview", counted)
-    async with sqlite_api.parts.previews.use("another"):
+    async with sqlite_api.services.previews.use("another"):
         answers = [sqlite_api.post("/repositories/mc/render", {"file": FILE}) for _ in range(4)]
         assert [answer.status_code for answer in await asyncio.gather(*answers)] == [200] * 4
     assert most == 1

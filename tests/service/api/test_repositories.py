@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import col, select
 
 from service.clients.hg import HttpHg
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions.receive import new_action
 from service.store.models import Action, Notice, PushStep, Source, State, StepKind
 from tests.service.asgi import READER, WRITER, Api, is_problem, node, push_event
@@ -237,16 +237,18 @@ async def test_a_pushlog_that_is_away_is_a_502_that_says_what_to_do(sqlite_api: 
 
 
 async def test_a_pushlog_that_cannot_be_reached_is_a_502(sqlite_api: Api) -> None:
-    sqlite_api.parts.hg = HttpHg(sqlite_api.settings)  # the real one; nothing listens on port 9
+    sqlite_api.services.hg = HttpHg(sqlite_api.settings)  # the real one; nothing listens on port 9
     try:
         answer = await sqlite_api.post("/repositories", {"alias": "x", "url": "http://127.0.0.1:9/x", "level": "1"})
         is_problem(answer, 502, "http://127.0.0.1:9/x", "last_push_id")
     finally:
-        await sqlite_api.parts.hg.close()
+        await sqlite_api.services.hg.close()
 
 
 async def test_a_url_without_a_pushlog_is_a_422(sqlite_api: Api) -> None:
-    sqlite_api.hg.end = Refusal("hg", "https://hg.mozilla.org/mozilla-central is no repository with a pushlog", 404)
+    sqlite_api.hg.end = PermanentUpstreamError(
+        "hg", "https://hg.mozilla.org/mozilla-central is no repository with a pushlog", 404
+    )
     is_problem(await sqlite_api.post("/repositories", MC), 422, "url", "no repository with a pushlog")
 
 
@@ -374,7 +376,7 @@ async def test_delete_with_unfinished_work_is_a_conflict_unless_it_is_forced(api
     assert {letter.reason for letter in letters} == {"the repository was deleted by writer"}
     for step in await api.steps():
         assert (step.state, step.due_at, step.error) == (State.FAILED, None, "the repository was deleted by writer")
-        assert step.lease == 1, "whoever works on it has lost it"
+        assert step.fencing_token == 1, "whoever works on it has lost it"
         assert step.done_at is not None
 
 
@@ -395,11 +397,11 @@ async def test_unfinished_actions_are_unfinished_work_too(api: Api) -> None:
     async with api.database.reading() as session:
         buried, done, others = await session.exec(select(Action).order_by(col(Action.id)))
         (notice,) = await session.exec(select(Notice))
-    assert (buried.state, buried.due_at, buried.lease) == (State.FAILED, None, 1)
+    assert (buried.state, buried.due_at, buried.fencing_token) == (State.FAILED, None, 1)
     assert buried.error == "the repository was deleted by writer"
     assert [(letter.kind, letter.action_id) for letter in await api.letters()] == [("action", buried.id)]
     assert (notice.action_id, notice.target) == (buried.id, "tc-treeherder"), "it is shown where it was pressed"
-    assert (done.state, others.state, others.lease) == (State.DONE, State.PENDING, 0)
+    assert (done.state, others.state, others.fencing_token) == (State.DONE, State.PENDING, 0)
 
 
 async def test_what_a_worker_ends_meanwhile_is_not_buried(api: Api) -> None:

@@ -69,9 +69,11 @@ async def test_a_later_state_raises_the_version_and_a_late_one_is_dropped(api: A
 async def test_the_same_batch_again_changes_nothing(api: Api) -> None:
     batch = [event(), event(state="running")]
     await take(api, *batch)
-    before = [(row.version, row.stage, row.due_at, row.heard_at, row.lease) for row in await reports(api)]
+    before = [(row.version, row.stage, row.due_at, row.last_event_at, row.fencing_token) for row in await reports(api)]
     await take(api, *batch)
-    assert [(row.version, row.stage, row.due_at, row.heard_at, row.lease) for row in await reports(api)] == before
+    assert [
+        (row.version, row.stage, row.due_at, row.last_event_at, row.fencing_token) for row in await reports(api)
+    ] == before
 
 
 def task_id(number: int) -> str:

@@ -16,7 +16,7 @@ from taskcluster.aio import asyncclient
 
 from sandbox.taskcluster import Client, Taskcluster, create_app
 from service.clients.auth import Login, Signed, TaskclusterLogins
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import TaskclusterSettings
 from tests.service.world import serving
 
@@ -82,10 +82,10 @@ async def test_who_signed_and_with_which_scopes() -> None:
             signed("https://us.example.com/api/v1/repositories"),
             Signed("PATCH", "/api/v1/repositories?x=1", "us.example.com", 443, signed().authorization),
         ):
-            with pytest.raises(Refusal, match="Bad mac") as refused:
+            with pytest.raises(PermanentUpstreamError, match="Bad mac") as refused:
                 await logins.check(bad)
             assert refused.value.status == 401
-        with pytest.raises(Refusal, match="no signature") as refused:
+        with pytest.raises(PermanentUpstreamError, match="no signature") as refused:
             await logins.check(Signed("GET", "/x", "us.example.com", 443, None))
         assert refused.value.status == 401
 
@@ -137,14 +137,14 @@ async def test_whatever_else_is_answered_is_no_login(answer: Any) -> None:
 
 async def test_a_request_that_it_does_not_understand_is_the_callers() -> None:
     async with answering(JSONResponse({"message": "input is wrong"}, 400)) as (logins, _):
-        with pytest.raises(Refusal, match="input is wrong") as refused:
+        with pytest.raises(PermanentUpstreamError, match="input is wrong") as refused:
             await logins.check(signed())
         assert refused.value.status == 401
 
 
 async def test_what_it_says_is_cut_and_storable() -> None:
     async with answering({"status": "auth-failed", "message": "\x00" + "x" * 9_000}) as (logins, _):
-        with pytest.raises(Refusal, match=r"^\\u0000xxx") as refused:
+        with pytest.raises(PermanentUpstreamError, match=r"^\\u0000xxx") as refused:
             await logins.check(signed())
         assert len(str(refused.value)) == 500
 

@@ -15,7 +15,7 @@ from sandbox.hg import MemoryPushlog, NewChangeset
 from sandbox.hg.app import create_app
 from sandbox.hg.faults import Fault, Faults
 from service.clients.hg import MAX_FILE, HttpHg
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import load
 from tests.service.world import serving
 
@@ -94,7 +94,9 @@ async def test_the_end_of_a_pushlog(server: Server, hg: HttpHg) -> None:
 
 
 async def test_no_pushlog_there(server: Server, hg: HttpHg) -> None:
-    with pytest.raises(Refusal, match=r"/nothing is no repository with a pushlog: .* answers 404") as refused:
+    with pytest.raises(
+        PermanentUpstreamError, match=r"/nothing is no repository with a pushlog: .* answers 404"
+    ) as refused:
         await hg.last_push_id(server.url.replace("/mc", "/nothing"))
     assert refused.value.status == 404
     assert refused.value.system == "hg"
@@ -148,17 +150,19 @@ async def test_redirects_are_not_followed(hg: HttpHg, status: int) -> None:
 
     target = Starlette(routes=[Route("/{path:path}", elsewhere)])
     async with serving(target) as other, serving(answering(RedirectResponse(f"{other}/secret", status))) as url:
-        with pytest.raises(Refusal, match=r"redirects to .*/secret, and redirects are not followed") as refused:
+        with pytest.raises(
+            PermanentUpstreamError, match=r"redirects to .*/secret, and redirects are not followed"
+        ) as refused:
             await hg.last_push_id(url)
         assert refused.value.status == status
-        with pytest.raises(Refusal, match="redirects to"):
+        with pytest.raises(PermanentUpstreamError, match="redirects to"):
             await hg.raw_file(url, "0" * 40, FILE)
     assert asked == []
 
 
 async def test_a_file_of_just_the_limit_and_one_beyond(server: Server, hg: HttpHg) -> None:
     assert len(await hg.raw_file(server.url, server.push(b"x" * MAX_FILE), FILE) or b"") == MAX_FILE
-    with pytest.raises(Refusal, match="is larger than 2,097,152 bytes"):
+    with pytest.raises(PermanentUpstreamError, match="is larger than 2,097,152 bytes"):
         await hg.raw_file(server.url, server.push(b"x" * (MAX_FILE + 1)), FILE)
 
 
@@ -171,7 +175,7 @@ async def endless(chunk: bytes, pause: float = 0) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize("status", [200, 404])
 async def test_an_answer_without_end_is_not_read(hg: HttpHg, status: int) -> None:
     async with serving(answering(StreamingResponse(endless(b"x" * 65536), status))) as url:
-        with pytest.raises((Refusal, Unavailable)):
+        with pytest.raises((PermanentUpstreamError, Unavailable)):
             await hg.raw_file(url, "0" * 40, FILE)
 
 
@@ -179,7 +183,7 @@ async def test_a_bomb_in_the_encoding_is_not_unpacked(hg: HttpHg) -> None:
     packed = gzip.compress(b"\0" * 200 * 1024 * 1024, 9)
     response = Response(packed, headers={"content-encoding": "gzip"})
     async with serving(answering(response)) as url:
-        with pytest.raises(Refusal, match="larger than"):
+        with pytest.raises(PermanentUpstreamError, match="larger than"):
             await hg.raw_file(url, "0" * 40, FILE)
 
 

@@ -32,15 +32,15 @@ def user(amqp: Amqp) -> str:
 
 @pytest.fixture
 def proxy(amqp: Amqp) -> Iterator[TcpProxy]:
-    parts = urlsplit(amqp.url)
-    with TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5672) as made:
+    services = urlsplit(amqp.url)
+    with TcpProxy(services.hostname or "127.0.0.1", services.port or 5672) as made:
         yield made
 
 
 def through(amqp: Amqp, proxy: TcpProxy) -> str:
-    parts = urlsplit(amqp.url)
-    login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return urlunsplit(parts._replace(netloc=f"{login}127.0.0.1:{proxy.port}"))
+    services = urlsplit(amqp.url)
+    login = f"{services.netloc.rpartition('@')[0]}@" if "@" in services.netloc else ""
+    return urlunsplit(services._replace(netloc=f"{login}127.0.0.1:{proxy.port}"))
 
 
 @asynccontextmanager

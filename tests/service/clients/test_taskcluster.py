@@ -19,7 +19,7 @@ from starlette.routing import Route
 from sandbox.taskcluster import Client, Taskcluster, create_app
 from sandbox.taskcluster.clock import DAY, HOUR, iso
 from service.clients.taskcluster import TaskclusterQueue, missing_scopes
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.tasks.ids import slugid
 from service.settings import TaskclusterSettings
 from tests.service.world import ROOT, serving
@@ -129,18 +129,18 @@ async def test_calls_go_in_parallel_over_one_session(tc: Taskcluster, queue: Tas
 
 async def test_authorized_scopes_cut_our_rights_down(tc: Taskcluster, queue: TaskclusterQueue) -> None:
     for missing in CREATE:
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(PermanentUpstreamError) as refused:
             await queue.create_task(TASK, define(tc), [scope for scope in CREATE if scope != missing])
         assert refused.value.status == 403
         assert missing in str(refused.value)
         assert "credentials" not in str(refused.value)
         assert "---" not in str(refused.value)
-    with pytest.raises(Refusal):
+    with pytest.raises(PermanentUpstreamError):
         await queue.create_task(TASK, define(tc), [])
     assert await queue.status(TASK) is None  # reads go with all our rights
     await queue.create_task(TASK, define(tc), CREATE)
     for scope in ("queue:cancel-task:test/x/y", f"queue:schedule-task:test/{TASK}/{TASK}"):
-        with pytest.raises(Refusal):
+        with pytest.raises(PermanentUpstreamError):
             await queue.cancel_task(TASK, scope)
 
 
@@ -157,7 +157,7 @@ async def test_credentials_stay_as_they_were(url: str, tc: Taskcluster) -> None:
     before = settings.model_dump_json(), settings.access_token
     queue = TaskclusterQueue(settings)
     await queue.create_task(TASK, define(tc), CREATE)
-    with pytest.raises(Refusal):
+    with pytest.raises(PermanentUpstreamError):
         await queue.create_task(TASK, define(tc), CREATE[:1])
     await queue.create_task(TASK, tc.queue.task(TASK), CREATE)
     await queue.close()
@@ -172,13 +172,13 @@ async def test_temporary_credentials(url: str, tc: Taskcluster) -> None:
     ) as queue:
         await queue.create_task(TASK, define(tc), CREATE)
         assert await queue.task(TASK) is not None
-        with pytest.raises(Refusal):
+        with pytest.raises(PermanentUpstreamError):
             await queue.create_task(slugid(b"k", "b"), define(tc), CREATE[1:])
 
 
 async def test_without_credentials_it_asks_as_anybody(url: str, tc: Taskcluster) -> None:
     async with queue_at(url, client_id=None, access_token=None) as queue:
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(PermanentUpstreamError) as refused:
             await queue.create_task(TASK, define(tc), CREATE)
     assert refused.value.status == 403
 
@@ -186,7 +186,7 @@ async def test_without_credentials_it_asks_as_anybody(url: str, tc: Taskcluster)
 async def test_reads_that_are_not_allowed(url: str, tc: Taskcluster) -> None:
     async with queue_at(url, client_id="reader", access_token="reader-secret") as queue:
         assert await queue.task(TASK) is None
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(PermanentUpstreamError) as refused:
             await queue.status(TASK)
     assert refused.value.status == 403
 
@@ -208,14 +208,14 @@ async def test_what_is_refused_for_good(tc: Taskcluster, queue: TaskclusterQueue
         (define(tc, retries=99), 400),
         (define(tc, dependencies=[slugid(b"k", "missing")]), 400),
     ):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(PermanentUpstreamError) as refused:
             await queue.create_task(TASK if status == 409 else slugid(b"k", "b"), definition, CREATE)
         assert (refused.value.status, refused.value.system) == (status, "taskcluster")
         assert len(str(refused.value)) > 20
 
 
 STATUSES: list[tuple[int, type[Exception]]] = [
-    (status, Refusal) for status in (400, 403, 404, 405, 409, 410, 413, 418, 422)
+    (status, PermanentUpstreamError) for status in (400, 403, 404, 405, 409, 410, 413, 418, 422)
 ]
 LATER: list[tuple[int, type[Exception]]] = [
     (status, Unavailable) for status in (401, 408, 429, 500, 502, 503, 504, 599)
@@ -257,7 +257,7 @@ async def test_a_reason_without_an_end_is_cut() -> None:
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["PUT"])])
     async with serving(app) as url, queue_at(url) as queue:
-        with pytest.raises(Refusal) as raised:
+        with pytest.raises(PermanentUpstreamError) as raised:
             await queue.create_task(TASK, {}, ["a"])
     assert 30_000 < len(str(raised.value)) < 30_100
     assert str(raised.value).endswith("… (1,000,000 characters)")

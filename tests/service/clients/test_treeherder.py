@@ -16,7 +16,7 @@ from sandbox import treeherder
 from sandbox.treeherder.store import Repository, Store
 from service.clients.http import Http
 from service.clients.treeherder import FoundPush, RestTreeherder, hgpushes_message
-from service.errors import Refusal, Unavailable, UpstreamError
+from service.errors import PermanentUpstreamError, Unavailable, UpstreamError
 from service.settings import Environment
 from tests.facts import fact
 from tests.service.world import TREEHERDER_ID, TREEHERDER_SECRET, node, serving
@@ -139,11 +139,11 @@ def answering(response: Response) -> Starlette:
 @pytest.mark.parametrize(
     ("response", "error", "said"),
     [
-        (JSONResponse({"detail": "because"}, 400), Refusal, "answers 400: because"),
-        (JSONResponse({"message": "because"}, 422), Refusal, "answers 422: because"),
-        (JSONResponse(["because"], 400), Refusal, "because"),
-        (JSONResponse({"detail": "x" * 5_000}, 400), Refusal, "answers 400: x"),
-        (Response(b"\xff\x00" * 400, 400), Refusal, "answers 400"),
+        (JSONResponse({"detail": "because"}, 400), PermanentUpstreamError, "answers 400: because"),
+        (JSONResponse({"message": "because"}, 422), PermanentUpstreamError, "answers 422: because"),
+        (JSONResponse(["because"], 400), PermanentUpstreamError, "because"),
+        (JSONResponse({"detail": "x" * 5_000}, 400), PermanentUpstreamError, "answers 400: x"),
+        (Response(b"\xff\x00" * 400, 400), PermanentUpstreamError, "answers 400"),
         (JSONResponse({"detail": "because"}, 401), Unavailable, "answers 401: because"),
         (Response("", 408), Unavailable, "answers 408"),
         (Response("", 500), Unavailable, "answers 500"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.fair import FIRST_SLOTS, SLOW, AdaptiveSlots, FairSlots, deal, most_of
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 
 
 @pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 1), (10, 9)])
@@ -39,7 +39,7 @@ def test_what_is_dealt_is_fair(shares: list[str], held: dict[str, int], slots: i
         assert after[share] <= most
         assert all(after[share] <= after[other] + 1 for other in shares)
     if sum(dealt.values()) < slots:
-        assert all(holds >= most for holds in after.values())
+        assert all(leases_held >= most for leases_held in after.values())
 
 
 class Calls:
@@ -64,9 +64,9 @@ class Calls:
     async def end(self, count: int = 1) -> None:
         for _ in range(count):
             self._going.pop(0).set()
-        await self.settle()
+        await self.record_outcomes()
 
-    async def settle(self) -> None:
+    async def record_outcomes(self) -> None:
         for _ in range(5):
             await asyncio.sleep(0)
 
@@ -80,10 +80,10 @@ class Calls:
 async def test_a_call_of_another_never_waits_behind_ten_thousand() -> None:
     calls = Calls(10)
     calls.call("hog", 10_000)
-    await calls.settle()
+    await calls.record_outcomes()
     assert calls.began == ["hog"] * 9
     calls.call("other", 3)
-    await calls.settle()
+    await calls.record_outcomes()
     assert calls.began[9:] == ["other"]
     await calls.end(2)
     assert calls.began[10:] == ["other"] * 2, "and then it is its turn until it has as many"
@@ -97,7 +97,7 @@ async def test_shares_take_turns() -> None:
     calls.call("a", 4)
     calls.call("b", 4)
     calls.call("c", 4)
-    await calls.settle()
+    await calls.record_outcomes()
     for _ in range(10):
         await calls.end()
     assert Counter(calls.began[:6]) == {"a": 2, "b": 2, "c": 2}
@@ -109,7 +109,7 @@ async def test_one_slot_is_everybodys() -> None:
     calls = Calls(1)
     calls.call("a", 2)
     calls.call("b")
-    await calls.settle()
+    await calls.record_outcomes()
     await calls.end_all()
     assert calls.began == ["a", "b", "a"]
 
@@ -118,7 +118,7 @@ async def test_one_slot_is_everybodys() -> None:
 async def test_who_is_cancelled_keeps_no_slot(given_before: bool) -> None:
     calls = Calls(2)
     calls.call("a", 2)
-    await calls.settle()
+    await calls.record_outcomes()
     if given_before:
         await_end = calls.tasks[1]
         calls._going.pop(0).set()  # the slot is given on in the step in which it is cancelled
@@ -126,14 +126,14 @@ async def test_who_is_cancelled_keeps_no_slot(given_before: bool) -> None:
         await_end.cancel()
     else:
         calls.tasks[1].cancel()
-        await calls.settle()
+        await calls.record_outcomes()
         await calls.end()
-    await calls.settle()
+    await calls.record_outcomes()
     calls.call("b", 2)
-    await calls.settle()
+    await calls.record_outcomes()
     assert calls.began.count("b") == 1
     calls.call("c")
-    await calls.settle()
+    await calls.record_outcomes()
     assert calls.began.count("c") == 1, "both slots are free again"
     await calls.end_all()
 
@@ -252,7 +252,9 @@ async def test_nobody_ever_holds_the_last_slot() -> None:
     assert only.slots == 1
 
 
-@pytest.mark.parametrize("error", [Refusal("taskcluster", "no", 403), Unavailable("taskcluster", "no", status=401)])
+@pytest.mark.parametrize(
+    "error", [PermanentUpstreamError("taskcluster", "no", 403), Unavailable("taskcluster", "no", status=401)]
+)
 async def test_an_upstream_that_answers_has_not_too_much_to_do(error: Exception) -> None:
     upstream = Upstream(24)
     await upstream.round(1, error=error)

@@ -15,7 +15,7 @@ from sqlmodel import select, update
 from structlog.testing import capture_logs
 
 from service.engine import leases
-from service.engine.leases import Hold, Lane, LeaseLostError, backoff, claim, due_lanes, due_shares
+from service.engine.leases import Lane, Lease, LeaseLostError, backoff, claim, due_lanes, due_shares
 from service.flow.jobs import outcomes
 from service.settings import WorkSettings
 from service.store.database import Database, now
@@ -69,10 +69,10 @@ async def take(database: Database, limit: int = 1, lane: str = "graph x", lease:
         return await claim(session, PushStep, lane, limit, lease)
 
 
-async def hold_one(database: Database, settings: WorkSettings = SETTINGS, **fields: Any) -> Hold[PushStep]:
+async def hold_one(database: Database, settings: WorkSettings = SETTINGS, **fields: Any) -> Lease[PushStep]:
     await add_steps(database, **fields)
     (item,) = await take(database, lease=settings.lease)
-    return Hold(database, settings, item)
+    return Lease(database, settings, item)
 
 
 async def stored_step(database: Database) -> PushStep:
@@ -106,7 +106,7 @@ async def test_a_claim_raises_lease_and_attempts(database: Database) -> None:
     before = now()
     (item,) = await take(database)
     stored = await stored_step(database)
-    assert (stored.lease, stored.attempts) == (item.lease, item.attempts) == (1, 1)
+    assert (stored.fencing_token, stored.attempts) == (item.fencing_token, item.attempts) == (1, 1)
     assert stored.due_at is not None
     assert before + MINUTE <= stored.due_at <= now() + MINUTE
 
@@ -138,11 +138,11 @@ async def test_postgresql_skips_what_another_is_just_claiming(postgres_url: str)
 
 
 async def test_a_lease_that_ended_is_taken_by_another(database: Database) -> None:
-    hold = await hold_one(database)
+    lease = await hold_one(database)
     assert await take(database) == []
     await end_lease(database)
     (again,) = await take(database)
-    assert (again.id, again.lease, again.attempts) == (hold.item.id, 2, 2)
+    assert (again.id, again.fencing_token, again.attempts) == (lease.item.id, 2, 2)
 
 
 async def test_due_lanes(database: Database) -> None:
@@ -164,8 +164,8 @@ async def test_due_lanes(database: Database) -> None:
 
 
 async def test_finish(database: Database) -> None:
-    hold = await hold_one(database)
-    await hold.finish(State.SKIPPED, "because", error_task="abc")
+    lease = await hold_one(database)
+    await lease.finish(State.SKIPPED, "because", error_task="abc")
     stored = await stored_step(database)
     assert (stored.state, stored.error, stored.error_task, stored.due_at) == (State.SKIPPED, "because", "abc", None)
     assert stored.done_at is not None
@@ -173,38 +173,38 @@ async def test_finish(database: Database) -> None:
 
 
 async def test_writing_renews_and_commits_with_the_holders_values(database: Database) -> None:
-    hold = await hold_one(database, WorkSettings(lease=timedelta(minutes=10)))
+    lease = await hold_one(database, WorkSettings(lease=timedelta(minutes=10)))
     await end_lease(database)
-    async with hold.writing(refused="no") as session:
+    async with lease.writing(refused="no") as session:
         session.add(DeadLetter(kind="x", subject="", reason=""))
     stored = await stored_step(database)
     assert stored.refused == "no"
     assert stored.due_at is not None
     assert stored.due_at > now() + timedelta(minutes=9)
     assert len(await letters(database)) == 1
-    await hold.renew()
+    await lease.renew()
 
 
 async def test_writing_that_raises_changes_nothing(database: Database) -> None:
-    hold = await hold_one(database)
+    lease = await hold_one(database)
     with pytest.raises(KeyError):
-        async with hold.writing(refused="no"):
+        async with lease.writing(refused="no"):
             raise KeyError
     assert (await stored_step(database)).refused is None
 
 
-async def _write(hold: Hold[Any]) -> None:
-    async with hold.writing(refused="mine") as session:
+async def _write(lease: Lease[Any]) -> None:
+    async with lease.writing(refused="mine") as session:
         session.add(DeadLetter(kind="x", subject="", reason=""))
 
 
-WRITES: dict[str, Callable[[Hold[Any]], Awaitable[object]]] = {
+WRITES: dict[str, Callable[[Lease[Any]], Awaitable[object]]] = {
     "writing": _write,
-    "renew": Hold.renew,
-    "finish": lambda hold: hold.finish(State.DONE),
-    "retry": lambda hold: hold.retry("again"),
-    "release": Hold.release,
-    "bury": lambda hold: Hold(hold._database, OVER, hold.item).retry("over"),
+    "renew": Lease.renew,
+    "finish": lambda lease: lease.finish(State.DONE),
+    "retry": lambda lease: lease.retry("again"),
+    "release": Lease.release,
+    "bury": lambda lease: Lease(lease._database, OVER, lease.item).retry("over"),
 }
 
 
@@ -222,54 +222,54 @@ async def test_whoever_lost_the_lease_changes_nothing(database: Database, write:
         await WRITES[write](old)
     assert values(await stored_step(database)) == before
     assert await letters(database) == []
-    await Hold(database, SETTINGS, item).renew()
+    await Lease(database, SETTINGS, item).renew()
 
 
 @pytest.mark.parametrize("end", ["finish", "retry", "release", "bury"])
 @pytest.mark.parametrize("write", WRITES)
 async def test_nothing_comes_after_the_last_write(sqlite: Database, end: str, write: str) -> None:
     """A renewal that was under way would make finished work due again, and postpone what is to be retried."""
-    hold = await hold_one(sqlite)
-    await WRITES[end](hold)
+    lease = await hold_one(sqlite)
+    await WRITES[end](lease)
     before, buried = values(await stored_step(sqlite)), len(await letters(sqlite))
     with pytest.raises(LeaseLostError):
-        await WRITES[write](hold)
+        await WRITES[write](lease)
     assert values(await stored_step(sqlite)) == before
     assert len(await letters(sqlite)) == buried
 
 
 async def test_the_end_is_known_before_it_is_written(database: Database) -> None:
-    hold = await hold_one(database)
-    await hold.renew()
-    assert not hold.ended
-    await hold.finish(State.DONE)
-    assert hold.ended
+    lease = await hold_one(database)
+    await lease.renew()
+    assert not lease.ended
+    await lease.finish(State.DONE)
+    assert lease.ended
 
 
 async def test_a_step_that_was_deleted_is_lost(database: Database) -> None:
-    hold = await hold_one(database)
+    lease = await hold_one(database)
     async with database.writing() as session:
         found = (await session.exec(select(PushStep))).one()
         await session.delete(found)
     with pytest.raises(LeaseLostError):
-        await hold.finish(State.DONE)
+        await lease.finish(State.DONE)
 
 
 async def test_release_gives_it_back_at_once_and_counts_no_attempt(database: Database) -> None:
-    hold = await hold_one(database)
-    await hold.release()
+    lease = await hold_one(database)
+    await lease.release()
     (again,) = await take(database)
     assert again.attempts == 1
-    assert again.lease > hold.item.lease
+    assert again.fencing_token > lease.item.fencing_token
 
 
 # Retries
 
 
 async def test_retry_comes_after_the_backoff(database: Database) -> None:
-    hold = await hold_one(database, WorkSettings(first_retry=timedelta(seconds=10)))
+    lease = await hold_one(database, WorkSettings(first_retry=timedelta(seconds=10)))
     at = now()
-    await hold.retry("hg is away")
+    await lease.retry("hg is away")
     stored = await stored_step(database)
     assert (stored.state, stored.error, stored.done_at) == (State.PENDING, "hg is away", None)
     assert stored.due_at is not None
@@ -277,9 +277,9 @@ async def test_retry_comes_after_the_backoff(database: Database) -> None:
 
 
 async def test_retry_waits_as_long_as_it_was_told(database: Database) -> None:
-    hold = await hold_one(database)
+    lease = await hold_one(database)
     at = now()
-    await hold.retry("429", timedelta(minutes=20))
+    await lease.retry("429", timedelta(minutes=20))
     due = (await stored_step(database)).due_at
     assert due is not None
     assert due - at >= timedelta(minutes=20)
@@ -288,13 +288,13 @@ async def test_retry_waits_as_long_as_it_was_told(database: Database) -> None:
 async def test_buried_after_a_day_with_a_dead_letter(database: Database) -> None:
     await add_steps(database, since=now() - timedelta(hours=23, minutes=59), attempts=30)
     (item,) = await take(database)
-    await Hold(database, SETTINGS, item).retry("still not")
+    await Lease(database, SETTINGS, item).retry("still not")
     assert (await stored_step(database)).state == State.PENDING
 
     async with database.writing() as session:
         await session.exec(update(PushStep).values(since=now() - timedelta(hours=24), due_at=now()))
     (item,) = await take(database)
-    await Hold(database, SETTINGS, item).retry("still not", timedelta(hours=1))
+    await Lease(database, SETTINGS, item).retry("still not", timedelta(hours=1))
     stored = await stored_step(database)
     assert (stored.state, stored.due_at) == (State.FAILED, None)
     assert stored.done_at is not None
@@ -306,10 +306,10 @@ async def test_buried_after_a_day_with_a_dead_letter(database: Database) -> None
 
 
 async def test_again_makes_it_new(database: Database) -> None:
-    hold = await hold_one(database, OVER)
-    await hold.retry("over")
+    lease = await hold_one(database, OVER)
+    await lease.retry("over")
     async with database.writing() as session:
-        leases.again(await session.exec(select(PushStep)))
+        leases.requeue(await session.exec(select(PushStep)))
     (item,) = await take(database)
     assert (item.state, item.error, item.attempts, item.done_at) == (State.PENDING, None, 1, None)
     assert now() - item.since < MINUTE
@@ -318,11 +318,11 @@ async def test_again_makes_it_new(database: Database) -> None:
 @pytest.mark.parametrize("end", ["retry", "finish", "bury"])
 async def test_a_reason_that_no_database_takes_is_made_visible(database: Database, end: str) -> None:
     """Upstreams' own words stand in reasons; one that cannot be stored would keep its work from ever ending."""
-    hold = await hold_one(database, OVER if end == "bury" else SETTINGS)
+    lease = await hold_one(database, OVER if end == "bury" else SETTINGS)
     if end == "finish":
-        await hold.finish(State.FAILED, "a\0b\udce9")
+        await lease.finish(State.FAILED, "a\0b\udce9")
     else:
-        await hold.retry("a\0b\udce9")
+        await lease.retry("a\0b\udce9")
     assert str((await stored_step(database)).error).endswith("a\\u0000b\\udce9")
 
 
@@ -410,7 +410,7 @@ async def test_what_is_asked_for_again_goes_first_within_its_share(database: Dat
         step = await session.get_one(PushStep, ids[4])
         step.state, step.due_at = State.FAILED, None
     async with database.writing() as session:
-        leases.again([await session.get_one(PushStep, ids[4])])
+        leases.requeue([await session.get_one(PushStep, ids[4])])
     assert [item.id for item in await claim_fairly(database, 1)] == [ids[4]]
 
 

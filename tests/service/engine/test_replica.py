@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlmodel import select
 
 from service.engine import replica as module
-from service.engine.leases import Hold, LeaseLostError
+from service.engine.leases import Lease, LeaseLostError
 from service.engine.replica import LockedError, Replica, only
 from service.store.database import Database, now
 from service.store.models import Action, GroupCheck, JobReport, Notice, NoticeKind, PushStep, Source, Stage, Work
@@ -41,13 +41,13 @@ async def start(stack: AsyncExitStack, database: Database, name: str = "pod-1", 
     return replica
 
 
-async def held_by(database: Database, holder: str | None) -> Hold[PushStep]:
+async def held_by(database: Database, holder: str | None) -> Lease[PushStep]:
     """Hold a new step as that process."""
     (number,) = await add_steps(database, lane=f"graph {os.urandom(4).hex()}", share="mc/dev")
     async with database.writing() as session:
         step = await session.get_one(PushStep, number)
-        step.due_at, step.lease, step.attempts, step.holder = now() + MINUTE, 1, 1, holder
-    return Hold(database, SETTINGS, step)
+        step.due_at, step.fencing_token, step.attempts, step.holder = now() + MINUTE, 1, 1, holder
+    return Lease(database, SETTINGS, step)
 
 
 def report_of(**fields: Any) -> JobReport:
@@ -55,28 +55,28 @@ def report_of(**fields: Any) -> JobReport:
     return JobReport(task_id="t", environment="e", project="mc", task_group_id="g", **run, **fields)
 
 
-async def is_due(database: Database, hold: Hold[Any]) -> bool:
+async def is_due(database: Database, lease: Lease[Any]) -> bool:
     async with database.reading() as session:
-        item = await session.get_one(type(hold.item), hold.item.id)
+        item = await session.get_one(type(lease.item), lease.item.id)
         return item.due_at is not None and item.due_at <= now()
 
 
 async def test_a_restarted_process_takes_over_at_once_and_fences(database: Database) -> None:
     async with AsyncExitStack() as first:
         before = await start(first, database)
-        hold = await held_by(database, before.holder)
+        lease = await held_by(database, before.holder)
     async with AsyncExitStack() as second:
         await start(second, database)
-        assert await is_due(database, hold)
-        (item,) = await take(database, lane=hold.item.lane)
-        assert item.lease > hold.item.lease
+        assert await is_due(database, lease)
+        (item,) = await take(database, lane=lease.item.lane)
+        assert item.fencing_token > lease.item.fencing_token
         with pytest.raises(LeaseLostError):
-            await hold.renew()
+            await lease.renew()
 
 
 async def test_every_kind_of_work_is_taken_over(database: Database, replicas: AsyncExitStack) -> None:
-    hold = await held_by(database, "pod-1/gone")
-    fields: dict[str, Any] = {"lane": "x", "due_at": now() + MINUTE, "lease": 1, "holder": "pod-1/gone"}
+    lease = await held_by(database, "pod-1/gone")
+    fields: dict[str, Any] = {"lane": "x", "due_at": now() + MINUTE, "fencing_token": 1, "holder": "pod-1/gone"}
     async with database.writing() as session:
         action = Action(kind="cancel", project="mc", task_id="t", requester="r", source=Source.API, **fields)
         session.add(action)
@@ -97,8 +97,8 @@ async def test_every_kind_of_work_is_taken_over(database: Database, replicas: As
         ]
         session.add_all(rows)
     await start(replicas, database)
-    for item in (action, hold.item, *rows):
-        assert await is_due(database, Hold(database, SETTINGS, item)), type(item)
+    for item in (action, lease.item, *rows):
+        assert await is_due(database, Lease(database, SETTINGS, item)), type(item)
 
 
 async def test_nothing_of_another_replica_is_touched(postgres_url: str, replicas: AsyncExitStack) -> None:
@@ -108,9 +108,9 @@ async def test_nothing_of_another_replica_is_touched(postgres_url: str, replicas
     finished = await held_by(database, "pod-1/gone")
     await finished.retry("later")
     await start(replicas, database)
-    assert [await is_due(database, hold) for hold in (*others, finished)] == [False] * 5
-    for hold in others:
-        await hold.renew()
+    assert [await is_due(database, lease) for lease in (*others, finished)] == [False] * 5
+    for lease in others:
+        await lease.renew()
 
 
 async def test_without_the_lock_nothing_is_taken_over_until_it_is_free(
@@ -245,4 +245,4 @@ async def test_a_process_that_is_not_alone_takes_nothing_over(sqlite: Database, 
     await asyncio.sleep(0.05)
     assert not await is_due(sqlite, held)
     async with sqlite.reading() as session:
-        assert (await session.exec(select(PushStep.lease))).one() == 1
+        assert (await session.exec(select(PushStep.fencing_token))).one() == 1

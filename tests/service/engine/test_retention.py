@@ -163,7 +163,7 @@ async def report(database: Database, task_id: str, age: timedelta, due: datetime
                 lane="job e mc",
                 due_at=due,
                 done_at=at,
-                heard_at=at,
+                last_event_at=at,
                 state=State.DONE,
             )
         )

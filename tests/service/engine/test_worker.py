@@ -13,17 +13,17 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import col, select, update
 
 from service.engine import worker as module
-from service.engine.leases import Hold
+from service.engine.leases import Lease
 from service.engine.worker import Worker
-from service.errors import Refusal, Unavailable
-from service.services import Parts
+from service.errors import PermanentUpstreamError, Unavailable
+from service.services import Services
 from service.settings import Settings
 from service.store.database import Database, now
 from service.store.models import DeadLetter, Notice, NoticeKind, PushStep, State, StepKind
 from service.store.wakeups import Topic
 from tests.service.engine.test_leases import add_steps
 
-Step = Callable[[Parts, Hold[Any]], Awaitable[None]]
+Step = Callable[[Services, Lease[Any]], Awaitable[None]]
 
 
 class Steps:
@@ -33,12 +33,12 @@ class Steps:
         self.does: dict[str, Step] = {}
         self.began: list[int] = []
 
-    async def __call__(self, parts: Parts, hold: Hold[Any]) -> None:
-        self.began.append(hold.item.id)
-        does = self.does.get(hold.item.lane)
+    async def __call__(self, services: Services, lease: Lease[Any]) -> None:
+        self.began.append(lease.item.id)
+        does = self.does.get(lease.item.lane)
         if does is not None:
-            await does(parts, hold)
-        await hold.finish(State.DONE)
+            await does(services, lease)
+        await lease.finish(State.DONE)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def settings_of(**values: Any) -> Settings:
 def worker_of(database: Database, settings: Settings) -> Worker:
     """A worker whose steps need none of the other parts."""
     nothing: Any = None
-    return Worker(Parts(settings, database, nothing, nothing, {}, None, nothing, b""))
+    return Worker(Services(settings, database, nothing, nothing, {}, None, nothing, b""))
 
 
 @asynccontextmanager
@@ -95,7 +95,7 @@ async def done(database: Database) -> int:
 
 
 def waits(event: asyncio.Event) -> Step:
-    async def wait(parts: Parts, hold: Hold[Any]) -> None:
+    async def wait(services: Services, lease: Lease[Any]) -> None:
         await event.wait()
 
     return wait
@@ -105,7 +105,7 @@ def fails(*errors: Exception) -> Step:
     """Raises each of `errors` once, in order."""
     left = list(errors)
 
-    async def fail(parts: Parts, hold: Hold[Any]) -> None:
+    async def fail(services: Services, lease: Lease[Any]) -> None:
         if left:
             raise left.pop(0)
 
@@ -146,7 +146,7 @@ async def test_one_slow_lane_holds_up_no_other(sqlite: Database, steps: Steps) -
 async def test_no_more_at_a_time_than_per_lane(sqlite: Database, steps: Steps) -> None:
     most = now_running = 0
 
-    async def count(parts: Parts, hold: Hold[Any]) -> None:
+    async def count(services: Services, lease: Lease[Any]) -> None:
         nonlocal most, now_running
         now_running += 1
         most = max(most, now_running)
@@ -164,7 +164,7 @@ async def test_no_more_at_a_time_than_per_lane(sqlite: Database, steps: Steps) -
     "error",
     [
         Unavailable("hg", "hg is away"),
-        Refusal("taskcluster", "you may not read", 403),
+        PermanentUpstreamError("taskcluster", "you may not read", 403),
         KeyError("a bug"),
         AssertionError("another"),
         OperationalError("the database", {}, Exception("went away")),
@@ -270,8 +270,8 @@ async def test_what_is_tried_again_soon_is_looked_for_then_although_its_lane_is_
     slow = asyncio.Event()
     (fails, *_) = await add_steps(sqlite, 4)
 
-    async def step(parts: Parts, hold: Hold[Any]) -> None:
-        if hold.item.id != fails:
+    async def step(services: Services, lease: Lease[Any]) -> None:
+        if lease.item.id != fails:
             await slow.wait()
         elif steps.began.count(fails) < 3:
             raise Unavailable("x", "not yet")
@@ -291,7 +291,7 @@ async def test_a_lease_is_renewed_while_its_step_runs(sqlite: Database, steps: S
         await asyncio.sleep(1)
         assert len(steps.began) == 1
         (step,) = await all_steps(sqlite)
-        assert (step.lease, step.attempts) == (1, 1)
+        assert (step.fencing_token, step.attempts) == (1, 1)
         slow.set()
         await until(lambda: _is(done(sqlite), 1))
 
@@ -299,7 +299,7 @@ async def test_a_lease_is_renewed_while_its_step_runs(sqlite: Database, steps: S
 async def test_whoever_lost_its_lease_is_stopped(sqlite: Database, steps: Steps) -> None:
     stopped = asyncio.Event()
 
-    async def until_stopped(parts: Parts, hold: Hold[Any]) -> None:
+    async def until_stopped(services: Services, lease: Lease[Any]) -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -310,11 +310,11 @@ async def test_whoever_lost_its_lease_is_stopped(sqlite: Database, steps: Steps)
     async with working(sqlite, lease=0.15):
         await until(lambda: _is(_count(steps), 1))
         async with sqlite.writing() as session:
-            await session.exec(update(PushStep).values(lease=7, due_at=now() + timedelta(minutes=5)))
+            await session.exec(update(PushStep).values(fencing_token=7, due_at=now() + timedelta(minutes=5)))
         async with asyncio.timeout(1):
             await stopped.wait()
     (step,) = await all_steps(sqlite)
-    assert (step.lease, step.state, step.error) == (7, State.PENDING, None)
+    assert (step.fencing_token, step.state, step.error) == (7, State.PENDING, None)
 
 
 async def test_work_of_a_worker_that_died_is_taken_over(sqlite: Database, steps: Steps) -> None:
@@ -357,14 +357,14 @@ async def test_what_cannot_be_recorded_is_done_again_after_its_lease(
     steps.does["graph x"] = fails(KeyError("a bug"))
     await add_steps(sqlite)
     failing = [True]
-    real = Hold.retry
+    real = Lease.retry
 
-    async def retry(self: Hold[Any], *arguments: Any) -> None:
+    async def retry(self: Lease[Any], *arguments: Any) -> None:
         if failing.pop():
             raise OperationalError("UPDATE", {}, Exception("the database is away"))
         await real(self, *arguments)
 
-    monkeypatch.setattr(Hold, "retry", retry)
+    monkeypatch.setattr(Lease, "retry", retry)
     async with working(sqlite, lease=0.2):
         await until(lambda: _is(done(sqlite), 1))
     assert len(steps.began) == 2
@@ -382,7 +382,7 @@ async def test_takes_fresh_work_up_to_its_room(sqlite: Database, steps: Steps) -
         ]
         taken = worker.take(fresh)
         assert [fresh.index(item) for item in taken] == [0, 1, 3]
-        assert [item.lease for item in fresh] == [1, 1, 0, 1]
+        assert [item.fencing_token for item in fresh] == [1, 1, 0, 1]
         assert all(item.due_at is not None and item.due_at > now() for item in taken)
         assert fresh[2].due_at is not None
         assert fresh[2].due_at <= now()
@@ -490,11 +490,11 @@ async def test_long_work_gives_way_between_its_parts(sqlite: Database, steps: St
     parts_done: Counter[int] = Counter()
     enough = asyncio.Event()
 
-    async def long(parts: Parts, hold: Hold[Any]) -> None:
+    async def long(services: Services, lease: Lease[Any]) -> None:
         while not enough.is_set():
-            parts_done[hold.item.id] += 1
+            parts_done[lease.item.id] += 1
             await asyncio.sleep(0)
-            hold.give_way()
+            lease.give_way()
 
     steps.does["graph x"] = long
     hogs = [(await add_steps(sqlite, 1, alias=f"hog{n}", share=f"hog{n}/dev"))[0] for n in range(3)]

@@ -14,9 +14,9 @@ from sqlmodel import col, select
 from sandbox.taskcluster.errors import ApiError
 from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import Page
-from service.engine.leases import Hold, claim
+from service.engine.leases import Lease, claim
 from service.engine.worker import RUN, Worker
-from service.errors import Refusal
+from service.errors import PermanentUpstreamError
 from service.flow.tasks.definition import stamp
 from service.store.database import now
 from service.store.models import Action, Notice, PlannedTask, Source, State, Work
@@ -94,20 +94,20 @@ async def action_on(
     return action
 
 
-async def claimed(world: World, model: type[Work] = Action) -> Hold[Any]:
+async def claimed(world: World, model: type[Work] = Action) -> Lease[Any]:
     """Hold the first piece of that kind of work that is due."""
     async with world.database.writing() as session:
         lanes = await session.exec(select(model.lane).where(col(model.due_at) <= now()).limit(1))
         (item,) = await claim(session, model, lanes.one(), 1, world.settings.work.lease)
-    return Hold(world.database, world.settings.work, item)
+    return Lease(world.database, world.settings.work, item)
 
 
 async def carry_out(world: World, task_id: str, kind: str = "retrigger", **more: Any) -> Action:
     """An action from its arrival to its end; what became of it."""
     action = await action_on(world, task_id, kind, **more)
-    hold = await claimed(world)
-    assert hold.item.id == action.id
-    await RUN[Action](world.parts, hold)
+    lease = await claimed(world)
+    assert lease.item.id == action.id
+    await RUN[Action](world.services, lease)
     return await stored(world, action)
 
 
@@ -134,7 +134,7 @@ async def notices(world: World) -> list[Notice]:
 
 async def work_until_done(world: World, action: Action, seconds: float = 20) -> Action:
     """Let a real worker do it, with its retries; what became of it."""
-    worker = Worker(world.parts)
+    worker = Worker(world.services)
     running = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(seconds):
@@ -209,12 +209,12 @@ class Direct:
         try:
             return json.loads(json.dumps(call()))  # what comes over HTTP is nobody else's
         except ApiError as error:
-            raise Refusal("taskcluster", error.message, error.status) from None
+            raise PermanentUpstreamError("taskcluster", error.message, error.status) from None
 
     def _found(self, name: str, call: Callable[[], Any]) -> Any:
         try:
             return self._call(name, call)
-        except Refusal as refusal:
+        except PermanentUpstreamError as refusal:
             if refusal.status == 404:
                 return None
             raise

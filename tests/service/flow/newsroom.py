@@ -23,7 +23,7 @@ from service.flow.jobs import events
 from service.flow.jobs.events import TaskEvent
 from service.flow.tasks.definition import stamp
 from service.flow.tasks.ids import slugid
-from service.services import Parts, parts
+from service.services import Services, open_services
 from service.settings import Settings
 from service.store.database import Database, now
 from service.store.models import DeadLetter, JobReport
@@ -123,7 +123,7 @@ def implied(task: Task) -> dict[int, tuple[str, str]]:
 class Newsroom:
     """`tc` and `th` are the stand-ins themselves; `messages` all that the queue has published."""
 
-    parts: Parts
+    services: Services
     tc: taskcluster.Taskcluster
     th: dict[str, treeherder.State]
     messages: list[Message] = field(default_factory=list)
@@ -131,7 +131,7 @@ class Newsroom:
 
     @property
     def database(self) -> Database:
-        return self.parts.database
+        return self.services.database
 
     # --- the queue -----------------------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class Newsroom:
 
     async def take(self, messages: Iterable[Message]) -> list[Verdict]:
         """Take messages in as one batch."""
-        judged = [events.judge(self.parts.settings, pulse(message)) for message in messages]
+        judged = [events.judge(self.services.settings, pulse(message)) for message in messages]
         async with self.database.writing() as session:
             await events.upsert(session, [row for _, rows in judged for row in rows], now())
         return [verdict for verdict, _ in judged]
@@ -182,7 +182,7 @@ class Newsroom:
 
     async def report(self, seconds: float = 20, *, until_due: int = 0) -> None:
         """Run a reporter until no more than so many reports are unfinished."""
-        reporter = Reporter(self.parts)
+        reporter = Reporter(self.services)
         running = asyncio.create_task(reporter.run())
         try:
             async with asyncio.timeout(seconds):
@@ -292,7 +292,7 @@ async def newsroom(
         }
         database = Database(database_url)
         stack.push_async_callback(database.close)
-        made = await stack.enter_async_context(parts(Settings(**values), database))
+        made = await stack.enter_async_context(open_services(Settings(**values), database))
         room = Newsroom(made, tc, states)
 
         def hear(message: Message) -> None:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from service.clients import hawk
 from service.engine.budget import blocked_for, refilled
-from service.engine.leases import Hold
+from service.engine.leases import Lease
 from service.store import database as module
 from service.store.clock import SETTLED, Clock
 from service.store.database import Database, check_clock, now
@@ -184,7 +184,7 @@ async def test_a_replica_an_hour_ahead_steals_nothing(
     machine = Machine(now())
     if postgresql(database):
         machine.wall_is_off = HOUR
-    (held,) = await add_steps(database, due_at=now() + timedelta(seconds=10), lease=1)
+    (held,) = await add_steps(database, due_at=now() + timedelta(seconds=10), fencing_token=1)
     (due,) = await add_steps(database, lane="graph y")
     async with on(machine, database, monkeypatch) as clock:
         machine.wall_is_off = HOUR
@@ -196,7 +196,7 @@ async def test_a_replica_an_hour_ahead_steals_nothing(
             await asyncio.sleep(0.1)
     assert steps.began == ([due] if postgresql(database) else [])
     (first, _) = await steps_of(database)
-    assert (first.id, first.lease) == (held, 1)
+    assert (first.id, first.fencing_token) == (held, 1)
 
 
 async def _began(steps: Steps, count: int) -> bool:
@@ -232,7 +232,7 @@ async def test_two_days_ahead_bury_nothing(database: Database, monkeypatch: pyte
         async with database.reading() as session:
             await check_clock(session)
         for item in await take(database, 22):
-            await Hold(database, settings_of(give_up_attempts=20).work, item).retry("not yet")
+            await Lease(database, settings_of(give_up_attempts=20).work, item).retry("not yet")
     await _none_is_buried(database, 22)
 
 
@@ -252,7 +252,7 @@ async def test_not_even_when_the_database_is_two_days_ahead(
             await session.exec(update(PushStep).values(due_at=now()))
         (item,) = await take(database)
         assert item.attempts == attempts + 1
-        await Hold(database, settings_of(give_up_attempts=20).work, item).retry("not yet")
+        await Lease(database, settings_of(give_up_attempts=20).work, item).retry("not yet")
     await _none_is_buried(database, 1)
 
 
@@ -328,7 +328,7 @@ async def test_differences_are_reported_and_intake_goes_on(
         assert (await api.call("GET", "/__readiness__", token=None)).status_code == 200
         if status == "error":
             await asyncio.sleep(0.7)
-            assert all(step.lease == 0 for step in await api.steps()), "no work is taken"
+            assert all(step.fencing_token == 0 for step in await api.steps()), "no work is taken"
 
 
 async def _says(api: Api, status: str) -> bool:

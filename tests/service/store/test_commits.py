@@ -10,7 +10,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select, update
 
-from service.engine.leases import Hold, LeaseLostError
+from service.engine.leases import Lease, LeaseLostError
 from service.store.commits import MAX_ROWS
 from service.store.database import Database, insertion, now
 from service.store.models import Budget, DeadLetter, PushStep, State
@@ -182,14 +182,14 @@ async def test_a_connection_that_was_cut_costs_nothing(postgresql: Database) -> 
 # What holders write
 
 
-async def held_steps(database: Database, count: int) -> list[Hold[PushStep]]:
+async def held_steps(database: Database, count: int) -> list[Lease[PushStep]]:
     await add_steps(database, count)
-    return [Hold(database, SETTINGS, item) for item in await take(database, count)]
+    return [Lease(database, SETTINGS, item) for item in await take(database, count)]
 
 
 async def test_holders_that_end_together_share_their_statements(database: Database) -> None:
     transactions = Transactions(database)
-    holds = await held_steps(database, 8)
+    leases_held = await held_steps(database, 8)
     statements: list[tuple[str, bool]] = []
     event.listen(
         database.engines[1], "before_cursor_execute",
@@ -197,7 +197,7 @@ async def test_holders_that_end_together_share_their_statements(database: Databa
     )  # fmt: skip
     first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
     await transactions.begin()
-    ends = [asyncio.create_task(hold.finish(State.DONE)) for hold in holds]
+    ends = [asyncio.create_task(lease.finish(State.DONE)) for lease in leases_held]
     await asyncio.sleep(0)
     transactions.go.set()
     await asyncio.gather(first, *ends)
@@ -210,13 +210,13 @@ async def test_holders_that_end_together_share_their_statements(database: Databa
 
 async def test_a_holder_that_is_fenced_off_loses_alone(database: Database) -> None:
     transactions = Transactions(database)
-    holds = await held_steps(database, 3)
+    leases_held = await held_steps(database, 3)
     async with database.writing() as session:
-        await session.exec(update(PushStep).where(col(PushStep.id) == holds[1].item.id).values(lease=7))
+        await session.exec(update(PushStep).where(col(PushStep.id) == leases_held[1].item.id).values(fencing_token=7))
     first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
     await transactions.begin()
     letter = DeadLetter(kind="x", subject="x", reason="x")
-    ends = [asyncio.create_task(hold.finish(State.DONE, also=insertion([letter]))) for hold in holds]
+    ends = [asyncio.create_task(lease.finish(State.DONE, also=insertion([letter]))) for lease in leases_held]
     await asyncio.sleep(0)
     transactions.go.set()
     assert await first == "first"
@@ -226,4 +226,4 @@ async def test_a_holder_that_is_fenced_off_loses_alone(database: Database) -> No
     async with database.reading() as session:
         steps = {step.id: step.state for step in await session.exec(select(PushStep))}
         assert len((await session.exec(select(DeadLetter))).all()) == 2
-    assert [steps[hold.item.id] for hold in holds] == [State.DONE, State.PENDING, State.DONE]
+    assert [steps[lease.item.id] for lease in leases_held] == [State.DONE, State.PENDING, State.DONE]

@@ -114,7 +114,7 @@ def fill(connection: Connection) -> None:
         session.add(push)
         session.flush()
         step = tables.PushStep(
-            push_id=push.id or 0, kind=tables.StepKind.GRAPH, lane="graph hg", error="\u00e9", lease=3
+            push_id=push.id or 0, kind=tables.StepKind.GRAPH, lane="graph hg", error="\u00e9", fencing_token=3
         )
         session.add(step)
         session.flush()
@@ -142,7 +142,7 @@ def test_data_survives_the_way_down_to_the_first_revision_and_up_again(database_
             assert (push.user, push.date, push.nodes) == ("\u00e9\U0001f600", AT, ["a" * 40])
             assert push.changesets == [{"node": "a" * 40, "desc": "\u00e9 \\u0000"}]
             step = session.exec(select(tables.PushStep)).one()
-            assert (step.push_id, step.lease, step.state, step.error) == (push.id, 3, "pending", "\u00e9")
+            assert (step.push_id, step.fencing_token, step.state, step.error) == (push.id, 3, "pending", "\u00e9")
             task = session.exec(select(tables.PlannedTask)).one()
             assert (task.step_id, task.definition, task.created) == (step.id, {"a": 1}, False)
             letter = session.exec(select(tables.DeadLetter)).one()

@@ -68,10 +68,10 @@ async def test_an_action(api: Api) -> None:
 
 async def test_the_notices_of_what_has_ended(database: Database) -> None:
     for notices, expected in ((1, {Topic.WORK}), (0, set())):
-        hold = await hold_one(database, alias=f"x{notices}")
+        lease = await hold_one(database, alias=f"x{notices}")
         woken = Woken(database)
-        told = [Notice(kind=NoticeKind.PULSE, lane="x", target="x", key="x", step_id=hold.item.id, body={})] * notices
-        await hold.finish(State.DONE, notices=told)
+        told = [Notice(kind=NoticeKind.PULSE, lane="x", target="x", key="x", step_id=lease.item.id, body={})] * notices
+        await lease.finish(State.DONE, notices=told)
         assert woken.look() == expected
 
 

@@ -10,7 +10,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 from sandbox.stack import free_port
-from service.commands.doctor import near
+from service.commands.doctor import local
 from service.commands.doctor.finding import Report, limited, secrets_of
 from service.settings import Settings
 from service.store.database import now
@@ -237,11 +237,11 @@ def test_a_listener_with_another_webhook_secret_is_found_out(doctor: Doctor) -> 
 
 def test_a_signature_that_is_refused_for_the_clock(doctor: Doctor, pretend: Pretended) -> None:
     problem = {"title": "Not signed", "detail": "too old"}
-    pretend.json(near.PROBE, problem, 401, {"Date": formatdate(time.time() + 400, usegmt=True)})
+    pretend.json(local.PROBE, problem, 401, {"Date": formatdate(time.time() + 400, usegmt=True)})
     found = doctor("--url", pretend.url).the("service", "signature")
     assert re.search(r"\b(399|400) s away", found["detail"])
     assert "clocks" in found["remedy"]
-    (asked,) = [(method, body) for method, path, body in pretend.asked if path == near.PROBE]
+    (asked,) = [(method, body) for method, path, body in pretend.asked if path == local.PROBE]
     assert asked == ("POST", b'{"events":[]}')
 
 

@@ -105,9 +105,9 @@ def test_queues_and_exchanges_that_are_not_there(doctor: Doctor, amqp: Amqp, nam
 
 
 def test_a_wrong_password(doctor: Doctor, amqp: Amqp) -> None:
-    parts = urlsplit(amqp.url)
+    services = urlsplit(amqp.url)
     secret = "a-wrong-password"
-    url = amqp.url.replace(parts.netloc, f"{parts.username}:{secret}@{parts.hostname}:{parts.port}")
+    url = amqp.url.replace(services.netloc, f"{services.username}:{secret}@{services.hostname}:{services.port}")
     found = doctor(PULSE_URL=url, PULSE__URL=url)
     assert "user and password" in found.the(LISTENER, "connection")["remedy"]
     assert found.status(PUBLISHER, "connection") == "error"

@@ -88,13 +88,13 @@ async def test_what_has_ended_is_nothing_to_do(monitored: World, state: str) -> 
 async def test_what_ends_before_the_cancel_arrives_is_nothing_to_do(
     monitored: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cancel_task = monitored.parts.queue.cancel_task
+    cancel_task = monitored.services.queue.cancel_task
 
     async def late(task_id: str, scope: str) -> Any:
         end(monitored.tc.queue, "a", "completed")
         return await cancel_task(task_id, scope)
 
-    monkeypatch.setattr(monitored.parts.queue, "cancel_task", late)
+    monkeypatch.setattr(monitored.services.queue, "cancel_task", late)
     action = await carry_out(monitored, slug("a"), "cancel")
     assert action.state == "nothing-to-do"
     assert f"{slug('a')} (a) is completed already" in str(action.error)
@@ -119,7 +119,7 @@ async def test_a_task_past_its_deadline_cannot_be_cancelled_any_more(monitored: 
 async def test_the_one_scope_for_the_one_task_is_enough_and_is_named_when_it_is_missing(monitored: World) -> None:
     reads = ("queue:get-task:*", "queue:status:*")
     exact = f"queue:cancel-task:test/{GROUP}/{slug('a')}"
-    real = monitored.parts.queue
+    real = monitored.services.queue
     for name, scopes, wanted in (("poor", reads, "failed"), ("exact", (*reads, exact), "done")):
         client = Client(name, f"{name}-token", scopes)
         monitored.tc.auth.add_client(client.client_id, client.access_token, client.scopes)
@@ -127,11 +127,11 @@ async def test_the_one_scope_for_the_one_task_is_enough_and_is_named_when_it_is_
         queue = TaskclusterQueue(
             TaskclusterSettings(root_url=root, client_id=client.client_id, access_token=client.access_token)
         )
-        monitored.parts.queue = queue
+        monitored.services.queue = queue
         try:
             action = await carry_out(monitored, slug("a"), "cancel")
         finally:
-            monitored.parts.queue = real
+            monitored.services.queue = real
             await queue.close()
         assert action.state == wanted
         assert wanted == "done" or f"its client needs the scope {exact}" in str(action.error)
@@ -144,12 +144,12 @@ async def test_a_call_that_fails_is_made_again_and_what_we_did_is_done(monitored
     monitored.tc.faults.add(kind, "cancelTask", times=1)
     monitored.settings.taskcluster.timeout = timedelta(seconds=0.3)
     action = await action_on(monitored, slug("a"), "cancel")
-    hold = await claimed(monitored)
+    lease = await claimed(monitored)
     with pytest.raises(Unavailable):
-        await cancel.run(monitored.parts, hold)
+        await cancel.run(monitored.services, lease)
     assert (await stored(monitored, action)).state == "pending"
-    hold.item = await stored(monitored, action)  # as the next holder reads it
-    await cancel.run(monitored.parts, hold)
+    lease.item = await stored(monitored, action)  # as the next holder reads it
+    await cancel.run(monitored.services, lease)
     assert (await stored(monitored, action)).state == "done"
     assert reason_of(monitored, "a") == "canceled"
 

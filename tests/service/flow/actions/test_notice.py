@@ -13,10 +13,10 @@ from sandbox.treeherder.app import SUBMISSION, Year
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
 from service.engine.budget import jobs_budget, refilled
-from service.engine.leases import Hold
-from service.engine.reporter import Desk
+from service.engine.leases import Lease
+from service.engine.reporter import EnvironmentReporter
 from service.engine.worker import RUN
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions import notice
 from service.store.database import now
 from service.store.models import Action, Notice, PushStep, State, StepKind
@@ -49,7 +49,7 @@ class Broker:
         if self.away:
             raise Unavailable("pulse", "the broker is away")
         if self.refuses:
-            raise Refusal("pulse", "too large", 400)
+            raise PermanentUpstreamError("pulse", "too large", 400)
         self.published.append((exchange, routing_key, message))
 
 
@@ -58,7 +58,7 @@ async def pushed(world: World) -> World:
     """A push that Treeherder knows, and a task of it that depends on itself, so that nobody can retrigger it."""
     await world.add_repository()
     await world.store(push_event(1))
-    await RUN[type((hold := await world.hold(StepKind.RESULTSET)).item)](world.parts, hold)
+    await RUN[type((lease := await world.lease(StepKind.RESULTSET)).item)](world.services, lease)
     (push,) = await world.pushes()
     build(world.tc.queue, {"group": []})
     routes = [f"tc-treeherder.v2.mc.{push.revision}.1"]
@@ -68,10 +68,10 @@ async def pushed(world: World) -> World:
     return world
 
 
-async def told(world: World) -> Hold[Notice]:
-    hold = await claimed(world, Notice)
-    await notice.run(world.parts, hold)
-    return hold
+async def told(world: World) -> Lease[Notice]:
+    lease = await claimed(world, Notice)
+    await notice.run(world.services, lease)
+    return lease
 
 
 @pytest.mark.parametrize("year", SUBMISSION)
@@ -147,10 +147,10 @@ async def test_a_failed_retrigger_is_shown_and_a_done_one_is_not(pushed: World) 
 async def test_a_treeherder_that_is_away_hears_of_it_later_and_once(pushed: World) -> None:
     await carry_out(pushed, slug("self"))
     pushed.th.behaviour.fail_after = 1
-    hold = await claimed(pushed, Notice)
+    lease = await claimed(pushed, Notice)
     with pytest.raises(Unavailable):
-        await notice.run(pushed.parts, hold)
-    await notice.run(pushed.parts, hold)
+        await notice.run(pushed.services, lease)
+    await notice.run(pushed.services, lease)
     (job,) = pushed.th.store.jobs.values()
     assert [line[3] for line in job.history] == ["stored", "ignored"]
     assert (await notices(pushed))[0].state == "done"
@@ -160,9 +160,9 @@ async def test_a_push_that_is_not_known_yet_is_waited_for(pushed: World) -> None
     routes = [f"tc-treeherder.mc.{'ef' * 20}"]
     pushed.tc.queue.create_task(slug("unknown"), definition_of("unknown", ["unknown"], routes=routes))
     await carry_out(pushed, slug("unknown"))
-    hold = await claimed(pushed, Notice)
+    lease = await claimed(pushed, Notice)
     with pytest.raises(Unavailable, match="ef" * 20):
-        await notice.run(pushed.parts, hold)
+        await notice.run(pushed.services, lease)
 
 
 @pytest.mark.parametrize("name", ["self", "v1"])
@@ -170,12 +170,12 @@ async def test_no_job_is_posted_before_its_push_for_a_200_alone_proves_nothing(p
     pushed.th.behaviour.unknown_push = "drop"
     await carry_out(pushed, slug(name))
     store, pushed.th.store = pushed.th.store, Store([Project("mc")])
-    hold = await claimed(pushed, Notice)
+    lease = await claimed(pushed, Notice)
     with pytest.raises(Unavailable, match=node("mc 1")):
-        await notice.run(pushed.parts, hold)
+        await notice.run(pushed.services, lease)
     assert pushed.th.counters["jobs received"] == 0
     pushed.th.store = store
-    await notice.run(pushed.parts, hold)
+    await notice.run(pushed.services, lease)
     assert len(pushed.th.store.jobs) == 1
 
 
@@ -195,7 +195,7 @@ async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: Worl
 
 async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed: World) -> None:
     name, rate = jobs_budget(pushed.settings.environments[ENVIRONMENT], pushed.settings.reports.links_wait)
-    assert name == Desk(pushed.parts, ENVIRONMENT)._budget
+    assert name == EnvironmentReporter(pushed.services, ENVIRONMENT)._budget
 
     async def left(tokens: float | None = None, blocked: datetime | None = None) -> float:
         async with pushed.database.writing() as session:
@@ -205,19 +205,19 @@ async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed:
             return bucket.tokens
 
     await carry_out(pushed, slug("self"))
-    hold = await claimed(pushed, Notice)
+    lease = await claimed(pushed, Notice)
     await left(blocked=now() + timedelta(minutes=5))
     with pytest.raises(Unavailable) as away:
-        await notice.run(pushed.parts, hold)
+        await notice.run(pushed.services, lease)
     assert away.value.retry_after is not None
     assert away.value.retry_after > timedelta(minutes=4)
     await left(-100 * rate)
     with pytest.raises(Unavailable, match="no request with jobs is left"):
-        await notice.run(pushed.parts, hold)
+        await notice.run(pushed.services, lease)
     assert not pushed.th.store.jobs
     await left(1 - rate / 5)  # a fifth of a second until the next
     began = time.monotonic()
-    await notice.run(pushed.parts, hold)
+    await notice.run(pushed.services, lease)
     assert time.monotonic() - began > 0.1
     assert await left() < 1
     assert len(pushed.th.store.jobs) == 1
@@ -239,9 +239,9 @@ async def test_a_buried_action_is_shown_and_one_taken_up_again_no_longer(pushed:
         action = await session.get_one(Action, before.action_id)
         action.state, action.due_at, action.since = State.PENDING, before.since, before.since.replace(year=2020)
         action.attempts = 99
-    hold = await claimed(pushed)
-    await hold.retry("Taskcluster is away")
-    action = await stored(pushed, hold.item)
+    lease = await claimed(pushed)
+    await lease.retry("Taskcluster is away")
+    action = await stored(pushed, lease.item)
     assert action.state == "failed"
     assert len(await notices(pushed)) == 2
     letters = await pushed.letters()
@@ -260,14 +260,14 @@ async def test_a_retrigger_is_announced_on_pulse_once_it_is_done(world: World) -
     await world.add_repository()
     build(world.tc.queue, {"group": [], "a": [], "b": ["a"]})
     end(world.tc.queue, "a")
-    world.parts.publisher = broker = Broker(away=True)
+    world.services.publisher = broker = Broker(away=True)
     action = await carry_out(world, slug("a"))
     assert action.state == "done", "the announcement holds nothing up"
-    hold = await claimed(world, Notice)
+    lease = await claimed(world, Notice)
     with pytest.raises(Unavailable):
-        await notice.run(world.parts, hold)
+        await notice.run(world.services, lease)
     broker.away = False
-    await notice.run(world.parts, hold)
+    await notice.run(world.services, lease)
     made = await copies(world, action)
     message = {
         "requester": "sheriff@example.com",
@@ -282,7 +282,7 @@ async def test_a_retrigger_is_announced_on_pulse_once_it_is_done(world: World) -
 async def test_an_announcement_that_the_broker_refuses_for_good_becomes_a_dead_letter(world: World) -> None:
     await world.add_repository()
     build(world.tc.queue, {"a": []})
-    world.parts.publisher = Broker(refuses=True)
+    world.services.publisher = Broker(refuses=True)
     await carry_out(world, slug("a"))
     await told(world)
     assert [(letter.kind, letter.reason) for letter in await world.letters()] == [("notice", "too large")]
@@ -290,13 +290,13 @@ async def test_an_announcement_that_the_broker_refuses_for_good_becomes_a_dead_l
 
 async def test_a_push_is_announced_on_pulse(sqlite_url: str) -> None:
     async with world_of(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as world:
-        real, world.parts.publisher = world.parts.publisher, Broker()
+        real, world.services.publisher = world.services.publisher, Broker()
         repository = await world.add_repository()
         await world.store(push_event(7))
-        hold = await world.hold(StepKind.ANNOUNCEMENT)
-        await RUN[type(hold.item)](world.parts, hold)
-        ((exchange, key, message),) = world.parts.publisher.published
-        world.parts.publisher = real
+        lease = await world.lease(StepKind.ANNOUNCEMENT)
+        await RUN[type(lease.item)](world.services, lease)
+        ((exchange, key, message),) = world.services.publisher.published
+        world.services.publisher = real
         (push,) = await world.pushes()
         assert (exchange, key) == ("v1/pushes", "mc")
         assert message == {
@@ -312,12 +312,12 @@ async def test_a_push_is_announced_on_pulse(sqlite_url: str) -> None:
 
 async def test_a_push_that_cannot_be_published_any_more_is_skipped(sqlite_url: str) -> None:
     async with world_of(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as world:
-        real, world.parts.publisher = world.parts.publisher, None
+        real, world.services.publisher = world.services.publisher, None
         await world.add_repository()
         await world.store(push_event(7))
-        hold = await world.hold(StepKind.ANNOUNCEMENT)
-        await RUN[type(hold.item)](world.parts, hold)
-        world.parts.publisher = real
+        lease = await world.lease(StepKind.ANNOUNCEMENT)
+        await RUN[type(lease.item)](world.services, lease)
+        world.services.publisher = real
         step = await world.step(StepKind.ANNOUNCEMENT)
         assert (step.state, "pulse.url" in str(step.error)) == ("skipped", True)
 
@@ -332,12 +332,12 @@ async def test_without_publishing_a_push_has_no_such_step(world: World) -> None:
 
 async def test_the_files_of_a_huge_push_are_left_out(sqlite_url: str) -> None:
     async with world_of(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as world:
-        real, world.parts.publisher = world.parts.publisher, Broker()
+        real, world.services.publisher = world.services.publisher, Broker()
         await world.add_repository()
         files = ["f" * 2000] * 600
         await world.store(push_event(7, changesets=[{"node": node("x"), "branch": "default", "files": files}]))
-        hold = await world.hold(StepKind.ANNOUNCEMENT)
-        await RUN[type(hold.item)](world.parts, hold)
-        ((_, _, message),) = world.parts.publisher.published
-        world.parts.publisher = real
+        lease = await world.lease(StepKind.ANNOUNCEMENT)
+        await RUN[type(lease.item)](world.services, lease)
+        ((_, _, message),) = world.services.publisher.published
+        world.services.publisher = real
         assert message["changesets"] == [{"node": node("x"), "branch": "default"}]

@@ -19,6 +19,7 @@ from sqlmodel import col, func, select
 from service.api.events import job_action
 from service.flow.actions import receive
 from service.flow.actions.receive import count_presses, may_come_again_as, store
+from service.store import models
 from service.store.database import Database
 from service.store.models import Action, Delivery
 
@@ -412,6 +413,6 @@ async def test_what_has_become_too_old_to_be_matched_makes_no_action(database: D
     assert await take(database, "second", range(1)) == 0
     async with database.writing() as session:
         first = await session.get_one(Delivery, key("first", 0))
-        first.at -= receive.REDELIVERED_WITHIN
+        first.at -= models.REDELIVERED_WITHIN
     assert await take(database, "third", range(1), [key("second", 0)]) == 0  # it may be the second's, read late
     assert await take(database, "third", range(0), [key("third", 0)]) == 1

@@ -17,16 +17,16 @@ from sqlmodel import select, update
 from sandbox.taskcluster import Client, Taskcluster
 from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import TaskclusterQueue
-from service.engine.leases import Hold
+from service.engine.leases import Lease
 from service.engine.worker import Worker
 from service.errors import Unavailable
-from service.flow.actions import retrigger
+from service.flow.actions import dependents, retrigger, search
 from service.flow.actions.copies import MAX_NOTES, Plan
-from service.flow.actions.subject import RejectedError, Subject
+from service.flow.actions.subject import ActionRejectedError, Subject
 from service.flow.tasks import create, plan
 from service.flow.tasks.definition import stamp
 from service.flow.tasks.ids import copy_ids, slugid
-from service.services import Parts
+from service.services import Services
 from service.settings import Settings, TaskclusterSettings
 from service.store.database import Database, now
 from service.store.models import Action, PlannedTask, Repository
@@ -70,9 +70,9 @@ def there(world: World, task_id: str) -> Definition:
     return world.tc.queue.task(task_id)
 
 
-async def make_plan(world: World, hold: Hold[Action]) -> list[PlannedTask]:
+async def make_plan(world: World, lease: Lease[Action]) -> list[PlannedTask]:
     """Plan and store all, and create nothing."""
-    planning = retrigger.Planning(world.parts, hold, [])
+    planning = retrigger.Planning(world.services, lease, [])
     async for _ in planning.stored_parts():
         pass
     return planning.tasks
@@ -226,12 +226,12 @@ async def test_that_other_groups_were_not_searched_is_said(monitored: World, mon
     queue.create_task(slug("near"), definition_of("near", ["a"], taskGroupId=slug("elsewhere")))
     queue.create_task(slug("far"), definition_of("far", ["c"], taskGroupId=slug("elsewhere")))
     end(queue, "a")
-    monkeypatch.setattr(retrigger, "WALK_CALLS", 1)
+    monkeypatch.setattr(dependents, "WALK_CALLS", 1)
     action = await carry_out(monitored, slug("a"))
     assert set(await copies(monitored, action)) == {"a", "b", "c"}
     assert [each["name"] for each in action.left_out] == ["near"], "which the walk came across"
     assert any("other groups were not searched for dependents" in note for note in action.notes)
-    monkeypatch.setattr(retrigger, "WALK_CALLS", 20)
+    monkeypatch.setattr(dependents, "WALK_CALLS", 20)
     action = await carry_out(monitored, slug("a"))
     assert {each["name"] for each in action.left_out} == {"near", "far"}
     assert action.notes == []
@@ -329,7 +329,7 @@ async def test_a_task_that_depends_on_itself_is_rejected(monitored: World) -> No
 
 @pytest.mark.parametrize("calls", [0, 20])
 async def test_a_circle_is_rejected(monitored: World, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    monkeypatch.setattr(retrigger, "WALK_CALLS", calls)
+    monkeypatch.setattr(dependents, "WALK_CALLS", calls)
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"], "c": ["b"], "d": ["c"]})
     end(queue, "a")
@@ -349,8 +349,8 @@ async def test_dependents_that_hold_too_much_are_not_copied(
     monitored: World, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
     """Whoever may define tasks decides how much is held for a retrigger of one of them."""
-    monkeypatch.setattr(retrigger, "WALK_CALLS", calls)
-    monkeypatch.setattr(retrigger, "MAX_VALUES", 1_000)
+    monkeypatch.setattr(dependents, "WALK_CALLS", calls)
+    monkeypatch.setattr(dependents, "MAX_VALUES", 1_000)
     build(monitored.tc.queue, {"root": [], "small": ["root"]})
     end(monitored.tc.queue, "root")
     assert (await carry_out(monitored, slug("root"))).state == "done"
@@ -374,10 +374,10 @@ async def test_a_group_that_is_sealed_after_the_plan_was_made_is_planned_anew(mo
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
-    hold = await claimed(monitored)
-    planned = await make_plan(monitored, hold)
+    lease = await claimed(monitored)
+    planned = await make_plan(monitored, lease)
     queue.seal_task_group(GROUP)
-    await retrigger.run(monitored.parts, hold)
+    await retrigger.run(monitored.services, lease)
     action = await stored(monitored, action)
     assert (action.state, action.plan_attempt) == ("done", 1)
     made = await copies(monitored, action)
@@ -523,10 +523,10 @@ async def test_a_definition_from_before_some_fields_were_known_is_completed(moni
     task = queue.find(slug("a"))
     task.definition = {k: v for k, v in task.definition.items() if k not in {"tags", "retries"}}
     action = await action_on(monitored, slug("a"))
-    (planned,) = await make_plan(monitored, hold := await claimed(monitored))
+    (planned,) = await make_plan(monitored, lease := await claimed(monitored))
     assert planned.definition is not None
     assert (planned.definition["tags"], planned.definition["retries"]) == ({}, 5)
-    await retrigger.run(monitored.parts, hold)
+    await retrigger.run(monitored.services, lease)
     assert (await stored(monitored, action)).state == "done"
 
 
@@ -593,7 +593,7 @@ async def test_what_was_made_without_an_answer_is_listed_as_made(
     build(queue, {"group": [], "a": [], "b": ["a"]})
     queue.create_task(slug("c"), definition_of("c", ["a"], routes=["index.secret.thing"]))
     end(queue, "a")
-    create_task = monitored.parts.queue.create_task
+    create_task = monitored.services.queue.create_task
 
     async def lost(task_id: str, definition: Definition, scopes: list[str]) -> Any:
         status = await create_task(task_id, definition, scopes)
@@ -601,7 +601,7 @@ async def test_what_was_made_without_an_answer_is_listed_as_made(
             raise Unavailable("taskcluster", "the answer was lost")
         return status
 
-    monkeypatch.setattr(monitored.parts.queue, "create_task", lost)
+    monkeypatch.setattr(monitored.services.queue, "create_task", lost)
     action = await carry_out(monitored, slug("a"))
     assert action.state == "failed"
     async with monitored.database.reading() as session:
@@ -630,10 +630,10 @@ async def test_a_task_that_stands_under_a_planned_id_and_is_not_ours_fails_the_a
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
-    hold = await claimed(monitored)
-    planned = await make_plan(monitored, hold)
+    lease = await claimed(monitored)
+    planned = await make_plan(monitored, lease)
     queue.create_task(planned[0].task_id, definition_of("foreign", routes=["index.mallory"]))
-    await retrigger.run(monitored.parts, hold)
+    await retrigger.run(monitored.services, lease)
     action = await stored(monitored, action)
     assert action.state == "failed"
     assert "a task that this service did not make has the id that was planned for a" in str(action.error)
@@ -652,7 +652,7 @@ READS = ["task", "status", "listDependentTasks", "listTaskGroup", "statuses", "t
 async def test_whatever_call_fails_for_a_while_it_is_carried_out_once(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
 ) -> None:
-    monkeypatch.setattr(retrigger, "WALK_CALLS", 1 if method in {"listTaskGroup", "tasks"} else 20)
+    monkeypatch.setattr(dependents, "WALK_CALLS", 1 if method in {"listTaskGroup", "tasks"} else 20)
     async with world_with(sqlite_url, work=WORK) as world:
         queue = world.tc.queue
         graph = {"group": [], "outside": [], "a": ["outside"]}
@@ -695,7 +695,7 @@ ODD_STATUSES: list[dict[str, Any]] = [{"runs": [None]}, {"runs": [{}]}, {"state"
 async def test_an_answer_that_is_no_task_postpones_it(
     monitored: World, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any], name: str, calls: int
 ) -> None:
-    monkeypatch.setattr(retrigger, "WALK_CALLS", calls)
+    monkeypatch.setattr(dependents, "WALK_CALLS", calls)
     queue = monitored.tc.queue
     build(queue, {"group": [], "outside": [], "a": [], "b": ["a", "outside"]})
     end(queue, "a")
@@ -705,9 +705,9 @@ async def test_an_answer_that_is_no_task_postpones_it(
     else:
         task.definition = task.definition | odd
     await action_on(monitored, slug("a"))
-    hold = await claimed(monitored)
+    lease = await claimed(monitored)
     with pytest.raises(Unavailable, match="Taskcluster's answer has"):
-        await retrigger.run(monitored.parts, hold)
+        await retrigger.run(monitored.services, lease)
 
 
 async def test_many_throttled_calls_do_not_make_the_waits_long(sqlite_url: str) -> None:
@@ -725,7 +725,7 @@ async def test_how_long_taskcluster_asks_to_be_left_alone_is_obeyed(sqlite_url: 
         build(world.tc.queue, {"group": [], "a": []})
         world.tc.faults.add("throttle", "createTask", retry_after=600)
         action = await action_on(world, slug("a"))
-        worker = Worker(world.parts)
+        worker = Worker(world.services)
         running = asyncio.create_task(worker.run())
 
         async def is_postponed() -> bool:
@@ -745,13 +745,13 @@ async def test_a_restart_goes_on_with_the_stored_plan(monitored: World) -> None:
     build(queue, DIAMOND)
     end(queue, "a")
     action = await action_on(monitored, slug("a"))
-    hold = await claimed(monitored)
-    planned = [task.task_id for task in await make_plan(monitored, hold)]
+    lease = await claimed(monitored)
+    planned = [task.task_id for task in await make_plan(monitored, lease)]
     monitored.tc.faults.add("after", "createTask", times=1)
     with pytest.raises(Unavailable):
-        await retrigger.run(monitored.parts, hold)
+        await retrigger.run(monitored.services, lease)
     build(queue, {"late": ["a"]})  # came too late for the plan
-    await retrigger.run(monitored.parts, hold)
+    await retrigger.run(monitored.services, lease)
     action = await stored(monitored, action)
     assert action.state == "done"
     assert list((await copies(monitored, action)).values()) == planned
@@ -766,14 +766,14 @@ async def test_a_late_restart_stamps_anew_only_what_is_not_there(
     end(queue, "x", "completed")
     end(queue, "a")
     action = await action_on(monitored, slug("a"))
-    hold = await claimed(monitored)
-    first, second = await make_plan(monitored, hold)
+    lease = await claimed(monitored)
+    first, second = await make_plan(monitored, lease)
     assert first.definition is not None
     queue.create_task(first.task_id, first.definition)
     queue.clock.advance(3600)
     real = now()
     monkeypatch.setattr(create, "now", lambda: real + timedelta(hours=1))
-    await retrigger.run(monitored.parts, hold)
+    await retrigger.run(monitored.services, lease)
     assert (await stored(monitored, action)).state == "done"
     assert queue.task(first.task_id)["created"] == first.definition["created"]
     assert moment(queue.task(second.task_id)["created"]) >= real + timedelta(minutes=59)
@@ -799,11 +799,11 @@ async def test_a_repository_that_is_disabled_meanwhile_stops_the_plan(monitored:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
-    hold = await claimed(monitored)
-    await make_plan(monitored, hold)
+    lease = await claimed(monitored)
+    await make_plan(monitored, lease)
     async with monitored.database.writing() as session:
         (await session.get_one(Repository, 1)).enabled = False
-    await retrigger.run(monitored.parts, hold)
+    await retrigger.run(monitored.services, lease)
     action = await stored(monitored, action)
     assert action.state == "failed"
     assert "disabled" in str(action.error)
@@ -820,9 +820,9 @@ async def test_reads_that_are_not_allowed_fail_readably(sqlite_url: str) -> None
         poor = TaskclusterQueue(
             TaskclusterSettings(root_url=root, client_id=client.client_id, access_token=client.access_token)
         )
-        rich, world.parts.queue = world.parts.queue, poor
+        rich, world.services.queue = world.services.queue, poor
         action = await carry_out(world, slug("a"))
-        world.parts.queue = rich
+        world.services.queue = rich
         await poor.close()
         assert action.state == "failed"
         assert f"queue:list-dependent-tasks:{slug('a')}" in str(action.error)
@@ -854,14 +854,14 @@ def is_copied(world: World, name: str) -> bool:
 async def test_the_first_copy_is_created_while_the_others_are_looked_for(
     streaming: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dependents = streaming.parts.queue.dependents
+    dependents = streaming.services.queue.dependents
 
     async def wait_for_the_copy(task_id: str, *more: Any, **options: Any) -> Any:
         if task_id != slug("a"):
             await until(lambda: _is(is_copied(streaming, "a")))
         return await dependents(task_id, *more, **options)
 
-    monkeypatch.setattr(streaming.parts.queue, "dependents", wait_for_the_copy)
+    monkeypatch.setattr(streaming.services.queue, "dependents", wait_for_the_copy)
     action = await carry_out(streaming, slug("a"))
     assert (action.state, action.error) == ("done", None)
     assert set(await copies(streaming, action)) == {"a", *STREAMED}
@@ -875,8 +875,8 @@ async def _is(value: bool) -> bool:
 async def test_however_few_dependents_are_looked_at_first_all_are_copied(
     streaming: World, monkeypatch: pytest.MonkeyPatch, limit: int, calls: int
 ) -> None:
-    monkeypatch.setattr(retrigger, "FIRST_PAGE", limit)
-    monkeypatch.setattr(retrigger, "WALK_CALLS", calls)
+    monkeypatch.setattr(search, "FIRST_PAGE", limit)
+    monkeypatch.setattr(dependents, "WALK_CALLS", calls)
     streaming.tc.queue.create_task(slug("foreign"), definition_of("foreign", ["a"], taskGroupId=slug("elsewhere")))
     action = await carry_out(streaming, slug("a"))
     assert set(await copies(streaming, action)) == {"a", *STREAMED}
@@ -885,22 +885,22 @@ async def test_however_few_dependents_are_looked_at_first_all_are_copied(
 
 
 async def test_copies_are_created_while_others_are_planned(streaming: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    store_definitions, parts = plan.store_definitions, 0
+    store_definitions, services = plan.store_definitions, 0
 
     async def wait_for_copies(*arguments: Any, **values: Any) -> None:
-        nonlocal parts
-        await until(lambda: _is(len(streaming.tc.queue.tasks) == 2 + len(STREAMED) + 4 + 3 * parts))
+        nonlocal services
+        await until(lambda: _is(len(streaming.tc.queue.tasks) == 2 + len(STREAMED) + 4 + 3 * services))
         await store_definitions(*arguments, **values)
-        parts += 1
+        services += 1
 
     monkeypatch.setattr(retrigger, "store_definitions", wait_for_copies)
     action = await carry_out(streaming, slug("a"))
     assert (action.state, action.error) == ("done", None)
-    assert parts == 3
+    assert services == 3
 
 
 async def test_what_is_created_was_stored_before(streaming: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    create_task = streaming.parts.queue.create_task
+    create_task = streaming.services.queue.create_task
     planned: list[int] = []
 
     async def look(task_id: str, definition: Definition, scopes: list[str]) -> Any:
@@ -909,7 +909,7 @@ async def test_what_is_created_was_stored_before(streaming: World, monkeypatch: 
         assert rows[task_id] == definition
         return await create_task(task_id, definition, scopes)
 
-    monkeypatch.setattr(streaming.parts.queue, "create_task", look)
+    monkeypatch.setattr(streaming.services.queue, "create_task", look)
     action = await carry_out(streaming, slug("a"))
     assert (action.state, action.error) == ("done", None)
     assert planned[0] == 1
@@ -951,9 +951,9 @@ async def test_a_crash_at_any_point_goes_on_with_the_same_tasks(
             patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
             patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
         else:
-            patch.setattr(streaming.parts.queue, "create_task", crash(streaming.parts.queue.create_task))
+            patch.setattr(streaming.services.queue, "create_task", crash(streaming.services.queue.create_task))
         action = await action_on(streaming, slug("a"))
-        crash.running = asyncio.create_task(retrigger.run(streaming.parts, await claimed(streaming)))
+        crash.running = asyncio.create_task(retrigger.run(streaming.services, await claimed(streaming)))
         with pytest.raises(asyncio.CancelledError):
             await crash.running
     before = {task.task_id: task.definition for task in await streaming.planned()}
@@ -962,13 +962,13 @@ async def test_a_crash_at_any_point_goes_on_with_the_same_tasks(
     build(queue, {"late": ["a"]})
     async with streaming.database.writing() as session:
         await session.exec(update(Action).values(due_at=now()))
-    await retrigger.run(streaming.parts, await claimed(streaming))
+    await retrigger.run(streaming.services, await claimed(streaming))
     action = await stored(streaming, action)
     assert (action.state, action.error) == ("done", None)
 
     made = await copies(streaming, action)
     names = {"a", *STREAMED} | (set() if outlined else {"late"})
-    new_id = copy_ids(streaming.parts.secret, action, 0)
+    new_id = copy_ids(streaming.services.secret, action, 0)
     assert made == {name: new_id(slug(name)) for name in made}
     assert set(made) == names
     rows = await streaming.planned()
@@ -1004,13 +1004,13 @@ async def test_a_task_that_expires_while_its_copy_is_planned_fails_the_action(st
         patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
         patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
         action = await action_on(streaming, slug("a"))
-        crash.running = asyncio.create_task(retrigger.run(streaming.parts, await claimed(streaming)))
+        crash.running = asyncio.create_task(retrigger.run(streaming.services, await claimed(streaming)))
         with pytest.raises(asyncio.CancelledError):
             await crash.running
     del queue.tasks[slug("u5")]
     async with streaming.database.writing() as session:
         await session.exec(update(Action).values(due_at=now()))
-    await retrigger.run(streaming.parts, await claimed(streaming))
+    await retrigger.run(streaming.services, await claimed(streaming))
     action = await stored(streaming, action)
     assert action.state == "failed"
     assert f"u5 ({slug('u5')}) has expired" in str(action.error)
@@ -1051,9 +1051,9 @@ async def test_the_first_copy_is_early_only_if_others_are_copied_for_sure(
     stores: list[int] = []
     store_plan = plan.store_plan
 
-    async def count(hold: Any, tasks: list[PlannedTask], **values: Any) -> Any:
+    async def count(lease: Any, tasks: list[PlannedTask], **values: Any) -> Any:
         stores.append(len(tasks))
-        return await store_plan(hold, tasks, **values)
+        return await store_plan(lease, tasks, **values)
 
     monkeypatch.setattr(retrigger, "store_plan", count)
     action = await carry_out(monitored, slug("a"))
@@ -1070,11 +1070,11 @@ async def test_the_first_copy_is_early_only_if_others_are_copied_for_sure(
 def direct(world: World) -> Direct:
     """The world's queue without HTTP between."""
     made = Direct(world.tc.queue)
-    world.parts.queue = made  # type: ignore[assignment]  # its lists are the Protocol's
+    world.services.queue = made  # type: ignore[assignment]  # its lists are the Protocol's
     return made
 
 
-async def plan_for(parts: Any, queue: Queue, name: str) -> Plan:
+async def plan_for(services: Any, queue: Queue, name: str) -> Plan:
     task_id = slug(name)
     subject = Subject(
         Repository(alias="mc", url="u", host="h", level="1", last_push_id=0),
@@ -1082,7 +1082,7 @@ async def plan_for(parts: Any, queue: Queue, name: str) -> Plan:
         queue.status(task_id)["status"],
         [],
     )
-    return await retrigger.plan(parts, subject, None, lambda old: slugid(b"key", old), "share")
+    return await retrigger.plan(services, subject, None, lambda old: slugid(b"key", old), "share")
 
 
 async def test_a_chain_of_a_thousand(monitored: World, direct: Direct) -> None:
@@ -1101,7 +1101,7 @@ async def test_a_chain_of_a_thousand(monitored: World, direct: Direct) -> None:
 async def test_a_fan_of_five_thousand(world: World, direct: Direct) -> None:
     build(world.tc.queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(4999)}})
     end(world.tc.queue, "a")
-    made = await plan_for(world.parts, world.tc.queue, "a")
+    made = await plan_for(world.services, world.tc.queue, "a")
     assert len(made.copies) == 5000
     assert {copy.definition["dependencies"][0] for copy in made.copies[1:]} == {made.copies[0].new_id}
     assert len({copy.new_id for copy in made.copies}) == 5000
@@ -1112,7 +1112,7 @@ async def test_a_wide_graph_that_is_deep_too_fetches_what_it_had_not_kept(world:
     rows = {f"r{row}-{n}": [f"r{row - 1}-{n}"] if row else ["a"] for row in range(40) for n in range(60)}
     build(world.tc.queue, {"group": [], "a": [], **rows})
     end(world.tc.queue, "a")
-    made = await plan_for(world.parts, world.tc.queue, "a")
+    made = await plan_for(world.services, world.tc.queue, "a")
     assert {copy.name for copy in made.copies} == {"a", *rows}
     assert direct.calls["tasks"] in {1, 2, 3}
     assert sum(direct.calls.values()) <= 3 + 30
@@ -1137,7 +1137,7 @@ def parts_of(sqlite: Database) -> Any:
         chosen = Settings(database_url="sqlite+aiosqlite:///unused")
         nothing: Any = None
         direct: Any = Direct(queue)
-        return Parts(chosen, sqlite, nothing, direct, {}, None, nothing, b"")
+        return Services(chosen, sqlite, nothing, direct, {}, None, nothing, b"")
 
     return made
 
@@ -1171,7 +1171,7 @@ async def test_exactly_the_dependents_are_copied_in_their_shape(
         if reached & set(dependencies):
             reached.add(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrigger, "WALK_CALLS", data.draw(st.integers(0, 20)))
+        patch.setattr(dependents, "WALK_CALLS", data.draw(st.integers(0, 20)))
         made = await plan_for(parts_of(queue), queue, failed)
 
     names = [copy.name for copy in made.copies]
@@ -1197,5 +1197,5 @@ async def test_a_circle_raises_before_anything_is_computed(parts_of: Any) -> Non
     build(queue, {"group": [], "a": [], "b": ["a"]})
     end(queue, "a")
     tie(queue, "a", "b")
-    with pytest.raises(RejectedError, match="circle"):
+    with pytest.raises(ActionRejectedError, match="circle"):
         await asyncio.wait_for(plan_for(parts_of(queue), queue, "a"), 5)

@@ -16,9 +16,9 @@ from sandbox.treeherder.app import SUBMISSION, Year
 from service.clients import taskcluster
 from service.engine import leases
 from service.engine.budget import burst, jobs_budget
-from service.engine.leases import Hold, claim
-from service.engine.reporter import Desk, Reporter
-from service.flow.jobs.deliver import ALONE, BELIEVED, Deliverer, Recent
+from service.engine.leases import Lease, claim
+from service.engine.reporter import EnvironmentReporter, Reporter
+from service.flow.jobs.deliver import MAX_LONE_500S, NEGATIVE_CONFIRMATIONS, Deliverer, Recent
 from service.flow.jobs.outcomes import End
 from service.flow.jobs.run import job_guid
 from service.flow.pushes.push import store
@@ -37,7 +37,7 @@ from tests.services import Amqp
 async def only_first(database_url: str, **more: Any) -> AsyncIterator[Newsroom]:
     """A room in which the second Treeherder is none of ours."""
     async with newsroom(database_url, **more) as made:
-        made.parts.settings.environments[STAGE].jobs = "off"
+        made.services.settings.environments[STAGE].jobs = "off"
         yield made
 
 
@@ -64,7 +64,7 @@ async def until(what: Callable[[], bool], seconds: float = 10) -> None:
 
 async def go_on_until(room: Newsroom, what: Callable[[], Awaitable[bool]]) -> None:
     """Further jobs come in all the while."""
-    reporter = Reporter(room.parts)
+    reporter = Reporter(room.services)
     running = asyncio.create_task(reporter.run())
     async with asyncio.timeout(20):
         while not await what():
@@ -142,10 +142,10 @@ async def test_a_treeherder_that_is_ill_buries_nobody(sqlite_room: Newsroom) -> 
     ids = [room.create() for _ in range(16)]
     room.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(each, 0) for each in ids)
     room.th[PREFIX].behaviour.bad_job_status = 500
-    deliverer = Deliverer(room.parts, PREFIX)
+    deliverer = Deliverer(room.services, PREFIX)
     await room.take_all()
     deliverer._took_at = time.monotonic()
-    for _ in range(ALONE + 1):
+    for _ in range(MAX_LONE_500S + 1):
         done = await deliverer.jobs(await room.reports())
         assert {outcome.end for outcome in done.outcomes} == {End.LATER}
         assert len(done.outcomes) == 16
@@ -161,7 +161,7 @@ async def test_a_job_is_bad_only_when_others_are_taken_between_its_failures(sqli
     await room.take_all()
     (bad,) = await room.reports()
     bad.attempts = 50  # waited long for something else
-    deliverer = Deliverer(room.parts, PREFIX)
+    deliverer = Deliverer(room.services, PREFIX)
 
     async def ends(*reports: JobReport) -> list[End]:
         done = await deliverer.jobs(list(reports))
@@ -212,7 +212,7 @@ async def test_a_report_that_a_bug_trips_over_stands_alone_and_is_given_up_in_th
         return make(self, report, *more)
 
     monkeypatch.setattr(Deliverer, "_job", trips)
-    room.parts.settings.work.give_up = timedelta(seconds=give_up)
+    room.services.settings.work.give_up = timedelta(seconds=give_up)
     await room.take_all()
     await room.report(until_due=1 if give_up else 0)
     assert set(room.jobs()) == {f"{each}/0" for each in ids if each != ids[7]}
@@ -243,7 +243,7 @@ async def test_an_outage_costs_one_request_a_pause_however_much_waits(sqlite_url
             room.create()
         room.th[PREFIX].behaviour.down = -1
         await room.take_all()
-        reporter = Reporter(room.parts)
+        reporter = Reporter(room.services)
         running = asyncio.create_task(reporter.run())
         await asyncio.sleep(1.5)
         assert sum(room.th[PREFIX].counters.values()) <= 14, room.th[PREFIX].counters
@@ -261,7 +261,7 @@ async def test_retry_after_is_obeyed(sqlite_room: Newsroom) -> None:
     room.th[PREFIX].behaviour.too_many = 1
     room.create()
     await room.take_all()
-    reporter = Reporter(room.parts)
+    reporter = Reporter(room.services)
     running = asyncio.create_task(reporter.run())
     await asyncio.sleep(0.5)
     reporter.stop()
@@ -289,7 +289,7 @@ async def test_given_up_after_a_day(sqlite_room: Newsroom) -> None:
     await sqlite_room.take_all()
     async with sqlite_room.database.writing() as session:
         await session.exec(update(JobReport).values(since=now() - timedelta(days=2)))
-    sqlite_room.parts.settings.reports.push_wait = timedelta(days=9)
+    sqlite_room.services.settings.reports.push_wait = timedelta(days=9)
     await sqlite_room.report()
     (letter,) = await sqlite_room.letters()
     assert "503" in letter.reason
@@ -305,7 +305,7 @@ async def test_a_job_of_a_push_that_treeherder_does_not_know_waits_for_it(room: 
     room.th[PREFIX].behaviour.unknown_push = "drop"  # a 200 proves nothing
     task_id = room.create(routes=[f"{PREFIX}.v2.mc.{OTHER}"])
     await room.take_all()
-    reporter = Reporter(room.parts)
+    reporter = Reporter(room.services)
     running = asyncio.create_task(reporter.run())
     async with asyncio.timeout(10):
         while f"no push {OTHER} of mc" not in ((await room.reports())[0].error or ""):  # noqa: ASYNC110 - a row in a table
@@ -348,7 +348,7 @@ async def test_an_outage_does_not_count_for_the_hour(sqlite_url: str) -> None:
         async with room.database.writing() as session:
             await session.exec(update(JobReport).values(since=now() - timedelta(hours=2)))
         room.th[PREFIX].behaviour.down = -1
-        reporter = Reporter(room.parts)
+        reporter = Reporter(room.services)
         running = asyncio.create_task(reporter.run())
         await asyncio.sleep(0.5)
         assert await room.letters() == [], "nobody has said that there is no such push"
@@ -370,7 +370,7 @@ async def test_another_outage_begins_the_hour_anew(sqlite_url: str) -> None:
         await room.take_all()
         for down, waits in ((0, True), (-1, False)):
             room.th[PREFIX].behaviour.down = down
-            reporter = Reporter(room.parts)
+            reporter = Reporter(room.services)
             running = asyncio.create_task(reporter.run())
             await until(lambda: sum(room.th[PREFIX].counters.values()) > 0)
             await asyncio.sleep(0.1)
@@ -386,7 +386,7 @@ async def test_a_push_that_we_are_about_to_create_is_not_given_up_after_an_hour(
         tip, _ = await own_push(room)
         task_id = room.create(routes=[f"{PREFIX}.v2.mc.{tip}"])
         await room.take_all()
-        reporter = Reporter(room.parts)
+        reporter = Reporter(room.services)
         running = asyncio.create_task(reporter.run())
         await asyncio.sleep(0.3)
         assert await room.letters() == []
@@ -401,7 +401,7 @@ async def own_push(room: Newsroom, alias: str = "mc") -> tuple[str, str]:
     """A push of ours whose resultset is not there yet: its revision and revision_hash."""
     await add_repository(room.database, alias)
     async with room.database.writing() as session:
-        await store(session, room.parts.settings, [push_event(1, alias=alias)])
+        await store(session, room.services.settings, [push_event(1, alias=alias)])
     async with room.database.reading() as session:
         push = (await session.exec(select(Push))).one()
     return push.revision or "", push.revision_hash
@@ -411,18 +411,18 @@ async def create_resultset(room: Newsroom) -> None:
     async with room.database.writing() as session:
         (step,) = await claim(session, PushStep, f"resultset {PREFIX}", 1, timedelta(seconds=30))
     assert step.kind == StepKind.RESULTSET
-    await post_resultset(room.parts, Hold(room.database, room.parts.settings.work, step))
+    await post_resultset(room.services, Lease(room.database, room.services.settings.work, step))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 async def test_a_job_of_our_own_push_waits_until_we_have_created_it(room: Newsroom, version: int) -> None:
-    room.parts.settings.reports.max_pause = timedelta(hours=1)
-    room.parts.settings.work.first_retry = room.parts.settings.work.max_retry = timedelta(hours=1)
+    room.services.settings.reports.max_pause = timedelta(hours=1)
+    room.services.settings.work.first_retry = room.services.settings.work.max_retry = timedelta(hours=1)
     tip, revision_hash = await own_push(room)
     assert tip == node("mc 1")
     task_id = room.create(routes=[f"{PREFIX}.mc.{revision_hash}" if version == 1 else f"{PREFIX}.v2.mc.{tip}.1"])
     await room.take_all()
-    reporter = Reporter(room.parts)
+    reporter = Reporter(room.services)
     running = asyncio.create_task(reporter.run())
     async with asyncio.timeout(10):
         while "about to create it" not in ((await room.reports())[0].error or ""):  # noqa: ASYNC110 - a row tells nobody
@@ -504,7 +504,7 @@ async def test_a_finished_run_is_posted_once_with_all_that_it_uploaded(room: New
     room.tc.queue.report_failed(task_id, 0)
     await room.told()
     links = room.links(task_id)
-    root = room.parts.settings.taskcluster.root
+    root = room.services.settings.taskcluster.root
     assert links[0] == (f"{root}/tasks/{task_id}/runs/0", task_id)
     assert len(links) == 1 + 1_202, "all pages"
     assert "0001-2.txt" in [text for _, text in links]
@@ -559,7 +559,7 @@ async def test_while_taskcluster_is_slow_others_are_told(sqlite_url: str) -> Non
             room.tc.queue.report_completed(task_id, 0)
         room.tc.faults.add("delay", "listArtifacts", seconds=30.0)
         await room.take_all()
-        reporter = Reporter(room.parts)
+        reporter = Reporter(room.services)
         running = asyncio.create_task(reporter.run())
         await until(lambda: room.tc.journal.calls["listArtifacts"] >= 4)
         began = time.monotonic()
@@ -590,11 +590,11 @@ async def test_what_was_made_ready_while_treeherder_went_away_waits_for_it(sqlit
             room.end(room.create(), "completed")
         room.tc.faults.add("delay", "listArtifacts", seconds=0.3)
         await room.take_all()
-        deliverer = Deliverer(room.parts, PREFIX)
+        deliverer = Deliverer(room.services, PREFIX)
         room.th[PREFIX].behaviour.down = -1
         room.th[PREFIX].behaviour.delay = 0.2
         batches = await asyncio.gather(*(deliverer.jobs([report]) for report in await room.reports()))
-        assert sum(room.th[PREFIX].counters.values()) == room.parts.settings.reports.at_a_time
+        assert sum(room.th[PREFIX].counters.values()) == room.services.settings.reports.at_a_time
         ends = [outcome.end for done in batches for outcome in done.outcomes]
         assert ends == [End.LATER] * 8
 
@@ -605,14 +605,14 @@ async def test_a_task_that_is_not_there_yet_is_asked_for_again(sqlite_room: News
     await room.take_all()
     (report,) = await room.reports()
     task = room.tc.queue.tasks.pop(report.task_id)
-    deliverer = Deliverer(room.parts, PREFIX)
+    deliverer = Deliverer(room.services, PREFIX)
     assert [outcome.end for outcome in (await deliverer.jobs([report])).outcomes] == [End.LATER]
     room.tc.queue.tasks[report.task_id] = task
     assert [outcome.end for outcome in (await deliverer.jobs([report])).outcomes] == [End.DONE]
     del room.tc.queue.tasks[report.task_id]
-    other = Deliverer(room.parts, PREFIX)
-    ends = [(await other.jobs([report])).outcomes[0].end for _ in range(BELIEVED)]
-    assert ends == [End.LATER] * (BELIEVED - 1) + [End.SKIPPED]
+    other = Deliverer(room.services, PREFIX)
+    ends = [(await other.jobs([report])).outcomes[0].end for _ in range(NEGATIVE_CONFIRMATIONS)]
+    assert ends == [End.LATER] * (NEGATIVE_CONFIRMATIONS - 1) + [End.SKIPPED]
 
 
 async def test_of_any_number_of_artifacts_some_are_linked(room: Newsroom, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -675,14 +675,14 @@ async def test_a_job_that_no_queue_takes_waits_until_somebody_listens(sqlite_url
         room.create()
         await room.take_all()
         (report,) = await room.reports()
-        (outcome,) = (await Deliverer(room.parts, PREFIX).jobs([report])).outcomes
+        (outcome,) = (await Deliverer(room.services, PREFIX).jobs([report])).outcomes
         assert outcome.end == End.LATER
         assert f"no queue is bound to exchange/{user}/v1/jobs for '{PREFIX}.mc._'" in (outcome.reason or "")
         with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
             channel = connection.channel()
             channel.queue_declare(amqp.queue())
             channel.queue_bind(amqp.queue(), f"exchange/{user}/v1/jobs", "#")
-        (outcome,) = (await Deliverer(room.parts, PREFIX).jobs([report])).outcomes
+        (outcome,) = (await Deliverer(room.services, PREFIX).jobs([report])).outcomes
         assert outcome.end == End.DONE
 
 
@@ -701,7 +701,7 @@ async def test_a_broker_that_is_away_delays_and_loses_nothing(sqlite_url: str, u
     async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as room:
         room.create()
         await room.take_all()
-        reporter = Reporter(room.parts)
+        reporter = Reporter(room.services)
         running = asyncio.create_task(reporter.run())
         await asyncio.sleep(0.5)
         reporter.stop()
@@ -728,7 +728,7 @@ async def test_the_budget_holds_for_all_replicas_and_treeherder_never_throttles(
             room.create()
         await room.take_all()
         began = time.monotonic()
-        others = [Reporter(room.parts) for _ in range(2)]
+        others = [Reporter(room.services) for _ in range(2)]
         running = [asyncio.create_task(other.run()) for other in others]
         await room.report()
         for other in others:
@@ -757,7 +757,7 @@ def test_the_rate_leaves_room_for_a_full_bucket_and_late_requests_at_the_start_o
 
 async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: str) -> None:
     async with only_first(sqlite_url, reports={"turn": 1, "gather": 0.1}) as room:
-        desk = Desk(room.parts, PREFIX)
+        desk = EnvironmentReporter(room.services, PREFIX)
         small, large = f"job {PREFIX} try", f"job {PREFIX} mc"
         at = time.monotonic()
         desk._served = {small: at - 0.5, large: at - 0.5}
@@ -772,7 +772,7 @@ async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: st
 
 
 async def test_projects_take_turns(sqlite_room: Newsroom) -> None:
-    sqlite_room.parts.settings.reports.batch = 5
+    sqlite_room.services.settings.reports.batch = 5
     for _ in range(20):
         sqlite_room.create()
     last = sqlite_room.create(routes=[route(PREFIX, "try")])
@@ -785,7 +785,7 @@ async def test_projects_take_turns(sqlite_room: Newsroom) -> None:
 
 
 async def test_what_a_dead_holder_had_is_done_by_another(room: Newsroom) -> None:
-    room.parts.settings.work.lease = timedelta(seconds=0.3)
+    room.services.settings.work.lease = timedelta(seconds=0.3)
     task_id = room.create()
     await room.take_all()
     async with room.database.writing() as session:
@@ -796,11 +796,11 @@ async def test_what_a_dead_holder_had_is_done_by_another(room: Newsroom) -> None
 
 
 async def test_stopping_gives_back_what_takes_too_long(sqlite_room: Newsroom) -> None:
-    sqlite_room.parts.settings.work.drain = timedelta(seconds=0.1)
+    sqlite_room.services.settings.work.drain = timedelta(seconds=0.1)
     sqlite_room.th[PREFIX].behaviour.delay = 2
     sqlite_room.create()
     await sqlite_room.take_all()
-    reporter = Reporter(sqlite_room.parts)
+    reporter = Reporter(sqlite_room.services)
     running = asyncio.create_task(reporter.run())
     await asyncio.sleep(0.3)
     reporter.stop()

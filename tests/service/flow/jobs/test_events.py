@@ -14,14 +14,15 @@ from pydantic import ValidationError
 from sqlmodel import col, delete, select, update
 
 from sandbox.taskcluster import checks
-from service.engine.leases import Hold, claim
+from service.engine import leases
+from service.engine.leases import Lease, claim
 from service.engine.reporter import Reporter
 from service.flow.jobs import events, outcomes, reconcile
 from service.flow.jobs.events import NEVER, TaskEvent
 from service.flow.tasks.routes import parse
 from service.metrics import REGISTRY
 from service.store.database import Session, now
-from service.store.models import NOBODY, Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State
+from service.store.models import NOBODY, Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State, job_lane
 from tests.facts import fact
 from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, definition, newsroom, revision, route
 
@@ -276,7 +277,7 @@ async def test_the_final_jobs_are_the_same_whatever_order_the_messages_come_in(
 async def heal_now(room: Newsroom) -> None:
     """What worker and reporter do in their time."""
     await list_groups(room)
-    while await reconcile.check_quiet(room.parts):
+    while await reconcile.check_quiet(room.services):
         pass
 
 
@@ -285,10 +286,10 @@ async def list_groups(room: Newsroom, most: int = 100) -> None:
     listed = 0
     while listed < most:
         async with room.database.writing() as session:
-            checks_due = await claim(session, GroupCheck, "task-groups", 1, room.parts.settings.work.lease)
+            checks_due = await claim(session, GroupCheck, "task-groups", 1, room.services.settings.work.lease)
         if not checks_due:
             return
-        await reconcile.list_group(room.parts, Hold(room.database, room.parts.settings.work, checks_due[0]))
+        await reconcile.list_group(room.services, Lease(room.database, room.services.settings.work, checks_due[0]))
         listed += 1
 
 
@@ -308,8 +309,8 @@ async def forget(room: Newsroom) -> None:
 
 async def age(room: Newsroom, **values: Any) -> None:
     async with room.database.writing() as session:
-        old = now() - 2 * room.parts.settings.reports.quiet
-        await session.exec(update(JobReport).values(heard_at=old, **values))
+        old = now() - 2 * room.services.settings.reports.quiet
+        await session.exec(update(JobReport).values(last_event_at=old, **values))
 
 
 async def test_a_run_that_is_silent_for_long_is_asked_after(room: Newsroom) -> None:
@@ -319,10 +320,10 @@ async def test_a_run_that_is_silent_for_long_is_asked_after(room: Newsroom) -> N
     room.tc.queue.rerun_task(first)
     room.claim(second)
     room.messages.clear()  # lost
-    await reconcile.check_quiet(room.parts)
+    await reconcile.check_quiet(room.services)
     assert room.tc.journal.calls["statuses"] == 0, "it was heard of a moment ago"
     await age(room)
-    await reconcile.check_quiet(room.parts)
+    await reconcile.check_quiet(room.services)
     await room.report()
     assert room.jobs() == room.jobs(STAGE) == room.implied()
     assert room.tc.journal.calls["statuses"] == 1, "one call for all of them"
@@ -335,7 +336,7 @@ async def test_the_reporter_asks_by_itself(sqlite_url: str) -> None:
         await room.told()
         room.end(task_id, "completed")
         room.messages.clear()
-        reporter = Reporter(room.parts)
+        reporter = Reporter(room.services)
         running = asyncio.create_task(reporter.run())
         async with asyncio.timeout(10):
             while room.jobs() != room.implied():  # noqa: ASYNC110 - the stand-in tells nobody
@@ -349,7 +350,7 @@ async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_room: Newsroom
     sqlite_room.create(extra={})
     await sqlite_room.told()
     await age(sqlite_room)
-    assert await reconcile.check_quiet(sqlite_room.parts) == 0
+    assert await reconcile.check_quiet(sqlite_room.services) == 0
 
 
 async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever(room: Newsroom) -> None:
@@ -358,10 +359,10 @@ async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever
     room.claim(task_id)
     await room.take_all()
     async with room.database.writing() as session:
-        held = await claim(session, JobReport, f"job {PREFIX} mc", 1, room.parts.settings.work.lease)
+        held = await claim(session, JobReport, f"job {PREFIX} mc", 1, room.services.settings.work.lease)
     room.tc.queue.clear()
     await age(room)
-    assert await reconcile.check_quiet(room.parts) == 2
+    assert await reconcile.check_quiet(room.services) == 2
     async with room.database.writing() as session:
         await outcomes.release(session, held)
     assert await room.unfinished() == 0, "a holder of before says nothing more"
@@ -397,10 +398,10 @@ async def test_after_a_deleted_queue_more_than_one_calls_worth_is_asked_after(
         await reconcile.queue_was_deleted(session)
         later = now() + timedelta(hours=1)
         newest = max(report.id or 0 for report in await room.reports())
-        await session.exec(update(JobReport).where(col(JobReport.id) == newest).values(heard_at=later))
+        await session.exec(update(JobReport).where(col(JobReport.id) == newest).values(last_event_at=later))
     async with asyncio.timeout(10):
         await list_groups(room, most=1)
-    heard = {report.id: report.heard_at for report in await room.reports()}
+    heard = {report.id: report.last_event_at for report in await room.reports()}
     assert heard.pop(newest) == later, "it is heard of again"
     assert set(heard.values()) == {NEVER}
     assert len(heard) == 5
@@ -415,7 +416,9 @@ async def test_a_push_that_arrives_leaves_alone_what_is_being_tried(room: Newsro
         for task_id, values in zip(ids, states, strict=True):
             of_task = update(JobReport).where(col(JobReport.task_id) == task_id)
             await session.exec(of_task.values(due_at=later, **values))
-    await room.database.commit(lambda connection: connection.execute(*outcomes.push_arrived(PREFIX, "mc")), NOBODY)
+    await room.database.commit(
+        lambda connection: connection.execute(*leases.due_now(JobReport, job_lane(PREFIX, "mc"))), NOBODY
+    )
     due = {r.task_id: r.due_at for r in await room.reports() if r.environment == PREFIX and r.due_at is not None}
     assert [due[task_id] < later for task_id in ids] == [False, True, False]
     assert {r.due_at for r in await room.reports() if r.environment == STAGE} == {later}
@@ -465,13 +468,13 @@ async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
     decision = room.create()
     member = room.create(taskGroupId=decision)
     room.messages.clear()
-    group = room.parts.queue.group
+    group = room.services.queue.group
 
     async def strange(group_id: str) -> AsyncIterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
         async for page in group(group_id):
             yield [({**s, "state": "odd"} if s["taskId"] == decision else s, task) for s, task in page]
 
-    monkeypatch.setattr(room.parts.queue, "group", strange)
+    monkeypatch.setattr(room.services.queue, "group", strange)
     async with room.database.writing() as session:
         session.add(GroupCheck(task_group_id=decision, lane=reconcile.LANE))
     await heal_now(room)

@@ -41,7 +41,7 @@ async def claim(database: Database, limit: int = 1_000) -> list[JobReport]:
 
 async def finish(database: Database, ended: list[Outcome]) -> None:
     async with database.writing() as session:
-        await outcomes.settle(session, ended)
+        await outcomes.record_outcomes(session, ended)
 
 
 async def one(database: Database) -> JobReport:
@@ -107,7 +107,7 @@ async def test_what_was_heard_meanwhile_is_tried_before_a_report_is_given_up(dat
 async def test_how_late_a_job_is_is_measured_only_where_an_event_was_heard(sqlite: Database) -> None:
     await hear(sqlite, TASKS[:2], Stage.PENDING)
     held = await claim(sqlite)
-    held[0].heard_at = events.NEVER
+    held[0].last_event_at = events.NEVER
     before = observed()
     await finish(sqlite, [Outcome(each, End.DONE) for each in held])
     assert observed() == before + 1
@@ -126,7 +126,7 @@ async def test_who_has_lost_the_lease_writes_nothing(database: Database) -> None
     async with database.writing() as session:
         await outcomes.renew(session, [lost], timedelta(hours=9))
     after = await one(database)
-    assert (after.state, after.lease) == (State.PENDING, held.lease)
+    assert (after.state, after.fencing_token) == (State.PENDING, held.fencing_token)
     assert after.due_at is not None
     assert after.due_at < now() + timedelta(hours=1)
 

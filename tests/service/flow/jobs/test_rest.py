@@ -16,7 +16,7 @@ from service.flow.jobs.events import Target, TaskStatus, rows_of
 from service.flow.jobs.pulse import pulse_message
 from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links, job_guid, log_of, state_of
-from service.flow.tasks.facts import Facts, UnusableError, cut
+from service.flow.tasks.facts import Facts, UnshowableTaskError, cut
 from service.store.database import now
 from service.store.models import JobReport, Stage
 from tests.facts import fact, facts
@@ -37,7 +37,7 @@ THEIRS = {"perfherder_data_references"}
 def reports_of(payload: dict[str, Any], project: str = "mc", revision: str | None = TIP) -> list[JobReport]:
     status = TaskStatus.model_validate(payload["status"])
     rows = rows_of(status, [Target("tc-treeherder", project, revision)])
-    return [JobReport(**row._asdict(), heard_at=now()) for row in rows]
+    return [JobReport(**row._asdict(), last_event_at=now()) for row in rows]
 
 
 def report(stage: Stage = Stage.RESOLVED, **run: Any) -> JobReport:
@@ -337,7 +337,7 @@ def test_options(section: dict[str, Any], options: list[str]) -> None:
     ],
 )
 def test_sections_that_are_not_usable_and_why(extra: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UnusableError, match=reason):
+    with pytest.raises(UnshowableTaskError, match=reason):
         Facts(TASK, {**definition(extra=extra), "workerType": "linux"})
 
 
@@ -460,5 +460,5 @@ def test_pulse_messages_of_every_state(stage: Stage, run: dict[str, Any], told: 
 def test_a_project_that_the_schema_has_no_room_for_is_named() -> None:
     made = report()
     made.project = "pdf.js"
-    with pytest.raises(UnusableError, match="project"):
+    with pytest.raises(UnshowableTaskError, match="project"):
         pulse_message(made, facts_of(), ROOT, "live_backing_log", PUSH)

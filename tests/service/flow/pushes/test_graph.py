@@ -13,9 +13,9 @@ from sqlmodel import delete, select, update
 
 from sandbox.hg import NewChangeset
 from sandbox.hg.faults import Fault
-from service.engine.leases import GivenWayError, Hold
+from service.engine.leases import Lease, YieldedError
 from service.engine.render import Rendered, TemplateError
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions import notice
 from service.flow.pushes import graph
 from service.flow.pushes.graph import why_not
@@ -320,7 +320,7 @@ async def pushed(
 
 
 async def run(world: World) -> PushStep:
-    await graph.run(world.parts, await world.hold(StepKind.GRAPH))
+    await graph.run(world.services, await world.lease(StepKind.GRAPH))
     return await world.step(StepKind.GRAPH)
 
 
@@ -343,7 +343,7 @@ async def test_a_push_gets_its_graph(world: World) -> None:
     assert all(task.created for task in plan)
     async with world.database.reading() as session:
         repository = (await session.exec(select(Repository))).one()
-    derive = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")
+    derive = graph_ids(world.services.secret, "tc-treeherder", repository, push, 0, "graph")
     assert [task.task_id for task in plan] == [derive("decision"), derive("error")]
     for planned in plan:
         assert world.tc.queue.task(planned.task_id) == planned.definition
@@ -480,7 +480,7 @@ async def test_where_even_the_error_task_is_refused_a_job_shows_both_reasons(wor
     for words in ("version is 2", "no task could show this on the push", "queue:scheduler-id:tc-treeherder"):
         assert words in str(step.error)
     assert world.tc.queue.tasks == {}
-    await notice.run(world.parts, await claimed(world, Notice))
+    await notice.run(world.services, await claimed(world, Notice))
     (job,) = world.th.store.jobs.values()
     assert (job.body["job_symbol"], job.body["result"]) == ("D", "exception")
     assert "version is 2" in str(job.body)
@@ -569,7 +569,7 @@ async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(wor
     await pushed(world, NOW_IN_A_TAG.replace("dependencies: [", 'dependencies: ["VAD5PL3ZTaq4b8iuQOXxBA", '))
     async with world.database.reading() as session:
         repository, push = (await session.exec(select(Repository))).one(), (await world.pushes())[0]
-    own = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")("decision")
+    own = graph_ids(world.services.secret, "tc-treeherder", repository, push, 0, "graph")("decision")
     found = {
         "taskQueueId": "prov/w",
         "schedulerId": "test",
@@ -594,21 +594,21 @@ async def test_no_id_is_told_before_its_task_was_created(world: World) -> None:
     )
     world.tc.faults.add("before", "createTask", status=409)
     world.tc.faults.add("before", "cancelTask", status=409)
-    hold = await world.hold(StepKind.GRAPH)
+    lease = await world.lease(StepKind.GRAPH)
     async with world.database.reading() as session:
         repository, push = (await session.exec(select(Repository))).one(), (await world.pushes())[0]
-    ids = graph_ids(world.parts.secret, "tc-treeherder", repository, push, 0, "graph")
-    real = world.parts.queue.create_task
+    ids = graph_ids(world.services.secret, "tc-treeherder", repository, push, 0, "graph")
+    real = world.services.queue.create_task
 
     async def create_task(task_id: str, *arguments: Any) -> Any:
         try:
             return await real(task_id, *arguments)
-        except Refusal as refusal:
+        except PermanentUpstreamError as refusal:
             other = ids("error") if task_id == ids("decision") else task_id
-            raise Refusal("taskcluster", f"taskId {task_id} (x{other}): {refusal}", 409) from None
+            raise PermanentUpstreamError("taskcluster", f"taskId {task_id} (x{other}): {refusal}", 409) from None
 
-    world.parts.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # in the words of the real queue
-    await graph.run(world.parts, hold)
+    world.services.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # in the words of the real queue
+    await graph.run(world.services, lease)
     step = await world.step(StepKind.GRAPH)
     assert "taskId (the id of decision)" in str(step.error)
     for planned in await world.planned():
@@ -657,30 +657,30 @@ async def test_a_large_plan_gives_way_to_that_of_another_pusher(world: World, mo
     monkeypatch.setattr(create, "RECORD_TASKS", 1)
     monkeypatch.setattr(Rendered, "small", False)
     await pushed(world)
-    hold = await world.hold(StepKind.GRAPH)
-    real = world.parts.queue.create_task
+    lease = await world.lease(StepKind.GRAPH)
+    real = world.services.queue.create_task
     order: list[str] = []
     waiting: list[asyncio.Task[None]] = []
 
     async def wait_for_turn(share: str) -> None:
-        async with world.parts.large_plans.use(share):
+        async with world.services.large_plans.use(share):
             order.append(share)
 
     async def create_task(*arguments: Any) -> Any:
         order.append("created")
         if not waiting:
-            own = hold.item.share
+            own = lease.item.share
             waiting.extend(asyncio.create_task(wait_for_turn(share)) for share in (own, own, "another"))
             await asyncio.sleep(0)
         return await real(*arguments)
 
-    world.parts.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # that tells when it is called
-    with pytest.raises(GivenWayError):
-        await graph.run(world.parts, hold)
+    world.services.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # that tells when it is called
+    with pytest.raises(YieldedError):
+        await graph.run(world.services, lease)
     await asyncio.gather(*waiting)
     assert order[:2] == ["created", "another"], "before those that its own pusher has waiting"
     assert [task.created for task in await world.planned()] == [True, False]
-    await hold.release()
+    await lease.release()
     assert (await run(world)).state == State.DONE
     assert len(world.tc.queue.tasks) == 2
 
@@ -692,7 +692,7 @@ async def test_a_stored_plan_is_parsed_off_the_event_loop(world: World, monkeypa
         await run(world)
     before = await world.planned()
     step = await world.step(StepKind.GRAPH)
-    step.lease = 2
+    step.fencing_token = 2
     threads: list[int] = []
     real = json.loads
 
@@ -703,8 +703,8 @@ async def test_a_stored_plan_is_parsed_off_the_event_loop(world: World, monkeypa
     monkeypatch.setattr(plan, "CHUNK_TASKS", 1)
     monkeypatch.setattr(json, "loads", loads)
     async with AsyncExitStack() as stack:
-        hold = Hold(world.database, world.settings.work, step)
-        read = await graph._stored_plan(world.parts, hold, stack)
+        lease = Lease(world.database, world.settings.work, step)
+        read = await graph._stored_plan(world.services, lease, stack)
     monkeypatch.undo()
     assert [task.model_dump() for task in read] == [task.model_dump() for task in before]
     assert len(threads) == len(before) == 2
@@ -718,4 +718,4 @@ async def test_nobody_has_our_secret(world: World) -> None:
     definition = await error_shown(world, step)
     for shown in (str(definition), str(step.error)):
         assert "service-secret" not in shown
-        assert world.parts.secret.hex() not in shown
+        assert world.services.secret.hex() not in shown

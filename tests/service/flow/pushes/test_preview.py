@@ -39,7 +39,7 @@ ROLE = [
 
 async def tried(world: World, text: str, *, message: str = "try: a", user: str = "me", **repository: Any) -> Preview:
     stored = await world.add_repository(**{"scopes": ROLE, "level": "3", **repository})
-    return await preview(world.parts, stored, made_up_push(stored, message, user), text, "share")
+    return await preview(world.services, stored, made_up_push(stored, message, user), text, "share")
 
 
 async def test_the_tasks_of_a_file_with_what_the_project_lacks(world: World) -> None:
@@ -67,7 +67,7 @@ async def test_the_ids_are_nobodys(world: World) -> None:
     first = await tried(world, YML)
     async with world.database.reading() as session:
         repository = (await session.exec(select(Repository))).one()
-    second = await preview(world.parts, repository, made_up_push(repository, "", "me"), YML, "share")
+    second = await preview(world.services, repository, made_up_push(repository, "", "me"), YML, "share")
     assert first.tasks[0].task_id != second.tasks[0].task_id
 
 
@@ -77,7 +77,7 @@ async def test_a_push_that_is_known(world: World) -> None:
     (push,) = await world.pushes()
     async with world.database.reading() as session:
         repository = (await session.exec(select(Repository))).one()
-    result = await preview(world.parts, repository, push, YML, "share")
+    result = await preview(world.services, repository, push, YML, "share")
     (task,) = result.tasks
     assert task.definition is not None
     assert task.definition["routes"][0] == f"tc-treeherder.v2.mc.{push.revision}.7"

@@ -156,7 +156,13 @@ async def test_its_steps(database: Database, settings: Settings) -> None:
     ]
     assert len({step.lane for step in found}) == 3
     for step in found:
-        assert (step.state, step.attempts, step.lease, step.error, step.done_at) == (State.PENDING, 0, 0, None, None)
+        assert (step.state, step.attempts, step.fencing_token, step.error, step.done_at) == (
+            State.PENDING,
+            0,
+            0,
+            None,
+            None,
+        )
         assert step.due_at is not None
         assert step.due_at <= now()
 

@@ -12,7 +12,7 @@ from sqlmodel import update
 
 from sandbox.treeherder.store import check_resultset
 from service.contract.events import PushEvent
-from service.errors import Refusal, Unavailable
+from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.pushes import resultset
 from service.flow.pushes.push import revision_hash
 from service.flow.pushes.resultset import resultset_of
@@ -129,7 +129,7 @@ async def pushed(world: World, **entry: Any) -> None:
 
 
 async def run(world: World) -> PushStep:
-    await resultset.run(world.parts, await world.hold(StepKind.RESULTSET))
+    await resultset.run(world.services, await world.lease(StepKind.RESULTSET))
     return await world.step(StepKind.RESULTSET)
 
 
@@ -165,9 +165,9 @@ async def test_what_is_refused_for_good_is_failed_with_the_reason(world: World) 
 
     class Refusing:
         async def post_resultset(self, *_: Any) -> None:
-            raise Refusal("treeherder", "https://th answers 400: bad\0 field", 400)
+            raise PermanentUpstreamError("treeherder", "https://th answers 400: bad\0 field", 400)
 
-    world.parts.treeherders = {ENVIRONMENT: Refusing()}  # type: ignore[dict-item]  # the one call that is made
+    world.services.treeherders = {ENVIRONMENT: Refusing()}  # type: ignore[dict-item]  # the one call that is made
     step = await run(world)
     assert (step.state, step.error) == (State.FAILED, "https://th answers 400: bad\\u0000 field")
 
@@ -210,7 +210,7 @@ PULSE = {
 async def test_for_one_that_listens_on_pulse_it_is_announced(sqlite_url: str) -> None:
     async with world_of(sqlite_url, **PULSE) as world:
         heard = Heard()
-        publisher, world.parts.publisher = world.parts.publisher, heard
+        publisher, world.services.publisher = world.services.publisher, heard
         await pushed(world, date=now() - timedelta(minutes=1))
         assert (await run(world)).state == State.DONE
         ((exchange, key, message),) = heard.messages
@@ -222,17 +222,17 @@ async def test_for_one_that_listens_on_pulse_it_is_announced(sqlite_url: str) ->
         assert (told["pushid"], told["user"]) == (1, "dev@example.com")
         assert isinstance(told["time"], int)
         assert told["push_full_json_url"] == f"{url}/json-pushes?version=2&full=1&startID=0&endID=1"
-        world.parts.publisher = publisher
+        world.services.publisher = publisher
 
 
 async def test_a_broker_that_is_away_is_tried_again(sqlite_url: str) -> None:
     async with world_of(sqlite_url, **PULSE) as world:
-        publisher, world.parts.publisher = world.parts.publisher, Heard(Unavailable("pulse", "away"))
+        publisher, world.services.publisher = world.services.publisher, Heard(Unavailable("pulse", "away"))
         await pushed(world)
         with pytest.raises(Unavailable, match="away"):
             await run(world)
         assert (await world.step(StepKind.RESULTSET)).state == State.PENDING
-        world.parts.publisher = publisher
+        world.services.publisher = publisher
 
 
 async def test_a_push_that_no_treeherder_listens_for_waits_until_one_does(sqlite_url: str, amqp: Amqp) -> None:
@@ -243,10 +243,10 @@ async def test_a_push_that_no_treeherder_listens_for_waits_until_one_does(sqlite
     pulse = {"url": amqp.url, "user": user}
     async with world_of(sqlite_url, pulse=pulse, environments={ENVIRONMENT: environment}) as world:
         await pushed(world)
-        hold = await world.hold(StepKind.RESULTSET)
+        lease = await world.lease(StepKind.RESULTSET)
         with pytest.raises(Unavailable, match=f"no queue is bound to {exchange}") as unheard:
-            await resultset.run(world.parts, hold)
-        await hold.retry(str(unheard.value), timedelta())  # as the worker does
+            await resultset.run(world.services, lease)
+        await lease.retry(str(unheard.value), timedelta())  # as the worker does
         async with world.database.writing() as session:
             await session.exec(update(PushStep).values(due_at=now()))
         step = await world.step(StepKind.RESULTSET)
@@ -263,25 +263,25 @@ async def test_a_push_that_no_treeherder_listens_for_waits_until_one_does(sqlite
 async def test_everybody_is_told_on_pulse(sqlite_url: str) -> None:
     async with world_of(sqlite_url, **PULSE) as world:
         heard = Heard()
-        publisher, world.parts.publisher = world.parts.publisher, heard
+        publisher, world.services.publisher = world.services.publisher, heard
         await pushed(world)
-        await resultset.announce(world.parts, await world.hold(StepKind.ANNOUNCEMENT))
+        await resultset.announce(world.services, await world.lease(StepKind.ANNOUNCEMENT))
         assert (await world.step(StepKind.ANNOUNCEMENT)).state == State.DONE
         ((exchange, key, message),) = heard.messages
         assert (exchange, key) == ("v1/pushes", "mc")
         assert (message["id"], message["alias"], message["user"]) == (1, "mc", "dev@example.com")
         assert message["changesets"][0]["files"] == ["a.txt"]
-        world.parts.publisher = publisher
+        world.services.publisher = publisher
 
 
 async def test_a_message_that_would_be_too_large_names_no_files(sqlite_url: str) -> None:
     async with world_of(sqlite_url, **PULSE) as world:
         heard = Heard()
-        publisher, world.parts.publisher = world.parts.publisher, heard
+        publisher, world.services.publisher = world.services.publisher, heard
         many = [{"node": node(n), "branch": "default", "desc": "d", "files": ["x" * 100] * 100} for n in range(150)]
         await pushed(world, changesets=many)
-        await resultset.announce(world.parts, await world.hold(StepKind.ANNOUNCEMENT))
+        await resultset.announce(world.services, await world.lease(StepKind.ANNOUNCEMENT))
         ((_, _, message),) = heard.messages
         assert len(message["changesets"]) == 150
         assert "files" not in message["changesets"][0]
-        world.parts.publisher = publisher
+        world.services.publisher = publisher

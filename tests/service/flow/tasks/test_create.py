@@ -11,10 +11,10 @@ from sqlmodel import col, select, update
 from sandbox.taskcluster.clock import parse
 from sandbox.taskcluster.queue import Queue as Stand
 from service.engine import fair
-from service.engine.leases import Hold, LeaseLostError
-from service.errors import Refusal, Unavailable
+from service.engine.leases import Lease, LeaseLostError
+from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.tasks import create
-from service.flow.tasks.create import MAX_CANCEL_ATTEMPTS, RefusedError, cancel_created, create_tasks
+from service.flow.tasks.create import MAX_CANCEL_ATTEMPTS, PlanRefusedError, cancel_created, create_tasks
 from service.flow.tasks.definition import authority_differences, complete, stamp
 from service.flow.tasks.ids import slugid
 from service.flow.tasks.plan import record
@@ -33,18 +33,18 @@ def task_id(name: object) -> str:
 class Plan:
     """A stored plan and its holder. `graph` says of each task which it depends on."""
 
-    def __init__(self, world: World, hold: Hold[PushStep], tasks: list[PlannedTask]) -> None:
-        self.world, self.hold, self.tasks = world, hold, tasks
+    def __init__(self, world: World, lease: Lease[PushStep], tasks: list[PlannedTask]) -> None:
+        self.world, self.lease, self.tasks = world, lease, tasks
 
     async def create(self, scopes: Sequence[str] = SCOPES) -> None:
-        made = await create_tasks(self.world.parts, self.hold, self.tasks, list(scopes))
-        await self.hold.commit(record(made))
+        made = await create_tasks(self.world.services, self.lease, self.tasks, list(scopes))
+        await self.lease.commit(record(made))
 
     async def again(self) -> None:
         """The next holder, who reads the plan anew: after a crash, or a wait."""
         async with self.world.database.writing() as session:
             await session.exec(update(PushStep).values(due_at=now()))
-        self.hold = await self.world.hold(StepKind.GRAPH)
+        self.lease = await self.world.lease(StepKind.GRAPH)
         self.tasks = await self.world.planned()
 
     def __getitem__(self, name: object) -> PlannedTask:
@@ -65,7 +65,7 @@ async def plan_of(world: World, graph: dict[str, list[str]], *, age: timedelta =
     """Store a plan that was made `age` ago; the first task's id is the group's."""
     await world.add_repository()
     await world.store(push_event(1))
-    hold = await world.hold(StepKind.GRAPH)
+    lease = await world.lease(StepKind.GRAPH)
     created = now() - age
     tasks = []
     for position, (name, dependencies) in enumerate(graph.items()):
@@ -83,16 +83,16 @@ async def plan_of(world: World, graph: dict[str, list[str]], *, age: timedelta =
         tasks.append(
             PlannedTask(
                 task_id=task_id(name),
-                step_id=hold.item.id or 0,
+                step_id=lease.item.id or 0,
                 position=position,
                 label="task",
                 name=name,
                 definition=complete(task_id(name), definition),
             )
         )
-    async with hold.writing() as session:
+    async with lease.writing() as session:
         session.add_all(tasks)
-    return Plan(world, hold, await world.planned())
+    return Plan(world, lease, await world.planned())
 
 
 @pytest.fixture
@@ -125,11 +125,11 @@ class Held:
     """Holds `createTask` of certain tasks back until they are let go, and counts how many are under way."""
 
     def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch, *names: object) -> None:
-        self._call = world.parts.queue.create_task
+        self._call = world.services.queue.create_task
         self._held = {task_id(name): asyncio.Event() for name in names}
         self.begun: list[str] = []
         self.under_way = self.most = 0
-        monkeypatch.setattr(world.parts.queue, "create_task", self)
+        monkeypatch.setattr(world.services.queue, "create_task", self)
 
     async def __call__(self, name: str, *arguments: Any) -> Any:
         self.begun.append(name)
@@ -185,7 +185,7 @@ async def test_a_task_waits_for_what_it_needs_and_for_nothing_else(
 async def test_no_more_is_unrecorded_than_a_crash_may_leave(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(create, "RECORD_TASKS", 6)
     plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(29)}})
-    real, go = plan.hold.commit, asyncio.Event()
+    real, go = plan.lease.commit, asyncio.Event()
     unrecorded: list[int] = []
 
     async def commit(*arguments: Any, **values: Any) -> None:
@@ -193,7 +193,7 @@ async def test_no_more_is_unrecorded_than_a_crash_may_leave(world: World, monkey
         unrecorded.append(len(world.tc.queue.tasks) - len(await plan.created()))
         await real(*arguments, **values)
 
-    monkeypatch.setattr(plan.hold, "commit", commit)
+    monkeypatch.setattr(plan.lease, "commit", commit)
     creating = asyncio.create_task(plan.create())
     await until(lambda: _is(len(world.tc.queue.tasks) == 6))  # and goes on while the first are being recorded
     await asyncio.sleep(0.05)  # in which no more may begin
@@ -227,7 +227,7 @@ async def test_a_creation_that_cannot_be_recorded_ends(world: World, monkeypatch
     monkeypatch.setattr(create, "RECORD_TASKS", 6)
     plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(29)}})
     async with world.database.writing() as session:
-        await session.exec(update(PushStep).values(lease=col(PushStep.lease) + 1))
+        await session.exec(update(PushStep).values(fencing_token=col(PushStep.fencing_token) + 1))
     with pytest.raises(LeaseLostError):
         await plan.create()
     assert 3 <= len(world.tc.queue.tasks) <= 6
@@ -245,7 +245,7 @@ async def test_what_was_created_is_not_created_again(world: World) -> None:
 
 async def test_a_crash_before_it_was_recorded(world: World) -> None:
     plan = await plan_of(world, GRAPH)
-    await create_tasks(world.parts, plan.hold, plan.tasks, SCOPES)  # and then nothing more
+    await create_tasks(world.services, plan.lease, plan.tasks, SCOPES)  # and then nothing more
     assert await plan.created() == set()
     before = {name: plan.stands(name) for name in GRAPH}
     await plan.again()
@@ -311,16 +311,16 @@ async def test_healed_too_where_the_first_attempt_was_given_back(world: World) -
     world.tc.faults.add("crash", "createTask", times=1)
     with pytest.raises(Unavailable):
         await plan.create()
-    await plan.hold.release()
+    await plan.lease.release()
     await plan.again()
-    assert plan.hold.item.attempts == 1
+    assert plan.lease.item.attempts == 1
     await plan.create()
     assert plan.state("d") == "pending"
 
 
 async def test_only_what_waits_for_nothing_is_scheduled(world: World) -> None:
     plan = await plan_of(world, {"d": [], "a": ["d"]})
-    await create_tasks(world.parts, plan.hold, plan.tasks, SCOPES)
+    await create_tasks(world.services, plan.lease, plan.tasks, SCOPES)
     await plan.again()
     await plan.create()
     assert plan.state("a") == "unscheduled"
@@ -365,12 +365,12 @@ async def test_a_queue_that_has_too_much_to_do_gets_fewer_calls_at_a_time(
     world.tc.faults.add(kind, "createTask", times=2 if kind == "drop" else 1)  # aiohttp itself tries that once more
     with pytest.raises(Unavailable):
         await plan.create()
-    assert world.parts.connections.slots == 5
+    assert world.services.connections.slots == 5
     world.tc.faults.remove()
     await plan.again()
     held = Held(world, monkeypatch)
     await plan.create()
-    assert held.most <= world.parts.connections.slots
+    assert held.most <= world.services.connections.slots
     assert len(world.tc.queue.tasks) == 61
 
 
@@ -379,11 +379,11 @@ async def test_a_queue_that_answers_fast_gets_more_calls_at_a_time(
 ) -> None:
     world.tc.latency = 0.02  # beside which nothing else counts
     monkeypatch.setattr(fair, "SLOW", 1_000.0)
-    world.parts.connections = fair.AdaptiveSlots(30)
+    world.services.connections = fair.AdaptiveSlots(30)
     plan = await plan_of(world, {"d": [], **{str(n): ["d"] for n in range(150)}})
     held = Held(world, monkeypatch)
     await plan.create()
-    assert world.parts.connections.slots == 30
+    assert world.services.connections.slots == 30
     assert held.most == 29, "the last one is nobody's"
 
 
@@ -393,7 +393,7 @@ async def test_a_queue_that_answers_fast_gets_more_calls_at_a_time(
 async def test_a_late_plan_is_stamped_anew_before_it_is_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = await plan_of(world, {"d": [], "a": ["d"]}, age=timedelta(hours=30))
     sent: list[dict[str, Any] | None] = []
-    real = world.parts.queue.create_task
+    real = world.services.queue.create_task
 
     async def create_task(name: str, definition: dict[str, Any], scopes: list[str]) -> dict[str, Any]:
         stored = next(task for task in await world.planned() if task.task_id == name)
@@ -401,7 +401,7 @@ async def test_a_late_plan_is_stamped_anew_before_it_is_sent(world: World, monke
         assert stored.definition == definition, "what is sent must be committed before"
         return await real(name, definition, scopes)
 
-    monkeypatch.setattr(world.parts.queue, "create_task", create_task)
+    monkeypatch.setattr(world.services.queue, "create_task", create_task)
     old = plan["a"].definition
     await plan.create()
     assert len(sent) == 2
@@ -499,12 +499,14 @@ async def test_another_task_under_our_id_is_neither_recorded_nor_touched(world: 
     if key == "taskQueueId":
         theirs["workerType"] = "other"
     world.tc.queue.create_task(task_id("d"), theirs)
-    with pytest.raises(RefusedError, match=rf"has the id that was planned for d: its {key} are not the plan's") as why:
+    with pytest.raises(
+        PlanRefusedError, match=rf"has the id that was planned for d: its {key} are not the plan's"
+    ) as why:
         await plan.create()
     assert task_id("d") not in str(why.value)
     assert plan.stands("d") == theirs
     assert await plan.created() == set()
-    await cancel_created(world.parts, plan.hold, plan.tasks)
+    await cancel_created(world.services, plan.lease, plan.tasks)
     assert plan.state("d") == "pending"
     assert await plan.created() == set()
 
@@ -519,13 +521,13 @@ async def test_an_earlier_attempts_task_is_adopted_whatever_else_differs(world: 
     assert plan.stands("d") == earlier
     (planned,) = await world.planned()
     assert (planned.created, planned.adopted) == (True, True)
-    await cancel_created(world.parts, plan.hold, await world.planned())
+    await cancel_created(world.services, plan.lease, await world.planned())
     assert plan.state("d") == "pending", "what a plan finds it does not cancel"
 
 
 async def test_a_task_that_was_cancelled_meanwhile_fails_the_plan(world: World) -> None:
     plan = await plan_of(world, {"d": []})
-    await create_tasks(world.parts, plan.hold, plan.tasks, SCOPES)  # and the answer is lost
+    await create_tasks(world.services, plan.lease, plan.tasks, SCOPES)  # and the answer is lost
     world.tc.queue.cancel_task(task_id("d"))
     for age in (0, 12 * 60):  # createTask says it is there; or it is asked for
         world.tc.clock.advance(age)
@@ -533,7 +535,7 @@ async def test_a_task_that_was_cancelled_meanwhile_fails_the_plan(world: World) 
         if age:
             old = {**(plan["d"].definition or {}), "created": stamp(now() - timedelta(minutes=12))}
             plan["d"].definition = old
-        with pytest.raises(RefusedError, match="task d was created before, and somebody has cancelled it"):
+        with pytest.raises(PlanRefusedError, match="task d was created before, and somebody has cancelled it"):
             await plan.create()
         assert await plan.created() == set()
 
@@ -548,7 +550,7 @@ async def test_a_task_that_has_expired_meanwhile_fails_the_plan(world: World) ->
     world.tc.clock.advance(-9 * 24 * 3600)
     world.tc.queue.create_task(task_id("d"), {**definition, **past})
     world.tc.clock.reset()
-    with pytest.raises(RefusedError, match="task d was created before, and expired on"):
+    with pytest.raises(PlanRefusedError, match="task d was created before, and expired on"):
         await plan.create()
     assert await plan.created() == set()
 
@@ -560,7 +562,7 @@ async def test_an_id_that_is_named_by_a_task_that_does_not_wait_for_it_is_not_ad
     assert definition is not None
     world.tc.queue.create_task(task_id("d"), plan["d"].definition or {})
     world.tc.queue.create_task(task_id("x"), {**definition, "tags": {"a": "b"}})
-    with pytest.raises(RefusedError, match="planned for x, which an earlier task of the plan names"):
+    with pytest.raises(PlanRefusedError, match="planned for x, which an earlier task of the plan names"):
         await plan.create()
 
 
@@ -583,7 +585,7 @@ async def test_an_id_that_an_earlier_task_names_is_not_adopted(world: World) -> 
     assert second is not None
     world.tc.queue.create_task(task_id("d"), first)
     world.tc.queue.create_task(task_id("a"), {**second, "payload": {"evil": True}})
-    with pytest.raises(RefusedError, match="planned for a, which an earlier task of the plan names"):
+    with pytest.raises(PlanRefusedError, match="planned for a, which an earlier task of the plan names"):
         await plan.create()
     assert await plan.created() == {task_id("d")}
     assert plan.state("a") == "unscheduled"
@@ -616,7 +618,7 @@ async def test_the_existing_tasks_own_dependencies_decide_whether_it_is_schedule
 
 async def test_another_priority_is_still_ours(world: World) -> None:
     plan = await plan_of(world, {"d": []})
-    await create_tasks(world.parts, plan.hold, plan.tasks, SCOPES)
+    await create_tasks(world.services, plan.lease, plan.tasks, SCOPES)
     world.tc.queue.change_task_priority(task_id("d"), {"newPriority": "high"})
     await plan.again()
     await plan.create()
@@ -630,14 +632,14 @@ async def test_a_sealed_group(world: World) -> None:
     assert first is not None
     world.tc.queue.create_task(task_id("d"), first)
     world.tc.queue.seal_task_group(task_id("d"))
-    with pytest.raises(RefusedError, match=r"refuses task a with 409: .*sealed"):
+    with pytest.raises(PlanRefusedError, match=r"refuses task a with 409: .*sealed"):
         await plan.create()
     assert await plan.created() == {task_id("d")}, "what is there is ours, sealed or not"
 
 
 async def test_missing_scopes_are_named_with_what_asks_for_them(world: World) -> None:
     plan = await plan_of(world, {"d": []}, scopes=["secrets:get:x"], routes=["index.y"])
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(PlanRefusedError) as refused:
         await plan.create([])
     for word in (
         "refuses task d",
@@ -659,7 +661,7 @@ async def test_what_the_schema_refuses_is_told_in_the_queues_words(world: World)
     plan.tasks[0].definition = {**plan.tasks[0].definition, "retries": 99}
     async with world.database.writing() as session:
         await session.exec(update(PlannedTask).values(definition=plan.tasks[0].definition))
-    with pytest.raises(RefusedError, match=r"refuses task d with 400: Schema Validation Failed"):
+    with pytest.raises(PlanRefusedError, match=r"refuses task d with 400: Schema Validation Failed"):
         await plan.create()
 
 
@@ -675,7 +677,7 @@ async def test_a_refusal_decides_whatever_else_went_wrong(world: World) -> None:
     world.tc.faults.add("before", "createTask", status=500, times=4)
     for planned in plan.tasks:
         planned.created = planned.name == "d"
-    with pytest.raises(RefusedError, match="not the plan's"):
+    with pytest.raises(PlanRefusedError, match="not the plan's"):
         await plan.create()
 
 
@@ -687,10 +689,10 @@ async def test_reads_that_are_refused_are_tried_again_and_leave_nothing_running(
     world.tc.clock.advance(-12 * 60)
     world.tc.queue.create_task(task_id("0"), first)
     world.tc.clock.reset()
-    await plan.hold.commit(record([plan["0"]]))
+    await plan.lease.commit(record([plan["0"]]))
     world.tc.faults.add("before", "task", status=403, times=1)
     world.tc.faults.add("delay", "createTask", seconds=0.1)
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(PermanentUpstreamError) as refused:
         await plan.create()
     assert refused.value.status == 403
     assert await plan.created() == set(world.tc.queue.tasks), "the others are through, and on record"
@@ -704,7 +706,7 @@ async def test_reads_that_are_refused_are_tried_again_and_leave_nothing_running(
 async def test_who_lost_the_lease_judges_nothing(world: World) -> None:
     plan = await plan_of(world, GRAPH, age=timedelta(minutes=30))
     async with world.database.writing() as session:
-        await session.exec(update(PushStep).values(lease=col(PushStep.lease) + 1))
+        await session.exec(update(PushStep).values(fencing_token=col(PushStep.fencing_token) + 1))
     before = [task.definition for task in await world.planned()]
     with pytest.raises(LeaseLostError):
         await plan.create()
@@ -740,24 +742,24 @@ async def test_what_was_made_is_on_record_though_another_failed(world: World) ->
 async def test_what_was_made_of_a_plan_is_cancelled(world: World) -> None:
     plan = await plan_of(world, {**GRAPH, "e": [], "never": []})
     missing = plan["never"]
-    made = await create_tasks(world.parts, plan.hold, [task for task in plan.tasks if task is not missing], SCOPES)
-    await plan.hold.commit(record(made))
+    made = await create_tasks(world.services, plan.lease, [task for task in plan.tasks if task is not missing], SCOPES)
+    await plan.lease.commit(record(made))
     queue: Stand = world.tc.queue
     queue.claim_task(task_id("e"), 0, {"workerGroup": "g", "workerId": "w"})
     queue.report_completed(task_id("e"), 0)
     world.tc.journal.clear()
-    assert await cancel_created(world.parts, plan.hold, plan.tasks) == ([], [])
+    assert await cancel_created(world.services, plan.lease, plan.tasks) == ([], [])
     assert {name: plan.state(name) for name in ("d", "a", "b", "c")} == dict.fromkeys("dabc", "exception")
     assert plan.state("e") == "completed"
     assert world.tc.journal.calls == {"statuses": 1, "cancelTask": 4}
-    await cancel_created(world.parts, plan.hold, plan.tasks)
+    await cancel_created(world.services, plan.lease, plan.tasks)
     assert world.tc.journal.calls["cancelTask"] == 4
 
 
 async def test_what_was_made_without_an_answer_is_cancelled_and_to_be_recorded(world: World) -> None:
     plan = await plan_of(world, {"d": [], "e": []})
-    await create_tasks(world.parts, plan.hold, plan.tasks[:1], SCOPES)  # and nothing of it was recorded
-    unrecorded, not_cancelled = await cancel_created(world.parts, plan.hold, await world.planned())
+    await create_tasks(world.services, plan.lease, plan.tasks[:1], SCOPES)  # and nothing of it was recorded
+    unrecorded, not_cancelled = await cancel_created(world.services, plan.lease, await world.planned())
     assert [task.name for task in unrecorded] == ["d"]
     assert not_cancelled == []
     assert plan.state("d") == "exception"
@@ -768,7 +770,7 @@ async def test_what_is_not_to_the_letter_what_was_sent_is_not_cancelled(world: W
     definition = plan["d"].definition
     assert definition is not None
     world.tc.queue.create_task(task_id("d"), {**definition, "tags": {"a": "b"}})
-    assert await cancel_created(world.parts, plan.hold, plan.tasks) == ([], [])
+    assert await cancel_created(world.services, plan.lease, plan.tasks) == ([], [])
     assert plan.state("d") == "pending"
 
 
@@ -776,7 +778,7 @@ async def test_a_cancel_that_is_refused_keeps_nobody_from_the_others_and_is_told
     plan = await plan_of(world, {"d": [], "e": []})
     await plan.create()
     world.tc.faults.add("before", "cancelTask", status=409, times=1)
-    _, (why,) = await cancel_created(world.parts, plan.hold, plan.tasks)
+    _, (why,) = await cancel_created(world.services, plan.lease, plan.tasks)
     assert sorted(plan.state(name) for name in ("d", "e")) == ["exception", "pending"]
     assert "could not be cancelled: " in why
 
@@ -785,7 +787,7 @@ async def test_giving_up_goes_on_though_our_client_may_not_cancel(world: World) 
     plan = await plan_of(world, {"d": []})
     await plan.create()
     world.tc.auth.add_client("tc-treeherder", "service-secret", ["auth:current-scopes", "queue:status:*"])
-    _, (why,) = await cancel_created(world.parts, plan.hold, plan.tasks)
+    _, (why,) = await cancel_created(world.services, plan.lease, plan.tasks)
     scope = f"queue:cancel-task:test/{task_id('d')}/{task_id('d')}"
     assert f"the service's Taskcluster client (tc-treeherder) lacks {scope}: grant that to the client" in why
     assert "auth:current-scopes" not in why
@@ -796,10 +798,10 @@ async def test_cancelling_waits_for_a_taskcluster_that_is_away_but_not_for_ever(
     await plan.create()
     fault = world.tc.faults.add("before", status=503)
     with pytest.raises(Unavailable):
-        await cancel_created(world.parts, plan.hold, plan.tasks)
+        await cancel_created(world.services, plan.lease, plan.tasks)
     fault.method = "cancelTask"
     with pytest.raises(Unavailable):
-        await cancel_created(world.parts, plan.hold, plan.tasks)
-    plan.hold.item.attempts = MAX_CANCEL_ATTEMPTS
-    _, (why,) = await cancel_created(world.parts, plan.hold, plan.tasks)
+        await cancel_created(world.services, plan.lease, plan.tasks)
+    plan.lease.item.attempts = MAX_CANCEL_ATTEMPTS
+    _, (why,) = await cancel_created(world.services, plan.lease, plan.tasks)
     assert "could not be cancelled: Taskcluster answers 503" in why

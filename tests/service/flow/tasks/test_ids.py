@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sqlmodel import select
 
 from service.flow.tasks.definition import SLUGID
-from service.flow.tasks.ids import copy_ids, graph_ids, make_secret, slugid
+from service.flow.tasks.ids import copy_ids, graph_ids, slugid
+from service.services import make_secret
 from service.store.database import Database, now
 from service.store.models import Action, Push, Repository, Secret, Source
 from tests.facts import fact

@@ -53,12 +53,12 @@ async def is_lost(late: asyncio.Task[Any]) -> None:
 
 async def test_create_task(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = await plan_of(world, {"d": [], "a": ["d"]})
-    first = FirstIsLate(monkeypatch, world.parts.queue, "create_task")
+    first = FirstIsLate(monkeypatch, world.services.queue, "create_task")
     late = asyncio.create_task(plan.create())
     await first.began.wait()
     await plan.again()
     await plan.create()
-    await plan.hold.finish(State.DONE)
+    await plan.lease.finish(State.DONE)
     before = world.tc.queue.status(task_id("d"))
     first.go.set()
     await is_lost(late)
@@ -74,12 +74,12 @@ async def test_schedule_task(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(Exception, match="500"):
         await plan.create()
     await plan.again()
-    first = FirstIsLate(monkeypatch, world.parts.queue, "schedule_task")
+    first = FirstIsLate(monkeypatch, world.services.queue, "schedule_task")
     late = asyncio.create_task(plan.create())
     await first.began.wait()
     await plan.again()
-    await create_tasks(world.parts, plan.hold, plan.tasks, SCOPES)
-    await plan.hold.finish(State.DONE)
+    await create_tasks(world.services, plan.lease, plan.tasks, SCOPES)
+    await plan.lease.finish(State.DONE)
     assert plan.state("d") == "pending"
     first.go.set()
     await is_lost(late)
@@ -92,11 +92,11 @@ async def test_cancel(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.add_repository()
     build(world.tc.queue, {"a": []})
     action = await action_on(world, slug("a"), "cancel")
-    first = FirstIsLate(monkeypatch, world.parts.queue, "cancel_task")
-    late = asyncio.create_task(cancel.run(world.parts, await claimed(world)))
+    first = FirstIsLate(monkeypatch, world.services.queue, "cancel_task")
+    late = asyncio.create_task(cancel.run(world.services, await claimed(world)))
     await first.began.wait()
     await end_leases(world, Action)
-    await cancel.run(world.parts, await claimed(world))
+    await cancel.run(world.services, await claimed(world))
     first.go.set()
     await is_lost(late)
     assert first.arrived == 2
@@ -108,12 +108,12 @@ async def test_cancel(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_resultset_post(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.add_repository()
     await world.store(push_event(1))
-    (treeherder,) = world.parts.treeherders.values()
+    (treeherder,) = world.services.treeherders.values()
     first = FirstIsLate(monkeypatch, treeherder, "post_resultset")
-    late = asyncio.create_task(resultset.run(world.parts, await world.hold(StepKind.RESULTSET)))
+    late = asyncio.create_task(resultset.run(world.services, await world.lease(StepKind.RESULTSET)))
     await first.began.wait()
     await end_leases(world, PushStep)
-    await resultset.run(world.parts, await world.hold(StepKind.RESULTSET))
+    await resultset.run(world.services, await world.lease(StepKind.RESULTSET))
     first.go.set()
     await is_lost(late)
     assert first.arrived == 2
@@ -129,17 +129,17 @@ async def test_pulse_publish(world: World, monkeypatch: pytest.MonkeyPatch) -> N
         async def publish(self, *message: Any) -> None:
             said.append(message)
 
-    monkeypatch.setattr(world.parts, "publisher", Publisher())
+    monkeypatch.setattr(world.services, "publisher", Publisher())
     await world.add_repository()
     await world.store(push_event(1))
     async with world.database.writing() as session:
         step = (await session.exec(select(PushStep).where(PushStep.kind == StepKind.GRAPH))).one()
         step.kind = StepKind.ANNOUNCEMENT
-    first = FirstIsLate(monkeypatch, world.parts.publisher, "publish")
-    late = asyncio.create_task(resultset.announce(world.parts, await world.hold(StepKind.ANNOUNCEMENT)))
+    first = FirstIsLate(monkeypatch, world.services.publisher, "publish")
+    late = asyncio.create_task(resultset.announce(world.services, await world.lease(StepKind.ANNOUNCEMENT)))
     await first.began.wait()
     await end_leases(world, PushStep)
-    await resultset.announce(world.parts, await world.hold(StepKind.ANNOUNCEMENT))
+    await resultset.announce(world.services, await world.lease(StepKind.ANNOUNCEMENT))
     first.go.set()
     await is_lost(late)
     assert len(said) == 2
@@ -150,10 +150,10 @@ async def test_pulse_publish(world: World, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_job_post(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it says is older than what Treeherder was told since, and changes nothing."""
     async with newsroom(sqlite_url) as room:
-        first = FirstIsLate(monkeypatch, room.parts.treeherders[PREFIX], "post_jobs")
+        first = FirstIsLate(monkeypatch, room.services.treeherders[PREFIX], "post_jobs")
         task = room.create(routes=[route(PREFIX)])
         await room.take_all()
-        late = Reporter(room.parts)
+        late = Reporter(room.services)
         running = asyncio.create_task(late.run())
         await first.began.wait()
         room.end(task, "completed")
