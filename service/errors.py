@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from service.contract.retry import retry_after
 from service.sanitize import sanitize_json
 
 log = structlog.get_logger()
@@ -54,10 +55,14 @@ class Unavailable(UpstreamError):
         self.retry_after, self.status = retry_after, status
 
 
-def retry_after(headers: Mapping[str, str]) -> timedelta | None:
-    """Return what `Retry-After` asks for in seconds; a date, or nonsense, is left to our own backoff."""
-    value = headers.get("retry-after", "")
-    return timedelta(seconds=min(int(value), 3600)) if value.isascii() and value.isdigit() else None
+MAX_RETRY_AFTER = 3600
+"""Seconds that an upstream may ask us to wait at most."""
+
+
+def wait_asked_for(headers: Mapping[str, str]) -> timedelta | None:
+    """Return the wait that the answer's `Retry-After` asks for, up to `MAX_RETRY_AFTER`; None: our own backoff."""
+    seconds = retry_after(headers.get("retry-after"))
+    return None if seconds is None else timedelta(seconds=min(seconds, MAX_RETRY_AFTER))
 
 
 class PermanentUpstreamError(UpstreamError):

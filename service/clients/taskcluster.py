@@ -19,7 +19,7 @@ from taskcluster.aio import Queue as Client
 from service import metrics
 from service.clients import hawk
 from service.contract.configuration import proxy_for
-from service.errors import PermanentUpstreamError, Unavailable, UpstreamError, retry_after
+from service.errors import PermanentUpstreamError, Unavailable, UpstreamError, wait_asked_for
 from service.settings import TaskclusterSettings
 
 log = structlog.get_logger()
@@ -388,7 +388,7 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
 
 def _unavailable(answer: BaseException | None, status: int, why: str = "") -> Unavailable:
     """Return what an answer means that aiohttp raised; the client's own errors have it as their context."""
-    wait = retry_after(answer.headers or {}) if isinstance(answer, aiohttp.ClientResponseError) else None
+    wait = wait_asked_for(answer.headers or {}) if isinstance(answer, aiohttp.ClientResponseError) else None
     return Unavailable("taskcluster", f"Taskcluster answers {status}{why}", wait, status)
 
 

@@ -11,7 +11,7 @@ import mohawk
 
 from service.clients import hawk
 from service.clients.http import AnswerTooLargeError, Http
-from service.errors import PermanentUpstreamError, Unavailable, retry_after
+from service.errors import PermanentUpstreamError, Unavailable, wait_asked_for
 from service.settings import Environment
 from service.store.database import now
 
@@ -137,7 +137,7 @@ class RestTreeherder:
             why += f" (a redirect to {answer.headers['location']}, and redirects are not followed)"
         if status >= 500 or answer.is_redirect or status in {401, 403, 404, 408, 429}:
             # mended by an operator: credentials there, the project added to Treeherder, the url in the settings
-            raise Unavailable("treeherder", why, retry_after(answer.headers), status)
+            raise Unavailable("treeherder", why, wait_asked_for(answer.headers), status)
         raise PermanentUpstreamError("treeherder", why, status)
 
 

@@ -6,7 +6,6 @@ that the number is still the holder's. Its last write raises the number too, so 
 after it: a renewal on its way would make finished work due again.
 """
 
-import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from sqlalchemy import update as sqlalchemy_update
 from sqlmodel import SQLModel, col, select, update
 
 from service import metrics
+from service.contract import retry
 from service.engine.fair import deal
 from service.sanitize import escape_unstorable
 from service.settings import WorkSettings
@@ -188,10 +188,9 @@ def exhausted(settings: WorkSettings, item: Work, since: datetime, limit: timede
 
 
 def backoff(settings: WorkSettings, attempts: int) -> timedelta:
-    """How long to wait after the `attempts`th failure: doubling, capped, and spread by half either way."""
-    doublings = min(max(attempts - 1, 0), 30)
-    pause: timedelta = min(settings.first_retry * 2**doublings, settings.max_retry)
-    return pause * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
+    """Return the wait after the `attempts`th failure."""
+    first, longest = settings.first_retry.total_seconds(), settings.max_retry.total_seconds()
+    return timedelta(seconds=retry.backoff(attempts, first, longest))
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from service.contract.retry import backoff
 from service.engine import leases
 from service.engine.fair import most_of
 from service.engine.leases import Lease, LeaseLostError, YieldedError
@@ -87,7 +88,7 @@ class Worker:
                     pause = await self._claim()
                 except Exception as error:  # the database is away: say so, and go on when it is back
                     failures += 1
-                    pause = min(FIRST_RETRY * 2 ** min(failures, 10), AWAY)
+                    pause = backoff(failures, FIRST_RETRY, AWAY)
                     log.exception("claim-failed", error=type(error).__name__, again_in=pause, exc_info=failures == 1)
                 else:
                     if failures:

@@ -11,6 +11,8 @@ from enum import StrEnum
 import structlog
 from sqlalchemy.engine import make_url
 
+from service.contract.retry import backoff
+
 log = structlog.get_logger()
 
 CHANNEL = "tc_treeherder_work"
@@ -54,21 +56,21 @@ class Wakeups:
         import psycopg  # noqa: PLC0415 - 9 MB, which SQLite does without
 
         conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-        pause = FIRST_RETRY
+        failures = 0
         while True:
             try:
                 async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
-                    pause = FIRST_RETRY
+                    failures = 0
                     for topic in Topic:  # what came while nobody listened
                         self._wake_here(topic)
                     async for notification in connection.notifies():
                         if notification.payload in {topic.value for topic in Topic}:
                             self._wake_here(Topic(notification.payload))
             except (psycopg.Error, OSError) as error:  # its text can hold the connection's parameters
-                log.warning("wakeups-not-heard", error=type(error).__name__, again_in=pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, MAX_RETRY)
+                log.warning("wakeups-not-heard", error=type(error).__name__)
+            failures += 1
+            await asyncio.sleep(backoff(failures, FIRST_RETRY, MAX_RETRY))
 
     async def close(self) -> None:
         """Wait for what is being told."""

@@ -21,6 +21,7 @@ from service import metrics
 from service.clients.pulse import JOBS
 from service.clients.taskcluster import TooLargeError
 from service.clients.treeherder import FoundPush
+from service.contract import retry
 from service.engine.leases import backoff, exhausted
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.jobs.outcomes import Delivered, End, Outcome
@@ -428,7 +429,9 @@ class Deliverer:
     def _pause(self, error: Unavailable) -> timedelta:
         """How long to leave a Treeherder alone that is away, or has had enough."""
         self._failures += 1
-        pause = timedelta(seconds=min(2.0 ** min(self._failures - 1, 20), self._settings.max_pause.total_seconds()))
+        pause = timedelta(
+            seconds=retry.backoff(self._failures, 1.0, self._settings.max_pause.total_seconds(), spread=0)
+        )
         pause = min(max(pause, error.retry_after or timedelta()), self._services.settings.work.longest_wait)
         self._away_at, self._away_why, self._away_pause = time.monotonic(), str(error), pause
         return pause

@@ -1,12 +1,12 @@
 """What the polls of a repository mean: news of them, and whether it was reset. `shift` says who polls it, and when."""
 
-import random
 from datetime import datetime, timedelta
 
 import structlog
 from sqlmodel import Session, select
 
 from service.contract.events import PollNews
+from service.contract.retry import backoff
 from service.flow.pushes.push import suspect_reset
 from service.settings import PollSettings
 from service.store.database import now
@@ -61,9 +61,10 @@ def _good(repository: Repository, at: datetime) -> None:
 def _failed(settings: PollSettings, repository: Repository, news: PollNews, at: datetime) -> None:
     repository.poll_failures += 1
     repository.poll_error = news.error or "the listener gave no reason"
-    wait = min(settings.interval * 2 ** min(repository.poll_failures, 20), settings.max_backoff)
-    _free(settings, repository, at + wait * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
-    log.warning("poll-failed", repository=repository.alias, error=repository.poll_error, again_in=wait.total_seconds())
+    first, longest = 2 * settings.interval.total_seconds(), settings.max_backoff.total_seconds()
+    wait = backoff(repository.poll_failures, first, longest, spread=0.2)
+    _free(settings, repository, at + timedelta(seconds=wait))
+    log.warning("poll-failed", repository=repository.alias, error=repository.poll_error, again_in=round(wait, 1))
 
 
 def _free(settings: PollSettings, repository: Repository, due_at: datetime) -> None:
