@@ -21,11 +21,11 @@ from sqlmodel import SQLModel
 from standardwebhooks import Webhook
 
 from listeners.forward import signed_headers
-from service import log, metrics
+from service import log
+from service.api import gauges
 from service.app import create_app
-from service.engine import leases, retention
-from service.engine.worker import RUN
-from service.flow.jobs import outcomes
+from service.engine import batches, leases, retention
+from service.engine.registry import WORK
 from service.settings import RetentionSettings, Settings
 from service.store.database import Database, sync_url, upgrade
 from service.store.models import JobReport, PushStep, job_lane
@@ -422,7 +422,7 @@ async def measure_work(database: Database, settings: Settings) -> None:
 
     async def look() -> None:
         async with database.reading() as session:
-            await leases.due_lanes(session, tuple(RUN))
+            await leases.due_lanes(session, WORK.worked)
 
     async def claim_step() -> None:
         async with database.writing() as session:
@@ -430,10 +430,10 @@ async def measure_work(database: Database, settings: Settings) -> None:
 
     async def look_for_reports() -> None:
         async with database.reading() as session:
-            await outcomes.due(session, ENVIRONMENT, 100)
+            await batches.due(session, ENVIRONMENT, 100)
 
     async with database.reading() as session:
-        lanes = list(await outcomes.due(session, ENVIRONMENT, 100))
+        lanes = list(await batches.due(session, ENVIRONMENT, 100))
 
     async def claim_reports() -> None:
         async with database.writing() as session:
@@ -443,7 +443,7 @@ async def measure_work(database: Database, settings: Settings) -> None:
     report("worker: claim two steps", await time_of(claim_step))
     report("reporter: which lanes have work", await time_of(look_for_reports))
     report("reporter: claim two reports", await time_of(claim_reports))
-    report("/metrics", await time_of(lambda: metrics.exposition(database)))
+    report("/metrics", await time_of(lambda: gauges.exposition(database)))
 
 
 async def measure_sweep(database: Database) -> None:

@@ -19,6 +19,8 @@ from service.api.paging import page
 from service.api.route import Route
 from service.api.schemas import (
     ActionCreate,
+    ActionKindRead,
+    ActionKinds,
     ActionPage,
     ActionPlan,
     ActionRead,
@@ -31,10 +33,9 @@ from service.api.schemas import (
 )
 from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
-from service.flow.actions import cancel, retrigger
+from service.flow.actions.kinds import ACTIONS, scope_of
 from service.flow.actions.receive import new_action, store_idempotent
 from service.flow.actions.subject import ActionFailedError, ActionRejectedError, subject_of
-from service.flow.tasks.ids import copy_ids
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Session
@@ -50,7 +51,7 @@ DELIVERIES = 100
 WITHOUT_BODIES = (defer(Action.left_out, raiseload=True), defer(Action.failure_jobs, raiseload=True))  # type: ignore[arg-type]  # columns, of which mypy sees the values
 """What of actions is not read for a list: it can be large."""
 
-_SCOPE = "tc-treeherder:action:<action>:<project>"
+_SCOPE = scope_of("<action>", "<project>")
 
 IdempotencyKey = Annotated[
     str | None,
@@ -72,11 +73,11 @@ async def create_action(
     caller: CallerDep,
     key: IdempotencyKey = None,
 ) -> ActionRead:
-    """Have a task retriggered or cancelled. The action is stored when this answers; `Location` tells how it goes."""
+    """Have something done to a task. The action is stored when this answers; `Location` tells how it goes."""
     _require(services, caller, asked)
     worker: Worker = request.app.state.worker
     requester = caller.name if asked.requester is None else asked.requester
-    wanted = new_action(asked.action, asked.project, asked.task_id, asked.run_id, requester, Source.API)
+    wanted = _action_of(asked, requester)
     taken = []
     async with services.database.writing() as session:
         action: Action | None = wanted
@@ -90,7 +91,7 @@ async def create_action(
             detail = f"the Idempotency-Key {key!r} was used for another action: choose a new one for each"
             raise Problem(422, "Key used before", detail)
         if action is wanted:
-            taken = worker.take([action])
+            taken = worker.preclaim([action])
         await session.flush()
         read = await _read(session, action)
     worker.begin(taken)
@@ -128,13 +129,9 @@ async def plan_action(asked: ActionCreate, services: ServicesDep, caller: Caller
 
 async def _plan(services: Services, asked: ActionCreate, plan: ActionPlan) -> None:
     subject = await subject_of(services, asked.project, asked.task_id)
-    if asked.action == "cancel":
-        plan.reason = cancel.nothing_to_do(subject)
-        if plan.reason is not None:
-            plan.state = ActionState.NOTHING_TO_DO
-        return
-    unreal = new_action(asked.action, asked.project, asked.task_id, asked.run_id, "", Source.API)
-    made = await retrigger.plan(services, subject, asked.run_id, copy_ids(services.secret, unreal, 0), asked.project)
+    made = await ACTIONS[asked.action].plan(services, subject, _action_of(asked, ""))
+    if made.nothing_to_do is not None:
+        plan.state, plan.reason = ActionState.NOTHING_TO_DO, made.nothing_to_do
     plan.notes = made.notes
     plan.left_out = [LeftOut.model_validate(each) for each in made.left_out]
     plan.tasks = [
@@ -152,8 +149,14 @@ async def _plan(services: Services, asked: ActionCreate, plan: ActionPlan) -> No
     ]
 
 
+def _action_of(asked: ActionCreate, requester: str) -> Action:
+    action = new_action(asked.action, asked.project, asked.task_id, asked.run_id, requester, Source.API)
+    action.input = asked.input
+    return action
+
+
 def _require(services: Services, caller: auth.Caller, asked: ActionCreate) -> None:
-    auth.require(services.settings, caller, f"tc-treeherder:action:{asked.action}:{asked.project}")
+    auth.require(services.settings, caller, scope_of(asked.action, asked.project))
 
 
 @router.get("", operation_id="listActions", responses=problems())
@@ -192,6 +195,19 @@ async def list_actions(
         for number, action, left_out in rows
     ]
     return ActionPage(items=items, next=None if following is None else opaque(following))
+
+
+@router.get("/kinds", operation_id="listActionKinds", responses=problems())
+async def list_action_kinds(_: Reader) -> ActionKinds:
+    """List the actions that can be asked for, each with the scope and the input that it needs."""
+    return ActionKinds(
+        items=[
+            ActionKindRead(
+                name=name, summary=kind.summary, scope=kind.scope("<project>"), input=kind.input.model_json_schema()
+            )
+            for name, kind in sorted(ACTIONS.items())
+        ]
+    )
 
 
 @router.get("/{action_id}", operation_id="getAction", responses=problems(404))
@@ -272,7 +288,7 @@ async def _read(session: Session, action: Action) -> ActionRead:
 
 
 def _summary(action: Action, left_out: int, counts: tuple[int, int], tasks: list[MadeTask]) -> dict[str, object]:
-    names = ["id", "project", "task_id", "run_id", "requester", "source", "notes", "attempts"]
+    names = ["id", "project", "task_id", "run_id", "input", "requester", "source", "notes", "attempts"]
     names += ["received_at", "planned_at", "done_at"]
     return {
         **{name: getattr(action, name) for name in names},

@@ -46,7 +46,7 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
 
     def write(session: SyncSession) -> tuple[Stored, list[Work]]:
         stored = store_new(session, services.settings, list(understood.values()))
-        return stored, worker.take(stored[1])
+        return stored, worker.preclaim(stored[1])
 
     (stored, steps, pushes), taken = await services.database.run_objects(write)
     if len(taken) < len(steps):
@@ -79,7 +79,7 @@ async def take_job_actions(request: Request, services: ServicesDep) -> Verdicts:
     async with services.database.writing() as session:
         stored, actions = await receive.store(session, list(arrivals.values()), acknowledged)
         await keep(session, letters)
-        taken = worker.take(actions)
+        taken = worker.preclaim(actions)
     if len(taken) < len(actions):
         services.database.wakeups.wake(Topic.WORK)
     worker.begin(taken)

@@ -16,15 +16,16 @@ from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
-from service import metrics
+from service.api import gauges
 from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.api.schemas import Check, Heartbeat
+from service.engine.registry import WORK
 from service.services import Services
 from service.store import database
 from service.store.clock import SETTLED
 from service.store.database import now
-from service.store.models import Action, GroupCheck, JobReport, Notice, PulseQueue, PushStep, State, Work
+from service.store.models import JobReport, PulseQueue, State
 
 log = structlog.get_logger()
 router = APIRouter(tags=["health"], route_class=Route)
@@ -67,7 +68,7 @@ class Health:
     def __init__(self, services: Services) -> None:
         self._services = services
         seconds = services.settings.health_cache.total_seconds()
-        self.metrics = Cached(lambda: metrics.exposition(services.database), seconds)
+        self.metrics = Cached(lambda: gauges.exposition(services.database), seconds)
         self.checks = Cached(self._checks, seconds)
         self._write = Probe(services.database.write_probe, services.settings.write_check.total_seconds())
 
@@ -118,7 +119,7 @@ async def readiness(response: Response, health: HealthDep) -> Check:
 async def get_metrics(health: HealthDep) -> Response:
     """Prometheus' text format, some seconds old (`health_cache`)."""
     body = await asyncio.wait_for(health.metrics.get(), TIME_LIMIT * 3)
-    return Response(body, media_type=metrics.CONTENT_TYPE)
+    return Response(body, media_type=gauges.CONTENT_TYPE)
 
 
 @router.get("/__heartbeat__", operation_id="heartbeat", responses={503: {"model": Heartbeat}})
@@ -172,8 +173,8 @@ async def _database(services: Services) -> Check:
 
 async def _work(services: Services) -> Check:
     async with services.database.reading() as session:
-        waiting = await metrics.oldest_work(session)
-        old = [(_LISTS[model], since) for model, since in waiting.items() if now() - since >= OLD_WORK]
+        waiting = await gauges.oldest_work(session)
+        old = [(WORK.tables[model].waiting, since) for model, since in waiting.items() if now() - since >= OLD_WORK]
         if not old:
             return Check(name="work", status="ok")
         without = (JobReport.state == State.PENDING, col(JobReport.no_push_since).is_not(None))
@@ -189,15 +190,6 @@ async def _work(services: Services) -> Check:
 MOST_COUNTED = 10_000
 
 NO_PUSH = "/api/v1/reports?waiting=push"
-
-_LISTS: dict[type[Work], str] = {
-    PushStep: "GET /api/v1/pushes?state=pending says why",
-    Action: "GET /api/v1/actions?state=received or planned says why",
-    JobReport: "GET /api/v1/reports?state=pending says why",
-    Notice: "the log says why a notice is not sent",
-    GroupCheck: "the log says why a task group cannot be listed",
-}
-"""Where it is said what each kind of old work waits for."""
 
 
 def _clock() -> Check:
@@ -237,11 +229,11 @@ async def _pulse(services: Services) -> Check:
 
 async def _polls(services: Services) -> Check:
     async with services.database.reading() as session:
-        polls = await metrics.summarize_polls(session)
+        polls = await gauges.summarize_polls(session)
     if not polls.old:
         return Check(name="polls", status="ok")
     detail = (
-        f"no good poll for {metrics.OLD_POLL} of {polls.old} repositories: is a listener running? "
+        f"no good poll for {gauges.OLD_POLL} of {polls.old} repositories: is a listener running? "
         "GET /api/v1/repositories shows each poll_error"
     )
     return Check(name="polls", status="warning", detail=detail)

@@ -24,6 +24,7 @@ from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.api.route import Route
 from service.api.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
+from service.engine import leases
 from service.errors import PermanentUpstreamError, Problem, Unavailable
 from service.flow.pushes import poll
 from service.flow.pushes.urls import canonical_url
@@ -31,7 +32,7 @@ from service.sanitize import escape_unstorable
 from service.services import Services
 from service.settings import Settings
 from service.store.database import Session, now
-from service.store.models import Action, Push, PushStep, Repository, State
+from service.store.models import Action, Push, PushStep, Repository
 
 log = structlog.get_logger()
 router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Route)
@@ -244,12 +245,7 @@ async def delete_repository(
             "wait for them, or bury them with ?force=true"
         )
         raise Problem(409, "Unfinished work", detail, unfinished=len(unfinished))
-    for work in unfinished:
-        reason = f"the repository was deleted by {caller.name}"
-        work.state, work.error, work.due_at, work.done_at = State.FAILED, reason, None, now()
-        work.fencing_token += 1  # whoever works on it now has lost it
-        session.add(work.dead_letter(reason))
-        session.add_all(work.failure_notices())
+    session.add_all(leases.bury(unfinished, f"the repository was deleted by {caller.name}"))
     repository.deleted_at = now()
     poll.end_shift(repository)
     log.info("repository-deleted", repository=alias, buried=len(unfinished), by=caller.name)

@@ -4,10 +4,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from service.contract.events import Alias
+from service.flow.actions.kinds import ACTIONS, known_names
 from service.flow.tasks.definition import SLUGID
+from service.sanitize import problems_of
 from service.store.models import Source, Stage, State
 
 
@@ -241,12 +243,45 @@ class ActionState(StrEnum):
 TaskId = Annotated[str, Field(pattern=SLUGID, description="a taskId: 22 characters, a slugid")]
 
 
+def _known_action(name: str) -> str:
+    if name not in ACTIONS:
+        raise ValueError(f"there is no action {name[:100]!r} here: {known_names()} are what this service does")
+    return name
+
+
 class ActionCreate(Schema):
-    action: Literal["retrigger", "cancel"]
+    """An action to do on a task. `GET /actions/kinds` lists the actions, each with the schema of its input."""
+
+    action: Annotated[str, AfterValidator(_known_action)] = Field(examples=["retrigger"])
     project: Alias = Field(description="alias of the monitored repository; a route of the task must name it")
     task_id: TaskId
     run_id: RunId | None = Field(None, description="null: the latest run")
     requester: Text | None = Field(None, description="on whose behalf; null: the caller")
+    input: dict[str, Any] = Field({}, description="what the action is to be told, by its schema")
+
+    @model_validator(mode="after")
+    def _fitting_input(self) -> "ActionCreate":
+        try:
+            fitting = ACTIONS[self.action].input.model_validate(self.input)
+        except ValidationError as error:
+            raise ValueError(f"input of {self.action}: {problems_of(error)}") from None
+        self.input = fitting.model_dump(mode="json", exclude_defaults=True)
+        return self
+
+
+class ActionKindRead(Schema):
+    """An action that can be asked for."""
+
+    name: str
+    summary: str = Field(description="what it does")
+    scope: str = Field(description="what the caller needs; `<project>` stands for the project's alias")
+    input: dict[str, Any] = Field(description="JSON Schema of the input")
+
+
+class ActionKinds(Schema):
+    """All actions that can be asked for."""
+
+    items: list[ActionKindRead]
 
 
 class MadeTask(Schema):
@@ -295,6 +330,7 @@ class ActionSummary(Schema):
     project: str
     task_id: str
     run_id: int | None
+    input: dict[str, Any]
     requester: str
     source: Source
     state: ActionState
@@ -346,6 +382,7 @@ class ActionPlan(Schema):
     project: str
     task_id: str
     run_id: int | None
+    input: dict[str, Any]
     state: ActionState = Field(description="planned; or what the action would end as, and then `reason` says why")
     reason: str | None
     notes: list[str]

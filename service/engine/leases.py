@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import structlog
-from sqlalchemy import Integer, Table, Text, bindparam, func, literal, tuple_, union_all
+from sqlalchemy import Integer, String, Table, Text, bindparam, collate, func, literal, tuple_, union_all
 from sqlalchemy import update as sqlalchemy_update
 from sqlmodel import SQLModel, col, select, update
 
@@ -28,7 +28,7 @@ from service.settings import WorkSettings
 from service.store.commits import Fence, FencedError, Statement
 from service.store.database import Database, Session, Utc, insertion, now
 from service.store.distinct import distinct_of
-from service.store.models import WORK_TABLES, Notice, State, Work
+from service.store.models import Notice, State, Work, work_tables
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
@@ -99,7 +99,7 @@ class Lease(Generic[W]):
             notices = [*notices, *self.item.failure_notices()]
         self.ended = True
         counts = await self.commit([*also, *insertion(notices)], rows, **values)
-        metrics.work_ended(self.item, state.value)
+        metrics.work_ended(self.item.work_name, state.value)
         if notices:  # which are work in turn
             self._database.wakeups.wake(Topic.WORK)
         return counts
@@ -129,7 +129,7 @@ class Lease(Generic[W]):
         pause = max(backoff(self._settings, self.item.attempts), wait or timedelta())
         pause = min(pause, self._settings.longest_wait)
         await self._end(error=reason, due_at=at + pause)
-        metrics.work_ended(self.item, "retried")
+        metrics.work_ended(self.item.work_name, "retried")
 
     async def release(self) -> None:
         """Give it back untouched, for another worker to take at once."""
@@ -139,7 +139,7 @@ class Lease(Generic[W]):
         """Give it up for good: a dead letter is left of it, for a person to see."""
         letter = self.item.dead_letter(escape_unstorable(reason))
         await self.finish(State.FAILED, reason, insertion([letter]))
-        metrics.work_ended(self.item, "buried")
+        metrics.work_ended(self.item.work_name, "buried")
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
     async def _end(self, **values: Any) -> None:
@@ -351,14 +351,14 @@ def preclaim(fresh: Iterable[Work], duration: timedelta, holder: str | None = No
         item.fencing_token, item.attempts, item.due_at, item.holder = 1, 1, now() + duration, holder
 
 
-async def renew(session: Session, leases_held: Iterable[Lease[Any]], duration: timedelta) -> list[Lease[Any]]:
-    """Say that the holder of these lives; return those that another holds by now."""
+async def renew(session: Session, held: Iterable[Lease[Any]], duration: timedelta) -> list[Lease[Any]]:
+    """Lease for `duration` from now on; return the leases that were lost, whose work another holds or has ended."""
     lost: list[Lease[Any]] = []
     by_model: dict[type[Work], list[Lease[Any]]] = {}
-    for lease in leases_held:
+    for lease in held:
         by_model.setdefault(type(lease.item), []).append(lease)
     # in the order in which `commits` locks rows
-    for model, of_model in sorted(by_model.items(), key=lambda each: str(each[0].__tablename__)):
+    for model, of_model in sorted(by_model.items(), key=lambda pair: str(pair[0].__tablename__)):
         ours = [(lease.item.id, lease.item.fencing_token) for lease in of_model]
         still = (
             select(model.id)
@@ -367,7 +367,7 @@ async def renew(session: Session, leases_held: Iterable[Lease[Any]], duration: t
                 col(model.id).in_([number for number, _ in ours]),
                 tuple_(col(model.id), col(model.fencing_token)).in_(ours),
             )
-            .order_by(col(model.id))
+            .order_by(*in_lock_order(session, model))
             .with_for_update()
             .cte()
         )
@@ -380,6 +380,24 @@ async def renew(session: Session, leases_held: Iterable[Lease[Any]], duration: t
         ids = set(renewed.scalars())
         lost += [lease for lease in of_model if lease.item.id not in ids]
     return lost
+
+
+def in_lock_order(session: Session, model: type[Work]) -> list[Any]:
+    """Return the columns to order rows of this table by before they are locked; texts are compared byte by byte."""
+    columns = [_table(model).c[name] for name in model.lock_order]
+    if session.get_bind().dialect.name != "postgresql":
+        return columns
+    return [collate(column, "C") if isinstance(column.type, String) else column for column in columns]
+
+
+def bury(items: Iterable[Work], reason: str) -> list[SQLModel]:
+    """End work that the caller has locked, whoever holds it; return the dead letters and notices to store with it."""
+    left: list[SQLModel] = []
+    for item in items:
+        item.state, item.error, item.due_at, item.done_at = State.FAILED, reason, None, now()
+        item.fencing_token += 1  # whoever works on it now has lost it
+        left += [item.dead_letter(reason), *item.failure_notices()]
+    return left
 
 
 def due_now(model: type[Work], lane: str) -> Statement:
@@ -407,7 +425,7 @@ async def take_over(session: Session, names: str | None, but: str) -> int:
     that a holder that lives after all can write nothing.
     """
     taken = 0
-    for model in WORK_TABLES:
+    for model in work_tables():
         gone = [col(model.due_at).is_not(None), col(model.holder) > "", col(model.holder) != but]
         if names is not None:
             gone.append(func.substr(model.holder, 1, len(names)) == names)

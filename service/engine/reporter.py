@@ -5,19 +5,19 @@ of reporters share one database.
 """
 
 import asyncio
-import contextvars
 import time
 from collections.abc import Awaitable, Callable
 
 import structlog
 from sqlalchemy import exc
 
-from service.engine import leases
+from service.engine import batches, leases
+from service.engine.batches import Delivered, Deliverer
 from service.engine.budget import blocked_for, jobs_budget, refilled
-from service.flow.jobs import outcomes, reconcile
-from service.flow.jobs.deliver import Deliverer
-from service.flow.jobs.outcomes import Delivered
-from service.services import Services
+from service.engine.leases import Lease
+from service.engine.process import Process
+from service.engine.registry import WORK, Registry, Step
+from service.engine.running import Running
 from service.store.database import check_clock, clock_usable, now
 from service.store.models import Budget, JobReport
 from service.store.wakeups import Topic
@@ -35,38 +35,43 @@ RETRY = 1.0
 
 
 class Reporter:
-    """Reports jobs to every Treeherder that takes them until it is stopped."""
+    """Reports jobs to every Treeherder that takes them until it is stopped, and does what is due now and then."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._settings = services.settings.reports
+    def __init__(self, services: Process, registry: Registry = WORK) -> None:
+        self._services, self._steps = services, registry.steps
         self._stopping = asyncio.Event()
-        environments = [name for name, each in services.settings.environments.items() if each.jobs != "off"]
-        self._environment_reporters = [EnvironmentReporter(services, name) for name in environments]
+        self._environments = [
+            EnvironmentReporter(services, name, table.deliverer(services, name))
+            for table in registry.tables.values()
+            if table.deliverer is not None
+            for name, environment in services.settings.environments.items()
+            if environment.jobs != "off"
+        ]
 
     def stop(self) -> None:
         """Claim nothing more; `run` returns once what is under way has ended, or the worker's `drain` is over."""
         self._stopping.set()
-        for reporter in self._environment_reporters:
-            reporter.wake.set()
+        for environment in self._environments:
+            environment.wake.set()
 
     async def run(self) -> None:
         """Report until `stop`."""
-        if not self._environment_reporters:
+        if not self._environments:
             await self._stopping.wait()
             return
-        helpers = [asyncio.create_task(self._renew()), asyncio.create_task(self._heal())]
+        helpers = [asyncio.create_task(environment.running.keep_renewing()) for environment in self._environments]
+        helpers += [asyncio.create_task(self._loop(self._now_and_then(step), asyncio.Event())) for step in self._steps]
         try:
             await asyncio.gather(
-                *(self._loop(reporter.serve, reporter.wake) for reporter in self._environment_reporters)
+                *(self._loop(environment.serve, environment.wake) for environment in self._environments)
             )
-            await asyncio.gather(*(reporter.drain() for reporter in self._environment_reporters))
+            await asyncio.gather(*(environment.running.drain() for environment in self._environments))
         finally:
             for helper in helpers:
                 helper.cancel()
 
     async def _loop(self, step: Callable[[], Awaitable[float]], wake: asyncio.Event) -> None:
-        """Do `step` again and again; it says how many seconds there is nothing to do unless `wake` is set."""
+        """Do `step` again and again; it returns for how many seconds there is nothing to do unless `wake` is set."""
         while not self._stopping.is_set():
             wake.clear()
             try:
@@ -81,61 +86,40 @@ class Reporter:
             except TimeoutError:
                 continue
 
-    async def _heal(self) -> None:
-        pause = min(self._settings.quiet.total_seconds() / 4, 30)
+    def _now_and_then(self, step: Step) -> Callable[[], Awaitable[float]]:
+        """Return what does a registered step, unless the clock cannot be trusted."""
 
-        async def step() -> float:
-            if not clock_usable():
-                return RETRY
-            checked = await reconcile.check_quiet(self._services)
-            return 0 if checked == reconcile.ONE_CALL else pause
+        async def once() -> float:
+            return await step(self._services) if clock_usable() else RETRY
 
-        await self._loop(step, asyncio.Event())
-
-    async def _renew(self) -> None:
-        """Say that we live, while batches take long."""
-        lease = self._services.settings.work.lease
-        while True:
-            await asyncio.sleep(lease.total_seconds() / 3)
-            held = [report for reporter in self._environment_reporters for report in reporter.held()]
-            if not held:
-                continue
-            try:
-                async with self._services.database.writing() as session:
-                    await outcomes.renew(session, held, lease)
-            except Exception:  # the database is away; the lease may last until it is back
-                log.exception("renew-failed")
+        return once
 
 
 class EnvironmentReporter:
-    """What is reported to one Treeherder: projects take turns, within the budget of its credential."""
+    """Reports to one Treeherder: projects take turns, within the budget of its credential."""
 
-    def __init__(self, services: Services, environment: str) -> None:
+    def __init__(self, services: Process, environment: str, deliverer: Deliverer) -> None:
         self.wake = services.database.wakeups.subscribe(Topic.REPORTS)
         self._services = services
         self._settings = services.settings.reports
         self._prefix = environment
         self._environment = services.settings.environments[environment]
-        self._deliverer = Deliverer(services, environment)
+        self._deliverer = deliverer
+        self.running = Running(services.database, services.settings.work, lambda _: self.wake.set())
         self._served: dict[str, float] = {}  # lane -> when it was last, by time.monotonic()
         self._last: dict[str, str] = {}  # lane -> the share that was served last
-        self._running: dict[asyncio.Task[None], list[JobReport]] = {}
         self._budget, self._rate = jobs_budget(self._environment, self._settings.links_wait)
-
-    def held(self) -> list[JobReport]:
-        """The reports under way."""
-        return [report for reports in self._running.values() for report in reports]
 
     async def serve(self) -> float:
         """Start on the batch that is due next; for how many seconds there is none to look for."""
         at_a_time = self._settings.at_a_time
-        while len(self._running) >= IN_HAND * at_a_time or self._deliverer.sending >= at_a_time:
-            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        while len(self.running.tasks) >= IN_HAND * at_a_time or self._deliverer.sending >= at_a_time:
+            await asyncio.wait(self.running.tasks, return_when=asyncio.FIRST_COMPLETED)
         async with self._services.database.reading() as session:
             await check_clock(session)
             if not clock_usable():
                 return RETRY
-            found = await outcomes.due(session, self._prefix, self._settings.batch)
+            found = await batches.due(session, self._prefix, self._settings.batch)
         longest = self._services.settings.work.longest_wait
         at = now()
         hidden = [name for name, (_, _, last) in found.items() if last > at + longest]
@@ -169,9 +153,8 @@ class EnvironmentReporter:
         self._served[lane] = time.monotonic()
         if reports:
             self._last[lane] = reports[-1].share
-            task = asyncio.create_task(self._deliver(lane, reports), context=contextvars.Context())
-            self._running[task] = reports
-            task.add_done_callback(self._ended)
+            held = [Lease(self._services.database, self._services.settings.work, report) for report in reports]
+            self.running.start(self._deliver(lane, held), held)
         return 0
 
     def _next(self, lanes: dict[str, int]) -> tuple[str | None, float]:
@@ -195,8 +178,11 @@ class EnvironmentReporter:
             return min(blocked.total_seconds(), 1.0)  # it may be lifted
         return max(0.0, (1.0 - bucket.tokens) / self._rate)
 
-    async def _deliver(self, lane: str, reports: list[JobReport]) -> None:
+    async def _deliver(self, lane: str, held: list[Lease[JobReport]]) -> None:
+        reports = [lease.item for lease in held]
         done = await self._unbroken(reports)
+        for lease in held:
+            lease.ended = True  # what is recorded now must not be renewed
         async with self._services.database.writing() as session:
             if done.requests != 1 or done.pause is not None:
                 bucket = await refilled(session, self._budget, now(), self._rate)
@@ -204,13 +190,13 @@ class EnvironmentReporter:
                 if done.pause is not None:
                     bucket.blocked_until = now() + done.pause
                     log.warning("treeherder-left-alone", environment=self._prefix, seconds=done.pause.total_seconds())
-            await outcomes.record_outcomes(session, done.outcomes)
+            await batches.record_outcomes(session, done.outcomes)
         log.info("jobs-reported", lane=lane, reports=len(reports), requests=done.requests)
 
     async def _unbroken(self, reports: list[JobReport]) -> Delivered:
         """Deliver; what breaks is halved until the report that a bug trips over stands alone, and is tried again."""
         try:
-            return await self._deliverer.jobs(reports)
+            return await self._deliverer.deliver(reports)
         except Exception as error:
             log.exception("delivery-broke", environment=self._prefix, reports=len(reports))
             if len(reports) == 1 or isinstance(error, _DATABASE_AWAY):
@@ -225,26 +211,3 @@ class EnvironmentReporter:
             return Delivered([*done.outcomes, *rest], done.requests + 1, done.pause)
         more = await self._unbroken(reports[middle:])
         return Delivered([*done.outcomes, *more.outcomes], done.requests + more.requests + 1, more.pause)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("reports-not-recorded", exc_info=error)  # their lease ends, then they are done again
-        self.wake.set()
-
-    async def drain(self) -> None:
-        """Wait for what is under way; give back what takes too long."""
-        if not self._running:
-            return
-        running = dict(self._running)
-        _, pending = await asyncio.wait(running, timeout=self._services.settings.work.drain.total_seconds())
-        for task in pending:
-            task.cancel()
-        if not pending:
-            return
-        await asyncio.wait(pending)
-        try:
-            async with self._services.database.writing() as session:
-                await outcomes.release(session, [report for task in pending for report in running[task]])
-        except Exception:  # the database is away: then the leases end by themselves
-            log.exception("release-failed")

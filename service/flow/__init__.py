@@ -18,3 +18,9 @@ the worker runs the others, each leased by `service.engine.leases`. definition, 
 definition, id, routes and status are; plan, what is stored of tasks that are to be created; template, what a
 `.taskcluster.yml` is rendered with; urls, how a repository's url is spelled. preview tries a file without a push.
 """
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):  # each registers what it does
+    importlib.import_module(_module.name)

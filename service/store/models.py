@@ -1,9 +1,9 @@
 """The tables. What goes over the API is in `schemas`; never the other way round."""
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
@@ -173,6 +173,14 @@ class Work(SQLModel):
     error: str | None = Field(default=None, sa_type=Text)  # the last failure, or why it was skipped
     done_at: datetime | None = _utc()
 
+    lock_order: ClassVar[tuple[str, ...]] = ("id",)
+    """Columns in whose order a transaction locks several rows, so that two never wait for each other in a circle."""
+
+    @property
+    def work_name(self) -> str:
+        """Return the name of this kind of work, in metrics and in what is registered for it."""
+        return str(self.__tablename__)
+
     @property
     def next_attempt_at(self) -> datetime | None:
         """When it is tried next; what a person asked for again is due since long before that."""
@@ -211,6 +219,10 @@ class PushStep(Work, table=True):
     refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
     error_task: str | None = None
     error_task_refused: str | None = Field(default=None, sa_type=Text)  # what was left out of it, or why there is none
+
+    @property
+    def work_name(self) -> str:
+        return self.kind
 
     def dead_letter(self, reason: str) -> "DeadLetter":
         return DeadLetter(kind=self.kind, subject=f"push {self.push_id}, {self.lane}", reason=reason, step_id=self.id)
@@ -251,9 +263,14 @@ class Action(Work, table=True):
     planned_at: datetime | None = _utc()
     plan_attempt: int = 0  # goes up when a plan that nothing came of is made anew
     refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
+    input: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  # what the action was told, by its kind's schema
     left_out: list[dict[str, str]] = Field(default_factory=list, sa_type=Json)  # task_id, name, reason
     notes: list[str] = Field(default_factory=list, sa_type=Json)  # what else a person should know
     failure_jobs: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # where a failure is shown
+
+    @property
+    def work_name(self) -> str:
+        return self.kind
 
     def dead_letter(self, reason: str) -> "DeadLetter":
         subject = f"{self.kind} of {self.task_id} in {self.project}"
@@ -381,6 +398,10 @@ FAILED_REPORTS = "state IN ('failed', 'skipped')"
 """What the list of job reports finds by an index of its own: of all others there are many, or they are due."""
 
 
+NEVER = datetime(2000, 1, 1, tzinfo=UTC)
+"""`last_event_at` of a run that is to be asked after at once."""
+
+
 def job_lane(environment: str, project: str) -> str:
     """Return the lane of a project's jobs for one Treeherder, which takes turns with those of others."""
     return f"job {environment} {project}"
@@ -417,6 +438,9 @@ class JobReport(Work, table=True):
     last_event_at: datetime = Field(default_factory=now, sa_type=Utc)  # or last checked
     no_push_since: datetime | None = _utc()  # Treeherder has been answering since then that it has no such push
 
+    lock_order: ClassVar[tuple[str, ...]] = ("task_id", "run_id", "environment")
+    """The order in which events are stored."""
+
     def dead_letter(self, reason: str) -> "DeadLetter":
         subject = f"run {self.run_id} of {self.task_id}, for {self.environment}"
         return DeadLetter(kind="job-report", subject=subject, reason=reason, report_id=self.id)
@@ -440,7 +464,9 @@ class GroupCheck(Work, table=True):
         )
 
 
-WORK_TABLES: tuple[type[Work], ...] = (PushStep, Action, Notice, JobReport, GroupCheck)
+def work_tables() -> list[type[Work]]:
+    """Return all tables of leased work."""
+    return Work.__subclasses__()
 
 
 class DeadLetter(SQLModel, table=True):

@@ -10,11 +10,12 @@ from prometheus_client.samples import Sample
 from sqlmodel import update
 
 from service import metrics
+from service.api import gauges
+from service.api.gauges import MAX_LABELS
 from service.clients.http import Http
 from service.engine.worker import Worker
 from service.errors import Unavailable
 from service.flow.pushes.push import store
-from service.metrics import MAX_LABELS
 from service.store.database import Database, now
 from service.store.models import GroupCheck, PulseQueue, PushStep, State, StepKind
 from tests.service import asgi
@@ -28,7 +29,7 @@ async def told(database: Database, name: str, **labels: str) -> float:
     def matches(sample: Sample) -> bool:
         return sample.name == f"tc_treeherder_{name}" and labels.items() <= sample.labels.items()
 
-    text = (await metrics.exposition(database)).decode()
+    text = (await gauges.exposition(database)).decode()
     families = text_string_to_metric_families(text)
     return sum(sample.value for family in families for sample in family.samples if matches(sample))
 

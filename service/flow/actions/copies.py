@@ -10,6 +10,7 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Status
 from service.flow.actions.dependents import Found
+from service.flow.actions.kinds import Copy
 from service.flow.actions.subject import ActionFailedError
 from service.flow.tasks.definition import (
     CircleError,
@@ -35,25 +36,6 @@ _KEYS_AT_A_TIME = 10_000
 
 
 BAD_ENDS = frozenset({"failed", "exception"})
-
-
-@dataclass
-class Copy:
-    """A task that is to be made, and the one that it is a copy of."""
-
-    old_id: str
-    new_id: str
-    name: str
-    definition: Definition
-
-
-@dataclass
-class Plan:
-    """What a retrigger makes, in dependency order, what it leaves out and why, and what else there is to say."""
-
-    copies: list[Copy]
-    left_out: list[dict[str, str]]
-    notes: list[str]
 
 
 async def read_originals(services: Services, task_ids: Iterable[str]) -> dict[str, str]:

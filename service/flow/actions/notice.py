@@ -15,6 +15,7 @@ from service.clients.pulse import RETRIGGERS
 from service.clients.treeherder import failed_job
 from service.engine.budget import blocked_for, jobs_budget, refilled
 from service.engine.leases import Lease
+from service.engine.registry import WORK, WorkTable
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions.subject import Subject
 from service.flow.tasks.definition import stamp
@@ -206,3 +207,7 @@ async def _tip(services: Services, notice: Notice) -> str | None:
             .order_by(col(Push.id).desc())
         )
         return found.first()
+
+
+WORK.add_table(WorkTable(Notice, "the log says why a notice is not sent"))
+WORK.add_kind(Notice, "notice", run)

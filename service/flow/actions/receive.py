@@ -28,14 +28,12 @@ from sqlalchemy import text
 from sqlmodel import col, select
 
 from service.contract.events import JobActionMessage, PulseMessage, Verdict
+from service.flow.actions.kinds import ACTIONS, known_names
 from service.sanitize import InvalidJSONError, parse
 from service.store.database import Session, now
 from service.store.models import REDELIVERED_WITHIN, UNSETTLED, Action, Delivery, Source, State, share_of
 
 log = structlog.get_logger()
-
-KINDS = ("retrigger", "cancel")
-"""The actions that this service does."""
 
 
 CLOCK_SKEW = 300.0
@@ -96,12 +94,12 @@ def new_action(kind: str, project: str, task_id: str, run_id: int | None, reques
         run_id=run_id,
         requester=requester,
         source=source,
-        lane=f"action {kind}" if kind in KINDS else "none",
+        lane=ACTIONS[kind].lane if kind in ACTIONS else "none",
         share=share_of(project, requester),
     )
-    if kind not in KINDS:
+    if kind not in ACTIONS:
         action.state, action.due_at, action.done_at = State.REJECTED, None, now()
-        action.error = f"there is no action {kind!r} here: {' and '.join(KINDS)} are what this service does"
+        action.error = f"there is no action {kind!r} here: {known_names()} are what this service does"
     return action
 
 

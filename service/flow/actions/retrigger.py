@@ -24,14 +24,15 @@ from service.clients.taskcluster import validate_definition
 from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError
 from service.flow.actions import notice
-from service.flow.actions.copies import Copy, Draft, Plan
+from service.flow.actions.copies import Draft
+from service.flow.actions.kinds import ActionKind, Copy, Plan, register
 from service.flow.actions.search import Search, explaining_refusals
 from service.flow.actions.subject import ActionFailedError, ActionRejectedError, Subject, repository_of, subject_of
 from service.flow.tasks.create import MAX_REASON, PlanRefusedError, cancel_created, create_as_planned
 from service.flow.tasks.definition import (
     expiries,
 )
-from service.flow.tasks.ids import DeriveId, copy_ids
+from service.flow.tasks.ids import copy_ids
 from service.flow.tasks.plan import read_plan, record, store_definitions, store_plan
 from service.services import Services
 from service.store.database import now
@@ -47,29 +48,23 @@ FIRST_PART, PART = 50, 200
 async def run(services: Services, lease: Lease[Action]) -> None:
     """Plan the copies, as far as they are not planned, and create what is not there yet."""
     action = lease.item
-    try:
-        while action.refused is None:
-            planning = Planning(services, lease, await _stored(services, action))
-            try:
-                await _carry_out(services, lease, planning)
-                return
-            except PlanRefusedError as error:
-                if not await _sealed_meanwhile(services, lease, planning.tasks):
-                    action.refused = str(error)
-            except (ActionRejectedError, ActionFailedError) as error:
-                if not planning.tasks:
-                    raise
-                action.refused = str(error)  # and what was created of the plan is cancelled
-        await lease.commit(refused=action.refused)
-    except ActionRejectedError as error:
-        await lease.finish(State.REJECTED, str(error), failure_jobs=action.failure_jobs)
-    except ActionFailedError as error:
-        await lease.finish(State.FAILED, str(error), failure_jobs=action.failure_jobs)
-    else:
-        log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
-        unrecorded, not_cancelled = await cancel_created(services, lease, await _stored(services, action))
-        reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_REASON]
-        await lease.finish(State.FAILED, reason, record(unrecorded))
+    while action.refused is None:
+        planning = Planning(services, lease, await _stored(services, action))
+        try:
+            await _carry_out(services, lease, planning)
+            return
+        except PlanRefusedError as error:
+            if not await _sealed_meanwhile(services, lease, planning.tasks):
+                action.refused = str(error)
+        except (ActionRejectedError, ActionFailedError) as error:
+            if not planning.tasks:
+                raise
+            action.refused = str(error)  # and what was created of the plan is cancelled
+    await lease.commit(refused=action.refused)
+    log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
+    unrecorded, not_cancelled = await cancel_created(services, lease, await _stored(services, action))
+    reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_REASON]
+    await lease.finish(State.FAILED, reason, record(unrecorded))
 
 
 async def _stored(services: Services, action: Action) -> list[PlannedTask]:
@@ -225,10 +220,11 @@ class Planning:
 # --- the plan ----------------------------------------------------------------------------------------------------
 
 
-async def plan(services: Services, subject: Subject, run_id: int | None, new_id: DeriveId, share: str) -> Plan:
-    """Return what to make for a retrigger of this task's run, which is computed for `share`.
+async def plan(services: Services, subject: Subject, action: Action) -> Plan:
+    """Return the copies that a retrigger of this task's run makes now."""
+    new_id = copy_ids(services.secret, action, 0)
+    draft = await Search(services, subject, action.run_id, new_id, action.share).draft()
+    return Plan(await services.compute(action.share, list, draft.build()), draft.left_out, draft.notes)
 
-    Raises RejectedError, FailedError and Unavailable.
-    """
-    draft = await Search(services, subject, run_id, new_id, share).draft()
-    return Plan(await services.compute(share, list, draft.build()), draft.left_out, draft.notes)
+
+register(ActionKind("retrigger", "Create copies of a task, and of what depends on it if it failed.", run, plan))

@@ -10,8 +10,9 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Page, Status, validate_definition, validate_status
 from service.errors import PermanentUpstreamError
-from service.flow.actions.copies import BAD_ENDS, Copy, Draft, choose_copies, read_originals
+from service.flow.actions.copies import BAD_ENDS, Draft, choose_copies, read_originals
 from service.flow.actions.dependents import WALK_CALLS, Found, circle_error, dependents
+from service.flow.actions.kinds import Copy
 from service.flow.actions.subject import ActionFailedError, Subject, run_of
 from service.flow.tasks.definition import (
     SLUGID,

@@ -22,9 +22,10 @@ from service.clients.pulse import JOBS
 from service.clients.taskcluster import TooLargeError
 from service.clients.treeherder import FoundPush
 from service.contract import retry
+from service.engine.batches import Delivered, End, Outcome
 from service.engine.leases import backoff, exhausted
+from service.engine.registry import WORK, WorkTable
 from service.errors import PermanentUpstreamError, Unavailable
-from service.flow.jobs.outcomes import Delivered, End, Outcome
 from service.flow.jobs.pulse import pulse_message
 from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links
@@ -130,7 +131,7 @@ class Deliverer:
         self._away_why, self._away_pause = "", timedelta()
         self._no_task: Recent[str, int] = Recent(5_000)  # how often Taskcluster had no such task
 
-    async def jobs(self, reports: list[JobReport]) -> Delivered:
+    async def deliver(self, reports: list[JobReport]) -> Delivered:
         """Tell Treeherder of these runs of one project."""
         done = Delivered([])
         rest = []
@@ -453,6 +454,11 @@ class Deliverer:
         outcome = self.later(report, reason)
         outcome.no_push_since = since
         return outcome
+
+
+WORK.add_table(
+    WorkTable(JobReport, "GET /api/v1/reports?state=pending says why", deliverer=Deliverer),
+)
 
 
 def _halved(chunk: list[Item], waiting: deque[list[Item]]) -> bool:

@@ -7,7 +7,7 @@ and what comes late is dropped. Nobody is called here.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -24,9 +24,6 @@ from service.store.database import INSERT, Session, Utc, now
 from service.store.models import NOBODY, JobReport, Stage, State, job_lane
 
 log = structlog.get_logger()
-
-NEVER = datetime(2000, 1, 1, tzinfo=UTC)
-"""When a run was heard of that is to be asked after at once."""
 
 _ROUTE = "route."
 _WORD = r"^[!-~]*$"  # no NUL and nothing else that a database refuses; the queue's own words are narrower

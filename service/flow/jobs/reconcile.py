@@ -12,14 +12,16 @@ from pydantic import ValidationError
 from sqlalchemy import bindparam, func, text, update
 from sqlmodel import col, select
 
+from service.engine.batches import lock_reports
 from service.engine.leases import Lease
-from service.flow.jobs import events, outcomes
+from service.engine.registry import WORK, WorkTable
+from service.flow.jobs import events
 from service.flow.jobs.events import Target, TaskStatus
 from service.sanitize import reason_of
 from service.services import Services
 from service.store.database import Session, Utc, now
 from service.store.distinct import distinct_of
-from service.store.models import OPEN, Action, GroupCheck, JobReport, PlannedTask, PushStep, State
+from service.store.models import NEVER, OPEN, Action, GroupCheck, JobReport, PlannedTask, PushStep, Stage, State
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
@@ -50,7 +52,7 @@ async def check_quiet(services: Services) -> int:
     services.database.wakeups.wake(Topic.REPORTS)
     if gone:  # apart from those: each transaction locks its rows in one order
         async with services.database.writing() as session:
-            await outcomes.skip(session, gone, "Taskcluster has no such task any more")
+            await skip(session, gone, "Taskcluster has no such task any more")
     log.info("quiet-runs-checked", runs=len(quiet), gone=len(gone))
     return len(quiet)
 
@@ -152,7 +154,7 @@ async def _ask_after(session: Session, before: datetime) -> int:
     """Let up to a call's worth of runs look as if they had never been heard of; return how many."""
     unfinished = (
         select(JobReport.id)
-        .where(text(OPEN), col(JobReport.last_event_at) > events.NEVER, col(JobReport.last_event_at) <= before)
+        .where(text(OPEN), col(JobReport.last_event_at) > NEVER, col(JobReport.last_event_at) <= before)
         .order_by(col(JobReport.last_event_at))
         .limit(ONE_CALL)
         .with_for_update(skip_locked=True)  # what is locked is heard of at this moment
@@ -161,10 +163,30 @@ async def _ask_after(session: Session, before: datetime) -> int:
     asked = await (await session.connection()).execute(
         update(JobReport)
         .where(col(JobReport.id).in_(select(unfinished.c.id)))
-        .values(last_event_at=events.NEVER)
+        .values(last_event_at=NEVER)
         .returning(_R.id)
     )
     return len(asked.all())  # Python's sqlite3 counts nothing of a statement that begins with WITH
+
+
+async def skip(session: Session, task_ids: Iterable[str], why: str) -> None:
+    """Skip what is not at its end of these tasks, whoever holds it."""
+    open_ = (col(JobReport.task_id).in_(task_ids), col(JobReport.stage) < Stage.RESOLVED)
+    reports = (await session.exec(select(JobReport).where(*open_))).all()
+    await lock_reports(session, reports)
+    await (await session.connection()).execute(
+        update(JobReport)
+        .where(_R.id.in_([report.id for report in reports]), _R.stage < Stage.RESOLVED)
+        .values(
+            fencing_token=_R.fencing_token + 1,
+            holder=None,
+            state=State.SKIPPED,
+            error=why,
+            due_at=None,
+            done_at=now(),
+            no_push_since=None,
+        )
+    )
 
 
 T = TypeVar("T")
@@ -190,3 +212,14 @@ async def list_group(services: Services, lease: Lease[GroupCheck]) -> None:
             await events.note(session, _understood(found, targets))
         services.database.wakeups.wake(Topic.REPORTS)
     await lease.finish(State.DONE)
+
+
+async def check_now_and_then(services: Services) -> float:
+    """Ask after quiet runs, as often as `reports.quiet` needs it; return the seconds until the next time."""
+    checked = await check_quiet(services)
+    return 0 if checked == ONE_CALL else min(services.settings.reports.quiet.total_seconds() / 4, 30)
+
+
+WORK.add_table(WorkTable(GroupCheck, "the log says why a task group cannot be listed"))
+WORK.add_kind(GroupCheck, "group_check", list_group)
+WORK.add_step(check_now_and_then)

@@ -12,6 +12,7 @@ from sqlmodel import col, select
 
 from service import metrics
 from service.engine.leases import Lease
+from service.engine.registry import WORK
 from service.engine.render import Rendered, TemplateError
 from service.errors import PermanentUpstreamError
 from service.flow.pushes.push import push_of
@@ -23,7 +24,7 @@ from service.flow.tasks.plan import read_plan, record, store_plan
 from service.services import Services
 from service.settings import Settings
 from service.store.database import now
-from service.store.models import PlannedTask, Push, PushStep, Repository, State
+from service.store.models import PlannedTask, Push, PushStep, Repository, State, StepKind
 
 log = structlog.get_logger()
 
@@ -184,3 +185,6 @@ async def _give_up(services: Services, lease: Lease[PushStep], push: Push, repos
 async def _outline(services: Services, step: PushStep) -> list[PlannedTask]:
     """Return the plan without its definitions, which can be large."""
     return await read_plan(services.database, *_own(step), bodies=False)
+
+
+WORK.add_kind(PushStep, StepKind.GRAPH, run)

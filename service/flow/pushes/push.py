@@ -10,6 +10,7 @@ from sqlmodel import col, select
 
 from service.contract.events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
 from service.engine.leases import Lease
+from service.engine.registry import WORK, WorkTable
 from service.services import Services
 from service.settings import Settings
 from service.store.database import Session, SyncSession, now
@@ -215,3 +216,12 @@ async def pushes_of(session: Session, steps: Iterable[PushStep]) -> dict[int, tu
         select(Push, Repository).where(col(Push.id).in_(ids), col(Repository.id) == Push.repository_id)
     )
     return {push.id or 0: (push, repository) for push, repository in found}
+
+
+async def _load(session: Session, steps: Sequence[PushStep]) -> dict[int, tuple[Push, Repository]]:
+    """Return the pushes of steps that are claimed together, and their repositories, by the ids of the steps."""
+    pushes = await pushes_of(session, steps)
+    return {step.id or 0: pushes[step.push_id] for step in steps}
+
+
+WORK.add_table(WorkTable(PushStep, "GET /api/v1/pushes?state=pending says why", load=_load))

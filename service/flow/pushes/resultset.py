@@ -11,10 +11,11 @@ from service.clients.treeherder import hgpushes_message
 from service.contract.events import MAX_CHANGESETS_IN_FULL
 from service.engine import leases
 from service.engine.leases import Lease
+from service.engine.registry import WORK
 from service.errors import PermanentUpstreamError
 from service.flow.pushes.push import push_of
 from service.services import Services
-from service.store.models import JobReport, Push, PushStep, Repository, State, job_lane
+from service.store.models import JobReport, Push, PushStep, Repository, State, StepKind, job_lane
 from service.store.wakeups import Topic
 
 MAX_AUTHOR = 150
@@ -96,3 +97,7 @@ async def announce(services: Services, lease: Lease[PushStep]) -> None:
     }
     await services.publisher.publish(ANNOUNCEMENTS, repository.alias, message)
     await lease.finish(State.DONE)
+
+
+WORK.add_kind(PushStep, StepKind.RESULTSET, run)
+WORK.add_kind(PushStep, StepKind.ANNOUNCEMENT, announce)

@@ -18,7 +18,8 @@ from sqlalchemy import event
 from sqlmodel import col, select
 
 from service.api.events import job_action
-from service.flow.actions.receive import KINDS, JobAction, store
+from service.flow.actions.kinds import ACTIONS
+from service.flow.actions.receive import JobAction, store
 from service.store.database import now
 from service.store.models import Action, Delivery, PlannedTask, Source, State
 from tests.facts import fact
@@ -471,7 +472,7 @@ MESSAGES = st.fixed_dictionaries(
         "version": st.sampled_from([1, 2, "1"]),
         "project": st.one_of(st.text(max_size=20), st.none()),
         "job_guid": GUIDS,
-        "action": st.sampled_from([*KINDS, "backfill", 7]),
+        "action": st.sampled_from([*ACTIONS, "backfill", 7]),
         "requester": st.one_of(st.text(max_size=20), st.integers()),
     },
     optional={"job_id": st.one_of(st.integers(), st.floats(allow_nan=False), st.text()), "more": st.integers()},

@@ -14,12 +14,11 @@ from sqlalchemy import event
 from sqlmodel import select, update
 from structlog.testing import capture_logs
 
-from service.engine import leases
+from service.engine import batches, leases
 from service.engine.leases import Lane, Lease, LeaseLostError, backoff, claim, due_lanes, due_shares
-from service.flow.jobs import outcomes
 from service.settings import WorkSettings
 from service.store.database import Database, now
-from service.store.models import WORK_TABLES, DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind
+from service.store.models import DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind, work_tables
 from tests.service.world import add_repository
 
 SETTINGS = WorkSettings(lease=timedelta(seconds=30))
@@ -433,11 +432,11 @@ async def test_what_workers_ask_all_the_time_scans_nothing(database: Database, s
     await add_steps(database, 3)
     statements.clear()
     async with database.writing() as session:
-        await due_lanes(session, WORK_TABLES)
-        for model in WORK_TABLES:
+        await due_lanes(session, tuple(work_tables()))
+        for model in work_tables():
             await claim(session, model, "graph x", 2, MINUTE, holder="a/b", after="mc/1")
             await leases.pull_back(session, model, "graph x", MINUTE)
-        await outcomes.due(session, "tc-treeherder", 200)
+        await batches.due(session, "tc-treeherder", 200)
         await leases.take_over(session, "a/", "a/c")
         asked = list(statements)
         assert len(asked) > 20

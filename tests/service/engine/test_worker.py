@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlmodel import col, select, update
 
-from service.engine import worker as module
 from service.engine.leases import Lease
+from service.engine.registry import Registry, WorkTable
 from service.engine.worker import Worker
 from service.errors import PermanentUpstreamError, Unavailable
 from service.services import Services
@@ -42,10 +42,8 @@ class Steps:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
-    fake = Steps()
-    monkeypatch.setattr(module, "RUN", {PushStep: fake})
-    return fake
+def steps() -> Steps:
+    return Steps()
 
 
 def settings_of(**values: Any) -> Settings:
@@ -61,15 +59,21 @@ def settings_of(**values: Any) -> Settings:
     return Settings(work=work, taskcluster={"timeout": 0.01})
 
 
-def worker_of(database: Database, settings: Settings) -> Worker:
-    """A worker whose steps need none of the other parts."""
+def worker_of(database: Database, steps: Steps, settings: Settings) -> Worker:
+    """Return a worker that runs `steps` for whatever is due, which need none of the other services."""
     nothing: Any = None
-    return Worker(Services(settings, database, nothing, nothing, {}, None, nothing, b""))
+    registry = Registry()
+    registry.add_table(WorkTable(PushStep, "nowhere"))
+    registry.add_table(WorkTable(Notice, "nowhere"))
+    for name in StepKind:
+        registry.add_kind(PushStep, name, steps)
+    registry.add_kind(Notice, "notice", steps)
+    return Worker(Services(settings, database, nothing, nothing, {}, None, nothing, b""), registry)
 
 
 @asynccontextmanager
-async def working(database: Database, **values: Any) -> AsyncIterator[Worker]:
-    worker = worker_of(database, settings_of(**values))
+async def working(database: Database, steps: Steps, **values: Any) -> AsyncIterator[Worker]:
+    worker = worker_of(database, steps, settings_of(**values))
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -114,7 +118,7 @@ def fails(*errors: Exception) -> Step:
 
 async def test_does_all_that_is_due(database: Database, steps: Steps) -> None:
     ids = await add_steps(database, 30)
-    async with working(database):
+    async with working(database, steps):
         await until(lambda: _is(done(database), 30))
     assert sorted(steps.began) == ids
 
@@ -125,7 +129,7 @@ async def _is(value: Awaitable[int], expected: int) -> bool:
 
 async def test_two_workers_do_each_step_once(database: Database, steps: Steps) -> None:
     ids = await add_steps(database, 40)
-    async with working(database, per_lane=3), working(database, per_lane=3):
+    async with working(database, steps, per_lane=3), working(database, steps, per_lane=3):
         await until(lambda: _is(done(database), 40))
     assert sorted(steps.began) == ids
 
@@ -135,7 +139,7 @@ async def test_one_slow_lane_holds_up_no_other(sqlite: Database, steps: Steps) -
     steps.does["resultset slow"] = waits(slow)
     await add_steps(sqlite, 20, lane="resultset slow")
     await add_steps(sqlite, 20, lane="graph fast")
-    async with working(sqlite, per_lane=2):
+    async with working(sqlite, steps, per_lane=2):
         await until(lambda: _is(done(sqlite), 20))
         assert {step.lane for step in await all_steps(sqlite) if step.state == State.DONE} == {"graph fast"}
         assert len(steps.began) == 22
@@ -155,7 +159,7 @@ async def test_no_more_at_a_time_than_per_lane(sqlite: Database, steps: Steps) -
 
     steps.does["graph x"] = count
     await add_steps(sqlite, 20)
-    async with working(sqlite, per_lane=4):
+    async with working(sqlite, steps, per_lane=4):
         await until(lambda: _is(done(sqlite), 20))
     assert most == 4
 
@@ -173,7 +177,7 @@ async def test_no_more_at_a_time_than_per_lane(sqlite: Database, steps: Steps) -
 async def test_whatever_a_step_raises_it_is_tried_again(sqlite: Database, steps: Steps, error: Exception) -> None:
     steps.does["graph x"] = fails(error, error)
     await add_steps(sqlite)
-    async with working(sqlite):
+    async with working(sqlite, steps):
         await until(lambda: _is(done(sqlite), 1))
     assert len(steps.began) == 3
     (step,) = await all_steps(sqlite)
@@ -188,7 +192,7 @@ async def test_a_bug_is_told_without_its_words_and_an_upstreams_reason_with_them
     steps.does["graph hg"] = fails(*[Unavailable("hg", "hg is away", timedelta(minutes=20))] * 99)
     await add_steps(sqlite, lane="graph bug")
     await add_steps(sqlite, lane="graph hg")
-    async with working(sqlite, first_retry=50, max_retry=50):
+    async with working(sqlite, steps, first_retry=50, max_retry=50):
         await until(lambda: _is(_told(sqlite), 2))
     bug, hg = await all_steps(sqlite)
     assert bug.error == "internal error: KeyError; the log has more"
@@ -204,7 +208,7 @@ async def _told(database: Database) -> int:
 async def test_buried_when_it_fails_too_long(sqlite: Database, steps: Steps) -> None:
     steps.does["graph x"] = fails(*[Unavailable("hg", "hg is away")] * 99)
     await add_steps(sqlite, since=now() - timedelta(days=2))
-    async with working(sqlite):
+    async with working(sqlite, steps):
         await until(lambda: _is(_failed(sqlite), 1))
     async with sqlite.reading() as session:
         letter = (await session.exec(select(DeadLetter))).one()
@@ -220,7 +224,7 @@ async def test_stop_waits_for_what_is_under_way_and_begins_nothing(sqlite: Datab
     slow = asyncio.Event()
     steps.does["graph x"] = waits(slow)
     await add_steps(sqlite, 5)
-    worker = worker_of(sqlite, settings_of(per_lane=2, drain=5))
+    worker = worker_of(sqlite, steps, settings_of(per_lane=2, drain=5))
     running = asyncio.create_task(worker.run())
     await until(lambda: _is(_count(steps), 2))
     worker.stop()
@@ -239,25 +243,25 @@ async def _count(steps: Steps) -> int:
 async def test_stop_gives_back_what_takes_too_long(sqlite: Database, steps: Steps) -> None:
     steps.does["graph x"] = waits(asyncio.Event())
     await add_steps(sqlite)
-    async with working(sqlite, drain=0.05):
+    async with working(sqlite, steps, drain=0.05):
         await until(lambda: _is(_count(steps), 1))
     (step,) = await all_steps(sqlite)
     assert (step.state, step.attempts, step.error) == (State.PENDING, 0, None)
     assert step.due_at is not None
     assert step.due_at <= now()
     steps.does.clear()
-    async with working(sqlite):
+    async with working(sqlite, steps):
         await until(lambda: _is(done(sqlite), 1))
 
 
 async def test_an_idle_worker_stops_at_once(sqlite: Database, steps: Steps) -> None:
-    async with asyncio.timeout(0.5), working(sqlite, idle=60, drain=60):
+    async with asyncio.timeout(0.5), working(sqlite, steps, idle=60, drain=60):
         await asyncio.sleep(0.02)
         sqlite.wakeups.wake(Topic.WORK)
 
 
 async def test_wake_makes_it_look_at_once(sqlite: Database, steps: Steps) -> None:
-    async with working(sqlite, idle=60):
+    async with working(sqlite, steps, idle=60):
         await asyncio.sleep(0.05)
         await add_steps(sqlite)
         sqlite.wakeups.wake(Topic.WORK)
@@ -277,7 +281,7 @@ async def test_what_is_tried_again_soon_is_looked_for_then_although_its_lane_is_
             raise Unavailable("x", "not yet")
 
     steps.does["graph x"] = step
-    async with working(sqlite, idle=60, per_lane=5):
+    async with working(sqlite, steps, idle=60, per_lane=5):
         await until(lambda: _is(done(sqlite), 1), 10)
         slow.set()
     assert steps.began.count(fails) == 3
@@ -287,7 +291,7 @@ async def test_a_lease_is_renewed_while_its_step_runs(sqlite: Database, steps: S
     slow = asyncio.Event()
     steps.does["graph x"] = waits(slow)
     await add_steps(sqlite)
-    async with working(sqlite, lease=0.3), working(sqlite, lease=0.3):
+    async with working(sqlite, steps, lease=0.3), working(sqlite, steps, lease=0.3):
         await asyncio.sleep(1)
         assert len(steps.began) == 1
         (step,) = await all_steps(sqlite)
@@ -307,7 +311,7 @@ async def test_whoever_lost_its_lease_is_stopped(sqlite: Database, steps: Steps)
 
     steps.does["graph x"] = until_stopped
     await add_steps(sqlite)
-    async with working(sqlite, lease=0.15):
+    async with working(sqlite, steps, lease=0.15):
         await until(lambda: _is(_count(steps), 1))
         async with sqlite.writing() as session:
             await session.exec(update(PushStep).values(fencing_token=7, due_at=now() + timedelta(minutes=5)))
@@ -320,13 +324,13 @@ async def test_whoever_lost_its_lease_is_stopped(sqlite: Database, steps: Steps)
 async def test_work_of_a_worker_that_died_is_taken_over(sqlite: Database, steps: Steps) -> None:
     steps.does["graph x"] = waits(asyncio.Event())
     await add_steps(sqlite)
-    dead = asyncio.create_task(worker_of(sqlite, settings_of(lease=0.2)).run())
+    dead = asyncio.create_task(worker_of(sqlite, steps, settings_of(lease=0.2)).run())
     await until(lambda: _is(_count(steps), 1))
     dead.cancel()  # it renews nothing any more
     with contextlib.suppress(asyncio.CancelledError):
         await dead
     steps.does.clear()
-    async with working(sqlite):
+    async with working(sqlite, steps):
         await until(lambda: _is(done(sqlite), 1))
     assert len(steps.began) == 2
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -336,7 +340,7 @@ async def test_work_of_a_worker_that_died_is_taken_over(sqlite: Database, steps:
 async def test_goes_on_when_the_database_is_back(
     sqlite: Database, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with working(sqlite):
+    async with working(sqlite, steps):
         with monkeypatch.context() as broken:
             broken.setattr(Database, "reading", _away)
             await add_steps(sqlite)
@@ -365,7 +369,7 @@ async def test_what_cannot_be_recorded_is_done_again_after_its_lease(
         await real(self, *arguments)
 
     monkeypatch.setattr(Lease, "retry", retry)
-    async with working(sqlite, lease=0.2):
+    async with working(sqlite, steps, lease=0.2):
         await until(lambda: _is(done(sqlite), 1))
     assert len(steps.began) == 2
 
@@ -373,21 +377,21 @@ async def test_what_cannot_be_recorded_is_done_again_after_its_lease(
 async def test_takes_fresh_work_up_to_its_room(sqlite: Database, steps: Steps) -> None:
     slow = asyncio.Event()
     steps.does["graph x"] = waits(slow)
-    async with working(sqlite, per_lane=2, idle=60) as worker:
+    async with working(sqlite, steps, per_lane=2, idle=60) as worker:
         await until(lambda: _is(_active(worker), 1))
         lanes = ("graph x",) * 3 + ("graph y",)
         fresh: list[Any] = [
             PushStep(push_id=1, kind=StepKind.GRAPH, lane=lane, share=f"mc/{number}")
             for number, lane in enumerate(lanes)
         ]
-        taken = worker.take(fresh)
+        taken = worker.preclaim(fresh)
         assert [fresh.index(item) for item in taken] == [0, 1, 3]
         assert [item.fencing_token for item in fresh] == [1, 1, 0, 1]
         assert all(item.due_at is not None and item.due_at > now() for item in taken)
         assert fresh[2].due_at is not None
         assert fresh[2].due_at <= now()
         slow.set()
-    assert worker.take(fresh) == []
+    assert worker.preclaim(fresh) == []
 
 
 async def _active(worker: Worker) -> int:
@@ -401,7 +405,7 @@ async def test_one_hog_leaves_the_last_slot_to_others(database: Database, steps:
     slow = asyncio.Event()
     steps.does["graph x"] = waits(slow)
     await add_steps(database, 20, share="mc/hog")
-    async with working(database, per_lane=4):
+    async with working(database, steps, per_lane=4):
         await until(lambda: _is(_count(steps), 3))
         (other,) = await add_steps(database, 1, alias="r1", share="r1/dev")
         await until(lambda: _is(_count(steps), 4))
@@ -414,15 +418,15 @@ async def test_fresh_work_of_another_is_begun_at_once_and_a_hogs_waits_its_turn(
     slow = asyncio.Event()
     steps.does["graph x"] = waits(slow)
     await add_steps(sqlite, 20, share="mc/hog")
-    async with working(sqlite, per_lane=4) as worker:
+    async with working(sqlite, steps, per_lane=4) as worker:
         await until(lambda: _is(_count(steps), 3))
 
         def fresh(share: str) -> PushStep:
             return PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", share=share)
 
-        assert worker.take([fresh("mc/hog")]) == []
+        assert worker.preclaim([fresh("mc/hog")]) == []
         other = fresh("r1/dev")
-        assert worker.take([other]) == [other]
+        assert worker.preclaim([other]) == [other]
         slow.set()
         await until(lambda: _is(done(sqlite), 20))
 
@@ -432,15 +436,15 @@ async def test_fresh_work_does_not_overtake_a_share_that_waits(sqlite: Database,
     steps.does["graph x"] = waits(slow)
     for number in range(4):
         await add_steps(sqlite, 1, alias=f"r{number}", share=f"r{number}/dev")
-    async with working(sqlite, per_lane=3, idle=0.02) as worker:
+    async with working(sqlite, steps, per_lane=3, idle=0.02) as worker:
         await until(lambda: _is(_count(steps), 3))
         await until(lambda: _is(_waiting(worker), 1))
-        (task, *_) = worker._running
+        (task, *_) = worker._running.tasks
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
         late = PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", share="r9/dev")
-        assert worker.take([late]) == []
+        assert worker.preclaim([late]) == []
         slow.set()
 
 
@@ -453,7 +457,7 @@ async def test_fresh_work_waits_for_nobody_whose_work_another_replica_has_done(s
     steps.does["graph x"] = waits(slow)
     for number in range(4):
         await add_steps(sqlite, 1, alias=f"r{number}", share=f"r{number}/dev")
-    async with working(sqlite, per_lane=3, idle=0.02) as worker:
+    async with working(sqlite, steps, per_lane=3, idle=0.02) as worker:
         await until(lambda: _is(_waiting(worker), 1))
         async with sqlite.writing() as session:
             others = update(PushStep).where(col(PushStep.id).not_in(steps.began))
@@ -462,22 +466,19 @@ async def test_fresh_work_waits_for_nobody_whose_work_another_replica_has_done(s
         await until(lambda: _is(done(sqlite), 4))
         await until(lambda: _is(_waiting(worker), 0))
         late = PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", share="r9/dev")
-        assert worker.take([late]) == [late]
+        assert worker.preclaim([late]) == [late]
 
 
-async def test_fresh_work_does_not_wait_for_another_tables_lane_of_that_name(
-    sqlite: Database, steps: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_fresh_work_does_not_wait_for_another_tables_lane_of_that_name(sqlite: Database, steps: Steps) -> None:
     slow = asyncio.Event()
     steps.does["pulse"] = waits(slow)
-    monkeypatch.setattr(module, "RUN", {PushStep: steps, Notice: steps})
     for number in range(4):
         await add_steps(sqlite, 1, lane="pulse", alias=f"r{number}", share=f"r{number}/dev")
-    async with working(sqlite, per_lane=3, idle=0.02) as worker:
+    async with working(sqlite, steps, per_lane=3, idle=0.02) as worker:
         await until(lambda: _is(_count(steps), 3))
         await until(lambda: _is(_left(worker), 1))
         notice = Notice(kind=NoticeKind.PULSE, lane="pulse", share="r9/dev", action_id=1, target="e", key="k", body={})
-        assert worker.take([notice]) == [notice]
+        assert worker.preclaim([notice]) == [notice]
         slow.set()
 
 
@@ -498,7 +499,7 @@ async def test_long_work_gives_way_between_its_parts(sqlite: Database, steps: St
 
     steps.does["graph x"] = long
     hogs = [(await add_steps(sqlite, 1, alias=f"hog{n}", share=f"hog{n}/dev"))[0] for n in range(3)]
-    async with working(sqlite, per_lane=3):
+    async with working(sqlite, steps, per_lane=3):
         await until(lambda: _is(_count(steps), 3))
         (other,) = await add_steps(sqlite, 1, alias="r1", share="r1/dev")
         await until(lambda: _began(steps, other))

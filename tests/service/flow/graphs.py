@@ -15,7 +15,8 @@ from sandbox.taskcluster.errors import ApiError
 from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import Page
 from service.engine.leases import Lease, claim
-from service.engine.worker import RUN, Worker
+from service.engine.registry import WORK
+from service.engine.worker import Worker
 from service.errors import PermanentUpstreamError
 from service.flow.tasks.definition import stamp
 from service.store.database import now
@@ -107,7 +108,7 @@ async def carry_out(world: World, task_id: str, kind: str = "retrigger", **more:
     action = await action_on(world, task_id, kind, **more)
     lease = await claimed(world)
     assert lease.item.id == action.id
-    await RUN[Action](world.services, lease)
+    await WORK.run_of(lease.item)(world.services, lease)
     return await stored(world, action)
 
 

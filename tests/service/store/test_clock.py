@@ -188,7 +188,7 @@ async def test_a_replica_an_hour_ahead_steals_nothing(
     (due,) = await add_steps(database, lane="graph y")
     async with on(machine, database, monkeypatch) as clock:
         machine.wall_is_off = HOUR
-        async with working(database):
+        async with working(database, steps):
             if postgresql(database):
                 await until(lambda: _began(steps, 1))
             else:
@@ -260,7 +260,7 @@ async def test_what_is_due_later_than_the_longest_wait_is_due(database: Database
     """A jump that pushed it there cannot hide it; what may be due then waits."""
     (hidden,) = await add_steps(database, due_at=now() + HOUR)
     await add_steps(database, lane="graph y", due_at=now() + timedelta(minutes=25))
-    async with working(database):
+    async with working(database, steps):
         await until(lambda: _began(steps, 1))
         await asyncio.sleep(0.1)
     assert steps.began == [hidden]
@@ -273,7 +273,7 @@ async def test_a_wall_clock_that_stops_is_noticed_on_sqlite(
     await add_steps(sqlite)
     async with on(machine, sqlite, monkeypatch) as clock:
         machine.passed += 120
-        async with working(sqlite):
+        async with working(sqlite, steps):
             await until(lambda: _is(not clock.usable))
             await asyncio.sleep(0.1)
             assert steps.began == []

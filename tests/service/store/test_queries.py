@@ -19,13 +19,13 @@ from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel, col
 
 from benchmarks.growth import ENVIRONMENT, Sizes, alias, fill, revision, task_id
-from service.engine import leases, retention
+from service.engine import batches, leases, retention
 from service.engine.leases import Lease
 from service.errors import UpstreamError
-from service.flow.jobs import outcomes, reconcile
+from service.flow.jobs import reconcile
 from service.settings import RetentionSettings
 from service.store.database import Database, now
-from service.store.models import NOBODY, WORK_TABLES, GroupCheck, JobReport, job_lane
+from service.store.models import NOBODY, GroupCheck, JobReport, job_lane, work_tables
 from tests.service.asgi import Api, changeset, node, push_event, running, settings_for
 
 SMALL = {"pulse_queue", "budget", "rate_grant", "secret"}
@@ -291,13 +291,13 @@ async def serve(api: Api) -> None:
     with pytest.raises(UpstreamError):  # no queue is there to be asked
         await reconcile.check_quiet(api.services)
     async with database.writing() as session:
-        for model in WORK_TABLES:
+        for model in work_tables():
             await session.exec(update(model).where(col(model.id).in_(range(10))).values(due_at=now()))
         session.add(lost := GroupCheck(task_group_id=reconcile.EVERYTHING, lane="lost", fencing_token=1))
     await reconcile.list_group(api.services, Lease(database, settings.work, lost))
     async with database.reading() as session:
-        lanes = await leases.due_lanes(session, WORK_TABLES)
-        reports = await outcomes.due(session, ENVIRONMENT, 10)
+        lanes = await leases.due_lanes(session, tuple(work_tables()))
+        reports = await batches.due(session, ENVIRONMENT, 10)
     assert all(lanes.values())
     assert reports
     for model, of_model in lanes.items():
@@ -307,15 +307,11 @@ async def serve(api: Api) -> None:
                 claimed = await leases.claim(session, model, lane, 2, settings.work.lease, holder="me", after="a")
             async with database.writing() as session:
                 await leases.renew(session, [Lease(database, settings.work, item) for item in claimed], timedelta(0))
-            if model is JobReport:
-                async with database.writing() as session:
-                    await outcomes.renew(session, claimed, timedelta(0))  # type: ignore[arg-type]  # all of that model
-                    await outcomes.release(session, claimed)  # type: ignore[arg-type]  # likewise
     await database.commit(
         lambda connection: connection.execute(*leases.due_now(JobReport, job_lane(ENVIRONMENT, alias(1)))), NOBODY
     )
     async with database.writing() as session:
-        await outcomes.skip(session, [task_id("r", 1)], "gone")
+        await reconcile.skip(session, [task_id("r", 1)], "gone")
         await leases.take_over(session, "me", but="you")
         await leases.take_over(session, None, but="you")
 

@@ -14,10 +14,11 @@ from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
 from service.engine.budget import jobs_budget, refilled
 from service.engine.leases import Lease
+from service.engine.registry import WORK
 from service.engine.reporter import EnvironmentReporter
-from service.engine.worker import RUN
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions import notice
+from service.flow.jobs.deliver import Deliverer
 from service.store.database import now
 from service.store.models import Action, Notice, PushStep, State, StepKind
 from tests.service.flow.graphs import (
@@ -58,7 +59,8 @@ async def pushed(world: World) -> World:
     """A push that Treeherder knows, and a task of it that depends on itself, so that nobody can retrigger it."""
     await world.add_repository()
     await world.store(push_event(1))
-    await RUN[type((lease := await world.lease(StepKind.RESULTSET)).item)](world.services, lease)
+    lease = await world.lease(StepKind.RESULTSET)
+    await WORK.run_of(lease.item)(world.services, lease)
     (push,) = await world.pushes()
     build(world.tc.queue, {"group": []})
     routes = [f"tc-treeherder.v2.mc.{push.revision}.1"]
@@ -195,7 +197,7 @@ async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: Worl
 
 async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed: World) -> None:
     name, rate = jobs_budget(pushed.settings.environments[ENVIRONMENT], pushed.settings.reports.links_wait)
-    assert name == EnvironmentReporter(pushed.services, ENVIRONMENT)._budget
+    assert name == EnvironmentReporter(pushed.services, ENVIRONMENT, Deliverer(pushed.services, ENVIRONMENT))._budget
 
     async def left(tokens: float | None = None, blocked: datetime | None = None) -> float:
         async with pushed.database.writing() as session:
@@ -294,7 +296,7 @@ async def test_a_push_is_announced_on_pulse(sqlite_url: str) -> None:
         repository = await world.add_repository()
         await world.store(push_event(7))
         lease = await world.lease(StepKind.ANNOUNCEMENT)
-        await RUN[type(lease.item)](world.services, lease)
+        await WORK.run_of(lease.item)(world.services, lease)
         ((exchange, key, message),) = world.services.publisher.published
         world.services.publisher = real
         (push,) = await world.pushes()
@@ -316,7 +318,7 @@ async def test_a_push_that_cannot_be_published_any_more_is_skipped(sqlite_url: s
         await world.add_repository()
         await world.store(push_event(7))
         lease = await world.lease(StepKind.ANNOUNCEMENT)
-        await RUN[type(lease.item)](world.services, lease)
+        await WORK.run_of(lease.item)(world.services, lease)
         world.services.publisher = real
         step = await world.step(StepKind.ANNOUNCEMENT)
         assert (step.state, "pulse.url" in str(step.error)) == ("skipped", True)
@@ -337,7 +339,7 @@ async def test_the_files_of_a_huge_push_are_left_out(sqlite_url: str) -> None:
         files = ["f" * 2000] * 600
         await world.store(push_event(7, changesets=[{"node": node("x"), "branch": "default", "files": files}]))
         lease = await world.lease(StepKind.ANNOUNCEMENT)
-        await RUN[type(lease.item)](world.services, lease)
+        await WORK.run_of(lease.item)(world.services, lease)
         ((_, _, message),) = world.services.publisher.published
         world.services.publisher = real
         assert message["changesets"] == [{"node": node("x"), "branch": "default"}]

@@ -21,15 +21,16 @@ from service.engine.leases import Lease
 from service.engine.worker import Worker
 from service.errors import Unavailable
 from service.flow.actions import dependents, retrigger, search
-from service.flow.actions.copies import MAX_NOTES, Plan
+from service.flow.actions.copies import MAX_NOTES
+from service.flow.actions.kinds import Plan
 from service.flow.actions.subject import ActionRejectedError, Subject
 from service.flow.tasks import create, plan
 from service.flow.tasks.definition import stamp
-from service.flow.tasks.ids import copy_ids, slugid
+from service.flow.tasks.ids import copy_ids
 from service.services import Services
 from service.settings import Settings, TaskclusterSettings
 from service.store.database import Database, now
-from service.store.models import Action, PlannedTask, Repository
+from service.store.models import Action, PlannedTask, Repository, Source
 from tests.service.engine.test_worker import until
 from tests.service.flow.graphs import (
     GROUP,
@@ -1082,7 +1083,8 @@ async def plan_for(services: Any, queue: Queue, name: str) -> Plan:
         queue.status(task_id)["status"],
         [],
     )
-    return await retrigger.plan(services, subject, None, lambda old: slugid(b"key", old), "share")
+    action = Action(kind="retrigger", project="mc", task_id=task_id, requester="me", source=Source.API, lane="x")
+    return await retrigger.plan(services, subject, action)
 
 
 async def test_a_chain_of_a_thousand(monitored: World, direct: Direct) -> None:

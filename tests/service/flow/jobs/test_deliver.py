@@ -15,11 +15,11 @@ from sqlmodel import select, update
 from sandbox.treeherder.app import SUBMISSION, Year
 from service.clients import taskcluster
 from service.engine import leases
+from service.engine.batches import End
 from service.engine.budget import burst, jobs_budget
 from service.engine.leases import Lease, claim
 from service.engine.reporter import EnvironmentReporter, Reporter
 from service.flow.jobs.deliver import MAX_LONE_500S, NEGATIVE_CONFIRMATIONS, Deliverer, Recent
-from service.flow.jobs.outcomes import End
 from service.flow.jobs.run import job_guid
 from service.flow.pushes.push import store
 from service.flow.pushes.resultset import run as post_resultset
@@ -146,7 +146,7 @@ async def test_a_treeherder_that_is_ill_buries_nobody(sqlite_room: Newsroom) -> 
     await room.take_all()
     deliverer._took_at = time.monotonic()
     for _ in range(MAX_LONE_500S + 1):
-        done = await deliverer.jobs(await room.reports())
+        done = await deliverer.deliver(await room.reports())
         assert {outcome.end for outcome in done.outcomes} == {End.LATER}
         assert len(done.outcomes) == 16
         assert done.pause is not None
@@ -164,7 +164,7 @@ async def test_a_job_is_bad_only_when_others_are_taken_between_its_failures(sqli
     deliverer = Deliverer(room.services, PREFIX)
 
     async def ends(*reports: JobReport) -> list[End]:
-        done = await deliverer.jobs(list(reports))
+        done = await deliverer.deliver(list(reports))
         return [outcome.end for outcome in done.outcomes if outcome.report is bad]
 
     for _ in range(9):
@@ -593,7 +593,7 @@ async def test_what_was_made_ready_while_treeherder_went_away_waits_for_it(sqlit
         deliverer = Deliverer(room.services, PREFIX)
         room.th[PREFIX].behaviour.down = -1
         room.th[PREFIX].behaviour.delay = 0.2
-        batches = await asyncio.gather(*(deliverer.jobs([report]) for report in await room.reports()))
+        batches = await asyncio.gather(*(deliverer.deliver([report]) for report in await room.reports()))
         assert sum(room.th[PREFIX].counters.values()) == room.services.settings.reports.at_a_time
         ends = [outcome.end for done in batches for outcome in done.outcomes]
         assert ends == [End.LATER] * 8
@@ -606,12 +606,12 @@ async def test_a_task_that_is_not_there_yet_is_asked_for_again(sqlite_room: News
     (report,) = await room.reports()
     task = room.tc.queue.tasks.pop(report.task_id)
     deliverer = Deliverer(room.services, PREFIX)
-    assert [outcome.end for outcome in (await deliverer.jobs([report])).outcomes] == [End.LATER]
+    assert [outcome.end for outcome in (await deliverer.deliver([report])).outcomes] == [End.LATER]
     room.tc.queue.tasks[report.task_id] = task
-    assert [outcome.end for outcome in (await deliverer.jobs([report])).outcomes] == [End.DONE]
+    assert [outcome.end for outcome in (await deliverer.deliver([report])).outcomes] == [End.DONE]
     del room.tc.queue.tasks[report.task_id]
     other = Deliverer(room.services, PREFIX)
-    ends = [(await other.jobs([report])).outcomes[0].end for _ in range(NEGATIVE_CONFIRMATIONS)]
+    ends = [(await other.deliver([report])).outcomes[0].end for _ in range(NEGATIVE_CONFIRMATIONS)]
     assert ends == [End.LATER] * (NEGATIVE_CONFIRMATIONS - 1) + [End.SKIPPED]
 
 
@@ -675,14 +675,14 @@ async def test_a_job_that_no_queue_takes_waits_until_somebody_listens(sqlite_url
         room.create()
         await room.take_all()
         (report,) = await room.reports()
-        (outcome,) = (await Deliverer(room.services, PREFIX).jobs([report])).outcomes
+        (outcome,) = (await Deliverer(room.services, PREFIX).deliver([report])).outcomes
         assert outcome.end == End.LATER
         assert f"no queue is bound to exchange/{user}/v1/jobs for '{PREFIX}.mc._'" in (outcome.reason or "")
         with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
             channel = connection.channel()
             channel.queue_declare(amqp.queue())
             channel.queue_bind(amqp.queue(), f"exchange/{user}/v1/jobs", "#")
-        (outcome,) = (await Deliverer(room.services, PREFIX).jobs([report])).outcomes
+        (outcome,) = (await Deliverer(room.services, PREFIX).deliver([report])).outcomes
         assert outcome.end == End.DONE
 
 
@@ -757,7 +757,7 @@ def test_the_rate_leaves_room_for_a_full_bucket_and_late_requests_at_the_start_o
 
 async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: str) -> None:
     async with only_first(sqlite_url, reports={"turn": 1, "gather": 0.1}) as room:
-        desk = EnvironmentReporter(room.services, PREFIX)
+        desk = EnvironmentReporter(room.services, PREFIX, Deliverer(room.services, PREFIX))
         small, large = f"job {PREFIX} try", f"job {PREFIX} mc"
         at = time.monotonic()
         desk._served = {small: at - 0.5, large: at - 0.5}

@@ -15,14 +15,26 @@ from sqlmodel import col, delete, select, update
 
 from sandbox.taskcluster import checks
 from service.engine import leases
-from service.engine.leases import Lease, claim
+from service.engine.batches import lock_reports
+from service.engine.leases import Lease, LeaseLostError, claim
 from service.engine.reporter import Reporter
-from service.flow.jobs import events, outcomes, reconcile
-from service.flow.jobs.events import NEVER, TaskEvent
+from service.flow.jobs import events, reconcile
+from service.flow.jobs.events import TaskEvent
 from service.flow.tasks.routes import parse
 from service.metrics import REGISTRY
 from service.store.database import Session, now
-from service.store.models import NOBODY, Action, GroupCheck, JobReport, PlannedTask, Source, Stage, State, job_lane
+from service.store.models import (
+    NEVER,
+    NOBODY,
+    Action,
+    GroupCheck,
+    JobReport,
+    PlannedTask,
+    Source,
+    Stage,
+    State,
+    job_lane,
+)
 from tests.facts import fact
 from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, definition, newsroom, revision, route
 
@@ -363,8 +375,9 @@ async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever
     room.tc.queue.clear()
     await age(room)
     assert await reconcile.check_quiet(room.services) == 2
-    async with room.database.writing() as session:
-        await outcomes.release(session, held)
+    for report in held:
+        with pytest.raises(LeaseLostError):
+            await Lease(room.database, room.services.settings.work, report).release()
     assert await room.unfinished() == 0, "a holder of before says nothing more"
     assert {each.state for each in await room.reports()} == {State.SKIPPED}
     assert {each.error for each in await room.reports()} == {"Taskcluster has no such task any more"}
@@ -429,16 +442,16 @@ async def test_a_run_that_ends_while_its_task_is_found_gone_keeps_its_end(
 ) -> None:
     task_id = room.create()
     await room.take_all()
-    real = outcomes._lock
+    real = lock_reports
 
     async def late(session: Session, reports: Sequence[JobReport]) -> None:
         ended = update(JobReport).where(col(JobReport.environment) == PREFIX).values(stage=Stage.RESOLVED)
         await session.exec(ended)  # as another transaction may, until the rows are locked
         await real(session, reports)
 
-    monkeypatch.setattr(outcomes, "_lock", late)
+    monkeypatch.setattr(reconcile, "lock_reports", late)
     async with room.database.writing() as session:
-        await outcomes.skip(session, [task_id], "gone")
+        await reconcile.skip(session, [task_id], "gone")
     states = {report.environment: report.state for report in await room.reports()}
     assert states == {PREFIX: State.PENDING, STAGE: State.SKIPPED}
 

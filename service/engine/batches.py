@@ -1,26 +1,27 @@
-"""How job reports are claimed and finished in batches; the like of `service.engine.leases` for them.
+"""Work that is done by the hundred: how job reports are found due, and how it is recorded what became of them.
 
-A report is finished only in the version that was claimed: what came meanwhile keeps it due. Each write carries the
-fencing number, and raises it, so that nothing of a holder's comes after it.
+They are claimed, renewed and given back as all leased work is. A report is finished only in the version that was
+claimed: an event that came meanwhile keeps it due. Each write carries the fencing token and raises it, so that nothing
+of an earlier holder comes after it.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
-from sqlalchemy import Table, bindparam, case, collate, func, literal, null, update
-from sqlmodel import col, select
+from sqlalchemy import Table, bindparam, case, func, literal, null, update
+from sqlmodel import select
 
 from service import metrics
-from service.flow.jobs.events import NEVER
+from service.engine.leases import in_lock_order
 from service.sanitize import escape_unstorable
 from service.store.database import Session, Utc, now
 from service.store.distinct import distinct_of
-from service.store.models import JobReport, Stage, State
+from service.store.models import NEVER, JobReport, Stage, State
 
 log = structlog.get_logger()
 
@@ -53,6 +54,20 @@ class Delivered:
     requests: int = 0
     pause: timedelta | None = None
     began: float = field(default_factory=time.monotonic)
+
+
+class Deliverer(Protocol):
+    """Delivers the reports of one environment."""
+
+    @property
+    def sending(self) -> int:
+        """Return how many batches are ready, and being sent or about to be."""
+
+    async def deliver(self, reports: list[JobReport]) -> Delivered:
+        """Deliver reports of one lane. Raises what a bug or a lost database raises, and nothing else."""
+
+    def later(self, report: JobReport, reason: str, wait: timedelta | None = None) -> Outcome:
+        """Return that the report is tried again, or that it was tried for long enough."""
 
 
 _REPORT: Table = JobReport.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
@@ -141,13 +156,12 @@ _LATER = _held(
     due_at=_AGAIN_AT,
     no_push_since=bindparam("new_no_push_since", type_=Utc),
 )
-_RENEWED = _held(due_at=_AGAIN_AT)
 
 
 async def record_outcomes(session: Session, outcomes: Sequence[Outcome]) -> None:
     """Write down how reports ended. One that another worker holds by now is left to it."""
     at = now()
-    await _lock(session, [outcome.report for outcome in outcomes])
+    await lock_reports(session, [outcome.report for outcome in outcomes])
     writes: dict[Any, list[dict[str, Any]]] = {}
     for outcome in outcomes:
         statement, values = _write(outcome, at)
@@ -159,20 +173,18 @@ async def record_outcomes(session: Session, outcomes: Sequence[Outcome]) -> None
     for statement, rows in writes.items():
         await connection.execute(statement, rows)
     for outcome in outcomes:
-        metrics.work_ended(outcome.report, outcome.end.name.lower())
+        metrics.work_ended(outcome.report.work_name, outcome.end.name.lower())
         if outcome.end is End.DONE and outcome.report.last_event_at > NEVER:
             metrics.job_reported(outcome.report.last_event_at)
 
 
-async def _lock(session: Session, reports: Sequence[JobReport]) -> None:
+async def lock_reports(session: Session, reports: Sequence[JobReport]) -> None:
     """Lock rows in the order in which new events do, or the two would deadlock. SQLite has one writer anyway."""
     if session.get_bind().dialect.name != "postgresql":
         return
     ids = [report.id for report in reports]
-    in_order = [collate(_R.task_id, "C"), _R.run_id, collate(_R.environment, "C")]
-    await (await session.connection()).execute(
-        select(_R.id).where(_R.id.in_(ids)).order_by(*in_order).with_for_update()
-    )
+    locked = select(_R.id).where(_R.id.in_(ids)).order_by(*in_lock_order(session, JobReport)).with_for_update()
+    await (await session.connection()).execute(locked)
 
 
 def _write(outcome: Outcome, at: datetime) -> tuple[Any, dict[str, Any]]:
@@ -200,38 +212,3 @@ async def _bury(session: Session, outcome: Outcome, values: dict[str, Any]) -> N
     why = escape_unstorable(outcome.reason or "")
     session.add(report.dead_letter(why))
     log.error("job-buried", task_id=report.task_id, run_id=report.run_id, environment=report.environment, reason=why)
-
-
-async def skip(session: Session, task_ids: Iterable[str], why: str) -> None:
-    """Skip what is not at its end of these tasks, whoever holds it."""
-    open_ = (col(JobReport.task_id).in_(task_ids), col(JobReport.stage) < Stage.RESOLVED)
-    reports = (await session.exec(select(JobReport).where(*open_))).all()
-    await _lock(session, reports)
-    await (await session.connection()).execute(
-        update(_REPORT)
-        .where(_R.id.in_([report.id for report in reports]), _R.stage < Stage.RESOLVED)
-        .values(
-            fencing_token=_R.fencing_token + 1,
-            holder=None,
-            state=State.SKIPPED,
-            error=why,
-            due_at=None,
-            done_at=now(),
-            no_push_since=None,
-        )
-    )
-
-
-async def renew(session: Session, reports: Sequence[JobReport], duration: timedelta) -> None:
-    """Say that the holder of these lives. Those that are finished have another fencing number, and stay as they are."""
-    until = now() + duration
-    await _lock(session, reports)
-    rows = [{"held_id": report.id, "held_token": report.fencing_token, "again_at": until} for report in reports]
-    await (await session.connection()).execute(_RENEWED, rows)
-
-
-async def release(session: Session, reports: Sequence[JobReport]) -> None:
-    """Give these back untouched, for another worker to take at once."""
-    await record_outcomes(
-        session, [Outcome(report, End.LATER, report.error, no_push_since=report.no_push_since) for report in reports]
-    )

@@ -7,13 +7,14 @@ import pytest
 from sqlmodel import select
 
 from service import metrics
-from service.engine import leases
-from service.flow.jobs import events, outcomes
+from service.engine import batches, leases
+from service.engine.batches import End, Outcome
+from service.flow.jobs import events
 from service.flow.jobs.events import Target, TaskStatus
-from service.flow.jobs.outcomes import End, Outcome
 from service.flow.tasks.ids import slugid
+from service.settings import WorkSettings
 from service.store.database import Database, now
-from service.store.models import DeadLetter, JobReport, Stage, State
+from service.store.models import NEVER, DeadLetter, JobReport, Stage, State
 
 LANE = "job tc-treeherder mc"
 LEASE = timedelta(seconds=30)
@@ -41,7 +42,11 @@ async def claim(database: Database, limit: int = 1_000) -> list[JobReport]:
 
 async def finish(database: Database, ended: list[Outcome]) -> None:
     async with database.writing() as session:
-        await outcomes.record_outcomes(session, ended)
+        await batches.record_outcomes(session, ended)
+
+
+def lease_of(database: Database, report: JobReport) -> leases.Lease[JobReport]:
+    return leases.Lease(database, WorkSettings(), report)
 
 
 async def one(database: Database) -> JobReport:
@@ -107,7 +112,7 @@ async def test_what_was_heard_meanwhile_is_tried_before_a_report_is_given_up(dat
 async def test_how_late_a_job_is_is_measured_only_where_an_event_was_heard(sqlite: Database) -> None:
     await hear(sqlite, TASKS[:2], Stage.PENDING)
     held = await claim(sqlite)
-    held[0].last_event_at = events.NEVER
+    held[0].last_event_at = NEVER
     before = observed()
     await finish(sqlite, [Outcome(each, End.DONE) for each in held])
     assert observed() == before + 1
@@ -124,7 +129,7 @@ async def test_who_has_lost_the_lease_writes_nothing(database: Database) -> None
     (held,) = await claim(database)
     await finish(database, [Outcome(lost, End.BURIED, "bad")])
     async with database.writing() as session:
-        await outcomes.renew(session, [lost], timedelta(hours=9))
+        assert await leases.renew(session, [lease_of(database, lost)], timedelta(hours=9))
     after = await one(database)
     assert (after.state, after.fencing_token) == (State.PENDING, held.fencing_token)
     assert after.due_at is not None
@@ -136,7 +141,7 @@ async def test_a_renewal_after_the_end_makes_nothing_due(database: Database) -> 
     held = await claim(database)
     await finish(database, [Outcome(held[0], End.DONE)])
     async with database.writing() as session:
-        await outcomes.renew(session, held, LEASE)
+        assert await leases.renew(session, [lease_of(database, report) for report in held], LEASE)
     assert (await one(database)).due_at is None
 
 
