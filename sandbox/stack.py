@@ -219,12 +219,14 @@ class Stack:
             "TC_TREEHERDER_PULSE_TASKS": prefix + EXCHANGES,
         }
 
-    def service(self, name: str = "service", *arguments: str, port: int | None = None, **settings: str) -> Process:
+    def service(
+        self, name: str = "service", *arguments: str, port: int | None = None, module: str = "service", **settings: str
+    ) -> Process:
         """Start `tc-treeherder serve` and wait until it answers. Called again with a name, it starts that one anew."""
         environment = {**self.environment, **settings}
         if port is not None:
             environment["TC_TREEHERDER_PORT"] = str(port)
-        process = self._add(name, ["serve", *arguments], environment)
+        process = self._add(name, ["serve", *arguments], environment, module)
         process.start()
         url = f"http://127.0.0.1:{environment['TC_TREEHERDER_PORT']}/__lbheartbeat__"
         with httpx.Client(timeout=5) as client:  # one: each that is made reads all CA certificates

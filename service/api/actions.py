@@ -197,7 +197,7 @@ async def list_actions(
     return ActionPage(items=items, next=None if following is None else opaque(following))
 
 
-@router.get("/kinds", operation_id="listActionKinds", responses=problems())
+@router.get("/kinds", operation_id="listActionKinds", responses=problems(422))
 async def list_action_kinds(_: Reader) -> ActionKinds:
     """List the actions that can be asked for, each with the scope and the input that it needs."""
     return ActionKinds(

@@ -7,23 +7,16 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from service.api.deps import After, LetterNumber, Limit, Reader, Reading, ServicesDep, Writer, Writing, cursor, opaque
-from service.api.events import job_action, push_event
 from service.api.openapi import WRITES, problems
 from service.api.paging import FIRST
 from service.api.pushes import refuse_deleted
 from service.api.route import Route
 from service.api.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummary
-from service.contract.events import OversizedPush
 from service.engine import leases
+from service.engine.registry import WORK
 from service.errors import Problem
-from service.flow.actions import receive
-from service.flow.actions.receive import Arrival
-from service.flow.jobs import events, reconcile
-from service.flow.pushes.push import store
-from service.sanitize import parse, reason_of
-from service.services import Services
-from service.store.database import Session, now
-from service.store.models import Action, DeadLetter, GroupCheck, JobReport, Notice, Push, PushStep, Work
+from service.store.database import Session
+from service.store.models import DeadLetter, Push, PushStep, Work, work_tables
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
@@ -101,17 +94,14 @@ async def replay_dead_letter(
     async with services.database.writing() as session:
         letter = await _find(session, letter_id)
         read = _summary(letter, None if letter.payload is None else len(letter.payload))
-        work_id = letter.step_id or letter.action_id or letter.notice_id or letter.report_id
-        if work_id is not None:
-            buried = await session.get(_WORK.get(letter.kind, PushStep), work_id, with_for_update=True)
-            if buried is None:
-                raise Problem(409, "Cannot be replayed", f"the work of dead letter {letter_id} is gone: drop it")
-            if isinstance(buried, PushStep):
-                push = await session.get_one(Push, buried.push_id)
-                await refuse_deleted(session, push.repository_id)
-            leases.requeue([buried])
+        if (buried := _buried_work(letter)) is not None:
+            await _requeue(session, letter, *buried)
+        elif letter.kind in WORK.replays:
+            await WORK.replays[letter.kind](session, services, letter.payload or b"")
         else:
-            await _take_in(session, services, letter)
+            raise Problem(
+                409, "Cannot be replayed", f"this release knows no dead letter of kind {letter.kind}: drop it"
+            )
         await session.delete(letter)
     log.info("dead-letter-replayed", dead_letter=letter_id, by=caller.name)
     for topic in Topic:
@@ -119,43 +109,23 @@ async def replay_dead_letter(
     return read
 
 
-_WORK: dict[str, type[Work]] = {"action": Action, "notice": Notice, "job-report": JobReport}
-"""The kinds of dead letters that are buried work; of all others it is a step of a push."""
+def _buried_work(letter: DeadLetter) -> tuple[type[Work], int] | None:
+    """Return the table and the id of the work that was buried, None if the letter is of an event."""
+    for model in work_tables():
+        number = getattr(letter, model.letter_column) if model.letter_column else None
+        if number is not None:
+            return model, number
+    return None
 
 
-async def _take_in(session: Session, services: Services, letter: DeadLetter) -> None:
-    """Take in an event as if it had just come."""
-    if letter.kind == "task-event":
-        await _take_task_event(session, services, letter)
-        return
-    if letter.kind == "group-check" and letter.payload:
-        session.add(GroupCheck(task_group_id=letter.payload.decode(), lane=reconcile.LANE))
-        return
-    try:
-        parsed = parse(letter.payload or b"")
-        event = job_action(parsed) if letter.kind == "job-action" else push_event(parsed)
-    except ValueError as error:  # pydantic's is one
-        raise Problem(422, "Still not understood", reason_of(error)) from None
-    if isinstance(event, OversizedPush):
-        detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
-        raise Problem(409, "Cannot be replayed", detail)
-    if isinstance(event, Arrival):
-        (verdict,), _ = await receive.store(session, [event])
-    else:
-        (verdict,), _, _ = await store(session, services.settings, [event], replayed=True)
-    if verdict.verdict == "rejected" or (verdict.reason is not None and letter.kind != "job-action"):
-        raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
-
-
-async def _take_task_event(session: Session, services: Services, letter: DeadLetter) -> None:
-    try:
-        event = events.TaskEvent.model_validate(parse(letter.payload or b""))
-    except ValueError as error:
-        raise Problem(422, "Still not understood", reason_of(error)) from None
-    verdict, rows = events.judge(services.settings, event)
-    if verdict.verdict == "rejected":
-        raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
-    await events.upsert(session, rows, now())
+async def _requeue(session: Session, letter: DeadLetter, model: type[Work], work_id: int) -> None:
+    buried = await session.get(model, work_id, with_for_update=True)
+    if buried is None:
+        raise Problem(409, "Cannot be replayed", f"the work of dead letter {letter.id} is gone: drop it")
+    if isinstance(buried, PushStep):
+        push = await session.get_one(Push, buried.push_id)
+        await refuse_deleted(session, push.repository_id)
+    leases.requeue([buried])
 
 
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter", responses=problems(404, scope=WRITES))

@@ -8,17 +8,19 @@ from pydantic import ValidationError
 
 from service import metrics
 from service.api.deps import ServicesDep
+from service.api.ingest import keep, understand_each, understood
 from service.api.openapi import JobActionMessages, Pushes, signed
-from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
 from service.contract.events import Acknowledged, JobActionMessage, OversizedPush, PushEvent, Verdict, Verdicts
+from service.engine.registry import WORK
 from service.engine.worker import Worker
 from service.errors import Problem
 from service.flow.actions import receive
-from service.flow.pushes.push import Stored, store_new
-from service.sanitize import escape_unstorable, reason_of
-from service.store.database import SyncSession
+from service.flow.pushes.push import Stored, store, store_new
+from service.sanitize import reason_of
+from service.services import Services
+from service.store.database import Session, SyncSession
 from service.store.models import Work
 from service.store.wakeups import Topic
 
@@ -31,28 +33,21 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
     """Take pushes of the pushlog. The answer goes out after the commit."""
     worker: Worker = request.app.state.worker
     raw, body = await signed_json(request, services.settings)
-    events = events_of(body)
-    understood: dict[int, PushEvent | OversizedPush] = {}
-    refused: dict[int, str] = {}
-    for number, event in enumerate(events):
-        try:
-            understood[number] = push_event(event)
-        except ValidationError as error:
-            refused[number] = reason_of(error)
-    letters = dead_letters("push-event", raw, events, refused)
+    batch = understand_each("push-event", raw, events_of(body), push_event)
+    letters = batch.letters()
     if letters:  # first: once good pushes that follow are stored, nobody lists these again
         async with services.database.writing() as session:
             await keep(session, letters)
 
     def write(session: SyncSession) -> tuple[Stored, list[Work]]:
-        stored = store_new(session, services.settings, list(understood.values()))
+        stored = store_new(session, services.settings, list(batch.understood.values()))
         return stored, worker.preclaim(stored[1])
 
     (stored, steps, pushes), taken = await services.database.run_objects(write)
     if len(taken) < len(steps):
         services.database.wakeups.wake(Topic.WORK)
     worker.begin(taken, {step.id or 0: pushes[step.push_id] for step in steps})
-    return _answer("push", len(events), dict(zip(understood, stored, strict=True)), refused)
+    return _answer("push", batch.verdicts(stored))
 
 
 @router.post("/job-actions", status_code=202, operation_id="takeJobActions", openapi_extra=signed(JobActionMessages))
@@ -63,22 +58,14 @@ async def take_job_actions(request: Request, services: ServicesDep) -> Verdicts:
     """
     worker: Worker = request.app.state.worker
     raw, body = await signed_json(request, services.settings)
-    events = events_of(body)
     try:
         acknowledged = Acknowledged.model_validate(body).acknowledged
     except ValidationError as error:
         raise Problem(422, "Invalid request", reason_of(error)) from None
-    arrivals: dict[int, receive.Arrival] = {}
-    refused: dict[int, str] = {}
-    for number, event in enumerate(events):
-        try:
-            arrivals[number] = job_action(event)
-        except ValueError as error:  # pydantic's is one
-            refused[number] = escape_unstorable(reason_of(error))
-    letters = dead_letters("job-action", raw, events, refused)
+    batch = understand_each("job-action", raw, events_of(body), job_action)
     async with services.database.writing() as session:
-        stored, actions = await receive.store(session, list(arrivals.values()), acknowledged)
-        await keep(session, letters)
+        stored, actions = await receive.store(session, list(batch.understood.values()), acknowledged)
+        await keep(session, batch.letters())
         taken = worker.preclaim(actions)
     if len(taken) < len(actions):
         services.database.wakeups.wake(Topic.WORK)
@@ -86,13 +73,12 @@ async def take_job_actions(request: Request, services: ServicesDep) -> Verdicts:
     for each in stored:
         if each.verdict == "rejected":
             log.warning("action-rejected", reason=each.reason)
-    return _answer("job-action", len(events), dict(zip(arrivals, stored, strict=True)), refused)
+    return _answer("job-action", batch.verdicts(stored))
 
 
-def _answer(kind: str, events: int, stored: dict[int, Verdict], refused: dict[int, str]) -> Verdicts:
-    answers = [stored.get(number) or verdict(refused[number]) for number in range(events)]
-    metrics.event_in(kind, answers)
-    return Verdicts(verdicts=answers)
+def _answer(kind: str, verdicts: list[Verdict]) -> Verdicts:
+    metrics.event_in(kind, verdicts)
+    return Verdicts(verdicts=verdicts)
 
 
 def job_action(event: Any) -> receive.Arrival:
@@ -105,3 +91,23 @@ def push_event(event: Any) -> PushEvent | OversizedPush:
     if isinstance(event, dict) and event.get("oversized") is True:
         return OversizedPush.model_validate(event)
     return PushEvent.model_validate(event)
+
+
+async def _replay_push(session: Session, services: Services, payload: bytes) -> None:
+    event = understood(push_event, payload)
+    if isinstance(event, OversizedPush):
+        detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
+        raise Problem(409, "Cannot be replayed", detail)
+    (verdict,), _, _ = await store(session, services.settings, [event], replayed=True)
+    if verdict.verdict == "rejected" or verdict.reason is not None:
+        raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
+
+
+async def _replay_press(session: Session, _services: Services, payload: bytes) -> None:
+    (verdict,), _ = await receive.store(session, [understood(job_action, payload)])
+    if verdict.verdict == "rejected":
+        raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
+
+
+WORK.add_replay("push-event", _replay_push)
+WORK.add_replay("job-action", _replay_press)

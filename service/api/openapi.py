@@ -291,7 +291,7 @@ _PUSH: Json = {
         "tasks": [{"task_id": _TASK, "name": "Decision task", "created": True}],
     },
 }
-_ACTION: Json = {"action": "retrigger", "project": "mozilla-central", "task_id": _TASK, "run_id": 0}
+_ACTION: Json = {"action": "retrigger", "project": "mozilla-central", "task_id": _TASK, "run_id": 0, "input": {}}
 _ACTION_READ: Json = {
     **_ACTION,
     "id": 17,

@@ -249,15 +249,25 @@ def _known_action(name: str) -> str:
     return name
 
 
+def _describe_inputs(schema: dict[str, Any]) -> None:
+    """Describe the inputs of all actions: each has a schema of its own."""
+    schemas = [kind.input.model_json_schema() for kind in ACTIONS.values()]
+    inputs = [each for number, each in enumerate(schemas) if each not in schemas[:number]]
+    del schema["additionalProperties"]
+    schema |= {"anyOf": inputs}
+
+
 class ActionCreate(Schema):
     """An action to do on a task. `GET /actions/kinds` lists the actions, each with the schema of its input."""
 
-    action: Annotated[str, AfterValidator(_known_action)] = Field(examples=["retrigger"])
+    action: Annotated[str, AfterValidator(_known_action)] = Field(json_schema_extra={"enum": [*sorted(ACTIONS)]})
     project: Alias = Field(description="alias of the monitored repository; a route of the task must name it")
     task_id: TaskId
     run_id: RunId | None = Field(None, description="null: the latest run")
     requester: Text | None = Field(None, description="on whose behalf; null: the caller")
-    input: dict[str, Any] = Field({}, description="what the action is to be told, by its schema")
+    input: dict[str, Any] = Field(
+        default_factory=dict, description="what the action is told", json_schema_extra=_describe_inputs
+    )
 
     @model_validator(mode="after")
     def _fitting_input(self) -> "ActionCreate":

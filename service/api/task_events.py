@@ -8,16 +8,19 @@ from pydantic import BaseModel, Field, ValidationError
 
 from service import metrics
 from service.api.deps import ServicesDep
+from service.api.ingest import keep, understand_each, understood
 from service.api.openapi import PulseMessages, signed
-from service.api.refused import dead_letters, keep, verdict
 from service.api.route import SignedRoute
 from service.api.signed import events_of, parsed, signed_body
 from service.contract.events import MAX_EVENTS, Verdict, Verdicts
+from service.engine.registry import WORK
+from service.errors import Problem
 from service.flow.jobs import events
 from service.flow.jobs.events import TaskEvent
-from service.sanitize import escape_unstorable, may_have_nul, reason_of
+from service.sanitize import may_have_nul
+from service.services import Services
 from service.settings import Settings
-from service.store.database import now
+from service.store.database import Session, now
 from service.store.models import DeadLetter
 from service.store.wakeups import Topic
 
@@ -77,16 +80,17 @@ def _understood(raw: bytes) -> _Batch | None:
 
 
 def _judge_one_by_one(settings: Settings, raw: bytes) -> _Judged:
-    members = events_of(parsed(raw))
-    verdicts: list[Verdict] = []
-    rows: list[events.Row] = []
-    refused: dict[int, str] = {}
-    for number, event in enumerate(members):
-        try:
-            judged, noted = events.judge(settings, TaskEvent.model_validate(event))
-        except ValidationError as error:
-            refused[number] = escape_unstorable(reason_of(error))
-            judged, noted = verdict(refused[number]), []
-        verdicts.append(judged)
-        rows += noted
-    return _Judged(verdicts, rows, dead_letters("task-event", raw, members, refused))
+    batch = understand_each("task-event", raw, events_of(parsed(raw)), TaskEvent.model_validate)
+    judged = [events.judge(settings, event) for event in batch.understood.values()]
+    rows = [row for _, of_event in judged for row in of_event]
+    return _Judged(batch.verdicts(verdict for verdict, _ in judged), rows, batch.letters())
+
+
+async def _replay(session: Session, services: Services, payload: bytes) -> None:
+    verdict, rows = events.judge(services.settings, understood(TaskEvent.model_validate, payload))
+    if verdict.verdict == "rejected":
+        raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
+    await events.upsert(session, rows, now())
+
+
+WORK.add_replay("task-event", _replay)

@@ -1,7 +1,7 @@
-"""`tc-treeherder actions`: retriggers and cancels, asked for and looked up."""
+"""`tc-treeherder actions`: what is done to tasks, asked for and looked up."""
 
+import json
 import time
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -10,18 +10,13 @@ from service.commands import FAILED, Failed, output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, when
 
-app = typer.Typer(no_args_is_help=True, help="Retriggers and cancels, and what became of each.")
+app = typer.Typer(no_args_is_help=True, help="Actions on tasks, such as a retrigger, and what became of each.")
 
 LOOK = 0.5
 """Seconds between two looks at an action that is waited for."""
 
 GOOD_ENDS = {"done", "nothing-to-do"}
 ENDS = {*GOOD_ENDS, "failed", "rejected"}
-
-
-class Kind(StrEnum):
-    RETRIGGER = "retrigger"
-    CANCEL = "cancel"
 
 
 @app.command("list")
@@ -64,6 +59,18 @@ def list_actions(
     )
 
 
+@app.command("kinds")
+def list_kinds(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the actions that can be asked for."""
+    with Service(url) as service:
+        kinds = service.get("actions", "kinds")["items"]
+    if as_json:
+        output.document(kinds)
+        return
+    rows = ((kind["name"], kind["summary"], ", ".join(kind["input"].get("properties", ()))) for kind in kinds)
+    output.table(("ACTION", "WHAT IT DOES", "INPUT"), rows, "no actions")
+
+
 @app.command()
 def show(action_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """One action, with the tasks that it made."""
@@ -74,7 +81,7 @@ def show(action_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_UR
 
 @app.command()
 def run(
-    action: Annotated[Kind, typer.Argument()],
+    action: Annotated[str, typer.Argument(help="such as retrigger or cancel: `actions kinds` lists all")],
     project: Annotated[str, typer.Argument(help="alias of the repository that the task belongs to")],
     task_id: Annotated[str, typer.Argument(help="put -- before one that begins with a dash")],
     run_id: Annotated[int | None, typer.Option(min=0, help="the latest run, if not given")] = None,
@@ -82,22 +89,30 @@ def run(
     key: Annotated[
         str | None, typer.Option(help="Idempotency-Key: the same call with the same key is the same action, done once")
     ] = None,
+    told: Annotated[str, typer.Option("--input", help="what the action is told, as JSON")] = "{}",
     plan: Annotated[bool, typer.Option("--plan", help="Show what it would do, and do nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 1 when it fails.")] = False,
     wait_seconds: Annotated[float, typer.Option(min=0, help="how long at most")] = 300,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Retrigger or cancel a task."""
-    asked = {"action": action.value, "project": project, "task_id": task_id, "run_id": run_id, "requester": requester}
+    """Do something to a task, such as retrigger or cancel it."""
+    request = {
+        "action": action,
+        "project": project,
+        "task_id": task_id,
+        "run_id": run_id,
+        "requester": requester,
+        "input": _parse_input(told),
+    }
     with Service(url) as service:
         if plan:
             with output.waiting("planning"):
-                planned = service.send("POST", "actions", "plan", body=asked)
+                planned = service.send("POST", "actions", "plan", body=request)
             _show_plan(planned, as_json)
             return
         headers = {} if key is None else {"Idempotency-Key": key}
-        made = service.send("POST", "actions", body=asked, headers=headers)
+        made = service.send("POST", "actions", body=request, headers=headers)
         if wait:
             made = _wait(service, made, wait_seconds)
     _show(made, as_json)
@@ -105,6 +120,16 @@ def run(
         raise Failed(f"action {made['id']} {made['state']}: {made['reason']}")
     if wait and made["state"] not in ENDS:
         raise Failed(f"action {made['id']} has not ended within {wait_seconds:g} s; it goes on")
+
+
+def _parse_input(text: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--input is no JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise typer.BadParameter(f'--input is no JSON object: {text[:100]}; give one such as {{"times": 2}}')
+    return parsed
 
 
 def _wait(service: Service, action: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -158,7 +183,7 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
         if plan["reason"]:
             pairs.append(("why", plan["reason"]))
         pairs += [("note", note) for note in plan["notes"]]
-        if plan["action"] == Kind.RETRIGGER and plan["state"] == "planned":
+        if plan["tasks"]:
             pairs.append(("copies", [f"{t['copy_of']}  {t['name']}" for t in plan["tasks"]]))
         output.fields([*pairs, *_left_out(plan)])
     if not good:

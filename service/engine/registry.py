@@ -23,6 +23,11 @@ Step = Callable[[Any], Awaitable[float]]
 """Does something that is due now and then, with the services of this process; returns the seconds until the next."""
 
 
+Replay = Callable[[Session, Any, bytes], Awaitable[None]]
+"""Takes in the payload of a dead letter as if it had just come, in the caller's transaction, with the services of this
+process. Raises a Problem if it cannot."""
+
+
 @dataclass(frozen=True)
 class WorkTable:
     """A table of leased work.
@@ -43,6 +48,7 @@ class Registry:
     def __init__(self) -> None:
         self.tables: dict[type[Work], WorkTable] = {}
         self.steps: list[Step] = []
+        self.replays: dict[str, Replay] = {}
         self._runs: dict[tuple[type[Work], str], Run] = {}
 
     def add_table(self, table: WorkTable) -> None:
@@ -60,6 +66,10 @@ class Registry:
     def add_step(self, step: Step) -> None:
         """Have something done now and then by the reporter of each process that works."""
         self.steps.append(step)
+
+    def add_replay(self, kind: str, replay: Replay) -> None:
+        """Say what takes in a dead letter of this kind, whose payload is an event or names what to do."""
+        self.replays[kind] = replay
 
     def run_of(self, item: Work) -> Run:
         """Return what does this piece of work. Raises LookupError if nothing does."""

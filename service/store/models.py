@@ -176,6 +176,9 @@ class Work(SQLModel):
     lock_order: ClassVar[tuple[str, ...]] = ("id",)
     """Columns in whose order a transaction locks several rows, so that two never wait for each other in a circle."""
 
+    letter_column: ClassVar[str | None] = None
+    """The column of `dead_letter` that has the id of work of this table; None: its dead letters have a payload."""
+
     @property
     def work_name(self) -> str:
         """Return the name of this kind of work, in metrics and in what is registered for it."""
@@ -219,6 +222,8 @@ class PushStep(Work, table=True):
     refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
     error_task: str | None = None
     error_task_refused: str | None = Field(default=None, sa_type=Text)  # what was left out of it, or why there is none
+
+    letter_column: ClassVar[str | None] = "step_id"
 
     @property
     def work_name(self) -> str:
@@ -267,6 +272,8 @@ class Action(Work, table=True):
     left_out: list[dict[str, str]] = Field(default_factory=list, sa_type=Json)  # task_id, name, reason
     notes: list[str] = Field(default_factory=list, sa_type=Json)  # what else a person should know
     failure_jobs: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # where a failure is shown
+
+    letter_column: ClassVar[str | None] = "action_id"
 
     @property
     def work_name(self) -> str:
@@ -341,6 +348,8 @@ class Notice(Work, table=True):
     target: str  # an exchange of ours; or a Treeherder's route prefix
     key: str = Field(sa_type=Text)  # the routing key; or the project
     body: dict[str, Any] = Field(sa_type=Json)
+
+    letter_column: ClassVar[str | None] = "notice_id"
 
     def dead_letter(self, reason: str) -> "DeadLetter":
         owner = f"push step {self.step_id}" if self.action_id is None else f"action {self.action_id}"
@@ -437,6 +446,8 @@ class JobReport(Work, table=True):
     delivered: int | None = None  # the stage that Treeherder was told last
     last_event_at: datetime = Field(default_factory=now, sa_type=Utc)  # or last checked
     no_push_since: datetime | None = _utc()  # Treeherder has been answering since then that it has no such push
+
+    letter_column: ClassVar[str | None] = "report_id"
 
     lock_order: ClassVar[tuple[str, ...]] = ("task_id", "run_id", "environment")
     """The order in which events are stored."""

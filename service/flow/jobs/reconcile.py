@@ -220,6 +220,11 @@ async def check_now_and_then(services: Services) -> float:
     return 0 if checked == ONE_CALL else min(services.settings.reports.quiet.total_seconds() / 4, 30)
 
 
+async def _replay(session: Session, _services: Services, payload: bytes) -> None:
+    session.add(GroupCheck(task_group_id=payload.decode(), lane=LANE))
+
+
+WORK.add_replay("group-check", _replay)
 WORK.add_table(WorkTable(GroupCheck, "the log says why a task group cannot be listed"))
 WORK.add_kind(GroupCheck, "group_check", list_group)
 WORK.add_step(check_now_and_then)

@@ -370,7 +370,7 @@ async def test_other_actions_are_recorded_as_rejected(api: Api, action: str) -> 
     (stored,) = (await api.get("/actions?state=rejected")).json()["items"]
     assert stored["action"] == action
     assert repr(action) in stored["reason"]
-    assert "retrigger and cancel" in stored["reason"]
+    assert "cancel and retrigger" in stored["reason"]
     assert stored["next_attempt_at"] is None
     assert await api.letters() == []
 

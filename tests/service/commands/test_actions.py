@@ -71,10 +71,31 @@ def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["explode", "try", NOBODY], ["cancel", "try"], ["cancel", "try", NOBODY, "--run-id", "-1"]]
+    "arguments",
+    [
+        ["cancel", "try"],
+        ["cancel", "try", NOBODY, "--run-id", "-1"],
+        ["cancel", "try", NOBODY, "--input", "{"],
+        ["cancel", "try", NOBODY, "--input", "[1]"],
+    ],
 )
 def test_used_wrongly(tc: Run, arguments: list[str]) -> None:
     assert tc("actions", "run", *arguments).code == 2
+
+
+def test_an_action_that_is_none_names_those_that_are(tc: Run) -> None:
+    ran = tc("actions", "run", "explode", "try", NOBODY)
+    assert ran.code == 1
+    assert "there is no action 'explode' here: cancel and retrigger are what this service does" in ran.err
+    names = [kind["name"] for kind in tc("actions", "kinds", "--json").json]
+    assert names == ["cancel", "retrigger"]
+    assert [row[0] for row in tc("actions", "kinds").rows] == names
+
+
+def test_an_input_that_the_action_does_not_take_is_told(tc: Run) -> None:
+    ran = tc("actions", "run", "cancel", "try", NOBODY, "--input", '{"times": 2}')
+    assert ran.code == 1
+    assert "input of cancel: times: " in ran.err
 
 
 def test_there_is_no_such_action(tc: Run) -> None:

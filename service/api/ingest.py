@@ -1,0 +1,109 @@
+"""A batch of events: each is understood by itself, and what is not is kept once, as it came, as a dead letter."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+from sqlmodel import col
+
+from service.contract.events import Verdict
+from service.errors import Problem
+from service.sanitize import escape_unstorable, parse, raw_elements, reason_of
+from service.store.database import INSERT, Session
+from service.store.models import DeadLetter
+
+log = structlog.get_logger()
+
+_CHANGES: dict[str, set[str]] = {
+    "push-event": {"since", "lastpushid", "shift"},
+    "task-event": set(),
+    "job-action": set(),  # two equal presses are two
+}
+"""Fields in which an event differs when the same comes again: each poll lists a bad push, until the next one."""
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class Batch(Generic[T]):
+    """The events of a request by their numbers: those that were understood, and why the others were not."""
+
+    kind: str
+    raw: bytes  # the body of the request
+    events: list[Any]
+    understood: dict[int, T]
+    refused: dict[int, str]
+
+    def letters(self) -> list[DeadLetter]:
+        """Return a dead letter for each refused event."""
+        payloads = raw_elements(self.raw, "events") if self.refused else []
+        return [
+            DeadLetter(
+                kind=self.kind,
+                subject=_subject(self.kind, self.events[number]),
+                reason=reason,
+                payload=payloads[number],
+                digest=_digest(self.kind, payloads[number]),
+            )
+            for number, reason in self.refused.items()
+        ]
+
+    def verdicts(self, stored: Iterable[Verdict]) -> list[Verdict]:
+        """Return a verdict for each event, in order; `stored` has those of the understood ones."""
+        verdicts = dict(zip(self.understood, stored, strict=True))
+        for number, reason in self.refused.items():
+            verdicts[number] = Verdict(verdict="rejected", reason=f"{reason}; kept as a dead letter")
+        return [verdicts[number] for number in range(len(self.events))]
+
+
+def understand_each(kind: str, raw: bytes, events: list[Any], understand: Callable[[Any], T]) -> Batch[T]:
+    """Call `understand` for each event of a request; an event for which it raises ValueError is refused."""
+    batch: Batch[T] = Batch(kind, raw, events, {}, {})
+    for number, event in enumerate(events):
+        try:
+            batch.understood[number] = understand(event)
+        except ValueError as error:  # pydantic's is one
+            batch.refused[number] = escape_unstorable(reason_of(error))
+    return batch
+
+
+async def keep(session: Session, letters: list[DeadLetter]) -> None:
+    """Store those that are not kept yet, in the caller's transaction."""
+    if not letters:
+        return
+    insert = INSERT[session.get_bind().dialect.name]
+    # sorted, so that two batches with the same letters never wait in a circle
+    rows = [letter.model_dump(exclude={"id"}) for letter in sorted(letters, key=lambda letter: letter.digest or "")]
+    new = await session.exec(insert(DeadLetter).values(rows).on_conflict_do_nothing().returning(col(DeadLetter.digest)))
+    stored = set(new.scalars())
+    for letter in letters:
+        if letter.digest in stored:
+            log.warning("event-not-understood", subject=letter.subject, reason=letter.reason)
+
+
+def _subject(kind: str, event: Any) -> str:
+    if not isinstance(event, dict):
+        return "an event that is no object"
+    if kind == "push-event":
+        push = event.get("push")
+        push_id = push.get("id") if isinstance(push, dict) else None
+        return f"{str(event.get('repository'))[:50]}, push {str(push_id)[:20]}"
+    return f"{str(event.get('exchange'))[:100]}, {str(event.get('routing_key'))[:200]}"
+
+
+def _digest(kind: str, payload: bytes) -> str:
+    event = json.loads(payload)  # as it came: what was made storable may have become equal
+    same = {name: event[name] for name in event.keys() - _CHANGES[kind]} if isinstance(event, dict) else event
+    return hashlib.sha256(json.dumps([kind, same], sort_keys=True).encode()).hexdigest()
+
+
+def understood(understand: Callable[[Any], T], payload: bytes) -> T:
+    """Return what the payload of a dead letter says. Raises a 422: it is still not understood."""
+    try:
+        return understand(parse(payload))
+    except ValueError as error:  # pydantic's is one
+        raise Problem(422, "Still not understood", reason_of(error)) from None

@@ -1,0 +1,30 @@
+"""A service with one action more, `python -m tests.system.new_action serve`: what it takes to add one."""
+
+import asyncio
+
+from pydantic import BaseModel
+
+from service.engine.leases import Lease
+from service.flow.actions.kinds import ActionKind, Plan, register
+from service.flow.actions.subject import Subject
+from service.services import Services
+from service.store.database import now
+from service.store.models import Action, State
+
+
+class Pause(BaseModel):
+    seconds: float = 1
+
+
+async def run(_services: Services, lease: Lease[Action]) -> None:
+    if lease.item.planned_at is None:  # a holder of before may have been killed after this
+        await lease.commit(planned_at=now())
+        await asyncio.sleep(Pause(**lease.item.input).seconds)
+    await lease.finish(State.DONE)
+
+
+async def plan(_services: Services, subject: Subject, action: Action) -> Plan:
+    return Plan(notes=[f"{subject.name} would be looked at for {Pause(**action.input).seconds} s"])
+
+
+register(ActionKind("look", "Look at a task for a while.", run, plan, Pause))
