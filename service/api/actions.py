@@ -13,7 +13,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from service import auth
-from service.api.deps import ActionNumber, After, CallerDep, Limit, Reader, Reading, ServicesDep, cursor, opaque
+from service.api.deps import ActionNumber, After, CallerDep, Limit, Reader, Reading, ServicesDep
 from service.api.openapi import LOCATION, problems
 from service.api.paging import page
 from service.api.route import Route
@@ -184,9 +184,7 @@ async def list_actions(
         query = select(Action.id, Action, func.json_array_length(Action.left_out)).options(*WITHOUT_BODIES)
         return query.where(among(Action.id), *conditions)
 
-    rows, following = await page(
-        session, [select(Action.id).where(*conditions[:1])], Action.id, matching, limit, cursor(after)
-    )
+    rows, following = await page(session, [select(Action.id).where(*conditions[:1])], Action.id, matching, limit, after)
     actions = [action for _, action, _ in rows]
     counts = await _counts(session, actions)
     tasks = await _tasks(session, actions, first=TASKS_IN_A_LIST)
@@ -194,7 +192,7 @@ async def list_actions(
         ActionSummary.model_validate(_summary(action, left_out, counts.get(number, (0, 0)), tasks[number]))
         for number, action, left_out in rows
     ]
-    return ActionPage(items=items, next=None if following is None else opaque(following))
+    return ActionPage(items=items, next=following)
 
 
 @router.get("/kinds", operation_id="listActionKinds", responses=problems(422))

@@ -4,11 +4,11 @@ import structlog
 from fastapi import APIRouter, Request
 from sqlalchemy import LargeBinary, func
 from sqlalchemy.orm import defer
-from sqlmodel import col, select
+from sqlmodel import select
 
-from service.api.deps import After, LetterNumber, Limit, Reader, Reading, ServicesDep, Writer, Writing, cursor, opaque
+from service.api.deps import After, LetterNumber, Limit, Reader, Reading, ServicesDep, Writer, Writing
 from service.api.openapi import WRITES, problems
-from service.api.paging import FIRST
+from service.api.paging import page_of_all
 from service.api.pushes import refuse_deleted
 from service.api.route import Route
 from service.api.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummary
@@ -56,16 +56,9 @@ async def _find(session: Session, letter_id: int) -> DeadLetter:
 @router.get("", operation_id="listDeadLetters", responses=problems())
 async def list_dead_letters(session: Reading, _: Reader, limit: Limit = 50, after: After = None) -> DeadLetterPage:
     """Dead letters, the newest first, without their payloads."""
-    before = cursor(after)
-    query = (
-        select(DeadLetter, _SIZE)
-        .options(_WITHOUT_PAYLOAD)
-        .where(col(DeadLetter.id) < (FIRST if before is None else before))
-        .order_by(col(DeadLetter.id).desc())
-    )
-    found = (await session.exec(query.limit(limit + 1))).all()
-    items = [_summary(letter, size) for letter, size in found[:limit]]
-    return DeadLetterPage(items=items, next=opaque(items[-1].id) if len(found) > limit else None)
+    query = select(DeadLetter, _SIZE).options(_WITHOUT_PAYLOAD)
+    rows, following = await page_of_all(session, query, DeadLetter.id, limit, after, newest_first=True)
+    return DeadLetterPage(items=[_summary(letter, size) for letter, size in rows], next=following)
 
 
 @router.get("/{letter_id}", operation_id="getDeadLetter", responses=problems(404))

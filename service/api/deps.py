@@ -1,13 +1,11 @@
 """What endpoints ask for, so that their signatures read as prose."""
 
-import base64
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
 
 from service import auth
-from service.errors import Problem
 from service.services import Services
 from service.settings import RENDER, REPOSITORIES_WRITE, Settings
 from service.store.database import Session
@@ -85,20 +83,3 @@ LetterNumber = Annotated[int, Path(description="id of a dead letter", examples=[
 
 Limit = Annotated[int, Query(ge=1, le=500, description="items on a page")]
 After = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
-
-
-def cursor(after: str | None) -> int | None:
-    """The id behind an opaque `after`. Raises a 422."""
-    if after is None:
-        return None
-    try:
-        digits = base64.b64decode(after.encode(), altchars=b"-_", validate=True)
-        if not digits.isdigit() or not 0 <= (number := int(digits)) < 2**31:
-            raise ValueError(after)
-    except ValueError:
-        raise Problem(422, "Invalid request", f"after: {after!r} is no `next` of an earlier page") from None
-    return number
-
-
-def opaque(last_id: int) -> str:
-    return base64.urlsafe_b64encode(str(last_id).encode()).decode()

@@ -20,8 +20,6 @@ from service.api.deps import (
     Reading,
     RepositoryAlias,
     ServicesDep,
-    cursor,
-    opaque,
 )
 from service.api.openapi import problems
 from service.api.paging import page
@@ -75,11 +73,11 @@ async def list_pushes(
         return query.options(*_WITHOUT_CHANGESETS).where(among(Push.id), *filters)
 
     candidates, key = await _candidates(session, repository, state, revision, user)
-    rows, following = await page(session, candidates, key, matching, limit, cursor(after))
+    rows, following = await page(session, candidates, key, matching, limit, after)
     steps = await _steps(session, [push_id for push_id, _, _ in rows])
     graphs = await _graphs(session, [step for of_push in steps.values() for step in of_push], first=TASKS_IN_A_LIST)
     items = [PushSummary(**_summary(push, alias, steps[push_id], graphs)) for push_id, push, alias in rows]
-    return PushPage(items=items, next=None if following is None else opaque(following))
+    return PushPage(items=items, next=following)
 
 
 async def _candidates(

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from sqlalchemy import and_, text, true
 from sqlmodel import col, select
 
-from service.api.deps import After, Limit, Reader, Reading, cursor, opaque
+from service.api.deps import After, Limit, Reader, Reading
 from service.api.openapi import problems
 from service.api.paging import page
 from service.api.route import Route
@@ -45,9 +45,9 @@ async def list_reports(
     # most reports are done, so these are looked for among all
     first = conditions[:1] if waiting is not None or state != "done" else []
     candidates = [select(JobReport.id).where(*first)]
-    rows, following = await page(session, candidates, JobReport.id, matching, limit, cursor(after))
+    rows, following = await page(session, candidates, JobReport.id, matching, limit, after)
     items = [_read(report) for _, report in rows]
-    return ReportPage(items=items, next=None if following is None else opaque(following))
+    return ReportPage(items=items, next=following)
 
 
 _AS_INDEXED: dict[str, Any] = {

@@ -17,10 +17,9 @@ from service.api.deps import (
     ServicesDep,
     Writer,
     Writing,
-    cursor,
-    opaque,
 )
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
+from service.api.paging import page_of_all
 from service.api.route import Route
 from service.api.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
@@ -96,14 +95,10 @@ async def _end_of_pushlog(services: Services, url: str) -> int:
 @router.get("", operation_id="listRepositories", responses=problems())
 async def list_repositories(session: Reading, _: Reader, limit: Limit = 100, after: After = None) -> RepositoryPage:
     """The monitored repositories, in the order in which they were added."""
-    query = (
-        select(Repository)
-        .where(col(Repository.deleted_at).is_(None), col(Repository.id) > (cursor(after) or 0))
-        .order_by(col(Repository.id))
-    )
-    found = (await session.exec(query.limit(limit + 1))).all()
-    items = [RepositoryRead.model_validate(repository) for repository in found[:limit]]
-    return RepositoryPage(items=items, next=opaque(found[limit - 1].id or 0) if len(found) > limit else None)
+    query = select(Repository).where(col(Repository.deleted_at).is_(None))
+    repositories, following = await page_of_all(session, query, Repository.id, limit, after, newest_first=False)
+    items = [RepositoryRead.model_validate(repository) for repository in repositories]
+    return RepositoryPage(items=items, next=following)
 
 
 @router.post(
