@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect
 
 from service.clients.auth import Logins, Signed
 from service.clients.taskcluster import satisfies
+from service.clock import now
 from service.errors import PermanentUpstreamError, Problem, Unavailable
 from service.settings import READ, Settings
-from service.store.database import now
 
 log = structlog.get_logger()
 

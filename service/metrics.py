@@ -15,8 +15,8 @@ import aiohttp
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.clock import now
 from service.contract.events import Verdict
-from service.store.database import now
 
 log = structlog.get_logger()
 

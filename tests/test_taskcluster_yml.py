@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from service.clients.taskcluster import satisfies
+from service.clock import now
 from service.engine.render import Renderer
 from service.flow.pushes.template import FILE, context_of, plan_of
 from service.flow.tasks.definition import needed_scopes
@@ -13,7 +14,6 @@ from service.flow.tasks.facts import Facts
 from service.flow.tasks.ids import slugid
 from service.flow.tasks.routes import parse
 from service.settings import Settings, load
-from service.store.database import now
 from service.store.models import Push, PushStep, Repository, StepKind
 
 ROOT = Path(__file__).resolve().parents[1]

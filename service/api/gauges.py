@@ -10,9 +10,10 @@ from sqlalchemy import func, literal, text
 from sqlalchemy.pool import QueuePool
 from sqlmodel import col, select
 
+from service.clock import clock_difference, now
 from service.engine.registry import WORK
 from service.metrics import PREFIX, REGISTRY
-from service.store.database import Database, Session, Utc, clock_difference, now
+from service.store.database import Database, Session, Utc
 from service.store.distinct import distinct_of
 from service.store.models import (
     MONITORED,

@@ -20,11 +20,9 @@ from service.api import gauges
 from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.api.schemas import Check, Heartbeat
+from service.clock import SETTLED, clock, now
 from service.engine.registry import WORK
 from service.services import Services
-from service.store import database
-from service.store.clock import SETTLED
-from service.store.database import now
 from service.store.models import JobReport, PulseQueue, State
 
 log = structlog.get_logger()
@@ -194,7 +192,6 @@ NO_PUSH = "/api/v1/reports?waiting=push"
 
 def _clock() -> Check:
     """Whether this process's clock and the database's agree."""
-    clock = database.clock
     if clock.usable and not clock.reported:
         return Check(name="clock", status="ok")
     detail = (

@@ -23,6 +23,7 @@ from service.api.paging import page_of_all
 from service.api.route import Route
 from service.api.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
+from service.clock import now
 from service.engine import leases
 from service.errors import PermanentUpstreamError, Problem, Unavailable
 from service.flow.pushes import poll
@@ -30,7 +31,7 @@ from service.flow.pushes.urls import canonical_url
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.settings import Settings
-from service.store.database import Session, now
+from service.store.database import Session
 from service.store.models import Action, Push, PushStep, Repository
 
 log = structlog.get_logger()

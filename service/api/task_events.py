@@ -12,6 +12,7 @@ from service.api.ingest import keep, understand_each, understood
 from service.api.openapi import PulseMessages, signed
 from service.api.route import SignedRoute
 from service.api.signed import events_of, parsed, signed_body
+from service.clock import now
 from service.contract.events import MAX_EVENTS, Verdict, Verdicts
 from service.engine.registry import WORK
 from service.errors import Problem
@@ -20,7 +21,7 @@ from service.flow.jobs.events import TaskEvent
 from service.sanitize import may_have_nul
 from service.services import Services
 from service.settings import Settings
-from service.store.database import Session, now
+from service.store.database import Session
 from service.store.models import DeadLetter
 from service.store.wakeups import Topic
 

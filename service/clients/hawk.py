@@ -2,7 +2,7 @@
 
 import mohawk.base
 
-from service.store.database import now
+from service.clock import now
 
 
 def _utc_now(offset_in_seconds: float = 0.0) -> int:

@@ -11,9 +11,9 @@ import mohawk
 
 from service.clients import hawk
 from service.clients.http import AnswerTooLargeError, Http
+from service.clock import now
 from service.errors import PermanentUpstreamError, Unavailable, wait_asked_for
 from service.settings import Environment
-from service.store.database import now
 
 hawk.use_database_time()
 

@@ -17,9 +17,10 @@ from sqlalchemy import Table, bindparam, case, func, literal, null, update
 from sqlmodel import select
 
 from service import metrics
+from service.clock import now
 from service.engine.leases import in_lock_order
 from service.sanitize import escape_unstorable
-from service.store.database import Session, Utc, now
+from service.store.database import Session, Utc
 from service.store.distinct import distinct_of
 from service.store.models import NEVER, JobReport, Stage, State
 

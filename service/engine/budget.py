@@ -7,8 +7,8 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 
+from service import clock
 from service.settings import Environment
-from service.store import clock
 from service.store.database import Session, insert_new
 from service.store.models import Budget
 

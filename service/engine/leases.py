@@ -21,12 +21,13 @@ from sqlalchemy import update as sqlalchemy_update
 from sqlmodel import SQLModel, col, select, update
 
 from service import metrics
+from service.clock import now
 from service.contract import retry
 from service.engine.fair import deal
 from service.sanitize import escape_unstorable
 from service.settings import WorkSettings
 from service.store.commits import Fence, FencedError, Statement
-from service.store.database import Database, Session, Utc, insertion, now
+from service.store.database import Database, Session, Utc, insertion
 from service.store.distinct import distinct_of
 from service.store.models import Notice, State, Work, work_tables
 from service.store.wakeups import Topic

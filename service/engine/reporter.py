@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 from sqlalchemy import exc
 
+from service.clock import clock_usable, now
 from service.engine import batches, leases
 from service.engine.batches import Delivered, Deliverer
 from service.engine.budget import blocked_for, jobs_budget, refilled
@@ -18,7 +19,7 @@ from service.engine.leases import Lease
 from service.engine.process import Process
 from service.engine.registry import WORK, Registry, Step
 from service.engine.running import Running
-from service.store.database import check_clock, clock_usable, now
+from service.store.database import check_clock
 from service.store.models import Budget, JobReport
 from service.store.wakeups import Topic
 

@@ -18,8 +18,9 @@ from sqlalchemy import Table, delete, null, update
 from sqlmodel import SQLModel, col, select
 
 from service import metrics
+from service.clock import clock_usable, now
 from service.settings import RetentionSettings
-from service.store.database import Database, Session, clock_usable, now
+from service.store.database import Database, Session
 from service.store.models import (
     REDELIVERED_WITHIN,
     Action,

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from service.clock import check_wall_clock, clock_usable, now
 from service.contract.retry import backoff
 from service.engine import leases
 from service.engine.fair import most_of
@@ -16,7 +17,7 @@ from service.engine.process import Process
 from service.engine.registry import WORK, Registry
 from service.engine.running import Running, give_back
 from service.errors import Unavailable, UpstreamError
-from service.store.database import check_clock, check_wall_clock, clock_usable, now
+from service.store.database import check_clock
 from service.store.models import Work
 from service.store.wakeups import Topic
 

@@ -1,1 +1,1 @@
-"""The database: sessions, transactions that writers share, tables, the clock, and who is woken by what was stored."""
+"""The database: sessions, transactions that writers share, tables, and who is woken by what was stored."""

@@ -27,8 +27,9 @@ from sqlalchemy.types import TypeDecorator
 from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from service import clock
+from service.clock import check_wall_clock, now
 from service.store import sqlite
-from service.store.clock import Clock
 from service.store.commits import MAX_ROWS, Fence, GroupCommit, Statement
 from service.store.wakeups import CHANNEL, Topic, Wakeups
 
@@ -40,25 +41,6 @@ SyncSession = sqlalchemy.orm.Session
 T = TypeVar("T")
 
 
-clock = Clock()
-"""The clock of this process, which `check_clock` feeds."""
-
-
-def now() -> datetime:
-    """Return the present, aware and in UTC: the only clock of the service."""
-    return clock.now()
-
-
-def clock_usable() -> bool:
-    """Return False while the clock differs so much from the database's that no work may be taken."""
-    return clock.usable
-
-
-def clock_difference() -> float:
-    """Return the seconds by which the database's clock was ahead at the last comparison."""
-    return clock.difference
-
-
 async def check_clock(session: AsyncSession) -> None:
     """Compare this process's clock with the database's: before each claim, and at the start, when it is set by it.
 
@@ -68,15 +50,9 @@ async def check_clock(session: AsyncSession) -> None:
         check_wall_clock()
         return
     connection = await session.connection()
-    sent = clock.steady()
+    sent = clock.process_clock.steady()
     database_time = (await connection.execute(_DATABASE_TIME)).scalar_one()
-    clock.compare(database_time, sent, clock.steady())
-
-
-def check_wall_clock() -> None:
-    """Compare with SQLite's clock."""
-    at = clock.steady()
-    clock.compare(clock.wall(), at, at)
+    clock.process_clock.compare(database_time, sent, clock.process_clock.steady())
 
 
 CLOCK_EVERY = 5.0
@@ -107,7 +83,7 @@ class Utc(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone: use database.now()")
+            raise ValueError(f"{value!r} has no time zone: use service.clock.now()")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:

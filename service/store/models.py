@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
-from service.store.database import Json, Utc, now
+from service.clock import now
+from service.store.database import Json, Utc
 
 
 def _utc(nullable: bool = True, index: bool = False) -> Any:

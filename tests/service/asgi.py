@@ -17,9 +17,10 @@ from sqlmodel import select
 from standardwebhooks import Webhook
 
 from service.app import create_app
+from service.clock import now
 from service.services import Services
 from service.settings import Settings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import DeadLetter, Push, PushStep, Repository, State
 
 SECRETS = ["whsec_" + "bmV3" * 10, "whsec_" + "b2xk" * 10]

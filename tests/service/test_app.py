@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from service.app import create_app
-from service.store.database import SchemaBehindError, now
+from service.clock import now
+from service.store.database import SchemaBehindError
 from service.store.models import Repository, State
 from tests.service.asgi import ADMIN, NEVER_SHOWN, Api, is_problem, push_event, running, settings_for
 

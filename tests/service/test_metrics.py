@@ -13,10 +13,11 @@ from service import metrics
 from service.api import gauges
 from service.api.gauges import MAX_LABELS
 from service.clients.http import Http
+from service.clock import now
 from service.engine.worker import Worker
 from service.errors import Unavailable
 from service.flow.pushes.push import store
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import GroupCheck, PulseQueue, PushStep, State, StepKind
 from tests.service import asgi
 from tests.service.asgi import Api, running, settings_for

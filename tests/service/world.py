@@ -19,12 +19,13 @@ from sandbox.hg.app import create_app as create_hg
 from sandbox.hg.faults import Faults
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
+from service.clock import now
 from service.contract.events import PushEvent, Verdict
 from service.engine.leases import Lease, claim
 from service.flow.pushes.push import store
 from service.services import Services, open_services
 from service.settings import Settings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import DeadLetter, PlannedTask, Push, PushStep, Repository, StepKind
 
 ROOT = taskcluster.Client("tc-treeherder", "service-secret", ("*",))

@@ -7,6 +7,7 @@ import httpx
 
 from service.auth import Caller
 from service.clients.taskcluster import ScopesRefusal, current_scopes, expand_scopes, named, satisfies, session_of
+from service.clock import now
 from service.commands.doctor.finding import Examination, Report, ask, judge_clock, some, told
 from service.engine.render import Renderer, TemplateError
 from service.errors import PermanentUpstreamError, Unavailable, UpstreamError
@@ -14,7 +15,6 @@ from service.flow.actions import retrigger
 from service.flow.pushes.show_error import render_error_task
 from service.flow.pushes.template import scopes_of
 from service.flow.tasks.definition import needed_scopes
-from service.store.database import now
 from service.store.models import Push, PushStep, Repository, StepKind
 
 _PING = "/api/auth/v1/ping"

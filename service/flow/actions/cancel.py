@@ -3,13 +3,13 @@
 import structlog
 
 from service.clients.taskcluster import validate_status
+from service.clock import now
 from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError
 from service.flow.actions.kinds import ActionKind, Plan, register
 from service.flow.actions.subject import ActionFailedError, Subject, subject_of
 from service.flow.tasks.status import RESOLVED, exact_scope, was_cancelled
 from service.services import Services
-from service.store.database import now
 from service.store.models import Action, State
 
 log = structlog.get_logger()

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Status
+from service.clock import now
 from service.flow.actions.dependents import Found
 from service.flow.actions.kinds import Copy
 from service.flow.actions.subject import ActionFailedError
@@ -26,7 +27,7 @@ from service.flow.tasks.status import RESOLVED
 from service.sanitize import escape_unstorable, problems_of
 from service.services import Services
 from service.slugids import replace_ids
-from service.store.database import Session, now
+from service.store.database import Session
 from service.store.models import PlannedTask
 
 MAX_NOTES = 20

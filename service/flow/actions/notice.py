@@ -13,6 +13,7 @@ from sqlmodel import col, select
 
 from service.clients.pulse import RETRIGGERS
 from service.clients.treeherder import failed_job
+from service.clock import now
 from service.engine.budget import blocked_for, jobs_budget, refilled
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
@@ -23,7 +24,6 @@ from service.flow.tasks.facts import Facts, UnshowableTaskError
 from service.flow.tasks.ids import derive
 from service.services import Services
 from service.settings import Environment
-from service.store.database import now
 from service.store.models import Action, Notice, NoticeKind, Push, PushStep, Repository, State
 
 LONGEST_TURN = 10.0

@@ -27,10 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from sqlalchemy import text
 from sqlmodel import col, select
 
+from service.clock import now
 from service.contract.events import JobActionMessage, PulseMessage, Verdict
 from service.flow.actions.kinds import ACTIONS, known_names
 from service.sanitize import InvalidJSONError, parse
-from service.store.database import Session, now
+from service.store.database import Session
 from service.store.models import REDELIVERED_WITHIN, UNSETTLED, Action, Delivery, Source, State, share_of
 
 log = structlog.get_logger()

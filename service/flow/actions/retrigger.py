@@ -21,6 +21,7 @@ from itertools import islice
 import structlog
 
 from service.clients.taskcluster import validate_definition
+from service.clock import now
 from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError
 from service.flow.actions import notice
@@ -35,7 +36,6 @@ from service.flow.tasks.definition import (
 from service.flow.tasks.ids import copy_ids
 from service.flow.tasks.plan import read_plan, record, store_definitions, store_plan
 from service.services import Services
-from service.store.database import now
 from service.store.models import Action, PlannedTask, Repository, State
 
 log = structlog.get_logger()

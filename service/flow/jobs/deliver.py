@@ -21,6 +21,7 @@ from service import metrics
 from service.clients.pulse import JOBS
 from service.clients.taskcluster import TooLargeError
 from service.clients.treeherder import FoundPush
+from service.clock import now
 from service.contract import retry
 from service.engine.batches import Delivered, End, Outcome
 from service.engine.leases import backoff, exhausted
@@ -31,7 +32,6 @@ from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links
 from service.flow.tasks.facts import Facts, UnshowableTaskError
 from service.services import Services
-from service.store.database import now
 from service.store.models import JobReport, Push, PushStep, Repository, Stage, State, StepKind
 
 log = structlog.get_logger()

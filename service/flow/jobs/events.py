@@ -16,11 +16,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Json
 from pydantic_core import to_json
 from sqlalchemy import JSON, Integer, Table, Text, bindparam, case, cast, column, func, literal, null, select, true
 
+from service.clock import now
 from service.contract.events import PulseMessage, Verdict
 from service.flow.tasks.definition import SlugId
 from service.flow.tasks.routes import parse
 from service.settings import Settings
-from service.store.database import INSERT, Session, Utc, now
+from service.store.database import INSERT, Session, Utc
 from service.store.models import NOBODY, JobReport, Stage, State, job_lane
 
 log = structlog.get_logger()

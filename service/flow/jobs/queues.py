@@ -4,9 +4,10 @@ from datetime import timedelta
 
 from sqlmodel import select
 
+from service.clock import now
 from service.contract.events import QueueReport, QueueState
 from service.flow.jobs import reconcile
-from service.store.database import Session, insert_new, now
+from service.store.database import Session, insert_new
 from service.store.models import PulseQueue
 
 ONCE = timedelta(minutes=1)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy import bindparam, func, text, update
 from sqlmodel import col, select
 
+from service.clock import now
 from service.engine.batches import lock_reports
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
@@ -19,7 +20,7 @@ from service.flow.jobs import events
 from service.flow.jobs.events import Target, TaskStatus
 from service.sanitize import reason_of
 from service.services import Services
-from service.store.database import Session, Utc, now
+from service.store.database import Session, Utc
 from service.store.distinct import distinct_of
 from service.store.models import NEVER, OPEN, Action, GroupCheck, JobReport, PlannedTask, PushStep, Stage, State
 from service.store.wakeups import Topic

@@ -11,6 +11,7 @@ from sqlalchemy import Text, cast, func
 from sqlmodel import col, select
 
 from service import metrics
+from service.clock import now
 from service.engine.leases import Lease
 from service.engine.registry import WORK
 from service.engine.render import Rendered, TemplateError
@@ -23,7 +24,6 @@ from service.flow.tasks.ids import DeriveId, graph_ids
 from service.flow.tasks.plan import read_plan, record, store_plan
 from service.services import Services
 from service.settings import Settings
-from service.store.database import now
 from service.store.models import PlannedTask, Push, PushStep, Repository, State, StepKind
 
 log = structlog.get_logger()

@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 import structlog
 from sqlmodel import Session, select
 
+from service.clock import now
 from service.contract.events import PollNews
 from service.contract.retry import backoff
 from service.flow.pushes.push import suspect_reset
 from service.settings import PollSettings
-from service.store.database import now
 from service.store.models import Push, Repository
 
 log = structlog.get_logger()

@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from service.clients.taskcluster import satisfies
+from service.clock import now
 from service.engine.render import Rendered, TemplateError
 from service.errors import UpstreamError
 from service.flow.pushes.graph import why_not
@@ -11,7 +12,6 @@ from service.flow.pushes.template import FILE, context_of, plan_of, scopes_of
 from service.flow.tasks.definition import needed_scopes
 from service.flow.tasks.ids import slugid
 from service.services import Services
-from service.store.database import now
 from service.store.models import PlannedTask, Push, PushStep, Repository, StepKind
 
 

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 import structlog
 from sqlmodel import col, select
 
+from service.clock import now
 from service.contract.events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.services import Services
 from service.settings import Settings
-from service.store.database import Session, SyncSession, now
+from service.store.database import Session, SyncSession
 from service.store.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
 
 log = structlog.get_logger()

@@ -22,11 +22,12 @@ from sqlmodel import Session as SyncSession
 from sqlmodel import col
 from sqlmodel import select as sqlmodel_select
 
+from service.clock import now
 from service.contract.events import AnnouncedLeases, HostRate, Lease, PolledRepository, PollNews, Shift, ShiftRequest
 from service.engine import budget
 from service.flow.pushes import poll, rates
 from service.settings import PollSettings
-from service.store.database import Session, Utc, now
+from service.store.database import Session, Utc
 from service.store.models import MONITORED, Repository
 
 log = structlog.get_logger()

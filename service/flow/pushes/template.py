@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.clients.taskcluster import Definition
+from service.clock import now
 from service.engine.render import TemplateError
 from service.flow.tasks.definition import MAX_BODY, CircleError, complete, creation_order, name_of, stamp
 from service.sanitize import problems_of
 from service.settings import Settings
 from service.slugids import replace_ids
-from service.store.database import now
 from service.store.models import PlannedTask, Push, PushStep, Repository
 
 FILE = ".taskcluster.yml"

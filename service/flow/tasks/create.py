@@ -19,6 +19,7 @@ import structlog
 from sqlmodel import col, select, update
 
 from service.clients.taskcluster import Queue, ScopesRefusal, Status, named, validate_definition
+from service.clock import now
 from service.engine.leases import Lease, YieldedError
 from service.errors import PermanentUpstreamError, Unavailable, UpstreamError
 from service.flow.tasks.definition import (
@@ -33,7 +34,6 @@ from service.flow.tasks.definition import (
 from service.flow.tasks.plan import Plan, record
 from service.flow.tasks.status import RESOLVED, exact_scope, schedule_if_forgotten, was_cancelled
 from service.services import Services
-from service.store.database import now
 from service.store.models import PlannedTask
 
 log = structlog.get_logger()

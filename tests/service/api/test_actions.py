@@ -18,9 +18,9 @@ from sqlalchemy import event
 from sqlmodel import col, select
 
 from service.api.events import job_action
+from service.clock import now
 from service.flow.actions.kinds import ACTIONS
 from service.flow.actions.receive import JobAction, store
-from service.store.database import now
 from service.store.models import Action, Delivery, PlannedTask, Source, State
 from tests.facts import fact
 from tests.service.asgi import ADMIN, READER, RETRIER, Api, is_problem, running, settings_for, signature

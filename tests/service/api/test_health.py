@@ -17,7 +17,8 @@ from sqlmodel import select
 
 from service.api import health
 from service.api.schemas import Check
-from service.store.database import Database, now
+from service.clock import now
+from service.store.database import Database
 from service.store.models import JobReport, PushStep, Stage, State
 from tests.service.asgi import Api, push_event, running, settings_for
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from service.store.database import now
+from service.clock import now
 from service.store.models import PulseQueue
 from tests.service.asgi import Api, is_problem
 

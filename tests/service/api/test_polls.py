@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from service.store.database import now
+from service.clock import now
 from tests.service.asgi import LISTENER, Api, is_problem, node, push_event, running, settings_for
 from tests.service.strange import ANYTHING, api_in_a_loop
 

@@ -9,8 +9,8 @@ from sqlalchemy import update
 from sqlmodel import col, select
 
 from service.api.pushes import TASKS_IN_A_LIST
+from service.clock import now
 from service.flow.tasks.ids import slugid
-from service.store.database import now
 from service.store.models import Action, PlannedTask, PushStep, State, StepKind
 from tests.service.asgi import (
     READER,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from service.store.database import now
+from service.clock import now
 from service.store.models import JobReport, Stage, State
 from tests.service.asgi import READER, Api, is_problem, node
 

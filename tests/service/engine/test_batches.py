@@ -7,13 +7,14 @@ import pytest
 from sqlmodel import select
 
 from service import metrics
+from service.clock import now
 from service.engine import batches, leases
 from service.engine.batches import End, Outcome
 from service.flow.jobs import events
 from service.flow.jobs.events import Target, TaskStatus
 from service.flow.tasks.ids import slugid
 from service.settings import WorkSettings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import NEVER, DeadLetter, JobReport, Stage, State
 
 LANE = "job tc-treeherder mc"

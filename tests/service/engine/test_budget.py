@@ -6,8 +6,9 @@ from datetime import timedelta
 import pytest
 from sqlmodel import select
 
+from service.clock import now
 from service.engine.budget import refilled
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import Budget
 
 NAME = "hg hg.mozilla.org"

@@ -14,10 +14,11 @@ from sqlalchemy import event
 from sqlmodel import select, update
 from structlog.testing import capture_logs
 
+from service.clock import now
 from service.engine import batches, leases
 from service.engine.leases import Lane, Lease, LeaseLostError, backoff, claim, due_lanes, due_shares
 from service.settings import WorkSettings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind, work_tables
 from tests.service.world import add_repository
 

@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import select
 
+from service.clock import now
 from service.engine import replica as module
 from service.engine.leases import Lease, LeaseLostError
 from service.engine.replica import LockedError, Replica, only
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import Action, GroupCheck, JobReport, Notice, NoticeKind, PushStep, Source, Stage, Work
 from tests.service.engine.test_leases import MINUTE, SETTINGS, add_steps, take
 from tests.service.engine.test_worker import until

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from sqlmodel import SQLModel, col, func, select
 
+from service.clock import now
 from service.engine import retention
 from service.settings import RetentionSettings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import (
     Action,
     DeadLetter,

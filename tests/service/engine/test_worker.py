@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlmodel import col, select, update
 
+from service.clock import now
 from service.engine.leases import Lease
 from service.engine.registry import Registry, WorkTable
 from service.engine.worker import Worker
 from service.errors import PermanentUpstreamError, Unavailable
 from service.services import Services
 from service.settings import Settings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import DeadLetter, Notice, NoticeKind, PushStep, State, StepKind
 from service.store.wakeups import Topic
 from tests.service.engine.test_leases import add_steps

@@ -14,12 +14,12 @@ from sqlmodel import col, select
 from sandbox.taskcluster.errors import ApiError
 from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import Page
+from service.clock import now
 from service.engine.leases import Lease, claim
 from service.engine.registry import WORK
 from service.engine.worker import Worker
 from service.errors import PermanentUpstreamError
 from service.flow.tasks.definition import stamp
-from service.store.database import now
 from service.store.models import Action, Notice, PlannedTask, Source, State, Work
 from tests.service.world import World, node
 

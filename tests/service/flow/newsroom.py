@@ -17,6 +17,7 @@ from sandbox import taskcluster, treeherder
 from sandbox.taskcluster.queue import Message, Task
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store, revision_hash
+from service.clock import now
 from service.contract.events import Verdict
 from service.engine.reporter import Reporter
 from service.flow.jobs import events
@@ -25,7 +26,7 @@ from service.flow.tasks.definition import stamp
 from service.flow.tasks.ids import slugid
 from service.services import Services, open_services
 from service.settings import Settings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import DeadLetter, JobReport
 from tests.service.world import ROOT, node, serving
 

@@ -10,9 +10,10 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select, update
 
+from service.clock import now
 from service.engine.leases import Lease, LeaseLostError
 from service.store.commits import MAX_ROWS
-from service.store.database import Database, insertion, now
+from service.store.database import Database, insertion
 from service.store.models import Budget, DeadLetter, PushStep, State
 from tests.service.engine.test_leases import SETTINGS, add_steps, take
 

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, StatementError
 from sqlmodel import col, select
 
+from service.clock import now
 from service.store.database import (
     Database,
     SchemaBehindError,
@@ -20,7 +21,6 @@ from service.store.database import (
     check_schema,
     check_schema_async,
     downgrade,
-    now,
     upgrade,
 )
 from service.store.models import DeadLetter, PushStep, StepKind
@@ -51,7 +51,7 @@ async def test_times_come_back_aware_and_in_utc(database: Database) -> None:
 
 
 async def test_a_time_without_zone_is_refused(database: Database) -> None:
-    with pytest.raises(StatementError, match=r"no time zone: use database\.now\(\)"):
+    with pytest.raises(StatementError, match=r"no time zone: use service\.clock\.now\(\)"):
         async with database.writing() as session:
             session.add(letter("a", datetime(2024, 1, 1)))  # noqa: DTZ001 - that is the point
     assert await subjects(database) == []

@@ -19,12 +19,13 @@ from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel, col
 
 from benchmarks.growth import ENVIRONMENT, Sizes, alias, fill, revision, task_id
+from service.clock import now
 from service.engine import batches, leases, retention
 from service.engine.leases import Lease
 from service.errors import UpstreamError
 from service.flow.jobs import reconcile
 from service.settings import RetentionSettings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import NOBODY, GroupCheck, JobReport, job_lane, work_tables
 from tests.service.asgi import Api, changeset, node, push_event, running, settings_for
 

@@ -8,7 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select, update
 
-from service.store.database import Database, now
+from service.clock import now
+from service.store.database import Database
 from service.store.models import Budget
 
 

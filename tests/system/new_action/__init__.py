@@ -4,11 +4,11 @@ import asyncio
 
 from pydantic import BaseModel
 
+from service.clock import now
 from service.engine.leases import Lease
 from service.flow.actions.kinds import ActionKind, Plan, register
 from service.flow.actions.subject import Subject
 from service.services import Services
-from service.store.database import now
 from service.store.models import Action, State
 
 

@@ -10,10 +10,10 @@ from email.utils import formatdate
 from pathlib import Path
 
 from sandbox.stack import free_port
+from service.clock import now
 from service.commands.doctor import local
 from service.commands.doctor.finding import Report, limited, secrets_of
 from service.settings import Settings
-from service.store.database import now
 from service.store.models import JobReport, Stage
 from tests.service.commands.conftest import Pretended, Run
 from tests.service.commands.doctor.conftest import Doctor, store

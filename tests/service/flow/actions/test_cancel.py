@@ -7,11 +7,11 @@ import pytest
 
 from sandbox.taskcluster import Client
 from service.clients.taskcluster import TaskclusterQueue
+from service.clock import now
 from service.errors import Unavailable
 from service.flow.actions import cancel
 from service.flow.tasks.definition import stamp
 from service.settings import TaskclusterSettings
-from service.store.database import now
 from service.store.models import Action
 from tests.service.flow.graphs import (
     GROUP,

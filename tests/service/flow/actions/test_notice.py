@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from sandbox.treeherder.app import SUBMISSION, Year
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
+from service.clock import now
 from service.engine.budget import jobs_budget, refilled
 from service.engine.leases import Lease
 from service.engine.registry import WORK
@@ -19,7 +20,6 @@ from service.engine.reporter import EnvironmentReporter
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions import notice
 from service.flow.jobs.deliver import Deliverer
-from service.store.database import now
 from service.store.models import Action, Notice, PushStep, State, StepKind
 from tests.service.flow.graphs import (
     build,

@@ -17,6 +17,7 @@ from sqlmodel import select, update
 from sandbox.taskcluster import Client, Taskcluster
 from sandbox.taskcluster.queue import Queue, Task
 from service.clients.taskcluster import TaskclusterQueue
+from service.clock import now
 from service.engine.leases import Lease
 from service.engine.worker import Worker
 from service.errors import Unavailable
@@ -29,7 +30,7 @@ from service.flow.tasks.definition import stamp
 from service.flow.tasks.ids import copy_ids
 from service.services import Services
 from service.settings import Settings, TaskclusterSettings
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import Action, PlannedTask, Repository, Source
 from tests.service.engine.test_worker import until
 from tests.service.flow.graphs import (

@@ -14,6 +14,7 @@ from sqlmodel import select, update
 
 from sandbox.treeherder.app import SUBMISSION, Year
 from service.clients import taskcluster
+from service.clock import now
 from service.engine import leases
 from service.engine.batches import End
 from service.engine.budget import burst, jobs_budget
@@ -24,7 +25,6 @@ from service.flow.jobs.run import job_guid
 from service.flow.pushes.push import store
 from service.flow.pushes.resultset import run as post_resultset
 from service.settings import Environment
-from service.store.database import now
 from service.store.models import Budget, JobReport, Push, PushStep, State, StepKind
 from service.store.wakeups import Topic
 from tests.service.flow.jobs.test_rest import check_pulse

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sqlmodel import col, delete, select, update
 
 from sandbox.taskcluster import checks
+from service.clock import now
 from service.engine import leases
 from service.engine.batches import lock_reports
 from service.engine.leases import Lease, LeaseLostError, claim
@@ -22,7 +23,7 @@ from service.flow.jobs import events, reconcile
 from service.flow.jobs.events import TaskEvent
 from service.flow.tasks.routes import parse
 from service.metrics import REGISTRY
-from service.store.database import Session, now
+from service.store.database import Session
 from service.store.models import (
     NEVER,
     NOBODY,

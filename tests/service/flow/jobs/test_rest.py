@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from sandbox.treeherder.store import check_job_entry
 from service.clients.treeherder import FoundPush
+from service.clock import now
 from service.flow.jobs.events import Target, TaskStatus, rows_of
 from service.flow.jobs.pulse import pulse_message
 from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links, job_guid, log_of, state_of
 from service.flow.tasks.facts import Facts, UnshowableTaskError, cut
-from service.store.database import now
 from service.store.models import JobReport, Stage
 from tests.facts import fact, facts
 from tests.service.flow.newsroom import definition

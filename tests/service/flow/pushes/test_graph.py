@@ -13,6 +13,7 @@ from sqlmodel import delete, select, update
 
 from sandbox.hg import NewChangeset
 from sandbox.hg.faults import Fault
+from service.clock import now
 from service.engine.leases import Lease, YieldedError
 from service.engine.render import Rendered, TemplateError
 from service.errors import PermanentUpstreamError, Unavailable
@@ -25,7 +26,6 @@ from service.flow.tasks import create, plan
 from service.flow.tasks.definition import stamp
 from service.flow.tasks.ids import graph_ids, slugid
 from service.settings import Settings, load
-from service.store.database import now
 from service.store.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
 from tests.sandbox.taskcluster.support import is_valid
 from tests.service.flow.graphs import claimed

@@ -14,11 +14,12 @@ from sqlalchemy import func
 from sqlmodel import col, select, update
 
 from sandbox.treeherder.store import check_resultset
+from service.clock import now
 from service.contract.events import Changeset, OversizedPush, PushEvent, Verdict
 from service.flow.pushes.push import base_revision, revision_hash, store
 from service.flow.pushes.resultset import resultset_of
 from service.settings import Settings, load
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import DeadLetter, Push, PushStep, Repository, State
 from tests.facts import fact
 from tests.service.world import add_repository, node, push_event

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from sqlmodel import update
 
 from sandbox.treeherder.store import check_resultset
+from service.clock import now
 from service.contract.events import PushEvent
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.pushes import resultset
 from service.flow.pushes.push import revision_hash
 from service.flow.pushes.resultset import resultset_of
-from service.store.database import now
 from service.store.models import Push, PushStep, Repository, State, StepKind
 from tests.facts import fact
 from tests.service.world import ENVIRONMENT, World, node, push_event, world_of

@@ -10,6 +10,7 @@ from sqlmodel import col, select, update
 
 from sandbox.taskcluster.clock import parse
 from sandbox.taskcluster.queue import Queue as Stand
+from service.clock import now
 from service.engine import fair
 from service.engine.leases import Lease, LeaseLostError
 from service.errors import PermanentUpstreamError, Unavailable
@@ -18,7 +19,6 @@ from service.flow.tasks.create import MAX_CANCEL_ATTEMPTS, PlanRefusedError, can
 from service.flow.tasks.definition import authority_differences, complete, stamp
 from service.flow.tasks.ids import slugid
 from service.flow.tasks.plan import record
-from service.store.database import now
 from service.store.models import PlannedTask, PushStep, StepKind
 from tests.service.engine.test_worker import until
 from tests.service.world import SCOPES, World, push_event, world_of

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import select
 
+from service.clock import now
 from service.flow.tasks.definition import SLUGID
 from service.flow.tasks.ids import copy_ids, graph_ids, slugid
 from service.services import make_secret
-from service.store.database import Database, now
+from service.store.database import Database
 from service.store.models import Action, Push, Repository, Secret, Source
 from tests.facts import fact
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from sqlmodel import col, select, update
 
+from service.clock import now
 from service.engine.leases import LeaseLostError
 from service.engine.reporter import Reporter
 from service.flow.actions import cancel
 from service.flow.pushes import resultset
 from service.flow.tasks.create import create_tasks
-from service.store.database import now
 from service.store.models import Action, JobReport, PushStep, State, StepKind, Work
 from tests.service.engine.test_worker import until
 from tests.service.flow.graphs import action_on, build, claimed, slug, stored

@@ -97,3 +97,28 @@ class Clock:
         # a driver may give another zone's name to it
         self._base, self._compared = (database_time.astimezone(UTC), at), True
         self.difference, self._in_a_row, self._settling = 0.0, 0, None
+
+
+process_clock = Clock()
+"""The clock of this process, which `check_clock` of `service.store.database` feeds."""
+
+
+def now() -> datetime:
+    """Return the present, aware and in UTC: the only clock of the service."""
+    return process_clock.now()
+
+
+def clock_usable() -> bool:
+    """Return False while the clock differs so much from the database's that no work may be taken."""
+    return process_clock.usable
+
+
+def clock_difference() -> float:
+    """Return the seconds by which the database's clock was ahead at the last comparison."""
+    return process_clock.difference
+
+
+def check_wall_clock() -> None:
+    """Compare with SQLite's clock, which is the wall clock of this machine."""
+    at = process_clock.steady()
+    process_clock.compare(process_clock.wall(), at, at)

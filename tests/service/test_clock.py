@@ -12,12 +12,13 @@ import pytest
 from sqlmodel import select, update
 from structlog.testing import capture_logs
 
+from service import clock as clock_module
 from service.clients import hawk
+from service.clock import SETTLED, Clock, now
 from service.engine.budget import blocked_for, refilled
 from service.engine.leases import Lease
 from service.store import database as module
-from service.store.clock import SETTLED, Clock
-from service.store.database import Database, check_clock, now
+from service.store.database import Database, check_clock
 from service.store.models import Budget, DeadLetter, PushStep, State
 from tests.service.api.test_health import heartbeat
 from tests.service.asgi import Api, push_event, running, settings_for, signature
@@ -162,7 +163,7 @@ async def on(machine: Machine, database: Database, monkeypatch: pytest.MonkeyPat
     """Let this process run on that machine, with its clock set at the start."""
     clock = machine.clock()
     with monkeypatch.context() as patched:
-        patched.setattr(module, "clock", clock)
+        patched.setattr(clock_module, "process_clock", clock)
         async with database.reading() as session:
             await check_clock(session)
         yield clock
@@ -342,7 +343,7 @@ async def metrics_of(api: Api) -> str:
 async def test_signatures_are_judged_by_the_databases_time(sqlite_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = now() + timedelta(minutes=10)
     clock = Machine(ahead).clock()
-    monkeypatch.setattr(module, "clock", clock)
+    monkeypatch.setattr(clock_module, "process_clock", clock)
     raw = b'{"events": []}'
 
     async def sent(at: datetime) -> int:
@@ -357,7 +358,7 @@ async def test_signatures_are_judged_by_the_databases_time(sqlite_api: Api, monk
 
 def test_hawk_is_stamped_with_the_databases_time(monkeypatch: pytest.MonkeyPatch) -> None:
     hawk.use_database_time()
-    monkeypatch.setattr(module, "clock", Machine().clock())
+    monkeypatch.setattr(clock_module, "process_clock", Machine().clock())
     credentials: dict[str, Any] = {"id": "a", "key": "b", "algorithm": "sha256"}
     sender = mohawk.Sender(credentials, "https://x.example.com/", "GET", content="", content_type="")
     assert f'ts="{int(NOON.timestamp())}"' in sender.request_header
