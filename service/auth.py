@@ -14,7 +14,7 @@ from fastapi import Request
 from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.requests import ClientDisconnect
 
-from service.clients.auth import Logins, Signed
+from service.clients.auth import Logins, SignedRequest
 from service.clients.taskcluster import satisfies
 from service.clock import now
 from service.errors import PermanentUpstreamError, Problem, Unavailable
@@ -81,7 +81,7 @@ async def identify(settings: Settings, request: Request, logins: Logins | None) 
     return Caller(login.client_id, login.scopes, taskcluster=True)
 
 
-def _signed(settings: Settings, request: Request, header: str | None) -> Signed:
+def _signed(settings: Settings, request: Request, header: str | None) -> SignedRequest:
     """The request as the caller must have signed it: for our public address, whatever a header says.
 
     A Host header that was believed would let whoever is sent a signature for another address use it here.
@@ -93,7 +93,7 @@ def _signed(settings: Settings, request: Request, header: str | None) -> Signed:
     prefix = (settings.public_url.path or "").rstrip("/")
     query = request.scope["query_string"].decode("latin-1")
     resource = prefix + raw_path.decode("latin-1") + (f"?{query}" if query else "")
-    return Signed(request.method, resource, settings.public_url.host, settings.public_url.port, header)
+    return SignedRequest(request.method, resource, settings.public_url.host, settings.public_url.port, header)
 
 
 async def _payload_hash(request: Request) -> bytes:

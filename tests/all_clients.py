@@ -16,7 +16,7 @@ from typing import Any
 from listeners.forward import Forwarder, encode
 from listeners.listing import Pushlogs
 from service import metrics
-from service.clients.auth import Signed, TaskclusterLogins
+from service.clients.auth import SignedRequest, TaskclusterLogins
 from service.clients.hg import HttpHg
 from service.clients.http import Http
 from service.clients.taskcluster import TaskclusterQueue
@@ -45,7 +45,7 @@ async def main(service_url: str) -> None:
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
             "hg": lambda: hg.last_push_id(f"https://{HG}/r"),
             "queue": lambda: queue.status("Q47ciBXISJ-kc4l49EAI-A"),
-            "auth": lambda: logins.check(Signed("GET", "/", "here.test", 443, "Hawk x")),
+            "auth": lambda: logins.check(SignedRequest("GET", "/", "here.test", 443, "Hawk x")),
             "treeherder": lambda: RestTreeherder(environment, http).post_resultset("try", {}),
             "listing": in_thread(lambda: pushlogs.list(f"https://{HG}/r", 0, 1).lastpushid),
             "forward": in_thread(

@@ -1,1 +1,1 @@
-"""The systems we talk to, each behind a small Protocol. They raise only what `errors` calls `UpstreamError`."""
+"""Clients of the upstream systems, each behind a small Protocol. They raise only `errors.UpstreamError`."""

@@ -1,4 +1,4 @@
-"""Taskcluster's auth service: who signed a request to us, and what they may do."""
+"""Client of Taskcluster's auth service, which tells who signed a request to us, and which scopes they have."""
 
 import re
 from dataclasses import dataclass
@@ -13,17 +13,20 @@ from service.sanitize import escape_unstorable
 from service.settings import TaskclusterSettings
 
 TIME_LIMIT = timedelta(seconds=10)
-"""For one answer, and never more than `taskcluster.timeout`: a caller waits for it."""
+"""Time limit of one answer, because a caller waits for it. `taskcluster.timeout` applies if it is shorter."""
 
 CONNECTIONS = 20
-"""Signatures that are checked at a time, in one process: strangers can send us any number of them."""
+"""Signatures that one process checks at a time: strangers can send any number of them."""
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9!@/:.+|_-]{1,1000}")
 
 
 @dataclass(frozen=True)
-class Signed:
-    """What a Hawk signature covers, as the caller sent it; without `authorization` a bewit is in the resource."""
+class SignedRequest:
+    """The parts of a request that a Hawk signature covers, as the caller sent them.
+
+    Without `authorization`, the signature is a bewit in `resource`.
+    """
 
     method: str
     resource: str
@@ -34,7 +37,7 @@ class Signed:
 
 @dataclass(frozen=True)
 class Login:
-    """Who signed, the scopes that they have for this request, and the hash of the body, if that was signed too."""
+    """A verified caller: client id, scopes for this request, and the body's hash if that was signed too."""
 
     client_id: str
     scopes: tuple[str, ...]
@@ -42,38 +45,44 @@ class Login:
 
 
 class Logins(Protocol):
-    async def check(self, signed: Signed) -> Login:
-        """Whose signature this is. Raises Refusal (401) when it is no good, Unavailable when nobody can tell."""
+    """Verification of Hawk signatures."""
+
+    async def check(self, signed: SignedRequest) -> Login:
+        """Return the caller who made this signature.
+
+        Raises PermanentUpstreamError with status 401 if the signature is not valid, and Unavailable if it could not
+        be checked.
+        """
 
 
 class TaskclusterLogins:
-    """The real one: `auth.authenticateHawk`. No answer is kept: a signature is of one request at one moment."""
+    """Logins that call `auth.authenticateHawk`. Answers are not cached: a signature is valid for one request only."""
 
     def __init__(self, settings: TaskclusterSettings) -> None:
         self._settings = settings
         self._client: Client | None = None
 
-    async def check(self, signed: Signed) -> Login:
+    async def check(self, signed: SignedRequest) -> Login:
         if self._client is None:
             seconds = min(self._settings.timeout, TIME_LIMIT).total_seconds()
-            # with no credentials of ours: the call needs none
+            # the call needs no credentials of ours
             options = {"rootUrl": self._settings.root, "maxRetries": 0, "credentials": {}}
             self._client = Client(options, session=session_of(self._settings.root, seconds, CONNECTIONS))
         client = self._client
-        asked: dict[str, Any] = {
+        payload: dict[str, Any] = {
             "method": signed.method.lower(),
             "resource": signed.resource,
             "host": signed.host,
             "port": signed.port,
         }
         if signed.authorization is not None:
-            asked["authorization"] = signed.authorization
+            payload["authorization"] = signed.authorization
         try:
-            return _login(await answer_of(lambda: client.authenticateHawk(asked)))
-        except PermanentUpstreamError as refusal:
-            if refusal.status in {400, 401}:  # 400: of a request that it does not even understand
-                raise PermanentUpstreamError("taskcluster", str(refusal), 401) from None
-            raise Unavailable("taskcluster", f"Taskcluster answers {refusal.status}: {refusal}") from None
+            return _login(await answer_of(lambda: client.authenticateHawk(payload)))
+        except PermanentUpstreamError as error:
+            if error.status in {400, 401}:  # 400: the signed request cannot be parsed
+                raise PermanentUpstreamError("taskcluster", str(error), 401) from None
+            raise Unavailable("taskcluster", f"Taskcluster answers {error.status}: {error}") from None
 
     async def close(self) -> None:
         if self._client:
@@ -96,5 +105,5 @@ def _login(answer: dict[str, Any]) -> Login:
         or not all(isinstance(scope, str) for scope in scopes)
         or not isinstance(payload_hash, str | None)
     ):
-        raise Unavailable("taskcluster", "Taskcluster's answer to authenticateHawk is not understood")
+        raise Unavailable("taskcluster", "Taskcluster's answer to authenticateHawk has an unexpected form")
     return Login(client_id, tuple(scopes), payload_hash)

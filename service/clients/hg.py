@@ -1,4 +1,4 @@
-"""Mercurial over HTTP: raw-file and json-pushes of a repository on an allowed host."""
+"""Client of Mercurial over HTTP: raw-file and json-pushes of a repository on an allowed host."""
 
 import json
 from http import HTTPStatus
@@ -9,57 +9,59 @@ from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import Settings
 
 MAX_FILE = 2 * 1024 * 1024
-"""Bytes of a `.taskcluster.yml`; a larger one is refused."""
+"""Largest accepted size of a `.taskcluster.yml`, in bytes."""
 
 _MAX_LISTING = 64 * 1024
 
 
 class Hg(Protocol):
-    async def raw_file(self, url: str, node: str, path: str) -> bytes | None:
-        """The file's bytes at that changeset, None when it is not there.
+    """The requests that we send to a Mercurial server."""
 
-        Raises Unavailable when the changeset is not there either: a mirror may lag, the repository may be in a reset.
+    async def raw_file(self, url: str, node: str, path: str) -> bytes | None:
+        """Return the file's content at that changeset, or None if the changeset has no such file.
+
+        Raises Unavailable if the changeset does not exist: a mirror may lag, or the repository is being reset.
         """
 
     async def last_push_id(self, url: str) -> int:
-        """Where the pushlog of the repository ends now."""
+        """Return the id of the newest push in the repository's pushlog."""
 
 
 class HttpHg:
-    """The real one. It follows no redirect, so that no request leaves the hosts that were allowed."""
+    """The HTTP client. It follows no redirect, so that no request leaves the allowed hosts."""
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.hg_timeout.total_seconds()
         self._http = Http("hg")
 
     async def raw_file(self, url: str, node: str, path: str) -> bytes | None:
-        asked = f"{url}/raw-file/{node}/{path}"
-        status, body = await self._get(asked, MAX_FILE)
+        file_url = f"{url}/raw-file/{node}/{path}"
+        status, body = await self._get(file_url, MAX_FILE)
         if status != HTTPStatus.NOT_FOUND:
             return body
-        if b"not found in manifest" in body:  # hgweb's words; the page around them is the server's
+        if b"not found in manifest" in body:  # hgweb's own words; the page around them depends on the server
             return None
-        raise Unavailable("hg", f"{asked} answers 404, and not for want of the file: the changeset is not there (yet)")
+        raise Unavailable("hg", f"{file_url} answers 404: the server does not have the changeset (yet)")
 
     async def last_push_id(self, url: str) -> int:
-        # startID beyond any end: an answer of 35 bytes, however many pushes there are
-        asked = f"{url}/json-pushes?version=2&startID={2**31 - 1}"
-        status, body = await self._get(asked, _MAX_LISTING)
+        # a startID beyond the last push: the answer has 35 bytes, however many pushes exist
+        listing_url = f"{url}/json-pushes?version=2&startID={2**31 - 1}"
+        status, body = await self._get(listing_url, _MAX_LISTING)
         if status == HTTPStatus.NOT_FOUND:
-            raise PermanentUpstreamError("hg", f"{url} is no repository with a pushlog: {asked} answers 404", status)
+            raise PermanentUpstreamError("hg", f"{url} has no pushlog: {listing_url} answers 404", status)
         try:
             last = json.loads(body)["lastpushid"]
             if not isinstance(last, int) or not 0 <= last < 2**31:
                 raise ValueError(last)
         except (ValueError, KeyError, TypeError):
-            raise Unavailable("hg", f"{asked} answers no pushlog of version 2: {body[:80]!r}") from None
+            raise Unavailable("hg", f"{listing_url} does not answer a pushlog of version 2: {body[:80]!r}") from None
         return last
 
     async def close(self) -> None:
         await self._http.close()
 
     async def _get(self, url: str, limit: int) -> tuple[int, bytes]:
-        """Status and body of a 200 or 404; at most `limit` bytes are read."""
+        """Return status and body of a 200 or 404, of which at most `limit` bytes are read."""
         try:
             answer = await self._http.send(
                 "GET", url, seconds=self._timeout, limit=limit, cut=frozenset({HTTPStatus.NOT_FOUND})
@@ -69,9 +71,9 @@ class HttpHg:
                 raise Unavailable("hg", f"{url} answers {error.status}") from None
             raise PermanentUpstreamError("hg", f"{url} is larger than {limit:,} bytes", error.status) from None
         if answer.is_redirect:
-            where = answer.headers["location"]
+            target = answer.headers["location"]
             raise PermanentUpstreamError(
-                "hg", f"{url} redirects to {where}, and redirects are not followed", answer.status
+                "hg", f"{url} redirects to {target}, and redirects are not followed", answer.status
             )
         if answer.status not in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}:
             raise Unavailable("hg", f"{url} answers {answer.status}")

@@ -1,6 +1,6 @@
-"""HTTP to Mercurial and Treeherder: one request, its whole answer within a size and a time, and what went wrong.
+"""HTTP client for Mercurial and Treeherder: one request, with limits for the answer's size and time.
 
-aiohttp, which the Taskcluster client brings: a request takes a third of the CPU that it takes with httpx.
+It uses aiohttp, which Taskcluster's client depends on anyway: a request takes a third of the CPU time of httpx.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from service.errors import Unavailable
 
 
 class AnswerTooLargeError(Exception):
-    """An answer has more bytes than are read; `status` is its status."""
+    """An answer is larger than the limit. `status` is its HTTP status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -26,7 +26,7 @@ class AnswerTooLargeError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The status, headers and decoded body of an answer. No redirect is followed."""
+    """Status, headers and decoded body of an answer. Redirects are not followed."""
 
     status: int
     headers: Mapping[str, str]
@@ -38,12 +38,12 @@ class Answer:
 
 
 class Http:
-    """A client of one system, with its connections. `system` names it in metrics and errors."""
+    """A client of one upstream system, with its connections. `system` is its name in metrics and errors."""
 
     def __init__(self, system: str, connections: int = 100) -> None:
         self._system = system
         self._connections = connections
-        self._session: aiohttp.ClientSession | None = None  # made in the event loop that it belongs to
+        self._session: aiohttp.ClientSession | None = None  # created in the event loop that uses it
 
     async def send(
         self,
@@ -59,8 +59,8 @@ class Http:
     ) -> Answer:
         """Send a request and read the answer, up to `limit` bytes, within `seconds`.
 
-        Of an answer whose status is in `cut`, the rest is left unread. Raises AnswerTooLargeError for any other, and
-        Unavailable when there is no whole answer.
+        A larger answer is cut off if its status is in `cut`, otherwise it raises AnswerTooLargeError. Raises
+        Unavailable if no complete answer arrives.
         """
         if self._session is None:
             self._session = aiohttp.ClientSession(
@@ -70,12 +70,12 @@ class Http:
                 trace_configs=[metrics.metered_aiohttp(self._system)],
             )
         try:
-            # aiohttp's own limit ends with the head of an answer that is read piece by piece
+            # aiohttp's own time limit does not cover a body that is read in chunks
             async with (
                 asyncio.timeout(seconds),
                 self._session.request(
                     method,
-                    URL(url, encoded=True),  # as it was signed
+                    URL(url, encoded=True),  # unchanged: the signature covers it
                     params=params,
                     data=data,
                     headers=headers,
@@ -92,10 +92,10 @@ class Http:
                         raise AnswerTooLargeError(response.status)
                 return Answer(response.status, response.headers, bytes(body))
         except TimeoutError:
-            raise Unavailable(self._system, f"{url}: no whole answer within {seconds:g} s") from None
-        except aiohttp.ClientHttpProxyError as error:  # its own words name the proxy's url, which can hold a password
+            raise Unavailable(self._system, f"{url}: no complete answer within {seconds:g} s") from None
+        except aiohttp.ClientHttpProxyError as error:  # its text has the proxy's URL, which can contain a password
             raise Unavailable(self._system, f"{url}: the proxy answers {error.status} {error.message}") from None
-        except (aiohttp.ClientError, ValueError) as error:  # ValueError: a url that aiohttp does not take
+        except (aiohttp.ClientError, ValueError) as error:  # ValueError: aiohttp does not accept the URL
             raise Unavailable(self._system, f"{url}: {type(error).__name__} {error}".strip()) from error
 
     async def __aenter__(self) -> Self:

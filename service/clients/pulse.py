@@ -1,7 +1,8 @@
-"""Publishing to Pulse: pika on one thread of its own, with confirms. What is confirmed is on the broker.
+"""Publish messages to Pulse, with pika on a thread of its own and publisher confirms.
 
-A confirm does not say that anybody listens: a message that no queue takes is confirmed and gone. Where somebody has to
-read it, it is published as `mandatory`, and one that the broker returns counts as not published.
+A confirmed message has reached the broker, but not necessarily a queue: the broker confirms and drops a message that no
+queue is bound for. A message that somebody has to read is published as `mandatory`; if the broker returns it, it counts
+as not published.
 """
 
 import asyncio
@@ -23,28 +24,28 @@ from service.settings import PulseSettings, Settings
 log = structlog.get_logger()
 
 HGPUSHES = "hgpushes/v1"
-"""Pushes in the form that a Treeherder reads; it takes only exchanges with `/hgpushes/` in their names."""
+"""Exchange of pushes in the form that a Treeherder reads. It accepts only names that contain `/hgpushes/`."""
 
 JOBS = "v1/jobs"
-"""Jobs in the form of pulse-job.yml."""
+"""Exchange of jobs in the form of Treeherder's pulse-job.yml."""
 
 ANNOUNCEMENTS = "v1/pushes"
-"""Pushes, for whoever wants to know of them."""
+"""Exchange of announced pushes, for any consumer."""
 
 RETRIGGERS = "v1/retrigger"
-"""Tasks that were copied, for whoever wants to know of them."""
+"""Exchange of retriggered tasks, for any consumer."""
 
 LONGEST_CLOSE = 5.0
-"""Seconds that the end of the process waits for the broker: nobody waits for a confirm any more."""
+"""Seconds that the end of the process waits for the broker: by then nobody waits for a confirm."""
 
 
 def exchange_name(user: str, name: str) -> str:
-    """Return the full name of an exchange of ours; one that is named in full stays as it is."""
+    """Return the full name of one of our exchanges; a full name is returned unchanged."""
     return name if name.startswith("exchange/") else f"exchange/{user}/{name}"
 
 
 def exchanges(settings: Settings) -> list[str]:
-    """Return the full names of all exchanges that a service with these settings publishes on."""
+    """Return the full names of all exchanges that a service with these settings publishes to."""
     names = {ANNOUNCEMENTS, RETRIGGERS}
     for environment in settings.environments.values():
         if environment.pushes == "pulse":
@@ -55,12 +56,15 @@ def exchanges(settings: Settings) -> list[str]:
 
 
 class Publisher(Protocol):
+    """Publishing of messages to Pulse."""
+
     async def publish(
         self, exchange: str, routing_key: str, message: dict[str, Any], *, mandatory: bool = False
     ) -> None:
-        """Publish to `exchange/<user>/<exchange>`, or to an exchange that is named in full. At least once.
+        """Publish a message at least once, and return when the broker has confirmed it.
 
-        Returns once the broker has confirmed. Raises Unavailable, for a `mandatory` message that no queue took too.
+        The exchange is `exchange/<user>/<exchange>`, unless `exchange` is a full name. Raises Unavailable, also if no
+        queue is bound for a `mandatory` message.
         """
 
 
@@ -86,10 +90,10 @@ class _Message:
 
 
 class PulsePublisher:
-    """The real one. It connects at once, declares `exchanges`, and does both again after any error.
+    """A publisher that connects and declares `exchanges` at once, and again after any error.
 
-    An exchange has to be there before its first message: a message without a queue is lost, and a queue cannot be bound
-    to an exchange that is not there. A broker that is away is tried again every `retry`.
+    An exchange must exist before its first message: a message without a bound queue is lost, and no queue can be bound
+    to an exchange that does not exist. While the broker is unreachable, the connection is retried every `retry`.
     """
 
     def __init__(self, settings: PulseSettings, exchanges: Iterable[str] = ()) -> None:
@@ -97,7 +101,7 @@ class PulsePublisher:
         self._parameters = pika.URLParameters(settings.url.get_secret_value())
         self._parameters.socket_timeout = self._parameters.blocked_connection_timeout = settings.timeout.total_seconds()
         self._timeout = settings.timeout.total_seconds()
-        if self._parameters.heartbeat is None:  # a broker that went away without a word is noticed within two of them
+        if self._parameters.heartbeat is None:  # a broken connection is noticed within two heartbeats
             self._parameters.heartbeat = max(int(self._timeout), 10)
         self._user = settings.user
         self._retry = settings.retry.total_seconds()
@@ -106,8 +110,8 @@ class PulsePublisher:
         self._connection: pika.BlockingConnection | None = None
         self._channel: Any = None
         self._declared: set[str] = set()
-        self._connect_at = 0.0  # when to try it next without a message, by time.monotonic()
-        self._away = False  # whether that was logged
+        self._connect_at = 0.0  # time.monotonic() of the next attempt to connect without a message
+        self._unavailable = False  # the failed connection was logged
         self._thread = threading.Thread(target=self._run, name="pulse-publisher", daemon=True)
         self._thread.start()
 
@@ -123,11 +127,11 @@ class PulsePublisher:
             await asyncio.wait_for(item.confirmed, self._timeout)
         except TimeoutError:
             raise Unavailable(
-                "pulse", f"the broker confirmed nothing on {item.exchange} within {self._timeout} s"
+                "pulse", f"the broker sent no confirm for {item.exchange} within {self._timeout} s"
             ) from None
 
     async def close(self) -> None:
-        """End the thread and the connection; one that hangs at a silent broker is left to end with the process."""
+        """End the thread and the connection. A thread that waits for a silent broker ends with the process."""
         self._messages.put(None)
         seconds = min(self._timeout, LONGEST_CLOSE)
         await asyncio.to_thread(self._thread.join, seconds)
@@ -137,7 +141,7 @@ class PulsePublisher:
     def _run(self) -> None:
         while (message := self._next()) is not None:
             if message.confirmed.done():
-                continue  # nobody waits for it any more, and whoever did will try again
+                continue  # the caller timed out, and will retry
             try:
                 self._connect()
                 self._declare(message.exchange)
@@ -148,9 +152,11 @@ class PulsePublisher:
                     message.exchange, message.routing_key, message.body, properties, mandatory=message.mandatory
                 )
             except pika.exceptions.UnroutableError:
-                reason = f"no queue is bound to {message.exchange} for {message.routing_key!r}: nobody listens there"
+                reason = (
+                    f"no queue is bound to {message.exchange} for {message.routing_key!r}, so nobody would receive it"
+                )
                 message.settle(Unavailable("pulse", reason))
-            except Exception as error:  # the thread must outlive whatever it meets
+            except Exception as error:  # the thread must survive any error
                 log.warning("publish-failed", exchange=message.exchange, error=type(error).__name__, exc_info=True)
                 message.settle(Unavailable("pulse", f"{message.exchange}: {type(error).__name__} {error}".strip()))
                 self._disconnect()
@@ -159,7 +165,7 @@ class PulsePublisher:
         self._disconnect()
 
     def _next(self) -> _Message | None:
-        """Return the next message. While there is none, heartbeats are answered, and a lost connection is made anew."""
+        """Return the next message. Until there is one, answer heartbeats and restore a lost connection."""
         while True:
             self._prepare()
             try:
@@ -168,17 +174,17 @@ class PulsePublisher:
                 continue
 
     def _prepare(self) -> None:
-        """Connect and declare, if that is to be tried now and no message waits; answer heartbeats."""
+        """Answer heartbeats, or connect if no message waits and the next attempt is due."""
         try:
             if self._connection is not None and self._connection.is_open:
                 self._connection.process_data_events(0)
             elif self._messages.empty() and time.monotonic() >= self._connect_at:
                 self._connect_at = time.monotonic() + self._retry
                 self._connect()
-        except Exception as error:  # noqa: BLE001 - as above: it is tried again
-            if not self._away:
+        except Exception as error:  # noqa: BLE001 - the thread must survive any error; the connection is retried
+            if not self._unavailable:
                 log.warning("pulse-unavailable", error=type(error).__name__, why=str(error), again_in=self._retry)
-            self._away = True
+            self._unavailable = True
             self._disconnect()
 
     def _connect(self) -> None:
@@ -187,20 +193,20 @@ class PulsePublisher:
         self._connection = pika.BlockingConnection(self._parameters)
         self._declared = set()
         self._open_channel()
-        refused = [error for name in self._exchanges if (error := self._refused(name))]
-        if refused:  # by what is there under the name, or for want of a permission: the others are not kept from it
-            log.error("exchanges-refused", why=refused, remedy="tc-treeherder doctor")
-        if self._away:
+        refusals = [reason for name in self._exchanges if (reason := self._try_declare(name))]
+        if refusals:  # the name is in use with other properties, or a permission is missing; the others still work
+            log.error("exchanges-refused", why=refusals, remedy="tc-treeherder doctor")
+        if self._unavailable:
             log.info("pulse-available")
-        self._away = False
+        self._unavailable = False
 
     def _open_channel(self) -> None:
         assert self._connection is not None
         self._channel = self._connection.channel()
         self._channel.confirm_delivery()
 
-    def _refused(self, exchange: str) -> str | None:
-        """Declare an exchange; return why the broker does not let us."""
+    def _try_declare(self, exchange: str) -> str | None:
+        """Declare an exchange. Return the broker's reason if it refuses."""
         try:
             self._declare(exchange)
         except pika.exceptions.ChannelClosedByBroker as error:

@@ -1,4 +1,4 @@
-"""Taskcluster's queue, through the official client."""
+"""Client of Taskcluster's queue, through the official client."""
 
 import json
 import logging
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
-import mohawk.base
-import mohawk.util
 import structlog
 from taskcluster import exceptions
 from taskcluster.aio import Auth as AuthClient
@@ -27,17 +25,7 @@ log = structlog.get_logger()
 for _name in ("taskcluster", "mohawk"):  # at DEBUG they log the Authorization header
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-
-class _Unprinted:
-    """In place of pprint in mohawk, which lays out every payload for a DEBUG message that nobody hears: a quarter of
-    the CPU of a createTask."""
-
-    @staticmethod
-    def pformat(value: object) -> str:
-        return f"<{type(value).__name__}>"
-
-
-mohawk.util.pprint = mohawk.base.pprint = _Unprinted
+hawk.skip_payload_dumps()
 hawk.use_database_time()
 
 Definition = dict[str, Any]
@@ -46,76 +34,81 @@ Status = dict[str, Any]
 _T = TypeVar("_T")
 
 PAGE = 1_000
-"""Tasks that the queue gives in one answer."""
+"""Largest number of tasks in one answer of the queue."""
 
 MAX_ANSWER = 128 * 1024 * 1024
-"""Bytes of one answer: a page of a thousand tasks with definitions of 128 KiB each."""
+"""Largest accepted answer, in bytes: a page of a thousand tasks with definitions of 128 KiB each."""
 
 MAX_MEMBERS = 2_000_000
-"""Members of objects and lists in one answer, counted by { [ and , before it is parsed: each `{}` takes 70 bytes then.
-Of a page of a thousand tasks, each may have two thousand."""
+"""Largest number of members of objects and lists in one answer: two thousand for each task of a page.
+
+They are counted by { [ and , before the answer is parsed, because a parsed `{}` takes 70 bytes."""
 
 _STRUCTURE = b"{[,"
 
-
-MAX_WORDS = 30_000
-"""Characters of why something is refused: a task can have 10,000 dependencies, and each can be named."""
+MAX_ERROR_TEXT = 30_000
+"""Characters of an error message that are kept: a task can have 10,000 dependencies, and a message can name each."""
 
 
 @dataclass
 class Page:
-    """Some of a list of tasks, each as (status, definition); `token` asks for those that follow."""
+    """A page of a list of tasks, each as (status, definition). `token` requests the next page; None: it is the last."""
 
     tasks: list[tuple[Status, Definition]]
     token: str | None
 
 
 class Queue(Protocol):
-    """The calls that we make. `scopes` cuts our credentials down to just these (`authorizedScopes`)."""
+    """The calls that we send to the queue. `scopes` restricts our credentials to these (`authorizedScopes`)."""
 
-    async def create_task(self, task_id: str, definition: Definition, scopes: list[str]) -> Status: ...
+    async def create_task(self, task_id: str, definition: Definition, scopes: list[str]) -> Status:
+        """Create a task. The call is idempotent for the same definition."""
+
     async def task(self, task_id: str) -> Definition | None:
-        """The definition, None when there is no such task."""
+        """Return the task's definition, or None if there is no such task."""
 
     async def status(self, task_id: str) -> Status | None:
-        """The status, None when there is no such task."""
+        """Return the task's status, or None if there is no such task."""
 
     async def tasks(self, task_ids: Sequence[str]) -> dict[str, Definition]:
-        """The definitions of those that exist, in one call for each thousand."""
+        """Return the definitions of the tasks that exist, with one call per thousand."""
 
     async def statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
-        """The statuses of those that exist, in one call for each thousand."""
+        """Return the statuses of the tasks that exist, with one call per thousand."""
 
     async def dependents(self, task_id: str, token: str | None = None, limit: int = PAGE) -> Page:
-        """A page of at most `limit` of the tasks that depend on this one, in any group."""
+        """Return a page of at most `limit` tasks that depend on this one, in any group."""
 
     async def group_sealed(self, group_id: str) -> bool:
-        """Whether the group takes no further tasks. One that is not known takes any."""
+        """Return True if the group accepts no further tasks. An unknown group accepts them."""
 
     def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
-        """All tasks of a group, in no particular order, page by page: only one is held at a time."""
+        """Yield all tasks of a group, in no particular order, page by page, so that only one page is in memory."""
 
     async def artifacts(self, task_id: str, run_id: int, most: int) -> list[dict[str, Any]]:
-        """What the run has uploaded, of more than `most` so many; nothing when it is gone."""
+        """Return up to `most` artifacts of the run; none if the run does not exist any more."""
 
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
-        """The scopes with what their roles bring."""
+        """Return the scopes, with those of the roles among them."""
 
-    async def schedule_task(self, task_id: str, scope: str) -> Status: ...
-    async def cancel_task(self, task_id: str, scope: str) -> Status: ...
+    async def schedule_task(self, task_id: str, scope: str) -> Status:
+        """Schedule an unscheduled task."""
+
+    async def cancel_task(self, task_id: str, scope: str) -> Status:
+        """Cancel a task."""
 
 
 class TaskclusterQueue:
-    """The real one. It retries nothing: the work that calls it does, so that nothing is tried in two places.
+    """The queue's client. It does not retry, because the work that calls it does.
 
-    Only aiohttp, underneath, sends a request once more whose connection went away before any answer.
+    Only aiohttp sends a request again whose connection was lost before any answer.
     """
 
     def __init__(self, settings: TaskclusterSettings) -> None:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
         self._clients: OrderedDict[tuple[str, ...] | None, Client] = OrderedDict()
-        self._held: tuple[float, list[str]] | None = None
+        self._own_scopes: tuple[float, list[str]] | None = None  # of our client, and when they were fetched
 
     async def create_task(self, task_id: str, definition: Definition, scopes: list[str]) -> Status:
         return await self._status(lambda queue: queue.createTask(task_id, definition), scopes)
@@ -126,20 +119,20 @@ class TaskclusterQueue:
 
     async def status(self, task_id: str) -> Status | None:
         answer = await self._read(lambda: self._queue().status(task_id))
-        return _part(answer, "status", dict) if answer is not None else None
+        return _field(answer, "status", dict) if answer is not None else None
 
     async def tasks(self, task_ids: Sequence[str]) -> dict[str, Definition]:
-        found = await self._many(task_ids, lambda **call: self._queue().tasks(**call), "tasks")
-        return {_part(each, "taskId", str): _part(each, "task", dict) for each in found}
+        entries = await self._fetch_all(task_ids, lambda **call: self._queue().tasks(**call), "tasks")
+        return {_field(entry, "taskId", str): _field(entry, "task", dict) for entry in entries}
 
     async def statuses(self, task_ids: Sequence[str]) -> dict[str, Status]:
-        found = await self._many(task_ids, lambda **call: self._queue().statuses(**call), "statuses")
-        return {_part(each, "taskId", str): _part(each, "status", dict) for each in found}
+        entries = await self._fetch_all(task_ids, lambda **call: self._queue().statuses(**call), "statuses")
+        return {_field(entry, "taskId", str): _field(entry, "status", dict) for entry in entries}
 
     async def dependents(self, task_id: str, token: str | None = None, limit: int = PAGE) -> Page:
-        query = _after(token) | ({"limit": str(limit)} if limit < PAGE else {})
+        query = _page_query(token) | ({"limit": str(limit)} if limit < PAGE else {})
         answer = await answer_of(lambda: self._queue().listDependentTasks(task_id, query=query))
-        return Page(_tasks(answer), _following(answer, token))
+        return Page(_tasks(answer), _next_token(answer, token))
 
     async def group_sealed(self, group_id: str) -> bool:
         answer = await self._read(lambda: self._queue().getTaskGroup(group_id))
@@ -148,35 +141,35 @@ class TaskclusterQueue:
     async def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
         token: str | None = None
         while True:
-            answer = await answer_of(lambda: self._queue().listTaskGroup(group_id, query=_after(token)))  # noqa: B023 - awaited before the token changes
+            answer = await answer_of(lambda: self._queue().listTaskGroup(group_id, query=_page_query(token)))  # noqa: B023 - awaited before the token changes
             yield _tasks(answer)
-            token = _following(answer, token)
+            token = _next_token(answer, token)
             if token is None:
                 return
 
-    async def _many(self, task_ids: Sequence[str], call: Callable[..., Awaitable[Any]], key: str) -> list[Any]:
-        found: list[Any] = []
+    async def _fetch_all(self, task_ids: Sequence[str], call: Callable[..., Awaitable[Any]], key: str) -> list[Any]:
+        entries: list[Any] = []
         for start in range(0, len(task_ids), PAGE):
-            asked = {"taskIds": list(task_ids[start : start + PAGE])}
+            payload = {"taskIds": list(task_ids[start : start + PAGE])}
             token: str | None = None
             while True:
-                answer = await answer_of(lambda: call(payload=asked, query=_after(token)))  # noqa: B023 - awaited before they change
-                found += _part(answer, key, list)
-                token = _following(answer, token)
+                answer = await answer_of(lambda: call(payload=payload, query=_page_query(token)))  # noqa: B023 - awaited before they change
+                entries += _field(answer, key, list)
+                token = _next_token(answer, token)
                 if token is None:
                     break
-        return found
+        return entries
 
     async def artifacts(self, task_id: str, run_id: int, most: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        artifacts: list[dict[str, Any]] = []
         token: str | None = None
         while True:
-            query = _after(token)
+            query = _page_query(token)
             answer = await self._read(lambda: self._queue().listArtifacts(task_id, str(run_id), query=query))  # noqa: B023 - awaited before it changes
-            found += _part(answer, "artifacts", list) if answer else []
-            token = _following(answer, token) if answer else None
-            if token is None or len(found) >= most:
-                return found[:most]
+            artifacts += _field(answer, "artifacts", list) if answer else []
+            token = _next_token(answer, token) if answer else None
+            if token is None or len(artifacts) >= most:
+                return artifacts[:most]
 
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
         return await expand_scopes(self._settings, self._queue().session, scopes)
@@ -192,7 +185,7 @@ class TaskclusterQueue:
             await self._session.close()
 
     def _queue(self, scopes: list[str] | None = None) -> Client:
-        """One client a set of scopes, all on one session."""
+        """Return the client for a set of scopes. All clients share one session."""
         key = None if scopes is None else tuple(scopes)
         if key in self._clients:
             self._clients.move_to_end(key)
@@ -201,53 +194,53 @@ class TaskclusterQueue:
             self._session = session_of(self._settings.root, self._settings.timeout.total_seconds(), 100)
         options = options_of(self._settings)
         if options["credentials"] and scopes is not None:
-            options["authorizedScopes"] = _sendable(scopes)
+            options["authorizedScopes"] = _drop_unprintable(scopes)
         self._clients[key] = Client(options, session=self._session)
         if len(self._clients) > 500:
             self._clients.popitem(last=False)
         return self._clients[key]
 
     async def _status(self, call: Callable[[Client], Awaitable[Any]], scopes: list[str]) -> Status:
-        """Make a call with these scopes alone; a ScopesRefusal names those of them that our client lacks."""
+        """Make a call with only these scopes. A ScopesRefusal names those that our client lacks."""
         try:
-            return _part(await answer_of(lambda: call(self._queue(scopes))), "status", dict)
+            return _field(await answer_of(lambda: call(self._queue(scopes))), "status", dict)
         except ScopesRefusal as refusal:
             if refusal.status != 401:
                 raise
-            raise await self._lacking(scopes) from None
+            raise await self._missing_scopes_error(scopes) from None
 
-    async def _lacking(self, scopes: list[str]) -> UpstreamError:
-        whose = f"the service's Taskcluster client ({self._settings.client_id})"
+    async def _missing_scopes_error(self, scopes: list[str]) -> UpstreamError:
+        client = f"the service's Taskcluster client ({self._settings.client_id})"
         try:
-            held = await self._current_scopes()
+            own_scopes = await self._current_scopes()
         except UpstreamError:
-            why = f"{whose} lacks one of the scopes {named(scopes)}; which one, auth.currentScopes does not tell it"
-            return ScopesRefusal(why, 401, [])
-        lacking = [scope for scope in scopes if not satisfies(held, scope)]
-        if not lacking:  # what we remember is old, or it was granted just now
-            self._held = None
-            return Unavailable("taskcluster", f"{whose} lacked one of the scopes {named(scopes)} a moment ago")
-        return ScopesRefusal(f"{whose} lacks {named(lacking)}: grant that to the client", 401, lacking)
+            reason = f"{client} lacks one of the scopes {named(scopes)}; auth.currentScopes does not tell which one"
+            return ScopesRefusal(reason, 401, [])
+        missing = [scope for scope in scopes if not satisfies(own_scopes, scope)]
+        if not missing:  # the cached scopes are out of date, or the scope was granted just now
+            self._own_scopes = None
+            return Unavailable("taskcluster", f"{client} lacked one of the scopes {named(scopes)} a moment ago")
+        return ScopesRefusal(f"{client} lacks {named(missing)}: grant that to the client", 401, missing)
 
     async def _current_scopes(self) -> list[str]:
-        """Return what our client may do, roles expanded; asked at most once in `SCOPES_KEPT` seconds."""
-        if self._held is None or time.monotonic() - self._held[0] > SCOPES_KEPT:
-            self._held = (time.monotonic(), await current_scopes(self._settings, self._queue().session))
-        return self._held[1]
+        """Return our client's scopes, with those of its roles, at most `SCOPES_KEPT` seconds old."""
+        if self._own_scopes is None or time.monotonic() - self._own_scopes[0] > SCOPES_KEPT:
+            self._own_scopes = (time.monotonic(), await current_scopes(self._settings, self._queue().session))
+        return self._own_scopes[1]
 
     async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await answer_of(call)
-        except PermanentUpstreamError as refusal:
-            if refusal.status == 404:
+        except PermanentUpstreamError as error:
+            if error.status == 404:
                 return None
             raise
 
 
 class ScopesRefusal(PermanentUpstreamError):
-    """A call that scopes are missing for; `missing` are these, as far as they are known.
+    """A call was refused because scopes are missing; `missing` has those that are known.
 
-    The message names no others: what Taskcluster says lists all that the service's client has.
+    The message names no other scopes. Taskcluster's own message would list all that the service's client has.
     """
 
     def __init__(self, message: str, status: int, missing: list[str]) -> None:
@@ -256,27 +249,27 @@ class ScopesRefusal(PermanentUpstreamError):
 
 
 class TooLargeError(Unavailable):
-    """An answer that is not read because of its size; less may be asked for at a time."""
+    """An answer is too large to be read. A request for fewer items may succeed."""
 
 
 class _UnreadableAnswerError(aiohttp.ClientError):
-    """An answer that is not read; the message says why."""
+    """An answer is not read; the message says why."""
 
 
 class _TooLargeAnswerError(_UnreadableAnswerError):
-    """An answer with more than may be read."""
+    """An answer exceeds a limit."""
 
 
 SCOPES_KEPT = 30.0
-"""Seconds that the scopes of our client are remembered."""
+"""Seconds for which our client's scopes are cached."""
 
 
 def options_of(settings: TaskclusterSettings) -> dict[str, Any]:
-    """Return the options of a client of any of Taskcluster's services, with the service's credentials."""
-    # an empty dict: without any the client takes credentials from environment variables of its own
+    """Return the options for a client of any Taskcluster service, with the credentials of our settings."""
+    # an empty dict: without it, the client takes credentials from its own environment variables
     options: dict[str, Any] = {"rootUrl": settings.root, "maxRetries": 0, "credentials": {}}
     if settings.client_id and settings.access_token:
-        # a new dict each: the client changes the one it is given
+        # a new dict each time: the client changes the one that it is given
         options["credentials"] = {
             "clientId": settings.client_id,
             "accessToken": settings.access_token.get_secret_value(),
@@ -287,40 +280,48 @@ def options_of(settings: TaskclusterSettings) -> dict[str, Any]:
 
 
 async def current_scopes(settings: TaskclusterSettings, session: aiohttp.ClientSession) -> list[str]:
-    """Return the scopes of the service's client, with what its roles bring. Raises Unavailable and Refusal."""
+    """Return our client's scopes, with those of its roles. Raises Unavailable and PermanentUpstreamError."""
     client = AuthClient(options_of(settings), session=session)
     scopes = (await answer_of(client.currentScopes)).get("scopes")
     if not isinstance(scopes, list):
-        raise Unavailable("taskcluster", "auth.currentScopes answers no list of scopes: is that Taskcluster?")
+        raise Unavailable(
+            "taskcluster", "auth.currentScopes does not answer a list of scopes: check taskcluster.root_url"
+        )
     return [str(scope) for scope in scopes]
 
 
 async def expand_scopes(
     settings: TaskclusterSettings, session: aiohttp.ClientSession, scopes: Sequence[str]
 ) -> list[str]:
-    """Return these scopes with what their roles bring. Raises Unavailable and Refusal."""
+    """Return these scopes, with those of the roles among them. Raises Unavailable and PermanentUpstreamError."""
     client = AuthClient(options_of(settings), session=session)
     answer = await answer_of(lambda: client.expandScopes({"scopes": list(scopes)}))
-    return [str(scope) for scope in _part(answer, "scopes", list)]
+    return [str(scope) for scope in _field(answer, "scopes", list)]
 
 
-class _Answer(aiohttp.ClientResponse):
-    """An answer that is read up to a limit, and not at all when it is a redirect, whatever its body says."""
+class _LimitedResponse(aiohttp.ClientResponse):
+    """A response that is read up to a limit, and not at all if it is a redirect.
+
+    Taskcluster's client gives us no response before it has read it whole, so the limit must be in `read`. It sets
+    `ClientResponse._body`, where aiohttp (3.14.5) keeps what was read and which is not part of its documented
+    interface. Without it, an answer of any size is read into memory. `tests/service/clients/test_taskcluster.py` fails
+    when an upgrade removes it.
+    """
 
     async def read(self) -> bytes:
         if self._body is None:
             try:
-                self._body = await self._limited()
+                self._body = await self._read_limited()
             except BaseException:
                 self.close()
                 raise
         return await super().read()
 
-    async def _limited(self) -> bytes:
+    async def _read_limited(self) -> bytes:
         if 300 <= self.status < 400:
-            where = self.headers.get("location", "nowhere")
+            target = self.headers.get("location", "nowhere")
             raise _UnreadableAnswerError(
-                f"a redirect to {where}, and redirects are not followed: set taskcluster.root_url"
+                f"a redirect to {target}, and redirects are not followed: set taskcluster.root_url"
             )
         body = bytearray()
         members = 0
@@ -328,39 +329,39 @@ class _Answer(aiohttp.ClientResponse):
             body += chunk
             members += len(chunk) - len(chunk.translate(None, _STRUCTURE))
             if len(body) > MAX_ANSWER:
-                raise _TooLargeAnswerError(f"more than {MAX_ANSWER:,} bytes, and so much is not read")
+                raise _TooLargeAnswerError(f"more than {MAX_ANSWER:,} bytes, which is the limit")
             if members > MAX_MEMBERS:
-                raise _TooLargeAnswerError(f"more than {MAX_MEMBERS:,} values, and so many are not read")
+                raise _TooLargeAnswerError(f"more than {MAX_MEMBERS:,} values, which is the limit")
         return bytes(body)
 
 
 def session_of(root: str, seconds: float, connections: int) -> aiohttp.ClientSession:
-    """Return a session for calls to `root`, each of at most `seconds`, the wait for one of the connections included.
+    """Return a session for calls to `root`. The time limit of a call includes the wait for a free connection.
 
-    The proxy is looked up here: aiohttp's `trust_env` knows no ALL_PROXY, and would add to a signed call the password
-    that a `.netrc` has for its host, which aiohttp then refuses.
+    The proxy is looked up here: aiohttp's `trust_env` ignores ALL_PROXY, and would add the password of a `.netrc` to a
+    signed call, which aiohttp then refuses.
     """
     return aiohttp.ClientSession(
         proxy=proxy_for(root),
         timeout=aiohttp.ClientTimeout(total=seconds),
         connector=aiohttp.TCPConnector(limit=connections),
-        response_class=_Answer,
+        response_class=_LimitedResponse,
         trace_configs=[metrics.metered_aiohttp("taskcluster")],
     )
 
 
 async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-    """What the official client's `call` is answered. Raises Unavailable and Refusal."""
+    """Return the answer to a `call` of the official client. Raises Unavailable and PermanentUpstreamError."""
     try:
         answer = await call()
     except exceptions.TaskclusterAuthFailure as error:
         text = _text(error)
         if "authorizedScopes" in text and "not satisfy" in text:
-            why = "the service's Taskcluster client lacks some of the scopes that this call may use"
-            raise ScopesRefusal(why, 401, []) from None
-        # our credentials, not the caller's doing: an operator can mend it, and then the work goes on
-        why = "401, for a reason that lists scopes" if "scopes" in text else text
-        raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {why}", status=401) from None
+            reason = "the service's Taskcluster client lacks some of the scopes that this call may use"
+            raise ScopesRefusal(reason, 401, []) from None
+        # retried, because an operator can fix our credentials
+        reason = "401, for a reason that lists scopes" if "scopes" in text else text
+        raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {reason}", status=401) from None
     except exceptions.TaskclusterRestFailure as error:
         if error.status_code == 403:
             missing = missing_scopes(_text(error))
@@ -382,31 +383,31 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
     except (RecursionError, UnicodeDecodeError) as error:
         raise Unavailable("taskcluster", f"Taskcluster's answer cannot be read: {type(error).__name__}") from None
     if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):
-        raise Unavailable("taskcluster", "Taskcluster answered something that is no JSON object")
+        raise Unavailable("taskcluster", "Taskcluster's answer is not a JSON object")
     return answer
 
 
-def _unavailable(answer: BaseException | None, status: int, why: str = "") -> Unavailable:
-    """Return what an answer means that aiohttp raised; the client's own errors have it as their context."""
-    wait = wait_asked_for(answer.headers or {}) if isinstance(answer, aiohttp.ClientResponseError) else None
-    return Unavailable("taskcluster", f"Taskcluster answers {status}{why}", wait, status)
+def _unavailable(error: BaseException | None, status: int, reason: str = "") -> Unavailable:
+    """Return the error for a temporary failure. `error` is aiohttp's, which the client's errors have as context."""
+    wait = wait_asked_for(error.headers or {}) if isinstance(error, aiohttp.ClientResponseError) else None
+    return Unavailable("taskcluster", f"Taskcluster answers {status}{reason}", wait, status)
 
 
 MAX_NAMED, MAX_SCOPE = 10, 200
-"""Scopes that a message names, and characters of one: strangers write the scopes of their tasks."""
+"""Scopes that a message names, and characters of each: strangers write the scopes of their tasks."""
 
 
 def named(scopes: Sequence[str]) -> str:
-    """Return some scopes for a message, shortened if they are many or long."""
+    """Return scopes for a message, shortened if they are many or long."""
     shown = [scope if len(scope) <= MAX_SCOPE else f"{scope[:MAX_SCOPE]}…" for scope in scopes[:MAX_NAMED]]
     more = [f"and {len(scopes) - MAX_NAMED} more"] if len(scopes) > MAX_NAMED else []
     return ", ".join([*shown, *more])
 
 
 def missing_scopes(message: str) -> list[str]:
-    """Return the scopes that the message of a 403 InsufficientScopes says are missing; of alternatives the last.
+    """Return the scopes that the message of a 403 InsufficientScopes names as missing, the last of alternatives.
 
-    These are the priorities that allow the task's, from the highest down to the task's own, which allows the least.
+    Alternatives are the priorities that allow the task's, from the highest down to the task's own, which allows least.
     """
     _, _, rest = message.partition("missing the following scopes:")
     _, opening, rest = rest.partition("```")
@@ -414,79 +415,83 @@ def missing_scopes(message: str) -> list[str]:
     if not (opening and closing):
         return []
     try:
-        return _flat(json.loads(block))
+        return _flatten_scopes(json.loads(block))
     except (ValueError, RecursionError):
         return [block.strip()]
 
 
-def _flat(expression: Any) -> list[str]:
+def _flatten_scopes(expression: Any) -> list[str]:
     if isinstance(expression, dict):
         if "AnyOf" in expression:
-            return [scope for each in expression["AnyOf"][-1:] for scope in _flat(each)]
-        return [scope for each in expression.get("AllOf", []) for scope in _flat(each)]
+            return [scope for operand in expression["AnyOf"][-1:] for scope in _flatten_scopes(operand)]
+        return [scope for operand in expression.get("AllOf", []) for scope in _flatten_scopes(operand)]
     return [str(expression)]
 
 
 def satisfies(held: Iterable[str], scope: str) -> bool:
-    """Return True if one of the held scopes satisfies `scope`: it is that, or ends in `*` where `scope` goes on."""
-    return any(scope == each or (each.endswith("*") and scope.startswith(each[:-1])) for each in held)
+    """Return True if one of the held scopes satisfies `scope`: it is equal, or ends in `*` and is a prefix of it."""
+    return any(
+        scope == candidate or (candidate.endswith("*") and scope.startswith(candidate[:-1])) for candidate in held
+    )
 
 
-def _part(answer: Any, key: str, kind: type[_T]) -> _T:
-    """What the answer, or an item of its list, has there. Raises Unavailable when that is something else."""
-    found = answer.get(key) if isinstance(answer, dict) else None
-    if not isinstance(found, kind):
+def _field(answer: Any, key: str, kind: type[_T]) -> _T:
+    """Return a field of the answer, or of an item of its list. Raises Unavailable unless it has that type."""
+    value = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(value, kind):
         raise Unavailable("taskcluster", f"Taskcluster's answer has no {kind.__name__} {key!r}")
-    return found
+    return value
 
 
 def validate_definition(definition: Definition) -> Definition:
-    """`definition`, of which everything can be relied on that decides what becomes of a task. Raises Unavailable."""
+    """Return `definition` if all fields that decide what becomes of a task have their type. Raises Unavailable."""
     for key in ("taskGroupId", "schedulerId", "workerType", "requires", "created", "deadline", "expires"):
-        _part(definition, key, str)
+        _field(definition, key, str)
     for key in ("dependencies", "routes"):
-        if not all(type(each) is str for each in _part(definition, key, list)):
-            raise Unavailable("taskcluster", f"Taskcluster's answer has {key} that are no texts")
+        if not all(type(value) is str for value in _field(definition, key, list)):
+            raise Unavailable("taskcluster", f"Taskcluster's answer has {key} that are not strings")
     return definition
 
 
 def validate_status(status: Status) -> Status:
-    """`status`, likewise."""
+    """Return `status` if all fields that decide what becomes of a task have their type. Raises Unavailable."""
     for key in ("taskId", "taskGroupId", "schedulerId", "state", "deadline", "expires"):
-        _part(status, key, str)
-    for run in _part(status, "runs", list):
-        _part(run, "runId", int)
-        _part(run, "state", str)
+        _field(status, key, str)
+    for run in _field(status, "runs", list):
+        _field(run, "runId", int)
+        _field(run, "state", str)
     return status
 
 
 def _tasks(answer: dict[str, Any]) -> list[tuple[Status, Definition]]:
-    return [(_part(each, "status", dict), _part(each, "task", dict)) for each in _part(answer, "tasks", list)]
+    return [(_field(entry, "status", dict), _field(entry, "task", dict)) for entry in _field(answer, "tasks", list)]
 
 
-def _following(answer: dict[str, Any], token: str | None) -> str | None:
-    """What asks for the page behind this answer, None when it was the last. Raises Unavailable when that is this one
-    again: such a list would never end."""
-    following = _part(answer, "continuationToken", str) if answer.get("continuationToken") else None
-    if following is not None and following == token:
-        raise Unavailable("taskcluster", "Taskcluster's answer says that it is followed by itself")
-    return following
+def _next_token(answer: dict[str, Any], token: str | None) -> str | None:
+    """Return the continuation token of the next page, or None if this page is the last.
+
+    Raises Unavailable if it is the token of this page: such a list would never end.
+    """
+    next_token = _field(answer, "continuationToken", str) if answer.get("continuationToken") else None
+    if next_token is not None and next_token == token:
+        raise Unavailable("taskcluster", "Taskcluster's answer names itself as its next page")
+    return next_token
 
 
-def _after(token: str | None) -> dict[str, str]:
-    """The query for the page behind `token`."""
+def _page_query(token: str | None) -> dict[str, str]:
+    """Return the query for the page that `token` names."""
     return {"continuationToken": token} if token else {}
 
 
 def _text(error: Exception) -> str:
-    """The service's own words, without the request's particulars that follow them, and no more than anybody reads."""
+    """Return Taskcluster's message, shortened, and without the details of the request that follow it."""
     text = str(error).split("\n---\n", 1)[0].strip()
-    return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}… ({len(text):,} characters)"
+    return text if len(text) <= MAX_ERROR_TEXT else f"{text[:MAX_ERROR_TEXT]}… ({len(text):,} characters)"
 
 
-def _sendable(scopes: list[str]) -> list[str]:
-    """A scope that is not printable ASCII would make every call 401: it is left out."""
-    good = [scope for scope in scopes if scope.isascii() and scope.isprintable()]
-    if len(good) < len(scopes):
-        log.warning("scope-left-out", scopes=sorted(set(scopes) - set(good)), why="not printable ASCII")
-    return good
+def _drop_unprintable(scopes: list[str]) -> list[str]:
+    """Return the scopes without those that are not printable ASCII, any of which would make the call a 401."""
+    printable = [scope for scope in scopes if scope.isascii() and scope.isprintable()]
+    if len(printable) < len(scopes):
+        log.warning("scope-left-out", scopes=sorted(set(scopes) - set(printable)), why="not printable ASCII")
+    return printable

@@ -1,4 +1,4 @@
-"""Treeherder: its REST submission (Hawk), and for one that listens on Pulse the message that it reads."""
+"""Client of Treeherder's REST API, signed with Hawk, and the message for a Treeherder that reads pushes from Pulse."""
 
 import io
 import json
@@ -20,35 +20,37 @@ hawk.use_database_time()
 _ACCEPT = {"Accept": "application/json; version=1.0"}
 
 MAX_ANSWER = 8 * 1024 * 1024
-"""Bytes of one answer: a list of one push, or a few words."""
+"""Largest accepted answer, in bytes: answers are a list of one push, or a short message."""
 
 
 class FoundPush(NamedTuple):
-    """A push that a Treeherder has; those since 2017-08 may tell no hash."""
+    """A push that a Treeherder has. Treeherders since 2017-08 may not tell its hash."""
 
     revision: str
     revision_hash: str | None
 
 
 class Treeherder(Protocol):
+    """The requests that we send to a Treeherder."""
+
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
-        """Store a resultset; again the same one is no harm. Raises Refusal when it will never be taken."""
+        """Store a resultset. The call is idempotent. Raises PermanentUpstreamError if it will never be accepted."""
 
     async def post_jobs(self, project: str, entries: list[dict[str, Any]]) -> None:
-        """Store jobs, all or none of them. Raises Refusal when they will never be taken together."""
+        """Store all of these jobs, or none. Raises PermanentUpstreamError if they will never be accepted together."""
 
     async def post_artifacts(self, project: str, artifacts: list[dict[str, Any]]) -> None:
-        """Store artifacts of jobs that are there, each with its `job_guid`; a completed job takes them only so.
+        """Store artifacts of existing jobs, each with its `job_guid`. It is the only way to add them to completed jobs.
 
-        Raises Refusal with status 404 where this Treeherder has no such call.
+        Raises PermanentUpstreamError with status 404 if this Treeherder has no such call.
         """
 
     async def find_push(self, project: str, revision: str | None, revision_hash: str | None) -> FoundPush | None:
-        """Return the push with that tip, or without one with that hash; None when it is not there."""
+        """Return the push with that tip, or with that hash if `revision` is None; None if there is no such push."""
 
 
 class RestTreeherder:
-    """The REST API of one Treeherder."""
+    """Client of one Treeherder's REST API."""
 
     def __init__(self, environment: Environment, http: Http) -> None:
         self._url = str(environment.url).rstrip("/")
@@ -63,61 +65,62 @@ class RestTreeherder:
         }
 
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
-        await self._post(self._of(project, "resultset"), [resultset])
+        await self._post(self._project_url(project, "resultset"), [resultset])
 
     async def post_nothing(self, project: str) -> None:
-        """Prove the credentials: a signed list of no resultsets, of which nothing is stored.
+        """Check the credentials with a signed, empty list of resultsets, which stores nothing.
 
-        Treeherder's own `store_push_data` (in older releases `store_result_set_data`) goes home on an empty list; all
-        that is left of it is one request in the credential's limit of a minute.
+        Treeherder's `store_push_data` (`store_result_set_data` in older releases) returns at once for an empty list.
+        The request counts in the credential's limit of requests a minute.
         """
-        await self._post(self._of(project, "resultset"), [])
+        await self._post(self._project_url(project, "resultset"), [])
 
     async def post_jobs(self, project: str, entries: list[dict[str, Any]]) -> None:
-        await self._post(self._of(project, "jobs"), entries)
+        await self._post(self._project_url(project, "jobs"), entries)
 
     async def post_artifacts(self, project: str, artifacts: list[dict[str, Any]]) -> None:
         try:
-            await self._post(self._of(project, "artifact"), artifacts)
+            await self._post(self._project_url(project, "artifact"), artifacts)
         except (Unavailable, PermanentUpstreamError) as error:
-            if error.status in {404, 405}:  # the project is known: its jobs were taken
+            if error.status in {404, 405}:  # not for an unknown project: it accepted the jobs
                 raise PermanentUpstreamError("treeherder", str(error), 404) from None
             raise
 
     async def find_push(self, project: str, revision: str | None, revision_hash: str | None) -> FoundPush | None:
-        asked = {"revision": revision} if revision else {"revision_hash": revision_hash or ""}
+        query = {"revision": revision} if revision else {"revision_hash": revision_hash or ""}
         try:
-            pushes = await self._pushes(self._of(project, "resultset"), asked)
+            pushes = await self._list_pushes(self._project_url(project, "resultset"), query)
         except Unavailable as error:
             if error.status != 404 or not revision:
                 raise
-            try:  # a Treeherder that takes no resultsets any more; or it has no such project
-                pushes = await self._pushes(self._of(project, "push"), asked)
-            except Unavailable as also:
-                if also.status != 404:
+            try:  # a Treeherder that accepts no resultsets any more, or that has no such project
+                pushes = await self._list_pushes(self._project_url(project, "push"), query)
+            except Unavailable as push_error:
+                if push_error.status != 404:
                     raise
-                raise Unavailable("treeherder", f"{error}; {also}", status=404) from None
-        if not revision:  # those that do not know the parameter list their newest pushes
+                raise Unavailable("treeherder", f"{error}; {push_error}", status=404) from None
+        if not revision:  # a Treeherder that does not know `revision_hash` lists its newest pushes
             pushes = [push for push in pushes if push.revision_hash == revision_hash]
-        same = [push for push in pushes if push.revision == revision]  # others have it among their changesets
-        return next(iter(same or pushes), None)
+        # other pushes can have the revision among their changesets
+        same_tip = [push for push in pushes if push.revision == revision]
+        return next(iter(same_tip or pushes), None)
 
-    async def _pushes(self, url: str, asked: dict[str, str]) -> list[FoundPush]:
-        body = await self._send("GET", url, params=asked, headers=_ACCEPT)
+    async def _list_pushes(self, url: str, query: dict[str, str]) -> list[FoundPush]:
+        body = await self._send("GET", url, params=query, headers=_ACCEPT)
         try:
             pushes = json.loads(body)["results"]
             if not isinstance(pushes, list):
                 raise TypeError(pushes)
-            return [_found(push, asked.get("revision")) for push in pushes]
+            return [_parse_push(push, query.get("revision")) for push in pushes]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise Unavailable("treeherder", f"{url} answers no list of pushes: {_text(body)[:80]!r}") from None
+            raise Unavailable("treeherder", f"{url} does not answer a list of pushes: {_text(body)[:80]!r}") from None
 
-    def _of(self, project: str, kind: str) -> str:
+    def _project_url(self, project: str, kind: str) -> str:
         return f"{self._url}/api/project/{quote(project, safe='')}/{kind}/"
 
     async def _post(self, url: str, body: list[dict[str, Any]]) -> None:
         content = json.dumps(body).encode()
-        # as a file: mohawk formats a text for a debug message that nobody reads, which takes longer than all else
+        # as a file: mohawk formats a text for a debug message, which takes longer than everything else
         signed = mohawk.Sender(
             self._credentials, url, "POST", content=io.BytesIO(content), content_type="application/json"
         )
@@ -132,20 +135,23 @@ class RestTreeherder:
         status = answer.status
         if 200 <= status < 300:
             return answer.body
-        why = f"{url} answers {status}: {_detail(answer.body)}"
+        reason = f"{url} answers {status}: {_detail(answer.body)}"
         if answer.is_redirect:
-            why += f" (a redirect to {answer.headers['location']}, and redirects are not followed)"
+            reason += f" (a redirect to {answer.headers['location']}, and redirects are not followed)"
         if status >= 500 or answer.is_redirect or status in {401, 403, 404, 408, 429}:
-            # mended by an operator: credentials there, the project added to Treeherder, the url in the settings
-            raise Unavailable("treeherder", why, wait_asked_for(answer.headers), status)
-        raise PermanentUpstreamError("treeherder", why, status)
+            # an operator can fix these: the credentials, the project in Treeherder, or the URL in the settings
+            raise Unavailable("treeherder", reason, wait_asked_for(answer.headers), status)
+        raise PermanentUpstreamError("treeherder", reason, status)
 
 
-def _found(push: dict[str, Any], asked: str | None) -> FoundPush:
-    """Return a push of a list; the tip is the one asked for where only its first digits are told, as until 2016."""
+def _parse_push(push: dict[str, Any], wanted_revision: str | None) -> FoundPush:
+    """Return a push of a list.
+
+    Treeherders until 2016 give only the first digits of the tip; `wanted_revision` then stands for it.
+    """
     tip, revision_hash = push.get("revision"), push.get("revision_hash")
-    if asked and (not tip or asked.startswith(str(tip))):
-        tip = asked
+    if wanted_revision and (not tip or wanted_revision.startswith(str(tip))):
+        tip = wanted_revision
     return FoundPush(str(tip or revision_hash), str(revision_hash) if revision_hash else None)
 
 
@@ -164,7 +170,7 @@ def _text(body: bytes | bytearray) -> str:
 
 
 def hgpushes_message(url: str, path: str, push_id: int, user: str, date: datetime, head: str) -> dict[str, Any]:
-    """A message in the form of `exchange/hgpushes/v1`, from which Treeherder fetches the push itself."""
+    """Return a message in the form of `exchange/hgpushes/v1`, which makes Treeherder fetch the push itself."""
     pushes = f"{url}/json-pushes?version=2"
     window = f"startID={push_id - 1}&endID={push_id}"
     return {
@@ -191,7 +197,7 @@ def hgpushes_message(url: str, path: str, push_id: int, user: str, date: datetim
 
 
 def failed_job(digest: bytes, name: str, who: str, place: dict[str, Any]) -> dict[str, Any]:
-    """Return a completed job of the id that the digest makes; `place` is what says where it stands in Treeherder."""
+    """Return a failed, completed job whose id is made from `digest`; `place` says where Treeherder shows it."""
     return {
         "job_guid": f"{uuid.UUID(bytes=digest[:16], version=4)}/0",
         "name": name,

@@ -5,15 +5,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import mohawk
 import pytest
 from sqlmodel import select, update
 from structlog.testing import capture_logs
 
 from service import clock as clock_module
-from service.clients import hawk
 from service.clock import SETTLED, Clock, now
 from service.engine.budget import blocked_for, refilled
 from service.engine.leases import Lease
@@ -354,11 +351,3 @@ async def test_signatures_are_judged_by_the_databases_time(sqlite_api: Api, monk
     assert await sent(ahead + timedelta(seconds=299)) == 202
     assert await sent(ahead - timedelta(seconds=301)) == 401
     assert await sent(ahead + timedelta(seconds=301)) == 401
-
-
-def test_hawk_is_stamped_with_the_databases_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    hawk.use_database_time()
-    monkeypatch.setattr(clock_module, "process_clock", Machine().clock())
-    credentials: dict[str, Any] = {"id": "a", "key": "b", "algorithm": "sha256"}
-    sender = mohawk.Sender(credentials, "https://x.example.com/", "GET", content="", content_type="")
-    assert f'ts="{int(NOON.timestamp())}"' in sender.request_header

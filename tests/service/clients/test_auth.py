@@ -15,7 +15,7 @@ from starlette.routing import Route
 from taskcluster.aio import asyncclient
 
 from sandbox.taskcluster import Client, Taskcluster, create_app
-from service.clients.auth import Login, Signed, TaskclusterLogins
+from service.clients.auth import Login, SignedRequest, TaskclusterLogins
 from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import TaskclusterSettings
 from tests.service.world import serving
@@ -57,11 +57,11 @@ async def answering(answer: Response | Any, delay: float = 0) -> AsyncIterator[t
         yield made, asked
 
 
-def signed(url: str = URL, method: str = "GET", key: str = PERSON.access_token, **more: Any) -> Signed:
+def signed(url: str = URL, method: str = "GET", key: str = PERSON.access_token, **more: Any) -> SignedRequest:
     sender = mohawk.Sender(
         {"id": PERSON.client_id, "key": key, "algorithm": "sha256"}, url, method, always_hash_content=False, **more
     )
-    return Signed(method, "/api/v1/repositories?x=1", "us.example.com", 443, sender.request_header)
+    return SignedRequest(method, "/api/v1/repositories?x=1", "us.example.com", 443, sender.request_header)
 
 
 async def test_who_signed_and_with_which_scopes() -> None:
@@ -80,13 +80,13 @@ async def test_who_signed_and_with_which_scopes() -> None:
             signed("http://us.example.com/api/v1/repositories?x=1"),
             signed("https://us.example.com/api/v1/repositories?x=2"),
             signed("https://us.example.com/api/v1/repositories"),
-            Signed("PATCH", "/api/v1/repositories?x=1", "us.example.com", 443, signed().authorization),
+            SignedRequest("PATCH", "/api/v1/repositories?x=1", "us.example.com", 443, signed().authorization),
         ):
             with pytest.raises(PermanentUpstreamError, match="Bad mac") as refused:
                 await logins.check(bad)
             assert refused.value.status == 401
         with pytest.raises(PermanentUpstreamError, match="no signature") as refused:
-            await logins.check(Signed("GET", "/x", "us.example.com", 443, None))
+            await logins.check(SignedRequest("GET", "/x", "us.example.com", 443, None))
         assert refused.value.status == 401
 
 

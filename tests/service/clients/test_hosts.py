@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.clients import hg, taskcluster, treeherder
-from service.clients.auth import Signed, TaskclusterLogins
+from service.clients.auth import SignedRequest, TaskclusterLogins
 from service.clients.http import Http
 from service.errors import UpstreamError
 from service.settings import Environment, Settings, TaskclusterSettings
@@ -45,7 +45,7 @@ async def calls_of(url: str, exits: AsyncExitStack) -> dict[str, Call]:
         "queue put": lambda: queue.create_task(TASK, {}, ["a"]),
         "queue post": lambda: queue.statuses([TASK]),
         "queue cancel": lambda: queue.cancel_task(TASK, "a"),
-        "auth": lambda: logins.check(Signed("GET", "/", "example.com", 443, "Hawk x")),
+        "auth": lambda: logins.check(SignedRequest("GET", "/", "example.com", 443, "Hawk x")),
         "treeherder post": lambda: th.post_jobs("mc", [{}]),
         "treeherder get": lambda: th.find_push("mc", NODE, None),
     }

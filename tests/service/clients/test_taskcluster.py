@@ -1,6 +1,7 @@
 """Taskcluster's queue through the official client: what each answer means, and how little it is asked."""
 
 import asyncio
+import inspect
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,8 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
-import mohawk
-import mohawk.util
+import aiohttp
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -271,9 +271,9 @@ async def test_a_success_that_is_none(said: str, kind: str) -> None:
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
     async with serving(app) as url, queue_at(url) as queue:
-        with pytest.raises(Unavailable, match="answered something"):
+        with pytest.raises(Unavailable, match="answer is not a JSON object"):
             await queue.create_task(TASK, {}, ["a"])
-        with pytest.raises(Unavailable, match="answered something"):
+        with pytest.raises(Unavailable, match="answer is not a JSON object"):
             await queue.task(TASK)
 
 
@@ -385,15 +385,6 @@ async def test_closing_leaves_no_connection(url: str, tc: Taskcluster) -> None:
     assert session.closed
 
 
-def test_signing_lays_out_no_payload_for_a_message_that_nobody_hears() -> None:
-    laid_out = mohawk.util.pprint.pformat([b"a payload" * 1000])
-    assert len(laid_out) < 100
-    sender = mohawk.Sender(
-        {"id": "x", "key": "y", "algorithm": "sha256"}, "http://x/", "PUT", content="{}", content_type="text/plain"
-    )
-    assert "hash=" in sender.request_header
-
-
 @pytest.mark.parametrize(
     ("message", "missing"),
     [
@@ -414,3 +405,9 @@ def test_missing_scopes_of_hostile_texts_takes_no_time(text: str) -> None:
     """A scope of a stranger's task stands in the message: a megabyte of spaces took minutes."""
     assert missing_scopes(f"missing the following scopes:\n\n```\n{text}x\n```") != []
     assert missing_scopes(f"missing the following scopes: {text}") == [] or "`" in text
+
+
+def test_aiohttp_keeps_what_was_read_in_body() -> None:
+    """`_LimitedResponse` relies on this name, which is not part of aiohttp's interface (3.14.5)."""
+    source = inspect.getsource(aiohttp.ClientResponse.read)
+    assert "if self._body is None" in source, "ClientResponse.read has no _body any more: see _LimitedResponse"
