@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict, YamlConfigSettingsSource
 
-from service.contract.configuration import Configuration, Duration, SettingsError, WebhookSecret, read, told
+from service.contract.configuration import Configuration, Duration, SettingsError, WebhookSecret, problem_text, read
 from service.contract.events import MAX_EVENTS
 
 MIB = 1024 * 1024
@@ -166,4 +166,4 @@ def _told(problem: Any) -> str:
             "webhook_secrets: a listener signs what it sends and has no secret: set TC_TREEHERDER_WEBHOOK_SECRETS to "
             'the same JSON list as the service\'s, ["whsec_…"]'
         )
-    return told(problem)
+    return problem_text(problem)

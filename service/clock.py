@@ -1,6 +1,6 @@
-"""The time of this process: the database's, carried forward between two reads by a clock that counts suspended time.
+"""Tell the time as the database has it, carried forward between two reads by a clock that counts suspended time.
 
-The wall clock of the process plays no part, so a replica whose wall clock is wrong does nothing at the wrong time.
+The wall clock of the process is not used, so a replica whose wall clock is wrong does nothing at the wrong time.
 """
 
 import time
@@ -12,19 +12,21 @@ import structlog
 log = structlog.get_logger()
 
 REPORTED = 5.0
-"""Seconds by which the clocks may differ; three differences in a row beyond it are reported."""
+"""Seconds by which the clocks may differ. `IN_A_ROW` larger differences in a row are reported."""
 
 IN_A_ROW = 3
 
 STOPPED = 60.0
-"""Seconds of a difference beyond which no work is taken: one of the two clocks has jumped, and nobody knows which."""
+"""Seconds of a difference beyond which no work is taken: one of the clocks has jumped, and it is not known which."""
 
 SETTLED = 60.0
-"""Seconds for which such a difference must stay the same; then the database's clock is followed. It may have been set,
-or this machine may have been paused without its clocks noticing. Holders have renewed or lost their leases by then."""
+"""Seconds for which such a difference must stay the same until the database's clock is followed.
+
+The database's clock may have been set, or this machine may have been paused without its clocks noticing. Holders have
+renewed or lost their leases by then."""
 
 EXACT = 0.1
-"""Seconds of a difference that are left alone: a round trip measures no better."""
+"""Seconds of a difference that is ignored, because a round trip cannot measure it."""
 
 
 def _wall() -> datetime:
@@ -38,63 +40,68 @@ def _steady() -> float:
 
 
 class Clock:
-    """The database's time as this process knows it. `wall` is read until the first comparison, and for SQLite."""
+    """A clock that shows the database's time. `wall` is read until the first comparison, and for SQLite."""
 
     def __init__(self, wall: Callable[[], datetime] = _wall, steady: Callable[[], float] = _steady) -> None:
         self.wall, self.steady = wall, steady
         self.difference = 0.0  # seconds by which the database was ahead (+) or behind (-) at the last comparison
-        self._base = wall(), steady()  # the database's time, and when that was: one value, for threads read it
+        self._base = (
+            wall(),
+            steady(),
+        )  # the database's time, and `steady` at that time; one value, because threads read it
         self._compared = False
         self._in_a_row = 0
-        self._settling: tuple[float, float] | None = None  # the difference that is watched, and since when
+        self._settling: tuple[float, float] | None = None  # the difference that is watched, and `steady` at its start
 
     def now(self) -> datetime:
         return self._carried(self.steady())
 
     @property
     def reported(self) -> bool:
-        """Whether the clocks differed so often in a row that people are to know."""
+        """Return True if the last `IN_A_ROW` comparisons showed a difference."""
         return self._in_a_row >= IN_A_ROW
 
     @property
     def usable(self) -> bool:
-        """Whether work may be taken. What comes in is stored in any case."""
+        """Return True if work may be taken. Incoming events are stored in any case."""
         return abs(self.difference) <= STOPPED
 
     def compare(self, database_time: datetime, sent: float, received: float) -> None:
-        """Compare with what the database answered between `sent` and `received` (of `steady`).
+        """Compare with the time that the database answered between `sent` and `received` (both of `steady`).
 
-        Half of the round trip is taken off: nobody knows when in it the database read its clock.
+        The database may have read its clock at any time between them, so half of the round trip is subtracted from
+        the difference.
         """
         middle = (sent + received) / 2
         if not self._compared:
             self._follow(database_time, middle)
             return
-        apart = (database_time - self._carried(middle)).total_seconds()
-        sure = max(abs(apart) - (received - sent) / 2, 0.0)
-        self.difference = sure if apart > 0 else -sure
-        if sure <= REPORTED:
+        measured = (database_time - self._carried(middle)).total_seconds()
+        certain = max(abs(measured) - (received - sent) / 2, 0.0)
+        self.difference = certain if measured > 0 else -certain
+        if certain <= REPORTED:
             if self.reported:
                 log.info("clock-agrees-again", seconds=round(self.difference, 1))
             self._in_a_row, self._settling = 0, None
-            if sure > EXACT:
+            if certain > EXACT:
                 self._follow(database_time, middle)
             return
         self._in_a_row += 1
         if self._in_a_row == IN_A_ROW:
             log.error("clock-differs", seconds=round(self.difference, 1), takes_work=self.usable)
-        if self._settling is None or abs(self._settling[0] - apart) > REPORTED:
-            self._settling = apart, received
+        if self._settling is None or abs(self._settling[0] - measured) > REPORTED:
+            self._settling = measured, received
         elif received - self._settling[1] >= SETTLED:
             log.warning("clock-followed", seconds=round(self.difference, 1))
             self._follow(database_time, middle)
 
     def _carried(self, at: float) -> datetime:
+        """Return the database's time when `steady` shows `at`."""
         time, since = self._base
         return time + timedelta(seconds=at - since)
 
     def _follow(self, database_time: datetime, at: float) -> None:
-        # a driver may give another zone's name to it
+        # a driver may return it in another time zone
         self._base, self._compared = (database_time.astimezone(UTC), at), True
         self.difference, self._in_a_row, self._settling = 0.0, 0, None
 

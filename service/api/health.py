@@ -20,7 +20,7 @@ from service.api import gauges
 from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.api.schemas import Check, Heartbeat
-from service.clock import SETTLED, clock, now
+from service.clock import SETTLED, now, process_clock
 from service.engine.registry import WORK
 from service.services import Services
 from service.store.models import JobReport, PulseQueue, State
@@ -192,6 +192,7 @@ NO_PUSH = "/api/v1/reports?waiting=push"
 
 def _clock() -> Check:
     """Whether this process's clock and the database's agree."""
+    clock = process_clock
     if clock.usable and not clock.reported:
         return Check(name="clock", status="ok")
     detail = (

@@ -23,7 +23,7 @@ _CLIENT_ID = re.compile(r"[A-Za-z0-9!@/:.+|_-]{1,1000}")
 
 @dataclass(frozen=True)
 class SignedRequest:
-    """The parts of a request that a Hawk signature covers, as the caller sent them.
+    """Parts of a request that a Hawk signature covers, as the caller sent them.
 
     Without `authorization`, the signature is a bewit in `resource`.
     """

@@ -15,7 +15,7 @@ _MAX_LISTING = 64 * 1024
 
 
 class Hg(Protocol):
-    """The requests that we send to a Mercurial server."""
+    """Requests that we send to a Mercurial server."""
 
     async def raw_file(self, url: str, node: str, path: str) -> bytes | None:
         """Return the file's content at that changeset, or None if the changeset has no such file.
@@ -28,7 +28,7 @@ class Hg(Protocol):
 
 
 class HttpHg:
-    """The HTTP client. It follows no redirect, so that no request leaves the allowed hosts."""
+    """An HTTP client for Mercurial. It follows no redirect, so that no request leaves the allowed hosts."""
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.hg_timeout.total_seconds()

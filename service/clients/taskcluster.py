@@ -59,7 +59,7 @@ class Page:
 
 
 class Queue(Protocol):
-    """The calls that we send to the queue. `scopes` restricts our credentials to these (`authorizedScopes`)."""
+    """Calls that we send to the queue. `scopes` restricts our credentials to these (`authorizedScopes`)."""
 
     async def create_task(self, task_id: str, definition: Definition, scopes: list[str]) -> Status:
         """Create a task. The call is idempotent for the same definition."""
@@ -99,7 +99,7 @@ class Queue(Protocol):
 
 
 class TaskclusterQueue:
-    """The queue's client. It does not retry, because the work that calls it does.
+    """A client of the queue. It does not retry, because the work that calls it does.
 
     Only aiohttp sends a request again whose connection was lost before any answer.
     """

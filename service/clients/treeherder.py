@@ -31,7 +31,7 @@ class FoundPush(NamedTuple):
 
 
 class Treeherder(Protocol):
-    """The requests that we send to a Treeherder."""
+    """Requests that we send to a Treeherder."""
 
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
         """Store a resultset. The call is idempotent. Raises PermanentUpstreamError if it will never be accepted."""

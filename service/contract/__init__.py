@@ -1,1 +1,1 @@
-"""What listeners and service share: the schemas of events, and how settings are read. It imports nothing of ours."""
+"""Code that listeners and service share: the schemas of events, settings, retries. It imports nothing else of ours."""

@@ -1,7 +1,8 @@
-"""How settings are read, the service's and the listeners' alike: environment variables (`TC_TREEHERDER_…`, nested with
-`__`) over a YAML file named by `TC_TREEHERDER_CONFIG`. Lists and mappings in a variable are JSON.
+"""Read the settings of the service and of the listeners.
 
-Durations are seconds or ISO 8601. Proxies come from the usual variables (`proxy_for`).
+Environment variables (`TC_TREEHERDER_…`, nested with `__`) override a YAML file, which `TC_TREEHERDER_CONFIG` names.
+Lists and mappings in a variable are JSON. Durations are seconds or ISO 8601. Proxies come from the usual variables
+(`proxy_for`).
 """
 
 import base64
@@ -20,11 +21,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 PREFIX = "TC_TREEHERDER_"
 
 _OTHERS = {"CONFIG", "TOKEN"}
-"""Variables with this prefix that are no setting: of the file, and of the commands that call the API."""
+"""Variables with this prefix that are not settings: the file's path, and the token of the commands."""
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for `url`, None for a direct way."""
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for `url`; None: no proxy."""
     parts, proxies = urlsplit(url), getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.hostname or "") or proxy_bypass(parts.netloc):
@@ -33,7 +34,7 @@ def proxy_for(url: str) -> str | None:
 
 
 class SettingsError(Exception):
-    """The settings are wrong; the message names each one and never a secret's value."""
+    """Invalid settings. The message names each of them, and never contains a secret's value."""
 
 
 def _webhook_secret(secret: SecretStr) -> SecretStr:
@@ -47,13 +48,13 @@ def _webhook_secret(secret: SecretStr) -> SecretStr:
 
 
 def _duration(value: Any) -> Any:
-    """Seconds as a number, which environment variables hold as text; anything else is ISO 8601, such as PT5M."""
+    """Convert seconds, which environment variables have as text; leave anything else to pydantic, such as PT5M."""
     try:
         seconds = float(value)
     except (TypeError, ValueError):
         return value
     if not 0 <= seconds < 1e9:
-        raise ValueError(f"{value} is no duration: give seconds, such as 30 or 0.5, or ISO 8601, such as PT5M")
+        raise ValueError(f"{value} is not a duration: give seconds, such as 30 or 0.5, or ISO 8601, such as PT5M")
     return timedelta(seconds=seconds)
 
 
@@ -62,7 +63,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta()
 
 
 class Configuration(BaseSettings):
-    """The settings of a program. What the file has that is not its own, it may drop in `file_source`."""
+    """Base class of a program's settings. `file_source` may drop what the file has for another program."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", hide_input_in_errors=True)
 
@@ -80,49 +81,55 @@ class Configuration(BaseSettings):
         sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
         if path := os.environ.get("TC_TREEHERDER_CONFIG"):
             if not os.path.isfile(path):
-                raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is no file")
+                raise SettingsError(f"TC_TREEHERDER_CONFIG names {path}, which is not a file")
             sources += (cls.file_source(settings_cls, yaml_file=path),)
         return sources
 
 
-Made = TypeVar("Made", bound=Configuration)
+AnyConfiguration = TypeVar("AnyConfiguration", bound=Configuration)
 
 
-def told(problem: Any) -> str:
-    """One of pydantic's errors, without the value."""
+def problem_text(problem: Any) -> str:
+    """Return the text of one of pydantic's errors, without the value."""
     name = ".".join(str(part) for part in problem["loc"]) or "settings"
     return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def read(settings: type[Made], tell: Callable[[Any], str] = told, **overrides: Any) -> Made:
-    """The settings of this process; `tell` puts one of pydantic's errors in words. Raises SettingsError."""
+def read(
+    settings: type[AnyConfiguration], text_of: Callable[[Any], str] = problem_text, **overrides: Any
+) -> AnyConfiguration:
+    """Return the settings of this process. `text_of` makes the text of one of pydantic's errors.
+
+    Raises SettingsError.
+    """
     try:
         return settings(**overrides)
     except ValidationError as error:
-        lines = [tell(problem) for problem in error.errors(include_input=False, include_url=False)]
+        lines = [text_of(problem) for problem in error.errors(include_input=False, include_url=False)]
         raise SettingsError(
-            "wrong settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  " + "\n  ".join(lines)
+            "invalid settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  "
+            + "\n  ".join(lines)
         ) from None
     except SettingsError:
         raise
     except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
-        # the cause may hold a value
-        raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_where(error)})") from None
+        # without the cause, which may contain a value
+        raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_position(error)})") from None
 
 
 def unknown(*programs: type[Configuration]) -> dict[str, str]:
-    """Variables that look like settings of these programs and are none, each with what to do about it."""
+    """Return the variables that look like settings of these programs but are not, each with its remedy."""
     names = {name.upper() for program in programs for name in program.model_fields} | _OTHERS
-    found = {}
+    remedies = {}
     for variable in sorted(os.environ):
         name = variable.upper().removeprefix(PREFIX).partition("__")[0]
         if variable.upper().startswith(PREFIX) and name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            meant = f"did you mean {PREFIX}{close[0]}? " if close else ""
-            found[variable] = f"{meant}`tc-treeherder settings` lists them all"
-    return found
+            matches = difflib.get_close_matches(name, names, 1)
+            suggestion = f"did you mean {PREFIX}{matches[0]}? " if matches else ""
+            remedies[variable] = f"{suggestion}`tc-treeherder settings` lists all settings"
+    return remedies
 
 
-def _where(error: Exception) -> str:
+def _position(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     return f"line {mark.line + 1}" if mark else str(error).split("\n", 1)[0] if "field" in str(error) else "unreadable"

@@ -1,4 +1,4 @@
-"""What listeners and service say to each other. Both sides import this module, and nothing else of each other.
+"""Schemas of the requests and answers between listeners and service.
 
 Every request is signed (Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`), and so are its
 method and path (`webhook-route-signature`, over the same id and timestamp).
@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_EVENTS = 1_000
-"""Events in one request."""
+"""Largest number of events in one request."""
 
 MAX_BYTES = 32 * 1024 * 1024
-"""Size of one request's body."""
+"""Largest body of one request, in bytes."""
 
 MAX_CHANGESETS_IN_FULL = 200
-"""Treeherder keeps the last 200 commits of a push; no more are sent in full."""
+"""Changesets of a push that are sent in full, from its end: Treeherder keeps the last 200."""
 
 MAX_FILES = 1_000
-"""File names that are sent of one changeset; `files_count` has the true number."""
+"""File names that are sent with one changeset. `files_count` has their true number."""
 
 Node = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a changeset id, 40 lower-case hex digits")]
 PushId = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
@@ -32,12 +32,18 @@ Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1 to
 
 
 class Event(BaseModel):
-    # hide_input: a reason goes into logs and answers, the payload has its own place in the dead letter
+    """Base class of what listeners send."""
+
+    # hide_input: the reason goes into logs and answers; the dead letter has the payload in a field of its own
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
 
 class Changeset(Event):
-    """A changeset: the last 200 of a push in full, the others with `node` and `branch`, the first with `parents`."""
+    """A changeset of a push.
+
+    The last `MAX_CHANGESETS_IN_FULL` of a push are sent in full, the others with `node` and `branch`, and the first
+    with `parents`.
+    """
 
     node: Node
     branch: str = Field("default", max_length=1_000)
@@ -49,7 +55,7 @@ class Changeset(Event):
 
 
 class PushlogEntry(Event):
-    """One entry of json-pushes, changesets in DAG order, tip last."""
+    """An entry of json-pushes, with its changesets in DAG order, tip last."""
 
     id: PushId
     user: str
@@ -58,13 +64,13 @@ class PushlogEntry(Event):
 
 
 class ListedPush(Event):
-    """Where a push was listed: what an event says beside the push itself."""
+    """Base class of an event about one push: the repository, and the listing that had the push."""
 
     repository: Alias
     repository_id: RowId
-    shift: ShiftNumber = Field(description="the repository's; what was listed in an older shift is not stored")
+    shift: ShiftNumber = Field(description="the repository's shift; an event of an older shift is not stored")
     generation: int = Field(ge=0, strict=True)
-    since: PushId = Field(description="the cursor that the push was listed from")
+    since: PushId = Field(description="the cursor that the listing began at")
     lastpushid: PushId
 
 
@@ -75,7 +81,7 @@ class PushEvent(ListedPush):
 
 
 class OversizedPush(ListedPush):
-    """A push too large to send: what is left of it, so that a person can look, and the cursor can go on."""
+    """A push that is too large to send. It becomes a dead letter, and the cursor moves on."""
 
     oversized: Literal[True]
     push_id: PushId
@@ -83,38 +89,38 @@ class OversizedPush(ListedPush):
 
 
 class Verdict(BaseModel):
-    """What became of one event."""
+    """A verdict on one event."""
 
     verdict: Literal["accepted", "duplicate", "rejected"]
     reason: str | None = None
     repository: str | None = None
     cursor: int | None = Field(None, description="the repository's cursor after the commit")
-    shift: int | None = Field(None, description="the repository's present one")
+    shift: int | None = Field(None, description="the repository's current shift")
 
 
 class Verdicts(BaseModel):
-    """One verdict for each event, in their order."""
+    """Verdicts on a batch: one for each event, in the events' order."""
 
     verdicts: list[Verdict]
 
 
 class PollNews(Event):
-    """What a poll of a leased repository found that the service does not know, beside pushes."""
+    """A result of polling a leased repository that the service does not know yet, apart from pushes."""
 
     repository_id: RowId
     shift: ShiftNumber
     outcome: Literal["listed", "suspicious", "failed"] = Field(
-        description="suspicious: this may be another repository than the one that the cursor belongs to. A repository "
-        "that fails or is suspicious is given back with this"
+        description="suspicious: this may be another repository than the one that the cursor belongs to. This returns "
+        "the lease of a repository that fails or is suspicious"
     )
-    error: str | None = Field(None, max_length=2_000, description="what was wrong, when it failed")
-    since: PushId = Field(0, description="the cursor that it was listed from")
-    cursor: PushId = Field(0, description="the cursor when all that was listed had been taken in")
-    lastpushid: PushId | None = Field(None, description="what the pushlog said; None when it failed")
-    at_cursor: Node | None = Field(None, description="the tip that is listed at `since` now")
+    error: str | None = Field(None, max_length=2_000, description="the error of a poll that failed")
+    since: PushId = Field(0, description="the cursor that the listing began at")
+    cursor: PushId = Field(0, description="the cursor after all listed pushes were stored")
+    lastpushid: PushId | None = Field(None, description="the pushlog's lastpushid; null if the poll failed")
+    at_cursor: Node | None = Field(None, description="the tip that is now listed at `since`")
     moved: bool = Field(False, description="last_changeset is not among the changesets at `since`")
-    etag: str | None = Field(None, max_length=500, description="one that stands for `cursor` and can be relied on")
-    good_ago: Seconds | None = Field(None, description="seconds since a good poll in this shift that came before")
+    etag: str | None = Field(None, max_length=500, description="a reliable ETag of the pushlog at `cursor`")
+    good_ago: Seconds | None = Field(None, description="seconds since the previous good poll in this shift")
 
 
 PolledRepository = Annotated[
@@ -124,31 +130,31 @@ PolledRepository = Annotated[
 HeldRepository = Annotated[tuple[RowId, ShiftNumber], Field(description="row id, shift")]
 
 MAX_HELD = 10_000
-"""Repositories that a listener has at a time."""
+"""Largest number of repositories that one listener holds."""
 
 
 class ShiftRequest(Event):
-    """A listener renews its shift: what it has polled since it did so last, and what it found."""
+    """A renewal of a listener's shift, with its polls since the last renewal."""
 
     listener: Annotated[str, Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn when the listener started")]
-    answer: int = Field(0, ge=0, le=2**31 - 1, description="the number of the last answer that it has; 0: none")
+    answer: int = Field(0, ge=0, le=2**31 - 1, description="the number of the last answer received; 0: none")
     polled: list[PolledRepository] = Field(
         [],
         max_length=MAX_HELD,
-        description="repositories that were polled well since the last renewal",
+        description="repositories that were polled without an error since the last renewal",
     )
     under_way: list[HeldRepository] = Field(
-        [], max_length=MAX_HELD, description="repositories that were asked since then, and have not answered yet"
+        [], max_length=MAX_HELD, description="repositories whose poll has begun since then, and is not answered yet"
     )
-    news: list[Any] = Field([], max_length=MAX_EVENTS, description="PollNews each")
+    news: list[Any] = Field([], max_length=MAX_EVENTS, description="a list of PollNews")
     polls: int = Field(0, ge=0, le=1_000_000, description="polls that ended since the last renewal")
-    requests: int = Field(0, ge=0, le=1_000_000, description="requests that they took")
+    requests: int = Field(0, ge=0, le=1_000_000, description="requests that these polls took")
     slowest: Seconds = Field(0, description="seconds of the slowest answer among them")
-    ends: bool = Field(False, description="the listener ends: all that it has is given back")
+    ends: bool = Field(False, description="the listener ends, and returns all its leases")
 
 
 class Lease(BaseModel):
-    """A repository to poll, and where its cursor stands."""
+    """A repository to poll, and its cursor."""
 
     repository: str
     id: int
@@ -158,75 +164,82 @@ class Lease(BaseModel):
     generation: int
     cursor: int
     last_changeset: str | None
-    etag: str | None = Field(description="for If-None-Match, until `full_in` has passed")
-    full_in: float = Field(description="seconds until it is to be asked without an ETag")
+    etag: str | None = Field(description="the ETag for If-None-Match, until `full_in` has passed")
+    full_in: float = Field(description="seconds until the next poll without an ETag is due")
     first_in: float = Field(description="seconds until the first poll is due")
     interval: float = Field(description="seconds between two polls")
-    suspected: bool = Field(description="it may have been reset: it is to be asked over a new connection")
+    suspected: bool = Field(description="the repository may have been reset; poll it over a new connection")
 
 
 class HostRate(BaseModel):
-    """What a listener may ask of a host, of all its repositories together."""
+    """Limits of a listener's requests to one host, for all its repositories together."""
 
     rate: float = Field(description="requests a second")
     at_a_time: int = Field(description="requests at a time")
 
 
 class Shift(BaseModel):
-    """The answer to a renewal. All of it holds until `seconds` after the renewal was sent."""
+    """An answer to a renewal. It is valid until `seconds` after the renewal was sent."""
 
-    answer: int = Field(description="its number, which the next renewal names")
+    answer: int = Field(description="the answer's number, which the next renewal repeats")
     seconds: float
     renew: float = Field(description="seconds until the next renewal")
-    full_every: float = Field(description="seconds after which a repository is to be asked without an ETag")
+    full_every: float = Field(description="seconds between two polls of a repository without an ETag")
     hosts: dict[str, HostRate]
-    renewed: list[int] = Field(description="row ids; others that were named in the renewal are the listener's no more")
+    renewed: list[int] = Field(
+        description="row ids of the leases that were renewed; the listener has lost all others that the renewal named"
+    )
     leases: list[Lease]
-    problems: list[str] = Field([], description="news that could not be understood")
+    problems: list[str] = Field([], description="errors of news that are invalid")
 
 
 class AnnouncedPushes(Event):
-    """Pushes were announced in these repositories: they are polled at once, beside their shifts."""
+    """Repositories with announced pushes, which are polled at once, beside their shifts."""
 
     urls: list[str] = Field(max_length=100)
 
 
 class AnnouncedLeases(BaseModel):
-    """Repositories that may be asked once, now; the request is paid from the host's reserve."""
+    """Repositories that may be polled once, now. The request counts against the host's reserve."""
 
     leases: list[Lease]
     wait: float | None = Field(
-        None, description="seconds until the reserve allows to poll another one of them; None: nothing waits for it"
+        None, description="seconds until the reserve allows to poll another one of them; null: none is waiting"
     )
 
 
 class QueueReport(Event):
-    """A listener reads a queue: sent when it is connected, and every minute."""
+    """A report that a listener reads a queue. It is sent after connecting, and every minute."""
 
     queue: str = Field(max_length=255)
     events: Literal["job-actions", "tasks", "pushes"]
     found: Literal["there", "new", "deleted"] = Field(
-        description="new: it was not there and was declared; deleted: likewise, and this listener had read from it"
+        description="there: the queue exists; new: it did not exist, and was declared; deleted: it did not exist, was "
+        "declared, and this listener had read from it before"
     )
 
 
 class QueueState(BaseModel):
-    deleted: bool = Field(description="it was read before: what was sent meanwhile is lost")
-    messages_lost_since: str | None = Field(None, description="when it was last known to be there, if it was deleted")
+    """An answer to a queue report."""
+
+    deleted: bool = Field(description="the queue was read before, so messages sent in between are lost")
+    messages_lost_since: str | None = Field(
+        None, description="if it was deleted, the time when it was last known to exist"
+    )
 
 
 class PulseMessage(Event):
-    """A message as Pulse delivered it; the body is not looked at before the service has it."""
+    """A message as Pulse delivered it. The listener does not look at the body."""
 
     exchange: str = Field(max_length=255)
     routing_key: str = Field(max_length=255)
-    cc: list[str] = Field([], max_length=1_000, description="the CC header: further routing keys")
-    body: str = Field(description="the body: text, or base64 where `encoding` says so")
+    cc: list[str] = Field([], max_length=1_000, description="the CC header, which has further routing keys")
+    body: str = Field(description="the body, encoded as `encoding` says")
     encoding: Literal["utf-8", "base64"] = "utf-8"
 
 
 class JobActionMessage(PulseMessage):
-    """A button pressed in Treeherder, as Pulse delivered it."""
+    """A message of a button that was pressed in Treeherder, as Pulse delivered it."""
 
     delivery: DeliveryKey
     channel: str = Field(pattern=r"^[0-9a-f-]{36}$", description="the UUID of the AMQP channel that delivered it")
@@ -234,14 +247,16 @@ class JobActionMessage(PulseMessage):
     stamp: float = Field(
         ge=0,
         lt=32_503_680_000,
-        description="seconds since 1970, by the listener's clock, when it had read the message and had not yet asked "
-        "the broker whether the channel is still open",
+        description="seconds since 1970, by the listener's clock, after reading the message and before asking the "
+        "broker whether the channel is still open",
     )
 
 
 class Acknowledged(Event):
-    """What the broker has confirmed since the last batch."""
+    """Base class of a batch that also names deliveries whose acknowledgement has reached the broker."""
 
     acknowledged: list[DeliveryKey] = Field(
-        [], max_length=MAX_EVENTS, description="deliveries whose acknowledgement the broker has: it brings none again"
+        [],
+        max_length=MAX_EVENTS,
+        description="deliveries whose acknowledgement the broker has received, so that it will not redeliver them",
     )

@@ -1,4 +1,4 @@
-"""When to try again: exponential backoff with jitter, and the wait that an answer's `Retry-After` asks for."""
+"""Compute when to retry: exponential backoff with jitter, and the wait that a `Retry-After` header asks for."""
 
 import random
 from datetime import UTC, datetime

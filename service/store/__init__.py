@@ -1,1 +1,1 @@
-"""The database: sessions, transactions that writers share, tables, and who is woken by what was stored."""
+"""Database access: sessions, shared transactions, tables, and wake-ups of the loops that wait for stored work."""

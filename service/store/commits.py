@@ -1,8 +1,8 @@
 """Group commit: small writes that are due at the same time share one transaction.
 
-A transaction costs far more than the statements of a small write. While one is being committed, those that come
-meanwhile wait for the next, so the busier the service is, the less each of them costs; one that comes alone waits for
-nobody. They run in a thread of their own, on a synchronous connection: one hop for all statements of a transaction.
+A transaction costs far more than the statements of a small write. Writes that arrive during a commit share the next
+transaction, so a write costs less the busier the service is. A single write does not wait. The transactions run in a
+thread of their own, on a synchronous connection, which takes one hop for all statements of a transaction.
 """
 
 import asyncio
@@ -22,20 +22,21 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 GATHER = 0.005
-"""Seconds that a transaction waits for more writes, when the one before it was shared."""
+"""Seconds that a transaction waits for more writes if the previous transaction was shared."""
 
 MAX_ROWS = 50
-"""Rows of one transaction, by what its writes say of themselves; a larger write has one to itself, for whoever shares
-it would wait for it."""
+"""Largest number of rows in a shared transaction, as its writes declare them.
+
+A larger write has a transaction of its own, so that no other write waits for it."""
 
 
 Statement = tuple[Any, list[dict[str, Any]]]
-"""A statement that is made once, and the parameters of each of its executions."""
+"""A statement, and the parameters of each of its executions."""
 
 
 @dataclass(frozen=True)
 class Fence:
-    """The row that a holder has leased, and its fencing token: what is behind it is written only while they match."""
+    """A leased row and its fencing token. Writes behind a fence happen only while the row still has this token."""
 
     table: Table  # with columns `id` and `fencing_token`
     id: int
@@ -43,7 +44,7 @@ class Fence:
 
 
 class FencedError(Exception):
-    """The row is held by somebody else now, and nothing was written."""
+    """A fencing token is out of date, because another process holds the row. Nothing was written."""
 
 
 @dataclass
@@ -56,33 +57,33 @@ class _Write:
 
 
 class GroupCommit:
-    """Runs writes in shared transactions. `turn` keeps other writers of this process out meanwhile."""
+    """A queue of writes that run in shared transactions. `turn` excludes this process's other writers meanwhile."""
 
     def __init__(self, engine: Engine, turn: AbstractAsyncContextManager[Any]) -> None:
         self._engine = engine
         self._turn = turn
-        self._pending: dict[str, deque[_Write]] = {}  # by share; the first one's turn is next
+        self._pending: dict[str, deque[_Write]] = {}  # by share, in the order of their turns
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._runner: asyncio.Task[None] | None = None
 
     async def run(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
-        """Call `write` in a transaction, and return what it returns once that is committed.
+        """Call `write` in a transaction, and return its result after the commit.
 
-        It runs in another thread, and a second time if the transaction failed because of another write. When it
-        raises, nothing of it is committed, and the error is raised here. Shares take turns. A write that locks rows is
-        to have a transaction of its own (`MAX_ROWS`), so that two transactions never wait for each other in a circle.
+        `write` runs in another thread. It runs a second time if the transaction failed because of another write. If it
+        raises, none of its statements is committed, and the error is raised here. Shares take turns. A write that
+        locks rows must have a transaction of its own (`MAX_ROWS`), so that transactions cannot deadlock.
         """
-        return await self._ask(run=write, fence=None, statements=(), share=share, rows=rows)  # type: ignore[no-any-return]  # what `write` returns
+        return await self._enqueue(run=write, fence=None, statements=(), share=share, rows=rows)  # type: ignore[no-any-return]  # what `write` returns
 
     async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
-        """Execute `statements` if the fence holds, and return how many rows each has changed.
+        """Execute `statements` if the row still has the fence's token, and return the number of rows each has changed.
 
         Equal statements of several writes are executed together, and their rows are counted together. Raises
         FencedError.
         """
-        return list(await self._ask(run=None, fence=fence, statements=statements, share=share, rows=rows))
+        return list(await self._enqueue(run=None, fence=fence, statements=statements, share=share, rows=rows))
 
-    async def _ask(self, share: str, **values: Any) -> Any:
+    async def _enqueue(self, share: str, **values: Any) -> Any:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._pending.setdefault(share, deque()).append(_Write(**values, done=done))
         if self._runner is None:
@@ -90,7 +91,7 @@ class GroupCommit:
         return await done
 
     async def close(self) -> None:
-        """Wait for what is under way, and close the connection."""
+        """Wait for pending writes, and close the connection."""
         if self._runner is not None:
             await self._runner
         self._thread.shutdown()
@@ -100,7 +101,7 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         writes: list[_Write] = []
         while self._pending:
-            if len(writes) > 1:  # there is much to write: let more come, so that each costs less
+            if len(writes) > 1:  # busy: gather more writes, so that each costs less
                 await asyncio.sleep(GATHER)
             async with self._turn:
                 writes = self._next()
@@ -115,7 +116,7 @@ class GroupCommit:
         self._runner = None
 
     def _next(self) -> list[_Write]:
-        """Take the writes of the next transaction: one of each share after the other."""
+        """Remove the writes of the next transaction from the queue, and return them; shares take turns."""
         writes: list[_Write] = []
         rows = 0
         while self._pending and rows < MAX_ROWS:
@@ -125,22 +126,22 @@ class GroupCommit:
             del self._pending[share]
             write = queue.popleft()
             if queue:
-                self._pending[share] = queue  # behind the others
-            if not write.done.cancelled():  # whoever waited for it is gone: then it has not happened
+                self._pending[share] = queue  # at the end, behind the other shares
+            if not write.done.cancelled():  # a write whose caller has gone is dropped
                 writes.append(write)
                 rows += write.rows
         return writes
 
     def _commit(self, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:
-        """Write in one transaction; if it fails, each in its own, so that none fails because of another."""
+        """Write in one transaction. If it fails, retry each write alone, so that none fails because of another."""
         try:
             connection = self._engine.connect()
-        except Exception as error:  # noqa: BLE001 - the database is away, for all of them
+        except Exception as error:  # noqa: BLE001 - raised to each caller: the database cannot be reached
             return [(None, error) for _ in writes]
         try:
             with connection, connection.begin():
                 return _write(connection, writes)
-        except Exception as error:  # noqa: BLE001 - raised where the write was asked for
+        except Exception as error:  # noqa: BLE001 - raised to the caller of the write
             if len(writes) == 1:
                 return [(None, error)]
             log.info("group-commit-split", writes=len(writes), error=type(error).__name__)
@@ -148,13 +149,13 @@ class GroupCommit:
 
 
 def _write(connection: Connection, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:
-    held = _held(connection, [write.fence for write in writes if write.fence is not None])
+    intact = _lock_intact(connection, [write.fence for write in writes if write.fence is not None])
     results: list[tuple[Any, Exception | None]] = []
     fenced: list[tuple[list[int], Sequence[Statement]]] = []
     for write in writes:
         if write.run is not None:
             results.append((write.run(connection), None))
-        elif write.fence in held:
+        elif write.fence in intact:
             counts: list[int] = []
             results.append((counts, None))
             fenced.append((counts, write.statements))
@@ -167,28 +168,28 @@ def _write(connection: Connection, writes: Sequence[_Write]) -> list[tuple[Any, 
     return results
 
 
-def _execute(connection: Connection, asked: list[tuple[list[int], Any, list[dict[str, Any]]]]) -> None:
-    """Execute each statement once, with the parameters of all who ask for it: on PostgreSQL in one round trip."""
-    together: dict[int, list[tuple[list[int], Any, list[dict[str, Any]]]]] = {}
-    for each in asked:
-        together.setdefault(id(each[1]), []).append(each)
-    for same in together.values():
-        parameters = [row for _, _, rows in same for row in rows]
-        count = connection.execute(same[0][1], parameters).rowcount if parameters else 0
-        for counts, _, _ in same:
+def _execute(connection: Connection, executions: list[tuple[list[int], Any, list[dict[str, Any]]]]) -> None:
+    """Execute each statement once, with the parameters of all writes that have it: on PostgreSQL in one round trip."""
+    by_statement: dict[int, list[tuple[list[int], Any, list[dict[str, Any]]]]] = {}
+    for execution in executions:
+        by_statement.setdefault(id(execution[1]), []).append(execution)
+    for equal in by_statement.values():
+        parameters = [row for _, _, rows in equal for row in rows]
+        count = connection.execute(equal[0][1], parameters).rowcount if parameters else 0
+        for counts, _, _ in equal:
             counts.append(count)
 
 
-def _held(connection: Connection, fences: Sequence[Fence]) -> set[Fence]:
-    """Lock the rows of the fences in the order of their ids, and return those whose token is still the same."""
-    held: set[Fence] = set()
+def _lock_intact(connection: Connection, fences: Sequence[Fence]) -> set[Fence]:
+    """Lock the rows of the fences in the order of their ids, and return the fences whose token is unchanged."""
+    current: set[Fence] = set()
     for table in sorted({fence.table for fence in fences}, key=lambda table: table.name):
         ids = [fence.id for fence in fences if fence.table is table]
-        held |= {Fence(table, *row) for row in connection.execute(_tokens(table), {"ids": ids})}
-    return held & set(fences)
+        current |= {Fence(table, *row) for row in connection.execute(_select_tokens(table), {"ids": ids})}
+    return current & set(fences)
 
 
 @cache
-def _tokens(table: Table) -> Any:
+def _select_tokens(table: Table) -> Any:
     of_ids = table.c.id.in_(bindparam("ids", expanding=True))
     return select(table.c.id, table.c.fencing_token).where(of_ids).order_by(table.c.id).with_for_update()

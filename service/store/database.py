@@ -1,7 +1,6 @@
 """Engine, sessions, UTC timestamps, SQLite's pragmas, and the schema's version.
 
-Nobody but `Database.reading` and `Database.writing` commits: leaving the block is the commit, an exception the
-roll-back.
+Only `Database` commits: leaving the block of `Database.writing` commits, and an exception rolls back.
 """
 
 import asyncio
@@ -42,9 +41,9 @@ T = TypeVar("T")
 
 
 async def check_clock(session: AsyncSession) -> None:
-    """Compare this process's clock with the database's: before each claim, and at the start, when it is set by it.
+    """Compare this process's clock with the database's. The first comparison sets it.
 
-    SQLite's clock is the wall clock of this machine.
+    It is called at the start, and before work is claimed. SQLite's clock is the wall clock of this machine.
     """
     if session.get_bind().dialect.name != "postgresql":
         check_wall_clock()
@@ -56,17 +55,17 @@ async def check_clock(session: AsyncSession) -> None:
 
 
 CLOCK_EVERY = 5.0
-"""Seconds between two comparisons in a process that claims nothing."""
+"""Seconds between two comparisons in a process that claims no work."""
 
 
 async def follow_clock(database: "Database") -> None:
-    """Compare the clocks until cancelled, in a process that claims nothing."""
+    """Compare the clocks until cancelled, in a process that claims no work."""
     while True:
         await asyncio.sleep(CLOCK_EVERY)
         try:
             async with database.reading() as session:
                 await check_clock(session)
-        except Exception:  # the database is away: the time is carried forward
+        except Exception:  # while the database cannot be reached, the time is carried forward
             log.exception("clock-not-compared")
 
 
@@ -74,7 +73,7 @@ _DATABASE_TIME = select(func.clock_timestamp())
 
 
 class Utc(TypeDecorator[datetime]):
-    """A point in time. SQLite gives naive datetimes back, whatever it was given; this makes them UTC again."""
+    """A column type for aware datetimes. SQLite returns naive ones, which are converted back to UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -95,11 +94,11 @@ Json = JSON(none_as_null=True)
 
 
 SQLITE_POOL = 6
-"""Connections to SQLite: each has a thread, and 2 MB of pages in memory."""
+"""Connections to SQLite. Each has a thread, and 2 MB of pages in memory."""
 
 
 class Database:
-    """One engine and its sessions. Its errors hold no parameters: secrets and whole pushes are among them."""
+    """An engine and its sessions. Errors contain no parameters, because these may be secrets or whole pushes."""
 
     def __init__(self, url: str, pool: int = 20) -> None:
         self.sqlite = url.startswith("sqlite")
@@ -122,45 +121,45 @@ class Database:
             )
             group = create_engine(url, pool_size=2, max_overflow=0, pool_pre_ping=True, hide_parameters=True)
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
-        self.engines = (self.engine.sync_engine, group)  # for whoever watches the statements
+        self.engines = (self.engine.sync_engine, group)  # for tools that observe the statements
         self._group = GroupCommit(group, self._turn)
-        # SQLite has one writer; on PostgreSQL a large write goes beside the small ones
+        # SQLite has one writer; on PostgreSQL large writes run beside the small ones
         self._large = self._group if self.sqlite else GroupCommit(group, self._turn)
         self.wakeups = Wakeups(None if self.sqlite else self._notify)
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
-        """A session for reads; on SQLite it never waits for a writer."""
+        """Open a session for reads. On SQLite it never waits for a writer."""
         async with self._sessions() as session:
             yield session
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
-        """A session that commits when the block is left, and rolls back when it raises.
+        """Open a session that commits when the block is left, and rolls back if the block raises.
 
-        On SQLite it begins with BEGIN IMMEDIATE: a transaction that turns into a writer later fails with
-        "database is locked" instead of waiting. Writers of this process take turns by a lock of ours, for one that
-        SQLite makes wait sleeps for milliseconds at a time.
+        On SQLite it begins with BEGIN IMMEDIATE, because a transaction that becomes a writer later fails with
+        "database is locked" instead of waiting. Writers of this process take turns with a lock of ours, because a
+        writer that waits in SQLite sleeps for milliseconds at a time.
         """
         async with self._turn, self._sessions() as session, session.begin():
             await session.connection(execution_options={"immediate": True})
             yield session
 
     async def commit(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
-        """Call `write` in a transaction that it may share with others; see `GroupCommit.run`."""
+        """Call `write` in a transaction that it may share with other writes; see `GroupCommit.run`."""
         return await self._group.run(write, share, rows)
 
     async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
-        """Write what a holder of leased work writes; see `GroupCommit.write`."""
+        """Execute the statements of a holder of leased work; see `GroupCommit.write`."""
         group = self._group if rows <= MAX_ROWS else self._large
         return await group.write(fence, statements, share, rows)
 
     async def run(self, write: Callable[[Connection], T]) -> T:
-        """Call `write` in a transaction of its own, and return what it returns once that is committed.
+        """Call `write` in a transaction of its own, and return its result after the commit.
 
-        On SQLite that is one hop to a thread for all statements. On PostgreSQL it may wait for locks, and does so
-        beside the writes that share transactions.
+        On SQLite this takes one hop to a thread for all statements. On PostgreSQL it may wait for locks, without
+        holding up the writes that share transactions.
         """
         if self.sqlite:
             return await self.commit(write, "", rows=MAX_ROWS)
@@ -168,7 +167,7 @@ class Database:
             return await (await session.connection()).run_sync(write)
 
     async def run_objects(self, write: Callable[[SyncSession], T]) -> T:
-        """Call `write` likewise, with a session for objects; these may be read when it is over."""
+        """Call `write` as `run` does, with a session. Its objects may be read after the commit."""
 
         def with_session(connection: Connection) -> T:
             with SyncSession(bind=connection, expire_on_commit=False) as session:
@@ -179,11 +178,11 @@ class Database:
         return await self.run(with_session)
 
     async def _notify(self, topic: Topic) -> None:
-        told = {"channel": CHANNEL, "topic": topic}
-        await self.commit(lambda connection: connection.execute(_NOTIFY, told), "")
+        parameters = {"channel": CHANNEL, "topic": topic}
+        await self.commit(lambda connection: connection.execute(_NOTIFY, parameters), "")
 
     async def write_probe(self) -> None:
-        """Write a row of its own. Raises when the database takes no writes: it is read-only, or its disk is full."""
+        """Write a row for this check. Raises if the database refuses: it is read-only, or its disk is full."""
         insert = INSERT["sqlite" if self.sqlite else "postgresql"]
         bucket = SQLModel.metadata.tables["budget"]
         row = insert(bucket).values(name="write probe", tokens=0, at=now())
@@ -198,7 +197,7 @@ class Database:
 
 
 INSERT: dict[str, Any] = {"postgresql": postgresql_insert, "sqlite": sqlite_insert}
-"""The inserts of the dialects, by their names: those that can pass over, or update, what is there."""
+"""The insert constructs of the dialects, by dialect name, which can skip or update existing rows."""
 
 _NOTIFY = text("SELECT pg_notify(:channel, :topic)")
 
@@ -206,19 +205,19 @@ PRIVATE = 0o600
 
 
 def make_private(url: str) -> None:
-    """Make sure that nobody else may read a SQLite database: create its file so, and correct one that is there.
+    """Create a SQLite database's file with mode 0600, and correct the mode of an existing one.
 
-    SQLite gives -wal and -shm the mode of the file; those of a file that was open to others are corrected, too. Call
-    it before each first connection, which would create the file as the umask says.
+    SQLite gives -wal and -shm the mode of the file; existing ones are corrected, too. Call it before the first
+    connection, which would create the file with the umask's mode.
     """
     name = make_url(url).database if url.startswith("sqlite") else None
     if not name or name == ":memory:":
         return
     path = urlsplit(name).path if name.startswith("file:") else name
-    for file, flags in ((path, os.O_CREAT), *((f"{path}-{more}", 0) for more in ("wal", "shm", "journal"))):
+    for file, flags in ((path, os.O_CREAT), *((f"{path}-{suffix}", 0) for suffix in ("wal", "shm", "journal"))):
         try:
             descriptor = os.open(file, os.O_RDONLY | flags, PRIVATE)
-        except OSError:  # it is not there, or SQLite says more readably why it cannot be opened
+        except OSError:  # it does not exist, or SQLite reports more readably why it cannot be opened
             continue
         try:
             if stat.S_IMODE(os.fstat(descriptor).st_mode) != PRIVATE:
@@ -232,7 +231,7 @@ def make_private(url: str) -> None:
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def pragmas(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # sqlite3 begins nothing by itself: `begin` below does
+        connection.isolation_level = None  # sqlite3 begins no transaction by itself: `begin` below does
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
             cursor.execute(f"PRAGMA {pragma}")
@@ -245,17 +244,17 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 
 def insertion(rows: Sequence[SQLModel]) -> list[Statement]:
-    """Return the statement that inserts rows of one table, none if there are none. The database gives the ids."""
-    return [(_insert(type(rows[0])), [row.model_dump(exclude={"id"}) for row in rows])] if rows else []
+    """Return the statement that inserts these rows of one table, if there are any. The database assigns the ids."""
+    return [(_insert_into(type(rows[0])), [row.model_dump(exclude={"id"}) for row in rows])] if rows else []
 
 
 @cache
-def _insert(model: type[SQLModel]) -> Any:
+def _insert_into(model: type[SQLModel]) -> Any:
     return SQLModel.metadata.tables[str(model.__tablename__)].insert()
 
 
 async def insert_new(session: AsyncSession, model: type[SQLModel], **values: Any) -> None:
-    """Insert a row unless its key is taken: whoever comes second finds the first one's."""
+    """Insert a row, unless a row with its key exists."""
     insert = INSERT[session.get_bind().dialect.name]
     await session.exec(insert(model).values(**values).on_conflict_do_nothing())
 
@@ -264,43 +263,43 @@ async def insert_new(session: AsyncSession, model: type[SQLModel], **values: Any
 
 
 class SchemaError(Exception):
-    """The schema cannot be changed; the message says why."""
+    """A schema that cannot be changed. The message says why."""
 
 
 class SchemaBehindError(SchemaError):
-    """The database's schema is not the one this code was written for."""
+    """A schema that lacks a migration of this release."""
 
 
 def migrations() -> Path:
-    """Where they are: in a wheel within the package, in a checkout beside it."""
-    here = Path(__file__).parents[1]
-    installed = here / "_alembic"
-    return installed if installed.is_dir() else here.parent / "alembic"
+    """Return the folder of the migrations: in a wheel within the package, in a checkout beside it."""
+    package = Path(__file__).parents[1]
+    installed = package / "_alembic"
+    return installed if installed.is_dir() else package.parent / "alembic"
 
 
 def revisions() -> list[str]:
-    """Those that this release knows, in order; a file's name begins with its own.
+    """Return the revisions that this release knows, in order. The name of a migration's file begins with its revision.
 
-    Alembic would tell, too: it takes ten megabytes, which a service whose schema is as it should be can do without.
+    This does not import alembic, which takes ten megabytes of memory and is only needed to migrate.
     """
     return sorted(file.name.partition("_")[0] for file in (migrations() / "versions").glob("*_*.py"))
 
 
 def shown(url: str) -> str:
-    """`url` as it may be shown: without its password, and without parameters, among which one can be."""
+    """Return `url` without its password, and without its parameters, which can contain one."""
     return make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
 def sync_url(url: str) -> str:
-    """For SQLAlchemy's other half, in which alembic works."""
+    """Return the URL for a synchronous engine, as alembic uses one."""
     return url.replace("sqlite+aiosqlite:", "sqlite:")
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the schema to `revision`. Two at once on PostgreSQL wait for each other (alembic/env.py holds a lock).
+    """Migrate the schema to `revision`.
 
-    A schema that a newer release has migrated is left as it is, so that an older one can be rolled back to. Raises
-    SchemaError.
+    Concurrent migrations on PostgreSQL wait for each other (alembic/env.py holds a lock). A schema that a newer release
+    has migrated is not changed, so that a release can be rolled back. Raises SchemaError.
     """
     current = _current(url)
     if revision == "head" and (current == revisions()[-1] or _is_ahead(current)):
@@ -309,7 +308,7 @@ def upgrade(url: str, revision: str = "head") -> None:
 
 
 def downgrade(url: str, revision: str) -> None:
-    """Take the schema back to `revision` (`base`: nothing is left). Raises SchemaError."""
+    """Migrate the schema back to `revision` (`base` removes all tables). Raises SchemaError."""
     _migrate("downgrade", url, revision)
 
 
@@ -325,19 +324,20 @@ def _migrate(command: Literal["upgrade", "downgrade"], url: str, revision: str) 
     try:
         getattr(alembic.command, command)(config, revision)
     except CommandError as error:
-        raise SchemaError(f"the schema of {shown(url)} stays as it is: {error}") from error
+        raise SchemaError(f"the schema of {shown(url)} was not changed: {error}") from error
 
 
 def check_schema(url: str) -> None:
     """Raise SchemaBehindError if the database lacks a migration of this release.
 
-    One that is ahead will do: each migration works with the previous release's code (expand first, contract later).
+    A schema of a newer release is accepted: each migration works with the previous release's code (expand first,
+    contract later).
     """
     current, head = _current(url), revisions()[-1]
     if current != head and not _is_ahead(current):
         raise SchemaBehindError(
             f"the database {shown(url)} is at schema {current or 'none'}, "
-            f"this release needs {head}: run `tc-treeherder db upgrade` first"
+            f"and this release needs {head}: run `tc-treeherder db upgrade` first"
         )
 
 
@@ -355,7 +355,7 @@ def _current(url: str) -> str | None:
 
 
 def _is_ahead(current: str | None) -> bool:
-    """Whether the schema is at a migration that this release does not know, so a newer one made it."""
+    """Return True if the schema is at a migration that this release does not know, so a newer release made it."""
     ahead = current is not None and current not in revisions()
     if ahead:
         log.warning("schema-ahead", schema=current, why="a newer release has migrated it; expected in a roll-back")
@@ -363,4 +363,5 @@ def _is_ahead(current: str | None) -> bool:
 
 
 async def check_schema_async(url: str) -> None:
+    """Check the schema as `check_schema` does, in a thread."""
     await asyncio.to_thread(check_schema, url)

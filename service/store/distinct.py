@@ -1,4 +1,4 @@
-"""The distinct values of an indexed column, found from one to the next, however many rows have each."""
+"""Query the distinct values of an indexed column, with one index look-up per value and not per row."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from sqlmodel import select
 
 
 def distinct_of(column: Any, name: str, *conditions: Any) -> Any:
-    """Return a CTE of the values of `column`, in a column of that name; it has a row of NULL too.
+    """Return a CTE of the distinct values of `column`, in a column of the same name, and a row with NULL.
 
-    There must be an index of what meets the `conditions` that begins with this column.
+    An index of the rows that meet the `conditions` must begin with this column.
     """
     values: Any = select(func.min(column).label(column.key)).where(*conditions).cte(name, recursive=True)
     value = values.c[column.key]

@@ -1,4 +1,4 @@
-"""The tables. What goes over the API is in `schemas`; never the other way round."""
+"""Define the database's tables. The API's schemas are in `service.api.schemas`."""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -21,13 +21,15 @@ def _partial(name: str, *columns: str, where: str) -> Index:
 
 
 def _of_those_with(table: str, column: str) -> Index:
-    """An index of a foreign key that is NULL in most rows."""
+    """Return an index of a foreign key that is NULL in most rows."""
     return _partial(f"ix_{table}_{column}", column, where=f"{column} IS NOT NULL")
 
 
 def _work_indexes(table: str) -> tuple[Index, ...]:
-    """Return the indexes of unfinished work: its lanes, whose turn it is in each, what has waited longest, and who
-    holds what; and of finished work, by its age, for retention."""
+    """Return the indexes of a table of work.
+
+    They cover unfinished work by lane, share, age and holder, and finished work by age, for retention.
+    """
     due = "due_at IS NOT NULL"
     return (
         _partial(f"ix_{table}_due", "lane", "due_at", where=due),
@@ -39,13 +41,14 @@ def _work_indexes(table: str) -> tuple[Index, ...]:
 
 
 MONITORED = "(enabled AND deleted_at IS NULL)"
-"""Which repositories are polled. Conditions of partial indexes are to be written in a query as they stand there."""
+"""Condition of repositories that are polled. To use a partial index, a query must repeat its condition literally."""
 
 
 class Repository(SQLModel, table=True):
-    """A monitored repository, and where its poll stands.
+    """A monitored repository, and the state of its poll.
 
-    A deleted one keeps its row, so that the generation survives re-creation; only live ones compete for an alias.
+    A deleted repository keeps its row, so that the generation survives re-creation. Only the aliases of repositories
+    that are not deleted must be unique.
     """
 
     __table_args__ = (
@@ -56,7 +59,7 @@ class Repository(SQLModel, table=True):
             sqlite_where=text("deleted_at IS NULL"),
             postgresql_where=text("deleted_at IS NULL"),
         ),
-        Index("ix_repository_alias", "alias", "id"),  # of deleted ones, too
+        Index("ix_repository_alias", "alias", "id"),  # includes deleted repositories
         _partial("ix_repository_turn", "host", "turn", "id", where=MONITORED),
         _partial("ix_repository_holder", "holder", "id", where="holder IS NOT NULL"),
         _partial("ix_repository_good_poll", "last_good_poll_at", "created_at", where=MONITORED),
@@ -68,8 +71,8 @@ class Repository(SQLModel, table=True):
     url: str = Field(unique=True)
     host: str
     level: str
-    trust_domain: str | None = None  # with the level, it names the scheduler of the project's tasks
-    route_project: str | None = None  # `user/project`, where the routes of its tasks name that and not the alias
+    trust_domain: str | None = None  # with the level, makes the schedulerId of the project's tasks
+    route_project: str | None = None  # `user/project`, if the routes of its tasks have that instead of the alias
     scopes: list[str] = Field(default_factory=list, sa_type=Json)
     contains: str | None = None
     graph: bool = True
@@ -85,16 +88,16 @@ class Repository(SQLModel, table=True):
     record_before: datetime | None = _utc()  # pushes dated before a reset are only recorded
 
     # the poll
-    due_at: datetime = Field(default_factory=now, sa_type=Utc)  # of one that has a holder, the end of its shift
+    due_at: datetime = Field(default_factory=now, sa_type=Utc)  # while it has a holder: the end of its shift
     turn: datetime = Field(default_factory=now, sa_type=Utc)  # due_at, earlier for a busy repository
-    shift: int = 0  # the fencing token: goes up when it is leased, and when what its listener knows is out of date
+    shift: int = 0  # the fencing token: incremented by each lease, and by changes that its listener must learn of
     holder: str | None = Field(default=None, sa_type=Text)  # the listener that polls it in this shift
     last_polled_at: datetime | None = _utc()
     last_good_poll_at: datetime | None = _utc()
     last_full_poll_at: datetime | None = _utc()
     last_push_at: datetime | None = _utc()
     etag: str | None = None
-    etag_cursor: int | None = None  # all pushes up to here were taken in when the pushlog gave the ETag
+    etag_cursor: int | None = None  # all pushes up to here were stored when the pushlog sent the ETag
     poll_error: str | None = Field(default=None, sa_type=Text)
     poll_failures: int = 0
     reset_suspicions: int = 0
@@ -102,17 +105,17 @@ class Repository(SQLModel, table=True):
 
     @property
     def shift_ends_at(self) -> datetime | None:
-        """When the shift ends in which a listener polls it; None: nobody has it."""
+        """Return the end of the shift in which a listener polls it; None: no listener does."""
         return None if self.holder is None else self.due_at
 
 
 class Push(SQLModel, table=True):
-    """A push of one generation of a repository, as the pushlog told it."""
+    """A push of one generation of a repository, as listed by the pushlog."""
 
     __table_args__ = (
         UniqueConstraint("repository_id", "generation", "push_id"),
         Index("ix_push_number", "repository_id", "push_id", "generation"),
-        # the lists: what they are filtered by, and the order that they are in
+        # of the API's lists: their filters and their order
         Index("ix_push_repository_id", "repository_id", "id"),
         Index("ix_push_user", "user", "id"),
         Index("ix_push_revision", "revision", "id"),
@@ -126,7 +129,7 @@ class Push(SQLModel, table=True):
     push_id: int
     user: str = Field(sa_type=Text)
     date: datetime = Field(sa_type=Utc)
-    revision: str | None  # the tip; None when no changeset is left
+    revision: str | None  # the tip; None if the push has no changesets any more
     revision_hash: str
     base_revision: str | None = None  # the first parent of the first changeset
     changesets: list[dict[str, Any]] = Field(sa_type=Json)  # the last 200, in full
@@ -135,43 +138,43 @@ class Push(SQLModel, table=True):
 
 
 class State(StrEnum):
-    """What became of a piece of work. `pending` is the only one that is not final."""
+    """A state of a piece of work. Only `pending` is not final."""
 
     PENDING = "pending"
     DONE = "done"
     SKIPPED = "skipped"
     FAILED = "failed"
-    REJECTED = "rejected"  # an action that is not to be done
-    NOTHING_TO_DO = "nothing-to-do"  # an action on what has ended already
+    REJECTED = "rejected"  # an action that is not allowed or not possible
+    NOTHING_TO_DO = "nothing-to-do"  # an action on a task that has already ended
 
 
 NOBODY = "-"
-"""The share of work that is nobody's."""
+"""The share of work that belongs to no person."""
 
 
 def share_of(repository: str, person: str) -> str:
-    """Return the share of a repository's pusher, or of whoever requests actions on its tasks."""
+    """Return the share of a person who pushes to a repository, or requests actions on its tasks."""
     return f"{repository}/{person}"
 
 
 class Work(SQLModel):
-    """What every piece of leased work has; `service.engine.leases` says how it is written.
+    """Base class of the tables of leased work. `service.engine.leases` claims and writes it.
 
-    Job reports are claimed by it, but written by the hundred, in `service.flow.jobs.outcomes`, and as events come in,
-    in `service.flow.jobs.events`.
+    Job reports are claimed there as well, but are written in batches by `service.flow.jobs.outcomes`, and by
+    `service.flow.jobs.events` as events arrive.
     """
 
     id: int | None = Field(default=None, primary_key=True)
     state: State = Field(default=State.PENDING, sa_type=Text)
-    lane: str  # the upstream it needs; one lane never holds up another
-    share: str = Field(default=NOBODY, sa_type=Text)  # whose it is: a lane is shared fairly among these
-    # also the lease's end; None: nothing to do. A default of the column would stand in for a None that is stored
+    lane: str  # the upstream that it needs; lanes do not wait for each other
+    share: str = Field(default=NOBODY, sa_type=Text)  # the person whose work it is: a lane is fair among shares
+    # while leased, the end of the lease; None: finished. A default of the column would replace a stored None
     due_at: datetime | None = Field(default_factory=now, sa_type=Utc, sa_column_kwargs={"default": None})
-    fencing_token: int = 0  # goes up at each claim
+    fencing_token: int = 0  # incremented by each claim
     holder: str | None = Field(default=None, sa_type=Text)  # the process that claimed it, see service.engine.replica
     attempts: int = 0
-    since: datetime = Field(default_factory=now, sa_type=Utc)  # when it was first due
-    error: str | None = Field(default=None, sa_type=Text)  # the last failure, or why it was skipped
+    since: datetime = Field(default_factory=now, sa_type=Utc)  # when it first became due
+    error: str | None = Field(default=None, sa_type=Text)  # the last failure, or the reason for skipping it
     done_at: datetime | None = _utc()
 
     lock_order: ClassVar[tuple[str, ...]] = ("id",)
@@ -187,26 +190,28 @@ class Work(SQLModel):
 
     @property
     def next_attempt_at(self) -> datetime | None:
-        """When it is tried next; what a person asked for again is due since long before that."""
+        """Return the time of the next attempt. `due_at` alone would be too early for work that a person retried."""
         return None if self.due_at is None else max(self.due_at, self.since)
 
     def dead_letter(self, reason: str) -> "DeadLetter":
-        """What is left of this work when it is buried."""
+        """Return the dead letter of this work, for when it is buried."""
         raise NotImplementedError
 
     def failure_notices(self) -> list["Notice"]:
-        """Who is to be told, beside the callers of our API, when this work fails or is rejected."""
+        """Return the notices to send if this work fails or is rejected."""
         return []
 
 
 class StepKind(StrEnum):
+    """A kind of a push's steps."""
+
     RESULTSET = "resultset"
     GRAPH = "graph"
     ANNOUNCEMENT = "announcement"
 
 
 class PushStep(Work, table=True):
-    """One step of a push: its resultset in one environment, its graph, or its announcement on Pulse."""
+    """A step of a push: its resultset in one environment, its graph, or its announcement on Pulse."""
 
     __tablename__ = "push_step"
     __table_args__ = (
@@ -219,10 +224,10 @@ class PushStep(Work, table=True):
     push_id: int = Field(foreign_key="push.id")
     kind: StepKind = Field(sa_type=Text)
     environment: str = ""  # a resultset's route prefix
-    plan_attempt: int = 0  # goes up when a refused plan is given up and made anew
-    refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
+    plan_attempt: int = 0  # incremented when a refused plan is replaced
+    refused: str | None = Field(default=None, sa_type=Text)  # why the plan was refused
     error_task: str | None = None
-    error_task_refused: str | None = Field(default=None, sa_type=Text)  # what was left out of it, or why there is none
+    error_task_refused: str | None = Field(default=None, sa_type=Text)  # what was left out, or why there is no task
 
     letter_column: ClassVar[str | None] = "step_id"
 
@@ -235,17 +240,19 @@ class PushStep(Work, table=True):
 
 
 class Source(StrEnum):
+    """A way in which an action's request came in."""
+
     PULSE = "pulse"
     API = "api"
 
 
 RECEIVED = "(state = 'pending' AND planned_at IS NULL)"
 PLANNED = "(state = 'pending' AND planned_at IS NOT NULL)"
-"""Actions that wait for their plan, and those that have one and are not carried out yet."""
+"""Conditions of pending actions: those that wait for their plan, and those that have one."""
 
 
 class Action(Work, table=True):
-    """A button that was pressed, or a call of our API: what is wanted, and what became of it."""
+    """An action that a button in Treeherder or a call of our API requested, and its result."""
 
     __table_args__ = (
         *_work_indexes("action"),
@@ -258,8 +265,8 @@ class Action(Work, table=True):
         Index("ix_action_since", "since"),
     )
 
-    key: str = Field(default_factory=lambda: str(uuid.uuid4()))  # what the ids of its copies are derived from
-    kind: str  # retrigger, cancel; or another one's name, which is rejected
+    key: str = Field(default_factory=lambda: str(uuid.uuid4()))  # the ids of its copies are derived from this
+    kind: str  # retrigger, cancel; or an unknown name, which is rejected
     project: str = Field(sa_type=Text)
     task_id: str
     run_id: int | None = None
@@ -267,12 +274,12 @@ class Action(Work, table=True):
     source: Source = Field(sa_type=Text)
     received_at: datetime = Field(default_factory=now, sa_type=Utc)
     planned_at: datetime | None = _utc()
-    plan_attempt: int = 0  # goes up when a plan that nothing came of is made anew
-    refused: str | None = Field(default=None, sa_type=Text)  # why the plan was given up
-    input: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  # what the action was told, by its kind's schema
+    plan_attempt: int = 0  # incremented when a plan that created no task is replaced
+    refused: str | None = Field(default=None, sa_type=Text)  # why the plan was refused
+    input: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  # by the schema of the kind of action
     left_out: list[dict[str, str]] = Field(default_factory=list, sa_type=Json)  # task_id, name, reason
-    notes: list[str] = Field(default_factory=list, sa_type=Json)  # what else a person should know
-    failure_jobs: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # where a failure is shown
+    notes: list[str] = Field(default_factory=list, sa_type=Json)  # further remarks for people
+    failure_jobs: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # the jobs that show a failure
 
     letter_column: ClassVar[str | None] = "action_id"
 
@@ -285,32 +292,32 @@ class Action(Work, table=True):
         return DeadLetter(kind="action", subject=subject, reason=reason, action_id=self.id)
 
     def failure_notices(self) -> list["Notice"]:
-        """A job that shows the reason, on each push that the task's routes name."""
+        """Return a job that shows the reason, for each push that the task's routes name."""
         return [
             Notice(
                 kind=NoticeKind.JOB,
-                lane=f"failure {shown['environment']}",
+                lane=f"failure {job['environment']}",
                 share=self.share,
                 action_id=self.id or 0,
-                target=shown["environment"],
-                key=shown["project"],
-                body=shown["entry"],
+                target=job["environment"],
+                key=job["project"],
+                body=job["entry"],
             )
-            for shown in self.failure_jobs
+            for job in self.failure_jobs
         ]
 
 
 UNSETTLED = text("(redelivered OR NOT acknowledged OR NOT made_action)")
-"""What may yet change how many presses are counted, or how many actions there should be; see `flow.action`."""
+"""Condition of deliveries that can still change how many presses or actions there are; see `flow.actions.receive`."""
 
 REDELIVERED_WITHIN = timedelta(days=2)
-"""How long after a message the broker may bring it again."""
+"""Time after a message within which the broker may redeliver it."""
 
 
 class Delivery(SQLModel, table=True):
-    """Something that came in under a key: a press of a button, or a call with an Idempotency-Key.
+    """A delivery that has a key for deduplication: the press of a button, or a call with an Idempotency-Key.
 
-    What brings the key again is told `duplicate`.
+    A further delivery with the key is answered `duplicate`.
     """
 
     __table_args__ = (
@@ -320,23 +327,25 @@ class Delivery(SQLModel, table=True):
     )
 
     key: str = Field(primary_key=True)
-    digest: str | None = None  # of what equal presses say; of the body behind an Idempotency-Key
+    digest: str | None = None  # of the content that equal presses share; of the body with an Idempotency-Key
     at: datetime = Field(default_factory=now, sa_type=Utc)
-    action_id: int | None = Field(default=None, foreign_key="action.id")  # that it is listed on
-    made_action: bool = True  # and that was made for it; otherwise it may be another delivery of the same press
-    channel: str = ""  # the AMQP channel that brought it
+    action_id: int | None = Field(default=None, foreign_key="action.id")  # the action that lists it
+    made_action: bool = True  # False: the action was made for another delivery, maybe of the same press
+    channel: str = ""  # the AMQP channel that delivered it
     redelivered: bool = False
     stamp: float = 0  # when the listener read it, by its clock
-    acknowledged: bool = False  # the broker has confirmed it: it does not bring it again
+    acknowledged: bool = False  # the broker has the acknowledgement, and will not redeliver it
 
 
 class NoticeKind(StrEnum):
+    """A way in which a notice is sent."""
+
     PULSE = "pulse"
     JOB = "job"
 
 
 class Notice(Work, table=True):
-    """What others are told of an action or a step that has ended: work of its own, so that it holds nothing up."""
+    """A notice to other systems that an action or a step has ended. As work of its own, it blocks nothing."""
 
     __table_args__ = (
         *_work_indexes("notice"),
@@ -346,8 +355,8 @@ class Notice(Work, table=True):
     kind: NoticeKind = Field(sa_type=Text)
     action_id: int | None = Field(default=None, foreign_key="action.id", index=True)
     step_id: int | None = Field(default=None, foreign_key="push_step.id", index=True)
-    target: str  # an exchange of ours; or a Treeherder's route prefix
-    key: str = Field(sa_type=Text)  # the routing key; or the project
+    target: str  # one of our exchanges, or a Treeherder's route prefix
+    key: str = Field(sa_type=Text)  # the routing key, or the project
     body: dict[str, Any] = Field(sa_type=Json)
 
     letter_column: ClassVar[str | None] = "notice_id"
@@ -363,7 +372,7 @@ OF_STEP, OF_ACTION = " AND step_id IS NOT NULL", " AND action_id IS NOT NULL"
 
 
 class PlannedTask(SQLModel, table=True):
-    """The exact definition of a task that is to be created, stored before the first `createTask`."""
+    """A task of a plan, with its exact definition, which is stored before the first `createTask`."""
 
     __tablename__ = "planned_task"
     __table_args__ = (
@@ -371,10 +380,10 @@ class PlannedTask(SQLModel, table=True):
         _partial("ix_planned_task_step_id", "step_id", "plan_attempt", "position", where="step_id IS NOT NULL"),
         _partial("ix_planned_task_action_id", "action_id", "plan_attempt", "position", where="action_id IS NOT NULL"),
         _partial("ix_planned_task_copy_of", "copy_of", "action_id", where="copy_of IS NOT NULL"),
-        # those that are still to be created, so that nobody counts ten thousand that are
+        # tasks that are not created yet, so that no query counts ten thousand that are
         _partial("ix_planned_task_step_uncreated", "step_id", "plan_attempt", where=UNCREATED + OF_STEP),
         _partial("ix_planned_task_action_uncreated", "action_id", "plan_attempt", where=UNCREATED + OF_ACTION),
-        # those whose definitions are still kept
+        # tasks whose definitions are still stored
         _partial("ix_planned_task_step_body", "step_id", where=WITH_BODY + OF_STEP),
         _partial("ix_planned_task_action_body", "action_id", where=WITH_BODY + OF_ACTION),
     )
@@ -385,17 +394,17 @@ class PlannedTask(SQLModel, table=True):
     copy_of: str | None = None  # the task that this is a copy of
     plan_attempt: int = 0
     position: int  # in dependency order
-    label: str = Field(sa_type=Text)  # what the id was derived from: "task", "error" or "copy"
+    label: str = Field(sa_type=Text)  # what the id is derived from: "task", "error" or "copy"
     name: str = Field(sa_type=Text)
     definition: dict[str, Any] | None = Field(sa_type=Json)
-    created: bool = False  # it exists in Taskcluster, made by this plan or adopted
-    adopted: bool = False  # it existed before this plan could create it: giving up the plan does not cancel it
+    created: bool = False  # it exists in Taskcluster, created by this plan or adopted
+    adopted: bool = False  # it existed before this plan could create it; abandoning the plan does not cancel it
 
 
 class Stage(IntEnum):
-    """How far a run has come, as far as is known. A run never goes back, so a lower one is late."""
+    """A stage of a run's progress. A run never goes back, so an event with a lower stage is late."""
 
-    UNSCHEDULED = 0  # the task is defined, its run 0 is to come
+    UNSCHEDULED = 0  # the task is defined, and its run 0 does not exist yet
     PENDING = 1
     RUNNING = 2
     RESOLVED = 3
@@ -403,9 +412,9 @@ class Stage(IntEnum):
 
 
 OPEN = "(stage < 3 AND state IN ('pending', 'done'))"
-"""Reports of runs that are not at their end, and are to be reported."""
+"""Condition of reports of unfinished runs that are not failed or skipped."""
 FAILED_REPORTS = "state IN ('failed', 'skipped')"
-"""What the list of job reports finds by an index of its own: of all others there are many, or they are due."""
+"""Condition of reports for which the API's list has an index: there are few of them, and they are not due."""
 
 
 NEVER = datetime(2000, 1, 1, tzinfo=UTC)
@@ -413,15 +422,15 @@ NEVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def job_lane(environment: str, project: str) -> str:
-    """Return the lane of a project's jobs for one Treeherder, which takes turns with those of others."""
+    """Return the lane of a project's jobs for one Treeherder, which takes turns with the lanes of other projects."""
     return f"job {environment} {project}"
 
 
 class JobReport(Work, table=True):
-    """A run of a task in one environment: the newest that is known of it, and what its Treeherder was told.
+    """A report of a task's run to one environment: the newest known state, and the state that was delivered.
 
-    Every event that brings something new raises `version`; what was posted finishes only the version that was
-    claimed, otherwise the row stays due.
+    Every event with new information increments `version`. A delivery finishes the row only if the version is still the
+    one that was claimed, otherwise the row stays due.
     """
 
     __tablename__ = "job_report"
@@ -442,11 +451,11 @@ class JobReport(Work, table=True):
     revision_hash: str | None = None  # of a v1 route
     task_group_id: str
     stage: Stage = Field(sa_type=Integer)
-    run: dict[str, Any] = Field(sa_type=Json)  # what else is known of the run, see flow.report
+    run: dict[str, Any] = Field(sa_type=Json)  # further facts about the run, see flow.jobs.events
     version: int = 0
-    delivered: int | None = None  # the stage that Treeherder was told last
-    last_event_at: datetime = Field(default_factory=now, sa_type=Utc)  # or last checked
-    no_push_since: datetime | None = _utc()  # Treeherder has been answering since then that it has no such push
+    delivered: int | None = None  # the stage that was last delivered to Treeherder
+    last_event_at: datetime = Field(default_factory=now, sa_type=Utc)  # or the time of the last look-up in the queue
+    no_push_since: datetime | None = _utc()  # since then, Treeherder has answered that it has no such push
 
     letter_column: ClassVar[str | None] = "report_id"
 
@@ -459,7 +468,7 @@ class JobReport(Work, table=True):
 
 
 class GroupCheck(Work, table=True):
-    """A task group that is to be listed once, because messages about it may have been lost."""
+    """A task group that will be listed once, because messages about it may have been lost."""
 
     __tablename__ = "group_check"
     __table_args__ = (
@@ -482,7 +491,7 @@ def work_tables() -> list[type[Work]]:
 
 
 class DeadLetter(SQLModel, table=True):
-    """What could not be understood, or ran out of retries. It waits for a person."""
+    """A dead letter: an invalid event, or work that ran out of retries. A person replays or drops it."""
 
     __tablename__ = "dead_letter"
     __table_args__ = (
@@ -493,33 +502,33 @@ class DeadLetter(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     kind: str  # push-event, job-action, task-event; resultset, graph, announcement, action, notice, job-report, ...
-    subject: str = Field(sa_type=Text)  # what it is about, for people
+    subject: str = Field(sa_type=Text)  # a description for people
     reason: str = Field(sa_type=Text)
-    payload: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the event as it came; a group's id
+    payload: bytes | None = Field(default=None, sa_column=Column(LargeBinary))  # the event's bytes, or a group's id
     step_id: int | None = Field(default=None, foreign_key="push_step.id")
     action_id: int | None = Field(default=None, foreign_key="action.id")
     notice_id: int | None = Field(default=None, foreign_key="notice.id")
     report_id: int | None = Field(default=None, foreign_key="job_report.id")
     since: datetime = Field(default_factory=now, sa_type=Utc)
-    digest: str | None = Field(default=None, unique=True)  # of an event, so that it is kept once
+    digest: str | None = Field(default=None, unique=True)  # of an event, so that it is stored once
 
 
 class PulseQueue(SQLModel, table=True):
-    """A queue that listeners read."""
+    """A Pulse queue that listeners read."""
 
     __tablename__ = "pulse_queue"
 
     name: str = Field(primary_key=True)
     events: str  # job-actions, tasks, pushes
     declared_at: datetime = Field(default_factory=now, sa_type=Utc)
-    seen_at: datetime = Field(default_factory=now, sa_type=Utc)  # when a listener was last known to read it
-    deleted_at: datetime | None = _utc()  # when it was last found to be gone
-    messages_lost_since: datetime | None = _utc()  # nothing sent between these two was heard
+    seen_at: datetime = Field(default_factory=now, sa_type=Utc)  # when a listener last reported that it reads it
+    deleted_at: datetime | None = _utc()  # when a listener last found that it was deleted
+    messages_lost_since: datetime | None = _utc()  # messages sent from then until `deleted_at` are lost
     deletions: int = 0
 
 
 class Budget(SQLModel, table=True):
-    """Requests left for a host or a credential, shared by all replicas: a bucket that refills by the second."""
+    """A token bucket of requests to a host, or with a credential. All replicas share it."""
 
     name: str = Field(primary_key=True)
     tokens: float
@@ -528,20 +537,20 @@ class Budget(SQLModel, table=True):
 
 
 class RateGrant(SQLModel, table=True):
-    """Requests a second that a listener may send to a host until its shift ends."""
+    """A rate of requests to a host that was granted to a listener until its shift ends."""
 
     __tablename__ = "rate_grant"
 
     listener: str = Field(primary_key=True)
     host: str = Field(primary_key=True)
     answer: int  # the number of the answer that granted it
-    rate: float
-    counted: float  # what others must leave to it: the rate before, until the listener has the answer that cut it
+    rate: float  # requests a second
+    counted: float  # what is reserved for it: the previous rate, until the listener has the answer that lowered it
     ends_at: datetime = Field(sa_type=Utc)
 
 
 class Secret(SQLModel, table=True):
-    """Keys made once by this deployment."""
+    """A secret key that this deployment generated once."""
 
     name: str = Field(primary_key=True)
     value: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
@@ -550,4 +559,4 @@ class Secret(SQLModel, table=True):
         return f"Secret({self.name})"
 
     __str__ = __repr__
-    __repr_args__ = None  # type: ignore[assignment]  # pydantic's own repr would print the value
+    __repr_args__ = None  # type: ignore[assignment]  # pydantic's repr would print the value

@@ -1,6 +1,12 @@
-"""aiosqlite, with one trip to a connection's thread for each statement; by itself it makes four.
+"""Connect to SQLite through aiosqlite, with one hop to the connection's thread per statement instead of four.
 
-Each trip wakes two threads one after the other, which takes longer than most statements do.
+Each hop wakes two threads one after the other, which takes longer than most statements do. For that, this module uses
+three names of aiosqlite (0.22.1) that are not part of its documented interface; `tests/service/store/test_sqlite.py`
+fails when an upgrade removes one:
+
+    Connection._execute   run a function in the connection's thread: execute and fetch in one hop
+    Connection._conn      the sqlite3 connection that this function uses
+    Connection._thread    made a daemon, so that a connection that was not closed does not keep the process alive
 """
 
 import sqlite3
@@ -12,7 +18,7 @@ import aiosqlite
 
 
 class Cursor(aiosqlite.Cursor):
-    """It is there once a statement was executed, and by then has all of its rows."""
+    """A cursor that fetches all rows together with the execution of its statement."""
 
     _rows: Sequence[Any] = ()
 
@@ -30,7 +36,7 @@ class Cursor(aiosqlite.Cursor):
             cursor = statement(self._connection._conn)
             return cursor, cursor.fetchall()
 
-        self._connection.spoken_to = True
+        self._connection.in_use = True
         self._cursor, self._rows = await self._connection._execute(run)  # type: ignore[no-untyped-call]  # aiosqlite's own
         return self
 
@@ -38,29 +44,31 @@ class Cursor(aiosqlite.Cursor):
         return self._rows
 
     async def close(self) -> None:
-        """Nothing is open: SQLite has given its last row."""
+        """Do nothing: all rows were fetched, so nothing is open."""
 
 
 class Connection(aiosqlite.Connection):
-    spoken_to = False
-    """Whether a statement was sent since a transaction ended last."""
+    """A connection that does not hop to its thread for a cursor, or for a rollback without a statement before it."""
 
-    def cursor(self) -> Cursor:  # type: ignore[override]  # SQLAlchemy enters it at once: no trip to make one
+    in_use = False
+    """True if a statement was executed since the last transaction ended."""
+
+    def cursor(self) -> Cursor:  # type: ignore[override]  # SQLAlchemy only enters it, and needs no awaitable
         return Cursor(self)
 
     async def commit(self) -> None:
         await super().commit()
-        self.spoken_to = False
+        self.in_use = False
 
     async def rollback(self) -> None:
-        """SQLAlchemy asks for one whenever a connection returns to its pool: no trip when there is nothing to undo."""
-        if self.spoken_to:
+        """Roll back if a statement was executed: SQLAlchemy calls this whenever a connection returns to its pool."""
+        if self.in_use:
             await super().rollback()
-            self.spoken_to = False
+            self.in_use = False
 
 
 def connect(database: str, **options: Any) -> Connection:
-    """As `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`. The thread keeps no process from its end."""
+    """Connect as `aiosqlite.connect` does, for SQLAlchemy's `async_creator_fn`, with a daemon thread."""
     connection = Connection(partial(sqlite3.connect, database, **options), iter_chunk_size=64)
     connection._thread.daemon = True
     return connection

@@ -135,7 +135,7 @@ def test_errors_name_the_setting_and_show_no_secret(
     ("text", "named"),
     [
         (f"tokens: [{{name: a, value: {SECRET}", "line"),
-        (f"{SECRET}: 1\n", "Extra inputs|wrong settings|cannot be read"),
+        (f"{SECRET}: 1\n", "Extra inputs|invalid settings|cannot be read"),
         (f"- {SECRET}\n", "cannot be read"),
         (SECRET, "cannot be read"),
         ("port: !!python/object:os.system x\n", "line 1"),

@@ -1,4 +1,4 @@
-"""What service and listeners share in reading their settings; what each reads is tested with it."""
+"""Reading settings: what service and listeners share. What each of them reads is tested with it."""
 
 import pytest
 
@@ -13,13 +13,13 @@ def test_variables_that_are_no_setting_are_named_with_what_they_may_have_been(mo
     assert unknown(Settings, ListenerSettings) == {}
     for name in ("DATABASE_ULR", "POL__INTERVAL", "QQQ"):
         monkeypatch.setenv(f"TC_TREEHERDER_{name}", "secret")
-    found = unknown(Settings, ListenerSettings)
-    assert list(found) == [f"TC_TREEHERDER_{name}" for name in ("DATABASE_ULR", "POL__INTERVAL", "QQQ")]
-    said = list(found.values())
-    assert "did you mean TC_TREEHERDER_DATABASE_URL?" in said[0]
-    assert "did you mean TC_TREEHERDER_POLL?" in said[1]
-    assert "did you mean" not in said[2]
-    assert not any("secret" in each for each in said)
+    remedies = unknown(Settings, ListenerSettings)
+    assert list(remedies) == [f"TC_TREEHERDER_{name}" for name in ("DATABASE_ULR", "POL__INTERVAL", "QQQ")]
+    texts = list(remedies.values())
+    assert "did you mean TC_TREEHERDER_DATABASE_URL?" in texts[0]
+    assert "did you mean TC_TREEHERDER_POLL?" in texts[1]
+    assert "did you mean" not in texts[2]
+    assert not any("secret" in text for text in texts)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The cursors that SQLAlchemy is given on SQLite."""
+"""Connections and cursors of SQLite, as SQLAlchemy uses them."""
 
 import asyncio
 
@@ -11,15 +11,25 @@ from sqlmodel import col, select, update
 from service.clock import now
 from service.store.database import Database
 from service.store.models import Budget
+from service.store.sqlite import connect
 
 
 def bucket(name: str) -> Budget:
     return Budget(name=name, tokens=1.0, at=now())
 
 
+def test_aiosqlite_has_the_names_that_are_no_part_of_its_interface() -> None:
+    """Our connections rely on them; see service/store/sqlite.py."""
+    assert "_execute" in vars(aiosqlite.Connection), "aiosqlite.Connection has no method _execute any more"
+    opened = connect(":memory:")
+    assert hasattr(opened, "_thread"), "aiosqlite.Connection has no attribute _thread any more"
+    assert opened._thread.daemon
+    assert "_conn" in dir(opened), "aiosqlite.Connection has no attribute _conn any more"
+
+
 @pytest.fixture
-def trips(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One for each function that a connection's thread is given from now on."""
+def hops(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Count the functions that a connection's thread is given from now on."""
     made: list[None] = []
     execute = aiosqlite.Connection._execute
 
@@ -31,19 +41,19 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return made
 
 
-async def test_a_statement_is_one_trip_and_so_is_each_end_of_a_transaction(sqlite: Database, trips: list[None]) -> None:
+async def test_a_statement_is_one_hop_and_so_is_each_end_of_a_transaction(sqlite: Database, hops: list[None]) -> None:
     async with sqlite.reading() as session:
         await session.exec(text("SELECT 1"))  # type: ignore[call-overload]  # SQLModel's type leaves text out
-    trips.clear()
+    hops.clear()
     async with sqlite.reading() as session:
         await session.exec(select(Budget))
-    assert len(trips) == 3
-    trips.clear()
+    assert len(hops) == 3
+    hops.clear()
     async with sqlite.writing() as session:
         session.add_all([bucket("a"), bucket("b")])  # one statement with two sets of parameters
         await session.flush()
         assert len((await session.exec(select(Budget))).all()) == 2
-    assert len(trips) == 4
+    assert len(hops) == 4
 
 
 async def test_rows_counts_and_errors_are_sqlites(sqlite: Database) -> None:
