@@ -9,47 +9,28 @@ by its `multiple`. While nothing can be given, `prefetch` ends the reading, and 
 import random
 import threading
 import time
-import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal
 
 import pika
 import pika.exceptions
 import structlog
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
+from listeners.broker import BROKER_ERRORS, _wanted, close, remedy, told
+from listeners.channel import LOOK, LOST, Lost, Session
 from listeners.forward import Rejected, Stopped, Unanswered
+from listeners.inbox import Delivery, Inbox, Item
 from listeners.settings import ListenerSettings
 
 log = structlog.get_logger()
 
-Item = TypeVar("Item", bytes, str)
-
-Delivery = tuple[Item, "Session", int]
-"""What was read, the channel that brought it, and its tag there."""
-
 Found = Literal["there", "new", "deleted"]
 """How a queue was found: it was there; it was not, and was declared; likewise, though it had been read before."""
 
-LOOK = 0.25
-"""Seconds between two looks whether the listener is to end."""
-
-BROKER_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException, OSError)
-"""What pika raises when a broker is away, breaks off, refuses, or takes a connection and then says nothing."""
-
-ACCESS_REFUSED = 403
-"""AMQP's reply code to who may not do something."""
-
-LOST = "their channel is gone, and they are delivered again"
-
 STEADY = 10.0
 """Seconds; a connection that held so long was a good one, and its loss is no reason to wait long for the next."""
-
-
-class Lost(Exception):
-    """The channel is gone that brought a batch: the broker brings it again, so there is nothing more to do with it."""
 
 
 class CancelledError(pika.exceptions.AMQPError):  # type: ignore[misc]  # pika publishes no types
@@ -60,140 +41,6 @@ class CancelledError(pika.exceptions.AMQPError):  # type: ignore[misc]  # pika p
 class Binding:
     exchange: str
     routing_keys: tuple[str, ...]
-
-
-class Inbox(Generic[Item]):
-    """What was read and is not given on yet.
-
-    A batch is ready when it is full (`most` items or `most_bytes`), or when `linger` seconds have passed since the last
-    one was taken: so a message that comes alone goes on at once, and a flood in large batches.
-    """
-
-    def __init__(self, most: int, most_bytes: int, linger: float) -> None:
-        self._most, self._most_bytes, self._linger = most, most_bytes, linger
-        self._items: deque[Delivery[Item]] = deque()
-        self._bytes = 0
-        self._taken_at = 0.0
-        self._under_way = 0
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def __len__(self) -> int:
-        """Those that wait, and those of the batch that is under way."""
-        return len(self._items) + self._under_way
-
-    def put(self, item: Item, session: "Session", tag: int) -> None:
-        with self._changed:
-            self._items.append((item, session, tag))
-            self._bytes += len(item)
-            if len(self._items) == 1 or self._full():
-                self._changed.notify()
-
-    def drop(self) -> None:
-        """What waits is not given on: its channel is gone, and the broker brings it again.
-
-        What a deleted queue had brought stays: nobody brings that again.
-        """
-        with self._changed:
-            self._items = deque(each for each in self._items if each[1].cancelled)
-            self._bytes = sum(len(item) for item, *_ in self._items)
-
-    @property
-    def waiting(self) -> int:
-        """Those that wait, without the batch that is under way."""
-        return len(self._items)
-
-    def close(self) -> None:
-        """Nothing more comes: what waits is ready at once."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def batch(self, wait: float) -> list[Delivery[Item]] | None:
-        """The next batch, all of one channel; empty when nothing came within `wait` seconds.
-
-        None when nothing ever will.
-        """
-        end = time.monotonic() + wait
-        with self._changed:
-            self._under_way = 0  # whoever asks has given the last one
-            while not self._closed and not self._full():
-                at = self._taken_at + self._linger if self._items else end
-                if (left := at - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(left)
-            if not self._items:
-                return None if self._closed else []
-            self._taken_at = time.monotonic()
-            taken: list[Delivery[Item]] = []
-            size = 0
-            while self._items and len(taken) < self._most:
-                size += len(self._items[0][0])
-                if taken and size > self._most_bytes:
-                    break
-                taken.append(self._items.popleft())
-                self._bytes -= len(taken[-1][0])
-            self._under_way = len(taken)
-            return taken
-
-    def _full(self) -> bool:
-        return len(self._items) >= self._most or self._bytes >= self._most_bytes
-
-
-class Session:
-    """One channel, and how far it is acknowledged. Delivery tags count per channel, and begin at 1 on each.
-
-    `cancelled`: the broker has ended its consumer, as it does when the queue is deleted: what it brought is here only.
-    """
-
-    def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
-        self.id = str(uuid.uuid4())
-        self._connection, self._channel, self._prefetch = connection, channel, prefetch
-        self._due: deque[int] = deque()  # tags up to which all are given
-        self.cancelled = False
-
-    @property
-    def lost(self) -> bool:
-        """Whether it is no more, and the broker brings again what it brought. From any thread."""
-        return not self.cancelled and not self._channel.is_open
-
-    def done(self, tag: int) -> None:
-        """All up to this one are given. From any thread; the one that owns the connection acknowledges.
-
-        On a channel that is no more it does nothing: what the broker still has it delivers again, as redelivered.
-        """
-        self._due.append(tag)
-        try:
-            self._connection.add_callback_threadsafe(self.acknowledge)
-        except pika.exceptions.ConnectionWrongStateError:
-            if not self.cancelled:
-                log.info("not-acknowledged", channel=self.id, reason=LOST)
-
-    def acknowledge(self) -> None:
-        while self._due and self._channel.is_open:
-            self._channel.basic_ack(self._due.popleft(), multiple=True)
-
-    def confirmed(self) -> bool:
-        """Whether the broker still has this channel, and with it has taken every acknowledgement that was due.
-
-        Waits until that is known, which is as long as the connection seems to hold. From the thread that gives.
-        """
-        answered = threading.Event()
-
-        def ask() -> None:
-            self.acknowledge()
-            # AMQP does not confirm an acknowledgement, but a channel is served in order: this one changes nothing
-            self._channel.basic_qos(prefetch_count=self._prefetch)
-            answered.set()
-
-        try:
-            self._connection.add_callback_threadsafe(ask)
-        except pika.exceptions.ConnectionWrongStateError:
-            return False
-        while not answered.wait(LOOK):
-            if not self._channel.is_open:
-                return False
-        return True
 
 
 class Consumer(Generic[Item]):
@@ -443,72 +290,3 @@ class Consumer(Generic[Item]):
         for exchange in sorted(set(self.missing) - set(missing)):
             log.info("exchange-bound", queue=self.queue, exchange=exchange)
         return missing
-
-
-def _wanted(error: pika.exceptions.ChannelClosedByBroker) -> str:
-    return "this user may read it" if error.reply_code == ACCESS_REFUSED else "it is there"
-
-
-def close(connection: Any) -> None:
-    try:
-        if connection.is_open:
-            connection.close()
-    except BROKER_ERRORS as error:
-        log.info("close-failed", error=told(error))
-
-
-def told(error: BaseException) -> str:
-    """An error of pika's in words: many have none of their own, and hold another that has."""
-    parts: list[str] = []
-    for part in _within(error):
-        words = " ".join(str(part).split())
-        parts.append(f"{type(part).__name__}: {words}".rstrip(": "))
-    return "; ".join(parts)
-
-
-def _within(error: BaseException) -> Iterable[BaseException]:
-    inner = [part for part in (*error.args, getattr(error, "exception", None)) if isinstance(part, BaseException)]
-    if not inner:
-        yield error
-    for part in inner:
-        yield from _within(part)
-
-
-def remedy(error: BaseException) -> dict[str, str]:
-    """What to do about it, where a person has to."""
-    words = told(error)
-    for sign, what in _REMEDIES:
-        if sign in words if isinstance(sign, str) else isinstance(error, sign):
-            return {"remedy": what}
-    return {}
-
-
-_REMEDIES: list[tuple[str | tuple[type[BaseException], ...], str]] = [
-    (
-        "CERTIFICATE_VERIFY_FAILED",
-        "the broker's certificate is not trusted: check the host in the url, or name your own CA in SSL_CERT_FILE",
-    ),
-    (
-        "WRONG_VERSION_NUMBER",
-        "nothing speaks TLS there: check the port in TC_TREEHERDER_PULSE_URL (Pulse's is 5671; a broker without TLS "
-        "has 5672 and amqp://)",
-    ),
-    (
-        (pika.exceptions.IncompatibleProtocolError,),
-        "nothing speaks AMQP without TLS there: check the port in TC_TREEHERDER_PULSE_URL, and whether it must begin "
-        "with amqps://",
-    ),
-    (
-        (pika.exceptions.AuthenticationError, pika.exceptions.ProbableAuthenticationError),
-        "check user and password in TC_TREEHERDER_PULSE_URL",
-    ),
-    (
-        (pika.exceptions.ProbableAccessDeniedError,),
-        "check the virtual host, which is the end of TC_TREEHERDER_PULSE_URL: Pulse's is %2F",
-    ),
-    (
-        "ACCESS_REFUSED",
-        "the user may use queues named queue/<user>/… only: check TC_TREEHERDER_PULSE_USER",
-    ),
-]
-"""What words of an error, or its type, tell of; the first that fits."""

@@ -25,7 +25,8 @@ import structlog
 from pydantic_core import to_json
 
 from listeners.announced import Announced, announced_url
-from listeners.consumer import Binding, Consumer, Found, Lost, Session
+from listeners.channel import Lost, Session
+from listeners.consumer import Binding, Consumer, Found
 from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, encode
 from listeners.probe import Probe
 from listeners.process import Configure, run

@@ -13,7 +13,7 @@ import pika
 import pika.exceptions
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
-from listeners.consumer import told
+from listeners.broker import told
 from sandbox.taskcluster.pulse import TASK_EXCHANGES
 from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
 from service.clients.pulse import ANNOUNCEMENTS, HGPUSHES, JOBS, RETRIGGERS, exchange_name

@@ -17,7 +17,7 @@ from typing import Any
 import typer
 import uvicorn
 
-from listeners.consumer import BROKER_ERRORS
+from listeners.broker import BROKER_ERRORS
 from sandbox import credentials, hg, taskcluster, treeherder
 from sandbox.treeherder.store import Repository, Store
 

@@ -12,7 +12,7 @@ import threading
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
-from listeners.consumer import BROKER_ERRORS
+from listeners.broker import BROKER_ERRORS
 from sandbox.taskcluster.queue import EXCHANGES, Message
 
 TASK_EXCHANGES = tuple(

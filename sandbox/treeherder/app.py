@@ -40,7 +40,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from listeners.consumer import BROKER_ERRORS
+from listeners.broker import BROKER_ERRORS
 from sandbox.treeherder.page import render_page
 from sandbox.treeherder.store import Job, Push, Repository, Store, SubmissionError, UnknownPushError
 

@@ -25,6 +25,7 @@ import pytest
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
+from listeners import channel as channel_module
 from listeners import consumer as module
 from listeners.forward import Forwarder
 from listeners.pulse import Post, PulseListener, parameters, pulse_message, user
@@ -202,7 +203,8 @@ def proxy(world: World) -> Iterator[TcpProxy]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a listener ends soon after it was told to."""
-    monkeypatch.setattr(module, "LOOK", 0.02)
+    for place in (module, channel_module):
+        monkeypatch.setattr(place, "LOOK", 0.02)
 
 
 def press_until_heard(world: World) -> None:
@@ -581,7 +583,8 @@ def test_the_service_is_not_told_what_nobody_knows(world: World, proxy: TcpProxy
 
 
 def test_what_the_broker_has_taken_is_told_with_the_next_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK", 1)
+    for place in (module, channel_module):
+        monkeypatch.setattr(place, "LOOK", 1)
     posted: list[Any] = []
 
     def note(request: Request) -> None:
@@ -638,11 +641,11 @@ def test_at_the_end_it_tells_what_the_broker_has_taken(world: World) -> None:
 def test_what_a_broken_channel_brought_is_not_posted(world: World, proxy: TcpProxy) -> None:
     """A listener that was suspended reads what the broker has given to somebody else long since."""
     with world.listening(pulse_timeout=timedelta(seconds=1)) as listener:
-        session = module.Session
+        session = channel_module.Session
         held = threading.Event()
         confirmed = session.confirmed
 
-        def cut_off(self: module.Session) -> bool:
+        def cut_off(self: channel_module.Session) -> bool:
             if not held.is_set():
                 held.set()
                 proxy.hold()  # nobody notices anything: it has to ask
@@ -670,10 +673,10 @@ def test_what_a_lost_channel_may_have_acknowledged_is_never_told(world: World) -
     connection = pika.BlockingConnection(pika.URLParameters(world.amqp.url))
     method, properties = pika.spec.Basic.Deliver(exchange="x", routing_key="y"), pika.BasicProperties()
 
-    def batch(session: module.Session) -> list[bytes]:
+    def batch(session: channel_module.Session) -> list[bytes]:
         return [pulse_message(session.id, method, properties, b"1")]
 
-    class Asked(module.Session):
+    class Asked(channel_module.Session):
         """A channel that answers as long as it is open: here no thread reads."""
 
         def confirmed(self) -> bool:
@@ -753,7 +756,7 @@ def test_a_broker_that_takes_the_connection_and_says_nothing_is_asked_again(worl
 def test_a_channel_that_the_broker_closes_is_made_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
 
-    class Session(module.Session):
+    class Session(channel_module.Session):
         def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
             super().__init__(connection, channel, prefetch)
             made.append((connection, channel))
@@ -907,7 +910,7 @@ def test_a_connection_that_stays_blocked_is_given_up(
 ) -> None:
     world, made = own_world, []
 
-    class Session(module.Session):
+    class Session(channel_module.Session):
         def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
             super().__init__(connection, channel, prefetch)
             made.append((connection, channel))

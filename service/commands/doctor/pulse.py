@@ -10,8 +10,8 @@ import pika
 import pika.exceptions
 
 from listeners import pulse as listening
-from listeners.consumer import BROKER_ERRORS, told
-from listeners.consumer import remedy as remedy_of
+from listeners.broker import BROKER_ERRORS, told
+from listeners.broker import remedy as remedy_of
 from listeners.settings import ListenerSettings
 from service.auth import loopback
 from service.clients.pulse import exchanges
