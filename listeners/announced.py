@@ -11,9 +11,10 @@ from typing import Any
 import structlog
 
 from listeners.clock import steady
-from listeners.forward import Forwarder, Rejected, Stopped, encode
+from listeners.forward import Forwarder, Rejected, encode
 from listeners.listing import Pushlogs
 from listeners.pushlog import Poll
+from listeners.retry import wait_or_stop
 from listeners.settings import ListenerSettings
 from listeners.shift import Held, ShiftEnded
 from service.contract.events import AnnouncedLeases, Lease
@@ -43,7 +44,7 @@ class Announced:
     """Polls the repositories of a batch of announcements, one after the other, beside the shifts of whoever has them.
 
     The requests come from a reserve of the host's budget. What that does not reach for in time, and whatever a poll
-    finds beside pushes, is left to the shifts. Urls that the service does not know do nothing. Raises Stopped.
+    finds beside pushes, is left to the shifts. Urls that the service does not know do nothing. Raises ListenerStopped.
     """
 
     def __init__(self, settings: ListenerSettings, forwarder: Forwarder, stop: threading.Event, tls: Any) -> None:
@@ -69,8 +70,7 @@ class Announced:
             wait = answer.wait or 0
             if steady() + wait > patience:
                 return
-            if self._stop.wait(wait):
-                raise Stopped("the listener is to end")
+            wait_or_stop(self._stop, wait)
 
     def _poll(self, lease: Lease) -> bool:
         """Poll once; return False if the repository's shift ended meanwhile, or one request was not enough."""

@@ -6,7 +6,6 @@ Each queue has a connection and a channel of its own, so that none waits for ano
 by its `multiple`. While nothing can be given, `prefetch` ends the reading, and heartbeats go on.
 """
 
-import random
 import threading
 import time
 from collections import Counter
@@ -20,8 +19,9 @@ import structlog
 
 from listeners.broker import BROKER_ERRORS, _wanted, close, remedy, told
 from listeners.channel import LOOK, LOST, Lost, Session
-from listeners.forward import Rejected, Stopped, Unanswered
+from listeners.forward import Rejected, Unanswered
 from listeners.inbox import Delivery, Inbox, Item
+from listeners.retry import ListenerStopped, backoff
 from listeners.settings import ListenerSettings
 
 log = structlog.get_logger()
@@ -49,7 +49,7 @@ class Consumer(Generic[Item]):
     `read` makes an item of a delivery (the channel's UUID, method, properties, body); `give` takes a batch of them and
     their session, and returns when they may be acknowledged, or raises `Lost`; `idle` is called when nothing more came
     for a moment, and at the end; `report` tells the service what was found. The last three may take as long as they
-    need, and raise `Stopped` at the end. `counts` and `missing` (exchanges that are not there) are for people.
+    need, and raise `ListenerStopped` at the end. `counts` and `missing` (exchanges that are not there) are for people.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Consumer(Generic[Item]):
         """What the giving thread does. A batch that is under way at the end is given first."""
         try:
             self._give()
-        except Stopped:
+        except ListenerStopped:
             log.info("not-given", queue=self.queue, messages=len(self.inbox), reason="they are delivered again")
         finally:
             self._given.set()
@@ -154,7 +154,7 @@ class Consumer(Generic[Item]):
 
     def _wait(self, failures: int, error: Exception) -> None:
         first, longest = self._settings.first_retry.total_seconds(), self._settings.max_retry.total_seconds()
-        pause = min(longest, first * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
+        pause = backoff(failures, first, longest)
         event = "connection-lost" if self.connected else "broker-away"
         self.connected = False
         self.counts["connections lost"] += event == "connection-lost"

@@ -1,20 +1,17 @@
 """The way from a listener into the service: signed, repeated until it is answered.
 
 ForwardError      what was sent is not with the service
-  Stopped           ...because the listener is to end
   Unanswered        ...because no good answer came within the time given
   Rejected          ...and never will be: a bug, a wrong address, or service and listener of different versions
     TooLarge          ...in one piece: send less at a time
 """
 
 import json
-import random
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
@@ -23,14 +20,12 @@ from pydantic import BaseModel, ValidationError
 from standardwebhooks import Webhook
 
 from listeners.clock import steady
+from listeners.retry import backoff, retry_after, wait_or_stop
 from listeners.settings import ListenerSettings
 
 log = structlog.get_logger()
 
 Answer = TypeVar("Answer", bound=BaseModel)
-
-MAX_RETRY_AFTER = 300.0
-"""Seconds; who asks for a longer pause is asked again all the same, or a slip in a proxy stops everything for a day."""
 
 _KEEP_ALIVE = 4.0
 """Seconds; uvicorn closes connections that were idle for 5, and a request sent just then would be lost."""
@@ -41,10 +36,6 @@ _SIGNATURE_REFUSED = {401, 403}
 
 class ForwardError(Exception):
     """What was sent is not with the service; the message says why in plain words."""
-
-
-class Stopped(ForwardError):
-    """The listener is to end."""
 
 
 class Unanswered(ForwardError):
@@ -114,8 +105,8 @@ class Forwarder:
         """Post `body` (JSON, of `encode`; or what makes it, for each attempt) until the service takes it.
 
         Returns what it answered. Each attempt carries the same webhook-id and is signed anew, for a signature is good
-        for some minutes only. `until` is a time of `clock.steady`, after which no attempt begins. Raises Stopped,
-        Unanswered, Rejected, TooLarge.
+        for some minutes only. `until` is a time of `clock.steady`, after which no attempt begins. Raises
+        ListenerStopped, Unanswered, Rejected, TooLarge.
         """
         message = f"msg_{uuid.uuid4().hex}"
         attempt = 0
@@ -136,12 +127,10 @@ class Forwarder:
                     return _understood(answer, response)
                 kind, problem, pause = self._judge(response, len(content), attempt)
             self._troubled(kind, problem, began)
-            if self._stop.is_set():
-                raise Stopped("the listener is to end")
+            wait_or_stop(self._stop, 0)
             if until is not None and steady() + pause > until:
                 raise Unanswered(f"the service at {self._service} did not take it in time: {problem}")
-            if self._stop.wait(pause):
-                raise Stopped("the listener is to end")
+            wait_or_stop(self._stop, pause)
 
     def _attempt(self, path: str, message: str, body: bytes) -> httpx.Response:
         headers = signed_headers(self._webhook, message, path, body)
@@ -156,15 +145,14 @@ class Forwarder:
         if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
             raise TooLarge(f"the service takes no request of {size:,} bytes ({problem})")
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _AGAIN:
-            return "service-away", problem, max(self._backoff(attempt), _retry_after(response))
+            return "service-away", problem, max(self._backoff(attempt), retry_after(response.headers))
         if response.has_redirect_location:
             where = response.headers["location"]
             raise Rejected(f"{response.url} redirects to {where}: set TC_TREEHERDER_SERVICE_URL to where it lives")
         raise Rejected(f"the service at {response.url} answers {problem}")
 
     def _backoff(self, attempt: int) -> float:
-        longest = min(self._max_retry, self._first_retry * 2.0 ** min(attempt - 1, 30))
-        return longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
+        return backoff(attempt, self._first_retry, self._max_retry)
 
     def _troubled(self, kind: str, problem: str, began: float) -> None:
         with self._trouble_lock:
@@ -215,16 +203,3 @@ def _detail(response: httpx.Response) -> str:
         return str(told["detail"])
     except (ValueError, KeyError, TypeError):
         return repr(response.content[:200])
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the answer asks us to wait (RFC 9110: a number, or a date), 0 when it does not."""
-    value = response.headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        seconds = float(value)
-    else:
-        try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):  # no date, or one without a time zone
-            return 0.0
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)

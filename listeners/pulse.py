@@ -27,9 +27,10 @@ from pydantic_core import to_json
 from listeners.announced import Announced, announced_url
 from listeners.channel import Lost, Session
 from listeners.consumer import Binding, Consumer, Found
-from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, encode
+from listeners.forward import Forwarder, Rejected, TooLarge, encode
 from listeners.probe import Probe
 from listeners.process import Configure, run
+from listeners.retry import wait_or_stop
 from listeners.settings import ListenerSettings
 from service.contract.configuration import SettingsError
 from service.contract.events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
@@ -99,10 +100,10 @@ def shortened(event: bytes) -> bytes:
 
 
 class Post:
-    """Post batches of events to `path`; return once the service has stored each, or judged it. Raises Lost and Stopped.
+    """Post batches of events to `path`; return once the service has stored each, or judged it.
 
     `counted`: the service counts equal events. So it gets none that was read after the broker took it back, and it is
-    told, with the next batch or a moment later, what the broker will not bring again.
+    told, with the next batch or a moment later, what the broker will not bring again. Raises Lost, ListenerStopped.
     """
 
     def __init__(
@@ -188,8 +189,7 @@ class Post:
             remedy="the messages stay at the broker, and are sent again",
             again_in=self._refused_retry,
         )
-        if self._stop.wait(self._refused_retry):
-            raise Stopped("the listener is to end")
+        wait_or_stop(self._stop, self._refused_retry)
 
 
 class PulseListener:

@@ -17,7 +17,7 @@ import httpx
 import structlog
 
 from listeners.clock import steady
-from listeners.forward import Forwarder, ForwardError, Rejected, Stopped, TooLarge, encode
+from listeners.forward import Forwarder, ForwardError, Rejected, TooLarge, encode
 from listeners.listing import (
     LAST_ID,
     Listing,
@@ -31,6 +31,7 @@ from listeners.listing import (
     trim,
 )
 from listeners.process import Configure, run
+from listeners.retry import ListenerStopped, wait_or_stop
 from listeners.settings import ListenerSettings
 from listeners.shift import Held, Result, ShiftEnded, Shifts
 from service.contract.events import MAX_BYTES, MAX_EVENTS, PollNews, Shift, Verdict, Verdicts
@@ -81,7 +82,7 @@ class Poll:
         """Poll, and keep in `held` where the poll stands. Nothing is told of a shift that has ended."""
         try:
             self._poll()
-        except (Stopped, ShiftEnded):
+        except (ListenerStopped, ShiftEnded):
             log.debug("poll-broken-off", repository=self._lease.repository)
         except Unchanged:
             self._result.good = True
@@ -136,8 +137,7 @@ class Poll:
                 return
             if not new:
                 self._skip_gap(listing.lastpushid)
-            if self._stop.is_set():
-                raise Stopped("the listener is to end")
+            wait_or_stop(self._stop, 0)
             listing, end = self._ask(self._position, self._position + self._window)
 
     def _compare(self, listing: Listing) -> None:
@@ -324,7 +324,7 @@ class PushlogListener:
                 pass
             self._shifts.wait_until_idle()
             self._renew(ends=True)
-        except Stopped:
+        except ListenerStopped:
             log.info("shift-not-given-back", reason="the service is away; the shift ends by itself")
         except Exception as error:  # noqa: BLE001 - run() raises it, on the thread that somebody looks at
             self._failure = error

@@ -8,7 +8,6 @@ suspended time, from the moment at which the renewal was sent.
 import heapq
 import itertools
 import math
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from listeners.clock import steady
-from listeners.forward import Stopped
+from listeners.retry import jitter, wait_or_stop
 from service.contract.events import MAX_EVENTS, HostRate, Lease, PollNews, Shift, ShiftRequest
 
 log = structlog.get_logger()
@@ -195,7 +194,7 @@ class Shifts:
     def pace(self, held: Held) -> float:
         """Wait until a request may be sent for this repository, and return the seconds that are left for that.
 
-        Raises ShiftEnded, Stopped.
+        Raises ShiftEnded, ListenerStopped.
         """
         with self._lock:
             host, now = self._hosts[held.lease.host], self._clock()
@@ -207,8 +206,7 @@ class Shifts:
             else:
                 at = host.book(now)
         while (left := at - self._clock()) > 0:
-            if self._stop.wait(left):
-                raise Stopped("the listener is to end")
+            wait_or_stop(self._stop, left)
         with self._lock:
             now = self._clock()
             until = min(held.until, host.until)
@@ -233,7 +231,7 @@ class Shifts:
             if self._held.get(held.lease.id) is held:
                 if result.good:
                     held.good_at, held.slowest = result.began, max(held.slowest, result.slowest)
-                    pause = max(held.lease.interval * random.uniform(0.9, 1.1), result.slowest)  # noqa: S311 - jitter, no secret
+                    pause = max(jitter(held.lease.interval, 0.9, 1.1), result.slowest)
                     self._queue(held, result.began + pause)
                 else:
                     del self._held[held.lease.id]

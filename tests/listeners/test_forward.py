@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from listeners import forward
 from listeners.clock import steady
-from listeners.forward import Forwarder, Rejected, Stopped, TooLarge, Unanswered, encode
+from listeners.forward import Forwarder, Rejected, TooLarge, Unanswered, encode
+from listeners.retry import ListenerStopped
 from sandbox.stack import free_port
 from service.contract.events import AnnouncedLeases, Verdicts
 from tests.listeners.fakes import OTHER_SECRET, SECRET, Answer, Request, problem, serving, short
@@ -168,16 +169,6 @@ def test_who_asks_for_a_pause_gets_it(status: int, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"),
-    [("", 0), ("7", 7), ("0", 0), ("9" * 400, 300), ("-3", 0), ("soon", 0), ("Thu, 01 Jan 2026 00:00:00 GMT", 0)],
-)
-def test_retry_after(value: str, seconds: float) -> None:
-    import httpx
-
-    assert forward._retry_after(httpx.Response(429, headers={"Retry-After": value})) == seconds
-
-
-@pytest.mark.parametrize(
     ("answer", "told"),
     [
         (problem(422, "max: too much"), "422: max: too much"),
@@ -223,7 +214,7 @@ def test_a_stop_ends_the_repeating_but_lets_one_attempt_through(before: bool) ->
         else:
             threading.Timer(0.1, timer).start()
         began = time.monotonic()
-        with pytest.raises(Stopped):
+        with pytest.raises(ListenerStopped):
             forwarder.post(PATH, b"{}", AnnouncedLeases)
         assert time.monotonic() - began < 10
         assert len(script.requests) == 1
