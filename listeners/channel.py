@@ -1,4 +1,4 @@
-"""A channel that acknowledges what was given on, and tells whether the broker still has it."""
+"""An AMQP channel that acknowledges handled messages, and tells whether the broker still has it."""
 
 import threading
 import uuid
@@ -11,67 +11,71 @@ import structlog
 
 log = structlog.get_logger()
 
-LOOK = 0.25
-"""Seconds between two looks whether the listener is to end."""
+CHECK_INTERVAL = 0.25
+"""Seconds between two checks whether the channel is closed, or the listener is to stop."""
 
-LOST = "their channel is gone, and they are delivered again"
-
-
-class Lost(Exception):
-    """The channel is gone that brought a batch: the broker brings it again, so there is nothing more to do with it."""
+REDELIVERY_REASON = "the channel is closed, so the broker delivers the messages again"
 
 
-class Session:
-    """One channel, and how far it is acknowledged. Delivery tags count per channel, and begin at 1 on each.
+class ChannelLostError(Exception):
+    """The channel that delivered a batch is closed: the broker delivers the batch again, so it needs no handling."""
 
-    `cancelled`: the broker has ended its consumer, as it does when the queue is deleted: what it brought is here only.
+
+class AckChannel:
+    """A channel, and how far its deliveries are acknowledged.
+
+    Delivery tags count per channel, and begin at 1 on each. `consumer_cancelled`: the broker has ended the consumer, as
+    it does when the queue is deleted. Nobody delivers these messages again.
     """
 
     def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
         self.id = str(uuid.uuid4())
         self._connection, self._channel, self._prefetch = connection, channel, prefetch
-        self._due: deque[int] = deque()  # tags up to which all are given
-        self.cancelled = False
+        self._handled_tags: deque[int] = deque()
+        self.consumer_cancelled = False
 
     @property
-    def lost(self) -> bool:
-        """Whether it is no more, and the broker brings again what it brought. From any thread."""
-        return not self.cancelled and not self._channel.is_open
+    def is_lost(self) -> bool:
+        """True if the channel is closed, so that the broker delivers its messages again. Callable from any thread."""
+        return not self.consumer_cancelled and not self._channel.is_open
 
-    def done(self, tag: int) -> None:
-        """All up to this one are given. From any thread; the one that owns the connection acknowledges.
+    def acknowledge_up_to(self, tag: int) -> None:
+        """Let the thread that owns the connection acknowledge all deliveries up to `tag`. Callable from any thread.
 
-        On a channel that is no more it does nothing: what the broker still has it delivers again, as redelivered.
+        On a closed channel this does nothing: the broker delivers what it still has again, as redelivered.
         """
-        self._due.append(tag)
+        self._handled_tags.append(tag)
         try:
-            self._connection.add_callback_threadsafe(self.acknowledge)
+            self._connection.add_callback_threadsafe(self.send_acknowledgements)
         except pika.exceptions.ConnectionWrongStateError:
-            if not self.cancelled:
-                log.info("not-acknowledged", channel=self.id, reason=LOST)
+            if not self.consumer_cancelled:
+                log.info("not-acknowledged", channel=self.id, reason=REDELIVERY_REASON)
 
-    def acknowledge(self) -> None:
-        while self._due and self._channel.is_open:
-            self._channel.basic_ack(self._due.popleft(), multiple=True)
+    def send_acknowledgements(self) -> None:
+        """Acknowledge what is handled. Only the thread that owns the connection may call this."""
+        while self._handled_tags and self._channel.is_open:
+            self._channel.basic_ack(self._handled_tags.popleft(), multiple=True)
 
-    def confirmed(self) -> bool:
-        """Whether the broker still has this channel, and with it has taken every acknowledgement that was due.
+    def confirm_acknowledgements(self) -> bool:
+        """Return True once the broker has every acknowledgement that was due, False if the channel is closed.
 
-        Waits until that is known, which is as long as the connection seems to hold. From the thread that gives.
+        This waits for the broker's answer as long as the connection seems to hold. Call it from the thread that handles
+        batches.
         """
         answered = threading.Event()
 
-        def ask() -> None:
-            self.acknowledge()
-            # AMQP does not confirm an acknowledgement, but a channel is served in order: this one changes nothing
+        def request_answer() -> None:
+            self.send_acknowledgements()
+            # AMQP does not confirm an acknowledgement, but the broker serves a channel in order, and answers this
+            # request, which changes nothing
             self._channel.basic_qos(prefetch_count=self._prefetch)
             answered.set()
 
         try:
-            self._connection.add_callback_threadsafe(ask)
+            self._connection.add_callback_threadsafe(request_answer)
         except pika.exceptions.ConnectionWrongStateError:
             return False
-        while not answered.wait(LOOK):
+        while not answered.wait(CHECK_INTERVAL):
             if not self._channel.is_open:
                 return False
         return True

@@ -1,9 +1,10 @@
-"""A queue at a broker: read on one thread, given on by another, and acknowledged only when that is done.
+"""Consume a queue: read on one thread, handle batches on another, acknowledge only what is handled.
 
-    broker ──▶ read ──▶ Inbox ──▶ give: a batch at a time ──▶ acknowledge, on the thread that reads
+    broker ──▶ parse ──▶ Inbox ──▶ handle: a batch at a time ──▶ acknowledge, on the thread that reads
 
-Each queue has a connection and a channel of its own, so that none waits for another, breaks with it, or is acknowledged
-by its `multiple`. While nothing can be given, `prefetch` ends the reading, and heartbeats go on.
+Each queue has its own connection and channel, so that no queue waits for another, loses its connection with another, or
+is acknowledged by another's `multiple`. While no batch can be handled, `prefetch` stops the reading, and heartbeats go
+on.
 """
 
 import threading
@@ -17,39 +18,38 @@ import pika
 import pika.exceptions
 import structlog
 
-from listeners.broker import BROKER_ERRORS, _wanted, close, remedy, told
-from listeners.channel import LOOK, LOST, Lost, Session
-from listeners.forward import Rejected, Unanswered
+from listeners.broker import BROKER_ERRORS, close_connection, error_text, find_remedy, unbound_reason
+from listeners.channel import CHECK_INTERVAL, REDELIVERY_REASON, AckChannel, ChannelLostError
+from listeners.forward import RequestRejectedError, UnansweredError
 from listeners.inbox import Delivery, Inbox, Item
 from listeners.retry import ListenerStopped, backoff
 from listeners.settings import ListenerSettings
 
 log = structlog.get_logger()
 
-Found = Literal["there", "new", "deleted"]
-"""How a queue was found: it was there; it was not, and was declared; likewise, though it had been read before."""
+QueuePresence = Literal["there", "new", "deleted"]
+"""State of a queue at connecting: it existed; it was declared; it was declared although this process had read it."""
 
-STEADY = 10.0
-"""Seconds; a connection that held so long was a good one, and its loss is no reason to wait long for the next."""
-
-
-class CancelledError(pika.exceptions.AMQPError):  # type: ignore[misc]  # pika publishes no types
-    """The broker ended the consumer, as it does when the queue is deleted."""
+STABLE_AFTER = 10.0
+"""Seconds; a connection that held this long was a good one, so its loss starts the backoff anew."""
 
 
 @dataclass(frozen=True)
 class Binding:
+    """An exchange and the routing keys that a queue gets from it."""
+
     exchange: str
     routing_keys: tuple[str, ...]
 
 
 class Consumer(Generic[Item]):
-    """Reads `queue`, declares and binds it, and reconnects whenever it has to, until `stop` is set.
+    """A reader of `queue` that declares and binds it, and reconnects when necessary, until `stop` is set.
 
-    `read` makes an item of a delivery (the channel's UUID, method, properties, body); `give` takes a batch of them and
-    their session, and returns when they may be acknowledged, or raises `Lost`; `idle` is called when nothing more came
-    for a moment, and at the end; `report` tells the service what was found. The last three may take as long as they
-    need, and raise `ListenerStopped` at the end. `counts` and `missing` (exchanges that are not there) are for people.
+    `parse` makes an item of a delivery (the channel's UUID, method, properties, body). `handle` gets a batch of items
+    and their channel, and returns when they may be acknowledged, or raises ChannelLostError. `on_idle` is called when
+    no message came for a moment, and at the end. `report` tells the service whether the queue existed. The last three
+    may take as long as they need, and raise ListenerStopped at the end. `counts` and `missing_exchanges` are for
+    people.
     """
 
     def __init__(
@@ -59,234 +59,242 @@ class Consumer(Generic[Item]):
         settings: ListenerSettings,
         parameters: Any,
         stop: threading.Event,
-        read: Callable[[str, Any, Any, bytes], Item],
-        give: Callable[[list[Item], Session], None],
-        report: Callable[[Found], None],
-        idle: Callable[[], None] | None = None,
+        parse: Callable[[str, Any, Any, bytes], Item],
+        handle: Callable[[list[Item], AckChannel], None],
+        report: Callable[[QueuePresence], None],
+        on_idle: Callable[[], None] | None = None,
     ) -> None:
         self.queue = queue
         self.inbox: Inbox[Item] = Inbox(
             settings.pulse_batch, settings.chunk_bytes, settings.pulse_linger.total_seconds()
         )
         self.counts: Counter[str] = Counter()
-        self.missing: list[str] = []
+        self.missing_exchanges: list[str] = []
         self.connected = False
         self._bindings, self._settings, self._parameters, self._stop = bindings, settings, parameters, stop
-        self._read: Callable[[str, Any, Any, bytes], Item] = read
-        self._give_on: Callable[[list[Item], Session], None] = give
-        self._report, self._idle = report, idle or (lambda: None)
-        self._known = False
-        self._seen = time.monotonic()
-        self._found: Found = "there"
+        self._parse: Callable[[str, Any, Any, bytes], Item] = parse
+        self._handle: Callable[[list[Item], AckChannel], None] = handle
+        self._report, self._on_idle = report, on_idle or (lambda: None)
+        self._was_declared = False
+        self._last_connected_at = time.monotonic()
+        self._presence: QueuePresence = "there"
         self._report_at = 0.0
-        self._given = threading.Event()
+        self._all_handled = threading.Event()
 
     @property
-    def away(self) -> float:
-        """Seconds since it was last seen connected."""
-        return time.monotonic() - self._seen
+    def seconds_since_connected(self) -> float:
+        """Seconds since the connection was last known to work."""
+        return time.monotonic() - self._last_connected_at
 
-    # Giving
+    # The thread that handles batches
 
-    def give_until_stopped(self) -> None:
-        """What the giving thread does. A batch that is under way at the end is given first."""
+    def handle_until_stopped(self) -> None:
+        """Handle batches until `stop` is set; a batch that is in progress then is handled first."""
         try:
-            self._give()
+            self._handle_batches()
         except ListenerStopped:
-            log.info("not-given", queue=self.queue, messages=len(self.inbox), reason="they are delivered again")
+            log.info("not-given", queue=self.queue, messages=len(self.inbox), reason="the broker delivers them again")
         finally:
-            self._given.set()
+            self._all_handled.set()
 
-    def _give(self) -> None:
-        while (batch := self.inbox.batch(LOOK)) is not None:
+    def _handle_batches(self) -> None:
+        while (batch := self.inbox.next_batch(CHECK_INTERVAL)) is not None:
             if self.connected and time.monotonic() >= self._report_at:
-                self._report_found()
+                self._report_presence()
             if batch:
-                self._give_batch(batch)
+                self._handle_batch(batch)
             else:
-                self._idle()
-        self._idle()
+                self._on_idle()
+        self._on_idle()
 
-    def _give_batch(self, batch: list[Delivery[Item]]) -> None:
-        _, session, last = batch[-1]
+    def _handle_batch(self, batch: list[Delivery[Item]]) -> None:
+        channel = batch[-1].channel
         try:
-            self._give_on([item for item, *_ in batch], session)
-        except Lost:
-            log.info("dropped", queue=self.queue, messages=len(batch), channel=session.id, reason=LOST)
+            self._handle([delivery.item for delivery in batch], channel)
+        except ChannelLostError:
+            log.info("dropped", queue=self.queue, messages=len(batch), channel=channel.id, reason=REDELIVERY_REASON)
             return
         self.counts["forwarded"] += len(batch)
-        session.done(last)
+        channel.acknowledge_up_to(batch[-1].tag)
 
-    def _report_found(self) -> None:
-        found = self._found
+    def _report_presence(self) -> None:
+        presence = self._presence
         try:
-            self._report(found)
-        except (Unanswered, Rejected) as error:
-            # it is not worth to hold up what was read
+            self._report(presence)
+        except (UnansweredError, RequestRejectedError) as error:
+            # a missing report must not delay messages
             log.warning("report-failed", queue=self.queue, error=str(error))
             pause = self._settings.max_retry
         else:
             pause = self._settings.pulse_report_every
-            if self._found == found:
-                self._found = "there"
+            if self._presence == presence:
+                self._presence = "there"
         self._report_at = time.monotonic() + pause.total_seconds()
 
-    # Reading
+    # The thread that reads
 
     def read_until_stopped(self) -> None:
-        """What the reading thread does: a session after another."""
+        """Read the queue over one connection after another until `stop` is set."""
         failures = 0
         try:
             while not self._stop.is_set():
                 began = time.monotonic()
                 try:
-                    self._session()
+                    self._read()
                 except BROKER_ERRORS as error:
-                    self.inbox.drop()
+                    self.inbox.drop_redelivered()
                     if self._stop.is_set():
-                        log.info("connection-lost", queue=self.queue, error=told(error))
+                        log.info("connection-lost", queue=self.queue, error=error_text(error))
                         return
-                    failures = 1 if time.monotonic() - began > STEADY else failures + 1
-                    self._wait(failures, error)
+                    failures = 1 if time.monotonic() - began > STABLE_AFTER else failures + 1
+                    self._wait_to_reconnect(failures, error)
         finally:
             self.connected = False
             self.inbox.close()
 
-    def _wait(self, failures: int, error: Exception) -> None:
+    def _wait_to_reconnect(self, failures: int, error: Exception) -> None:
         first, longest = self._settings.first_retry.total_seconds(), self._settings.max_retry.total_seconds()
         pause = backoff(failures, first, longest)
         event = "connection-lost" if self.connected else "broker-away"
         self.connected = False
         self.counts["connections lost"] += event == "connection-lost"
-        host = f"{self._parameters.host}:{self._parameters.port}"
-        log.warning(event, queue=self.queue, broker=host, error=told(error), again_in=round(pause, 1), **remedy(error))
+        broker = f"{self._parameters.host}:{self._parameters.port}"
+        remedy = find_remedy(error)
+        fields = {"remedy": remedy} if remedy else {}
+        log.warning(event, queue=self.queue, broker=broker, error=error_text(error), again_in=round(pause, 1), **fields)
         self._stop.wait(pause)
 
-    def _session(self) -> None:
+    def _read(self) -> None:
+        """Read the queue over a new connection, until it fails or the listener stops."""
         connection = pika.BlockingConnection(self._parameters)
         try:
-            connection.add_on_connection_blocked_callback(self._blocked)
-            channel = connection.channel()
-            session = Session(connection, channel, self._settings.pulse_prefetch)
-            found = self._declare(connection)
-            self.missing = self._bind(connection)
-            channel.basic_qos(prefetch_count=self._settings.pulse_prefetch)
-            if found != "there":  # what could not be reported yet is not forgotten
-                self._found = found
+            connection.add_on_connection_blocked_callback(self._log_blocked)
+            amqp_channel = connection.channel()
+            channel = AckChannel(connection, amqp_channel, self._settings.pulse_prefetch)
+            presence = self._declare(connection)
+            self.missing_exchanges = self._bind(connection)
+            amqp_channel.basic_qos(prefetch_count=self._settings.pulse_prefetch)
+            if presence != "there":  # otherwise an earlier presence may still have to be reported
+                self._presence = presence
             self._report_at = 0
-            self.connected, self._seen = True, time.monotonic()
-            log.info("connected", queue=self.queue, broker=self._parameters.host, channel=session.id, found=found)
-            if self._older_given(connection):
-                self._consume(connection, channel, session)
-            self._finish(connection, session)
+            self.connected, self._last_connected_at = True, time.monotonic()
+            log.info("connected", queue=self.queue, broker=self._parameters.host, channel=channel.id, found=presence)
+            if self._wait_for_older_batches(connection):
+                self._consume(connection, amqp_channel, channel)
+            self._finish(connection, channel)
         finally:
-            close(connection)
+            close_connection(connection)
 
-    def _older_given(self, connection: Any) -> bool:
-        """Wait until what a deleted queue had brought is given, False when it is time to end.
+    def _wait_for_older_batches(self, connection: Any) -> bool:
+        """Wait until what a deleted queue had delivered is handled; return False if the listener stops first.
 
-        Otherwise each queue that is deleted while the service is away would add to what is held.
+        Otherwise each queue that is deleted while the service is away would add messages to the inbox.
         """
-        every = self._settings.pulse_bind_every.total_seconds()
-        look_at = time.monotonic() + every
+        interval = self._settings.pulse_bind_every.total_seconds()
+        check_at = time.monotonic() + interval
         while self.inbox.waiting and not self._stop.is_set():
-            connection.process_data_events(LOOK)
-            self._seen = now = time.monotonic()
-            if now > look_at:  # nobody consumes, so nobody is told
-                if not self._exists(connection):
-                    raise CancelledError("the queue was deleted before it was read")
-                look_at = now + every
+            connection.process_data_events(CHECK_INTERVAL)
+            self._last_connected_at = now = time.monotonic()
+            if now > check_at:  # without a consumer, the broker does not announce a deletion
+                if not self._queue_exists(connection):
+                    raise pika.exceptions.ConsumerCancelled("the queue was deleted before it was read")
+                check_at = now + interval
         return not self._stop.is_set()
 
-    def _consume(self, connection: Any, channel: Any, session: Session) -> None:
+    def _consume(self, connection: Any, amqp_channel: Any, channel: AckChannel) -> None:
         bind_at = time.monotonic() + self._settings.pulse_bind_every.total_seconds()
-        for method, properties, body in channel.consume(self.queue, inactivity_timeout=LOOK):
-            self._seen = now = time.monotonic()
+        for method, properties, body in amqp_channel.consume(self.queue, inactivity_timeout=CHECK_INTERVAL):
+            self._last_connected_at = now = time.monotonic()
             if method is not None:
                 self.counts["received"] += 1
                 self.counts["redelivered"] += method.redelivered
-                self.inbox.put(self._read(session.id, method, properties, body), session, method.delivery_tag)
+                item = self._parse(channel.id, method, properties, body)
+                self.inbox.put(Delivery(item, channel, method.delivery_tag))
             if self._stop.is_set():
-                # those that wait in pika already would be rejected by cancel()
-                if not channel.get_waiting_message_count():
-                    channel.cancel()
+                # cancel() would reject the messages that pika has buffered
+                if not amqp_channel.get_waiting_message_count():
+                    amqp_channel.cancel()
                     return
             elif now > bind_at:
-                # also those that were bound: an exchange that was made anew has lost its bindings
-                self.missing = self._bind(connection)
+                # all exchanges: one that was deleted and declared anew has lost its bindings
+                self.missing_exchanges = self._bind(connection)
                 bind_at = now + self._settings.pulse_bind_every.total_seconds()
-        session.cancelled = True
-        raise CancelledError("the broker cancelled the consumer, as it does when the queue is deleted")
+        channel.consumer_cancelled = True
+        raise pika.exceptions.ConsumerCancelled("the broker cancelled the consumer, as it does when a queue is deleted")
 
-    def _finish(self, connection: Any, session: Session) -> None:
-        """Let what was read be given and acknowledged."""
+    def _finish(self, connection: Any, channel: AckChannel) -> None:
+        """Wait up to `drain` until what was read is handled, and acknowledge it."""
         self.inbox.close()
-        end = time.monotonic() + self._settings.drain.total_seconds()
-        while not self._given.is_set() and time.monotonic() < end:
+        finish_until = time.monotonic() + self._settings.drain.total_seconds()
+        while not self._all_handled.is_set() and time.monotonic() < finish_until:
             connection.process_data_events(0.02)
-        session.acknowledge()
+        channel.send_acknowledgements()
 
-    def _blocked(self, _: Any, frame: Any) -> None:
+    def _log_blocked(self, _: Any, frame: Any) -> None:
         seconds = self._parameters.blocked_connection_timeout
         log.warning("connection-blocked", queue=self.queue, reason=frame.method.reason, reconnect_after=seconds)
 
-    # Declaring
+    # Declaring and binding
 
-    def _declare(self, connection: Any) -> Found:
-        if self._exists(connection):
-            self._known = True
+    def _declare(self, connection: Any) -> QueuePresence:
+        if self._queue_exists(connection):
+            self._was_declared = True
             return "there"
         channel = connection.channel()
         channel.queue_declare(self.queue, durable=True)
         channel.close()
-        if not self._known:
-            self._known = True
+        if not self._was_declared:
+            self._was_declared = True
             return "new"
-        self.deleted("while it was read")
+        self.record_deletion("while it was read")
         return "deleted"
 
-    def deleted(self, when: str) -> None:
-        """Tell of a queue that was deleted at the broker, and was declared anew."""
+    def record_deletion(self, when: str) -> None:
+        """Count and log that the queue was deleted at the broker, and was declared anew."""
         self.counts["deleted"] += 1
         log.error(
             "queue-deleted",
             queue=self.queue,
-            problem=f"it was deleted {when}, and is declared anew: messages sent in between are lost",
-            remedy="look whether its events are missing; Pulse deletes queues that grow past some thousand messages",
+            problem=f"The queue was deleted {when}, and is declared anew: messages sent in between are lost.",
+            remedy="Check whether its events are missing. Pulse deletes queues that hold some thousand messages.",
         )
 
-    def _exists(self, connection: Any) -> bool:
+    def _queue_exists(self, connection: Any) -> bool:
         channel = connection.channel()
         try:
             channel.queue_declare(self.queue, passive=True)
         except pika.exceptions.ChannelClosedByBroker:
-            return False  # what else may be wrong with it, the declaration will say
+            return False  # any other reason shows when the queue is declared
         channel.close()
         return True
 
     def _bind(self, connection: Any) -> list[str]:
-        """Bind to the exchanges that are there, and give the names of the others."""
+        """Bind the queue to the exchanges that exist, and return the names of the others."""
         missing, channel = [], None
         for binding in self._bindings:
             channel = channel or connection.channel()
             try:
-                # other people's exchanges are looked for only, never made
+                # passive: exchanges of other users are never declared
                 channel.exchange_declare(binding.exchange, passive=True)
                 for key in binding.routing_keys:
                     channel.queue_bind(self.queue, binding.exchange, key)
             except pika.exceptions.ChannelClosedByBroker as error:
                 channel = None
                 missing.append(binding.exchange)
-                log.warning(
-                    "exchange-missing",
-                    queue=self.queue,
-                    exchange=binding.exchange,
-                    error=told(error),
-                    remedy=f"nothing is heard from it until {_wanted(error)}; other bindings are not affected",
-                    again_in=self._settings.pulse_bind_every.total_seconds(),
-                )
+                self._log_missing(binding.exchange, error)
         if channel is not None:
             channel.close()
-        for exchange in sorted(set(self.missing) - set(missing)):
+        for exchange in sorted(set(self.missing_exchanges) - set(missing)):
             log.info("exchange-bound", queue=self.queue, exchange=exchange)
         return missing
+
+    def _log_missing(self, exchange: str, error: pika.exceptions.ChannelClosedByBroker) -> None:
+        log.warning(
+            "exchange-missing",
+            queue=self.queue,
+            exchange=exchange,
+            error=error_text(error),
+            remedy=f"No message arrives from the exchange while {unbound_reason(error)}: check its name in the "
+            "settings, and the user's permissions. Other bindings are not affected.",
+            again_in=self._settings.pulse_bind_every.total_seconds(),
+        )

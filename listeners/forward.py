@@ -1,9 +1,9 @@
-"""The way from a listener into the service: signed, repeated until it is answered.
+"""Send a listener's requests to the service: signed, and repeated until they are answered.
 
-ForwardError      what was sent is not with the service
-  Unanswered        ...because no good answer came within the time given
-  Rejected          ...and never will be: a bug, a wrong address, or service and listener of different versions
-    TooLarge          ...in one piece: send less at a time
+ForwardError                the service does not have the request
+  UnansweredError             it gave no good answer in time
+  RequestRejectedError        it will never accept it: a bug, a wrong address, or different versions
+    RequestTooLargeError        it will not accept it in one piece: send less at a time
 """
 
 import json
@@ -19,63 +19,62 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from standardwebhooks import Webhook
 
-from listeners.clock import steady
+from listeners.clock import boottime
 from listeners.retry import backoff, retry_after, wait_or_stop
 from listeners.settings import ListenerSettings
 
 log = structlog.get_logger()
 
-Answer = TypeVar("Answer", bound=BaseModel)
+ResponseModel = TypeVar("ResponseModel", bound=BaseModel)
 
-_KEEP_ALIVE = 4.0
+_KEEPALIVE_EXPIRY = 4.0
 """Seconds; uvicorn closes connections that were idle for 5, and a request sent just then would be lost."""
 
-_AGAIN = {408, 425, 429}
-_SIGNATURE_REFUSED = {401, 403}
+_RETRYABLE_STATUSES = {408, 425, 429}
+_SIGNATURE_STATUSES = {401, 403}
+
+_LOGGED_PATHS = {f"/api/v1/events/{kind}" for kind in ("pushes", "job-actions", "tasks")}
+"""Requests that can be followed in both logs: the service logs the same `batch`."""
 
 
 class ForwardError(Exception):
-    """What was sent is not with the service; the message says why in plain words."""
+    """The service does not have the request; the message says why, for people."""
 
 
-class Unanswered(ForwardError):
-    """No good answer came within the time given."""
+class UnansweredError(ForwardError):
+    """The service gave no good answer in time."""
 
 
-class Rejected(ForwardError):
-    """The service refuses this request, and will refuse it again."""
+class RequestRejectedError(ForwardError):
+    """The service rejects this request, and would reject it again."""
 
 
-class TooLarge(Rejected):
-    """The service, or a proxy before it, takes no request of this size."""
+class RequestTooLargeError(RequestRejectedError):
+    """The service, or a proxy before it, accepts no request of this size."""
 
 
-def encode(value: Any) -> bytes:
-    """JSON in ASCII: lone surrogates, which no UTF-8 can hold, travel as escapes."""
+def encode_json(value: Any) -> bytes:
+    """Return `value` as JSON in ASCII: lone surrogates, which UTF-8 cannot hold, travel as escapes."""
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
-def signed_headers(webhook: Webhook, message: str, path: str, body: bytes) -> dict[str, str]:
-    """Return the headers of a POST that the service takes from listeners; `message` is its webhook-id."""
-    at = datetime.now(UTC)
+def signed_headers(webhook: Webhook, message_id: str, path: str, body: bytes) -> dict[str, str]:
+    """Return the headers of a POST that the service accepts from listeners; `message_id` is its webhook-id."""
+    now = datetime.now(UTC)
     return {
-        "webhook-id": message,
-        "webhook-timestamp": str(int(at.timestamp())),
-        "webhook-signature": webhook.sign(message, at, body.decode()),
-        "webhook-route-signature": webhook.sign(message, at, f"POST {path}"),
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": webhook.sign(message_id, now, body.decode()),
+        "webhook-route-signature": webhook.sign(message_id, now, f"POST {path}"),
     }
 
 
-_FOLLOWED = {f"/api/v1/events/{kind}" for kind in ("pushes", "job-actions", "tasks")}
-"""What is sent here is followed in both logs: the service tells the same `batch` in its own."""
-
-
 class Forwarder:
-    """Posts to the service over keep-alive connections; any thread may use it.
+    """A client of the service over keep-alive connections, for any number of threads.
 
-    The first of `webhook_secrets` signs (Standard Webhooks): the body, and apart from it method and path, so that a
-    request is good for one route only, and can be refused before its body is read. Of an outage, and of its end, one
-    line is logged.
+    The first of `webhook_secrets` signs (Standard Webhooks): the body, and separately method and path. So a request is
+    valid for one route only, and can be refused before its body is read. An outage is logged when it begins and when it
+    ends, not with each attempt.
     """
 
     def __init__(self, settings: ListenerSettings, stop: threading.Event, connections: int, tls: Any = True) -> None:
@@ -88,118 +87,131 @@ class Forwarder:
         self._client = httpx.Client(
             verify=tls,
             timeout=settings.service_timeout.total_seconds(),
-            limits=httpx.Limits(max_connections=connections, keepalive_expiry=_KEEP_ALIVE),
+            limits=httpx.Limits(max_connections=connections, keepalive_expiry=_KEEPALIVE_EXPIRY),
             headers={"User-Agent": "tc-treeherder", "Content-Type": "application/json"},
         )
-        self._trouble_lock = threading.Lock()
-        self._trouble: str | None = None
-        self._trouble_since = 0.0
-        self._well_at = 0.0
+        self._outage_lock = threading.Lock()
+        self._outage: str | None = None
+        self._outage_began_at = 0.0
+        self._last_success_at = 0.0
 
     def close(self) -> None:
         self._client.close()
 
     def post(
-        self, path: str, body: bytes | Callable[[], bytes], answer: type[Answer], *, until: float | None = None
-    ) -> Answer:
-        """Post `body` (JSON, of `encode`; or what makes it, for each attempt) until the service takes it.
+        self,
+        path: str,
+        body: bytes | Callable[[], bytes],
+        model: type[ResponseModel],
+        *,
+        until: float | None = None,
+    ) -> ResponseModel:
+        """Post `body` until the service accepts it, and return the answer as `model`.
 
-        Returns what it answered. Each attempt carries the same webhook-id and is signed anew, for a signature is good
-        for some minutes only. `until` is a time of `clock.steady`, after which no attempt begins. Raises
-        ListenerStopped, Unanswered, Rejected, TooLarge.
+        `body` is JSON of `encode_json`, or a function that returns it for each attempt. Each attempt has the same
+        webhook-id and a new signature, because a signature is valid for some minutes only. No attempt begins after
+        `until`, a time of `clock.boottime`. Raises ListenerStopped, UnansweredError, RequestRejectedError,
+        RequestTooLargeError.
         """
-        message = f"msg_{uuid.uuid4().hex}"
+        message_id = f"msg_{uuid.uuid4().hex}"
         attempt = 0
         while True:
             attempt += 1
-            began = time.monotonic()
+            attempted_at = time.monotonic()
             content = body if isinstance(body, bytes) else body()
             try:
-                response = self._attempt(path, message, content)
+                response = self._send(path, message_id, content)
             except httpx.RequestError as error:
-                kind, problem = "service-away", f"{type(error).__name__}: {error}".rstrip(": ")
+                outage, problem = "service-away", f"{type(error).__name__}: {error}".rstrip(": ")
                 pause = self._backoff(attempt)
             else:
                 if response.is_success:
-                    self._well()
-                    if path in _FOLLOWED:
-                        log.info("batch-taken", batch=message, path=path, bytes=len(content), attempts=attempt)
-                    return _understood(answer, response)
-                kind, problem, pause = self._judge(response, len(content), attempt)
-            self._troubled(kind, problem, began)
+                    self._record_success()
+                    if path in _LOGGED_PATHS:
+                        log.info("batch-taken", batch=message_id, path=path, bytes=len(content), attempts=attempt)
+                    return _parse_response(model, response)
+                outage, problem, pause = self._classify_failure(response, len(content), attempt)
+            self._record_failure(outage, problem, attempted_at)
             wait_or_stop(self._stop, 0)
-            if until is not None and steady() + pause > until:
-                raise Unanswered(f"the service at {self._service} did not take it in time: {problem}")
+            if until is not None and boottime() + pause > until:
+                raise UnansweredError(f"the service at {self._service} did not accept the request in time: {problem}")
             wait_or_stop(self._stop, pause)
 
-    def _attempt(self, path: str, message: str, body: bytes) -> httpx.Response:
-        headers = signed_headers(self._webhook, message, path, body)
+    def _send(self, path: str, message_id: str, body: bytes) -> httpx.Response:
+        headers = signed_headers(self._webhook, message_id, path, body)
         return self._client.post(self._service + path, content=body, headers=headers)
 
-    def _judge(self, response: httpx.Response, size: int, attempt: int) -> tuple[str, str, float]:
-        """What an answer that is no success means: kind, problem, and seconds to wait. Raises Rejected, TooLarge."""
+    def _classify_failure(self, response: httpx.Response, size: int, attempt: int) -> tuple[str, str, float]:
+        """Return kind of outage, problem, and seconds to wait, after an answer that is no success.
+
+        Raises RequestRejectedError, RequestTooLargeError if a retry would not help.
+        """
         status = response.status_code
-        problem = f"{status}: {_detail(response)}"
-        if status in _SIGNATURE_REFUSED:
+        problem = f"{status}: {_problem_detail(response)}"
+        if status in _SIGNATURE_STATUSES:
             return "signature-refused", problem, self._refused_retry
         if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
-            raise TooLarge(f"the service takes no request of {size:,} bytes ({problem})")
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _AGAIN:
+            raise RequestTooLargeError(f"the service accepts no request of {size:,} bytes ({problem})")
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status in _RETRYABLE_STATUSES:
             return "service-away", problem, max(self._backoff(attempt), retry_after(response.headers))
         if response.has_redirect_location:
-            where = response.headers["location"]
-            raise Rejected(f"{response.url} redirects to {where}: set TC_TREEHERDER_SERVICE_URL to where it lives")
-        raise Rejected(f"the service at {response.url} answers {problem}")
+            location = response.headers["location"]
+            raise RequestRejectedError(
+                f"{response.url} redirects to {location}, and redirects are not followed: set "
+                "TC_TREEHERDER_SERVICE_URL to the address of the service"
+            )
+        raise RequestRejectedError(f"the service at {response.url} answers {problem}")
 
     def _backoff(self, attempt: int) -> float:
         return backoff(attempt, self._first_retry, self._max_retry)
 
-    def _troubled(self, kind: str, problem: str, began: float) -> None:
-        with self._trouble_lock:
-            if self._trouble == kind or began < self._well_at:  # another thread's attempt was answered since
+    def _record_failure(self, outage: str, problem: str, attempted_at: float) -> None:
+        with self._outage_lock:
+            if self._outage == outage or attempted_at < self._last_success_at:  # another thread has succeeded since
                 return
-            self._trouble_since = self._trouble_since or time.monotonic()
-            self._trouble = kind
-        if kind == "signature-refused":
+            self._outage_began_at = self._outage_began_at or time.monotonic()
+            self._outage = outage
+        if outage == "signature-refused":
             log.error(
-                kind,
+                outage,
                 service=self._service,
                 problem=problem,
-                remedy="TC_TREEHERDER_WEBHOOK_SECRETS must begin with a secret that the service has among its own, "
-                "and both clocks must agree within five minutes",
+                remedy="Set TC_TREEHERDER_WEBHOOK_SECRETS so that its first secret is one of the service's. Check that "
+                "both clocks agree within five minutes.",
                 again_in=self._refused_retry,
             )
         else:
-            log.warning(kind, service=self._service, problem=problem, remedy="it is asked again until it answers")
+            log.warning(outage, service=self._service, problem=problem, remedy="The request is repeated by itself.")
 
-    def _well(self) -> None:
-        self._well_at = time.monotonic()
-        if self._trouble is None:
+    def _record_success(self) -> None:
+        self._last_success_at = time.monotonic()
+        if self._outage is None:
             return
-        with self._trouble_lock:
-            if self._trouble is None:
+        with self._outage_lock:
+            if self._outage is None:
                 return
-            seconds = round(time.monotonic() - self._trouble_since, 1)
-            self._trouble, self._trouble_since = None, 0.0
+            seconds = round(time.monotonic() - self._outage_began_at, 1)
+            self._outage, self._outage_began_at = None, 0.0
         log.info("service-back", service=self._service, after=seconds)
 
 
-def _understood(answer: type[Answer], response: httpx.Response) -> Answer:
+def _parse_response(model: type[ResponseModel], response: httpx.Response) -> ResponseModel:
     try:
-        return answer.model_validate_json(response.content)
+        return model.model_validate_json(response.content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
-        raise Rejected(
-            f"{response.url} answers {response.status_code}, but not as tc-treeherder would: {where}: {first['msg']}; "
-            f"it begins {response.content[:80]!r}. Check TC_TREEHERDER_SERVICE_URL and that the versions agree"
+        place = ".".join(map(str, first["loc"])) or "the body"
+        raise RequestRejectedError(
+            f"{response.url} answers {response.status_code}, but not as tc-treeherder does: {place}: {first['msg']}. "
+            f"The answer begins with {response.content[:80]!r}. Check TC_TREEHERDER_SERVICE_URL, and that listener and "
+            "service have the same version"
         ) from None
 
 
-def _detail(response: httpx.Response) -> str:
-    """What a problem+json says, or the beginning of anything else."""
+def _problem_detail(response: httpx.Response) -> str:
+    """Return the `detail` of a problem+json, or the beginning of any other body."""
     try:
-        told = response.json()
-        return str(told["detail"])
+        problem = response.json()
+        return str(problem["detail"])
     except (ValueError, KeyError, TypeError):
         return repr(response.content[:200])

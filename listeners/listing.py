@@ -1,4 +1,4 @@
-"""What a pushlog says: `json-pushes` (version 2), read within limits, and made small enough to send."""
+"""Read a pushlog's `json-pushes` (version 2) within limits, and cut its entries to what is sent."""
 
 import json
 import math
@@ -14,32 +14,32 @@ import httpx
 
 from service.contract.events import MAX_CHANGESETS_IN_FULL, MAX_FILES
 
-LAST_ID = 2**31 - 1
+MAX_PUSH_ID = 2**31 - 1
 """The highest push id that is understood."""
 
 _HEADERS = {"User-Agent": "tc-treeherder", "Accept-Encoding": "gzip, deflate"}
-_ERROR_BYTES = 64 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
 _NODE = re.compile(r"[0-9a-f]{40}")
-_SENT = ("node", "branch", "author", "desc", "parents")
+_CHANGESET_FIELDS = ("node", "branch", "author", "desc", "parents")
 
-_KEEP_ALIVE = 4.0
+_KEEPALIVE_EXPIRY = 4.0
 """Seconds; servers close connections that were idle for 5, and a request sent just then would be lost."""
 
-TAG_AGE = timedelta(seconds=3)
-"""An ETag is the change time in whole seconds; a younger one can hide a second push in that same second for ever."""
+MIN_ETAG_AGE = timedelta(seconds=3)
+"""An ETag is the change time in whole seconds; a younger one can hide a second push in the same second for ever."""
 
-MAX_TAG = 15
-"""Digits of a time in seconds, and some to spare: a longer number is none, and may not even fit a float."""
+MAX_ETAG_DIGITS = 15
+"""Digits of a time in seconds, and some to spare; a longer number is no time, and may not even fit a float."""
 
-MAX_ETAG = 500
+MAX_ETAG_LENGTH = 500
 
 
-class Unchanged(Exception):
-    """The pushlog has not changed since the ETag was given."""
+class PushlogUnchanged(Exception):
+    """The pushlog has not changed since the given ETag."""
 
 
 class ListingError(Exception):
-    """A pushlog gave no listing; the message says why in plain words."""
+    """A pushlog gave no listing; the message says why, for people."""
 
 
 class ListingTooLargeError(ListingError):
@@ -48,7 +48,7 @@ class ListingTooLargeError(ListingError):
 
 @dataclass(slots=True)
 class Listing:
-    """An answer. `pushes` are its entries as they came, in order of their ids."""
+    """An answer of a pushlog. `pushes` has its unchanged entries by push id, in the order of the ids."""
 
     lastpushid: int
     pushes: dict[int, Any]
@@ -56,25 +56,25 @@ class Listing:
     date: datetime | None
 
     def between(self, start: int, end: int) -> list[tuple[int, Any]]:
-        """The pushes with start < id <= end, which is what was asked for."""
+        """Return the pushes with start < id <= end, which is the range of the request."""
         return [(push_id, entry) for push_id, entry in self.pushes.items() if start < push_id <= end]
 
 
 def reliable_etag(etag: str | None, date: datetime | None) -> str | None:
-    """Return the ETag if it can be relied on: hgweb's is `W/"<change time, epoch seconds>"`."""
+    """Return the ETag if it hides no later push: hgweb's is `W/"<change time, epoch seconds>"`."""
     digits = (etag or "").removeprefix("W/").strip('"')
-    if etag is None or len(etag) > MAX_ETAG or date is None:
+    if etag is None or len(etag) > MAX_ETAG_LENGTH or date is None:
         return None
-    if not digits.isascii() or not digits.isdigit() or len(digits) > MAX_TAG:
+    if not digits.isascii() or not digits.isdigit() or len(digits) > MAX_ETAG_DIGITS:
         return None
-    return etag if date.timestamp() - int(digits) >= TAG_AGE.total_seconds() else None
+    return etag if date.timestamp() - int(digits) >= MIN_ETAG_AGE.total_seconds() else None
 
 
-class Pushlogs:
-    """Asks the pushlogs of any repositories over keep-alive connections; any thread may use it."""
+class PushlogClient:
+    """A client of the pushlogs of any repositories over keep-alive connections, for any number of threads."""
 
     def __init__(self, timeout: float, max_listing: int, connections: int, tls: Any = True) -> None:
-        """`timeout` in seconds, for one answer; `max_listing` in bytes; `connections` that are kept open."""
+        """Keep up to `connections` open. `timeout` is in seconds, for one answer; `max_listing` in bytes."""
         self._timeout = timeout
         self._max_listing = max_listing
         self._tls = tls
@@ -82,103 +82,102 @@ class Pushlogs:
         self._client = httpx.Client(
             verify=tls,
             headers=_HEADERS,
-            limits=httpx.Limits(max_keepalive_connections=connections, keepalive_expiry=_KEEP_ALIVE),
+            limits=httpx.Limits(max_keepalive_connections=connections, keepalive_expiry=_KEEPALIVE_EXPIRY),
         )
 
     def close(self) -> None:
         self._client.close()
 
-    def list(
+    def list_pushes(
         self, url: str, start: int, end: int, *,
-        etag: str | None = None, full: bool = True, anew: bool = False, send_within: float = math.inf,
+        etag: str | None = None, full: bool = True, new_connection: bool = False, send_within: float = math.inf,
     ) -> Listing:  # fmt: skip
         """Return the pushes with start < id <= end of the repository at `url`.
 
-        Without `full` there is only each push's tip. `anew`: over a new connection. The request goes out within
-        `send_within` seconds, or not at all. Raises Unchanged when nothing changed since `etag`, ListingError,
-        ListingTooLargeError.
+        Without `full`, an entry has only the push's tip. The request is sent within `send_within` seconds, or not at
+        all. Raises PushlogUnchanged if nothing changed since `etag`, ListingError, ListingTooLargeError.
         """
         # json-pushes: startID is exclusive, endID inclusive
-        kind = "full=1" if full else "tipsonly=1"
-        asked = f"{url}/json-pushes?version=2&{kind}&startID={start}&endID={end}"
+        form = "full=1" if full else "tipsonly=1"
+        request_url = f"{url}/json-pushes?version=2&{form}&startID={start}&endID={end}"
         headers = {"If-None-Match": etag} if etag else {}
         connect = min(self._timeout, max(send_within, 0.001))
         timeout = httpx.Timeout(self._timeout, connect=connect, pool=connect)
         until = time.monotonic() + self._timeout
         try:
-            if anew:
+            if new_connection:
                 with httpx.Client(verify=self._tls, headers=_HEADERS) as client:
-                    return self._ask(client, url, asked, headers, timeout, until, etag)
-            return self._ask(self._client, url, asked, headers, timeout, until, etag)
+                    return self._request(client, url, request_url, headers, timeout, until, etag)
+            return self._request(self._client, url, request_url, headers, timeout, until, etag)
         except httpx.TimeoutException:
-            raise ListingError(f"no answer within {self._timeout:g} s from {asked}") from None
+            raise ListingError(f"no answer within {self._timeout:g} s from {request_url}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ListingError(f"no answer from {asked}: {type(error).__name__} {error}".rstrip()) from error
+            raise ListingError(f"no answer from {request_url}: {type(error).__name__} {error}".rstrip()) from error
 
-    def _ask(
-        self, client: httpx.Client, url: str, asked: str, headers: dict[str, str], timeout: httpx.Timeout, until: float,
-        etag: str | None,
+    def _request(
+        self, client: httpx.Client, url: str, request_url: str, headers: dict[str, str], timeout: httpx.Timeout,
+        until: float, etag: str | None,
     ) -> Listing:  # fmt: skip
-        with client.stream("GET", asked, headers=headers, timeout=timeout) as response:
+        with client.stream("GET", request_url, headers=headers, timeout=timeout) as response:
             if response.status_code == httpx.codes.OK:
-                return parse(self._read(response, self._max_listing, until), response.headers)
+                return parse_listing(self._read_body(response, self._max_listing, until), response.headers)
             if response.status_code == httpx.codes.NOT_MODIFIED and etag:
                 response.read()
-                raise Unchanged
-            raise ListingError(self._refusal(url, asked, response, until))
+                raise PushlogUnchanged
+            raise ListingError(self._describe_refusal(url, request_url, response, until))
 
-    def _read(self, response: httpx.Response, limit: int, until: float) -> bytes:
+    def _read_body(self, response: httpx.Response, max_bytes: int, until: float) -> bytes:
         body = bytearray()
         for chunk in response.iter_bytes():
             body += chunk
-            if len(body) > limit:
-                raise ListingTooLargeError(f"{response.url} has more than {limit:,} bytes, the limit max_listing")
+            if len(body) > max_bytes:
+                raise ListingTooLargeError(f"{response.url} has more than {max_bytes:,} bytes, the limit max_listing")
             if time.monotonic() > until:
-                raise ListingError(f"no whole answer within {self._timeout:g} s from {response.url}")
+                raise ListingError(f"no complete answer within {self._timeout:g} s from {response.url}")
         return bytes(body)
 
-    def _refusal(self, url: str, asked: str, response: httpx.Response, until: float) -> str:
+    def _describe_refusal(self, url: str, request_url: str, response: httpx.Response, until: float) -> str:
         status = response.status_code
         try:
-            # to its end: what is read whole leaves the connection usable
-            said = self._read(response, _ERROR_BYTES, until)
+            # the whole body is read, because only then can the connection be used again
+            body = self._read_body(response, _MAX_ERROR_BYTES, until)
         except ListingTooLargeError:
-            said = b"a long body"
+            body = b"a long body"
         if response.has_redirect_location:
-            where = response.headers["location"]
-            return f"{asked} redirects to {where}, and redirects are not followed: give the repository its own url"
+            location = response.headers["location"]
+            return f"{request_url} redirects to {location}, and redirects are not followed: set the repository's url"
         if status == httpx.codes.NOT_FOUND:
-            return f"404: there is no repository at {url}, or it is being reset just now"
-        return f"{asked} answers {status}: {said[:200]!r}"
+            return f"404: no repository exists at {url}, or it is being reset just now"
+        return f"{request_url} answers {status}: {body[:200]!r}"
 
 
-def parse(body: bytes, headers: httpx.Headers) -> Listing:
-    """Read an answer. Raises ListingError that names the value that is wrong."""
+def parse_listing(body: bytes, headers: httpx.Headers) -> Listing:
+    """Return the listing of an answer. Raises ListingError, which names the invalid value."""
     try:
-        # hgweb escapes; should a server not, its raw bytes become what hgweb makes of them: lone surrogates
-        told = json.loads(body.decode("utf-8", "surrogateescape"))
+        # hgweb escapes; if a server does not, its raw bytes become what hgweb makes of them: lone surrogates
+        document = json.loads(body.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
-        raise ListingError(f"the answer is not JSON ({error}); it begins {body[:100]!r}") from None
-    if not isinstance(told, dict):
-        raise ListingError(f"the answer is {_short(told)}: an object with lastpushid and pushes was expected")
-    last, pushes = told.get("lastpushid"), told.get("pushes")
-    if not isinstance(last, int) or isinstance(last, bool) or not 0 <= last <= LAST_ID:
-        raise ListingError(f"lastpushid is {_short(last)}: an integer from 0 to {LAST_ID} was expected")
+        raise ListingError(f"the answer is not JSON ({error}); it begins with {body[:100]!r}") from None
+    if not isinstance(document, dict):
+        raise ListingError(f"the answer is {_abbreviate(document)}: expected an object with lastpushid and pushes")
+    last_push_id, pushes = document.get("lastpushid"), document.get("pushes")
+    if not isinstance(last_push_id, int) or isinstance(last_push_id, bool) or not 0 <= last_push_id <= MAX_PUSH_ID:
+        raise ListingError(f"lastpushid is {_abbreviate(last_push_id)}: expected an integer from 0 to {MAX_PUSH_ID}")
     if not isinstance(pushes, dict):
-        raise ListingError(f"pushes is {_short(pushes)}: an object of push ids was expected")
+        raise ListingError(f"pushes is {_abbreviate(pushes)}: expected an object of push ids")
     for key in pushes:
-        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= LAST_ID):
-            raise ListingError(f"a key of pushes is {_short(key)}: a push id, 0 to {LAST_ID}, was expected")
+        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= MAX_PUSH_ID):
+            raise ListingError(f"a key of pushes is {_abbreviate(key)}: expected a push id from 0 to {MAX_PUSH_ID}")
     # the keys come in string order, "100" before "91"
     entries = {int(key): pushes[key] for key in sorted(pushes, key=int)}
-    return Listing(last, entries, headers.get("etag"), _date(headers.get("date")))
+    return Listing(last_push_id, entries, headers.get("etag"), _parse_date(headers.get("date")))
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     return ascii(value)[:100]
 
 
-def _date(value: str | None) -> datetime | None:
+def _parse_date(value: str | None) -> datetime | None:
     try:
         date = parsedate_to_datetime(value or "")
     except ValueError:
@@ -187,61 +186,64 @@ def _date(value: str | None) -> datetime | None:
 
 
 def nodes_of(changesets: Any) -> list[Any]:
-    """The nodes of a list of changesets, which are objects with `full`, else nodes."""
+    """Return the nodes of a list of changesets, which are objects if the listing is `full`, otherwise nodes."""
     if not isinstance(changesets, list):
         return []
     return [changeset.get("node") if isinstance(changeset, dict) else changeset for changeset in changesets]
 
 
 def tip_of(entry: Any) -> str | None:
-    """Return the tip of a listed push; None when no changeset is left of it."""
+    """Return the tip of a listed push, None if it has no changeset left."""
     nodes = nodes_of(entry.get("changesets")) if isinstance(entry, dict) else []
     return nodes[-1] if nodes and isinstance(nodes[-1], str) else None
 
 
 def tip_and_nodes(push_id: int, entry: Any) -> tuple[str | None, set[str]]:
-    """The tip of a listed push, None when no changeset is left of it, and all its nodes, obsolete ones too."""
+    """Return the tip of a listed push, None if it has no changeset left, and all its nodes with the obsolete ones.
+
+    Raises ListingError.
+    """
     if not isinstance(entry, dict):
-        raise ListingError(f"push {push_id} is {_short(entry)}: an object was expected")
+        raise ListingError(f"push {push_id} is {_abbreviate(entry)}: expected an object")
     nodes = nodes_of(entry.get("changesets"))
-    for node in nodes[-1:]:
-        if not isinstance(node, str) or not _NODE.fullmatch(node):
-            raise ListingError(f"the tip of push {push_id} is {_short(node)}: 40 hex digits were expected")
-    known = {node for node in (*nodes, *nodes_of(entry.get("obsoletechangesets"))) if isinstance(node, str)}
-    return (nodes[-1] if nodes else None), known
+    for tip in nodes[-1:]:
+        if not isinstance(tip, str) or not _NODE.fullmatch(tip):
+            raise ListingError(f"the tip of push {push_id} is {_abbreviate(tip)}: expected 40 hex digits")
+    all_nodes = {node for node in (*nodes, *nodes_of(entry.get("obsoletechangesets"))) if isinstance(node, str)}
+    return (nodes[-1] if nodes else None), all_nodes
 
 
-def trim(push_id: int, entry: Any) -> Any:
-    """An entry as it is sent: its id, and no more of its changesets than anybody uses.
+def trim_entry(push_id: int, entry: Any) -> Any:
+    """Return an entry as it is sent: with its id, and only with the parts of its changesets that somebody uses.
 
-    The last 200 changesets are in full, with at most 1,000 file names; of the others node and branch are left, which
-    the revision_hash is made of, and of the very first its parents, which the push is based on. What does not look
-    like an entry stays as it came, for a dead letter.
+    The last 200 changesets are in full, with at most 1,000 file names. The others keep node and branch, from which the
+    revision_hash is made, and the first one its parents, which the push is based on. What does not look like an entry
+    is returned unchanged, for a dead letter.
     """
     if not isinstance(entry, dict):
         return entry
     changesets = entry.get("changesets")
     if not isinstance(changesets, list) or not all(isinstance(changeset, dict) for changeset in changesets):
         return {**entry, "id": push_id}
-    full = len(changesets) - MAX_CHANGESETS_IN_FULL
-    sent = [
-        _in_full(changeset)
-        if number >= full
-        else _picked(changeset, ("node", "branch") if number else ("node", "branch", "parents"))
+    first_in_full = len(changesets) - MAX_CHANGESETS_IN_FULL
+    trimmed = [
+        _trim_changeset(changeset)
+        if number >= first_in_full
+        else _pick(changeset, ("node", "branch") if number else ("node", "branch", "parents"))
         for number, changeset in enumerate(changesets)
     ]
-    return {**_picked(entry, ("user", "date")), "id": push_id, "changesets": sent}
+    return {**_pick(entry, ("user", "date")), "id": push_id, "changesets": trimmed}
 
 
-def _in_full(changeset: dict[str, Any]) -> dict[str, Any]:
-    sent = _picked(changeset, _SENT)
+def _trim_changeset(changeset: dict[str, Any]) -> dict[str, Any]:
+    trimmed = _pick(changeset, _CHANGESET_FIELDS)
     files = changeset.get("files")
     if isinstance(files, list):
-        sent["files"], sent["files_count"] = files[:MAX_FILES], len(files)
+        trimmed["files"], trimmed["files_count"] = files[:MAX_FILES], len(files)
     elif files is not None:
-        sent["files"] = files
-    return sent
+        trimmed["files"] = files
+    return trimmed
 
 
-def _picked(value: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def _pick(value: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {key: value[key] for key in keys if key in value}

@@ -1,4 +1,4 @@
-"""Where Kubernetes and people ask how a listener is: `/__lbheartbeat__`, `/__heartbeat__`, as the service has them."""
+"""Answer the health checks of a listener as the service does its own: `/__lbheartbeat__` and `/__heartbeat__`."""
 
 import json
 import threading
@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-LOOK = 0.2
-"""Seconds between two looks whether it is to end."""
+STOP_CHECK_INTERVAL = 0.2
+"""Seconds between two checks whether the server is to stop."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -16,40 +16,44 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 16
 
 
-class Probe(AbstractContextManager["Probe"]):
-    """Answers on `port` of `host` (0: any that is free) while it is entered. Raises OSError when it cannot.
+class ProbeServer(AbstractContextManager["ProbeServer"]):
+    """An HTTP server on `port` of `host` (0: any free port) that runs while it is entered.
 
-    `state` gives what is told as JSON; its `status` is ok, warning or error, and error is answered 503.
+    `get_state` returns what is answered as JSON. Its `status` is ok, warning or error; error is answered with 503.
+    Raises OSError if the port cannot be opened.
     """
 
-    def __init__(self, host: str, port: int, state: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, host: str, port: int, get_state: Callable[[], dict[str, Any]]) -> None:
         class Handler(BaseHTTPRequestHandler):
-            timeout = 5  # seconds for a request: who connects and says nothing holds no thread for ever
+            timeout = 5  # seconds for a request, so that a silent client does not hold a thread for ever
 
             def do_GET(self) -> None:
                 if self.path not in {"/__lbheartbeat__", "/__heartbeat__"}:
-                    self.send_error(404, "ask for /__lbheartbeat__ or /__heartbeat__")
+                    self.send_error(404, "Ask for /__lbheartbeat__ or /__heartbeat__.")
                     return
-                told = state()
-                short = {"status": told["status"]} if self.path == "/__lbheartbeat__" else told
-                body = json.dumps(short).encode()
-                self.send_response(503 if told["status"] == "error" else 200)
+                state = get_state()
+                content = {"status": state["status"]} if self.path == "/__lbheartbeat__" else state
+                body = json.dumps(content).encode()
+                self.send_response(503 if state["status"] == "error" else 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """A probe comes every few seconds: say nothing."""
+                """Log nothing, because a probe comes every few seconds."""
 
         self._server = _Server((host, port), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(LOOK,), name="probe", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(STOP_CHECK_INTERVAL,), name="probe", daemon=True
+        )
 
     @property
     def port(self) -> int:
+        """The port that the server listens on."""
         return int(self._server.server_address[1])
 
-    def __enter__(self) -> "Probe":
+    def __enter__(self) -> "ProbeServer":
         self._thread.start()
         return self
 

@@ -1,4 +1,4 @@
-"""A listener as a process: settings, log, signals, and an exit code."""
+"""Run a listener as a process: settings, log, signals and exit code."""
 
 import gc
 import signal
@@ -14,46 +14,47 @@ from service.contract.configuration import SettingsError
 
 log = structlog.get_logger()
 
-
-Configure = Callable[[ListenerSettings], None]
-"""Sets up the log of the process; the service's way is not this package's to know."""
+ConfigureLog = Callable[[ListenerSettings], None]
+"""Sets up the log of the process. The caller passes it, because this package imports nothing of the service's log."""
 
 
 class Listener(Protocol):
+    """A program that listens until it is stopped."""
+
     def run(self) -> None:
         """Listen until `stop()`."""
 
     def stop(self) -> None:
-        """From any thread."""
+        """Let `run` return. Callable from any thread."""
 
 
-def run(make: Callable[[ListenerSettings], Listener], configure_log: Configure | None) -> int:
-    """Run the listener until SIGTERM or SIGINT, and give the exit code: 2 when the settings are wrong.
+def run_listener(create: Callable[[ListenerSettings], Listener], configure_log: ConfigureLog | None) -> int:
+    """Run a listener until SIGTERM or SIGINT, and return the exit code: 2 if the settings are wrong, 1 after a bug.
 
-    `configure_log` gets the settings.
+    `create` makes the listener of the settings, and `configure_log` sets up the log.
     """
-    # waited for on a thread: a handler would run between any two steps of the main thread, which may hold a lock
-    ends = {signal.SIGTERM, signal.SIGINT}
+    # a thread waits for them, because a handler would interrupt the main thread anywhere, perhaps while it holds a lock
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
     try:
         settings = load()
         if configure_log is not None:
             configure_log(settings)
-        signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-        listener = make(settings)
+        signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+        listener = create(settings)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
 
     def stop_on_signal() -> None:
-        log.info("stopping", signal=signal.Signals(signal.sigwait(ends)).name)
+        log.info("stopping", signal=signal.Signals(signal.sigwait(stop_signals)).name)
         listener.stop()
 
     threading.Thread(target=stop_on_signal, name="signals", daemon=True).start()
     gc.collect()
-    gc.freeze()  # what is loaded stays: no collection has to go through it
+    gc.freeze()  # what is loaded stays, so no collection has to go through it
     try:
         listener.run()
     except Exception:
-        log.exception("listener-failed", remedy="this is a bug: report it; starting it again loses nothing")
+        log.exception("listener-failed", remedy="This is a bug: report it. A restart loses nothing.")
         return 1
     return 0

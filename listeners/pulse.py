@@ -1,10 +1,10 @@
-"""The Pulse listener: hands what Pulse delivers to the service, and acknowledges what the service has stored.
+"""The Pulse listener: send messages to the service, and acknowledge those that the service has stored.
 
     queue/<user>/<name>/job-actions   pressed buttons   ──▶ events/job-actions
     queue/<user>/<name>/tasks         task events       ──▶ events/tasks
     queue/<user>/<name>/pushes        announced pushes  ──▶ a poll of the repository, at once (see `announced`)
 
-It looks into no message: what cannot be understood is the service's to judge and to keep.
+It does not look into messages: the service judges and keeps those that cannot be understood.
 """
 
 import base64
@@ -24,12 +24,13 @@ import pika
 import structlog
 from pydantic_core import to_json
 
-from listeners.announced import Announced, announced_url
-from listeners.channel import Lost, Session
-from listeners.consumer import Binding, Consumer, Found
-from listeners.forward import Forwarder, Rejected, TooLarge, encode
-from listeners.probe import Probe
-from listeners.process import Configure, run
+from listeners.announced import AnnouncedPoller, parse_announcement
+from listeners.channel import AckChannel, ChannelLostError
+from listeners.clock import boottime
+from listeners.consumer import Binding, Consumer, QueuePresence
+from listeners.forward import Forwarder, RequestRejectedError, RequestTooLargeError, encode_json
+from listeners.probe import ProbeServer
+from listeners.process import ConfigureLog, run_listener
 from listeners.retry import wait_or_stop
 from listeners.settings import ListenerSettings
 from service.contract.configuration import SettingsError
@@ -39,240 +40,262 @@ log = structlog.get_logger()
 
 TASK_EVENTS = ("defined", "pending", "running", "completed", "failed", "exception")
 
-LONGEST_NAME = 255
+MAX_NAME_LENGTH = 255
 """Bytes of an exchange's name or a routing key in AMQP 0-9-1, and characters in `PulseMessage`."""
 
-MAX_CC = 1_000
+MAX_CC_KEYS = 1_000
 """Routing keys in the CC header that are forwarded; a task has at most 64 routes."""
 
-SHORTENED = 64 * 1024
-"""Characters that are left of a body which is too large to be sent."""
+SHORTENED_BODY = 64 * 1024
+"""Characters that are left of a body which is too large to send."""
 
-LATE = 0.5
-"""Seconds that the end may take beyond `drain`, for closing connections."""
+SHUTDOWN_GRACE = 0.5
+"""Seconds that the end may take beyond `drain`, to close connections."""
 
-URL_FORM = "set TC_TREEHERDER_PULSE_URL to amqps://user:password@pulse.mozilla.org:5671/%2F"
+URL_REMEDY = "set TC_TREEHERDER_PULSE_URL to amqps://user:password@pulse.mozilla.org:5671/%2F"
 
 
-def task_event(_: str, method: Any, properties: Any, body: bytes) -> bytes:
+def encode_task_event(_: str, method: Any, properties: Any, body: bytes) -> bytes:
     """Return a delivery as `PulseMessage`, in JSON."""
-    return to_json(_message(method, properties, body))
+    return to_json(_message_fields(method, properties, body))
 
 
-def pulse_message(channel: str, method: Any, properties: Any, body: bytes) -> bytes:
-    """Return a delivery as `JobActionMessage`, in JSON; `channel` is the UUID of the channel that it came on."""
+def encode_job_action(channel: str, method: Any, properties: Any, body: bytes) -> bytes:
+    """Return a delivery as `JobActionMessage`, in JSON; `channel` is the UUID of the channel that delivered it."""
     return to_json(
         {
             "delivery": str(uuid.uuid4()),
             "channel": channel,
             "redelivered": method.redelivered,
             "stamp": time.time(),
-            **_message(method, properties, body),
+            **_message_fields(method, properties, body),
         }
     )
 
 
-def _message(method: Any, properties: Any, body: bytes) -> dict[str, Any]:
+def _message_fields(method: Any, properties: Any, body: bytes) -> dict[str, Any]:
     try:
         text, encoding = body.decode(), "utf-8"
     except UnicodeDecodeError:
         text, encoding = base64.b64encode(body).decode("ascii"), "base64"
-    cc = (properties.headers or {}).get("CC")
+    keys = (properties.headers or {}).get("CC")
     return {
-        "exchange": _name(method.exchange),
-        "routing_key": _name(method.routing_key),
-        "cc": [_name(key) for key in cc[:MAX_CC] if isinstance(key, str | bytes)] if isinstance(cc, list) else [],
+        "exchange": _decode_name(method.exchange),
+        "routing_key": _decode_name(method.routing_key),
+        "cc": [_decode_name(key) for key in keys[:MAX_CC_KEYS] if isinstance(key, str | bytes)]
+        if isinstance(keys, list)
+        else [],
         "body": text,
         "encoding": encoding,
     }
 
 
-def _name(value: str | bytes) -> str:
-    # pika leaves as bytes what is not UTF-8
-    return (value if isinstance(value, str) else value.decode("utf-8", "backslashreplace"))[:LONGEST_NAME]
+def _decode_name(value: str | bytes) -> str:
+    # pika leaves names as bytes that are not UTF-8
+    return (value if isinstance(value, str) else value.decode("utf-8", "backslashreplace"))[:MAX_NAME_LENGTH]
 
 
-def shortened(event: bytes) -> bytes:
-    """An event with the beginning of its body only: no JSON any more, so it becomes a dead letter."""
-    cut = json.loads(event)
-    cut["body"] = cut["body"][:SHORTENED]
-    return encode(cut)
+def shorten_event(event: bytes) -> bytes:
+    """Return an event with the beginning of its body, which is no longer JSON, so that it becomes a dead letter."""
+    fields = json.loads(event)
+    fields["body"] = fields["body"][:SHORTENED_BODY]
+    return encode_json(fields)
 
 
-class Post:
-    """Post batches of events to `path`; return once the service has stored each, or judged it.
+class EventSender:
+    """A sender of event batches to `path` of the service, which returns once each event is stored or judged.
 
-    `counted`: the service counts equal events. So it gets none that was read after the broker took it back, and it is
-    told, with the next batch or a moment later, what the broker will not bring again. Raises Lost, ListenerStopped.
+    `counts_presses`: the service counts equal events, so it must not get an event that the broker has taken back
+    already. It is also told, with the next batch or a moment later, which deliveries the broker will not repeat.
     """
 
     def __init__(
         self, path: str, forwarder: Forwarder, settings: ListenerSettings, stop: threading.Event,
-        judged: Callable[[str, int], None], *, counted: bool,
+        count_verdicts: Callable[[str, int], None], *, counts_presses: bool,
     ) -> None:  # fmt: skip
-        self._path, self._forwarder, self._stop, self._judged, self._counted = path, forwarder, stop, judged, counted
+        self._path, self._forwarder, self._stop = path, forwarder, stop
+        self._count_verdicts, self._counts_presses = count_verdicts, counts_presses
         self._refused_retry = settings.refused_retry.total_seconds()
-        self._posted: tuple[Session, list[str]] | None = None  # of the last batch: acknowledged, perhaps not confirmed
-        self._confirmed: list[str] = []
+        self._unconfirmed: tuple[AckChannel, list[str]] | None = None  # channel and deliveries of the last batch
+        self._confirmed: list[str] = []  # deliveries that are still to be reported
 
-    def __call__(self, events: list[bytes], session: Session) -> None:
-        if self._counted:
-            self._confirm(session)
-        self._send(events, session)
-        if self._counted:
-            self._posted = session, [json.loads(event)["delivery"] for event in events]
+    def send(self, events: list[bytes], channel: AckChannel) -> None:
+        """Send a batch until the service has stored or judged it. Raises ChannelLostError, ListenerStopped."""
+        if self._counts_presses:
+            self._confirm(channel)
+        self._send(events, channel)
+        if self._counts_presses:
+            self._unconfirmed = channel, [json.loads(event)["delivery"] for event in events]
 
-    def idle(self) -> None:
-        """Report what the broker has confirmed, if no batch comes that could."""
-        if self._posted is not None:
-            with suppress(Lost):
-                self._confirm(self._posted[0])
+    def report_confirmed(self) -> None:
+        """Report the deliveries that the broker has confirmed, if no batch comes to carry them."""
+        if self._unconfirmed is not None:
+            with suppress(ChannelLostError):
+                self._confirm(self._unconfirmed[0])
         if self._confirmed:
             self._send([], None)
 
-    def _confirm(self, session: Session) -> None:
-        """Ask the broker whether the channel is open; if so, it has the acknowledgement of the last batch, too."""
-        posted, self._posted = self._posted, None
-        if session.confirmed():
-            if posted is not None and posted[0] is session:
-                self._confirmed += posted[1]
-        elif session.lost:
-            raise Lost
+    def _confirm(self, channel: AckChannel) -> None:
+        """Ask the broker whether the channel is open; if so, the broker also has the last batch's acknowledgement."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, None
+        if channel.confirm_acknowledgements():
+            if unconfirmed is not None and unconfirmed[0] is channel:
+                self._confirmed += unconfirmed[1]
+        elif channel.is_lost:
+            raise ChannelLostError
 
-    def _send(self, events: list[bytes], session: Session | None) -> None:
+    def _send(self, events: list[bytes], channel: AckChannel | None) -> None:
         while True:
             try:
-                self._post(events, session)
-            except TooLarge as error:
+                self._post(events, channel)
+            except RequestTooLargeError as error:
                 if len(events) > 1:
                     half = len(events) // 2
-                    self._send(events[:half], session)
-                    self._send(events[half:], session)
+                    self._send(events[:half], channel)
+                    self._send(events[half:], channel)
                     return
-                if not events or len(events[0]) <= 2 * SHORTENED:
-                    self._refused(error)
+                if not events or len(events[0]) <= 2 * SHORTENED_BODY:
+                    self._wait_for_repair(error)
                     continue
                 size = len(events[0])
-                log.error("event-too-large", path=self._path, size=size, error=str(error), kept=SHORTENED)  # noqa: TRY400 - the message says it all
-                events = [shortened(events[0])]
-            except Rejected as error:
-                self._refused(error)
+                log.error("event-too-large", path=self._path, size=size, error=str(error), kept=SHORTENED_BODY)  # noqa: TRY400 - the message says it all
+                events = [shorten_event(events[0])]
+            except RequestRejectedError as error:
+                self._wait_for_repair(error)
             else:
                 return
 
-    def _post(self, events: list[bytes], session: Session | None) -> None:
+    def _post(self, events: list[bytes], channel: AckChannel | None) -> None:
         confirmed = self._confirmed[:MAX_EVENTS]
 
-        def body() -> bytes:
-            if session is not None and session.lost:
-                raise Lost
-            made = b'{"acknowledged":' + encode(confirmed) + b',"events":[' + b",".join(events) + b"]}"
-            if len(made) > MAX_BYTES:
-                raise TooLarge(f"{len(made):,} bytes are more than the {MAX_BYTES:,} that a request may have")
-            return made
+        def build_body() -> bytes:
+            if channel is not None and channel.is_lost:
+                raise ChannelLostError
+            body = b'{"acknowledged":' + encode_json(confirmed) + b',"events":[' + b",".join(events) + b"]}"
+            if len(body) > MAX_BYTES:
+                raise RequestTooLargeError(f"the request has {len(body):,} bytes, and may have {MAX_BYTES:,}")
+            return body
 
-        verdicts = self._forwarder.post(self._path, body, Verdicts).verdicts
+        verdicts = self._forwarder.post(self._path, build_body, Verdicts).verdicts
         if len(verdicts) != len(events):
-            raise Rejected(f"the service gave {len(verdicts)} verdicts for {len(events)} events: run equal versions")
+            raise RequestRejectedError(
+                f"the service gave {len(verdicts)} verdicts for {len(events)} events: run the same version of listener "
+                "and service"
+            )
         del self._confirmed[: len(confirmed)]
-        for verdict, number in Counter(each.verdict for each in verdicts).items():
-            self._judged(verdict, number)
-        reasons = [each.reason for each in verdicts if each.verdict == "rejected"]
+        for verdict, number in Counter(verdict.verdict for verdict in verdicts).items():
+            self._count_verdicts(verdict, number)
+        reasons = [verdict.reason for verdict in verdicts if verdict.verdict == "rejected"]
         if reasons:
             log.warning("events-rejected", path=self._path, events=len(reasons), first_reason=reasons[0])
 
-    def _refused(self, error: Rejected) -> None:
+    def _wait_for_repair(self, error: RequestRejectedError) -> None:
+        """Log an error that only a person can repair, and wait until the next attempt."""
         log.error(
             "batch-refused",
             path=self._path,
             error=str(error),
-            remedy="the messages stay at the broker, and are sent again",
+            remedy="The messages stay at the broker, and are sent again.",
             again_in=self._refused_retry,
         )
         wait_or_stop(self._stop, self._refused_retry)
 
 
 class PulseListener:
-    """Reads its queues until `stop()`, each with two threads of its own. Raises SettingsError."""
+    """A listener that reads its queues until `stop()`, each with two threads of its own. Raises SettingsError."""
 
     def __init__(self, settings: ListenerSettings) -> None:
         self._settings = settings
         self._stop = threading.Event()
         self._failure: Exception | None = None
-        self._announced: Announced | None = None
-        self._parameters = parameters(settings)
-        self._user = user(settings)
-        kinds = [kind for kind in settings.pulse_read if kind != "tasks" or settings.environments]
+        self._announced: AnnouncedPoller | None = None
+        self._parameters = connection_parameters(settings)
+        kinds = kinds_to_read(settings)
         if not kinds:
             raise SettingsError("pulse_read is tasks alone, and no environment is configured: nothing would be read")
-        self._tls = httpx.create_ssl_context()  # one for all clients: it takes megabytes
+        self._tls = httpx.create_ssl_context()  # shared by all clients, because it takes megabytes
         self._forwarder = Forwarder(settings, self._stop, connections=len(kinds), tls=self._tls)
-        self.consumers: dict[str, Consumer[Any]] = {kind: self._consumer(kind) for kind in kinds}
-        self._probe = self._listening(settings.probe_host, settings.probe_port)
+        self.consumers: dict[str, Consumer[Any]] = {kind: self._create_consumer(kind) for kind in kinds}
+        self._probe = self._open_probe(settings.probe_host, settings.probe_port)
 
-    def _listening(self, host: str, port: int | None) -> Probe | None:
+    def _open_probe(self, host: str, port: int | None) -> ProbeServer | None:
         try:
-            return None if port is None else Probe(host, port, self.state)
+            return None if port is None else ProbeServer(host, port, self.state)
         except OSError as error:
             raise SettingsError(
-                f"probe_port: {host}:{port} cannot be listened on ({error}): set TC_TREEHERDER_PROBE_PORT to another"
+                f"probe_port: {host}:{port} cannot be opened ({error}): set TC_TREEHERDER_PROBE_PORT to another port"
             ) from None
 
-    def _consumer(self, kind: str) -> Consumer[Any]:
+    def _create_consumer(self, kind: str) -> Consumer[Any]:
         settings = self._settings
-        queue = f"queue/{self._user}/{settings.pulse_queue}/{kind}"
+        queue = queue_name(kind, settings)
 
-        def judged(verdict: str, events: int) -> None:
+        def count_verdicts(verdict: str, events: int) -> None:
             consumer.counts[verdict] += events
 
-        def report(found: Found) -> None:
-            self._report(kind, queue, found)
+        def report(presence: QueuePresence) -> None:
+            self._report(kind, queue, presence)
 
-        read: Callable[[str, Any, Any, bytes], Any] = task_event if kind == "tasks" else pulse_message
-        give: Callable[[list[Any], Session], None]
-        idle = None
+        parse: Callable[[str, Any, Any, bytes], Any] = encode_task_event if kind == "tasks" else encode_job_action
+        handle: Callable[[list[Any], AckChannel], None]
+        on_idle = None
         if kind == "pushes":
-            self._announced = Announced(settings, self._forwarder, self._stop, self._tls)
-            read, give = announced_url, self._announced
+            self._announced = AnnouncedPoller(settings, self._forwarder, self._stop, self._tls)
+            parse, handle = parse_announcement, self._announced.poll_announced
         else:
             path = f"/api/v1/events/{kind}"
-            counted = kind == "job-actions"  # a task event changes nothing when it comes twice
-            give = post = Post(path, self._forwarder, settings, self._stop, judged, counted=counted)
-            idle = post.idle
+            counts_presses = kind == "job-actions"  # a task event changes nothing when it comes twice
+            sender = EventSender(
+                path, self._forwarder, settings, self._stop, count_verdicts, counts_presses=counts_presses
+            )
+            handle, on_idle = sender.send, sender.report_confirmed
         consumer = Consumer(
-            queue, bindings(kind, settings), settings, self._parameters, self._stop, read, give, report, idle
+            queue,
+            queue_bindings(kind, settings),
+            settings,
+            self._parameters,
+            self._stop,
+            parse,
+            handle,
+            report,
+            on_idle,
         )
         return consumer
 
-    def _report(self, kind: str, queue: str, found: Found) -> None:
-        report = QueueReport.model_validate({"queue": queue, "events": kind, "found": found})
-        once = time.monotonic()
-        state = self._forwarder.post("/api/v1/listeners/report", encode(report.model_dump()), QueueState, until=once)
-        if found == "new" and state.deleted:
-            self.consumers[kind].deleted(f"since it was last read, at {state.messages_lost_since}")
+    def _report(self, kind: str, queue: str, presence: QueuePresence) -> None:
+        report = QueueReport.model_validate({"queue": queue, "events": kind, "found": presence})
+        body = encode_json(report.model_dump())
+        # until now: a single attempt
+        state = self._forwarder.post("/api/v1/listeners/report", body, QueueState, until=boottime())
+        if presence == "new" and state.deleted:
+            self.consumers[kind].record_deletion(f"since it was last read, at {state.messages_lost_since}")
 
     def stop(self) -> None:
-        """Let `run` end: nothing more is read, and what was read may be given within `drain`. From any thread."""
+        """Let `run` return: no more is read, and what was read may be handled within `drain`. From any thread."""
         self._stop.set()
 
     def run(self) -> None:
-        """Listen until `stop()`. What is not given within `drain` stays at the broker."""
+        """Listen until `stop()`. Messages that are not handled within `drain` stay at the broker."""
         settings = self._settings
         with ExitStack() as stack:
             if self._probe is not None:
                 stack.enter_context(self._probe)
                 log.info("probe", host=settings.probe_host, port=self._probe.port)
-            log.info("listening", service=settings.service, queues=[each.queue for each in self.consumers.values()])
-            # daemons: a broker or service that says nothing must not hold up the end of the process
+            queues = [consumer.queue for consumer in self.consumers.values()]
+            log.info("listening", service=settings.service, queues=queues)
+            # daemon threads: a broker or service that does not answer must not delay the end of the process
             threads = [
-                threading.Thread(target=self._guarded, args=(work,), name=f"{kind} {what}", daemon=True)
+                threading.Thread(target=self._guard, args=(target,), name=f"{kind} {role}", daemon=True)
                 for kind, consumer in self.consumers.items()
-                for what, work in (("reads", consumer.read_until_stopped), ("gives", consumer.give_until_stopped))
+                for role, target in (
+                    ("reader", consumer.read_until_stopped),
+                    ("handler", consumer.handle_until_stopped),
+                )
             ]
             for thread in threads:
                 thread.start()
             self._stop.wait()
-            until = time.monotonic() + settings.drain.total_seconds() + LATE
+            until = time.monotonic() + settings.drain.total_seconds() + SHUTDOWN_GRACE
             for thread in threads:
                 thread.join(max(until - time.monotonic(), 0))
             abandoned = [thread.name for thread in threads if thread.is_alive()]
@@ -286,83 +309,98 @@ class PulseListener:
             raise self._failure
         log.info("stopped")
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guard(self, target: Callable[[], None]) -> None:
+        """Run `target` of a thread, and stop the listener if it raises."""
         try:
-            work()
-        except Exception as error:  # noqa: BLE001 - run() raises it, on the thread that somebody looks at
+            target()
+        except Exception as error:  # noqa: BLE001 - run() raises it on the main thread
             self._failure = self._failure or error
             self._stop.set()
 
     def state(self) -> dict[str, Any]:
-        """How it is, for the probe. `error`: a queue could not be read for a while."""
-        limit = self._settings.unhealthy_after.total_seconds()
+        """Return the listener's health for the probe; `error` means that a queue cannot be read for a while."""
+        max_seconds = self._settings.unhealthy_after.total_seconds()
         queues = {}
-        status = "ok"
+        worst = "ok"
         for consumer in self.consumers.values():
-            warned = not consumer.connected or consumer.missing or consumer.counts["deleted"]
-            its = "error" if consumer.away > limit else "warning" if warned else "ok"
-            status = max(status, its, key=["ok", "warning", "error"].index)
+            has_warning = not consumer.connected or consumer.missing_exchanges or consumer.counts["deleted"]
+            is_error = consumer.seconds_since_connected > max_seconds
+            status = "error" if is_error else "warning" if has_warning else "ok"
+            worst = max(worst, status, key=["ok", "warning", "error"].index)
             queues[consumer.queue] = {
-                "status": its,
+                "status": status,
                 "connected": consumer.connected,
-                "seconds_since_connected": round(consumer.away, 1),
+                "seconds_since_connected": round(consumer.seconds_since_connected, 1),
                 "waiting": len(consumer.inbox),
-                "missing_exchanges": consumer.missing,
+                "missing_exchanges": consumer.missing_exchanges,
                 **dict(sorted(consumer.counts.items())),
             }
-        return {"status": status, "queues": queues}
+        return {"status": worst, "queues": queues}
 
 
-def bindings(kind: str, settings: ListenerSettings) -> list[Binding]:
-    """What a queue is bound to."""
+def kinds_to_read(settings: ListenerSettings) -> list[str]:
+    """Return the kinds of queues that the listener reads: without environments, no task events."""
+    return [kind for kind in settings.pulse_read if kind != "tasks" or settings.environments]
+
+
+def queue_name(kind: str, settings: ListenerSettings) -> str:
+    """Return the name of a queue."""
+    return f"queue/{queue_owner(settings)}/{settings.pulse_queue}/{kind}"
+
+
+def queue_bindings(kind: str, settings: ListenerSettings) -> list[Binding]:
+    """Return the bindings of a queue."""
     if kind == "job-actions":
         # <build_system_type>.<project>.<action>; some publishers add a trailing dot
         return [Binding(settings.pulse_job_actions, ("taskcluster.#",))]
     if kind == "pushes":
         return [Binding(settings.pulse_pushes, ("#",))]
-    # a message is routed by its task's routes too, which its CC header has, each with `route.` before it
+    # a message is also routed by its task's routes, which its CC header has, each with `route.` before it
     keys = tuple(f"route.{prefix}.#" for prefix in settings.environments)
     return [Binding(f"{settings.pulse_tasks}task-{event}", keys) for event in TASK_EVENTS]
 
 
-def parameters(settings: ListenerSettings) -> Any:
-    """How to connect. TLS by `amqps://`, with the certificate and its host name verified. Raises SettingsError."""
-    url = _url(settings)
+def connection_parameters(settings: ListenerSettings) -> Any:
+    """Return pika's parameters of a connection. Raises SettingsError.
+
+    With `amqps://`, the connection uses TLS, and certificate and host name are verified.
+    """
+    url = _pulse_url(settings)
     try:
         if urlsplit(url).scheme not in {"amqp", "amqps"}:
             raise ValueError("pika takes http for amqp")
-        made = pika.URLParameters(url)
-    except Exception as error:  # noqa: BLE001 - pika raises whatever its parts do
+        parameters = pika.URLParameters(url)
+    except Exception as error:  # noqa: BLE001 - pika raises whatever its parts raise
         # the error may hold the password
-        raise SettingsError(f"pulse_url cannot be understood ({type(error).__name__}): {URL_FORM}") from None
+        raise SettingsError(f"pulse_url cannot be understood ({type(error).__name__}): {URL_REMEDY}") from None
     timeout = settings.pulse_timeout.total_seconds()
-    made.socket_timeout = timeout
-    made.stack_timeout = timeout + 1
-    made.blocked_connection_timeout = settings.pulse_blocked.total_seconds()
+    parameters.socket_timeout = timeout
+    parameters.stack_timeout = timeout + 1
+    parameters.blocked_connection_timeout = settings.pulse_blocked.total_seconds()
     if "heartbeat=" not in urlsplit(url).query:
-        made.heartbeat = settings.pulse_heartbeat
-    made.client_properties = {"connection_name": "tc-treeherder listen pulse"}
-    return made
+        parameters.heartbeat = settings.pulse_heartbeat
+    parameters.client_properties = {"connection_name": "tc-treeherder listen pulse"}
+    return parameters
 
 
-def user(settings: ListenerSettings) -> str:
-    """Whose queues they are: Pulse lets nobody make others."""
-    return settings.pulse_user or settings.pulse.user or unquote(urlsplit(_url(settings)).username or "guest")
+def queue_owner(settings: ListenerSettings) -> str:
+    """Return the Pulse user in whose name the queues are: Pulse allows no other names."""
+    return settings.pulse_user or settings.pulse.user or unquote(urlsplit(_pulse_url(settings)).username or "guest")
 
 
-def _url(settings: ListenerSettings) -> str:
+def _pulse_url(settings: ListenerSettings) -> str:
     url = settings.pulse_url or settings.pulse.url
     if url is None:
-        raise SettingsError(f"pulse_url: the Pulse listener has nowhere to listen: {URL_FORM}")
+        raise SettingsError(f"pulse_url is not set, and the Pulse listener needs it: {URL_REMEDY}")
     return url.get_secret_value()
 
 
-def main(configure_log: Configure | None = None) -> int:
-    """Run the listener until SIGTERM or SIGINT; see `process.run`."""
+def main(configure_log: ConfigureLog | None = None) -> int:
+    """Run the Pulse listener until SIGTERM or SIGINT; see `process.run_listener`."""
 
-    def make(settings: ListenerSettings) -> PulseListener:
-        # pika tells every failure several times, and with a traceback; each is told here once
+    def create(settings: ListenerSettings) -> PulseListener:
+        # pika logs every failure several times, with a traceback; the listener logs each one once
         logging.getLogger("pika").setLevel(logging.CRITICAL)
         return PulseListener(settings)
 
-    return run(make, configure_log)
+    return run_listener(create, configure_log)

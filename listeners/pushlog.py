@@ -1,11 +1,11 @@
-"""The pushlog listener: polls the repositories that the service leased it for a shift, and forwards what is new.
+"""The pushlog listener: poll the repositories that the service has leased to it for a shift, and forward new pushes.
 
     renewal ──▶ leases ──▶ json-pushes, from the cursor ──▶ events/pushes
        ▲                        │
-       └── what was polled, and news ◀┘
+       └── polled, and news ◀───┘
 
-It keeps no state that matters: cursors, ETags and suspicions are the service's, and whatever is cut off in the middle
-is leased anew when the shift has ended.
+It keeps no state that matters: cursors, ETags and suspicions are stored by the service, and a poll that is interrupted
+is leased again when the shift has ended.
 """
 
 import threading
@@ -16,151 +16,152 @@ from typing import Any
 import httpx
 import structlog
 
-from listeners.clock import steady
-from listeners.forward import Forwarder, ForwardError, Rejected, TooLarge, encode
+from listeners.clock import boottime
+from listeners.forward import Forwarder, ForwardError, RequestRejectedError, RequestTooLargeError, encode_json
 from listeners.listing import (
-    LAST_ID,
+    MAX_PUSH_ID,
     Listing,
     ListingError,
     ListingTooLargeError,
-    Pushlogs,
-    Unchanged,
+    PushlogClient,
+    PushlogUnchanged,
     reliable_etag,
     tip_and_nodes,
     tip_of,
-    trim,
+    trim_entry,
 )
-from listeners.process import Configure, run
+from listeners.process import ConfigureLog, run_listener
 from listeners.retry import ListenerStopped, wait_or_stop
 from listeners.settings import ListenerSettings
-from listeners.shift import Held, Result, ShiftEnded, Shifts
+from listeners.shift import LeasedRepository, PollResult, ShiftEnded, ShiftScheduler
 from service.contract.events import MAX_BYTES, MAX_EVENTS, PollNews, Shift, Verdict, Verdicts
 
 log = structlog.get_logger()
 
 MAX_GAP = 100_000
-"""Push ids that are looked through at a time for the end of a gap."""
+"""Push ids in one request that looks for the end of a gap."""
 
-_ENVELOPE = 1_024
-"""Bytes that are more than enough for what stands around a push in a request."""
+_ENVELOPE_BYTES = 1_024
+"""Upper bound of what a request has beside a single push."""
 
 
 class PollError(Exception):
-    """A poll came to no good end; the message says why in plain words."""
+    """A poll failed; the message says why, for people."""
 
 
 class Poll:
-    """One poll of a repository: `run()` forwards what its pushlog has beyond the cursor.
+    """A single poll of a repository: `run()` forwards the pushes that its pushlog lists beyond the cursor.
 
-    `cursor` is the service's as of the last verdicts, `position` how far the pushlog was listed. They differ where ids
-    are missing, or where a push could not be understood: that one is sent as it is and becomes a dead letter, and the
-    cursor passes it with the next good push.
+    `cursor` is the service's, as of the last verdicts, and `position` is how far the pushlog was listed. They differ
+    where ids are missing, and after a push that the service does not understand: it is sent unchanged and becomes a
+    dead letter, and the cursor passes it with the next good push.
 
-    `pace` waits before each request until it may be sent, and returns the seconds that are left for that.
+    `wait_for_turn` waits until a request may be sent, and returns the seconds that are left to send it.
     """
 
     def __init__(
-        self, held: Held, settings: ListenerSettings, pushlogs: Pushlogs, forwarder: Forwarder, stop: threading.Event,
-        pace: Callable[[], float],
+        self, repository: LeasedRepository, settings: ListenerSettings, pushlogs: PushlogClient, forwarder: Forwarder,
+        stop: threading.Event, wait_for_turn: Callable[[], float],
     ) -> None:  # fmt: skip
-        self._held, self._lease = held, held.lease
-        self._pushlogs, self._forwarder, self._stop, self._pace = pushlogs, forwarder, stop, pace
+        self._repository, self._lease = repository, repository.lease
+        self._pushlogs, self._forwarder, self._stop, self._wait_for_turn = pushlogs, forwarder, stop, wait_for_turn
         self._chunk_bytes = settings.chunk_bytes
         self._window = settings.poll_window
-        self._since = self._cursor = self._position = held.cursor
-        self._tip = held.last_changeset  # of the push at the cursor
+        self._since = self._cursor = self._position = repository.cursor
+        self._tip_at_cursor = repository.last_changeset
         self._tips: dict[int, str | None] = {}
-        self._oversized: dict[int, str] = {}
-        self._result = Result(began=steady())
+        self._oversized: dict[int, str] = {}  # push id: reason
+        self._result = PollResult(began_at=boottime())
         self._lastpushid: int | None = None
-        self._at_cursor: str | None = None
+        self._tip_at_since: str | None = None
         self._moved = self._suspicious = False
         self._etag: str | None = None
-        self._asked_with: str | None = None
+        self._sent_etag: str | None = None
 
-    def run(self) -> Result:
-        """Poll, and keep in `held` where the poll stands. Nothing is told of a shift that has ended."""
+    def run(self) -> PollResult:
+        """Poll, and store in `repository` where the next poll begins. After the end of its shift there is no news."""
         try:
             self._poll()
         except (ListenerStopped, ShiftEnded):
             log.debug("poll-broken-off", repository=self._lease.repository)
-        except Unchanged:
-            self._result.good = True
+        except PushlogUnchanged:
+            self._result.succeeded = True
         except (ListingError, ForwardError, PollError) as error:
             log.info("poll-failed", repository=self._lease.repository, error=str(error))
-            # what a stranger's server said: visible in ASCII
+            # ASCII, because the text may quote a server that is not ours
             text = str(error).encode("ascii", "backslashreplace").decode()[:2_000]
             self._result.news = self._news("failed", error=text)
         else:
-            self._listed()
+            self._finish()
         return self._result
 
-    def _news(self, outcome: Any, **more: Any) -> PollNews:
-        return PollNews(repository_id=self._lease.id, shift=self._lease.shift, outcome=outcome, **more)
+    def _news(self, outcome: Any, **fields: Any) -> PollNews:
+        return PollNews(repository_id=self._lease.id, shift=self._lease.shift, outcome=outcome, **fields)
 
-    def _listed(self) -> None:
-        """Say what the service does not know: that this may be another repository, or an ETag that stands for all."""
-        found = {
+    def _finish(self) -> None:
+        """Add what the service does not know to the result: a suspicion, a new ETag, or the tip at the cursor."""
+        fields = {
             "since": self._since,
             "cursor": self._cursor,
             "lastpushid": self._lastpushid,
-            "at_cursor": self._at_cursor,
+            "at_cursor": self._tip_at_since,
             "moved": self._moved,
         }
         if self._suspicious:
-            self._result.news = self._news("suspicious", **found)
+            self._result.news = self._news("suspicious", **fields)
             return
-        held = self._held
-        new_tip = self._at_cursor is not None and held.last_changeset is None and self._cursor == self._since
-        new_etag = self._etag is not None and (self._etag != self._asked_with or self._cursor != self._since)
-        if new_etag or new_tip:
-            self._result.news = self._news("listed", etag=self._etag, **found)
-        held.cursor, held.etag, held.suspected = self._cursor, self._etag, False
-        held.full_at = self._result.began + held.full_every
-        held.last_changeset = self._at_cursor if new_tip else self._tip
-        self._result.good = True
+        repository = self._repository
+        has_new_pushes = self._cursor != self._since
+        is_new_tip = self._tip_at_since is not None and repository.last_changeset is None and not has_new_pushes
+        is_new_etag = self._etag is not None and (self._etag != self._sent_etag or has_new_pushes)
+        if is_new_etag or is_new_tip:
+            self._result.news = self._news("listed", etag=self._etag, **fields)
+        repository.cursor, repository.etag, repository.suspected = self._cursor, self._etag, False
+        repository.unconditional_at = self._result.began_at + repository.unconditional_every
+        repository.last_changeset = self._tip_at_since if is_new_tip else self._tip_at_cursor
+        self._result.succeeded = True
 
     def _poll(self) -> None:
-        held = self._held
-        etag = self._asked_with = held.etag if steady() < held.full_at else None
-        # from the cursor minus one, to see whether the push at the cursor is still the one that is known
-        listing, end = self._ask(max(self._cursor - 1, 0), self._cursor + self._window, etag)
-        first = listing
-        self._compare(listing)
+        repository = self._repository
+        etag = self._sent_etag = repository.etag if boottime() < repository.unconditional_at else None
+        # from the cursor minus one, to compare the push at the cursor with the one that the service knows
+        listing, end = self._list_window(max(self._cursor - 1, 0), self._cursor + self._window, etag)
+        first_listing = listing
+        self._compare_cursor(listing)
         while not self._looks_reset(listing):
-            new = listing.between(self._position, end)
-            self._forward(new, listing.lastpushid)
+            pushes = listing.between(self._position, end)
+            self._forward(pushes, listing.lastpushid)
             self._position = max(end, self._cursor)
             if listing.lastpushid <= self._position:
-                # the first answer's: all that it stands for was forwarded
-                self._etag = reliable_etag(first.etag, first.date)
+                # the ETag of the first answer, because everything that it stands for was forwarded
+                self._etag = reliable_etag(first_listing.etag, first_listing.date)
                 return
-            if not new:
+            if not pushes:
                 self._skip_gap(listing.lastpushid)
             wait_or_stop(self._stop, 0)
-            listing, end = self._ask(self._position, self._position + self._window)
+            listing, end = self._list_window(self._position, self._position + self._window)
 
-    def _compare(self, listing: Listing) -> None:
+    def _compare_cursor(self, listing: Listing) -> None:
         entry = listing.pushes.get(self._since)
         if entry is None:
             return
-        self._at_cursor, nodes = tip_and_nodes(self._since, entry)
-        known = self._held.last_changeset
-        self._moved = known is not None and self._at_cursor is not None and known not in nodes
+        self._tip_at_since, nodes = tip_and_nodes(self._since, entry)
+        last_changeset = self._repository.last_changeset
+        self._moved = last_changeset is not None and self._tip_at_since is not None and last_changeset not in nodes
 
     def _looks_reset(self, listing: Listing) -> bool:
         """Return True if this may be another repository than the one that the cursor belongs to.
 
-        The service judges; until then nothing is forwarded, and no ETag is given, for the next poll must look again.
+        The service decides. Until then nothing is forwarded, and no ETag is reported, as the next poll must list again.
         """
         self._lastpushid = listing.lastpushid
         self._suspicious = self._moved or listing.lastpushid < self._cursor
         return self._suspicious
 
-    # Asking
+    # Listing
 
-    def _ask(self, start: int, end: int, etag: str | None = None) -> tuple[Listing, int]:
-        """The pushes after `start` up to `end`, or up to less where that is too large: the listing, and its end."""
+    def _list_window(self, start: int, end: int, etag: str | None = None) -> tuple[Listing, int]:
+        """Return the pushes after `start` up to `end`, and the end, which is lower if the answer was too large."""
         while True:
             try:
                 return self._request(start, end, etag), end
@@ -174,70 +175,70 @@ class Poll:
                 return self._request(start, end, full=False), end
 
     def _request(self, start: int, end: int, etag: str | None = None, *, full: bool = True) -> Listing:
-        left = self._pace()
-        began = steady()
+        send_within = self._wait_for_turn()
+        began_at = boottime()
         if not self._result.requests:
-            self._result.began = began
+            self._result.began_at = began_at
         self._result.requests += 1
         try:
-            return self._pushlogs.list(
-                self._lease.url, start, min(end, LAST_ID),
-                etag=etag, full=full, anew=self._held.suspected, send_within=left,
+            return self._pushlogs.list_pushes(
+                self._lease.url, start, min(end, MAX_PUSH_ID),
+                etag=etag, full=full, new_connection=self._repository.suspected, send_within=send_within,
             )  # fmt: skip
         finally:
-            self._result.slowest = max(self._result.slowest, steady() - began)
+            self._result.slowest = max(self._result.slowest, boottime() - began_at)
 
     def _skip_gap(self, last: int) -> None:
-        """Move the position to just before the next push, up to `last`, in a few small answers: tips only.
+        """Move the position to just before the next push, at most to `last`, with a few small answers: tips only.
 
-        A repository can begin at push 136,000, and `hg strip` takes pushes out: windows of nothing would use up the
-        lease, and the next one would begin at the same cursor.
+        A repository can begin at push 136,000, and `hg strip` removes pushes. Empty windows would use up the shift, and
+        the next poll would begin at the same cursor.
         """
         span = self._window
         while self._position < last:
             span = min(span * 2, MAX_GAP)
             end = min(self._position + span, last)
-            found = self._request(self._position, end, full=False).between(self._position, end)
-            if found:
-                self._position = found[0][0] - 1
+            pushes = self._request(self._position, end, full=False).between(self._position, end)
+            if pushes:
+                self._position = pushes[0][0] - 1
                 return
             self._position = end
 
     # Forwarding
 
     def _forward(self, pushes: list[tuple[int, Any]], lastpushid: int) -> None:
-        """Send pushes, in order, in chunks."""
+        """Send pushes in their order, in chunks."""
         chunk: list[tuple[int, bytes]] = []
         size = 0
         for push_id, entry in pushes:
-            part = self._part(push_id, entry)
-            if chunk and (size + len(part) > self._chunk_bytes or len(chunk) == MAX_EVENTS):
+            push = self._encode_push(push_id, entry)
+            if chunk and (size + len(push) > self._chunk_bytes or len(chunk) == MAX_EVENTS):
                 self._send(chunk, lastpushid)
                 chunk, size = [], 0
-            chunk.append((push_id, part))
-            size += len(part)
+            chunk.append((push_id, push))
+            size += len(push)
         if chunk:
             self._send(chunk, lastpushid)
 
-    def _part(self, push_id: int, entry: Any) -> bytes:
-        """What an event says of its push: the members of a JSON object, without its braces."""
-        if why := self._oversized.get(push_id):
-            return self._too_large(push_id, why)
+    def _encode_push(self, push_id: int, entry: Any) -> bytes:
+        """Return the members of an event that describe its push: a JSON object without braces."""
+        if reason := self._oversized.get(push_id):
+            return self._encode_oversized(push_id, reason)
         self._tips[push_id] = tip_of(entry)
-        part = b'"push":' + encode(trim(push_id, entry))
-        if len(part) > MAX_BYTES - _ENVELOPE:
-            return self._too_large(push_id, f"it has {len(part):,} bytes, a request may have {MAX_BYTES:,}")
-        return part
+        push = b'"push":' + encode_json(trim_entry(push_id, entry))
+        if len(push) > MAX_BYTES - _ENVELOPE_BYTES:
+            return self._encode_oversized(push_id, f"it has {len(push):,} bytes, and a request at most {MAX_BYTES:,}")
+        return push
 
-    def _too_large(self, push_id: int, why: str) -> bytes:
-        log.warning("push-too-large", repository=self._lease.repository, push=push_id, why=why)
+    def _encode_oversized(self, push_id: int, reason: str) -> bytes:
+        log.warning("push-too-large", repository=self._lease.repository, push=push_id, why=reason)
         self._tips[push_id] = None
-        reason = f"push {push_id} is too large to send: {why}. Look at {self._lease.url}/json-pushes"
-        return encode({"oversized": True, "push_id": push_id, "reason": reason})[1:-1]
+        reason = f"push {push_id} is too large to send: {reason}. See {self._lease.url}/json-pushes"
+        return encode_json({"oversized": True, "push_id": push_id, "reason": reason})[1:-1]
 
-    def _head(self, lastpushid: int) -> bytes:
-        """What every event says; `since` is the cursor, and from there on everything was listed."""
-        head = {
+    def _encode_origin(self, lastpushid: int) -> bytes:
+        """Return the members that all events share. `since` is the cursor: everything after it was listed."""
+        origin = {
             "repository": self._lease.repository,
             "repository_id": self._lease.id,
             "shift": self._lease.shift,
@@ -245,30 +246,33 @@ class Poll:
             "since": self._cursor,
             "lastpushid": lastpushid,
         }
-        return encode(head)[1:-1] + b","
+        return encode_json(origin)[1:-1] + b","
 
     def _send(self, chunk: list[tuple[int, bytes]], lastpushid: int) -> None:
-        head = self._head(lastpushid)
-        body = b'{"events":[' + b",".join(b"{" + head + part + b"}" for _, part in chunk) + b"]}"
+        origin = self._encode_origin(lastpushid)
+        body = b'{"events":[' + b",".join(b"{" + origin + push + b"}" for _, push in chunk) + b"]}"
         try:
-            answer = self._forwarder.post("/api/v1/events/pushes", body, Verdicts, until=self._held.until)
-        except TooLarge as error:
-            push_id, part = chunk[0]
+            answer = self._forwarder.post("/api/v1/events/pushes", body, Verdicts, until=self._repository.until)
+        except RequestTooLargeError as error:
+            push_id, push = chunk[0]
             half = len(chunk) // 2
             if half:
                 self._send(chunk[:half], lastpushid)
                 self._send(chunk[half:], lastpushid)
-            elif part.startswith(b'"push"'):
-                self._send([(push_id, self._too_large(push_id, str(error)))], lastpushid)
+            elif push.startswith(b'"push"'):
+                self._send([(push_id, self._encode_oversized(push_id, str(error)))], lastpushid)
             else:
                 raise
             return
-        self._judge([push_id for push_id, _ in chunk], answer.verdicts)
+        self._apply_verdicts([push_id for push_id, _ in chunk], answer.verdicts)
 
-    def _judge(self, push_ids: list[int], verdicts: list[Verdict]) -> None:
+    def _apply_verdicts(self, push_ids: list[int], verdicts: list[Verdict]) -> None:
         lease = self._lease
         if len(verdicts) != len(push_ids):
-            raise PollError(f"the service gave {len(verdicts)} verdicts for {len(push_ids)} pushes: run equal versions")
+            raise PollError(
+                f"the service gave {len(verdicts)} verdicts for {len(push_ids)} pushes: run the same version of "
+                "listener and service"
+            )
         for push_id, verdict in zip(push_ids, verdicts, strict=True):
             if verdict.shift not in {None, lease.shift}:
                 log.info("shift-ended", repository=lease.repository, push=push_id, reason=verdict.reason)
@@ -278,42 +282,45 @@ class Poll:
             if verdict.verdict == "rejected":
                 log.warning("push-not-understood", repository=lease.repository, push=push_id, reason=verdict.reason)
             elif verdict.cursor is not None and verdict.cursor > self._cursor:
-                self._cursor, self._tip = verdict.cursor, self._tips.get(verdict.cursor)
+                self._cursor, self._tip_at_cursor = verdict.cursor, self._tips.get(verdict.cursor)
         log.info("pushes-forwarded", repository=lease.repository, pushes=len(push_ids), last=push_ids[-1])
 
 
 class PushlogListener:
-    """Polls and renews its shift until `stop()`. Polls have threads of their own, so that none delays another."""
+    """A listener that polls and renews its shift until `stop()`.
+
+    Polls have their own threads, so that none delays another or the renewal.
+    """
 
     def __init__(self, settings: ListenerSettings) -> None:
         self._settings = settings
         self._stop = threading.Event()
-        self._over = threading.Event()
+        self._renewals_ended = threading.Event()
         self._failure: Exception | None = None
         workers = settings.poll_workers
-        tls = httpx.create_ssl_context()  # one for both clients: it takes megabytes
+        tls = httpx.create_ssl_context()  # shared by both clients, because it takes megabytes
         self._forwarder = Forwarder(settings, self._stop, connections=workers + 1, tls=tls)
-        self._pushlogs = Pushlogs(settings.hg_timeout.total_seconds(), settings.max_listing, workers, tls)
-        self._shifts = Shifts(str(uuid.uuid4()), self._stop)
+        self._pushlogs = PushlogClient(settings.hg_timeout.total_seconds(), settings.max_listing, workers, tls)
+        self._scheduler = ShiftScheduler(str(uuid.uuid4()), self._stop)
         self._threads = 0
 
     def stop(self) -> None:
-        """Let `run` end: nothing more is polled, and polls under way may finish within `drain`. From any thread."""
+        """Let `run` return: no poll begins any more, and polls in progress may end within `drain`. From any thread."""
         self._stop.set()
 
     def run(self) -> None:
-        """Listen until `stop()`. Polls that outlast `drain` are abandoned: nothing is lost, they are leased again."""
+        """Listen until `stop()`. Polls that outlast `drain` are abandoned; nothing is lost, they are leased again."""
         log.info("listening", service=self._settings.service, workers=self._settings.poll_workers)
-        # daemons: a pushlog that says nothing for half a minute must not hold up the end of the process
+        # daemon threads: a pushlog that does not answer for half a minute must not delay the end of the process
         threading.Thread(target=self._renew_until_stopped, name="shift", daemon=True).start()
         self._start_thread()
         self._stop.wait()
-        self._shifts.stop()
-        if self._over.wait(self._settings.drain.total_seconds()):
+        self._scheduler.wake()
+        if self._renewals_ended.wait(self._settings.drain.total_seconds()):
             self._forwarder.close()
             self._pushlogs.close()
         else:
-            log.warning("polls-abandoned", repositories=self._shifts.polling)
+            log.warning("polls-abandoned", repositories=self._scheduler.polling)
         if self._failure is not None:
             raise self._failure
         log.info("stopped")
@@ -322,55 +329,58 @@ class PushlogListener:
         try:
             while not self._stop.wait(self._renew()):
                 pass
-            self._shifts.wait_until_idle()
+            self._scheduler.wait_until_idle()
             self._renew(ends=True)
         except ListenerStopped:
             log.info("shift-not-given-back", reason="the service is away; the shift ends by itself")
-        except Exception as error:  # noqa: BLE001 - run() raises it, on the thread that somebody looks at
+        except Exception as error:  # noqa: BLE001 - run() raises it on the main thread
             self._failure = error
         finally:
-            self._over.set()
+            self._renewals_ended.set()
             self._stop.set()
 
     def _renew(self, *, ends: bool = False) -> float:
-        """Renew the shift; return in how many seconds it is to be renewed again."""
+        """Renew the shift, and return the seconds until the next renewal."""
 
         def report() -> bytes:
-            return self._shifts.report(ends=ends).model_dump_json().encode("ascii")
+            return self._scheduler.build_report(ends=ends).model_dump_json().encode("ascii")
 
         try:
             answer = self._forwarder.post("/api/v1/polls/lease", report, Shift)
-        except Rejected as error:
+        except RequestRejectedError as error:
             pause = self._settings.refused_retry.total_seconds()
             log.error("shift-rejected", error=str(error), again_in=pause)  # noqa: TRY400 - the message says it all
             return pause
         for problem in answer.problems:
-            log.error("news-not-understood", problem=problem, remedy="run equal versions of service and listener")
-        return 0 if self._shifts.take(answer) else answer.renew
+            log.error("news-not-understood", problem=problem, remedy="Run the same version of listener and service.")
+        return 0 if self._scheduler.apply_answer(answer) else answer.renew
 
     def _start_thread(self) -> None:
         self._threads += 1
-        threading.Thread(target=self._work, name=f"poll-{self._threads}", daemon=True).start()
+        threading.Thread(target=self._poll_until_stopped, name=f"poll-{self._threads}", daemon=True).start()
 
-    def _work(self) -> None:
-        while (job := self._shifts.next()) is not None:
-            held, last = job
-            if last and self._threads < self._settings.poll_workers:
+    def _poll_until_stopped(self) -> None:
+        while (next_poll := self._scheduler.next_poll()) is not None:
+            repository, no_thread_waits = next_poll
+            if no_thread_waits and self._threads < self._settings.poll_workers:
                 self._start_thread()
-            self._shifts.ended(held, self._poll(held))
+            self._scheduler.record_result(repository, self._poll(repository))
 
-    def _poll(self, held: Held) -> Result:
-        poll = Poll(held, self._settings, self._pushlogs, self._forwarder, self._stop, lambda: self._shifts.pace(held))
+    def _poll(self, repository: LeasedRepository) -> PollResult:
+        def wait_for_turn() -> float:
+            return self._scheduler.wait_for_turn(repository)
+
+        poll = Poll(repository, self._settings, self._pushlogs, self._forwarder, self._stop, wait_for_turn)
         try:
             return poll.run()
-        except Exception as error:  # a poll that breaks must neither end its thread nor stay unknown
-            log.exception("poll-broke", repository=held.lease.repository)
-            error_text = f"a bug in the listener, whose log has more: {type(error).__name__}"
-            lease = held.lease
+        except Exception as error:  # a bug must neither end the thread nor remain unreported
+            lease = repository.lease
+            log.exception("poll-broke", repository=lease.repository)
+            error_text = f"bug in the listener ({type(error).__name__}): see its log"
             news = PollNews(repository_id=lease.id, shift=lease.shift, outcome="failed", error=error_text)
-            return Result(news=news, requests=1)
+            return PollResult(news=news, requests=1)
 
 
-def main(configure_log: Configure | None = None) -> int:
-    """Run the listener until SIGTERM or SIGINT; see `process.run`."""
-    return run(PushlogListener, configure_log)
+def main(configure_log: ConfigureLog | None = None) -> int:
+    """Run the pushlog listener until SIGTERM or SIGINT; see `process.run_listener`."""
+    return run_listener(PushlogListener, configure_log)

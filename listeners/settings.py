@@ -1,6 +1,6 @@
-"""The listeners' settings, read as `configuration` says.
+"""The listeners' settings, read as `service/contract/configuration.py` does.
 
-Service and listeners can share one environment and one file: each reads what is its own.
+Service and listeners can share one environment and one file: each reads its own settings.
 """
 
 from datetime import timedelta
@@ -15,29 +15,33 @@ from service.contract.events import MAX_EVENTS
 MIB = 1024 * 1024
 
 
-def _positive(value: timedelta) -> timedelta:
+def _require_positive(value: timedelta) -> timedelta:
     if not value:
-        raise ValueError("0 would ask without a pause: give some seconds, such as 0.5")
+        raise ValueError("0 is not allowed, because it would retry without a pause: give seconds, such as 0.5")
     return value
 
 
-Positive = Annotated[Duration, AfterValidator(_positive)]
+PositiveDuration = Annotated[Duration, AfterValidator(_require_positive)]
 
 _NAME = r"^[A-Za-z0-9._/-]{1,100}$"
 
 
-def _prefixes(value: Any) -> Any:
-    """The route prefixes of the service's `environments`; what else stands there, secrets too, is not kept."""
+def _prefixes_with_jobs(value: Any) -> Any:
+    """Return the route prefixes of the service's `environments` with jobs; everything else, and secrets, is dropped."""
     if not isinstance(value, dict):
         return value
-    return [prefix for prefix, its in value.items() if not (isinstance(its, dict) and its.get("jobs") == "off")]
+    return [
+        prefix
+        for prefix, environment in value.items()
+        if not (isinstance(environment, dict) and environment.get("jobs") == "off")
+    ]
 
 
-Prefixes = Annotated[list[str], BeforeValidator(_prefixes)]
+RoutePrefixes = Annotated[list[str], BeforeValidator(_prefixes_with_jobs)]
 
 
 class SharedPulse(BaseModel):
-    """What service and listener have in common: TC_TREEHERDER_PULSE__URL, or `pulse: {url: …}` in the file."""
+    """The settings that service and listeners share: TC_TREEHERDER_PULSE__URL, or `pulse: {url: …}` in the file."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -46,20 +50,24 @@ class SharedPulse(BaseModel):
 
 
 class _SharedFile(YamlConfigSettingsSource):
-    """A YAML file that the service reads too: what is the listeners' alone stands below `listeners`."""
+    """A YAML file that the service may read too: the listeners' own settings are below `listeners`."""
 
     def __call__(self) -> dict[str, Any]:
         data = super().__call__()
-        own = data.pop("listeners", None) or {}
-        if not isinstance(own, dict):
-            raise SettingsError("listeners: it must be a mapping of settings")
-        unknown = sorted(map(str, own.keys() - ListenerSettings.model_fields.keys()))
+        listener_settings = data.pop("listeners", None) or {}
+        if not isinstance(listener_settings, dict):
+            raise SettingsError("listeners: must be a mapping of settings")
+        unknown = sorted(map(str, listener_settings.keys() - ListenerSettings.model_fields.keys()))
         if unknown:
-            raise SettingsError(f"listeners: {', '.join(unknown)} is no setting of a listener")
-        return {**data, **own}
+            raise SettingsError(
+                f"listeners: listeners have no setting {', '.join(unknown)}: `tc-treeherder settings` lists them all"
+            )
+        return {**data, **listener_settings}
 
 
 class ListenerSettings(Configuration):
+    """The settings of the pushlog listener and the Pulse listener."""
+
     model_config = SettingsConfigDict(extra="ignore")
     file_source = _SharedFile
 
@@ -67,21 +75,21 @@ class ListenerSettings(Configuration):
     webhook_secrets: list[WebhookSecret] = Field(
         min_length=1, description="the first signs; the service must have it among its webhook_secrets"
     )
-    service_timeout: Positive = Field(timedelta(seconds=30), description="for an answer of the service")
-    first_retry: Positive = Field(timedelta(seconds=0.2), description="doubles with each failure, with jitter")
-    max_retry: Positive = Field(timedelta(seconds=10), description="between two attempts at most")
-    refused_retry: Positive = Field(
+    service_timeout: PositiveDuration = Field(timedelta(seconds=30), description="for an answer of the service")
+    first_retry: PositiveDuration = Field(timedelta(seconds=0.2), description="doubles with each failure, with jitter")
+    max_retry: PositiveDuration = Field(timedelta(seconds=10), description="between two attempts at most")
+    refused_retry: PositiveDuration = Field(
         timedelta(seconds=30), description="after an answer that only a person can mend, such as a wrong secret"
     )
 
     poll_workers: int = Field(16, ge=1, le=100, description="pushlogs asked at a time")
     poll_window: int = Field(100, ge=1, le=10_000, description="push ids asked for in one request")
-    hg_timeout: Positive = Field(
+    hg_timeout: PositiveDuration = Field(
         timedelta(seconds=15),
         description="for one answer of a pushlog; at most the service's poll.shift",
     )
     max_listing: int = Field(256 * MIB, ge=1, description="bytes of one answer; beyond, fewer pushes are asked for")
-    announced_wait: Positive = Field(
+    announced_wait: PositiveDuration = Field(
         timedelta(seconds=5),
         description="so long an announced push waits for the reserve of its host's budget before its turn is awaited",
     )
@@ -105,7 +113,7 @@ class ListenerSettings(Configuration):
         description="the queues to read. tasks is left out while no environment is configured; pushes lets a "
         "repository be polled as soon as a push is announced",
     )
-    environments: Prefixes = Field(
+    environments: RoutePrefixes = Field(
         [], description="the service's environments: the tasks of each route prefix are heard, unless its jobs are off"
     )
     pulse_job_actions: str = Field("exchange/treeherder/v1/job-actions", description="the exchange of pressed buttons")
@@ -123,16 +131,18 @@ class ListenerSettings(Configuration):
         le=65_535,
         description="unacknowledged messages of a queue, and so what is held while the service is away",
     )
-    pulse_timeout: Positive = Field(timedelta(seconds=10), description="for an answer of the broker")
-    pulse_blocked: Positive = Field(
+    pulse_timeout: PositiveDuration = Field(timedelta(seconds=10), description="for an answer of the broker")
+    pulse_blocked: PositiveDuration = Field(
         timedelta(seconds=60), description="a connection that the broker blocks longer is given up for a new one"
     )
     pulse_heartbeat: int = Field(30, ge=1, le=3_600, description="seconds; two that are missed end the connection")
-    pulse_bind_every: Positive = Field(
+    pulse_bind_every: PositiveDuration = Field(
         timedelta(seconds=30), description="bindings are made again, and missing exchanges looked for"
     )
-    pulse_report_every: Positive = Field(timedelta(minutes=1), description="the service is told that queues are read")
-    unhealthy_after: Positive = Field(
+    pulse_report_every: PositiveDuration = Field(
+        timedelta(minutes=1), description="the service is told that queues are read"
+    )
+    unhealthy_after: PositiveDuration = Field(
         timedelta(minutes=2), description="without a connection to the broker, the probe answers 503"
     )
     probe_host: str = Field("127.0.0.1", description="where the probe answers; in a container 0.0.0.0")
@@ -147,23 +157,24 @@ class ListenerSettings(Configuration):
     @model_validator(mode="after")
     def _consistent(self) -> "ListenerSettings":
         if self.pulse_prefetch < self.pulse_batch:
-            raise ValueError("pulse_prefetch must be at least pulse_batch, or no batch is ever full")
+            raise ValueError("pulse_prefetch must be at least pulse_batch, because otherwise no batch is ever full")
         return self
 
     @property
     def service(self) -> str:
+        """The service's URL without a slash at its end."""
         return str(self.service_url).rstrip("/")
 
 
 def load(**overrides: Any) -> ListenerSettings:
-    """The settings of this process. Raises SettingsError."""
-    return read(ListenerSettings, _told, **overrides)
+    """Return the settings of this process. Raises SettingsError."""
+    return read(ListenerSettings, _describe_problem, **overrides)
 
 
-def _told(problem: Any) -> str:
+def _describe_problem(problem: Any) -> str:
     if problem["loc"] == ("webhook_secrets",) and problem["type"] in {"missing", "too_short"}:
         return (
-            "webhook_secrets: a listener signs what it sends and has no secret: set TC_TREEHERDER_WEBHOOK_SECRETS to "
+            "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREEHERDER_WEBHOOK_SECRETS to "
             'the same JSON list as the service\'s, ["whsec_…"]'
         )
     return problem_text(problem)

@@ -13,7 +13,7 @@ import pika
 import pika.exceptions
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
-from listeners.broker import told
+from listeners.broker import error_text
 from sandbox.taskcluster.pulse import TASK_EXCHANGES
 from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
 from service.clients.pulse import ANNOUNCEMENTS, HGPUSHES, JOBS, RETRIGGERS, exchange_name
@@ -107,7 +107,7 @@ def _parameters(url: str, seconds: float) -> pika.URLParameters:
 
 def _why(error: Exception) -> str:
     if isinstance(error, pika.exceptions.IncompatibleProtocolError | AMQPConnectorStackTimeout):
-        return f"what listens there does not answer as RabbitMQ does: {told(error)}"
+        return f"what listens there does not answer as RabbitMQ does: {error_text(error)}"
     if isinstance(error, pika.exceptions.ProbableAuthenticationError):
         return "it does not take this user and password"
-    return told(error)
+    return error_text(error)

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from listeners.forward import Forwarder, encode
-from listeners.listing import Pushlogs
+from listeners.forward import Forwarder, encode_json
+from listeners.listing import PushlogClient
 from service import metrics
 from service.clients.auth import SignedRequest, TaskclusterLogins
 from service.clients.hg import HttpHg
@@ -36,7 +36,7 @@ async def main(service_url: str) -> None:
     hg, queue, logins = HttpHg(load()), TaskclusterQueue(settings), TaskclusterLogins(settings)
     listener = short(service_url)
     forwarder = Forwarder(listener, threading.Event(), connections=1)
-    pushlogs = Pushlogs(10, 1000, 1)
+    pushlogs = PushlogClient(10, 1000, 1)
 
     def in_thread(call: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
         return lambda: asyncio.to_thread(call)
@@ -47,9 +47,9 @@ async def main(service_url: str) -> None:
             "queue": lambda: queue.status("Q47ciBXISJ-kc4l49EAI-A"),
             "auth": lambda: logins.check(SignedRequest("GET", "/", "here.test", 443, "Hawk x")),
             "treeherder": lambda: RestTreeherder(environment, http).post_resultset("try", {}),
-            "listing": in_thread(lambda: pushlogs.list(f"https://{HG}/r", 0, 1).lastpushid),
+            "listing": in_thread(lambda: pushlogs.list_pushes(f"https://{HG}/r", 0, 1).lastpushid),
             "forward": in_thread(
-                lambda: forwarder.post("/api/v1/polls/announced", encode({}), AnnouncedLeases, until=0).leases
+                lambda: forwarder.post("/api/v1/polls/announced", encode_json({}), AnnouncedLeases, until=0).leases
             ),
             "command": in_thread(lambda: list(Service(service_url).pages("repositories"))),
             "import": in_thread(lambda: from_treeherder(f"https://{TREEHERDER}").wanted),

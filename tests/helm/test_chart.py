@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import listeners.settings
 import service.settings
-from listeners.probe import Probe
+from listeners.probe import ProbeServer
 from listeners.settings import ListenerSettings
 from service import metrics
 from service.app import create_app
@@ -423,7 +423,7 @@ def test_the_pulse_listeners_probe_answers_where_it_is_asked() -> None:
     settings = load(container, manifests)
     assert isinstance(settings, ListenerSettings)
     assert (settings.probe_host, settings.probe_port) == ("0.0.0.0", port["containerPort"])
-    with Probe("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
+    with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
         import httpx
 
         assert httpx.get(f"http://127.0.0.1:{probe.port}{asked['path']}", trust_env=False).status_code == 200

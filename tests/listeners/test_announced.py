@@ -13,7 +13,7 @@ import pika
 import pytest
 from structlog.testing import capture_logs
 
-from listeners.announced import Announced, announced_url
+from listeners.announced import AnnouncedPoller, parse_announcement
 from listeners.forward import Forwarder
 from listeners.pulse import PulseListener
 from sandbox.hg import MemoryPushlog
@@ -31,7 +31,7 @@ def v2(url: Any, kind: Any = "changegroup.1") -> bytes:
 
 
 def url_of(body: bytes) -> str:
-    return announced_url("channel", METHOD, None, body)
+    return parse_announcement("channel", METHOD, None, body)
 
 
 def test_both_versions_name_the_repository() -> None:
@@ -73,8 +73,8 @@ class World:
         stop = threading.Event()
         settings = short(self.url, **options)
         forwarder = Forwarder(settings, stop, connections=1)
-        announced = Announced(settings, forwarder, stop, True)
-        announced([f"{self.hg}/{alias}" if alias else "" for alias in aliases])
+        announced = AnnouncedPoller(settings, forwarder, stop, True)
+        announced.poll_announced([f"{self.hg}/{alias}" if alias else "" for alias in aliases])
         forwarder.close()
         announced.close()
 

@@ -11,8 +11,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from structlog.testing import capture_logs
 
 from listeners import forward
-from listeners.clock import steady
-from listeners.forward import Forwarder, Rejected, TooLarge, Unanswered, encode
+from listeners.clock import boottime
+from listeners.forward import Forwarder, RequestRejectedError, RequestTooLargeError, UnansweredError, encode_json
 from listeners.retry import ListenerStopped
 from sandbox.stack import free_port
 from service.contract.events import AnnouncedLeases, Verdicts
@@ -48,7 +48,7 @@ class Script:
 def test_what_is_sent_is_signed_with_the_first_secret() -> None:
     script = Script(GOOD)
     with serving(script) as url, forwarding(url) as forwarder:
-        assert forwarder.post(PATH, encode({"max": 3}), AnnouncedLeases) == AnnouncedLeases(leases=[])
+        assert forwarder.post(PATH, encode_json({"max": 3}), AnnouncedLeases) == AnnouncedLeases(leases=[])
     (request,) = script.requests
     assert (request.method, request.path, request.body) == ("POST", PATH, b'{"max":3}')
     assert request.headers["content-type"] == "application/json"
@@ -62,7 +62,7 @@ def test_what_is_sent_is_signed_with_the_first_secret() -> None:
 def test_lone_surrogates_travel_as_escapes() -> None:
     script = Script(GOOD)
     with serving(script) as url, forwarding(url) as forwarder:
-        forwarder.post(PATH, encode({"file": "latin-\udce9\0é"}), AnnouncedLeases)
+        forwarder.post(PATH, encode_json({"file": "latin-\udce9\0é"}), AnnouncedLeases)
     assert script.requests[0].body == rb'{"file":"latin-\udce9\u0000\u00e9"}'
     Webhook(SECRET).verify(script.requests[0].body, script.requests[0].headers)
 
@@ -79,7 +79,7 @@ def test_an_attempt_after_a_while_is_the_same_message_signed_anew(monkeypatch: p
     monkeypatch.setattr(forward, "datetime", Clock)
     script = Script(problem(500, "a bug"), Answer(502, b"<html>"), GOOD)
     with serving(script) as url, forwarding(url) as forwarder:
-        forwarder.post(PATH, encode({"max": 1}), AnnouncedLeases)
+        forwarder.post(PATH, encode_json({"max": 1}), AnnouncedLeases)
     first, second, third = script.requests
     assert first.body == second.body == third.body
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == third.headers["webhook-id"]
@@ -173,14 +173,17 @@ def test_who_asks_for_a_pause_gets_it(status: int, value: str) -> None:
     [
         (problem(422, "max: too much"), "422: max: too much"),
         (Answer(404, b"<h1>Not here</h1>"), "404: b'<h1>Not here</h1>'"),
-        (Answer(302, b"", {"Location": "http://elsewhere/"}), "redirects to http://elsewhere/: set TC_TREEHERDER_SERV"),
+        (
+            Answer(302, b"", {"Location": "http://elsewhere/"}),
+            "redirects to http://elsewhere/, and redirects are not followed: set TC_TREEHERDER_SERV",
+        ),
         (Answer(200, b"<html>log in"), "Check TC_TREEHERDER_SERVICE_URL"),
         (Answer(200, b'{"leases": 1}'), "leases: Input should be"),
     ],
 )
 def test_what_only_a_person_can_mend_is_rejected(answer: Answer, told: str) -> None:
     script = Script(answer)
-    with serving(script) as url, forwarding(url) as forwarder, pytest.raises(Rejected) as raised:
+    with serving(script) as url, forwarding(url) as forwarder, pytest.raises(RequestRejectedError) as raised:
         forwarder.post(PATH, b"{}", AnnouncedLeases)
     assert told in str(raised.value)
     assert len(script.requests) == 1
@@ -190,7 +193,7 @@ def test_too_large_is_told_apart() -> None:
     with (
         serving(Script(problem(413, "at most 5"))) as url,
         forwarding(url) as forwarder,
-        pytest.raises(TooLarge, match="no request of 7 bytes"),
+        pytest.raises(RequestTooLargeError, match="no request of 7 bytes"),
     ):
         forwarder.post(PATH, b'"large"', AnnouncedLeases)
 
@@ -198,8 +201,8 @@ def test_too_large_is_told_apart() -> None:
 def test_it_gives_up_when_told_to() -> None:
     with serving(Script(problem(500, "a bug"))) as url, forwarding(url) as forwarder:
         began = time.monotonic()
-        with pytest.raises(Unanswered, match="did not take it in time: 500: a bug"):
-            forwarder.post(PATH, b"{}", AnnouncedLeases, until=steady() + 0.2)
+        with pytest.raises(UnansweredError, match="did not accept the request in time: 500: a bug"):
+            forwarder.post(PATH, b"{}", AnnouncedLeases, until=boottime() + 0.2)
         assert time.monotonic() - began < 10
 
 
@@ -225,7 +228,7 @@ def test_a_stop_ends_the_repeating_but_lets_one_attempt_through(before: bool) ->
 def test_a_batch_of_events_can_be_followed_into_the_services_log() -> None:
     script = Script(Answer(500, b"{}"), Answer(202, b'{"verdicts": []}'))
     with capture_logs() as logs, serving(script) as url, forwarding(url) as forwarder:
-        forwarder.post("/api/v1/events/pushes", encode({"events": []}), Verdicts)
+        forwarder.post("/api/v1/events/pushes", encode_json({"events": []}), Verdicts)
     (taken,) = [line for line in logs if line["event"] == "batch-taken"]
     assert {taken["batch"]} == {request.headers["webhook-id"] for request in script.requests}
     assert (taken["path"], taken["attempts"]) == ("/api/v1/events/pushes", 2)

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listeners.forward import encode
+from listeners.forward import encode_json
 from listeners.listing import (
     Listing,
     ListingError,
     ListingTooLargeError,
-    Pushlogs,
-    Unchanged,
-    parse,
+    PushlogClient,
+    PushlogUnchanged,
+    parse_listing,
     reliable_etag,
     tip_and_nodes,
-    trim,
+    trim_entry,
 )
 from service.contract.events import PushEvent, PushlogEntry
 from tests.facts import fact
@@ -32,12 +32,12 @@ EMPTY = b'{"lastpushid": 0, "pushes": {}}'
 
 
 def read(body: bytes, **headers: str) -> Listing:
-    return parse(body, httpx.Headers(headers))
+    return parse_listing(body, httpx.Headers(headers))
 
 
 @contextmanager
-def asking(*, timeout: float = 5, max_listing: int = 10_000) -> Iterator[Pushlogs]:
-    pushlogs = Pushlogs(timeout, max_listing, connections=2)
+def asking(*, timeout: float = 5, max_listing: int = 10_000) -> Iterator[PushlogClient]:
+    pushlogs = PushlogClient(timeout, max_listing, connections=2)
     try:
         yield pushlogs
     finally:
@@ -46,7 +46,7 @@ def asking(*, timeout: float = 5, max_listing: int = 10_000) -> Iterator[Pushlog
 
 def ask(answer: Answer, *, etag: str | None = None, **options: Any) -> Listing:
     with serving(lambda request: answer) as url, asking(**options) as pushlogs:
-        return pushlogs.list(f"{url}/r", 1, 101, etag=etag)
+        return pushlogs.list_pushes(f"{url}/r", 1, 101, etag=etag)
 
 
 def test_pushes_are_in_the_order_of_numbers_not_of_strings() -> None:
@@ -71,13 +71,13 @@ def test_pushes_are_in_the_order_of_numbers_not_of_strings() -> None:
 )
 def test_every_recorded_answer_is_read(name: str) -> None:
     told = fact(f"hg/{name}.json")
-    listing = read(encode(told))
+    listing = read(encode_json(told))
     assert (listing.lastpushid, set(listing.pushes)) == (told["lastpushid"], {int(key) for key in told["pushes"]})
     for push_id, entry in listing.pushes.items():
         tip, _ = tip_and_nodes(push_id, entry)
         changesets = told["pushes"][str(push_id)]["changesets"]
         if not changesets or isinstance(changesets[0], dict):
-            sent = PushlogEntry.model_validate(trim(push_id, entry))
+            sent = PushlogEntry.model_validate(trim_entry(push_id, entry))
             assert sent.id == push_id
             assert [c.node for c in sent.changesets] == [c["node"] for c in changesets]
             assert tip == (changesets[-1]["node"] if changesets else None)
@@ -110,18 +110,18 @@ def test_without_etag_and_date() -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        (b"<html>\xff", "not JSON (Expecting value: line 1 column 1 (char 0)); it begins b'<html>\\xff'"),
+        (b"<html>\xff", "not JSON (Expecting value: line 1 column 1 (char 0)); it begins with b'<html>\\xff'"),
         (b"", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b"[]", "the answer is []: an object"),
-        (b'{"1": {}}', "lastpushid is None: an integer from 0 to 2147483647 was expected"),
+        (b"[]", "the answer is []: expected an object"),
+        (b'{"1": {}}', "lastpushid is None: expected an integer from 0 to 2147483647"),
         (b'{"lastpushid": true, "pushes": {}}', "lastpushid is True"),
         (b'{"lastpushid": "5", "pushes": {}}', "lastpushid is '5'"),
         (b'{"lastpushid": -1, "pushes": {}}', "lastpushid is -1"),
         (b'{"lastpushid": 2147483648, "pushes": {}}', "lastpushid is 2147483648"),
-        (b'{"lastpushid": 5, "pushes": []}', "pushes is []: an object of push ids"),
+        (b'{"lastpushid": 5, "pushes": []}', "pushes is []: expected an object of push ids"),
         (b'{"lastpushid": 5}', "pushes is None"),
-        (rb'{"lastpushid": 5, "pushes": {"\udce9": 1}}', r"a key of pushes is '\udce9': a push id"),
+        (rb'{"lastpushid": 5, "pushes": {"\udce9": 1}}', r"a key of pushes is '\udce9': expected a push id"),
         (b'{"lastpushid": 5, "pushes": {"1_0": 1}}', "a key of pushes is '1_0'"),
         (b'{"lastpushid": 5, "pushes": {"99999999999": 1}}', "a key of pushes is '99999999999'"),
     ],
@@ -137,9 +137,9 @@ def test_tip_and_nodes() -> None:
     assert tip_and_nodes(1, entry) == (B, {A, B, C})
     assert tip_and_nodes(1, {"changesets": [A, B]}) == (B, {A, B})
     assert tip_and_nodes(1, {"changesets": [], "obsoletechangesets": [C]}) == (None, {C})
-    with pytest.raises(ListingError, match="push 1 is 7: an object"):
+    with pytest.raises(ListingError, match="push 1 is 7: expected an object"):
         tip_and_nodes(1, 7)
-    with pytest.raises(ListingError, match="the tip of push 1 is 'XX': 40 hex digits"):
+    with pytest.raises(ListingError, match="the tip of push 1 is 'XX': expected 40 hex digits"):
         tip_and_nodes(1, {"changesets": ["XX"]})
 
 
@@ -158,7 +158,7 @@ def changeset(number: int, files: int = 1) -> dict[str, Any]:
 
 def test_only_the_last_200_changesets_are_sent_in_full() -> None:
     entry = {"user": "u", "date": 5, "changesets": [changeset(n, files=1_005 if n == 250 else 1) for n in range(300)]}
-    sent = trim(7, {**entry, "obsoletechangesets": [changeset(999)]})
+    sent = trim_entry(7, {**entry, "obsoletechangesets": [changeset(999)]})
     assert set(sent) == {"id", "user", "date", "changesets"}
     assert (sent["id"], sent["user"], sent["date"]) == (7, "u", 5)
     assert sent["changesets"][99] == {"node": f"{99:040x}", "branch": "branch 99"}
@@ -169,7 +169,7 @@ def test_only_the_last_200_changesets_are_sent_in_full() -> None:
     assert (len(sent["changesets"][250]["files"]), sent["changesets"][250]["files_count"]) == (1_000, 1_005)
     head = {"repository": "r", "repository_id": 1, "shift": 1, "generation": 0}
     event = {**head, "since": 1, "lastpushid": 7, "push": {**sent}}
-    assert encode(event).isascii()
+    assert encode_json(event).isascii()
     PushEvent.model_validate({**event, "push": {**sent, "changesets": [{**full, "files": None}]}})
 
 
@@ -185,7 +185,7 @@ def test_only_the_last_200_changesets_are_sent_in_full() -> None:
     ],
 )
 def test_what_is_no_entry_goes_as_it_came(entry: Any, sent: Any) -> None:
-    assert trim(7, entry) == sent
+    assert trim_entry(7, entry) == sent
 
 
 json_values = st.recursive(
@@ -200,7 +200,7 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_no_entry_whatever_it_is_breaks_the_listener(entry: Any) -> None:
-    encode(trim(1, entry))
+    encode_json(trim_entry(1, entry))
     try:
         tip_and_nodes(1, entry)
     except ListingError as error:
@@ -218,8 +218,8 @@ def test_what_is_asked() -> None:
         return Answer(200, EMPTY)
 
     with serving(answer) as url, asking() as pushlogs:
-        pushlogs.list(f"{url}/integration/autoland", 4, 105, etag='W/"12"')
-        pushlogs.list(f"{url}/r", 4, 5, full=False)
+        pushlogs.list_pushes(f"{url}/integration/autoland", 4, 105, etag='W/"12"')
+        pushlogs.list_pushes(f"{url}/r", 4, 5, full=False)
     assert asked[0].path == "/integration/autoland/json-pushes?version=2&full=1&startID=4&endID=105"
     assert (asked[0].headers["if-none-match"], asked[0].headers["user-agent"]) == ('W/"12"', "tc-treeherder")
     assert asked[1].path == "/r/json-pushes?version=2&tipsonly=1&startID=4&endID=5"
@@ -227,17 +227,17 @@ def test_what_is_asked() -> None:
 
 
 def test_unchanged() -> None:
-    with pytest.raises(Unchanged):
+    with pytest.raises(PushlogUnchanged):
         ask(Answer(304), etag='W/"1"')
 
 
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (Answer(404, b"<html>unknown"), "404: there is no repository at http://127.0.0.1"),
+        (Answer(404, b"<html>unknown"), "404: no repository exists at http://127.0.0.1"),
         (
             Answer(301, b"", {"Location": "http://other.example/r"}),
-            "redirects to http://other.example/r, and",
+            "redirects to http://other.example/r, and redirects are not followed: set the repository's url",
         ),
         (Answer(302, b"", {"Location": "http://[bad"}), "/r/json-pushes"),
         (Answer(503, b"x" * 300), f"answers 503: {b'x' * 200!r}"),
@@ -255,7 +255,7 @@ def test_refusals_in_plain_words(answer: Answer, told: str) -> None:
 
 def test_nobody_there() -> None:
     with asking() as pushlogs, pytest.raises(ListingError, match=r"no answer from http://127\.0\.0\.1:9/r"):
-        pushlogs.list("http://127.0.0.1:9/r", 0, 1)
+        pushlogs.list_pushes("http://127.0.0.1:9/r", 0, 1)
 
 
 def test_only_so_many_bytes_are_read() -> None:
@@ -274,7 +274,7 @@ def test_a_server_that_says_nothing_and_one_that_says_it_slowly_end_in_time() ->
     began = time.monotonic()
     with serving(silent) as url, asking(timeout=0.1) as pushlogs:
         with pytest.raises(ListingError, match=r"no answer within 0\.1 s"):
-            pushlogs.list(f"{url}/r", 0, 1)
+            pushlogs.list_pushes(f"{url}/r", 0, 1)
         assert time.monotonic() - began < 10
         given_up.set()
     with pytest.raises(ListingError, match=r"within 0\.2 s"):
@@ -292,9 +292,9 @@ def test_a_proxy_of_the_usual_variables_is_used(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("http_proxy", url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         with asking() as pushlogs:
-            pushlogs.list("http://hg.example/r", 0, 1)
-            pushlogs.list("http://hg.example/r", 0, 1, anew=True)
-            pushlogs.list(f"{url}/r", 0, 1)
+            pushlogs.list_pushes("http://hg.example/r", 0, 1)
+            pushlogs.list_pushes("http://hg.example/r", 0, 1, new_connection=True)
+            pushlogs.list_pushes(f"{url}/r", 0, 1)
     assert asked[0].path == asked[1].path == "http://hg.example/r/json-pushes?version=2&full=1&startID=0&endID=1"
     assert asked[2].path == "/r/json-pushes?version=2&full=1&startID=0&endID=1"
 
@@ -317,7 +317,7 @@ def test_connections_are_kept_unless_a_new_one_is_wanted() -> None:
 
     with serving(answer) as url, asking() as pushlogs:
         for anew in (False, False, True, True, False):
-            pushlogs.list(f"{url}/r", 0, 1, anew=anew)
+            pushlogs.list_pushes(f"{url}/r", 0, 1, new_connection=anew)
     assert len(set(ports)) == 3
     assert ports[0] == ports[1] == ports[4]
 
@@ -326,7 +326,7 @@ def test_a_kept_connection_that_was_closed_is_not_used() -> None:
     answers = iter([Answer(200, EMPTY, {"Connection": "close"}), Answer(200, EMPTY)])
     with serving(lambda request: next(answers)) as url, asking() as pushlogs:
         for _ in range(2):
-            pushlogs.list(f"{url}/r", 0, 1)
+            pushlogs.list_pushes(f"{url}/r", 0, 1)
 
 
 def test_a_request_that_cannot_be_sent_in_time_is_not_sent() -> None:
@@ -339,7 +339,7 @@ def test_a_request_that_cannot_be_sent_in_time_is_not_sent() -> None:
         pushlogs = stack.enter_context(asking(timeout=20))
         began = time.monotonic()
         with pytest.raises(ListingError, match="no answer within 20 s"):
-            pushlogs.list(f"http://127.0.0.1:{listening.getsockname()[1]}/r", 0, 1, send_within=0.05)
+            pushlogs.list_pushes(f"http://127.0.0.1:{listening.getsockname()[1]}/r", 0, 1, send_within=0.05)
         assert time.monotonic() - began < 19
 
 

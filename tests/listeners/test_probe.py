@@ -6,12 +6,12 @@ from typing import Any
 import httpx
 import pytest
 
-from listeners.probe import Probe
+from listeners.probe import ProbeServer
 
 
 def test_both_paths_answer_and_an_error_is_a_503() -> None:
     state: dict[str, Any] = {"status": "ok", "queues": {"q": {"waiting": 1}}}
-    with Probe("127.0.0.1", 0, lambda: state) as probe:
+    with ProbeServer("127.0.0.1", 0, lambda: state) as probe:
         url = f"http://127.0.0.1:{probe.port}"
         for status, code in (("ok", 200), ("warning", 200), ("error", 503)):
             state["status"] = status
@@ -23,7 +23,7 @@ def test_both_paths_answer_and_an_error_is_a_503() -> None:
 
 
 def test_who_connects_and_says_nothing_keeps_nobody_from_asking() -> None:
-    with Probe("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
+    with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
         silent = [socket.create_connection(("127.0.0.1", probe.port)) for _ in range(5)]
         assert httpx.get(f"http://127.0.0.1:{probe.port}/__lbheartbeat__").status_code == 200
         for each in silent:
@@ -34,19 +34,19 @@ def test_it_ends_at_once() -> None:
     durations = []
     for _ in range(4):
         began = time.monotonic()
-        with Probe("127.0.0.1", 0, lambda: {"status": "ok"}):
+        with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok"}):
             pass
         durations.append(time.monotonic() - began)
     assert min(durations) < 0.45, "`serve_forever` looks every 0.5 s by itself"
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with Probe("127.0.0.1", 0, lambda: {}) as probe, pytest.raises(OSError, match="in use"):
-        Probe("127.0.0.1", probe.port, lambda: {})
+    with ProbeServer("127.0.0.1", 0, lambda: {}) as probe, pytest.raises(OSError, match="in use"):
+        ProbeServer("127.0.0.1", probe.port, lambda: {})
 
 
 def test_what_it_says_is_json() -> None:
-    with Probe("127.0.0.1", 0, lambda: {"status": "ok", "ü": "é"}) as probe:
+    with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok", "ü": "é"}) as probe:
         answer = httpx.get(f"http://127.0.0.1:{probe.port}/__heartbeat__")
     assert answer.headers["content-type"] == "application/json"
     assert json.loads(answer.content) == {"status": "ok", "ü": "é"}

@@ -28,7 +28,7 @@ from structlog.testing import capture_logs
 from listeners import channel as channel_module
 from listeners import consumer as module
 from listeners.forward import Forwarder
-from listeners.pulse import Post, PulseListener, parameters, pulse_message, user
+from listeners.pulse import EventSender, PulseListener, connection_parameters, encode_job_action, queue_owner
 from listeners.settings import ListenerSettings, load
 from sandbox.stack import free_port
 from service.contract.configuration import SettingsError
@@ -204,7 +204,7 @@ def proxy(world: World) -> Iterator[TcpProxy]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a listener ends soon after it was told to."""
     for place in (module, channel_module):
-        monkeypatch.setattr(place, "LOOK", 0.02)
+        monkeypatch.setattr(place, "CHECK_INTERVAL", 0.02)
 
 
 def press_until_heard(world: World) -> None:
@@ -298,7 +298,7 @@ def test_nothing_is_acknowledged_before_the_service_has_it(world: World) -> None
         assert world.waiting() == 0  # the listener holds it
     eventually(lambda: world.waiting() == 1)
     hold.set()
-    eventually(lambda: not any(thread.name == "job-actions gives" for thread in threading.enumerate()))
+    eventually(lambda: not any(thread.name == "job-actions handler" for thread in threading.enumerate()))
     abandoned._forwarder.close()  # as the end of a process does
     world.service.before = lambda request: None
     with world.listening():
@@ -434,13 +434,13 @@ def test_a_missing_exchange_is_looked_for_again_and_stops_nothing_else(world: Wo
         world.press("a")
         world.publish(world.task_exchange("running"), "b", key="primary.x", headers={"CC": ["route.stage.try.abc"]})
         eventually(lambda: world.service.bodies(TASKS) == ["b"] and world.service.bodies() == ["a"])
-        missing = listener.consumers["tasks"].missing
+        missing = listener.consumers["tasks"].missing_exchanges
         assert missing == [world.task_exchange(e) for e in ("defined", "pending", "completed", "failed", "exception")]
         assert {line["exchange"] for line in world.told("exchange-missing")} == set(missing)
         assert listener.state()["status"] == "warning"
         for event in ("defined", "pending", "completed", "failed", "exception"):
             world.declare(world.task_exchange(event))
-        eventually(lambda: not listener.consumers["tasks"].missing)
+        eventually(lambda: not listener.consumers["tasks"].missing_exchanges)
         world.publish(world.task_exchange("failed"), "c", key="primary.x", headers={"CC": ["route.stage.try.abc"]})
         eventually(lambda: world.service.bodies(TASKS) == ["b", "c"])
         assert listener.state()["status"] == "ok"
@@ -584,7 +584,7 @@ def test_the_service_is_not_told_what_nobody_knows(world: World, proxy: TcpProxy
 
 def test_what_the_broker_has_taken_is_told_with_the_next_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (module, channel_module):
-        monkeypatch.setattr(place, "LOOK", 1)
+        monkeypatch.setattr(place, "CHECK_INTERVAL", 1)
     posted: list[Any] = []
 
     def note(request: Request) -> None:
@@ -641,18 +641,18 @@ def test_at_the_end_it_tells_what_the_broker_has_taken(world: World) -> None:
 def test_what_a_broken_channel_brought_is_not_posted(world: World, proxy: TcpProxy) -> None:
     """A listener that was suspended reads what the broker has given to somebody else long since."""
     with world.listening(pulse_timeout=timedelta(seconds=1)) as listener:
-        session = channel_module.Session
+        session = channel_module.AckChannel
         held = threading.Event()
-        confirmed = session.confirmed
+        confirmed = session.confirm_acknowledgements
 
-        def cut_off(self: channel_module.Session) -> bool:
+        def cut_off(self: channel_module.AckChannel) -> bool:
             if not held.is_set():
                 held.set()
                 proxy.hold()  # nobody notices anything: it has to ask
             return confirmed(self)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(session, "confirmed", cut_off)
+            patch.setattr(session, "confirm_acknowledgements", cut_off)
             world.press("1")
             assert held.wait(10)
             time.sleep(0.2)
@@ -669,27 +669,27 @@ def test_what_a_lost_channel_may_have_acknowledged_is_never_told(world: World) -
     """Neither while nothing comes, nor with the next channel's first batch."""
     settings, stop = world.settings(), threading.Event()
     forwarder = Forwarder(settings, stop, connections=1)
-    post = Post(ACTIONS, forwarder, settings, stop, lambda verdict, events: None, counted=True)
+    sender = EventSender(ACTIONS, forwarder, settings, stop, lambda verdict, events: None, counts_presses=True)
     connection = pika.BlockingConnection(pika.URLParameters(world.amqp.url))
     method, properties = pika.spec.Basic.Deliver(exchange="x", routing_key="y"), pika.BasicProperties()
 
-    def batch(session: channel_module.Session) -> list[bytes]:
-        return [pulse_message(session.id, method, properties, b"1")]
+    def batch(session: channel_module.AckChannel) -> list[bytes]:
+        return [encode_job_action(session.id, method, properties, b"1")]
 
-    class Asked(channel_module.Session):
+    class Asked(channel_module.AckChannel):
         """A channel that answers as long as it is open: here no thread reads."""
 
-        def confirmed(self) -> bool:
-            return not self.lost
+        def confirm_acknowledgements(self) -> bool:
+            return not self.is_lost
 
     for idle in (True, False):
         lost, new = (Asked(connection, connection.channel(), 1) for _ in range(2))
-        post(batch(lost), lost)
+        sender.send(batch(lost), lost)
         lost._channel.close()
         if idle:
-            post.idle()
-        post(batch(new), new)
-        post.idle()
+            sender.report_confirmed()
+        sender.send(batch(new), new)
+        sender.report_confirmed()
         assert world.service.acknowledged == [event.delivery for event in world.service.events()[1::2]]
     connection.close()
     forwarder.close()
@@ -756,12 +756,12 @@ def test_a_broker_that_takes_the_connection_and_says_nothing_is_asked_again(worl
 def test_a_channel_that_the_broker_closes_is_made_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
 
-    class Session(channel_module.Session):
+    class RecordedChannel(channel_module.AckChannel):
         def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
             super().__init__(connection, channel, prefetch)
             made.append((connection, channel))
 
-    monkeypatch.setattr(module, "Session", Session)
+    monkeypatch.setattr(module, "AckChannel", RecordedChannel)
     with world.listening():
         ((connection, channel),) = made
         connection.add_callback_threadsafe(lambda: channel.basic_ack(4711))  # RabbitMQ: unknown delivery tag
@@ -873,7 +873,7 @@ def test_an_exchange_that_may_not_be_read_is_told_as_that(own_world: World, own_
     try:
         with own_world.listening():
             (line, *_) = eventually(lambda: own_world.told("exchange-missing"))
-            assert "until this user may read it" in line["remedy"]
+            assert "this user may not read it" in line["remedy"]
             assert "ACCESS_REFUSED" in line["error"]
     finally:
         own_broker.ctl("set_permissions", "guest", ".*", ".*", ".*")
@@ -910,12 +910,12 @@ def test_a_connection_that_stays_blocked_is_given_up(
 ) -> None:
     world, made = own_world, []
 
-    class Session(channel_module.Session):
+    class RecordedChannel(channel_module.AckChannel):
         def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
             super().__init__(connection, channel, prefetch)
             made.append((connection, channel))
 
-    monkeypatch.setattr(module, "Session", Session)
+    monkeypatch.setattr(module, "AckChannel", RecordedChannel)
     # not shorter: where both come at once, pika gives the connection up without telling that it was blocked
     with world.listening(pulse_blocked=timedelta(seconds=4)):
         own_broker.ctl("set_vm_memory_high_watermark", "0.00001")
@@ -969,8 +969,8 @@ def test_a_broker_whose_certificate_is_not_trusted_gets_nothing(world: World, tl
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (("amqps://", "amqp://"), "must begin with amqps://"),
-        ((":TLS/", ":PLAIN/"), "nothing speaks TLS there"),
+        (("amqps://", "amqp://"), "whether the URL must begin with amqps://"),
+        ((":TLS/", ":PLAIN/"), "The port does not speak TLS"),
         (("/VHOST", "/nowhere"), "check the virtual host"),
         (("PASSWORD@", "wrong@"), "check user and password"),
     ],
@@ -1048,7 +1048,7 @@ def test_a_bug_ends_the_listener_with_its_traceback(world: World, monkeypatch: p
     def broken(*_: Any) -> bytes:
         raise LookupError("a bug")
 
-    monkeypatch.setattr("listeners.pulse.pulse_message", broken)
+    monkeypatch.setattr("listeners.pulse.encode_job_action", broken)
     listener = PulseListener(world.settings())
     world.channel.queue_declare(world.queue, durable=True)
     world.channel.queue_bind(world.queue, world.actions, "taskcluster.#")
@@ -1100,7 +1100,7 @@ def test_a_probe_that_cannot_listen_is_told(world: World) -> None:
         with process(world, TC_TREEHERDER_PROBE_PORT=str(port)) as running:
             output, _ = running.communicate(timeout=30)
     assert running.returncode == 2
-    assert f"probe_port: 127.0.0.1:{port} cannot be listened on" in output
+    assert f"probe_port: 127.0.0.1:{port} cannot be opened" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -1184,18 +1184,18 @@ def test_one_environment_serves_both(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"TC_TREEHERDER_{name}", value)
     settings = load()
     assert settings.environments == ["stage", "b"]
-    assert user(settings) == "who"
-    made = parameters(settings)
+    assert queue_owner(settings) == "who"
+    made = connection_parameters(settings)
     assert (made.host, made.credentials.password, made.heartbeat) == ("broker", "pass", 30)
     service = load_service()
     assert service.pulse.url is not None
     assert service.pulse.url.get_secret_value() == "amqp://who:pass@broker/%2F"
     monkeypatch.setenv("TC_TREEHERDER_PULSE__USER", "them")
-    assert user(load()) == "them"
+    assert queue_owner(load()) == "them"
     monkeypatch.setenv("TC_TREEHERDER_PULSE_URL", "amqps://other:x@pulse?heartbeat=7")
     monkeypatch.setenv("TC_TREEHERDER_PULSE_USER", "us")
-    made = parameters(load())
-    assert (made.host, made.port, made.heartbeat, user(load())) == ("pulse", 5671, 7, "us")
+    made = connection_parameters(load())
+    assert (made.host, made.port, made.heartbeat, queue_owner(load())) == ("pulse", 5671, 7, "us")
     context = made.ssl_options.context
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
@@ -1210,7 +1210,7 @@ def test_an_environment_whose_jobs_are_off_is_not_listened_for() -> None:
 @pytest.mark.parametrize("url", ["http://x", "amqp://u:hunter2@x:port", "amqp://u:hunter2@x?unknown=1"])
 def test_a_url_that_cannot_be_understood_is_not_shown(url: str) -> None:
     with pytest.raises(SettingsError, match="pulse_url cannot be understood") as raised:
-        parameters(short("http://x", pulse_url=url))
+        connection_parameters(short("http://x", pulse_url=url))
     assert "hunter2" not in str(raised.value)
 
 

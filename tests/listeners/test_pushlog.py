@@ -17,11 +17,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from listeners import pushlog as module
-from listeners.clock import steady
+from listeners.clock import boottime
 from listeners.forward import Forwarder
-from listeners.listing import Pushlogs
+from listeners.listing import PushlogClient
 from listeners.pushlog import Poll, PushlogListener, main
-from listeners.shift import Held, Result
+from listeners.shift import LeasedRepository, PollResult
 from sandbox.hg import Fault, MemoryPushlog, NewChangeset
 from service.contract.events import OversizedPush, PollNews, PushEvent
 from tests.listeners.fakes import (
@@ -90,8 +90,10 @@ class World:
         repository.id = 1 + list(self.service.repositories).index(alias)
         stop, settings = threading.Event(), short(self.url, **options)
         forwarder = Forwarder(settings, stop, connections=1)
-        pushlogs = Pushlogs(settings.hg_timeout.total_seconds(), settings.max_listing, 1)
-        held = Held.of(self.service.lease(alias), steady(), steady() + self.service.shift_seconds, 600)
+        pushlogs = PushlogClient(settings.hg_timeout.total_seconds(), settings.max_listing, 1)
+        held = LeasedRepository.from_lease(
+            self.service.lease(alias), boottime(), boottime() + self.service.shift_seconds, 600
+        )
         try:
             return Seen(Poll(held, settings, pushlogs, forwarder, stop, lambda: 10).run(), held)
         finally:
@@ -103,18 +105,18 @@ class World:
 class Seen:
     """What came of a poll."""
 
-    result: Result
-    held: Held
+    result: PollResult
+    held: LeasedRepository
 
     @property
     def outcome(self) -> str:
-        if self.result.good:
+        if self.result.succeeded:
             return "listed"
         return "gone" if self.result.news is None else self.result.news.outcome
 
     @property
     def etag(self) -> str | None:
-        return self.held.etag if self.result.good else None
+        return self.held.etag if self.result.succeeded else None
 
     @property
     def requests(self) -> int:
@@ -288,7 +290,7 @@ def test_what_is_too_large_for_somebody_on_the_way_is_split(world: World) -> Non
     assert list(repository.stored) == [1, 2, 3, 4, 5, 6, 7]
     large = repository.stored[3]
     assert isinstance(large, OversizedPush)
-    assert "push 3 is too large to send: the service takes no request of" in large.reason
+    assert "push 3 is too large to send: the service accepts no request of" in large.reason
     assert "proxy: 1,500 bytes" in large.reason
     assert isinstance(repository.stored[4], PushEvent)
     assert repository.cursor == 7
@@ -300,7 +302,7 @@ def test_a_service_that_finds_everything_too_large_fails_the_poll(world: World) 
         world.monitor(url=url)
         result = world.poll()
     assert (result.outcome, result.etag) == ("failed", None)
-    assert "takes no request of" in (result.error or "")
+    assert "accepts no request of" in (result.error or "")
 
 
 def test_a_push_beyond_all_limits_leaves_a_note_and_lets_the_cursor_go_on(
@@ -466,7 +468,7 @@ def test_a_bad_entry_at_the_end_of_a_window_does_not_stop_the_next_window(world:
     ("kind", "options", "told"),
     [
         ("status", {"status": 500}, "answers 500: b'500: a fault that was asked for"),
-        ("garbage", {}, "the answer is not JSON (Expecting value: line 1 column 1 (char 0)); it begins b'<html>"),
+        ("garbage", {}, "the answer is not JSON (Expecting value: line 1 column 1 (char 0)); it begins with b'<html>"),
         ("truncated", {}, "the answer is not JSON"),
         ("hangup", {}, "RemoteProtocolError"),
         ("delay", {"seconds": 0.5}, "no answer within 0.2 s"),
@@ -489,7 +491,7 @@ def test_a_pushlog_that_fails_is_reported_and_heard_again(
 def test_a_repository_that_is_gone(world: World) -> None:
     world.monitor("gone")
     result = world.poll("gone")
-    expected = f"404: there is no repository at {world.hg}/gone, or it is being reset just now"
+    expected = f"404: no repository exists at {world.hg}/gone, or it is being reset just now"
     assert (result.outcome, result.error) == ("failed", expected)
 
 
@@ -497,7 +499,7 @@ def test_a_wrong_shape_at_the_cursor_is_named(world: World) -> None:
     with listing({5: {"changesets": [{"node": "HEAD"}]}}) as (url, _):
         world.monitor(url=url, cursor=5)
         result = world.poll()
-    assert (result.outcome, result.error) == ("failed", "the tip of push 5 is 'HEAD': 40 hex digits were expected")
+    assert (result.outcome, result.error) == ("failed", "the tip of push 5 is 'HEAD': expected 40 hex digits")
 
 
 # The service's word
@@ -529,7 +531,7 @@ def test_pushes_that_were_not_stored_leave_no_etag(world: World) -> None:
         world.monitor(url=url)
         result = world.poll()
     assert (result.outcome, result.etag) == ("failed", None)
-    assert "did not take it in time: 500: a poisoned push" in (result.error or "")
+    assert "did not accept the request in time: 500: a poisoned push" in (result.error or "")
 
 
 @pytest.mark.parametrize(
@@ -692,7 +694,7 @@ def test_a_poll_that_outlasts_its_shift_keeps_one_thread_not_all(world: World) -
             world.service.polls("well", 3)
             silent.set()
     assert news.outcome == "failed"
-    assert "the poll before has not come to an end" in (news.error or "")
+    assert "the previous poll has not ended" in (news.error or "")
 
 
 def test_a_listener_that_the_service_does_not_answer_stops_when_its_shift_ends(world: World) -> None:
@@ -740,12 +742,12 @@ def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(world: World, monkeypatc
     world.pushlog.push("r")
     repository = world.monitor()
     with monkeypatch.context() as patch, capture_logs() as logs:
-        patch.setattr(module, "trim", bug)
+        patch.setattr(module, "trim_entry", bug)
         with world.listening(poll_workers=1):
             (news, *_) = world.service.news("r")
             patch.undo()
             world.service.wait_for(lambda: 1 in repository.stored)
-    assert (news.outcome, news.error) == ("failed", "a bug in the listener, whose log has more: ZeroDivisionError")
+    assert (news.outcome, news.error) == ("failed", "bug in the listener (ZeroDivisionError): see its log")
     assert "poll-broke" in [line["event"] for line in logs]
 
 
@@ -829,7 +831,10 @@ def test_wrong_settings_end_with_2_and_say_why(
 ) -> None:
     monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", "[]")
     assert main() == 2
-    assert "webhook_secrets: a listener signs what it sends and has no secret" in capsys.readouterr().err
+    assert (
+        "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREEHERDER_WEBHOOK_SECRETS"
+        in capsys.readouterr().err
+    )
 
 
 @contextmanager
@@ -902,11 +907,16 @@ def test_sigterm_in_the_middle_of_everything_ends_it_within_5_seconds(world: Wor
     assert "Traceback" not in output
 
 
-def test_the_process_is_small_and_imports_nothing_of_the_service() -> None:
-    code = """
-import sys, listeners.pushlog
-heavy = {"fastapi", "sqlalchemy", "sqlmodel", "taskcluster", "aiohttp", "uvicorn", "starlette", "service", "sandbox"}
+@pytest.mark.parametrize("listener", ["pushlog", "pulse"])
+def test_a_listener_imports_only_the_contract_of_the_service(listener: str) -> None:
+    code = f"""
+import sys, listeners.{listener}
+heavy = {{"fastapi", "sqlalchemy", "sqlmodel", "taskcluster", "aiohttp", "uvicorn", "starlette", "sandbox"}}
 print(sorted(heavy & set(sys.modules)))
+print(sorted(name for name in sys.modules if name.partition(".")[0] == "service"))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    libraries, service_modules = done.stdout.splitlines()
+    assert libraries == "[]"
+    contract = ["service", "service.contract", "service.contract.configuration", "service.contract.events"]
+    assert service_modules == str(contract)

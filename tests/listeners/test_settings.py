@@ -42,15 +42,19 @@ def test_a_file_gives_what_the_environment_does_not(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("WEBHOOK_SECRETS", None, "webhook_secrets: a listener signs what it sends and has no secret: set TC_TREE"),
-        ("WEBHOOK_SECRETS", "[]", "webhook_secrets: a listener signs what it sends and has no secret: set TC_TREE"),
+        ("WEBHOOK_SECRETS", None, "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREE"),
+        ("WEBHOOK_SECRETS", "[]", "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREE"),
         ("WEBHOOK_SECRETS", '["whsec_hunter2"]', "webhook_secrets.0: a webhook secret is whsec_ and base64 of at"),
         ("WEBHOOK_SECRETS", "hunter2", 'error parsing value for field "webhook_secrets"'),
         ("SERVICE_URL", "nowhere", "service_url: Input should be a valid URL"),
         ("HG_TIMEOUT", "-1", "hg_timeout: -1 is not a duration: give seconds, such as 30"),
         ("HG_TIMEOUT", "soon", "hg_timeout: Input should be a valid timedelta"),
         ("HG_TIMEOUT", "-PT5S", "hg_timeout: Input should be greater than or equal to"),
-        ("ANNOUNCED_WAIT", "0", "announced_wait: 0 would ask without a pause: give some seconds"),
+        (
+            "ANNOUNCED_WAIT",
+            "0",
+            "announced_wait: 0 is not allowed, because it would retry without a pause: give seconds",
+        ),
         ("POLL_WORKERS", "0", "poll_workers: Input should be greater than or equal to 1"),
         ("CONFIG", "/nowhere.yml", "TC_TREEHERDER_CONFIG names /nowhere.yml, which is not a file"),
     ],

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from listeners.shift import HUNG, Held, Result, ShiftEnded, Shifts
+from listeners.shift import POLL_STILL_RUNNING, LeasedRepository, PollResult, ShiftEnded, ShiftScheduler
 from service.contract.events import MAX_EVENTS, HostRate, Lease, PollNews, Shift
 
 HOST = "hg.example.com"
@@ -23,18 +23,18 @@ class Clock:
 
 
 class Listener:
-    """Shifts, and a service that answers what a test says."""
+    """ShiftScheduler, and a service that answers what a test says."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.stop = threading.Event()
-        self.shifts = Shifts("00000000-0000-4000-8000-000000000000", self.stop, self.clock)
+        self.shifts = ShiftScheduler("00000000-0000-4000-8000-000000000000", self.stop, self.clock)
         self.number = 0
 
     def answer(self, *leases: Lease, rate: float = 10, takes: float = 0, **more: Any) -> bool:
         """Renew; the answer comes after so many seconds."""
         self.number += 1
-        asked = self.shifts.report()
+        asked = self.shifts.build_report()
         self.clock.go(takes)
         values: dict[str, Any] = {
             "answer": self.number,
@@ -45,19 +45,21 @@ class Listener:
             "renewed": [each[0] for each in (*asked.polled, *asked.under_way)],
             "leases": list(leases),
         }
-        return self.shifts.take(Shift(**{**values, **more}))
+        return self.shifts.apply_answer(Shift(**{**values, **more}))
 
-    def begin(self, wait: float = 0.1) -> Held:
+    def begin(self, wait: float = 0.1) -> LeasedRepository:
         """The next repository, whose turn must come within so many seconds."""
         self.clock.go(wait)
-        job = self.shifts.next()
+        job = self.shifts.next_poll()
         assert job is not None
         return job[0]
 
-    def poll(self, wait: float = 0.1, **result: Any) -> Held:
+    def poll(self, wait: float = 0.1, **result: Any) -> LeasedRepository:
         held = self.begin(wait)
-        self.shifts.pace(held)
-        self.shifts.ended(held, Result(**{"good": True, "began": self.clock.at, "requests": 1, **result}))
+        self.shifts.wait_for_turn(held)
+        self.shifts.record_result(
+            held, PollResult(**{"succeeded": True, "began_at": self.clock.at, "requests": 1, **result})
+        )
         return held
 
 
@@ -91,7 +93,7 @@ def lease(number: int = 1, shift: int = 1, **more: Any) -> Lease:
 def test_a_shift_counts_from_the_moment_at_which_its_renewal_was_sent(listener: Listener) -> None:
     listener.answer(lease(), takes=10)
     held = listener.begin()
-    assert listener.shifts.pace(held) == pytest.approx(4.9), "10.1 of 15 have passed"
+    assert listener.shifts.wait_for_turn(held) == pytest.approx(4.9), "10.1 of 15 have passed"
 
 
 def test_an_answer_that_came_too_late_is_worth_nothing(listener: Listener) -> None:
@@ -103,15 +105,15 @@ def test_an_answer_that_came_too_late_is_worth_nothing(listener: Listener) -> No
 def waits(listener: Listener) -> bool:
     """Whether nothing can be asked now."""
     with listener.shifts._lock:
-        at, held = listener.shifts._first(listener.clock.at)
+        at, held = listener.shifts._find_first(listener.clock.at)
     return held is None or at > listener.clock.at
 
 
 def test_of_a_renewal_that_is_sent_again_the_last_attempt_counts(listener: Listener) -> None:
-    listener.shifts.report()
+    listener.shifts.build_report()
     listener.clock.go(100)
     listener.answer(lease())
-    assert listener.shifts.pace(listener.begin()) == pytest.approx(14.9)
+    assert listener.shifts.wait_for_turn(listener.begin()) == pytest.approx(14.9)
 
 
 def test_a_machine_that_was_suspended_asks_nothing(listener: Listener) -> None:
@@ -120,10 +122,10 @@ def test_a_machine_that_was_suspended_asks_nothing(listener: Listener) -> None:
     begun = listener.begin()
     listener.clock.go(3_600)
     with pytest.raises(ShiftEnded):
-        listener.shifts.pace(begun)
+        listener.shifts.wait_for_turn(begun)
     assert waits(listener)
-    listener.shifts.ended(begun, Result())
-    assert listener.shifts.report().polled == []
+    listener.shifts.record_result(begun, PollResult())
+    assert listener.shifts.build_report().polled == []
 
 
 def test_a_renewal_lengthens_it_for_what_was_polled(listener: Listener) -> None:
@@ -132,10 +134,10 @@ def test_a_renewal_lengthens_it_for_what_was_polled(listener: Listener) -> None:
     listener.clock.go(10)
     listener.answer()
     assert first.until == listener.clock.at + 15
-    assert listener.shifts.pace(listener.begin()) == pytest.approx(14.9)
+    assert listener.shifts.wait_for_turn(listener.begin()) == pytest.approx(14.9)
     listener.clock.go(5)
     listener.answer()
-    assert [each[0] for each in listener.shifts.report().under_way] == []
+    assert [each[0] for each in listener.shifts.build_report().under_way] == []
     assert waits(listener), "the second was not polled: its shift has ended"
 
 
@@ -165,26 +167,26 @@ def test_requests_come_at_the_rate_and_the_bucket_starts_empty(listener: Listene
 def test_all_requests_of_a_poll_wait_for_their_turn(listener: Listener) -> None:
     listener.answer(lease(), rate=50)
     held = listener.begin(0.02)
-    listener.shifts.pace(held)
+    listener.shifts.wait_for_turn(held)
     ticks: list[float] = []
     listener.stop.wait = lambda seconds: ticks.append(seconds) or listener.clock.go(seconds) or False  # type: ignore[assignment, func-returns-value, method-assign, misc]  # time passes
     for _ in range(5):
-        listener.shifts.pace(held)
+        listener.shifts.wait_for_turn(held)
     assert ticks == [pytest.approx(0.02)] * 5
 
 
 def test_a_turn_after_the_end_of_the_shift_is_not_waited_for(listener: Listener) -> None:
     listener.answer(lease(), rate=0.05)
-    held = Held.of(lease(), listener.clock.at, listener.clock.at + 15)
+    held = LeasedRepository.from_lease(lease(), listener.clock.at, listener.clock.at + 15)
     with pytest.raises(ShiftEnded):
-        listener.shifts.pace(held)
+        listener.shifts.wait_for_turn(held)
 
 
 def test_a_rate_that_is_cut_is_told_soon_and_kept_at_once(listener: Listener) -> None:
     assert listener.answer(*(lease(n) for n in range(1, 4)), rate=10) is False
     listener.poll()
     assert listener.answer(rate=1) is True, "others wait for it"
-    assert listener.shifts.report().answer == 2
+    assert listener.shifts.build_report().answer == 2
     listener.clock.go(0.9)
     assert waits(listener)
     listener.poll(0.11)
@@ -199,7 +201,7 @@ def test_so_many_at_a_time_of_a_host(listener: Listener) -> None:
     first, _ = listener.begin(), listener.begin()
     listener.clock.go(1)
     assert waits(listener)
-    listener.shifts.ended(first, Result(good=True, began=listener.clock.at))
+    listener.shifts.record_result(first, PollResult(succeeded=True, began_at=listener.clock.at))
     assert not waits(listener)
 
 
@@ -212,28 +214,28 @@ def test_what_was_polled_is_told_until_that_is_answered(listener: Listener) -> N
     listener.poll(slowest=0.5)
     listener.clock.go(2)
     for _ in range(2):
-        told = listener.shifts.report()
+        told = listener.shifts.build_report()
         assert sorted(told.polled) == [(1, 1, 2.1, 0.25), (2, 7, 2.0, 0.5)]
         assert (told.polls, told.requests, told.slowest) == (2, 2, 0.5)
     listener.answer()
-    told = listener.shifts.report()
+    told = listener.shifts.build_report()
     assert (told.polled, told.polls, told.requests, told.slowest) == ([], 0, 0, 0)
 
 
 def test_what_is_polled_while_a_renewal_is_under_way_is_told_with_the_next(listener: Listener) -> None:
     listener.answer(lease(1), lease(2))
     listener.poll()
-    asked = listener.shifts.report()
+    asked = listener.shifts.build_report()
     second = listener.poll()
     values = {"seconds": 15, "renew": 5, "full_every": 600, "hosts": {HOST: HostRate(rate=10, at_a_time=4)}}
-    listener.shifts.take(Shift(answer=2, renewed=[asked.polled[0][0]], leases=[], **values))
-    assert [each[0] for each in listener.shifts.report().polled] == [second.lease.id]
+    listener.shifts.apply_answer(Shift(answer=2, renewed=[asked.polled[0][0]], leases=[], **values))
+    assert [each[0] for each in listener.shifts.build_report().polled] == [second.lease.id]
 
 
 def test_a_poll_that_found_nothing_new_is_no_news(listener: Listener) -> None:
     listener.answer(lease())
     listener.poll()
-    assert listener.shifts.report().news == []
+    assert listener.shifts.build_report().news == []
 
 
 def test_a_repository_that_fails_is_given_back_with_that(listener: Listener) -> None:
@@ -241,9 +243,9 @@ def test_a_repository_that_fails_is_given_back_with_that(listener: Listener) -> 
     listener.poll()
     listener.clock.go(6)
     news = PollNews(repository_id=1, shift=1, outcome="failed", error="404")
-    listener.poll(good=False, news=news)
+    listener.poll(succeeded=False, news=news)
     listener.clock.go(60)
-    told = listener.shifts.report()
+    told = listener.shifts.build_report()
     assert (told.polled, told.polls) == ([], 2)
     assert [(each.error, each.good_ago) for each in told.news] == [("404", pytest.approx(66.1))]
     assert waits(listener)
@@ -255,33 +257,33 @@ def test_more_news_than_a_request_may_have_are_told_one_after_the_other(listener
     for _ in numbers:
         held = listener.begin(0.002)
         news = PollNews(repository_id=held.lease.id, shift=1, outcome="failed")
-        listener.shifts.ended(held, Result(news=news))
+        listener.shifts.record_result(held, PollResult(news=news))
     for count in (MAX_EVENTS, 2, 0):
-        assert len(listener.shifts.report().news) == count
+        assert len(listener.shifts.build_report().news) == count
         listener.answer()
 
 
 def test_a_poll_that_does_not_end_is_said_when_it_is_leased_again(listener: Listener) -> None:
     listener.answer(lease())
     hung = listener.begin()
-    listener.shifts.pace(hung)
+    listener.shifts.wait_for_turn(hung)
     listener.clock.go(5)
-    assert listener.shifts.report().under_way == [(1, 1)]
+    assert listener.shifts.build_report().under_way == [(1, 1)]
     listener.answer(lease(shift=2), renewed=[])
-    (news,) = listener.shifts.report().news
-    assert (news.shift, news.error) == (2, HUNG)
-    listener.shifts.ended(hung, Result(good=True, began=listener.clock.at))
-    assert listener.shifts.report().polled == [], "its shift had ended"
+    (news,) = listener.shifts.build_report().news
+    assert (news.shift, news.error) == (2, POLL_STILL_RUNNING)
+    listener.shifts.record_result(hung, PollResult(succeeded=True, began_at=listener.clock.at))
+    assert listener.shifts.build_report().polled == [], "its shift had ended"
 
 
 def test_it_is_under_way_for_one_renewal_only(listener: Listener) -> None:
     """One that hangs must not be kept for ever."""
     listener.answer(lease())
-    listener.shifts.pace(listener.begin())
+    listener.shifts.wait_for_turn(listener.begin())
     listener.clock.go(1)
     listener.answer()
     listener.clock.go(1)
-    assert listener.shifts.report().under_way == []
+    assert listener.shifts.build_report().under_way == []
 
 
 def test_the_next_poll_is_due_after_the_interval_or_after_a_slow_answer(listener: Listener) -> None:
@@ -293,11 +295,11 @@ def test_the_next_poll_is_due_after_the_interval_or_after_a_slow_answer(listener
 
 def test_what_waits_ends_when_the_listener_does(listener: Listener) -> None:
     ended: list[Any] = []
-    threads = [threading.Thread(target=lambda: ended.append(listener.shifts.next())) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: ended.append(listener.shifts.next_poll())) for _ in range(3)]
     for thread in threads:
         thread.start()
     listener.stop.set()
     while any(thread.is_alive() for thread in threads):
-        listener.shifts.stop()
+        listener.shifts.wake()
         threads[0].join(0.01)
     assert ended == [None, None, None]

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, func, select
 from standardwebhooks import Webhook
 
-from listeners.forward import encode, signed_headers
+from listeners.forward import encode_json, signed_headers
 from listeners.settings import ListenerSettings
 from service.api.health import get_version
 from service.auth import SIGNATURE_AGE
@@ -128,7 +128,7 @@ async def signed(report: Report, ex: Examination) -> None:
     if ex.listeners is None:
         report.warning("signature", "not tried: the listeners' settings are wrong", "mend what is said of them above")
         return
-    body = encode({"events": []})
+    body = encode_json({"events": []})
     secret = ex.listeners.webhook_secrets[0].get_secret_value()
     headers = signed_headers(Webhook(secret), f"msg_{uuid.uuid4().hex}", PROBE, body)
     before = clock()

@@ -10,8 +10,7 @@ import pika
 import pika.exceptions
 
 from listeners import pulse as listening
-from listeners.broker import BROKER_ERRORS, told
-from listeners.broker import remedy as remedy_of
+from listeners.broker import BROKER_ERRORS, error_text, find_remedy
 from listeners.settings import ListenerSettings
 from service.auth import loopback
 from service.clients.pulse import exchanges
@@ -50,7 +49,7 @@ async def publisher(report: Report, ex: Examination) -> None:
                 )
                 if isinstance(declared, Exception):
                     remedy = f"check pulse.user and environments.<prefix>.pushes_exchange: {PERMISSIONS}"
-                    report.error("exchange", f"{exchange}: {told(declared)}", remedy)
+                    report.error("exchange", f"{exchange}: {error_text(declared)}", remedy)
                 else:
                     report.ok("exchange", exchange)
 
@@ -65,12 +64,12 @@ async def listener(report: Report, ex: Examination) -> None:
         return
     if (settings.pulse_url or settings.pulse.url) is None:
         detail = "no pulse_url: buttons of Treeherder are not heard, and jobs are not reported"
-        report.warning("connection", detail, listening.URL_FORM)
+        report.warning("connection", detail, listening.URL_REMEDY)
         return
     try:
-        parameters, user = listening.parameters(settings), listening.user(settings)
+        parameters, user = listening.connection_parameters(settings), listening.queue_owner(settings)
     except SettingsError as error:
-        report.error("connection", str(error), listening.URL_FORM)
+        report.error("connection", str(error), listening.URL_REMEDY)
         return
 
     def look() -> None:
@@ -78,7 +77,7 @@ async def listener(report: Report, ex: Examination) -> None:
             if connection is not None:
                 _permission(report, connection, f"queue/{user}/{settings.pulse_queue}")
                 _exchanges(report, connection, settings)
-                _queues(report, connection, settings, user)
+                _queues(report, connection, settings)
 
     await apart(look)
 
@@ -94,8 +93,8 @@ def _connected(report: Report, parameters: Any, seconds: float) -> Iterator[Any]
     try:
         connection = pika.BlockingConnection(parameters)
     except BROKER_ERRORS as error:
-        remedy = remedy_of(error).get("remedy", "check host and port in the URL, and the way there")
-        report.error("connection", f"{where}: {told(error)}", remedy)
+        remedy = find_remedy(error) or "check host and port in the URL, and the way there"
+        report.error("connection", f"{where}: {error_text(error)}", remedy)
         yield None
         return
     try:
@@ -141,30 +140,30 @@ def _permission(report: Report, connection: Any, prefix: str) -> None:
         connection, lambda channel: channel.queue_declare(name, durable=False, exclusive=True, auto_delete=True)
     )
     if isinstance(declared, Exception):
-        report.error("declare", f"{prefix}/…: {told(declared)}", f"check pulse_user: {PERMISSIONS}")
+        report.error("declare", f"{prefix}/…: {error_text(declared)}", f"check pulse_user: {PERMISSIONS}")
     else:
         report.ok("declare", f"{prefix}/… may be declared")
 
 
-def _kinds(settings: ListenerSettings) -> list[str]:
-    return [kind for kind in settings.pulse_read if kind != "tasks" or settings.environments]
-
-
 def _exchanges(report: Report, connection: Any, settings: ListenerSettings) -> None:
     """Other people's exchanges are looked for only, never made."""
-    wanted = {binding.exchange for kind in _kinds(settings) for binding in listening.bindings(kind, settings)}
+    wanted = {
+        binding.exchange
+        for kind in listening.kinds_to_read(settings)
+        for binding in listening.queue_bindings(kind, settings)
+    }
     for exchange in sorted(wanted):
         found = _try(connection, lambda channel, name=exchange: channel.exchange_declare(name, passive=True))
         if isinstance(found, Exception):
             remedy = "check the names pulse_job_actions, pulse_tasks, pulse_pushes: nothing is heard from it"
-            report.error("exchange", f"{exchange}: {told(found)}", remedy)
+            report.error("exchange", f"{exchange}: {error_text(found)}", remedy)
         else:
             report.ok("exchange", exchange)
 
 
-def _queues(report: Report, connection: Any, settings: ListenerSettings, user: str) -> None:
-    for kind in _kinds(settings):
-        name = f"queue/{user}/{settings.pulse_queue}/{kind}"
+def _queues(report: Report, connection: Any, settings: ListenerSettings) -> None:
+    for kind in listening.kinds_to_read(settings):
+        name = listening.queue_name(kind, settings)
         found = _try(connection, lambda channel, queue=name: channel.queue_declare(queue, passive=True))
         if isinstance(found, Exception):
             if getattr(found, "reply_code", None) == NOT_FOUND:
@@ -172,7 +171,7 @@ def _queues(report: Report, connection: Any, settings: ListenerSettings, user: s
                     "queue", f"{name} is not there: nothing is kept for us", "`tc-treeherder listen pulse` makes it"
                 )
             else:
-                report.error("queue", f"{name}: {told(found)}", PERMISSIONS)
+                report.error("queue", f"{name}: {error_text(found)}", PERMISSIONS)
             continue
         waiting, readers = found.method.message_count, found.method.consumer_count
         state = f"{name}: {waiting:,} messages wait, {readers} read it"
