@@ -22,8 +22,9 @@ from listeners.broker import BROKER_ERRORS, close_connection, error_text, find_r
 from listeners.channel import CHECK_INTERVAL, REDELIVERY_REASON, AckChannel, ChannelLostError
 from listeners.forward import RequestRejectedError, UnansweredError
 from listeners.inbox import Delivery, Inbox, Item
-from listeners.retry import ListenerStopped, backoff
+from listeners.retry import ListenerStopped
 from listeners.settings import ListenerSettings
+from service.contract.retry import backoff
 
 log = structlog.get_logger()
 

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ValidationError
 from standardwebhooks import Webhook
 
 from listeners.clock import boottime
-from listeners.retry import backoff, retry_after, wait_or_stop
+from listeners.retry import retry_after, wait_or_stop
 from listeners.settings import ListenerSettings
+from service.contract.retry import backoff
 
 log = structlog.get_logger()
 

@@ -16,11 +16,12 @@ from sqlalchemy import func
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
 
+from service import clock as clocks
 from service.api import gauges
 from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.api.schemas import Check, Heartbeat
-from service.clock import SETTLED, now, process_clock
+from service.clock import SETTLED, now
 from service.engine.registry import WORK
 from service.services import Services
 from service.store.models import JobReport, PulseQueue, State
@@ -192,7 +193,7 @@ NO_PUSH = "/api/v1/reports?waiting=push"
 
 def _clock() -> Check:
     """Whether this process's clock and the database's agree."""
-    clock = process_clock
+    clock = clocks.process_clock
     if clock.usable and not clock.reported:
         return Check(name="clock", status="ok")
     detail = (

@@ -11,20 +11,21 @@ MOST_DOUBLINGS = 30
 def backoff(failures: int, first: float, longest: float, spread: float = 0.5) -> float:
     """Return the seconds before the next attempt, after `failures` failures in a row.
 
-    `first` is doubled after each further failure, up to `longest`, and then moved at random by up to `spread` of
+    `first` is doubled after each further failure, up to `longest`, and then shortened at random by up to `spread` of
     itself, so that processes that failed together do not come back together.
     """
     doublings = min(max(failures - 1, 0), MOST_DOUBLINGS)
-    return min(first * 2.0**doublings, longest) * random.uniform(1 - spread, 1 + spread)  # noqa: S311 - jitter, no secret
+    return min(first * 2.0**doublings, longest) * random.uniform(1 - spread, 1)  # noqa: S311 - jitter, no secret
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
     """Return the seconds that a `Retry-After` header asks for, None if it asks for nothing that can be read.
 
-    RFC 9110 allows a number of seconds or a date. The result is not negative; the caller sets the upper limit.
+    RFC 9110 allows a number of seconds or a date. The result is not negative, and may be
+    infinite: the caller sets the upper limit.
     """
     value = (value or "").strip()
-    if value.isascii() and value.isdigit() and len(value) < MOST_DOUBLINGS:
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         seconds = (parsedate_to_datetime(value) - (now or datetime.now(UTC))).total_seconds()

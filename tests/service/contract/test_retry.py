@@ -13,7 +13,7 @@ NOW = datetime(2030, 1, 30, 12, 0, 0, tzinfo=UTC)
 def test_the_pause_doubles_up_to_the_longest(failures: int, seconds: float) -> None:
     assert backoff(failures, 1, 60, spread=0) == seconds
     pauses = [backoff(failures, 1, 60) for _ in range(200)]
-    assert seconds * 0.5 <= min(pauses) < max(pauses) <= seconds * 1.5
+    assert seconds * 0.5 <= min(pauses) < max(pauses) <= seconds
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_the_pause_doubles_up_to_the_longest(failures: int, seconds: float) -> N
         ("0", 0),
         (" 120 ", 120),
         ("9" * 29, float("9" * 29)),
-        ("9" * 5_000, None),
+        ("9" * 5_000, float("inf")),
         ("Wed, 30 Jan 2030 12:00:30 GMT", 30),
         ("Wed, 30 Jan 2030 11:00:00 GMT", 0),
         ("Wed, 30 Jan 2030 12:00:30", None),
