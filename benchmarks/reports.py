@@ -27,7 +27,7 @@ from standardwebhooks import Webhook
 from benchmarks.pushes import DatabaseUrl, database_name, memory
 from sandbox import credentials, taskcluster
 from sandbox.stack import ENVIRONMENT, Process, Stack, free_port, wait_for
-from sandbox.taskcluster.queue import Message
+from sandbox.taskcluster.tasks import Message
 from sandbox.treeherder.store import revision_hash
 
 PROJECTS = ("autoland", "try", "central")

@@ -27,7 +27,7 @@ from sqlalchemy import create_engine, text
 from benchmarks.pushes import DatabaseUrl, prepare
 from sandbox import broker
 from sandbox.stack import Process, Stack, wait_for
-from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
+from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
 from service.flow.tasks.definition import stamp
 from service.flow.tasks.ids import slugid
 from service.store.database import sync_url

@@ -19,8 +19,8 @@ from typing import Any, Protocol, Self
 import httpx
 
 from sandbox import broker
-from sandbox.taskcluster.queue import EXCHANGES
-from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
+from sandbox.taskcluster.tasks import EXCHANGES
+from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
 
 ENVIRONMENT = "tc-treeherder"
 """The route prefix of the one Treeherder that a stack has unless it is given others."""

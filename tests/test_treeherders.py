@@ -11,7 +11,7 @@ import pika
 import pytest
 import yaml
 
-from sandbox.treeherder.app import SUBMISSION, Year
+from sandbox.treeherder.behaviour import SUBMISSION, Year
 from service.clients.pulse import JOBS, exchange_name
 from service.flow.pushes import resultset
 from service.settings import Settings

@@ -1,13 +1,20 @@
 """A stand-in for Taskcluster's queue and auth services, in memory: `create_app(Taskcluster(...))`.
 
-auth.py scopes.py     who calls, and with which scopes
-checks.py             what a request must look like
-queue.py artifacts.py the state, and what the methods do to it
-app.py faults.py      HTTP, and what goes wrong on purpose
-worker.py pulse.py    who runs the tasks, and who hears of it
+auth.py scopes.py          authenticate callers, and check their scopes
+checks.py                  check requests
+tasks.py scheduler.py      tasks, groups and runs, and how runs move from state to state
+queue.py reads.py          the methods of the queue that change tasks, and those that read
+creation.py claims.py      createTask, and the methods that workers call
+artifacts.py pages.py      artifacts, and continuation tokens
+methods.py endpoint.py     API methods and their routes, and how one is answered over HTTP
+app.py control.py          the ASGI app, and `/__control__/`
+faults.py                  faults, and the record of calls
+worker.py pulse.py         run the tasks, and publish the queue's messages
+instance.py                all of this put together
 """
 
-from sandbox.taskcluster.app import Taskcluster, create_app
+from sandbox.taskcluster.app import create_app
 from sandbox.taskcluster.auth import Client
+from sandbox.taskcluster.instance import Taskcluster
 
 __all__ = ["Client", "Taskcluster", "create_app"]

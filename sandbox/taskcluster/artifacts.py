@@ -11,9 +11,12 @@ from typing import Any
 
 from sandbox.taskcluster import checks
 from sandbox.taskcluster.auth import Caller, require
+from sandbox.taskcluster.claims import QUEUE_CLIENT
 from sandbox.taskcluster.clock import HOUR, MINUTE, iso, parse
 from sandbox.taskcluster.errors import ApiError
-from sandbox.taskcluster.queue import QUEUE_CLIENT, Json, Queue, Task, paged
+from sandbox.taskcluster.pages import paged
+from sandbox.taskcluster.queue import Queue
+from sandbox.taskcluster.tasks import Json, Task
 
 GRACE = 25 * MINUTE
 """How long after an exception artifacts may still be made for its run."""

@@ -253,6 +253,12 @@ def require(caller: Caller, expression: Expression) -> None:
     )
 
 
+def require_scopes(caller: Caller | None, expression: Expression) -> None:
+    """Do as `require` does, except that the program itself (None) may do anything."""
+    if caller is not None:
+        require(caller, expression)
+
+
 def _pretty(expression: Expression) -> str:
     return expression if isinstance(expression, str) else json.dumps(expression, indent=2)
 

@@ -13,7 +13,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 from listeners.broker import BROKER_ERRORS
-from sandbox.taskcluster.queue import EXCHANGES, Message
+from sandbox.taskcluster.tasks import EXCHANGES, Message
 
 TASK_EXCHANGES = tuple(
     f"{EXCHANGES}{name}"

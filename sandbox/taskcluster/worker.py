@@ -17,8 +17,10 @@ from typing import Any
 
 from sandbox.taskcluster import checks
 from sandbox.taskcluster.artifacts import Artifacts
+from sandbox.taskcluster.claims import CLAIM_TIME
 from sandbox.taskcluster.errors import ApiError
-from sandbox.taskcluster.queue import CLAIM_TIME, Json, Queue
+from sandbox.taskcluster.queue import Queue
+from sandbox.taskcluster.tasks import Json
 
 WORKER = {"workerGroup": "sandbox", "workerId": "toy-worker"}
 LOG = "public/logs/live_backing.log"

@@ -11,7 +11,7 @@ import pytest
 from sandbox import broker
 from sandbox.stack import Stack
 from sandbox.taskcluster.pulse import TASK_EXCHANGES
-from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
+from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
 from tests.sandbox.support import there
 
 FOREIGN = [*TASK_EXCHANGES, JOB_ACTIONS_EXCHANGE]

@@ -14,7 +14,7 @@ import pika.exceptions
 import pytest
 
 from sandbox import broker
-from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE
+from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
 from tests.sandbox.support import listening, there, web_server
 from tests.services import Amqp
 

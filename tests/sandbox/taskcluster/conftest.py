@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sandbox.taskcluster import Taskcluster
-from sandbox.taskcluster.queue import Message
+from sandbox.taskcluster.tasks import Message
 from tests.facts import have_facts
 from tests.sandbox.taskcluster.support import ROOT, Api, validate_message
 

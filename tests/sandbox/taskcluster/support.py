@@ -17,7 +17,7 @@ from referencing.jsonschema import DRAFT7
 
 from sandbox.taskcluster import Client, Taskcluster, create_app
 from sandbox.taskcluster.clock import DAY, HOUR, iso
-from sandbox.taskcluster.queue import Message
+from sandbox.taskcluster.tasks import Message
 from tests.facts import fact, facts
 
 ROOT = Client("root", "root-secret", ("*",))

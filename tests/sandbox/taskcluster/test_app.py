@@ -17,8 +17,8 @@ import uvicorn
 from taskcluster import slugId
 
 from sandbox.taskcluster import Taskcluster, create_app
-from sandbox.taskcluster.app import MAX_BODY
 from sandbox.taskcluster.auth import Request, mac, payload_hash
+from sandbox.taskcluster.endpoint import MAX_BODY
 from tests.sandbox.taskcluster.support import ROOT, Api, Refused, now_seconds, sign
 
 CREDENTIALS = {"clientId": ROOT.client_id, "accessToken": ROOT.access_token}

@@ -374,9 +374,9 @@ async def test_an_ipv6_host_and_a_port_are_read_from_the_host_header(api: Api) -
 
 
 def test_every_method_here_is_a_published_one(tc: Taskcluster) -> None:
-    from sandbox.taskcluster.app import _methods
+    from sandbox.taskcluster.methods import api_methods
 
-    for service, method in _methods(tc):
+    for service, method in api_methods(tc):
         published = reference(service)[method.name]
         assert method.verb == published["method"].upper()
         template = method.path.replace(":path}", "}").replace("{", "<").replace("}", ">")

@@ -12,7 +12,7 @@ from taskcluster import slugId
 
 from sandbox.taskcluster import Taskcluster
 from sandbox.taskcluster.pulse import TASK_EXCHANGES, Publisher
-from sandbox.taskcluster.queue import EXCHANGES, Message
+from sandbox.taskcluster.tasks import EXCHANGES, Message
 from tests.facts import fact
 from tests.sandbox.taskcluster.support import ROOT, Api, validate_message
 

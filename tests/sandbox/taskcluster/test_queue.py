@@ -8,7 +8,8 @@ from taskcluster import slugId
 from sandbox.taskcluster import Client
 from sandbox.taskcluster.clock import DAY, HOUR, MINUTE, SECOND, iso, parse
 from sandbox.taskcluster.errors import ApiError
-from sandbox.taskcluster.queue import MAX_RUNS, Message, Queue
+from sandbox.taskcluster.queue import MAX_RUNS, Queue
+from sandbox.taskcluster.tasks import Message
 from tests.facts import fact
 from tests.sandbox.taskcluster.support import Api, Refused
 

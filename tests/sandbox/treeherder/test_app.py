@@ -12,7 +12,9 @@ import pika
 import pytest
 from mohawk import Sender
 
-from sandbox.treeherder.app import JOB_ACTIONS_EXCHANGE, State, create_app, declare_job_actions
+from sandbox.treeherder.app import create_app
+from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE, declare_job_actions
+from sandbox.treeherder.state import State
 from sandbox.treeherder.store import MAX_REVISIONS, Repository, Store
 from tests.facts import fact
 from tests.services import Amqp

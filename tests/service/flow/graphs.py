@@ -12,7 +12,8 @@ from typing import Any
 from sqlmodel import col, select
 
 from sandbox.taskcluster.errors import ApiError
-from sandbox.taskcluster.queue import Queue, Task
+from sandbox.taskcluster.queue import Queue
+from sandbox.taskcluster.tasks import Task
 from service.clients.taskcluster import Page
 from service.clock import now
 from service.engine.leases import Lease, claim

@@ -14,7 +14,7 @@ from sqlalchemy import func
 from sqlmodel import col, select
 
 from sandbox import taskcluster, treeherder
-from sandbox.taskcluster.queue import Message, Task
+from sandbox.taskcluster.tasks import Message, Task
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store, revision_hash
 from service.clock import now

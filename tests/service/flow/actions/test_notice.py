@@ -9,7 +9,7 @@ import pytest
 from sqlmodel import select
 from structlog.testing import capture_logs
 
-from sandbox.treeherder.app import SUBMISSION, Year
+from sandbox.treeherder.behaviour import SUBMISSION, Year
 from sandbox.treeherder.store import Repository as Project
 from sandbox.treeherder.store import Store
 from service.clock import now

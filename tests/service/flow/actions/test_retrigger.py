@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sqlmodel import select, update
 
 from sandbox.taskcluster import Client, Taskcluster
-from sandbox.taskcluster.queue import Queue, Task
+from sandbox.taskcluster.queue import Queue
+from sandbox.taskcluster.tasks import Task
 from service.clients.taskcluster import TaskclusterQueue
 from service.clock import now
 from service.engine.leases import Lease

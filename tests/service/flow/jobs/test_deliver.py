@@ -12,7 +12,7 @@ import pika
 import pytest
 from sqlmodel import select, update
 
-from sandbox.treeherder.app import SUBMISSION, Year
+from sandbox.treeherder.behaviour import SUBMISSION, Year
 from service.clients import taskcluster
 from service.clock import now
 from service.engine import leases

@@ -1,0 +1,94 @@
+"""Answer `/__control__/` and `/__content__/`: what tests and demos ask of the stand-in itself.
+
+All in JSON and without credentials:
+
+    GET    /__control__/tasks            every task with its status (?taskId=: that one);
+                                         POST creates some: {"tasks": [{"taskId", "task"}]}
+    GET    /__control__/calls            calls and answers by method, createTask in order; DELETE begins anew
+    GET    /__control__/faults           the faults; POST sets one (see faults.py); DELETE removes all, or /{id} one
+    POST   /__control__/clock            {"advance": seconds} | {"freeze": true} | {"reset": true}; GET tells the time
+    POST   /__control__/latency          {"seconds": 0.02}: how long each call takes at least
+    POST   /__control__/clear            forget tasks, calls, faults; the clock goes back
+"""
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sandbox.taskcluster.clock import iso
+from sandbox.taskcluster.errors import ApiError
+from sandbox.taskcluster.instance import Taskcluster
+
+
+def control_routes(tc: Taskcluster) -> list[Route]:
+    """The routes for tests and demos."""
+
+    async def tasks(request: HttpRequest) -> Response:
+        if request.method == "POST":
+            try:
+                for each in (await request.json())["tasks"]:
+                    tc.queue.create_task(each["taskId"], each["task"])
+            except ApiError as error:
+                return JSONResponse({"code": error.code, "message": error.message}, error.status)
+            return JSONResponse({"tasks": len(tc.queue.tasks)}, 201)
+        one = request.query_params.get("taskId")
+        wanted = [task for task in tc.queue.tasks.values() if one in {None, task.task_id}]
+        found = [{"status": task.status(), "task": task.definition} for task in wanted]
+        return JSONResponse({"tasks": found})
+
+    async def calls(request: HttpRequest) -> Response:
+        if request.method == "DELETE":
+            tc.journal.clear()
+        return JSONResponse(tc.journal.describe())
+
+    async def faults(request: HttpRequest) -> Response:
+        if request.method == "DELETE":
+            fault_id = request.path_params.get("id")
+            tc.faults.remove(fault_id)
+        if request.method == "POST":
+            try:
+                fault = tc.faults.add(**await request.json())
+            except (TypeError, ValueError) as error:
+                return JSONResponse({"message": f"no such fault: {error}"}, 400)
+            return JSONResponse(fault.describe(), 201)
+        return JSONResponse({"faults": tc.faults.describe()})
+
+    async def clock(request: HttpRequest) -> Response:
+        if request.method == "POST":
+            wanted = await request.json()
+            if wanted.get("reset"):
+                tc.clock.reset()
+            if wanted.get("freeze"):
+                tc.clock.freeze()
+            tc.advance(wanted.get("advance", 0))
+        return JSONResponse({"now": iso(tc.clock.now())})
+
+    async def latency(request: HttpRequest) -> Response:
+        tc.latency = float((await request.json())["seconds"])
+        return JSONResponse({"seconds": tc.latency})
+
+    async def clear(request: HttpRequest) -> Response:
+        tc.clear()
+        return JSONResponse({})
+
+    async def content(request: HttpRequest) -> Response:
+        where = request.path_params["taskId"], request.path_params["runId"], request.path_params["name"]
+        try:
+            if request.method == "PUT":
+                tc.artifacts.put(*where, await request.body())
+                return Response()
+            body, kind = tc.artifacts.bytes_of(*where)
+        except ApiError as error:
+            return JSONResponse({"code": error.code, "message": error.message}, error.status)
+        return Response(body, media_type=kind)
+
+    return [
+        Route("/__control__/tasks", tasks, methods=["GET", "POST"]),
+        Route("/__control__/calls", calls, methods=["GET", "DELETE"]),
+        Route("/__control__/faults", faults, methods=["GET", "POST", "DELETE"]),
+        Route("/__control__/faults/{id:int}", faults, methods=["DELETE"]),
+        Route("/__control__/clock", clock, methods=["GET", "POST"]),
+        Route("/__control__/latency", latency, methods=["POST"]),
+        Route("/__control__/clear", clear, methods=["POST"]),
+        Route("/__content__/{taskId}/{runId:int}/{name:path}", content, methods=["GET", "PUT"]),
+    ]

@@ -1,0 +1,91 @@
+"""The methods of the queue that read: one task, many tasks, groups, dependents and counts."""
+
+from collections.abc import Iterable
+
+from sandbox.taskcluster import checks
+from sandbox.taskcluster.auth import Caller, require_scopes
+from sandbox.taskcluster.pages import paged
+from sandbox.taskcluster.scheduler import Scheduler
+from sandbox.taskcluster.tasks import Json, Task
+
+
+class Reads(Scheduler):
+    """The reading methods, with their scopes."""
+
+    def task(self, task_id: str, caller: Caller | None = None) -> Json:
+        """`task`: the definition, completed."""
+        require_scopes(caller, f"queue:get-task:{task_id}")
+        return dict(self.find(task_id).definition)
+
+    def status(self, task_id: str, caller: Caller | None = None) -> Json:
+        """`status`"""
+        require_scopes(caller, f"queue:status:{task_id}")
+        return {"status": self.find(task_id).status()}
+
+    def get_tasks(
+        self, body: Json, caller: Caller | None = None, token: str | None = None, limit: str | None = None
+    ) -> Json:
+        """`tasks`: the definitions of many; ids without a task are left out."""
+        found, rest = self._many(body, "queue:get-task", caller, token, limit)
+        return {"tasks": [{"taskId": task.task_id, "task": task.definition} for task in found], **rest}
+
+    def statuses(
+        self, body: Json, caller: Caller | None = None, token: str | None = None, limit: str | None = None
+    ) -> Json:
+        """`statuses`: those of many; ids without a task are left out."""
+        found, rest = self._many(body, "queue:status", caller, token, limit)
+        return {"statuses": [{"taskId": task.task_id, "status": task.status()} for task in found], **rest}
+
+    def _many(
+        self, body: Json, scope: str, caller: Caller | None, token: str | None, limit: str | None
+    ) -> tuple[list[Task], Json]:
+        checks.TASKS.check(body)
+        task_ids = sorted(set(body.get("taskIds", ())))
+        require_scopes(caller, {"AllOf": [f"{scope}:{task_id}" for task_id in task_ids]})
+        page, rest = paged(task_ids, token, limit)
+        return [self.tasks[task_id] for task_id in page if task_id in self.tasks], rest
+
+    def list_task_group(
+        self, group_id: str, caller: Caller | None = None, token: str | None = None, limit: str | None = None
+    ) -> Json:
+        """`listTaskGroup`, a page."""
+        require_scopes(caller, f"queue:list-task-group:{group_id}")
+        group = self.group(group_id)
+        page, rest = paged(group.task_ids, token, limit)
+        return {**group.describe(), "tasks": self._with_status(page), **rest}
+
+    def list_dependent_tasks(
+        self, task_id: str, caller: Caller | None = None, token: str | None = None, limit: str | None = None
+    ) -> Json:
+        """`listDependentTasks`, a page; dependents of every group."""
+        require_scopes(caller, f"queue:list-dependent-tasks:{task_id}")
+        page, rest = paged(self.find(task_id).dependents, token, limit)
+        return {"taskId": task_id, "tasks": self._with_status(page), **rest}
+
+    def _with_status(self, task_ids: Iterable[str]) -> list[Json]:
+        tasks = (self.tasks[task_id] for task_id in task_ids)
+        return [{"status": task.status(), "task": task.definition} for task in tasks]
+
+    def get_task_group(self, group_id: str, caller: Caller | None = None) -> Json:
+        """`getTaskGroup`"""
+        require_scopes(caller, f"queue:list-task-group:{group_id}")
+        return self.group(group_id).describe()
+
+    def task_queue_counts(self, queue_id: str, caller: Caller | None = None) -> Json:
+        """`taskQueueCounts`"""
+        require_scopes(caller, {"AllOf": [f"queue:pending-count:{queue_id}", f"queue:claimed-count:{queue_id}"]})
+        provisioner, worker_type = queue_id.split("/")
+        return {
+            "provisionerId": provisioner,
+            "workerType": worker_type,
+            "taskQueueId": queue_id,
+            "pendingTasks": self.pending_counts.get(queue_id, 0),
+            "claimedTasks": self.claimed_counts.get(queue_id, 0),
+        }
+
+    def pending_tasks(self, queue_id: str, caller: Caller | None = None) -> Json:
+        """`pendingTasks`"""
+        require_scopes(caller, f"queue:pending-count:{queue_id}")
+        counts = self.task_queue_counts(queue_id)
+        del counts["claimedTasks"]
+        return counts
