@@ -17,8 +17,8 @@ from listeners.announced import AnnouncedPoller, parse_announcement
 from listeners.forward import Forwarder
 from listeners.pulse import PulseListener
 from sandbox.hg import MemoryPushlog
-from tests.facts import fact
 from tests.listeners.fakes import Answer, FakeService, Monitored, Request, problem, serving, serving_hg, short
+from tests.published_schemas import read_published
 from tests.services import Amqp
 
 METHOD = SimpleNamespace(exchange="exchange/hgpushes/v2")
@@ -36,7 +36,7 @@ def url_of(body: bytes) -> str:
 
 def test_both_versions_name_the_repository() -> None:
     assert url_of(v2("https://hg.mozilla.org/try/")) == "https://hg.mozilla.org/try"
-    assert url_of(json.dumps(fact("pulse/hgpushes-v1.json")).encode()) == "https://hg.mozilla.org/try"
+    assert url_of(json.dumps(read_published("pulse/hgpushes-v1.json")).encode()) == "https://hg.mozilla.org/try"
 
 
 @pytest.mark.parametrize("kind", ["newrepo.1", "obsolete.1", "changegroup.2", None, 1])

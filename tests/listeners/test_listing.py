@@ -24,8 +24,8 @@ from listeners.listing import (
     trim_entry,
 )
 from service.contract.events import PushEvent, PushlogEntry
-from tests.facts import fact
 from tests.listeners.fakes import Answer, Request, serving
+from tests.published_schemas import read_published
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 EMPTY = b'{"lastpushid": 0, "pushes": {}}'
@@ -70,7 +70,7 @@ def test_pushes_are_in_the_order_of_numbers_not_of_strings() -> None:
     ],
 )
 def test_every_recorded_answer_is_read(name: str) -> None:
-    told = fact(f"hg/{name}.json")
+    told = read_published(f"hg/{name}.json")
     listing = read(encode_json(told))
     assert (listing.lastpushid, set(listing.pushes)) == (told["lastpushid"], {int(key) for key in told["pushes"]})
     for push_id, entry in listing.pushes.items():

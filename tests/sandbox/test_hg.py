@@ -27,7 +27,7 @@ from sandbox.hg import (
     create_app,
 )
 from sandbox.hg.mercurial import HG
-from tests.facts import fact, facts
+from tests.published_schemas import published_folder, read_published
 
 UNKNOWN = "ffffffffffffffffffffffffffffffffffffff00"
 
@@ -178,7 +178,7 @@ async def test_answers_as_recorded(
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["etag"] == f'W/"{int(built.clock.now)}"'
-    assert normalized(answer.text) == normalized((facts() / "hg" / recorded).read_text())
+    assert normalized(answer.text) == normalized((published_folder() / "hg" / recorded).read_text())
 
 
 @pytest.mark.parametrize(
@@ -197,11 +197,11 @@ async def test_answers_as_recorded(
 )
 async def test_a_loaded_recording_is_answered_as_it_was(recorded: str, repository: str, query: str) -> None:
     pushlog = MemoryPushlog()
-    pushlog.load(repository, fact(f"hg/{recorded}"), {".taskcluster.yml": "version: 1"})
+    pushlog.load(repository, read_published(f"hg/{recorded}"), {".taskcluster.yml": "version: 1"})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(pushlog)), base_url="http://hg") as web:
         prefix = f"/{repository}" if repository else ""
         answer = await web.get(f"{prefix}/json-pushes?version=2&{query}")
-        assert answer.json() == fact(f"hg/{recorded}")
+        assert answer.json() == read_published(f"hg/{recorded}")
         for push in answer.json()["pushes"].values():
             for changeset in push["changesets"]:
                 node = changeset["node"] if "full" in query else changeset
@@ -211,7 +211,7 @@ async def test_a_loaded_recording_is_answered_as_it_was(recorded: str, repositor
 
 def test_a_loaded_repository_takes_more_pushes() -> None:
     pushlog = MemoryPushlog()
-    pushlog.load("r", fact("hg/json-pushes-ten-full.json"))
+    pushlog.load("r", read_published("hg/json-pushes-ten-full.json"))
     push = pushlog.push("r", [change("Bug 3", "a.txt")])
     answer = json.loads(pushlog.json_pushes("r", Query(version=2, full=True, start_id=33276)))
     assert push.id == answer["lastpushid"] == 33278

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from service.yaml12 import EqualKeysError, as_number, join_pairs, load
-from tests.facts import fact
+from tests.published_schemas import read_published
 
 SCALARS: list[tuple[str, Any]] = [
     *((word, word) for word in ("yes", "No", "ON", "Off", "y", "N", "fALSE", "nULL", "NaN", "inf")),
@@ -71,7 +71,7 @@ def test_not_a_number() -> None:
 
 
 def test_the_published_scalars() -> None:
-    for text, value in fact("cases/yaml-scalars.json"):
+    for text, value in read_published("cases/yaml-scalars.json"):
         read = load(f"key: {text}")["key"]
         if isinstance(value, dict):
             assert str(read).replace("inf", "Infinity").replace("nan", "NaN") == value["number"]

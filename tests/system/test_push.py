@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from sandbox.stack import free_port
-from tests.facts import fact
 from tests.proxy import TcpProxy
+from tests.published_schemas import read_published
 from tests.system.conftest import PATH, REPOSITORY, System
 
 Systems = Callable[..., System]
@@ -35,10 +35,10 @@ def test_a_push_becomes_a_resultset_and_a_graph(systems: Systems, database_url: 
 
 def test_the_real_pushes_of_2013_give_ten_resultsets(systems: Systems, sqlite_url: str) -> None:
     system = systems(sqlite_url, settings={"TC_TREEHERDER_MAX_PUSH_AGE": "P10000D"})
-    recorded = fact("hg/json-pushes-ten-full.json")["pushes"]
+    recorded = read_published("hg/json-pushes-ten-full.json")["pushes"]
     system.stack.service()
     system.stack.listener()
-    recording = {"repository": "inbound", "answer": fact("hg/json-pushes-ten-full.json")}
+    recording = {"repository": "inbound", "answer": read_published("hg/json-pushes-ten-full.json")}
     system.hg.post("/load", json=recording).raise_for_status()
     url = f"{system.stack.sandbox['hg']}/inbound"
     system.treeherder.post("/repositories", json={"name": "inbound", "url": url}).raise_for_status()

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.taskcluster import Taskcluster
 from sandbox.taskcluster.tasks import Message
-from tests.facts import have_facts
+from tests.published_schemas import has_published_schemas
 from tests.sandbox.taskcluster.support import ROOT, Api, validate_message
 
 
@@ -23,7 +23,7 @@ def tc() -> Taskcluster:
 def messages(tc: Taskcluster) -> list[Message]:
     """The messages of the stand-in, each checked against its schema when it comes, where the schemas are at hand."""
     heard: list[Message] = []
-    check = have_facts()
+    check = has_published_schemas()
 
     def hear(message: Message) -> None:
         if check:

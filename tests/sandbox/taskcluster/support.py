@@ -18,7 +18,7 @@ from referencing.jsonschema import DRAFT7
 from sandbox.taskcluster import Client, Taskcluster, create_app
 from sandbox.taskcluster.clock import DAY, HOUR, iso
 from sandbox.taskcluster.tasks import Message
-from tests.facts import fact, facts
+from tests.published_schemas import published_folder, read_published
 
 ROOT = Client("root", "root-secret", ("*",))
 
@@ -37,7 +37,7 @@ def _is_date_time(value: object) -> bool:
 
 @functools.cache
 def _registry() -> Any:
-    folder = facts() / "taskcluster" / "schemas"
+    folder = published_folder() / "taskcluster" / "schemas"
     contents = [json.loads(path.read_text()) for path in folder.rglob("*.json")]
     return Registry().with_resources((each["$id"], DRAFT7.create_resource(each)) for each in contents)
 
@@ -63,19 +63,19 @@ def is_valid(value: Any, schema: str) -> bool:
 
 def is_published(schema: str) -> bool:
     """Whether the schema is among the facts at hand (some of auth's are not)."""
-    return (facts() / "taskcluster" / "schemas" / schema.removesuffix("#")).is_file()
+    return (published_folder() / "taskcluster" / "schemas" / schema.removesuffix("#")).is_file()
 
 
 @functools.cache
 def reference(service: str) -> dict[str, dict[str, Any]]:
     """The published methods of a service by name."""
-    entries = fact(f"taskcluster/references/{service}/v1/api.json")["entries"]
+    entries = read_published(f"taskcluster/references/{service}/v1/api.json")["entries"]
     return {entry["name"]: entry for entry in entries}
 
 
 def validate_message(message: Message) -> None:
     """Raise unless the message has the published form of its exchange."""
-    for entry in fact("taskcluster/references/queue/v1/exchanges.json")["entries"]:
+    for entry in read_published("taskcluster/references/queue/v1/exchanges.json")["entries"]:
         if message.exchange == f"exchange/taskcluster-queue/v1/{entry['exchange']}":
             validate(message.payload, f"queue/{entry['schema']}")
             return

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sandbox.taskcluster import checks
 from sandbox.taskcluster.clock import DAY, HOUR, MINUTE, iso, parse
 from sandbox.taskcluster.errors import ApiError
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.sandbox.taskcluster.support import is_valid, validate
 
 NOW = parse("2026-11-24T12:00:00.000Z") or 0
@@ -45,7 +45,7 @@ PROPERTIES = sorted(checks.CREATE_TASK.properties)
 
 
 def test_the_properties_of_a_definition_are_the_published_ones() -> None:
-    assert sorted(fact("taskcluster/schemas/queue/v1/create-task-request.json")["properties"]) == PROPERTIES
+    assert sorted(read_published("taskcluster/schemas/queue/v1/create-task-request.json")["properties"]) == PROPERTIES
 
 
 @pytest.mark.parametrize("name", ["provisionerId", "workerType", "schedulerId", "projectId"])
@@ -170,7 +170,7 @@ def test_a_definition_is_completed_as_the_queue_does() -> None:
         "extra": {},
         "expires": "2027-11-24T13:00:00.000Z",
     }
-    defaults = fact("taskcluster/schemas/queue/v1/create-task-request.json")["properties"]
+    defaults = read_published("taskcluster/schemas/queue/v1/create-task-request.json")["properties"]
     for name, prop in defaults.items():
         if "default" in prop and name != "payload":
             assert completed[name] == prop["default"]

@@ -10,7 +10,7 @@ from sandbox.taskcluster.clock import DAY, HOUR, MINUTE, SECOND, iso, parse
 from sandbox.taskcluster.errors import ApiError
 from sandbox.taskcluster.queue import MAX_RUNS, Queue
 from sandbox.taskcluster.tasks import Message
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.sandbox.taskcluster.support import Api, Refused
 
 WORKER = {"workerGroup": "wg", "workerId": "w1"}
@@ -325,7 +325,7 @@ async def test_a_group_is_told_to_be_resolved_when_its_last_task_is(api: Api, me
     await api("rerunTask", group)
     await finish(api, group)
     assert resolved() == 2
-    recorded = fact("pulse/queue-messages/task-group-resolved-0.json")
+    recorded = read_published("pulse/queue-messages/task-group-resolved-0.json")
     assert messages[-1].payload.keys() == recorded["payload"].keys()
     assert messages[-1].routing_key == f"primary.{group}.sched._"
 
@@ -671,7 +671,7 @@ async def test_a_new_priority_counts_at_once_and_makes_the_repeat_a_conflict(api
     other = await create(api, priority="medium")
     assert (await api("changeTaskPriority", task_id, body={"newPriority": "high"}))["status"]["priority"] == "high"
     changed = messages[-1]
-    recorded = fact("pulse/queue-messages/task-priority-changed-0.json")
+    recorded = read_published("pulse/queue-messages/task-priority-changed-0.json")
     assert changed.payload.keys() == recorded["payload"].keys()
     assert (changed.payload["oldPriority"], changed.payload["newPriority"]) == ("lowest", "high")
     assert changed.routing_key == f"primary.{task_id}._._._.prov.w.sched.{task_id}._"
@@ -716,7 +716,7 @@ def shape(value: Any) -> Any:
     ],
 )
 async def test_messages_have_the_form_of_recorded_ones(api: Api, messages: list[Message], name: str) -> None:
-    recorded = fact(f"pulse/queue-messages/{name}.json")
+    recorded = read_published(f"pulse/queue-messages/{name}.json")
     status = recorded["payload"]["status"]
     group, task_id = status["taskGroupId"], status["taskId"]
     routes = [key.removeprefix("route.") for key in recorded["CC"]]

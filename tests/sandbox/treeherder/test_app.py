@@ -16,7 +16,7 @@ from sandbox.treeherder.app import create_app
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE, declare_job_actions
 from sandbox.treeherder.state import State
 from sandbox.treeherder.store import MAX_REVISIONS, Repository, Store
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.services import Amqp
 
 REVISION = "219d38523a321229f7f48aca6592f76b993fb1aa"
@@ -258,7 +258,7 @@ async def test_a_project_can_be_added(th: Treeherder) -> None:
 
 
 async def test_jobs_that_a_real_treeherder_made_are_taken(th: Treeherder) -> None:
-    for recorded in fact("pulse/task-events.json"):
+    for recorded in read_published("pulse/task-events.json"):
         tip = [resultset()["revisions"][1] | {"revision": recorded["revision"]}]
         whole = resultset(
             revision=recorded["revision"],
@@ -268,7 +268,9 @@ async def test_jobs_that_a_real_treeherder_made_are_taken(th: Treeherder) -> Non
         assert (await th.submit(RESULTSET, [whole])).status_code == 200
         answer = await th.submit(JOBS, [entry() | {"revision": recorded["revision"], "job": recorded["job"]}])
         assert (answer.status_code, answer.text) == (200, '{"message": "Job successfully updated"}')
-    assert (await th.inside())["jobs_stored"] == len({e["job"]["job_guid"] for e in fact("pulse/task-events.json")})
+    assert (await th.inside())["jobs_stored"] == len(
+        {e["job"]["job_guid"] for e in read_published("pulse/task-events.json")}
+    )
 
 
 async def test_a_completed_job_is_immutable_and_running_stays_running(th: Treeherder) -> None:
@@ -580,7 +582,7 @@ async def test_a_button_publishes_the_message_of_the_published_schema(
     assert declared == (JOB_ACTIONS_EXCHANGE, {"exchange_type": "topic", "durable": True})
     assert confirmed == ("confirm",)
     assert (exchange, key) == (JOB_ACTIONS_EXCHANGE, f"taskcluster.autoland.retrigger{suffix}")
-    jsonschema.validate(message, fact("treeherder/job-action-message.json"), jsonschema.Draft4Validator)
+    jsonschema.validate(message, read_published("treeherder/job-action-message.json"), jsonschema.Draft4Validator)
     assert message == {"version": 1, **PRESS, "job_id": 1}
 
 

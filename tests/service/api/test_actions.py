@@ -22,7 +22,7 @@ from service.clock import now
 from service.flow.actions.kinds import ACTIONS
 from service.flow.actions.receive import JobAction, store
 from service.store.models import Action, Delivery, PlannedTask, Source, State
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.service.asgi import ADMIN, READER, RETRIER, Api, is_problem, running, settings_for, signature
 
 TASK, RUN = "Vg7hTWNXSTyVNsVjBpOyCQ", "560ee14d-6357-493c-9536-c5630693b209"
@@ -481,7 +481,7 @@ MESSAGES = st.fixed_dictionaries(
 
 @given(sent=MESSAGES)
 def test_our_model_takes_what_the_published_schema_takes(sent: dict[str, Any]) -> None:
-    schema = jsonschema.Draft4Validator(fact("treeherder/job-action-message.json"))
+    schema = jsonschema.Draft4Validator(read_published("treeherder/job-action-message.json"))
     try:
         JobAction.model_validate(sent)
         taken = True

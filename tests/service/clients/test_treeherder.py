@@ -18,7 +18,7 @@ from service.clients.http import Http
 from service.clients.treeherder import FoundPush, RestTreeherder, hgpushes_message
 from service.errors import PermanentUpstreamError, Unavailable, UpstreamError
 from service.settings import Environment
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.service.world import TREEHERDER_ID, TREEHERDER_SECRET, node, serving
 
 RESULTSET: dict[str, Any] = {
@@ -220,7 +220,7 @@ def shape(value: Any) -> Any:
 
 
 def test_the_message_has_the_form_of_hgpushes_v1() -> None:
-    real = fact("pulse/hgpushes-v1.json")["payload"]
+    real = read_published("pulse/hgpushes-v1.json")["payload"]
     (push,) = real["pushlog_pushes"]
     push["push_json_url"] = push["push_json_url"].replace(" ", "")  # its own is broken
     at = datetime.fromtimestamp(push["time"], UTC)

@@ -36,7 +36,7 @@ from service.store.models import (
     State,
     job_lane,
 )
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, definition, newsroom, revision, route
 
 SCHEMAS = "taskcluster/schemas/queue/v1"
@@ -602,7 +602,7 @@ async def test_routes_of_nobody_are_no_reports(sqlite_room: Newsroom) -> None:
 
 
 def test_our_models_know_what_the_schemas_say() -> None:
-    status = fact(f"{SCHEMAS}/task-status.json")
+    status = read_published(f"{SCHEMAS}/task-status.json")
     run = status["properties"]["runs"]["items"]
     assert set(events.Run.model_fields) <= set(run["properties"])
     assert set(events.TaskStatus.model_fields) <= set(status["required"])
@@ -611,7 +611,7 @@ def test_our_models_know_what_the_schemas_say() -> None:
     assert schema_enum(events.Run, "state") == set(run["properties"]["state"]["enum"])
     assert schema_enum(events.TaskStatus, "state") == set(status["properties"]["state"]["enum"])
     for name in ("defined", "pending", "running", "completed", "failed", "exception"):
-        message = fact(f"{SCHEMAS}/task-{name}-message.json")
+        message = read_published(f"{SCHEMAS}/task-{name}-message.json")
         assert "status" in message["required"]
 
 

@@ -19,7 +19,7 @@ from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links, job_guid, log_of, state_of
 from service.flow.tasks.facts import Facts, UnshowableTaskError, cut
 from service.store.models import JobReport, Stage
-from tests.facts import fact, facts
+from tests.published_schemas import published_folder, read_published
 from tests.service.flow.newsroom import definition
 
 TASK = "A35mWTRuQmyj88yMnIF0fA"
@@ -60,7 +60,7 @@ def facts_of(**section: Any) -> Facts:
 
 
 def recorded() -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = fact("pulse/task-events.json")
+    events: list[dict[str, Any]] = read_published("pulse/task-events.json")
     return events
 
 
@@ -84,7 +84,7 @@ def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> Non
 
 
 def test_the_real_messages_of_a_queue_pass() -> None:
-    folder = facts() / "pulse" / "queue-messages"
+    folder = published_folder() / "pulse" / "queue-messages"
     told = {}
     for path in sorted(folder.glob("task-*-?.json")):
         if path.name.startswith(("task-group", "task-priority")):
@@ -369,7 +369,7 @@ CONFIGS = st.fixed_dictionaries(
 def test_whatever_the_published_config_allows_becomes_a_job_that_fits(
     config: dict[str, Any], names: int, stage: Stage
 ) -> None:
-    schema = yaml.safe_load((facts() / "treeherder/task-treeherder-config.yml").read_text())
+    schema = yaml.safe_load((published_folder() / "treeherder/task-treeherder-config.yml").read_text())
     jsonschema.validate(config, schema)
     metadata = {"name": "n" * 100 * names, "description": "", "owner": "o" * 30 * names, "source": "https://x.y"}
     task = {**definition(extra={"treeherder": config}, metadata=metadata), "workerType": "linux"}
@@ -385,7 +385,7 @@ SCHEMAS: tuple[Literal["2015", "2026"], ...] = ("2015", "2026")
 
 def check_pulse(message: dict[str, Any], form: Literal["2015", "2026"] = "2015") -> None:
     """Hold a message against the published schema, or against its long-lived form before."""
-    schema = yaml.safe_load((facts() / "treeherder/pulse-job.yml").read_text())
+    schema = yaml.safe_load((published_folder() / "treeherder/pulse-job.yml").read_text())
     if form == "2015":
         properties = schema["properties"]
         origin = properties["origin"]

@@ -21,7 +21,7 @@ from service.flow.pushes.resultset import resultset_of
 from service.settings import Settings, load
 from service.store.database import Database
 from service.store.models import DeadLetter, Push, PushStep, Repository, State
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.service.world import add_repository, node, push_event
 
 ENVIRONMENTS = {
@@ -97,7 +97,7 @@ def test_revision_hash_is_over_node_and_branch_in_order(named: list[tuple[int, s
 
 async def test_ten_real_pushes(database: Database, settings: Settings) -> None:
     """Recorded ones; the stand-in's rules for resultsets check the hash anew."""
-    recorded = fact("hg/json-pushes-ten-full.json")
+    recorded = read_published("hg/json-pushes-ten-full.json")
     await add_repository(database, "mc", last_push_id=33267)
     events = [
         PushEvent.model_validate(

@@ -18,7 +18,7 @@ from service.flow.pushes import resultset
 from service.flow.pushes.push import revision_hash
 from service.flow.pushes.resultset import resultset_of
 from service.store.models import Push, PushStep, Repository, State, StepKind
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.service.world import ENVIRONMENT, World, node, push_event, world_of
 from tests.services import Amqp
 
@@ -92,7 +92,7 @@ def test_always_as_treeherder_takes_it(entry: dict[str, Any]) -> None:
 
 
 def test_ten_real_pushes_in_order() -> None:
-    for push_id, entry in fact("hg/json-pushes-ten-full.json")["pushes"].items():
+    for push_id, entry in read_published("hg/json-pushes-ten-full.json")["pushes"].items():
         made = resultset_of(push_of(push_event(int(push_id), **entry)), REPOSITORY)
         check_resultset("it", "mc", made)
         assert [each["revision"] for each in made["revisions"]] == [each["node"] for each in entry["changesets"]]

@@ -27,7 +27,7 @@ from service.flow.tasks.definition import (
     stamp,
 )
 from service.flow.tasks.ids import slugid
-from tests.facts import fact
+from tests.published_schemas import read_published
 from tests.sandbox.taskcluster.support import is_valid
 
 SCHEMA = "queue/v1/create-task-request.json"
@@ -207,13 +207,13 @@ def test_what_is_missing_is_named(missing: str) -> None:
 
 
 def test_every_field_of_the_schema_is_known() -> None:
-    assert set(TaskDefinition.model_fields) == set(fact(f"taskcluster/schemas/{SCHEMA}")["properties"])
+    assert set(TaskDefinition.model_fields) == set(read_published(f"taskcluster/schemas/{SCHEMA}")["properties"])
     assert set(fields) == set(TaskDefinition.model_fields)
 
 
 def test_real_definitions_are_complete_already() -> None:
     """But for two keys that the queue of 2019, when they were recorded, did not have."""
-    for event in fact("pulse/task-events.json"):
+    for event in read_published("pulse/task-events.json"):
         definition = event["task"]
         whole = complete(TASK, definition)
         assert {key: whole[key] for key in definition} == definition

@@ -15,7 +15,7 @@ from service.flow.tasks.ids import copy_ids, graph_ids, slugid
 from service.services import make_secret
 from service.store.database import Database
 from service.store.models import Action, Push, Repository, Secret, Source
-from tests.facts import fact
+from tests.published_schemas import read_published
 
 NICE = re.compile(r"[A-Za-f][A-Za-z0-9_-]{7}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]")
 
@@ -24,7 +24,7 @@ labels = st.text(st.characters(exclude_categories=()))
 
 
 def test_the_pattern_is_the_published_one() -> None:
-    assert fact("taskcluster/schemas/queue/v1/task.json")["properties"]["taskGroupId"]["pattern"] == SLUGID
+    assert read_published("taskcluster/schemas/queue/v1/task.json")["properties"]["taskGroupId"]["pattern"] == SLUGID
 
 
 @given(keys, labels)
