@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.pushes import FAST, YML, DatabaseUrl, ms, p95, prepare
+from benchmarks.figures import DatabaseUrl, ms, p95, prepare
+from benchmarks.pushes import FAST, YML
 from sandbox.stack import Stack, wait_for
 from service.log import configure
 

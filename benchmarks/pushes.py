@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import sqlite3
 import statistics
 import subprocess
@@ -14,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from pydantic import SecretStr
 
-from sandbox.stack import Process, Stack, wait_for
+from benchmarks.figures import DatabaseUrl, cpu_seconds, database_name, memory, ms, p95, prepare
+from sandbox.stack import Stack, wait_for
 from service.clients.http import Http
 from service.clients.taskcluster import TaskclusterQueue
 from service.clients.treeherder import RestTreeherder
@@ -67,20 +66,6 @@ class Clients:
 
     def unfinished(self) -> int:
         return len(self.api.get("/pushes", params={"state": "pending", "limit": 1}).json()["items"])
-
-
-def memory(stack: Stack) -> str:
-    """Resident memory of each process and its children, in MB."""
-    parts = []
-    for name, process in stack.processes.items():
-        if name != "sandbox" and process.running():
-            own = psutil.Process(process.pid)
-            children = sum(child.memory_info().rss for child in own.children(recursive=True))
-            parts.append(
-                f"{name} {own.memory_info().rss / 1e6:.0f} MB"
-                + (f" (+ {children / 1e6:.0f} MB in render children)" if children else "")
-            )
-    return ", ".join(parts)
 
 
 # --- notice to graph -----------------------------------------------------------------------------------------------
@@ -189,9 +174,9 @@ def latency(folder: Path, database_url: str | None, pushes: int, upstream: float
                 "access_token": SecretStr(credentials["accessToken"]),
             }
         )
-        before = cpu(service)
+        before = cpu_seconds(service)
         ours, theirs = asyncio.run(_by_turns(stack, clients, settings, pushes))
-        spent = (cpu(service) - before) / (pushes + WARM_UP)
+        spent = (cpu_seconds(service) - before) / (pushes + WARM_UP)
         print(
             f"notice to graph, {pushes} pushes, {upstream * 1000:g} ms a call upstream, {database_name(database_url)}:"
         )
@@ -254,13 +239,13 @@ def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
             clients.push()
         stack.listener()
         clients.hg.delete("/requests")
-        began, before = time.perf_counter(), cpu(service)
+        began, before = time.perf_counter(), cpu_seconds(service)
         clients.add()
         wait_for(lambda: clients.api.get(f"/repositories/{PATH}").json()["last_push_id"] == pushes, 120)
         stored = time.perf_counter() - began
         while clients.unfinished():
             time.sleep(1)
-        through, spent = time.perf_counter() - began, cpu(service) - before
+        through, spent = time.perf_counter() - began, cpu_seconds(service) - before
         calls = clients.taskcluster.get("/calls").json()["calls"]
         kinds = clients.hg.get("/requests").json()["kinds"]
         posts = sum(r["posts"] for r in clients.treeherder.get("/state").json()["resultsets"])
@@ -311,22 +296,22 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
             listener = stack.listener()
             time.sleep(WARM)
             clients.hg.delete("/requests")
-            before = cpu(service), cpu(listener)
+            before = cpu_seconds(service), cpu_seconds(listener)
             time.sleep(seconds / rounds)
-            after = cpu(service), cpu(listener)
+            after = cpu_seconds(service), cpu_seconds(listener)
             spent["service"] += after[0] - before[0]
             spent["listener"] += after[1] - before[1]
             polls = clients.hg.get("/requests").json()["kinds"]["json-pushes"]
             asked, conditional = asked + polls["requests"], conditional + polls["conditional"]
             told = memory(stack)
             listener.stop()
-            before_bare = cpu(service)
+            before_bare = cpu_seconds(service)
             arguments = [stack.sandbox["hg"], str(repositories), str(RATE), str(seconds / rounds)]
             script = [sys.executable, "-m", "benchmarks.bare_polls", *arguments]
             began = time.monotonic()
             done = subprocess.run(script, check=True, capture_output=True, text=True)
             idle_seconds = time.monotonic() - began
-            spent["idle"] += (cpu(service) - before_bare) * seconds / rounds / idle_seconds
+            spent["idle"] += (cpu_seconds(service) - before_bare) * seconds / rounds / idle_seconds
             requests, used = done.stdout.split()
             bare_asked += int(requests)
             spent["bare"] += float(used)
@@ -344,34 +329,7 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
         print(f"  memory      {told}")
 
 
-def cpu(process: Process) -> float:
-    """Return the seconds of CPU that a process has used, without its children."""
-    times = psutil.Process(process.pid).cpu_times()
-    return float(times.user + times.system)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def prepare(stack: Stack, database_url: str | None) -> None:
-    """Make the schema in a process of its own, which has alembic in memory, as on PostgreSQL always."""
-    stack.upgrade()
-
-
-def database_name(database_url: str | None) -> str:
-    return "SQLite" if database_url is None else "PostgreSQL"
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
-
-
-def p95(values: list[float]) -> float:
-    """Return the value that 95 % of them do not exceed."""
-    return sorted(values)[math.ceil(len(values) * 0.95) - 1]
-
-
-DatabaseUrl = Annotated[str | None, typer.Option(help="an empty PostgreSQL database; default: SQLite")]
 
 
 def main(

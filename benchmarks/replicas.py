@@ -7,8 +7,8 @@ from typing import Any
 import psutil
 from sqlalchemy import create_engine, make_url, text
 
+from benchmarks.figures import cpu_seconds_by_name
 from benchmarks.pushes import FAST, YML, Clients
-from benchmarks.reports import cpu
 from sandbox.stack import Stack, free_port, wait_for
 from service.store.database import downgrade, sync_url, upgrade
 
@@ -61,7 +61,7 @@ def _round(folder: Path, database_url: str, services: int, pushes: int, upstream
 
 def _cpu(stack: Stack, database_url: str) -> dict[str, float]:
     """Return the seconds of CPU that our processes have used, and those of PostgreSQL that serve this database."""
-    spent, name = cpu(stack.processes), make_url(database_url).database or ""
+    spent, name = cpu_seconds_by_name(stack.processes), make_url(database_url).database or ""
     spent["postgres"] = 0.0
     for process in psutil.process_iter(["cmdline", "cpu_times"]):
         if (words := " ".join(process.info["cmdline"] or [])).startswith("postgres: ") and f" {name} " in words:

@@ -19,12 +19,11 @@ from typing import Annotated, Any
 
 import httpx
 import pika
-import psutil
 import typer
 import uvicorn
 from standardwebhooks import Webhook
 
-from benchmarks.pushes import DatabaseUrl, database_name, memory
+from benchmarks.figures import DatabaseUrl, cpu_seconds_by_name, database_name, memory
 from sandbox import credentials, taskcluster
 from sandbox.stack import ENVIRONMENT, Process, Stack, free_port, wait_for
 from sandbox.taskcluster.tasks import Message
@@ -235,16 +234,6 @@ def broker(amqp_url: str, settings: dict[str, str]) -> Iterator[tuple[Broker, st
         made.close(queue)
 
 
-def cpu(processes: dict[str, Process]) -> dict[str, float]:
-    """Seconds of CPU that each has used."""
-    spent = {}
-    for name, process in processes.items():
-        if process.running():
-            times = psutil.Process(process.pid).cpu_times()
-            spent[name] = float(times.user + times.system)
-    return spent
-
-
 ONE = 1
 """A request a minute: on SQLite the reporter is in the service, and looks, but has hardly anything to send."""
 
@@ -265,14 +254,14 @@ def store(folder: Path, database_url: str | None, events: int) -> None:
         secret = json.loads(stack.environment["TC_TREEHERDER_WEBHOOK_SECRETS"])[0]
         bodies = list(_bodies(load, events))
         with httpx.Client(base_url=stack.service_url, timeout=60) as client:
-            before, began = cpu({"service": service}), time.perf_counter()
+            before, began = cpu_seconds_by_name({"service": service}), time.perf_counter()
             for body in bodies:
                 headers = _signed(secret, body)
                 answer = client.post(_PATH, content=body, headers=headers)
                 assert answer.status_code == 202, answer.text
                 assert b'"rejected"' not in answer.content, answer.text
             took = time.perf_counter() - began
-        spent = cpu({"service": service})["service"] - before["service"]
+        spent = cpu_seconds_by_name({"service": service})["service"] - before["service"]
         print(f"{events} events into the store alone, {database_name(database_url)}:")
         print(f"  {events / took:.0f} events a second (aim: 3,000), {spent * 1e6 / events:.0f} µs of CPU an event")
 
@@ -339,11 +328,11 @@ def intake(folder: Path, database_url: str | None, amqp_url: str, events: int) -
             listener = stack.listener("listener", "pulse", **settings)
             measured = {"service": service, "listener": listener}
             wait_for(lambda: rabbit.waiting(queue) < events * 9 // 10, 60, listener)
-            before, left, began = cpu(measured), rabbit.waiting(queue), time.perf_counter()
+            before, left, began = cpu_seconds_by_name(measured), rabbit.waiting(queue), time.perf_counter()
             wait_for(lambda: rabbit.waiting(queue) == 0, 300, listener)
             took = time.perf_counter() - began
             time.sleep(0.5)  # the last are with the listener
-            spent = cpu(measured)
+            spent = cpu_seconds_by_name(measured)
             print(f"{events} events from RabbitMQ into the store, {database_name(database_url)}:")
             print(f"  {left / took:.0f} events a second (aim: 8,000)")
             for name, seconds in spent.items():
@@ -360,10 +349,10 @@ def through(folder: Path, database_url: str | None, amqp_url: str, events: int, 
         stack.service("service", **settings)
         with broker(amqp_url, settings) as (rabbit, queue):
             fill_queue(stack, settings, rabbit, queue, load.events(events // 4), events)
-            before, began = cpu(stack.processes), time.perf_counter()
+            before, began = cpu_seconds_by_name(stack.processes), time.perf_counter()
             stack.listener("listener", "pulse", **settings)
             emptied, took, counters = _until_told(stack, rabbit, queue, events // 4, began)
-            spent = cpu(stack.processes)
+            spent = cpu_seconds_by_name(stack.processes)
             print(f"{events} events from RabbitMQ to Treeherder, {database_name(database_url)}:")
             print(f"  {events / took:.0f} events a second (aim: 1,000); the queue was empty after {emptied:.1f} s")
             received = counters["requests"].get("jobs received", 0)

@@ -24,7 +24,7 @@ import taskcluster.aio
 import typer
 from sqlalchemy import create_engine, text
 
-from benchmarks.pushes import DatabaseUrl, prepare
+from benchmarks.figures import DatabaseUrl, prepare
 from sandbox import broker
 from sandbox.stack import Process, Stack, wait_for
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
