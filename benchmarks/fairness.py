@@ -86,7 +86,7 @@ class Measured:
 
 
 def pushes(
-    folder: Path, database_url: str | None, count: int, upstream: float, graphs: int, yml: str, what: str
+    folder: Path, database_url: str | None, count: int, upstream: float, graphs: int, yml: str, what: str, warm_up: int
 ) -> None:
     """A push of another pusher, alone and beside so many waiting graphs of one."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
@@ -94,7 +94,7 @@ def pushes(
         stack.service()
         stack.listener()
         measured = Measured(stack, upstream)
-        for _ in range(5):
+        for _ in range(warm_up):
             measured.notice_to_graph()
         alone = [measured.notice_to_graph() for _ in range(count)]
         for _ in range(graphs):
@@ -127,7 +127,7 @@ def cancels(folder: Path, database_url: str | None, count: int, upstream: float,
         def created() -> int:
             return int(measured.taskcluster.get("/calls").json()["calls"]["createTask"] - before)
 
-        wait_for(lambda: created() > 20, 120)
+        wait_for(lambda: created() > min(20, tasks // 2), 120)
         beside = [_cancel(measured, task_id) for task_id in ids[count : 2 * count]]
         done, state = created(), str(measured.graph(HOG, hog)["graph"]["state"])
     _say(
@@ -163,16 +163,17 @@ def main(
     graphs: Annotated[int, typer.Option(help="the hog's waiting pushes")] = 100,
     tasks: Annotated[int, typer.Option(help="in each of the hog's graphs")] = 300,
     creations: int = 10_000,
+    warm_up: Annotated[int, typer.Option(help="pushes that are not counted")] = 5,
     upstream: Annotated[float, typer.Option(help="seconds that each call of Taskcluster takes at least")] = 0.1,
 ) -> None:
     """Measure what one hog costs others."""
     configure("WARNING", as_json=None)
     measures: dict[str, Callable[[Path], None]] = {
         "graphs": lambda folder: pushes(
-            folder, database_url, times, upstream, graphs, MANY % tasks, f"{graphs} graphs of {tasks} tasks"
+            folder, database_url, times, upstream, graphs, MANY % tasks, f"{graphs} graphs of {tasks} tasks", warm_up
         ),
         "templates": lambda folder: pushes(
-            folder, database_url, times, upstream, graphs, SLOW, f"{graphs} templates of 10 s"
+            folder, database_url, times, upstream, graphs, SLOW, f"{graphs} templates of 10 s", warm_up
         ),
         "cancels": lambda folder: cancels(folder, database_url, times, upstream, creations),
     }

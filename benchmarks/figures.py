@@ -42,6 +42,11 @@ def ms(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
+def ratio(measured: float, reference: float) -> float:
+    """Return how many times the reference was measured; NaN if the reference is too small to be measured."""
+    return measured / reference if reference else math.nan
+
+
 def p95(values: list[float]) -> float:
     """Return the value that 95 % of them do not exceed."""
     return sorted(values)[math.ceil(len(values) * 0.95) - 1]

@@ -321,10 +321,8 @@ LISTS: dict[str, Row] = {
     f"/tasks/{task_id('c', 1)}": {},
 }
 
-TIMES = 9
 
-
-async def time_of(call: Callable[[], Awaitable[Any]], times: int = TIMES) -> list[float]:
+async def time_of(call: Callable[[], Awaitable[Any]], times: int) -> list[float]:
     """Return what so many calls took, in milliseconds, after one that does not count."""
     await call()
     seconds = []
@@ -356,7 +354,7 @@ async def served(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, D
         client = await stack.enter_async_context(
             httpx.AsyncClient(transport=transport, base_url="http://measure/api/v1", headers=headers)
         )
-        yield client, app.state.parts.database
+        yield client, app.state.services.database
 
 
 async def measure_push(database_url: str, what: str, first_id: int) -> None:
@@ -397,7 +395,7 @@ async def measure_push(database_url: str, what: str, first_id: int) -> None:
             typer.echo(f"{'':45} {len(statements) / 51:9.1f} statements")
 
 
-async def measure(database_url: str) -> None:
+async def measure(database_url: str, times: int) -> None:
     settings = settings_for(database_url)
     async with served(settings) as (client, database):
         for name, query in LISTS.items():
@@ -407,8 +405,8 @@ async def measure(database_url: str) -> None:
                 answer = await client.get(path, params=query)
                 answer.raise_for_status()
 
-            report(name, await time_of(get))
-        await measure_work(database, settings)
+            report(name, await time_of(get, times))
+        await measure_work(database, settings, times)
         await measure_sweep(database)
 
 
@@ -417,7 +415,7 @@ def report(what: str, milliseconds: list[float]) -> None:
     typer.echo(f"{what:45} {statistics.median(milliseconds):9.1f} ms, at best {min(milliseconds):.1f}")
 
 
-async def measure_work(database: Database, settings: Settings) -> None:
+async def measure_work(database: Database, settings: Settings, times: int) -> None:
     lease = settings.work.lease
 
     async def look() -> None:
@@ -439,11 +437,11 @@ async def measure_work(database: Database, settings: Settings) -> None:
         async with database.writing() as session:
             assert await leases.claim(session, JobReport, lanes.pop(), 2, lease)
 
-    report("worker: which lanes have work", await time_of(look))
-    report("worker: claim two steps", await time_of(claim_step))
-    report("reporter: which lanes have work", await time_of(look_for_reports))
-    report("reporter: claim two reports", await time_of(claim_reports))
-    report("/metrics", await time_of(lambda: gauges.exposition(database)))
+    report("worker: which lanes have work", await time_of(look, times))
+    report("worker: claim two steps", await time_of(claim_step, times))
+    report("reporter: which lanes have work", await time_of(look_for_reports, times))
+    report("reporter: claim two reports", await time_of(claim_reports, times))
+    report("/metrics", await time_of(lambda: gauges.exposition(database), times))
 
 
 async def measure_sweep(database: Database) -> None:
@@ -463,7 +461,7 @@ async def measure_sweep(database: Database) -> None:
     typer.echo(f"the whole sweep: {time.perf_counter() - began:.0f} s")
 
 
-def grow(database_url: str, sizes: Sizes) -> None:
+def grow(database_url: str, sizes: Sizes, times: int) -> None:
     """Fill a database, and time what the service asks of it."""
     upgrade(database_url)
     filling = Filling(sizes)
@@ -480,7 +478,7 @@ def grow(database_url: str, sizes: Sizes) -> None:
     typer.echo(f"filled in {time.perf_counter() - began:.0f} s")
     sizes_on_disk(database_url)
     asyncio.run(measure_push(database_url, f"after {sizes.pushes:,}", sizes.pushes + 1_000))
-    asyncio.run(measure(database_url))
+    asyncio.run(measure(database_url, times))
 
 
 def main(
@@ -493,8 +491,10 @@ def main(
     actions: int = Sizes.actions,
     letters: int = Sizes.letters,
     repositories: int = Sizes.repositories,
+    times: Annotated[int, typer.Option(help="how often each question is asked, after once that does not count")] = 9,
     waiting: Annotated[int, typer.Option(help="pushes that replicas work off")] = 400,
     upstream: Annotated[float, typer.Option(help="seconds that each upstream call takes, for replicas")] = 0.02,
+    services: Annotated[str, typer.Option(help="how many services there are, for replicas")] = "1,2,4",
 ) -> None:
     """Measure a large database; or several services on one PostgreSQL."""
     log.configure("WARNING", as_json=False)
@@ -504,10 +504,10 @@ def main(
 
             if database_url is None:
                 raise typer.BadParameter("replicas need the --database-url of an empty PostgreSQL database")
-            replicas(Path(folder), database_url, waiting, upstream)
+            replicas(Path(folder), database_url, waiting, upstream, [int(count) for count in services.split(",")])
         else:
             url = database_url or f"sqlite+aiosqlite:///{folder}/growth.sqlite"
-            grow(url, Sizes(pushes, reports, actions, letters, repositories))
+            grow(url, Sizes(pushes, reports, actions, letters, repositories), times)
 
 
 if __name__ == "__main__":

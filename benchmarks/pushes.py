@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
-from benchmarks.figures import DatabaseUrl, cpu_seconds, database_name, memory, ms, p95, prepare
+from benchmarks.figures import DatabaseUrl, cpu_seconds, database_name, memory, ms, p95, prepare, ratio
 from sandbox.stack import Stack, wait_for
 from service.clients.http import Http
 from service.clients.taskcluster import TaskclusterQueue
@@ -153,7 +153,7 @@ def _hash(changeset: dict[str, Any]) -> str:
     return hashlib.sha1((changeset["node"] + changeset["branch"]).encode(), usedforsecurity=False).hexdigest()
 
 
-def latency(folder: Path, database_url: str | None, pushes: int, upstream: float) -> None:
+def latency(folder: Path, database_url: str | None, pushes: int, warm_up: int, upstream: float) -> None:
     """Notice to graph, by turns with the bare sequence; each upstream call takes `upstream` seconds at least."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
         prepare(stack, database_url)
@@ -175,8 +175,8 @@ def latency(folder: Path, database_url: str | None, pushes: int, upstream: float
             }
         )
         before = cpu_seconds(service)
-        ours, theirs = asyncio.run(_by_turns(stack, clients, settings, pushes))
-        spent = (cpu_seconds(service) - before) / (pushes + WARM_UP)
+        ours, theirs = asyncio.run(_by_turns(stack, clients, settings, pushes, warm_up))
+        spent = (cpu_seconds(service) - before) / (pushes + warm_up)
         print(
             f"notice to graph, {pushes} pushes, {upstream * 1000:g} ms a call upstream, {database_name(database_url)}:"
         )
@@ -188,13 +188,13 @@ def latency(folder: Path, database_url: str | None, pushes: int, upstream: float
 
 
 async def _by_turns(
-    stack: Stack, clients: Clients, settings: TaskclusterSettings, pushes: int
+    stack: Stack, clients: Clients, settings: TaskclusterSettings, pushes: int, warm_up: int
 ) -> tuple[list[float], list[float]]:
     ours, theirs = [], []
     queue = TaskclusterQueue(settings)
     store = _bare_store(stack.folder / "bare.sqlite")
     async with Http("treeherder") as http:
-        for number in range(pushes + WARM_UP):
+        for number in range(pushes + warm_up):
             pushed = clients.push()
             await asyncio.sleep(0.4)  # whoever looks all the time measures himself
             wait_for(lambda pushed=pushed: _graph_at(clients, pushed) is not None, 20)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
@@ -202,16 +202,12 @@ async def _by_turns(
             took = _graph_at(clients, pushed)
             assert took is not None
             straight = await bare(stack, pushed, http, queue, store)
-            if number >= WARM_UP:
+            if number >= warm_up:
                 ours.append(took - listed)
                 theirs.append(straight)
     store.close()
     await queue.close()
     return ours, theirs
-
-
-WARM_UP = 5
-"""Pushes that are not counted."""
 
 
 def _graph_at(clients: Clients, pushed: dict[str, Any]) -> float | None:
@@ -265,11 +261,10 @@ def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
 RATE = 10
 """Requests a second to Mercurial that the listener may make, and the bare loop makes."""
 
-WARM = 12
-"""Seconds in which a listener that was started comes to its pace."""
 
-
-def idle(folder: Path, database_url: str | None, repositories: int, seconds: int, rounds: int) -> None:
+def idle(
+    folder: Path, database_url: str | None, repositories: int, seconds: float, rounds: int, warm: float, tag_age: float
+) -> None:
     """Repositories in which nothing happens, in turns with a bare loop of the same requests, and without any."""
     settings = {
         "TC_TREEHERDER_LOG_LEVEL": "WARNING",
@@ -283,40 +278,37 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
         for number in range(repositories):
             clients.hg.post("/repositories", json={"repository": f"r{number}"}).raise_for_status()
             clients.hg.post("/push", json={"repository": f"r{number}", "date": 1_000_000_000}).raise_for_status()
-        time.sleep(4)  # tags are relied upon once they are older than the change by some seconds
+        time.sleep(tag_age)  # tags are relied upon once they are older than the change by some seconds
         for number in range(repositories):
             body = {"alias": f"r{number}", "url": f"{stack.sandbox['hg']}/r{number}", "level": "3", "last_push_id": 1}
             clients.api.post("/repositories", json=body).raise_for_status()
         listener = stack.listener()
-        time.sleep(repositories / RATE + WARM)  # once round without tags
+        time.sleep(repositories / RATE + warm)  # once round without tags
         listener.stop()
         asked = conditional = bare_asked = 0
         spent: defaultdict[str, float] = defaultdict(float)
         for _ in range(rounds):
             listener = stack.listener()
-            time.sleep(WARM)
+            time.sleep(warm)
             clients.hg.delete("/requests")
             before = cpu_seconds(service), cpu_seconds(listener)
             time.sleep(seconds / rounds)
             after = cpu_seconds(service), cpu_seconds(listener)
             spent["service"] += after[0] - before[0]
             spent["listener"] += after[1] - before[1]
-            polls = clients.hg.get("/requests").json()["kinds"]["json-pushes"]
+            polls = clients.hg.get("/requests").json()["kinds"].get("json-pushes", {"requests": 0, "conditional": 0})
             asked, conditional = asked + polls["requests"], conditional + polls["conditional"]
             told = memory(stack)
             listener.stop()
             before_bare = cpu_seconds(service)
-            arguments = [stack.sandbox["hg"], str(repositories), str(RATE), str(seconds / rounds)]
-            script = [sys.executable, "-m", "benchmarks.bare_polls", *arguments]
             began = time.monotonic()
-            done = subprocess.run(script, check=True, capture_output=True, text=True)
+            requests, used = _run_bare_loop(stack.sandbox["hg"], repositories, seconds / rounds)
             idle_seconds = time.monotonic() - began
             spent["idle"] += (cpu_seconds(service) - before_bare) * seconds / rounds / idle_seconds
-            requests, used = done.stdout.split()
-            bare_asked += int(requests)
-            spent["bare"] += float(used)
-        a_poll = {name: spent[name] * 1000 / asked for name in ("service", "listener", "idle")}
-        bare = spent["bare"] * 1000 / bare_asked
+            bare_asked += requests
+            spent["bare"] += used
+        a_poll = {name: ratio(spent[name] * 1000, asked) for name in ("service", "listener", "idle")}
+        bare = ratio(spent["bare"] * 1000, bare_asked)
         polling = a_poll["service"] - a_poll["idle"]
         print(f"{repositories} idle repositories, {seconds} s in {rounds} rounds, {database_name(database_url)}:")
         print(f"  requests    {asked * 60 / seconds:.0f} a minute, {conditional} of {asked} conditional")
@@ -324,9 +316,17 @@ def idle(folder: Path, database_url: str | None, repositories: int, seconds: int
         print(f"  listener    {a_poll['listener']:.2f} ms of CPU a poll")
         print(f"  service     {polling:.2f} ms of CPU a poll (aim: 0.2), beside what it takes without listeners:")
         print(f"              {a_poll['idle']:.2f} ms in the time of a poll, {spent['idle'] / seconds:.2%} of a core")
-        print(f"  ratio       {(polling + a_poll['listener']) / bare:.2f} (aim: 1.5)")
-        print(f"              {(a_poll['service'] + a_poll['listener']) / bare:.2f} with what the service takes anyway")
+        print(f"  ratio       {ratio(polling + a_poll['listener'], bare):.2f} (aim: 1.5)")
+        whole = ratio(a_poll["service"] + a_poll["listener"], bare)
+        print(f"              {whole:.2f} with what the service takes anyway")
         print(f"  memory      {told}")
+
+
+def _run_bare_loop(hg: str, repositories: int, seconds: float) -> tuple[int, float]:
+    """Run the bare loop in a process of its own; return its requests and the seconds of CPU that they took."""
+    command = [sys.executable, "-m", "benchmarks.bare_polls", hg, str(repositories), str(RATE), str(seconds)]
+    requests, used = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return int(requests), float(used)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -338,16 +338,19 @@ def main(
     pushes: int = 50,
     waiting: int = 1000,
     repositories: int = 200,
-    seconds: int = 60,
+    seconds: float = 60,
     rounds: int = 3,
+    warm_up: Annotated[int, typer.Option(help="pushes that are not counted, for latency")] = 5,
+    warm: Annotated[float, typer.Option(help="seconds in which a started listener comes to its pace, for idle")] = 12,
+    tag_age: Annotated[float, typer.Option(help="seconds until a tag is relied upon, for idle")] = 4,
     upstream: Annotated[float, typer.Option(help="seconds that each upstream call takes at least, for latency")] = 0,
 ) -> None:
     """Measure the push path."""
     configure("WARNING", as_json=None)
     measures = {
-        "latency": lambda folder: latency(folder, database_url, pushes, upstream),
+        "latency": lambda folder: latency(folder, database_url, pushes, warm_up, upstream),
         "backlog": lambda folder: backlog(folder, database_url, waiting),
-        "idle": lambda folder: idle(folder, database_url, repositories, seconds, rounds),
+        "idle": lambda folder: idle(folder, database_url, repositories, seconds, rounds, warm, tag_age),
     }
     for name in what or list(measures):
         with tempfile.TemporaryDirectory() as folder:

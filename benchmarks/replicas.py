@@ -17,10 +17,10 @@ BUSY = 0.85
 """Share of the machine's CPU from which on it is what bounds the throughput."""
 
 
-def replicas(folder: Path, database_url: str, pushes: int, upstream: float) -> None:
-    """Let 1, 2 and 4 services work off the same backlog, each in a schema made anew."""
+def replicas(folder: Path, database_url: str, pushes: int, upstream: float, counts: list[int]) -> None:
+    """Let so many services, one count after the other, work off the same backlog, each in a schema made anew."""
     print(f"{pushes} pushes in {REPOSITORIES} repositories, {upstream * 1000:g} ms a call upstream, PostgreSQL:")
-    for services in (1, 2, 4):
+    for services in counts:
         downgrade(database_url, "base")
         upgrade(database_url)
         print("  " + _round(folder / str(services), database_url, services, pushes, upstream), flush=True)

@@ -8,6 +8,7 @@ production: defined, pending, running, completed.
 import asyncio
 import contextlib
 import json
+import logging
 import tempfile
 import threading
 import time
@@ -23,11 +24,12 @@ import typer
 import uvicorn
 from standardwebhooks import Webhook
 
-from benchmarks.figures import DatabaseUrl, cpu_seconds_by_name, database_name, memory
+from benchmarks.figures import DatabaseUrl, cpu_seconds_by_name, database_name, memory, ratio
 from sandbox import credentials, taskcluster
 from sandbox.stack import ENVIRONMENT, Process, Stack, free_port, wait_for
 from sandbox.taskcluster.tasks import Message
 from sandbox.treeherder.store import revision_hash
+from service.log import configure
 
 PROJECTS = ("autoland", "try", "central")
 TIP = {project: project.encode().hex().ljust(40, "0")[:40] for project in PROJECTS}
@@ -334,15 +336,15 @@ def intake(folder: Path, database_url: str | None, amqp_url: str, events: int) -
             time.sleep(0.5)  # the last are with the listener
             spent = cpu_seconds_by_name(measured)
             print(f"{events} events from RabbitMQ into the store, {database_name(database_url)}:")
-            print(f"  {left / took:.0f} events a second (aim: 8,000)")
+            print(f"  {ratio(left, took):.0f} events a second (aim: 8,000)")
             for name, seconds in spent.items():
-                print(f"  {name:<9} {(seconds - before[name]) * 1e6 / left:.0f} µs of CPU an event")
+                print(f"  {name:<9} {ratio((seconds - before[name]) * 1e6, left):.0f} µs of CPU an event")
 
 
 # --- from RabbitMQ to Treeherder -------------------------------------------------------------------------------------
 
 
-def through(folder: Path, database_url: str | None, amqp_url: str, events: int, limit: int) -> None:
+def through(folder: Path, database_url: str | None, amqp_url: str, events: int, limit: int, quiet: float) -> None:
     """All events wait in the queue when the listener starts; until the last job stands in Treeherder."""
     load = Load()
     with system(folder, load, database_url, limit, amqp_url) as (stack, settings):
@@ -351,7 +353,7 @@ def through(folder: Path, database_url: str | None, amqp_url: str, events: int, 
             fill_queue(stack, settings, rabbit, queue, load.events(events // 4), events)
             before, began = cpu_seconds_by_name(stack.processes), time.perf_counter()
             stack.listener("listener", "pulse", **settings)
-            emptied, took, counters = _until_told(stack, rabbit, queue, events // 4, began)
+            emptied, took, counters = _until_told(stack, rabbit, queue, events // 4, began, quiet)
             spent = cpu_seconds_by_name(stack.processes)
             print(f"{events} events from RabbitMQ to Treeherder, {database_name(database_url)}:")
             print(f"  {events / took:.0f} events a second (aim: 1,000); the queue was empty after {emptied:.1f} s")
@@ -365,12 +367,14 @@ def through(folder: Path, database_url: str | None, amqp_url: str, events: int, 
             print(f"  memory    {memory(stack)}")
 
 
-def _until_told(stack: Stack, rabbit: Broker, queue: str, runs: int, began: float) -> tuple[float, float, Any]:
+def _until_told(
+    stack: Stack, rabbit: Broker, queue: str, runs: int, began: float, quiet: float
+) -> tuple[float, float, Any]:
     """When the queue was empty, when the last job was posted (s after `began`), and Treeherder's counters."""
     emptied = 0.0
     told, counters, changed = -1, {}, began
     with stack.control("treeherder") as treeherder:
-        while time.perf_counter() - changed < 3 or not emptied:
+        while time.perf_counter() - changed < quiet or not emptied:
             if not emptied and rabbit.waiting(queue) == 0:
                 emptied = time.perf_counter() - began
             counters = treeherder.get("/counters").json()
@@ -394,7 +398,9 @@ def _linked(stack: Stack) -> int:
 # --- how long one takes ----------------------------------------------------------------------------------------------
 
 
-def latency(folder: Path, database_url: str | None, amqp_url: str, rate: int, seconds: int, projects: int) -> None:
+def latency(
+    folder: Path, database_url: str | None, amqp_url: str, rate: int, seconds: int, projects: int, quiet: float
+) -> None:
     """So many events a second over these projects, within Treeherder's limit of requests."""
     load = Load(projects)
     with system(folder, load, database_url, 220, amqp_url) as (stack, settings):
@@ -411,7 +417,7 @@ def latency(folder: Path, database_url: str | None, amqp_url: str, rate: int, se
                 time.sleep(max(0.0, began + number / rate - time.perf_counter()))
                 rabbit.publish(message)
                 published.append((message.payload["status"]["taskId"], message.exchange, time.time()))
-            time.sleep(5)
+            time.sleep(quiet)
             with stack.control("treeherder") as treeherder:
                 state = treeherder.get("/state").json()
             waits = sorted(_waits(published, state["jobs"]))
@@ -441,7 +447,7 @@ def _waits(published: list[tuple[str, str, float]], jobs: list[dict[str, Any]]) 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def flat(folder: Path, database_url: str | None, amqp_url: str, events: int, rate: int) -> None:
+def flat(folder: Path, database_url: str | None, amqp_url: str, events: int, rate: int, quiet: float) -> None:
     """The memory of each process while so many events go through."""
     load = Load()
     with system(folder, load, database_url, 0, amqp_url) as (stack, settings):
@@ -463,7 +469,7 @@ def flat(folder: Path, database_url: str | None, amqp_url: str, events: int, rat
                     print(f"  after {number:>7}: {memory(stack)}", flush=True)
             while rabbit.waiting(queue):
                 time.sleep(0.2)
-            time.sleep(5)
+            time.sleep(quiet)
             took = time.perf_counter() - began
             print(f"  at the end   : {memory(stack)} ({events / took:.0f} events a second)")
 
@@ -484,14 +490,17 @@ def main(
     seconds: Annotated[int, typer.Option(help="for latency")] = 60,
     projects: Annotated[int, typer.Option(help="that the events are of, for latency", min=1, max=3)] = 3,
     pace: Annotated[int, typer.Option(help="events a second, for memory")] = 1_000,
+    quiet: Annotated[float, typer.Option(help="seconds without a further job after which all are through")] = 5,
 ) -> None:
     """Measure how task events become jobs."""
+    configure("WARNING", as_json=None)
+    logging.getLogger("pika").setLevel(logging.ERROR)  # it warns of each look for a queue that is not declared yet
     measures = {
         "store": lambda folder: store(folder, database_url, events),
         "intake": lambda folder: intake(folder, database_url, amqp_url, events),
-        "through": lambda folder: through(folder, database_url, amqp_url, events, limit),
-        "latency": lambda folder: latency(folder, database_url, amqp_url, rate, seconds, projects),
-        "memory": lambda folder: flat(folder, database_url, amqp_url, many, pace),
+        "through": lambda folder: through(folder, database_url, amqp_url, events, limit, quiet),
+        "latency": lambda folder: latency(folder, database_url, amqp_url, rate, seconds, projects, quiet),
+        "memory": lambda folder: flat(folder, database_url, amqp_url, many, pace, quiet),
     }
     for name in what or list(measures):
         with tempfile.TemporaryDirectory() as folder:

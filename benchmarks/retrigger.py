@@ -24,7 +24,7 @@ import taskcluster.aio
 import typer
 from sqlalchemy import create_engine, text
 
-from benchmarks.figures import DatabaseUrl, prepare
+from benchmarks.figures import DatabaseUrl, prepare, ratio
 from sandbox import broker
 from sandbox.stack import Process, Stack, wait_for
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
@@ -341,7 +341,7 @@ def _turn(
         f"  stored plan {stored:.2f} s, CPU {our_cpu:.2f} s; from the press on {pressed:.2f} s, first createTask "
         f"{first:.2f} s; bare loop {theirs:.2f} s, CPU {their_cpu:.2f} s"
     )
-    return stored / theirs, pressed / theirs, first, our_cpu / their_cpu
+    return stored / theirs, pressed / theirs, first, ratio(our_cpu, their_cpu)
 
 
 def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) -> None:
@@ -362,23 +362,23 @@ def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) ->
                 )
 
 
-def rate(folder: Path, size: int) -> None:
+def rate(folder: Path, size: int, rounds: int) -> None:
     """Tasks created a second, by turns with a bare loop over the same client."""
     typer.echo(f"rate: {size} tasks, {CONNECTIONS} connections, 0 ms a call")
     tasks = graph("fan", size)
     with Stack(folder, settings=SETTINGS) as stack:
         one = Measured(stack, stack.service(), sqlite_in(folder))
-        for _ in range(5):
+        for _ in range(rounds):
             one.load(tasks)
             cost = one.retrigger(task_id("failed"), 0)
-            ours, spent = size / (cost.seconds - cost.first), (cost.cpu - cost.plan_cpu) / size
+            ours, spent = ratio(size, cost.seconds - cost.first), (cost.cpu - cost.plan_cpu) / size
             one.taskcluster.post("/clear").raise_for_status()
             cpu = time.process_time()
             theirs = (size - 1) / asyncio.run(bare(stack, tasks))
             cpu = (time.process_time() - cpu) / size
             typer.echo(
                 f"  service {ours:.0f} a second, {spent * 1000:.2f} ms of CPU each; bare loop {theirs:.0f}, "
-                f"{cpu * 1000:.2f} ms: {ours / theirs:.0%} of its rate, {cpu / spent:.0%} by CPU"
+                f"{cpu * 1000:.2f} ms: {ours / theirs:.0%} of its rate, {ratio(cpu, spent):.0%} by CPU"
             )
 
 
@@ -433,9 +433,10 @@ def main(
         list[str] | None, typer.Argument(help="fan, chain, against, rate, leaf, press; default: all")
     ] = None,
     database_url: DatabaseUrl = None,
-    rounds: Annotated[int, typer.Option(help="of against, by turns")] = 5,
+    rounds: Annotated[int, typer.Option(help="of against and of rate, by turns")] = 5,
     connections: Annotated[int, typer.Option(help="of the bare loop, and of the requester, for against")] = CONNECTIONS,
     kinds: Annotated[str, typer.Option(help="graphs of against")] = "fan,chain,random",
+    size: Annotated[int, typer.Option(help="tasks of each graph of against")] = 1_000,
     sizes: Annotated[str, typer.Option(help="tasks of each graph")] = "10,100,1000,5000",
     group: Annotated[int, typer.Option(help="tasks of the leaf's group")] = 20_000,
     presses: Annotated[int, typer.Option(help="of the button, one after the other")] = 50,
@@ -445,16 +446,16 @@ def main(
 
     All but `against` on SQLite.
     """
-    numbers = [int(size) for size in sizes.split(",")]
+    numbers = [int(number) for number in sizes.split(",")]
     for each in what or ["fan", "chain", "against", "rate", "leaf", "press"]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder)
             if each in {"fan", "chain"}:
                 growth(path, each, [n for n in numbers if each == "fan" or n <= 1_000], [0, 0.02])
             elif each == "against":
-                against(path, kinds.split(","), 1_000, database_url, rounds, connections)
+                against(path, kinds.split(","), size, database_url, rounds, connections)
             elif each == "rate":
-                rate(path, max(numbers))
+                rate(path, max(numbers), rounds)
             elif each == "leaf":
                 leaf(path, group)
             elif each == "press":
