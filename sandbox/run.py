@@ -26,6 +26,9 @@ TASKCLUSTER_PORT = 7802
 TREEHERDER_PORT = 7803
 HOST = "127.0.0.1"
 
+STAND_INS = {"hg": "Mercurial", "taskcluster": "Taskcluster", "treeherder": "Treeherder"}
+"""The systems that are stood in for. The option for the port of each is `--<key>-port`."""
+
 REPOSITORIES = ("integration/autoland", "try")
 """Paths of the repositories that are there from the start. A project of Treeherder is named as the path ends."""
 
@@ -76,7 +79,8 @@ def _listen(name: str, port: int) -> socket.socket:
         return socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         raise SandboxError(
-            f"{name} cannot listen on {HOST}:{port} ({error}): stop what listens there, or choose another port (0: any)"
+            f"The stand-in for {STAND_INS[name]} cannot listen on port {port} of {HOST} ({error}). Stop the program "
+            f"that uses the port, or choose another one: --{name}-port 0 takes any free port."
         ) from error
 
 
@@ -110,7 +114,7 @@ async def _run(
             loop.add_signal_handler(number, stopping.set)
         pushlog = stack.enter_context(_mercurial() if mercurial else hg.MemoryPushlog())
         for path in repositories:
-            await asyncio.to_thread(pushlog.create, path)
+            await asyncio.to_thread(_create_repository, pushlog, path)
         try:
             await stack.enter_async_context(tc.running())
             if amqp_url is not None:
@@ -140,6 +144,22 @@ def _mercurial() -> hg.MercurialPushlog:
         return hg.MercurialPushlog()
     except RuntimeError as error:
         raise SandboxError(f"{error}; or start without Mercurial (--no-mercurial)") from error
+    except OSError as error:
+        raise _unwritable_folder(error) from error
+
+
+def _create_repository(pushlog: hg.Pushlog, path: str) -> None:
+    try:
+        pushlog.create(path)
+    except (OSError, RuntimeError) as error:  # `hg init` reports a full disk by its exit code
+        raise _unwritable_folder(error) from error
+
+
+def _unwritable_folder(error: Exception) -> SandboxError:
+    return SandboxError(
+        f"The repositories cannot be written to a temporary folder ({error}). Set TMPDIR to a folder with write access "
+        "and free space, or keep the repositories in memory: --no-mercurial."
+    )
 
 
 def _server(name: str, app: Any) -> _Server:
@@ -187,12 +207,22 @@ def _ready(urls: dict[str, str], repositories: tuple[str, ...]) -> dict[str, Any
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Written aside and renamed, so that nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file, indent=2)
-    Path(aside).replace(path)
+    """Write JSON to a temporary file and rename it, so that nobody reads half of it. Raises SandboxError."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        temporary = Path(name)
+        with os.fdopen(handle, "w") as file:
+            json.dump(content, file, indent=2)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise SandboxError(
+            f"The ready file {path} cannot be written ({error.strerror}). Name a file in a folder with write access: "
+            "--ready-file PATH."
+        ) from error
 
 
 def _say(urls: dict[str, str], repositories: tuple[str, ...], broker: bool) -> None:

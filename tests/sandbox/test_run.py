@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,14 @@ class Sandbox:
             time.sleep(0.02)
         ready: dict[str, Any] = json.loads(self.ready_file.read_text())
         return ready
+
+    def fail(self) -> str:
+        """Wait until the sandbox ends by itself with 1; return what it wrote to stderr."""
+        _, errors = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 1
+        assert "Traceback" not in errors
+        assert not self.ready_file.exists()
+        return errors
 
     def stop(self, tell: Callable[[int], None]) -> str:
         tell(self.process.pid)
@@ -225,14 +234,49 @@ async def ask_treeherder(ready: dict[str, Any]) -> None:
         assert "Bug 7" in (await client.get(ready["treeherder"])).text
 
 
-def test_a_port_that_is_taken_is_named(start: Callable[..., Sandbox]) -> None:
+@pytest.mark.parametrize("name", ["hg", "taskcluster", "treeherder"])
+def test_a_port_that_is_taken_is_named_with_its_stand_in_and_its_option(
+    start: Callable[..., Sandbox], name: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        sandbox = start("--treeherder-port", str(port))
-        _, complained = sandbox.process.communicate(timeout=PATIENCE)
-    assert sandbox.process.returncode == 1
-    assert complained.startswith(f"sandbox: treeherder cannot listen on 127.0.0.1:{port}")
-    assert not sandbox.ready_file.exists()
+        errors = start(f"--{name}-port", str(port)).fail()
+    system = {"hg": "Mercurial", "taskcluster": "Taskcluster", "treeherder": "Treeherder"}[name]
+    assert errors.startswith(f"sandbox: The stand-in for {system} cannot listen on port {port} of 127.0.0.1 (")
+    assert errors.endswith(f"choose another one: --{name}-port 0 takes any free port.\n")
+
+
+def test_a_port_that_does_not_exist_is_named(start: Callable[..., Sandbox]) -> None:
+    errors = start("--hg-port", "65536").fail()
+    assert errors.startswith("sandbox: The stand-in for Mercurial cannot listen on port 65536 of 127.0.0.1 (")
+
+
+@pytest.mark.parametrize("target", ["a file/sandbox.json", "a folder"])
+def test_a_ready_file_that_cannot_be_written_is_named(
+    start: Callable[..., Sandbox], tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "a file").touch()
+    (tmp_path / "a folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    errors = start("--no-mercurial", "--ready-file", str(tmp_path / target)).fail()
+    assert errors.startswith(f"sandbox: The ready file {tmp_path / target} cannot be written (")
+    assert errors.endswith("--ready-file PATH.\n")
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "tmp"])
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(SandboxError, match=rf"cannot be written .*{tmp_path}/missing/.* Set TMPDIR .* --no-mercurial"):
+        run(0, 0, 0)
+
+
+def test_a_disk_that_fills_while_repositories_are_made_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: hg.MercurialPushlog, repository: str) -> None:
+        raise mercurial.CommandError([b"init"], 255, b"abort: No space left on device")
+
+    monkeypatch.setattr(hg.MercurialPushlog, "_create", fail)
+    with pytest.raises(SandboxError, match=r"No space left on device.* Set TMPDIR .* free space"):
+        run(0, 0, 0)
 
 
 def test_without_mercurial_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
