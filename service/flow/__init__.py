@@ -1,26 +1,27 @@
-"""The story, a file a step.
+"""The processing flow, in four packages. Read each from left to right.
 
-    shift ─▶ push ──┬─▶ resultset ─▶ Treeherder           who polls which repository, at which rate (rates); what polls
-    poll            │                                     mean; a pushlog entry becomes a stored push with its steps
-                    └─▶ graph ─▶ create ─▶ Taskcluster    a push becomes a plan; a plan becomes tasks
-                          └────▶ show_error               ...or a task, or a job, that says why there are none
+    pushes     shift ─▶ push ──┬─▶ resultset ─▶ Treeherder          a pushlog entry becomes a stored push with its steps
+               poll            │
+                               └─▶ graph ─▶ tasks.create ─▶ Taskcluster     a push becomes a plan, a plan becomes tasks
+                                     └────▶ show_error                      ...or a task or a job that says why not
 
-    a button, ──▶ action ──┬─▶ retrigger ─▶ create ─▶ Taskcluster    an action becomes a plan of copies
-    or the API             ├─▶ cancel ─▶ Taskcluster
-                           └─▶ notice ─▶ Pulse, Treeherder           who else is told how it ended
+    actions    receive ──┬─▶ retrigger ─▶ tasks.create ─▶ Taskcluster       a pressed button becomes copies of a task
+                         ├─▶ cancel ─▶ Taskcluster
+                         └─▶ notice ─▶ Pulse, Treeherder                    others are told how it ended
 
-    a task    ──▶ report ──▶ deliver ──▶ Treeherder                  what is known of each run; jobs, in bulk
-    event            ▲         └─▶ jobs, settle                      a run as a job; how batches are leased
-                     └─ heal ─▶ Taskcluster                          what was not heard of is asked about
+    jobs       events ──▶ deliver ──▶ Treeherder                            runs become jobs, in bulk
+                 ▲          └─▶ rest, pulse                                 the two forms of a job
+                 └─ reconcile ─▶ Taskcluster                                runs that no event told of are asked about
 
-The listeners drive shift, poll, push, action and report over the API; `service.engine.reporter` runs deliver and heal;
-the worker runs the others, each leased by `service.engine.leases`. definition, ids, routes and status say what a task's
-definition, id, routes and status are; plan, what is stored of tasks that are to be created; template, what a
-`.taskcluster.yml` is rendered with; urls, how a repository's url is spelled. preview tries a file without a push.
+    tasks      definition, ids, routes, facts, status, plan, create         what a task is, and how tasks are created
+
+`pushes`, `actions` and `jobs` use `tasks`, and never each other. The API calls `shift`, `push`, `receive` and `events`;
+the worker and the reporter of `service.engine` run everything else. They know no step by name: each module says at its
+end what kind of work it does, and importing any module of this package imports all of them.
 """
 
 import importlib
 import pkgutil
 
-for _module in pkgutil.walk_packages(__path__, f"{__name__}."):  # each registers what it does
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
