@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics. Names begin with `tc_treeherder_`; durations are in seconds.
+"""The metrics of this process for Prometheus. Names begin with `tc_treeherder_`; durations are in seconds.
 
 Counters and histograms are this process's own; `service.api.gauges` adds what is read from the database.
 """
@@ -67,8 +67,8 @@ _slots = Gauge(
 
 
 def event_in(kind: str, verdicts: Iterable[Verdict]) -> None:
-    """Events came in; `kind` is push, job-action or task."""
-    for verdict, number in Tally(each.verdict for each in verdicts).items():
+    """Count events that came in; `kind` is push, job-action or task."""
+    for verdict, number in Tally(verdict.verdict for verdict in verdicts).items():
         _events.labels(kind, verdict).inc(number)
 
 
@@ -87,12 +87,12 @@ def work_ended(work: str, outcome: str) -> None:
 
 
 def graph_created(noticed_at: datetime) -> None:
-    """The graph of a push stands."""
+    """Observe the time from a push's notice to its graph."""
     _graph.observe((now() - noticed_at).total_seconds())
 
 
 def job_reported(last_event_at: datetime) -> None:
-    """A job is posted; `last_event_at` is when the event came that it tells of."""
+    """Observe the time from a task event to its job, which was posted just now."""
     _job.observe((now() - last_event_at).total_seconds())
 
 
@@ -102,12 +102,12 @@ def task_unusable(environment: str) -> None:
 
 
 def taskcluster_connections(number: int) -> None:
-    """So many tasks are created at a time."""
+    """Set how many tasks this process creates at a time."""
     _slots.set(number)
 
 
 def swept(what: str, rows: int) -> None:
-    """Retention took so many rows away."""
+    """Count the rows that retention deleted."""
     _swept.labels(what).inc(rows)
 
 
@@ -118,7 +118,7 @@ _NAMED = re.compile(r"/(raw-file|json-pushes)\b")
 
 
 def method_of(system: str, verb: str, path: str) -> str:
-    """What was asked for, without the ids in it: a label must not have a value for each task."""
+    """Return the name of a request without the ids in its path: a label must not have a value for each task."""
     if system == "hg":
         named = _NAMED.search(path)
         return named[1] if named else "other"
@@ -129,8 +129,8 @@ def method_of(system: str, verb: str, path: str) -> str:
     return " ".join([verb, *(word for word in words if word in known or word == "authenticate-hawk")])
 
 
-def asked(system: str, verb: str, path: str, status: int | str, seconds: float) -> None:
-    """A request was answered, or not (`error`)."""
+def observe_request(system: str, verb: str, path: str, status: int | str, seconds: float) -> None:
+    """Observe a request that was answered with this HTTP status, or `error` if there was no answer."""
     method = method_of(system, verb, path)
     _upstream.labels(system, method, str(status)).observe(seconds)
     log.debug("upstream-asked", system=system, method=method, path=path, status=status, ms=round(seconds * 1000, 1))
@@ -145,10 +145,10 @@ def metered_aiohttp(system: str) -> aiohttp.TraceConfig:
 
     async def end(_: Any, context: SimpleNamespace, params: aiohttp.TraceRequestEndParams) -> None:
         seconds = time.perf_counter() - context.began
-        asked(system, params.method, params.url.path, params.response.status, seconds)
+        observe_request(system, params.method, params.url.path, params.response.status, seconds)
 
     async def failed(_: Any, context: SimpleNamespace, params: aiohttp.TraceRequestExceptionParams) -> None:
-        asked(system, params.method, params.url.path, "error", time.perf_counter() - context.began)
+        observe_request(system, params.method, params.url.path, "error", time.perf_counter() - context.began)
 
     trace.on_request_start.append(start)
     trace.on_request_end.append(end)

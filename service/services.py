@@ -1,4 +1,4 @@
-"""What a step of the flow works with: one `Services` a process, made in the app's lifespan."""
+"""Everything that a step of the flow works with: one `Services` for each process, opened in the app's lifespan."""
 
 import asyncio
 import secrets
@@ -29,11 +29,13 @@ T = TypeVar("T")
 
 @dataclass
 class Services:
+    """The database, the clients, and the slots that the work of this process shares."""
+
     settings: Settings
     database: Database
     hg: Hg
     queue: Queue
-    treeherders: Mapping[str, Treeherder]  # by route prefix; those that take resultsets or jobs over REST
+    treeherders: Mapping[str, Treeherder]  # by route prefix; only those that take resultsets or jobs over REST
     publisher: Publisher | None
     renderer: Renderer
     secret: bytes  # the key behind derived task ids
@@ -45,21 +47,21 @@ class Services:
     previews: FairSlots = field(default_factory=lambda: FairSlots(2))  # likewise: one of each caller
 
     async def compute(self, share: str, function: Callable[..., T], *arguments: Any) -> T:
-        """Call what takes long in a thread, when it is the share's turn.
+        """Call a function that takes long in a thread, when it is the share's turn; return its result.
 
-        The event loop waits for each thread that computes, `SWITCH` seconds at a time, whenever it wants to go on.
+        The event loop waits up to `SWITCH` seconds for each computing thread whenever it wants to continue.
         """
         async with self.computing.use(share):
             return await asyncio.to_thread(function, *arguments)
 
 
 SWITCH = 0.001
-"""Seconds after which a thread that computes makes room for others; Python's own 5 ms add up for an event loop."""
+"""Seconds after which a computing thread makes room for others; Python's own 5 ms add up for an event loop."""
 
 
 @asynccontextmanager
 async def open_services(settings: Settings, database: Database, *, alone: bool = False) -> AsyncIterator[Services]:
-    """The real parts, closed again in reverse order. `alone`: no other process works on this SQLite database."""
+    """Open the services, and close them in reverse order. `alone`: no other process works on this SQLite database."""
     async with AsyncExitStack() as stack:
         sys.setswitchinterval(SWITCH)
         async with database.reading() as session:
@@ -94,17 +96,17 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
 
 
 async def _secret(database: Database) -> bytes:
-    """The deployment's secret: made once, by whichever replica comes first."""
+    """Return the secret of this deployment, which the first replica makes."""
     async with database.reading() as session:
-        found = await session.get(Secret, "task-ids")
-    if found is None:
+        secret = await session.get(Secret, "task-ids")
+    if secret is None:
         async with database.writing() as session:
             await make_secret(session, "task-ids")
         async with database.reading() as session:
-            found = (await session.exec(select(Secret).where(Secret.name == "task-ids"))).one()
-    return found.value
+            secret = (await session.exec(select(Secret).where(Secret.name == "task-ids"))).one()
+    return secret.value
 
 
 async def make_secret(session: Session, name: str) -> None:
-    """Make the key `name` unless it is there."""
+    """Store a new random secret of this name, unless there is one."""
     await insert_new(session, Secret, name=name, value=secrets.token_bytes(32))

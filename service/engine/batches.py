@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class End(Enum):
-    """How the delivery of a report ended."""
+    """The ways in which the delivery of a report ends."""
 
     DONE = auto()
     SKIPPED = auto()
@@ -38,7 +38,7 @@ class End(Enum):
 
 @dataclass
 class Outcome:
-    """What is to be written about a report."""
+    """What became of a report, and what is to be recorded of it."""
 
     report: JobReport
     end: End
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass
 class Delivered:
-    """What became of a batch. `pause`: leave this Treeherder alone for so long; `requests` were made to it."""
+    """What became of a batch of reports, with `requests` to Treeherder, which is to be left alone for `pause`."""
 
     outcomes: list[Outcome]
     requests: int = 0
@@ -92,8 +92,10 @@ _DUE = select(
 
 
 async def due(session: Session, environment: str, most: int) -> dict[str, tuple[int, datetime, datetime]]:
-    """Return how many reports of each lane of this Treeherder are due, of more than `most` so many; and when its first
-    and its last one is."""
+    """Return how many reports of each lane of this Treeherder are due, counted up to `most`, and two times.
+
+    These are when the first and the last unfinished report of the lane is due.
+    """
     lanes = await (await session.connection()).execute(_DUE, {"at": now(), "most": most})
     return {lane: tuple(rest) for lane, *rest in lanes if lane.startswith(f"job {environment} ")}
 
@@ -120,7 +122,7 @@ _DONE = _held(
     state=case((_SAME, State.DONE), else_=State.PENDING),
     done_at=case((_SAME, _AT), else_=null()),
 )
-# Treeherder never changes a completed job: whatever came meanwhile, this was the last that it is told
+# Treeherder never changes a completed job: whatever event came meanwhile, there is nothing more to report
 _LAST = _held(
     fencing_token=_R.fencing_token + 1,
     holder=None,
@@ -135,7 +137,7 @@ _LAST = _held(
 
 
 def _ended(state: State) -> Any:
-    """What was heard meanwhile is tried as if it were the first; it is known only now whether there was any."""
+    """Return the statement that ends a report, unless an event came meanwhile: then it is tried as if it were new."""
     return _held(
         fencing_token=_R.fencing_token + 1,
         holder=None,
@@ -160,7 +162,7 @@ _LATER = _held(
 
 
 async def record_outcomes(session: Session, outcomes: Sequence[Outcome]) -> None:
-    """Write down how reports ended. One that another worker holds by now is left to it."""
+    """Record the outcomes of reports. A report that another process holds by now is left to it."""
     at = now()
     await lock_reports(session, [outcome.report for outcome in outcomes])
     writes: dict[Any, list[dict[str, Any]]] = {}
@@ -180,7 +182,7 @@ async def record_outcomes(session: Session, outcomes: Sequence[Outcome]) -> None
 
 
 async def lock_reports(session: Session, reports: Sequence[JobReport]) -> None:
-    """Lock rows in the order in which new events do, or the two would deadlock. SQLite has one writer anyway."""
+    """Lock rows in the order in which new events lock them, or the two would deadlock. SQLite has one writer anyway."""
     if session.get_bind().dialect.name != "postgresql":
         return
     ids = [report.id for report in reports]

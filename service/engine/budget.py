@@ -1,4 +1,4 @@
-"""Requests left for a host or a credential: a bucket in the database, shared by all replicas."""
+"""Budgets of requests for a host or a credential: token buckets in the database, shared by all replicas."""
 
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
@@ -13,48 +13,49 @@ from service.store.database import Session, insert_new
 from service.store.models import Budget
 
 ANY_RATE = 1_000_000.0
-"""Requests a second of a budget that is none."""
+"""Requests a second of a budget without a limit."""
 
 
 def jobs_budget(environment: Environment, longest_delay: timedelta) -> tuple[str, float]:
-    """Return the bucket that every request with jobs is taken from, and its rate in requests a second.
+    """Return the bucket of the requests with jobs, and its rate in requests a second.
 
-    A credential has one at each Treeherder. A request may be made `longest_delay` after it was taken from the bucket.
+    Each credential has one bucket at each Treeherder. A request may be sent `longest_delay` after its token was taken.
     """
     client = environment.client_id if environment.jobs == "rest" else "pulse"
     limit = environment.jobs_per_minute if environment.jobs == "rest" else 0
-    # at the start of a minute the bucket may hold a second's worth, and requests may be late: they count for it too
+    # at the start of a minute the bucket may hold a second's worth, and late requests count for that minute too
     rate = limit / (60 + 1 + longest_delay.total_seconds()) if limit else ANY_RATE
     return f"jobs {urlsplit(str(environment.url)).netloc} {client}", rate
 
 
 def burst(rate: float) -> float:
-    """How much a bucket that refills at `rate` a second holds: a second's worth, and at least one request."""
+    """Return the capacity of a bucket that refills at `rate` a second: a second's worth, and at least one request."""
     return max(rate, 1.0)
 
 
 async def refilled(session: Session, name: str, at: datetime, rate: float, *, empty: bool = False) -> Budget:
-    """The bucket `name` with what it holds at `at`; the row stays locked until the caller's transaction ends.
+    """Return the bucket `name` with its tokens at `at`, locked until the caller's transaction ends.
 
-    The caller takes off `tokens` what it spends; requests that were made without being asked for may overdraw it.
-    A new bucket is full unless it is to be `empty`.
+    The caller subtracts what it spends from `tokens`, which may become negative. A new bucket is full unless `empty`.
     """
     query = select(Budget).where(Budget.name == name).with_for_update()
     bucket = (await session.exec(query)).first()
-    if bucket is None:  # two replicas can come to this at once: one of them makes it, the other waits for that
+    if bucket is None:  # two replicas can get here at once: one inserts the row, the other waits for it
         await insert_new(session, Budget, name=name, tokens=0 if empty else burst(rate), at=at)
         bucket = (await session.exec(query)).one()
     bucket.tokens = min(burst(rate), bucket.tokens + rate * max((at - bucket.at).total_seconds(), 0))
-    if bucket.at - at > timedelta(seconds=clock.REPORTED):  # a clock jumped: it would stay empty until then
+    if bucket.at - at > timedelta(
+        seconds=clock.REPORTED
+    ):  # a clock jumped: the bucket would stay empty until that time
         bucket.at = at
     bucket.at = max(at, bucket.at)
     return bucket
 
 
 def lock(connection: Connection, names: list[str], at: datetime) -> None:
-    """Lock the buckets of these names until the caller's transaction ends; make those that lack.
+    """Lock the buckets of these names until the caller's transaction ends, and create the missing ones.
 
-    On SQLite there is nothing to lock: it has one writer at a time.
+    SQLite has one writer at a time, so there is nothing to lock.
     """
     if connection.dialect.name != "postgresql":
         return
@@ -67,6 +68,6 @@ def lock(connection: Connection, names: list[str], at: datetime) -> None:
 
 
 def blocked_for(bucket: Budget, at: datetime, longest: timedelta) -> timedelta:
-    """Return how long the bucket is still blocked; not at all where a clock that jumped wrote more than `longest`."""
+    """Return how long the bucket stays blocked; zero if it says more than `longest`, which a wrong clock wrote."""
     left = (bucket.blocked_until or at) - at
     return left if timedelta() < left <= longest else timedelta()

@@ -1,9 +1,9 @@
-"""How slots are shared: among the shares (a repository and its pusher, a project and its requester) that want some.
+"""Slots that are shared fairly among shares: a repository and its pusher, or a project and its requester.
 
-The share that holds the fewest goes first; of several, the one that has waited longest for its turn. No share holds
-the last slot, so that another one's small piece of work never waits for a large one.
+The share that holds the fewest slots goes first; among equals, the one that has waited longest for its turn. No share
+gets the last slot, so that a small piece of work never waits for a large one of somebody else.
 
-How many slots there are for calls to an upstream follows how it answers: additive increase, multiplicative decrease.
+The number of slots for calls to an upstream adapts to its answers: additive increase, multiplicative decrease.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 def most_of(slots: int) -> int:
-    """Return how many of so many slots one share may hold."""
+    """Return the number of slots that one share may hold, of `slots` in all."""
     return max(1, slots - 1)
 
 
@@ -31,10 +31,10 @@ def deal(shares: Sequence[str], held: Mapping[str, int], slots: int, most: int) 
     heapq.heapify(order)
     dealt: Counter[str] = Counter()
     while order and dealt.total() < slots:
-        leases_held, turn, share = heapq.heappop(order)
-        if leases_held < most:
+        count, turn, share = heapq.heappop(order)
+        if count < most:
             dealt[share] += 1
-            heapq.heappush(order, (leases_held + 1, turn, share))
+            heapq.heappush(order, (count + 1, turn, share))
     return dict(dealt)
 
 
@@ -45,11 +45,12 @@ class FairSlots:
         self.slots = slots
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        self._served: dict[str, int] = {}  # when each share that waits or holds was served last, counted up
+        self._served: dict[str, int] = {}  # the number of the turn in which each share was served last
         self._turns = 0
 
     @asynccontextmanager
     async def use(self, share: str) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it inside the block."""
         await self._take(share)
         try:
             yield
@@ -58,7 +59,7 @@ class FairSlots:
 
     def others_wait(self, share: str) -> bool:
         """Return True if another share waits for a slot."""
-        return any(each != share for each in self._waiting)
+        return any(other != share for other in self._waiting)
 
     async def _take(self, share: str) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -67,7 +68,7 @@ class FairSlots:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was given one just before
+            if turn.done() and not turn.cancelled():  # it got its slot at the same moment
                 self._give_back(share)
             raise
 
@@ -87,7 +88,7 @@ class FairSlots:
             shares = [share for share in self._waiting if self._held[share] < most_of(self.slots)]
             if not shares:
                 return
-            share = min(shares, key=lambda each: (self._held[each], self._served.get(each, 0)))
+            share = min(shares, key=lambda name: (self._held[name], self._served.get(name, 0)))
             turn = self._waiting[share].popleft()
             if not self._waiting[share]:
                 del self._waiting[share]
@@ -101,17 +102,17 @@ class FairSlots:
 
 
 FIRST_SLOTS, LEAST_SLOTS = 10, 2
-"""With how many slots it begins, and how many there are at least: with one, a share could hold the last one."""
+"""The slots at the start, and the least: with one, a share could hold the last slot."""
 
 SLOW = 2.0
-"""A call that takes so many times as long as the shortest of late is no reason for more slots."""
+"""A call that takes this many times as long as the shortest recent call is no reason for more slots."""
 
 FORGET = 1.002
-"""With each call the shortest time counts so many times as long, so that an upstream may become slower for good."""
+"""Each call multiplies the shortest time by this, so that an upstream may become slower for good."""
 
 
 class AdaptiveSlots(FairSlots):
-    """Slots for calls to one upstream: more while it answers fast, half as many when it has too much to do."""
+    """Slots for calls to one upstream: one more while it answers fast, half as many when it is overloaded."""
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class AdaptiveSlots(FairSlots):
     ) -> None:
         super().__init__(min(FIRST_SLOTS, ceiling))
         self._ceiling, self._resized, self._clock = ceiling, resized, clock
-        self._threshold = ceiling  # below it slots are added with each call, from there on with each round of calls
+        self._threshold = ceiling  # below it each call adds a slot; above it a whole round of calls does
         self._earned = 0.0
         self._shortest = float("inf")
         self._halved_at = float("-inf")
@@ -129,7 +130,7 @@ class AdaptiveSlots(FairSlots):
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Time a call in a slot, and see how it ends."""
+        """Time a call that is made in a slot, and adapt the number of slots to its end."""
         began = self._clock()
         try:
             yield
@@ -142,7 +143,7 @@ class AdaptiveSlots(FairSlots):
 
     def _answered(self, seconds: float) -> None:
         self._shortest = min(seconds, self._shortest * FORGET)
-        # where nobody waits, nothing shows that the upstream would take more
+        # while nobody waits, nothing shows whether the upstream could take more
         if not self._waiting or seconds > SLOW * self._shortest or self.slots >= self._ceiling:
             return
         self._earned += 1 if self.slots < self._threshold else 1 / self.slots
@@ -151,7 +152,7 @@ class AdaptiveSlots(FairSlots):
             self._resize(self.slots + 1)
 
     def _halve(self, began: float, why: str) -> None:
-        if began <= self._halved_at:  # it was made with the slots of then, which were too many: that is known
+        if began <= self._halved_at:  # the call began with the number of slots that was halved already
             return
         self._halved_at = self._clock()
         self._earned = 0.0

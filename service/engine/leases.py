@@ -1,9 +1,11 @@
-"""How work is leased: claim, finish, retry, bury. Of job reports only the claim: the rest is in `flow.record_outcomes`.
+"""Leased work: claim it, renew the lease, finish the work, retry it, bury it.
 
-A claim raises the row's fencing number (`lease`) and pushes `due_at` to the lease's end, so that work whose holder
-died becomes due by itself. Every write of a holder goes through `Lease`, which first proves in the same transaction
-that the number is still the holder's. Its last write raises the number too, so that nothing of the holder's comes
-after it: a renewal on its way would make finished work due again.
+A claim raises the row's fencing token and moves `due_at` to the end of the lease, so that work whose holder died
+becomes due by itself. Every write of a holder goes through `Lease`, which first proves in the same transaction that
+the token is still the holder's. The holder's last write raises the token too: a renewal that is still on its way
+would otherwise make finished work due again.
+
+Job reports are claimed and renewed here. `service.engine.batches` records what became of them, by the hundred.
 """
 
 from collections import Counter
@@ -38,24 +40,25 @@ W = TypeVar("W", bound=Work)
 
 
 class LeaseLostError(Exception):
-    """Another worker holds this work now: stop at once and write nothing."""
+    """Another process holds this work now: stop at once and write nothing."""
 
 
 class YieldedError(Exception):
-    """The work was stopped between two parts of it, for others who wait: it goes on when their turn is over."""
+    """The work stopped between two of its parts, for others who wait; it is continued after their turn."""
 
 
 class Lease(Generic[W]):
-    """A piece of work that this process holds; `ended` once it was finished, given back or buried.
+    """A piece of work that this process holds.
 
-    `loaded`: what it belongs to, if that was read with it.
+    `loaded` is what the work belongs to, if that was read together with it. `ended` is set once the work was finished,
+    given back or buried.
     """
 
     def __init__(self, database: Database, settings: WorkSettings, item: W, loaded: Any = None) -> None:
         self.item = item
         self.loaded = loaded
         self.ended = False
-        self.requeued = False  # it was given back, and is soon due again
+        self.requeued = False  # given back or to be retried: soon due again
         self.wanted = False  # others wait for its slot
         self.also_wanted: Callable[[], bool] = lambda: False  # others wait for something else that it holds
         self._database = database
@@ -63,21 +66,21 @@ class Lease(Generic[W]):
         self._model = type(item)
 
     def __repr__(self) -> str:
-        return f"Hold({self._model.__name__} {self.item.id}, lease {self.item.fencing_token})"
+        return f"Lease({self._model.__name__} {self.item.id}, token {self.item.fencing_token})"
 
     @asynccontextmanager
     async def writing(self, **values: Any) -> AsyncIterator[Session]:
-        """A transaction that proves and renews the lease, and sets `values` on the work."""
+        """Open a transaction that proves and renews the lease, and sets `values` on the work. Raises LeaseLostError."""
         async with self._database.writing() as session:
             await self._set(session, due_at=now() + self._settings.lease, **values)
             yield session
 
     async def renew(self) -> None:
-        """Say that the holder lives. Raises LeaseLostError."""
+        """Renew the lease. Raises LeaseLostError."""
         await self.commit()
 
     def give_way(self) -> None:
-        """Call this between two parts of long work, with all that was done on record. Raises GivenWayError."""
+        """Raise YieldedError if others wait. Call it between two parts of long work, once the first is recorded."""
         if self.wanted or self.also_wanted():
             raise YieldedError
 
@@ -90,10 +93,10 @@ class Lease(Generic[W]):
         rows: int = 1,
         **values: Any,
     ) -> list[int]:
-        """Be done with the work, in a transaction that it may share.
+        """End the work in this state, in a transaction that it may share with other writes.
 
-        `also` is written with it, about `rows` rows; returned is how many rows each of these statements changed.
-        `notices` are stored, beside those of a failure.
+        `also` are statements of the same transaction, which change about `rows` rows. Returns how many rows each of
+        them changed. `notices` are stored too, and those of a failure. Raises LeaseLostError.
         """
         values.update(state=state, error=reason, due_at=None, done_at=now())
         if state in {State.FAILED, State.REJECTED}:
@@ -106,9 +109,9 @@ class Lease(Generic[W]):
         return counts
 
     async def commit(self, statements: Sequence[Statement] = (), rows: int = 1, **values: Any) -> list[int]:
-        """Prove and renew the lease, set `values` on the work and write, in a transaction that it may share.
+        """Renew the lease, set `values` on the work and execute `statements`, in a transaction that it may share.
 
-        `rows` is about how many are written. Returns how many rows each statement changed. Raises LeaseLostError.
+        The statements change about `rows` rows. Returns how many rows each of them changed. Raises LeaseLostError.
         """
         values = self._values({"due_at": now() + self._settings.lease, **values})
         table, number, token = _table(self._model), self.item.id or 0, self.item.fencing_token
@@ -122,7 +125,7 @@ class Lease(Generic[W]):
         return counts
 
     async def retry(self, reason: str, wait: timedelta | None = None) -> None:
-        """Try again later, with exponential backoff and jitter; bury it once it was tried for `give_up`."""
+        """Retry the work after a backoff, and at least after `wait`; bury it once it was tried for `give_up`."""
         at = now()
         if exhausted(self._settings, self.item, self.item.since, self._settings.give_up):
             await self.bury(f"given up after {self.item.attempts} attempts since {self.item.since:%F %T}Z: {reason}")
@@ -133,18 +136,18 @@ class Lease(Generic[W]):
         metrics.work_ended(self.item.work_name, "retried")
 
     async def release(self) -> None:
-        """Give it back untouched, for another worker to take at once."""
+        """Give the work back untouched, for another process to take at once."""
         await self._end(due_at=now(), attempts=max(self.item.attempts - 1, 0))
 
     async def bury(self, reason: str) -> None:
-        """Give it up for good: a dead letter is left of it, for a person to see."""
+        """End the work as failed, and leave a dead letter of it for a person to see."""
         letter = self.item.dead_letter(escape_unstorable(reason))
         await self.finish(State.FAILED, reason, insertion([letter]))
         metrics.work_ended(self.item.work_name, "buried")
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
     async def _end(self, **values: Any) -> None:
-        """Write for the last time, for another attempt."""
+        """Write for the last time in this attempt."""
         self.ended = True
         await self.commit(**values)
         self.requeued = True
@@ -158,7 +161,7 @@ class Lease(Generic[W]):
             raise LeaseLostError(f"{self!r} is held by another worker")
 
     def _values(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return what is to be set, as a database takes it: reasons quote what upstreams said."""
+        """Return the values in a form that a database takes: reasons quote texts of upstreams."""
         values = {name: escape_unstorable(value) if isinstance(value, str) else value for name, value in values.items()}
         if self.ended:
             values["holder"] = None
@@ -171,7 +174,7 @@ def _table(model: type[Work]) -> Table:
 
 @cache
 def fenced(model: type[Work], names: tuple[str, ...]) -> Any:
-    """Return the statement by which a holder sets `names`, made once; `by` is added to the fencing number."""
+    """Return the statement by which a holder sets the columns `names`; `by` is added to the fencing token."""
     columns = _table(model).c
     return (
         sqlalchemy_update(_table(model))
@@ -184,7 +187,7 @@ def fenced(model: type[Work], names: tuple[str, ...]) -> Any:
 
 
 def exhausted(settings: WorkSettings, item: Work, since: datetime, limit: timedelta) -> bool:
-    """Return True if the work failed for `limit` since then and often enough: a clock that jumps buries nothing."""
+    """Return True if the work failed for `limit` and often enough: a clock that jumps alone buries nothing."""
     return now() - since >= limit and item.attempts >= settings.give_up_attempts
 
 
@@ -196,7 +199,7 @@ def backoff(settings: WorkSettings, attempts: int) -> timedelta:
 
 @dataclass
 class Lane:
-    """Unfinished work of one table and lane: when its first and its last piece is due."""
+    """The unfinished work of one table and lane: when its first and its last piece are due."""
 
     first: datetime
     last: datetime
@@ -212,7 +215,7 @@ async def due_lanes(session: Session, models: tuple[type[Work], ...]) -> dict[ty
 
 @cache
 def _due_lanes(models: tuple[type[Work], ...]) -> Any:
-    """One statement for all of them, made once: that takes longer than to execute it."""
+    """Return one statement for all tables, made once: compiling it takes longer than executing it."""
     return union_all(*(_lanes(number, model) for number, model in enumerate(models)))
 
 
@@ -227,7 +230,7 @@ def _lanes(number: int, model: type[Work]) -> Any:
 
 
 async def pull_back(session: Session, model: type[Work], lane: str, longest: timedelta) -> None:
-    """Let what is due later than after the longest wait be due: a clock that was wrong wrote that."""
+    """Make due what would only be due after more than the longest wait: a wrong clock wrote that."""
     at = now()
     hidden = (
         select(model.id)
@@ -242,14 +245,14 @@ async def pull_back(session: Session, model: type[Work], lane: str, longest: tim
 
 
 PULLED_BACK = 500
-"""Rows in one statement."""
+"""Rows that one statement makes due."""
 
 SHARES = 50
-"""Shares of a lane that are looked at for one claim; the next claim goes on with those that follow."""
+"""Shares of a lane that one claim considers; the next claim continues with those that follow."""
 
 
 async def due_shares(session: Session, model: type[Work], lane: str, after: str = "") -> list[str]:
-    """Return shares of `lane` that have due work, in the order of their turns: those that follow `after` come first."""
+    """Return the shares of `lane` that have due work, in the order of their turns, beginning behind `after`."""
     values = {"lane": lane, "at": now()}
     shares = list(await session.exec(_due_shares(model), params={**values, "after": after}))
     if after and len(shares) < SHARES:
@@ -260,7 +263,7 @@ async def due_shares(session: Session, model: type[Work], lane: str, after: str 
 
 @cache
 def _due_shares(model: type[Work]) -> Any:
-    """From share to share by the index, however many pieces are in each."""
+    """Return the statement that goes from share to share by the index, however many pieces each has."""
     lane: Any = bindparam("lane")
     at: Any = bindparam("at", type_=Utc)
     unfinished = (col(model.lane) == lane, col(model.due_at).is_not(None))
@@ -284,10 +287,10 @@ async def claim(
     most: int | None = None,
     after: str = "",
 ) -> list[W]:
-    """Take up to `limit` due pieces of `lane`, fairly by shares, and of each share the longest due first.
+    """Lease up to `limit` due pieces of `lane` for `duration`, fairly by shares; of each share the longest due first.
 
-    The share that holds the fewest goes first (`held`: what this process holds of the lane), and none gets more than
-    `most`; the turns begin with the shares that follow `after`.
+    The share that holds the fewest goes first, and none gets more than `most`. `held` is how many pieces of the lane
+    this process holds already, by shares. The turns begin with the shares that follow `after`.
     """
     at = now()
     leases_held = Counter(held)
@@ -320,7 +323,7 @@ async def _claim(
 
 @lru_cache(maxsize=500)
 def _claim_of(model: type[Work], shares: int) -> Any:
-    """Return the statement that claims of so many shares, made once."""
+    """Return the statement that claims work of this many shares, made once."""
     at: Any = bindparam("at", type_=Utc)
     turns = [
         select(model.id)
@@ -346,9 +349,9 @@ def _claim_of(model: type[Work], shares: int) -> Any:
     )
 
 
-def preclaim(fresh: Iterable[Work], duration: timedelta, holder: str | None = None) -> None:
-    """Claim work that the caller is about to store: it is born claimed, and need not be looked for."""
-    for item in fresh:
+def preclaim(items: Iterable[Work], duration: timedelta, holder: str | None = None) -> None:
+    """Lease work that the caller is about to store, so that nobody has to look for it."""
+    for item in items:
         item.fencing_token, item.attempts, item.due_at, item.holder = 1, 1, now() + duration, holder
 
 
@@ -420,10 +423,10 @@ def _due_now(model: type[Work]) -> Any:
 
 
 async def take_over(session: Session, names: str | None, but: str) -> int:
-    """Let work be due at once whose holder is known to be gone; return how much it was.
+    """Make due the work whose holder is known to be gone; return how many pieces that were.
 
-    `names`: what the holder begins with, None: any. `but`: the holder that is not gone. The fencing token goes up, so
-    that a holder that lives after all can write nothing.
+    `names` is what the name of the holder begins with; None stands for any holder. `but` is the one that is not gone.
+    The fencing token goes up, so that a holder that lives after all can write nothing.
     """
     taken = 0
     for model in work_tables():
@@ -441,11 +444,11 @@ async def take_over(session: Session, names: str | None, but: str) -> int:
 
 
 AT_ONCE = datetime(2000, 1, 1, tzinfo=UTC)
-"""When work is due that a person asked for again: before everything else of its share."""
+"""`due_at` of work that a person asked for again, before everything else of its share."""
 
 
-def requeue(steps: Iterable[Work]) -> None:
-    """Make finished work due once more, as if it were new, and first within its share."""
-    for step in steps:
-        step.state, step.error, step.done_at, step.attempts, step.holder = State.PENDING, None, None, 0, None
-        step.since, step.due_at = now(), AT_ONCE
+def requeue(items: Iterable[Work]) -> None:
+    """Make ended work due again as if it were new, and first within its share."""
+    for item in items:
+        item.state, item.error, item.done_at, item.attempts, item.holder = State.PENDING, None, None, 0, None
+        item.since, item.due_at = now(), AT_ONCE

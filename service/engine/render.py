@@ -1,4 +1,4 @@
-"""Renders templates in child processes with limits on time, memory and output; one that exceeds them is killed."""
+"""Templates of strangers, rendered in child processes with limits on time, memory and output."""
 
 import asyncio
 import json
@@ -19,12 +19,12 @@ log = structlog.get_logger()
 
 
 class TemplateError(Exception):
-    """The template cannot be rendered, however often it is tried; the message is for whoever wrote it."""
+    """The template cannot be rendered, however often it is tried; the message is for its author."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a template renders to, with task ids in it, and the ids that `as_slugid` and `ownTaskId` returned."""
+    """The result of a template with task ids in it, and the ids that `as_slugid` and `ownTaskId` returned."""
 
     result: list[Any]
     ids: frozenset[str]
@@ -32,13 +32,13 @@ class Rendering:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A child's answer: JSON that is not parsed yet, for that can take a hundred times the memory."""
+    """The answer of a child: JSON that is not parsed yet, because parsed it can take a hundred times the memory."""
 
     answer: bytes
 
     @property
     def small(self) -> bool:
-        """Whether it takes no time to parse; the event loop does not wait for another one."""
+        """Return True if the answer is parsed in no time; a larger one must not be parsed on the event loop."""
         return len(self.answer) <= 64 * 1024
 
     def parse(self, task_id: Callable[[str], str]) -> Rendering:
@@ -46,7 +46,7 @@ class Rendered:
         head, *lines = self.answer.split(b"\n")
         ids = {placeholder: task_id(label) for placeholder, label in json.loads(head)["labels"].items()}
         try:
-            # line by line, so that no other thread waits for all of it
+            # line by line, so that other threads get their turns
             result = [replace_ids(json.loads(line), ids) for line in lines]
         except RecursionError:
             raise TemplateError("nested too deeply") from None
@@ -54,7 +54,7 @@ class Rendered:
 
 
 class Renderer:
-    """Up to `processes` children, shared fairly; each is started when first needed and kept, for that takes long."""
+    """Up to `processes` children, shared fairly; each is started when it is first needed, and kept."""
 
     def __init__(self, limits: RenderLimits, processes: int = 2) -> None:
         self._limits = limits
@@ -62,7 +62,7 @@ class Renderer:
         self._slots = FairSlots(processes)
 
     async def start(self) -> None:
-        """Start one child, so that the first push need not wait for it."""
+        """Start one child, so that the first push does not wait for it."""
         self._free.append(await self._spawn())
 
     async def taskcluster_yml(self, text: str, context: dict[str, Any], share: str = NOBODY) -> Rendered:
@@ -74,6 +74,7 @@ class Renderer:
         return await self._ask({"template": template, "context": context}, share)
 
     async def close(self) -> None:
+        """End the children."""
         while self._free:
             await _kill(self._free.pop())
 
@@ -84,7 +85,7 @@ class Renderer:
             while answer is None:
                 kept = bool(self._free)
                 answer = await self._try(self._free.pop() if kept else await self._spawn(), body)
-                if answer is None and not kept:  # one that was kept may have died of something else meanwhile
+                if answer is None and not kept:  # a kept child may have died of something else meanwhile
                     raise TemplateError(
                         f"cannot be rendered within {self._limits.memory_mib} MiB of memory "
                         f"and {self._limits.seconds:g} s"
@@ -94,7 +95,7 @@ class Renderer:
         return Rendered(answer)
 
     async def _try(self, child: asyncio.subprocess.Process, body: bytes) -> bytes | None:
-        """The child's answer; None: it has died. It is kept for the next request unless it used up what it has."""
+        """Return the child's answer, None if it died. It is kept for the next request unless it used up its memory."""
         try:
             answer = await asyncio.wait_for(self._exchange(child, body), self._limits.seconds)
         except TimeoutError:
@@ -106,15 +107,14 @@ class Renderer:
         except BaseException:
             await _kill(child)
             raise
-        if answer.startswith(_ERROR) and answer.endswith(_SPENT):  # what was rendered may end so, too
+        if answer.startswith(_ERROR) and answer.endswith(_SPENT):  # a rendered result may end in the same way
             await self._replace(child)
         else:
             self._free.append(child)
         return answer
 
     async def _replace(self, child: asyncio.subprocess.Process) -> None:
-        """End a child, and start the next at once: its share's next template takes that one, not the one that others
-        have kept warm."""
+        """End a child and start the next at once, so that its share does not take a child that others kept warm."""
         await _kill(child)
         self._free.append(await self._spawn())
 
@@ -143,7 +143,7 @@ class Renderer:
 
 
 _ERROR, _SPENT = b'{"error": ', b'"spent": true}'
-"""How the answer begins that is an error, and ends when the child has used up its memory."""
+"""The beginning of an answer that is an error, and its end if the child has used up its memory."""
 
 
 async def _kill(child: asyncio.subprocess.Process) -> None:

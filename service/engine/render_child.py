@@ -33,11 +33,11 @@ _MAX_ERROR = 10_000
 
 
 class _InvalidTemplateError(Exception):
-    """The template cannot be used; the message is for whoever wrote it."""
+    """The template cannot be used; the message is for its author."""
 
 
 NICE = 5
-"""A template that computes for as long as it may leaves the processor to whoever serves others."""
+"""The nice value of a child: a template that computes as long as it may leaves the processor to the service."""
 
 
 class _Placeholders:
@@ -144,7 +144,7 @@ def _parse(text: str) -> Any:
 
 
 def _tasks(template: Any, context: dict[str, Any]) -> Any:
-    """The rendered `tasks` of a `.taskcluster.yml` of version 1."""
+    """Return the rendered `tasks` of a `.taskcluster.yml` of version 1."""
     if not isinstance(template, dict):
         raise _InvalidTemplateError("not a mapping: it needs `version: 1` and `tasks`")
     if template.get("version") != 1 or isinstance(template["version"], bool):
@@ -171,7 +171,7 @@ class _Limits:
         self.output, self.tasks, self.nodes = output, tasks, nodes
 
     def check(self, result: Any, labels: int, *, tasks: bool) -> None:
-        """Raise _UnusableError unless `result` is within the limits; it is not copied or encoded before."""
+        """Raise _InvalidTemplateError unless `result` is within the limits; it is not copied or encoded before."""
         if tasks and len(result) > self.tasks:
             raise _InvalidTemplateError(
                 f"renders to {len(result):,} tasks: at most {self.tasks:,} are taken for one push"
@@ -199,7 +199,9 @@ def _answer(request: dict[str, Any], limits: _Limits) -> bytes:
         labels = placeholders.labels()
         limits.check(result, len(labels), tasks=tasks)
         head = json.dumps({"labels": labels})
-        answer = "\n".join([head, *(json.dumps(_finished(each)) for each in (result if tasks else [result]))]).encode()
+        answer = "\n".join(
+            [head, *(json.dumps(_finished(value)) for value in (result if tasks else [result]))]
+        ).encode()
     except _InvalidTemplateError as error:
         return _error(str(error))
     except RecursionError:
@@ -218,6 +220,7 @@ def _error(why: str, *, spent: bool = False) -> bytes:
 
 
 def main(memory_mib: int, seconds: float, limits: _Limits) -> NoReturn:
+    """Limit this process, then answer requests until the input ends."""
     memory = memory_mib * 1024 * 1024
     os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

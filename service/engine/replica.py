@@ -85,12 +85,12 @@ def _locked(database: str) -> IO[str]:
 
 
 class Replica:
-    """This process among those that lease work. `alone`: it holds the lock of the database's file."""
+    """The name under which this process leases work. `alone` says that it holds the lock of the database's file."""
 
     def __init__(self, database: Database | None = None, name: str | None = None, *, alone: bool = False) -> None:
         self._database = database
         self._name = name or socket.gethostname()
-        self._unique = secrets.token_hex(8)  # what tells two processes apart that have used a name one after the other
+        self._unique = secrets.token_hex(8)  # tells apart two processes that use the same name one after the other
         self._proved = alone
         self._engine: AsyncEngine | None = None
         self._connection: AsyncConnection | None = None
@@ -98,11 +98,11 @@ class Replica:
 
     @property
     def holder(self) -> str:
-        """What this process writes on the work that it claims. Nobody takes it over from one without the lock."""
+        """Return what this process writes on the work that it claims. Without the lock, nobody takes that work over."""
         return f"{self._name}/{self._unique}" if self._proved else f"/{self._unique}"
 
     async def start(self) -> None:
-        """Take over from the predecessor if it is gone; on PostgreSQL, keep the lock until `stop`."""
+        """Take over the leases of the predecessor if it is gone; on PostgreSQL, keep the lock until `stop`."""
         assert self._database is not None
         if self._database.sqlite:
             if self._proved:
@@ -115,7 +115,7 @@ class Replica:
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -129,7 +129,7 @@ class Replica:
             await self._look()
 
     async def _look(self) -> None:
-        """Make sure of the lock, or try to get it; what was lost meanwhile another process may hold by now."""
+        """Check that the lock is still held, or try to get it: another process may have it by now."""
         try:
             async with asyncio.timeout(TIME_LIMIT):
                 if self._connection is not None:
@@ -157,7 +157,7 @@ class Replica:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
-                await connection.invalidate()  # not only given back: the lock ends with the session
+                await connection.invalidate()  # returning it to the pool is not enough: the lock ends with the session
                 await connection.close()
             except Exception:  # noqa: BLE001 - it was broken already
                 log.debug("replica-connection-broken", replica=self._name)

@@ -1,7 +1,7 @@
-"""The loop that reports jobs: which project is served next, within the budget that all replicas share.
+"""The reporter: choose the project that is served next, within the budget of requests that all replicas share.
 
-Beside `worker.Worker`, whose work is done piece by piece: reports are claimed and finished by the hundred. Any number
-of reporters share one database.
+The worker does its work piece by piece; reports are claimed and finished by the hundred. Any number of reporters share
+one database.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ from service.store.wakeups import Topic
 log = structlog.get_logger()
 
 _DATABASE_AWAY = (exc.InterfaceError, exc.OperationalError, exc.TimeoutError, OSError)
-"""Errors that are no fault of a report's."""
+"""Errors that no report causes."""
 
 IN_HAND = 5
-"""Batches under way for each request that may be: those beyond it wait for what Taskcluster knows of their tasks."""
+"""Batches under way for each request that may be: the others wait for definitions from Taskcluster meanwhile."""
 
 RETRY = 1.0
 """Seconds until the next attempt after an error of our own, or of the database."""
@@ -107,12 +107,12 @@ class EnvironmentReporter:
         self._environment = services.settings.environments[environment]
         self._deliverer = deliverer
         self.running = Running(services.database, services.settings.work, lambda _: self.wake.set())
-        self._served: dict[str, float] = {}  # lane -> when it was last, by time.monotonic()
-        self._last: dict[str, str] = {}  # lane -> the share that was served last
+        self._served: dict[str, float] = {}  # when each lane was served last, by time.monotonic()
+        self._last: dict[str, str] = {}  # the share of each lane that was served last
         self._budget, self._rate = jobs_budget(self._environment, self._settings.links_wait)
 
     async def serve(self) -> float:
-        """Start on the batch that is due next; for how many seconds there is none to look for."""
+        """Start the batch that is due next; return the seconds until there is something to look for again."""
         at_a_time = self._settings.at_a_time
         while len(self.running.tasks) >= IN_HAND * at_a_time or self._deliverer.sending >= at_a_time:
             await asyncio.wait(self.running.tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -120,19 +120,19 @@ class EnvironmentReporter:
             await check_clock(session)
             if not clock_usable():
                 return RETRY
-            found = await batches.due(session, self._prefix, self._settings.batch)
+            due = await batches.due(session, self._prefix, self._settings.batch)
         longest = self._services.settings.work.longest_wait
         at = now()
-        hidden = [name for name, (_, _, last) in found.items() if last > at + longest]
+        hidden = [name for name, (_, _, last) in due.items() if last > at + longest]
         for name in hidden:
             async with self._services.database.writing() as session:
                 await leases.pull_back(session, JobReport, name, longest)
         if hidden:
             return 0
-        lanes = {name: count for name, (count, _, _) in found.items() if count}
+        lanes = {name: count for name, (count, _, _) in due.items() if count}
         lane, pause = self._next(lanes)
         if lane is None:
-            later = [(first - at).total_seconds() for count, first, _ in found.values() if not count]
+            later = [(first - at).total_seconds() for count, first, _ in due.values() if not count]
             return max(min([pause, *later]), 0.001)
         async with self._services.database.writing() as session:
             bucket = await refilled(session, self._budget, now(), self._rate)
@@ -159,7 +159,7 @@ class EnvironmentReporter:
         return 0
 
     def _next(self, lanes: dict[str, int]) -> tuple[str | None, float]:
-        """The lane whose turn it is, and if there is none, when to look again."""
+        """Return the lane whose turn it is; None and the seconds until the next look if there is none."""
         at = time.monotonic()
         turn, gather = self._settings.turn.total_seconds(), self._settings.gather.total_seconds()
         waited = {lane: at - self._served.get(lane, 0) for lane in lanes}
@@ -174,9 +174,9 @@ class EnvironmentReporter:
         return None, self._services.settings.work.idle.total_seconds()
 
     def _wait(self, bucket: Budget) -> float:
-        """Seconds until a request may be made."""
+        """Return the seconds until a request may be made."""
         if blocked := blocked_for(bucket, now(), self._services.settings.work.longest_wait):
-            return min(blocked.total_seconds(), 1.0)  # it may be lifted
+            return min(blocked.total_seconds(), 1.0)  # the block may be lifted
         return max(0.0, (1.0 - bucket.tokens) / self._rate)
 
     async def _deliver(self, lane: str, held: list[Lease[JobReport]]) -> None:
@@ -187,7 +187,7 @@ class EnvironmentReporter:
         async with self._services.database.writing() as session:
             if done.requests != 1 or done.pause is not None:
                 bucket = await refilled(session, self._budget, now(), self._rate)
-                bucket.tokens -= done.requests - 1  # one was taken off before
+                bucket.tokens -= done.requests - 1  # one was subtracted with the claim
                 if done.pause is not None:
                     bucket.blocked_until = now() + done.pause
                     log.warning("treeherder-left-alone", environment=self._prefix, seconds=done.pause.total_seconds())
@@ -195,7 +195,7 @@ class EnvironmentReporter:
         log.info("jobs-reported", lane=lane, reports=len(reports), requests=done.requests)
 
     async def _unbroken(self, reports: list[JobReport]) -> Delivered:
-        """Deliver; what breaks is halved until the report that a bug trips over stands alone, and is tried again."""
+        """Deliver reports; halve a batch that breaks our code until that report is alone, which is retried."""
         try:
             return await self._deliverer.deliver(reports)
         except Exception as error:

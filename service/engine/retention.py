@@ -1,4 +1,4 @@
-"""Retention: what is ended and old is taken away, a few hundred rows at a time, and nothing else ever is.
+"""Retention: delete what has ended and is old, a few hundred rows at a time, and nothing else.
 
 Each step finds its rows by an index, and changes at most `BATCH` of them in one transaction, however much hangs on one
 push or action; between two transactions it leaves the database to others for as long.
@@ -39,19 +39,19 @@ from service.store.models import (
 log = structlog.get_logger()
 
 BATCH = 300
-"""Rows in one transaction: whoever waits for the database waits for no more."""
+"""Rows that one transaction changes: nobody waits longer for the database."""
 
 OWNERS = 50
-"""Pushes or actions that one transaction looks at, each with all that hangs on it."""
+"""Pushes or actions that one transaction deletes, each with everything that belongs to it."""
 
 Swept = tuple[int, bool]
-"""How much one transaction took away, and whether there may be more."""
+"""The number of rows that one transaction deleted, and True if there may be more."""
 
 Step = Callable[[Session, datetime], Awaitable[Swept]]
 
 
 async def run(database: Database, settings: RetentionSettings) -> None:
-    """Sweep now and then until cancelled. Any number of replicas may: what is gone is gone."""
+    """Sweep every `retention.every` until cancelled. Any number of replicas may sweep the same database."""
     while True:
         await asyncio.sleep(settings.every.total_seconds() * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
         if not clock_usable():
@@ -65,16 +65,16 @@ async def run(database: Database, settings: RetentionSettings) -> None:
 
 
 async def sweep(database: Database, settings: RetentionSettings) -> dict[str, int]:
-    """Take away all that is old enough; how many rows of what."""
+    """Delete everything that is old enough; return the number of rows by what they are."""
     swept = {}
-    for name, services in steps_of(settings).items():
-        swept[name] = sum([await _all(database, step, before) for step, before in services])
+    for name, steps in steps_of(settings).items():
+        swept[name] = sum([await _all(database, step, before) for step, before in steps])
         metrics.swept(name, swept[name])
     return swept
 
 
 def steps_of(settings: RetentionSettings) -> dict[str, list[tuple[Step, datetime]]]:
-    """Return what a sweep does, in this order, each with the time before which what has ended is old."""
+    """Return the steps of a sweep in their order, each with the time before which ended work is old."""
     at = now()
     with_keys = at - max(settings.pushes, REDELIVERED_WITHIN)
     return {
@@ -104,9 +104,9 @@ async def _all(database: Database, step: Step, before: datetime) -> int:
 
 
 class _PlanBodies:
-    """Drops the definitions of plans that were carried out; their ids and names stay. A failed one may be retried.
+    """Delete the definitions of plans that were carried out; ids and names stay. A failed plan may be retried.
 
-    It goes from owner to owner of those that still have theirs, among them the younger and the failed ones.
+    The step goes from owner to owner among those that still have definitions, the younger and failed ones included.
     """
 
     def __init__(self, owner: type[PushStep] | type[Action], column: str) -> None:
@@ -132,7 +132,7 @@ class _PlanBodies:
 
 
 async def _job_reports(session: Session, before: datetime) -> Swept:
-    """Reports that were delivered, skipped or buried, and have heard nothing since."""
+    """Delete reports that were delivered, skipped or buried, and for which no event came since."""
     old = select(JobReport.id).where(
         col(JobReport.due_at).is_(None), col(JobReport.done_at) < before, col(JobReport.last_event_at) < before
     )
@@ -159,7 +159,7 @@ async def _dead_letters(session: Session, before: datetime) -> Swept:
 
 
 async def _actions(session: Session, before: datetime) -> Swept:
-    """Actions that have ended, once everybody was told."""
+    """Delete actions that have ended, once all their notices have."""
     unfinished = select(Notice.id).where(Notice.action_id == Action.id, col(Notice.due_at).is_not(None))
     old = (
         select(Action.id)
@@ -184,7 +184,7 @@ async def _actions(session: Session, before: datetime) -> Swept:
 
 
 async def _pushes(session: Session, before: datetime) -> Swept:
-    """Pushes with nothing left to do; never the one at a cursor, which tells a strip from a reset."""
+    """Delete pushes without unfinished work; never the one at a cursor, which tells a strip from a reset."""
     unfinished = select(PushStep.id).where(PushStep.push_id == Push.id, col(PushStep.due_at).is_not(None))
     old = (
         select(Push.id)
@@ -204,7 +204,7 @@ async def _pushes(session: Session, before: datetime) -> Swept:
     steps = (await session.exec(locked)).all()
     ids -= {step.push_id for step in steps if step.due_at is not None}  # retried just now
     step_ids = [step.id for step in steps if step.push_id in ids]
-    # what is left of a plan after some transactions is not to be carried out by whoever retries it
+    # a retry must not carry out the rest of a plan that is half deleted
     failed = update(PushStep).where(col(PushStep.id).in_(step_ids), col(PushStep.state) == State.FAILED)
     await session.exec(failed.values(state=State.SKIPPED, error=TAKEN_AWAY))
     notices = (await session.exec(select(Notice.id).where(col(Notice.step_id).in_(step_ids)))).all()
@@ -223,7 +223,7 @@ TAKEN_AWAY = "this push is older than retention.pushes: it is being deleted"
 
 
 async def _deliveries(session: Session, before: datetime) -> Swept:
-    """Keys of actions that are gone: a release before kept them by themselves."""
+    """Delete keys of actions that are gone: an earlier release kept them by themselves."""
     old = select(Delivery.key).where(col(Delivery.at) < before, col(Delivery.action_id).is_(None))
     keys = (await session.exec(old.order_by(col(Delivery.at)).limit(BATCH))).all()
     await _delete(session, Delivery, "key", keys)
@@ -240,16 +240,16 @@ async def _delete(session: Session, model: type[SQLModel], column: str, values: 
 
 
 async def _delete_owners(session: Session, *rows: tuple[type[SQLModel], str, Sequence[Any]]) -> Swept:
-    """Delete the rows with these values of a column, those that hang on others first; the last are the owners.
+    """Delete the rows that have these values in a column, in this order; the owners come last.
 
-    What is more than a batch is left to the next transaction, which finds the same owners again.
+    What exceeds a batch is left to the next transaction, which finds the same owners again.
     """
     room = BATCH
     for model, column, values in rows:
         table = _table(model)
         (key,) = table.primary_key.columns
-        some = select(key).where(table.c[column].in_(values)).limit(room)
-        keys = (await session.exec(some)).all() if values else []
+        query = select(key).where(table.c[column].in_(values)).limit(room)
+        keys = (await session.exec(query)).all() if values else []
         await session.exec(delete(model).where(key.in_(keys)))
         room -= len(keys)
         if room <= 0:

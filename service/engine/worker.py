@@ -1,4 +1,4 @@
-"""The loop: claim due work, run its step, write down how it ended. Any number of them share one database."""
+"""The worker: claim due work, do it, record its end. Any number of workers share one database."""
 
 import asyncio
 from collections import Counter
@@ -24,11 +24,11 @@ from service.store.wakeups import Topic
 log = structlog.get_logger()
 
 FIRST_RETRY, AWAY = 0.1, 10.0
-"""Seconds between two looks, at least and at most, while the database is away."""
+"""Seconds between two attempts to claim while the database is away, at least and at most."""
 
 
 class Worker:
-    """Runs steps until it is stopped. It looks when it is woken, and when something is due."""
+    """Does work until it is stopped. It claims when it is woken, and when something is due."""
 
     def __init__(self, services: Process, registry: Registry = WORK) -> None:
         self._services, self._registry = services, registry
@@ -37,7 +37,9 @@ class Worker:
         self._stopping = False
         self._active = False  # whether `run` is at work and not stopping
         self._running = Running(services.database, self._settings, self._ended)
-        self._last: dict[tuple[type[Work], str], str] = {}  # the share of each lane that was served last
+        self._last: dict[
+            tuple[type[Work], str], str
+        ] = {}  # the share of each lane that was served last, by table and lane
         self._waiting: dict[tuple[type[Work], str], list[str]] = {}  # shares of each lane that were left waiting
 
     def stop(self) -> None:
@@ -72,7 +74,7 @@ class Worker:
             renewer.cancel()
 
     async def _claim(self) -> float:
-        """Claim what is due and start it; returns for how many seconds there is nothing to look for."""
+        """Claim what is due and start it; return the seconds until there is something to claim again."""
         async with self._services.database.reading() as session:
             await check_clock(session)
             if not clock_usable():
@@ -98,7 +100,7 @@ class Worker:
             await leases.pull_back(session, model, lane, self._settings.longest_wait)
 
     async def _claim_lanes(self, lanes: list[tuple[type[Work], str]]) -> list[tuple[type[Work], str]]:
-        """Fill this process's free slots of these lanes; return those that have none left, and may have more due."""
+        """Fill the free slots of this process; return the lanes that have none left and may have more due work."""
         free = {(model, lane): self._settings.per_lane - len(self._holds(model, lane)) for model, lane in lanes}
         wanted = [key for key in lanes if free[key] > 0]
         if not wanted:
@@ -126,12 +128,12 @@ class Worker:
             self.begin(items, loaded.get(model, {}))
             if items:
                 self._last[model, lane] = items[-1].share
-            if len(items) < free[model, lane]:  # what is left, if anything is, is of shares that hold their most
+            if len(items) < free[model, lane]:  # the rest belongs to shares that hold their most
                 self._waiting.pop((model, lane), None)
         return [key for key in lanes if len(claimed.get(key, ())) >= free[key]]
 
     async def _let_give_way(self, model: type[Work], lane: str) -> None:
-        """Let long work of a lane that has no free slot give way to a share that has less."""
+        """Ask long work of a lane without a free slot to give way to a share that holds less."""
         of_lane = self._holds(model, lane)
         held = Counter(lease.item.share for lease in of_lane)
         async with self._services.database.reading() as session:
@@ -139,7 +141,7 @@ class Worker:
         self._waiting[model, lane] = waiting
         least = min((held[share] for share in waiting), default=0)
         if waiting and sum(held.values()) >= self._settings.per_lane:
-            # of whoever holds most, what has run longest; with a slot each, those that wait have none
+            # the longest running work of the share that holds most; if each has one slot, those that wait have none
             long = max(of_lane, key=lambda lease: held[lease.item.share], default=None)
             if long is not None and held[long.item.share] > least:
                 long.wanted = True
@@ -162,7 +164,7 @@ class Worker:
             same_lane = [lease.item for lease in self._holds(type(item), item.lane)]
             same_lane += [other for other in claimed if type(other) is type(item) and other.lane == item.lane]
             held = Counter(other.share for other in same_lane)
-            # it may not overtake work of its own share, nor of one that holds no more and may have another slot
+            # it must not overtake work of its own share, nor of a share that holds no more and may have another slot
             most = most_of(self._settings.per_lane)
             waiting = [share for share in self._waiting.get((type(item), item.lane), []) if held[share] < most]
             its_turn = all(share != item.share and held[share] > held[item.share] for share in waiting)
@@ -172,13 +174,13 @@ class Worker:
         return claimed
 
     def begin(self, items: Iterable[Work], loaded: Mapping[int, Any] = MappingProxyType({})) -> None:
-        """Start on work that this worker has claimed; `loaded` is what was read with it, by its id."""
+        """Start work that this worker has claimed; `loaded` is what it belongs to, by the id of the work."""
         for item in items:
             lease = Lease(self._services.database, self._settings, item, loaded.get(item.id or 0))
             self._running.start(self._do(lease), [lease])
 
     def _ended(self, held: Sequence[Lease[Any]]) -> None:
-        # not for each piece that ends: a look costs the same for one as for half of what a lane has room for
+        # not for each piece that ends: a claim costs the same for one as for half of the slots of a lane
         for lease in held:
             item = lease.item
             if lease.requeued or 2 * len(self._holds(type(item), item.lane)) <= self._settings.per_lane:

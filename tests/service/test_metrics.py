@@ -133,7 +133,7 @@ async def test_one_request_computes_them_for_all_and_not_again_for_a_while(
         at_once -= 1
         return b"x"
 
-    monkeypatch.setattr(metrics, "exposition", compute)
+    monkeypatch.setattr(gauges, "exposition", compute)
     for seconds, expected in ((600, 1), (0, 20)):
         computed = 0
         async with running(settings_for(sqlite_url, health_cache=seconds)) as api:
