@@ -25,7 +25,7 @@ from service.commands.client import Service
 from service.commands.sources import from_treeherder
 from service.contract.events import AnnouncedLeases
 from service.settings import Environment, TaskclusterSettings, load
-from tests.listeners.fakes import short
+from tests.listeners.fakes import quick_settings
 
 HG, TASKCLUSTER, TREEHERDER = (f"{name}.egress.test" for name in ("hg", "tc", "th"))
 
@@ -34,7 +34,7 @@ async def main(service_url: str) -> None:
     settings = TaskclusterSettings.model_validate({"root_url": f"https://{TASKCLUSTER}", "timeout": 10})
     environment = Environment.model_validate({"url": f"https://{TREEHERDER}", "client_id": "c", "secret": "s" * 30})
     hg, queue, logins = HttpHg(load()), TaskclusterQueue(settings), TaskclusterLogins(settings)
-    listener = short(service_url)
+    listener = quick_settings(service_url)
     forwarder = Forwarder(listener, threading.Event(), connections=1)
     pushlogs = PushlogClient(10, 1000, 1)
 

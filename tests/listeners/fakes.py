@@ -1,4 +1,4 @@
-"""What a listener talks to, over real sockets: a service that judges as the real one does, and pushlogs."""
+"""Stand-ins for what a listener calls, over real sockets: a service that judges as the real one does, and pushlogs."""
 
 import json
 import socket
@@ -38,15 +38,19 @@ OTHER_SECRET = "whsec_" + "b3RoZXIh" * 5
 
 @dataclass
 class Request:
+    """A request as the server got it."""
+
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
-    port: int = 0  # of the client's end of the connection
+    port: int = 0  # of the client
 
 
 @dataclass
 class Answer:
+    """The answer that the server gives."""
+
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
@@ -56,7 +60,7 @@ class Answer:
 
 @contextmanager
 def serving(answer: Callable[[Request], Answer], port: int = 0) -> Iterator[str]:
-    """The address of an HTTP/1.1 server with keep-alive."""
+    """Run an HTTP/1.1 server with keep-alive, and yield its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -68,28 +72,29 @@ def serving(answer: Callable[[Request], Answer], port: int = 0) -> Iterator[str]
             except ConnectionError:  # the client was stopped
                 self.close_connection = True
 
-        def _any(self) -> None:
+        def _answer(self) -> None:
             length = int(self.headers.get("content-length", 0))
             headers = {key.lower(): value for key, value in self.headers.items()}
-            given = answer(Request(self.command, self.path, headers, self.rfile.read(length), self.client_address[1]))
-            if given.hang_up:
+            body = self.rfile.read(length)
+            response = answer(Request(self.command, self.path, headers, body, self.client_address[1]))
+            if response.hang_up:
                 self.close_connection = True
                 return
-            self.send_response(given.status)
-            for key, value in given.headers.items():
+            self.send_response(response.status)
+            for key, value in response.headers.items():
                 self.send_header(key, value)
-            if given.status != 304:
-                self.send_header("Content-Length", str(len(given.body)))
+            if response.status != 304:
+                self.send_header("Content-Length", str(len(response.body)))
             self.end_headers()
-            step = 1 if given.trickle else max(len(given.body), 1)
-            for at in range(0, len(given.body), step):
-                self.wfile.write(given.body[at : at + step])
-                time.sleep(given.trickle)
+            step = 1 if response.trickle else max(len(response.body), 1)
+            for start in range(0, len(response.body), step):
+                self.wfile.write(response.body[start : start + step])
+                time.sleep(response.trickle)
 
-        do_GET = do_POST = _any  # noqa: N815 - the names that http.server calls
+        do_GET = do_POST = _answer  # noqa: N815 - the names that http.server calls
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -107,7 +112,7 @@ def serving(answer: Callable[[Request], Answer], port: int = 0) -> Iterator[str]
 
 @contextmanager
 def serving_hg(pushlog: MemoryPushlog) -> Iterator[tuple[str, Any]]:
-    """The address of the sandbox's hgweb, and its app."""
+    """Run the sandbox's hgweb, and yield its URL and its app."""
     app = create_app(pushlog)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, date_header=False, log_config=None, lifespan="off"))
@@ -124,7 +129,9 @@ HOST = "127.0.0.1"
 
 
 @dataclass
-class Monitored:
+class FakeRepository:
+    """A monitored repository as the service knows it, and what it got from listeners."""
+
     url: str
     cursor: int = 0
     last_changeset: str | None = None
@@ -142,100 +149,103 @@ class Monitored:
 
 
 class FakeService:
-    """Leases and judges as the service does; `before` can answer in its stead."""
+    """A service that leases and judges as the real one does; `override` can answer in its place."""
 
     def __init__(self, *, interval: float = 0.02, shift_seconds: float = 10, renew: float = 0.02) -> None:
         self.interval, self.shift_seconds, self.renew = interval, shift_seconds, renew
         self.rate, self.at_a_time, self.reserve = 1_000.0, 100, 1_000
-        self.repositories: dict[str, Monitored] = {}
+        self.repositories: dict[str, FakeRepository] = {}
         self.batches: list[list[Any]] = []
         self.dead_letters: list[Any] = []
         self.requests: list[Request] = []
         self.renewals: list[ShiftRequest] = []
         self.announcements: list[list[str]] = []
-        self.before: Callable[[Request], Answer | None] = lambda request: None
+        self.override: Callable[[Request], Answer | None] = lambda request: None
         self.lock = threading.Lock()
 
     def answer(self, request: Request) -> Answer:
         with self.lock:
             self.requests.append(request)
-        if (given := self.before(request)) is not None:
-            return given
+        if (answer := self.override(request)) is not None:
+            return answer
         if len(request.body) > MAX_BYTES:
             return problem(413, "too large")
         try:
             Webhook(SECRET).verify(request.body, request.headers, json_parse=False)
         except WebhookVerificationError as error:
             return problem(401, str(error))
-        said = json.loads(request.body)
+        payload = json.loads(request.body)
         if request.path == "/api/v1/polls/lease":
-            return self._renew(ShiftRequest.model_validate(said))
+            return self._renew(ShiftRequest.model_validate(payload))
         if request.path == "/api/v1/polls/announced":
-            return self._announced(said["urls"])
+            return self._announced(payload["urls"])
         assert request.path == "/api/v1/events/pushes"
-        return self._pushes(said["events"])
+        return self._pushes(payload["events"])
 
-    def wait_for(self, happened: Callable[[], Any], seconds: float = 10) -> Any:
-        """What `happened` gives once it is true."""
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 10) -> Any:
+        """Wait until `condition` returns a true value, and return it."""
         end = time.monotonic() + seconds
         while True:
             with self.lock:
-                if told := happened():
-                    return told
-            assert time.monotonic() < end, "it did not happen in time"
+                if value := condition():
+                    return value
+            assert time.monotonic() < end, "the condition was not met in time"
             time.sleep(0.002)
 
-    def polls(self, alias: str, count: int = 1) -> None:
-        """Wait until a repository was polled well in so many renewals more."""
+    def wait_for_polls(self, alias: str, count: int = 1) -> None:
+        """Wait until `count` more renewals have reported a good poll of a repository."""
         repository = self.repositories[alias]
         end = repository.polled + count
         self.wait_for(lambda: repository.polled >= end)
 
-    def news(self, alias: str, count: int = 1) -> list[PollNews]:
-        """The news of a repository, once there are so many."""
+    def wait_for_news(self, alias: str, count: int = 1) -> list[PollNews]:
+        """Wait until there are `count` news of a repository, and return all of them."""
         news = self.repositories[alias].news
         self.wait_for(lambda: len(news) >= count)
         return list(news)
 
     def end_shift(self, alias: str) -> None:
-        """As a PATCH does."""
+        """End the shift of a repository, as a PATCH does."""
         with self.lock:
             repository = self.repositories[alias]
             repository.holder, repository.due = None, 0.0
             repository.shift += 1
 
-    def _of(self, repository_id: int) -> Monitored:
-        return next(each for each in self.repositories.values() if each.id == repository_id)
+    def _of(self, repository_id: int) -> FakeRepository:
+        return next(repository for repository in self.repositories.values() if repository.id == repository_id)
 
-    def _renew(self, asked: ShiftRequest) -> Answer:
+    def _number_repositories(self) -> None:
+        for number, repository in enumerate(self.repositories.values(), 1):
+            repository.id = number
+
+    def _renew(self, renewal: ShiftRequest) -> Answer:
         with self.lock:
             now = time.monotonic()
-            for number, each in enumerate(self.repositories.values(), 1):
-                each.id = number
-            self.renewals.append(asked)
-            for told in asked.news:
-                news = PollNews.model_validate(told)
+            self._number_repositories()
+            self.renewals.append(renewal)
+            for item in renewal.news:
+                news = PollNews.model_validate(item)
                 repository = self._of(news.repository_id)
-                if (repository.holder, repository.shift) == (asked.listener, news.shift):
+                if (repository.holder, repository.shift) == (renewal.listener, news.shift):
                     repository.news.append(news)
                     repository.etag = news.etag
                     if news.outcome != "listed":
                         repository.holder, repository.due = None, now + self.interval
             renewed = []
-            named = [*((each[0], each[1]) for each in asked.polled), *asked.under_way]
-            for repository_id, number in named:
+            polled = {polled_repository[0]: polled_repository[1] for polled_repository in renewal.polled}
+            for repository_id, number in [*polled.items(), *renewal.under_way]:
                 repository = self._of(repository_id)
-                if (repository.holder, repository.shift) == (asked.listener, number):
-                    repository.polled += repository_id in {each[0] for each in asked.polled}
+                if (repository.holder, repository.shift) == (renewal.listener, number):
+                    repository.polled += repository_id in polled
                     repository.until = now + self.shift_seconds
                     renewed.append(repository_id)
             leases = []
             for alias, repository in self.repositories.items():
-                if asked.ends and repository.holder == asked.listener:
+                if renewal.ends and repository.holder == renewal.listener:
                     repository.holder = None
                 free = repository.holder is None or repository.until <= now
-                if free and repository.due <= now and not asked.ends:
-                    repository.holder, repository.until = asked.listener, now + self.shift_seconds
+                if free and repository.due <= now and not renewal.ends:
+                    repository.holder, repository.until = renewal.listener, now + self.shift_seconds
                     repository.shift += 1
                     leases.append(self.lease(alias))
             shift = Shift(
@@ -269,14 +279,13 @@ class FakeService:
 
     def _announced(self, urls: list[str]) -> Answer:
         with self.lock:
-            for number, each in enumerate(self.repositories.values(), 1):
-                each.id = number
+            self._number_repositories()
             self.announcements.append(urls)
-            named = [alias for alias, each in self.repositories.items() if each.url in urls]
-            paid = named[: self.reserve]
+            aliases = [alias for alias, repository in self.repositories.items() if repository.url in urls]
+            paid = aliases[: self.reserve]
             self.reserve -= len(paid)
             answer = AnnouncedLeases(
-                leases=[self.lease(alias) for alias in paid], wait=0.02 if len(paid) < len(named) else None
+                leases=[self.lease(alias) for alias in paid], wait=0.02 if len(paid) < len(aliases) else None
             )
         return Answer(200, answer.model_dump_json().encode())
 
@@ -291,13 +300,13 @@ class FakeService:
                     verdict.shift = self.repositories[verdict.repository].shift
         return Answer(202, Verdicts(verdicts=verdicts).model_dump_json().encode())
 
-    def _judge(self, told: Any) -> Verdict:
+    def _judge(self, payload: Any) -> Verdict:
         event: PushEvent | OversizedPush
         try:
-            oversized = told.get("oversized")
-            event = OversizedPush.model_validate(told) if oversized else PushEvent.model_validate(told)
+            model = OversizedPush if payload.get("oversized") else PushEvent
+            event = model.model_validate(payload)
         except ValidationError:
-            self.dead_letters.append(told)
+            self.dead_letters.append(payload)
             return Verdict(verdict="rejected", reason="not understood; kept as a dead letter")
         repository = self.repositories[event.repository]
         if (event.repository_id, event.shift) != (repository.id, repository.shift):
@@ -313,14 +322,15 @@ class FakeService:
 
 
 def problem(status: int, detail: str, **headers: str) -> Answer:
+    """Return an answer with a problem+json."""
     body = json.dumps({"title": "A problem", "status": status, "detail": detail}).encode()
     return Answer(status, body, {"Content-Type": "application/problem+json", **headers})
 
 
-def short(url: str, **options: Any) -> ListenerSettings:
-    """Settings with the patience of a test."""
+def quick_settings(url: str, **options: Any) -> ListenerSettings:
+    """Return settings with short pauses."""
     moment = timedelta(milliseconds=20)
-    short: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "service_url": url,
         "webhook_secrets": [SecretStr(SECRET), SecretStr(OTHER_SECRET)],
         "first_retry": moment,
@@ -329,4 +339,4 @@ def short(url: str, **options: Any) -> ListenerSettings:
         "announced_wait": timedelta(seconds=2),
         "drain": timedelta(seconds=3),
     }
-    return ListenerSettings(**{**short, **options})
+    return ListenerSettings(**{**defaults, **options})

@@ -17,8 +17,17 @@ from listeners.announced import AnnouncedPoller, parse_announcement
 from listeners.forward import Forwarder
 from listeners.pulse import PulseListener
 from sandbox.hg import MemoryPushlog
-from tests.listeners.fakes import Answer, FakeService, Monitored, Request, problem, serving, serving_hg, short
 from tests.published_schemas import read_published
+from tests.listeners.fakes import (
+    Answer,
+    FakeRepository,
+    FakeService,
+    Request,
+    problem,
+    quick_settings,
+    serving,
+    serving_hg,
+)
 from tests.services import Amqp
 
 METHOD = SimpleNamespace(exchange="exchange/hgpushes/v2")
@@ -53,25 +62,25 @@ def test_what_is_not_understood_announces_nothing(body: bytes) -> None:
 
 
 @dataclass
-class World:
+class AnnouncementHarness:
     pushlog: MemoryPushlog
     service: FakeService
     hg: str
     url: str
     app: Any
 
-    def monitor(self, alias: str, push: bool = True) -> Monitored:
+    def monitor(self, alias: str, push: bool = True) -> FakeRepository:
         """A repository that the poll would not come to for an hour."""
         self.pushlog.create(alias)
         if push:
             self.pushlog.push(alias)
-        self.service.repositories[alias] = monitored = Monitored(f"{self.hg}/{alias}", due=1e12, shift=4)
+        self.service.repositories[alias] = monitored = FakeRepository(f"{self.hg}/{alias}", due=1e12, shift=4)
         return monitored
 
     def announce(self, *aliases: str, **options: Any) -> None:
         """Give it a batch of announcements."""
         stop = threading.Event()
-        settings = short(self.url, **options)
+        settings = quick_settings(self.url, **options)
         forwarder = Forwarder(settings, stop, connections=1)
         announced = AnnouncedPoller(settings, forwarder, stop, True)
         announced.poll_announced([f"{self.hg}/{alias}" if alias else "" for alias in aliases])
@@ -80,113 +89,113 @@ class World:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def harness() -> Iterator[AnnouncementHarness]:
     service, pushlog = FakeService(interval=3_600), MemoryPushlog()
     with ExitStack() as stack:
         hg, app = stack.enter_context(serving_hg(pushlog))
-        yield World(pushlog, service, hg, stack.enter_context(serving(service.answer)), app)
+        yield AnnouncementHarness(pushlog, service, hg, stack.enter_context(serving(service.answer)), app)
 
 
-def polls(world: World) -> int:
-    return int(world.app.state.requests.report()["kinds"].get("json-pushes", {}).get("requests", 0))
+def polls(harness: AnnouncementHarness) -> int:
+    return int(harness.app.state.requests.report()["kinds"].get("json-pushes", {}).get("requests", 0))
 
 
-def test_what_the_pushlog_lists_is_forwarded_with_the_present_shift(world: World) -> None:
+def test_what_the_pushlog_lists_is_forwarded_with_the_present_shift(harness: AnnouncementHarness) -> None:
     """Another listener has the repository, and keeps it."""
-    announced, quiet = world.monitor("announced"), world.monitor("quiet")
+    announced, quiet = harness.monitor("announced"), harness.monitor("quiet")
     announced.holder = "another"
-    world.pushlog.push("announced")
-    world.announce("announced", "announced", "", "unknown")
+    harness.pushlog.push("announced")
+    harness.announce("announced", "announced", "", "unknown")
     assert list(announced.stored) == [1, 2], "from the cursor, whatever the announcement named"
     assert {event.shift for event in announced.stored.values()} == {4}
     assert (announced.holder, announced.shift) == ("another", 4)
     assert quiet.stored == {}
-    assert (world.service.renewals, polls(world)) == ([], 1)
+    assert (harness.service.renewals, polls(harness)) == ([], 1)
 
 
-def test_several_are_polled_one_after_the_other(world: World) -> None:
-    repositories = [world.monitor(f"r{number}") for number in range(5)]
-    world.announce(*(f"r{number}" for number in range(5)))
+def test_several_are_polled_one_after_the_other(harness: AnnouncementHarness) -> None:
+    repositories = [harness.monitor(f"r{number}") for number in range(5)]
+    harness.announce(*(f"r{number}" for number in range(5)))
     assert [list(repository.stored) for repository in repositories] == [[1]] * 5
-    assert len(world.service.announcements) == 1
-    assert world.app.state.requests.report()["max_concurrent"] == 1
+    assert len(harness.service.announcements) == 1
+    assert harness.app.state.requests.report()["max_concurrent"] == 1
 
 
-def test_what_the_reserve_does_not_reach_for_waits_a_while(world: World) -> None:
-    repositories = [world.monitor(f"r{number}") for number in range(3)]
-    world.service.reserve = 1
+def test_what_the_reserve_does_not_reach_for_waits_a_while(harness: AnnouncementHarness) -> None:
+    repositories = [harness.monitor(f"r{number}") for number in range(3)]
+    harness.service.reserve = 1
 
     def refill(request: Request) -> None:
-        world.service.reserve = 1
+        harness.service.reserve = 1
 
-    world.service.before = refill
-    world.announce(*(f"r{number}" for number in range(3)))
+    harness.service.override = refill
+    harness.announce(*(f"r{number}" for number in range(3)))
     assert [list(repository.stored) for repository in repositories] == [[1]] * 3
-    assert [len(urls) for urls in world.service.announcements] == [3, 2, 1]
+    assert [len(urls) for urls in harness.service.announcements] == [3, 2, 1]
 
 
-def test_and_is_then_left_to_the_shifts(world: World) -> None:
-    repository = world.monitor("late")
-    world.service.reserve = 0
-    world.announce("late", announced_wait=0.1)
-    assert (repository.stored, polls(world)) == ({}, 0)
-    assert 2 <= len(world.service.announcements) <= 6
+def test_and_is_then_left_to_the_shifts(harness: AnnouncementHarness) -> None:
+    repository = harness.monitor("late")
+    harness.service.reserve = 0
+    harness.announce("late", announced_wait=0.1)
+    assert (repository.stored, polls(harness)) == ({}, 0)
+    assert 2 <= len(harness.service.announcements) <= 6
 
 
-def test_one_request_is_paid_and_no_more_is_sent(world: World) -> None:
-    repository = world.monitor("backlog")
+def test_one_request_is_paid_and_no_more_is_sent(harness: AnnouncementHarness) -> None:
+    repository = harness.monitor("backlog")
     for _ in range(4):
-        world.pushlog.push("backlog")
-    world.service.reserve = 2
-    world.announce("backlog", poll_window=2, announced_wait=0.1)
+        harness.pushlog.push("backlog")
+    harness.service.reserve = 2
+    harness.announce("backlog", poll_window=2, announced_wait=0.1)
     assert list(repository.stored) == [1, 2, 3, 4]
-    assert polls(world) == 2
+    assert polls(harness) == 2
 
 
-def test_a_shift_that_began_meanwhile_is_asked_for(world: World) -> None:
-    repository = world.monitor("r")
+def test_a_shift_that_began_meanwhile_is_asked_for(harness: AnnouncementHarness) -> None:
+    repository = harness.monitor("r")
 
     def begin(request: Request) -> None:
         if "events" in request.path and repository.shift == 4:
-            world.service.end_shift("r")
+            harness.service.end_shift("r")
 
-    world.service.before = begin
-    world.announce("r")
+    harness.service.override = begin
+    harness.announce("r")
     assert list(repository.stored) == [1]
     assert repository.stored[1].shift == 5
 
 
-def test_a_poll_that_fails_stops_nothing(world: World) -> None:
-    world.monitor("a")
-    world.service.repositories["a"].url = f"{world.hg}/nowhere"
-    good = world.monitor("b")
-    world.announce("nowhere", "b")
+def test_a_poll_that_fails_stops_nothing(harness: AnnouncementHarness) -> None:
+    harness.monitor("a")
+    harness.service.repositories["a"].url = f"{harness.hg}/nowhere"
+    good = harness.monitor("b")
+    harness.announce("nowhere", "b")
     assert list(good.stored) == [1]
-    assert len(world.service.announcements) == 1
+    assert len(harness.service.announcements) == 1
 
 
-def test_a_service_that_refuses_is_left_to_the_poll(world: World) -> None:
-    world.monitor("a")
-    world.service.before = lambda request: problem(422, "no")
+def test_a_service_that_refuses_is_left_to_the_poll(harness: AnnouncementHarness) -> None:
+    harness.monitor("a")
+    harness.service.override = lambda request: problem(422, "no")
     with capture_logs() as logs:
-        world.announce("a")
+        harness.announce("a")
     assert [line["event"] for line in logs] == ["announcement-rejected"]
 
 
-def test_a_published_announcement_brings_the_push_at_once(world: World, amqp: Amqp) -> None:
+def test_a_published_announcement_brings_the_push_at_once(harness: AnnouncementHarness, amqp: Amqp) -> None:
     exchange, queue = amqp.exchange("hgpushes"), amqp.queue("pushes")
     connection = pika.BlockingConnection(pika.URLParameters(amqp.url))
     channel = connection.channel()
     channel.exchange_declare(exchange, "topic", durable=True)
-    repository = world.monitor("integration")
+    repository = harness.monitor("integration")
 
     def report(request: Request) -> Answer | None:
         return Answer(200, b'{"deleted": false}') if request.path.endswith("report") else None
 
-    world.service.before = report
+    harness.service.override = report
     listener = PulseListener(
-        short(
-            world.url,
+        quick_settings(
+            harness.url,
             pulse_url=amqp.url,
             pulse_user=amqp.user,
             pulse_queue=amqp.name,
@@ -198,10 +207,10 @@ def test_a_published_announcement_brings_the_push_at_once(world: World, amqp: Am
     thread = threading.Thread(target=listener.run)
     thread.start()
     try:
-        world.service.wait_for(lambda: listener.consumers["pushes"].connected)
+        harness.service.wait_for(lambda: listener.consumers["pushes"].connected)
         for body in (b"nonsense", v2("https://elsewhere/x"), v2(repository.url)):
             channel.basic_publish(exchange, "integration", body)
-        world.service.wait_for(lambda: repository.stored)
+        harness.service.wait_for(lambda: repository.stored)
         assert list(repository.stored) == [1]
     finally:
         listener.stop()

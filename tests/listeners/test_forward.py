@@ -16,7 +16,7 @@ from listeners.forward import Forwarder, RequestRejectedError, RequestTooLargeEr
 from listeners.retry import ListenerStopped
 from sandbox.stack import free_port
 from service.contract.events import AnnouncedLeases, Verdicts
-from tests.listeners.fakes import OTHER_SECRET, SECRET, Answer, Request, problem, serving, short
+from tests.listeners.fakes import OTHER_SECRET, SECRET, Answer, Request, problem, quick_settings, serving
 
 PATH = "/api/v1/polls/announced"
 GOOD = Answer(200, b'{"leases": []}')
@@ -24,14 +24,14 @@ GOOD = Answer(200, b'{"leases": []}')
 
 @contextmanager
 def forwarding(url: str, stop: threading.Event | None = None, **options: Any) -> Iterator[Forwarder]:
-    forwarder = Forwarder(short(url, **options), stop or threading.Event(), connections=2)
+    forwarder = Forwarder(quick_settings(url, **options), stop or threading.Event(), connections=2)
     try:
         yield forwarder
     finally:
         forwarder.close()
 
 
-class Script:
+class ScriptedService:
     """A service that gives one answer after another, the last for ever."""
 
     def __init__(self, *answers: Answer) -> None:
@@ -46,10 +46,10 @@ class Script:
 
 
 def test_what_is_sent_is_signed_with_the_first_secret() -> None:
-    script = Script(GOOD)
-    with serving(script) as url, forwarding(url) as forwarder:
+    service = ScriptedService(GOOD)
+    with serving(service) as url, forwarding(url) as forwarder:
         assert forwarder.post(PATH, encode_json({"max": 3}), AnnouncedLeases) == AnnouncedLeases(leases=[])
-    (request,) = script.requests
+    (request,) = service.requests
     assert (request.method, request.path, request.body) == ("POST", PATH, b'{"max":3}')
     assert request.headers["content-type"] == "application/json"
     Webhook(SECRET).verify(request.body, request.headers)
@@ -60,11 +60,11 @@ def test_what_is_sent_is_signed_with_the_first_secret() -> None:
 
 
 def test_lone_surrogates_travel_as_escapes() -> None:
-    script = Script(GOOD)
-    with serving(script) as url, forwarding(url) as forwarder:
+    service = ScriptedService(GOOD)
+    with serving(service) as url, forwarding(url) as forwarder:
         forwarder.post(PATH, encode_json({"file": "latin-\udce9\0é"}), AnnouncedLeases)
-    assert script.requests[0].body == rb'{"file":"latin-\udce9\u0000\u00e9"}'
-    Webhook(SECRET).verify(script.requests[0].body, script.requests[0].headers)
+    assert service.requests[0].body == rb'{"file":"latin-\udce9\u0000\u00e9"}'
+    Webhook(SECRET).verify(service.requests[0].body, service.requests[0].headers)
 
 
 def test_an_attempt_after_a_while_is_the_same_message_signed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,15 +77,15 @@ def test_an_attempt_after_a_while_is_the_same_message_signed_anew(monkeypatch: p
             return datetime(2026, 1, 1, tzinfo=tz) + timedelta(seconds=cls.seconds)
 
     monkeypatch.setattr(forward, "datetime", Clock)
-    script = Script(problem(500, "a bug"), Answer(502, b"<html>"), GOOD)
-    with serving(script) as url, forwarding(url) as forwarder:
+    service = ScriptedService(problem(500, "a bug"), Answer(502, b"<html>"), GOOD)
+    with serving(service) as url, forwarding(url) as forwarder:
         forwarder.post(PATH, encode_json({"max": 1}), AnnouncedLeases)
-    first, second, third = script.requests
+    first, second, third = service.requests
     assert first.body == second.body == third.body
     assert first.headers["webhook-id"] == second.headers["webhook-id"] == third.headers["webhook-id"]
-    stamps = [int(request.headers["webhook-timestamp"]) for request in script.requests]
+    stamps = [int(request.headers["webhook-timestamp"]) for request in service.requests]
     assert stamps == [stamps[0], stamps[0] + 60, stamps[0] + 120]
-    for request, stamp in zip(script.requests, stamps, strict=True):
+    for request, stamp in zip(service.requests, stamps, strict=True):
         signed = Webhook(SECRET).sign(
             request.headers["webhook-id"], datetime.fromtimestamp(stamp, UTC), request.body.decode()
         )
@@ -93,11 +93,11 @@ def test_an_attempt_after_a_while_is_the_same_message_signed_anew(monkeypatch: p
 
 
 def test_two_messages_have_two_ids() -> None:
-    script = Script(GOOD)
-    with serving(script) as url, forwarding(url) as forwarder:
+    service = ScriptedService(GOOD)
+    with serving(service) as url, forwarding(url) as forwarder:
         forwarder.post(PATH, b"{}", AnnouncedLeases)
         forwarder.post(PATH, b"{}", AnnouncedLeases)
-    first, second = script.requests
+    first, second = service.requests
     assert first.headers["webhook-id"] != second.headers["webhook-id"]
 
 
@@ -108,11 +108,11 @@ def test_an_outage_and_its_end_are_one_line_each() -> None:
         for thread in threads:
             thread.start()
         time.sleep(0.1)
-        script = Script(GOOD)
-        with serving(script, port):
+        service = ScriptedService(GOOD)
+        with serving(service, port):
             for thread in threads:
                 thread.join()
-    assert len(script.requests) == 3
+    assert len(service.requests) == 3
     assert [line["event"] for line in logs] == ["service-away", "service-back"]
     assert "ConnectError" in logs[0]["problem"]
     assert logs[1]["after"] >= 0.1
@@ -137,35 +137,37 @@ def test_a_failure_that_is_older_than_a_success_is_no_new_outage() -> None:
 
 
 def test_a_connection_that_is_dropped_is_an_outage_too() -> None:
-    script = Script(Answer(hang_up=True), GOOD)
-    with serving(script) as url, forwarding(url) as forwarder:
+    service = ScriptedService(Answer(hang_up=True), GOOD)
+    with serving(service) as url, forwarding(url) as forwarder:
         forwarder.post(PATH, b"{}", AnnouncedLeases)
-    assert len(script.requests) == 2
+    assert len(service.requests) == 2
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_wrong_secret_is_told_once_and_tried_slowly(status: int) -> None:
-    script = Script(problem(status, "made with another secret"), problem(status, "made with another secret"), GOOD)
+    service = ScriptedService(
+        problem(status, "made with another secret"), problem(status, "made with another secret"), GOOD
+    )
     with (
         capture_logs() as logs,
-        serving(script) as url,
+        serving(service) as url,
         forwarding(url, refused_retry=timedelta(seconds=0.1)) as forwarder,
     ):
         forwarder.post(PATH, b"{}", AnnouncedLeases)
     assert [line["event"] for line in logs] == ["signature-refused", "service-back"]
     assert logs[0]["problem"] == f"{status}: made with another secret"
     assert "TC_TREEHERDER_WEBHOOK_SECRETS" in logs[0]["remedy"]
-    assert script.times[2] - script.times[0] >= 0.2
+    assert service.times[2] - service.times[0] >= 0.2
 
 
 @pytest.mark.parametrize(("status", "value"), [(429, "1"), (503, "date")])
 def test_who_asks_for_a_pause_gets_it(status: int, value: str) -> None:
     if value == "date":
         value = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # whole seconds: 1 to 2 s
-    script = Script(problem(status, "busy", **{"Retry-After": value}), GOOD)
-    with serving(script) as url, forwarding(url) as forwarder:
+    service = ScriptedService(problem(status, "busy", **{"Retry-After": value}), GOOD)
+    with serving(service) as url, forwarding(url) as forwarder:
         forwarder.post(PATH, b"{}", AnnouncedLeases)
-    assert 0.9 <= script.times[1] - script.times[0] < 3
+    assert 0.9 <= service.times[1] - service.times[0] < 3
 
 
 @pytest.mark.parametrize(
@@ -182,16 +184,16 @@ def test_who_asks_for_a_pause_gets_it(status: int, value: str) -> None:
     ],
 )
 def test_what_only_a_person_can_mend_is_rejected(answer: Answer, told: str) -> None:
-    script = Script(answer)
-    with serving(script) as url, forwarding(url) as forwarder, pytest.raises(RequestRejectedError) as raised:
+    service = ScriptedService(answer)
+    with serving(service) as url, forwarding(url) as forwarder, pytest.raises(RequestRejectedError) as raised:
         forwarder.post(PATH, b"{}", AnnouncedLeases)
     assert told in str(raised.value)
-    assert len(script.requests) == 1
+    assert len(service.requests) == 1
 
 
 def test_too_large_is_told_apart() -> None:
     with (
-        serving(Script(problem(413, "at most 5"))) as url,
+        serving(ScriptedService(problem(413, "at most 5"))) as url,
         forwarding(url) as forwarder,
         pytest.raises(RequestTooLargeError, match="no request of 7 bytes"),
     ):
@@ -199,7 +201,7 @@ def test_too_large_is_told_apart() -> None:
 
 
 def test_it_gives_up_when_told_to() -> None:
-    with serving(Script(problem(500, "a bug"))) as url, forwarding(url) as forwarder:
+    with serving(ScriptedService(problem(500, "a bug"))) as url, forwarding(url) as forwarder:
         began = time.monotonic()
         with pytest.raises(UnansweredError, match="did not accept the request in time: 500: a bug"):
             forwarder.post(PATH, b"{}", AnnouncedLeases, until=boottime() + 0.2)
@@ -209,8 +211,8 @@ def test_it_gives_up_when_told_to() -> None:
 @pytest.mark.parametrize("before", [True, False])
 def test_a_stop_ends_the_repeating_but_lets_one_attempt_through(before: bool) -> None:
     stop = threading.Event()
-    script = Script(problem(500, "a bug"))
-    with serving(script) as url, forwarding(url, stop, max_retry=timedelta(hours=1), first_retry=3600) as forwarder:
+    service = ScriptedService(problem(500, "a bug"))
+    with serving(service) as url, forwarding(url, stop, max_retry=timedelta(hours=1), first_retry=3600) as forwarder:
         timer: Callable[[], None] = stop.set
         if before:
             timer()
@@ -220,15 +222,15 @@ def test_a_stop_ends_the_repeating_but_lets_one_attempt_through(before: bool) ->
         with pytest.raises(ListenerStopped):
             forwarder.post(PATH, b"{}", AnnouncedLeases)
         assert time.monotonic() - began < 10
-        assert len(script.requests) == 1
-        script.answers = [GOOD]
+        assert len(service.requests) == 1
+        service.answers = [GOOD]
         forwarder.post(PATH, b"{}", AnnouncedLeases)
 
 
 def test_a_batch_of_events_can_be_followed_into_the_services_log() -> None:
-    script = Script(Answer(500, b"{}"), Answer(202, b'{"verdicts": []}'))
-    with capture_logs() as logs, serving(script) as url, forwarding(url) as forwarder:
+    service = ScriptedService(Answer(500, b"{}"), Answer(202, b'{"verdicts": []}'))
+    with capture_logs() as logs, serving(service) as url, forwarding(url) as forwarder:
         forwarder.post("/api/v1/events/pushes", encode_json({"events": []}), Verdicts)
     (taken,) = [line for line in logs if line["event"] == "batch-taken"]
-    assert {taken["batch"]} == {request.headers["webhook-id"] for request in script.requests}
+    assert {taken["batch"]} == {request.headers["webhook-id"] for request in service.requests}
     assert (taken["path"], taken["attempts"]) == ("/api/v1/events/pushes", 2)

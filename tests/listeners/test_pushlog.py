@@ -27,20 +27,20 @@ from service.contract.events import OversizedPush, PollNews, PushEvent
 from tests.listeners.fakes import (
     SECRET,
     Answer,
+    FakeRepository,
     FakeService,
-    Monitored,
     Request,
     problem,
+    quick_settings,
     serving,
     serving_hg,
-    short,
 )
 
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass
-class World:
+class PushlogHarness:
     """A pushlog, a service, and a listener between them; `now` is the pushlog's time."""
 
     pushlog: MemoryPushlog = field(init=False)
@@ -64,9 +64,9 @@ class World:
     def app(self) -> Any:
         return self.served[1]
 
-    def monitor(self, alias: str = "r", **options: Any) -> Monitored:
+    def monitor(self, alias: str = "r", **options: Any) -> FakeRepository:
         url = options.pop("url", None) or f"{self.hg}/{alias}"
-        self.service.repositories[alias] = monitored = Monitored(url, **options)
+        self.service.repositories[alias] = monitored = FakeRepository(url, **options)
         return monitored
 
     def fault(self, repository: str, kind: Any, **options: Any) -> None:
@@ -74,7 +74,7 @@ class World:
 
     @contextmanager
     def listening(self, **options: Any) -> Iterator[PushlogListener]:
-        listener = PushlogListener(short(self.url, **options))
+        listener = PushlogListener(quick_settings(self.url, **options))
         thread = threading.Thread(target=listener.run)
         thread.start()
         try:
@@ -84,25 +84,25 @@ class World:
             thread.join(10)
             assert not thread.is_alive()
 
-    def poll(self, alias: str = "r", **options: Any) -> "Seen":
+    def poll(self, alias: str = "r", **options: Any) -> "PollOutcome":
         """Poll once, as a listener does that was leased the repository just now."""
         repository = self.service.repositories[alias]
         repository.id = 1 + list(self.service.repositories).index(alias)
-        stop, settings = threading.Event(), short(self.url, **options)
+        stop, settings = threading.Event(), quick_settings(self.url, **options)
         forwarder = Forwarder(settings, stop, connections=1)
         pushlogs = PushlogClient(settings.hg_timeout.total_seconds(), settings.max_listing, 1)
         held = LeasedRepository.from_lease(
             self.service.lease(alias), boottime(), boottime() + self.service.shift_seconds, 600
         )
         try:
-            return Seen(Poll(held, settings, pushlogs, forwarder, stop, lambda: 10).run(), held)
+            return PollOutcome(Poll(held, settings, pushlogs, forwarder, stop, lambda: 10).run(), held)
         finally:
             forwarder.close()
             pushlogs.close()
 
 
 @dataclass
-class Seen:
+class PollOutcome:
     """What came of a poll."""
 
     result: PollResult
@@ -133,29 +133,31 @@ class Seen:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
-    with world.stack:
-        world.url = world.stack.enter_context(serving(world.service.answer))
-        yield world
+def pushlog_harness() -> Iterator[PushlogHarness]:
+    pushlog_harness = PushlogHarness()
+    with pushlog_harness.stack:
+        pushlog_harness.url = pushlog_harness.stack.enter_context(serving(pushlog_harness.service.answer))
+        yield pushlog_harness
 
 
 Pushes = dict[int, Any]
 
 
-def entry(*nodes: int, **options: Any) -> dict[str, Any]:
+def push_entry(*nodes: int, **options: Any) -> dict[str, Any]:
     changesets = [{"node": f"{node:040x}", "branch": "default"} for node in nodes]
     return {"user": "u", "date": 1, "changesets": changesets, **options}
 
 
 @contextmanager
-def listing(pushes: Pushes, last: int | None = None, **headers: str) -> Iterator[tuple[str, list[dict[str, int]]]]:
+def serving_pushes(
+    pushes: Pushes, last: int | None = None, **headers: str
+) -> Iterator[tuple[str, list[dict[str, int]]]]:
     """A pushlog of the given entries, and what it was asked."""
-    asked: list[dict[str, int]] = []
+    queries: list[dict[str, int]] = []
 
     def answer(request: Request) -> Answer:
         query = {key: int(value[0]) for key, value in parse_qs(urlsplit(request.path).query).items()}
-        asked.append(query)
+        queries.append(query)
         found = {str(i): told for i, told in pushes.items() if query["startID"] < i <= query["endID"]}
         if "full" not in query:
             found = {i: {"changesets": [c["node"] for c in told["changesets"][-1:]]} for i, told in found.items()}
@@ -163,7 +165,7 @@ def listing(pushes: Pushes, last: int | None = None, **headers: str) -> Iterator
         return Answer(200, json.dumps(told).encode(), {"ETag": 'W/"7"', **headers})
 
     with serving(answer) as url:
-        yield url, asked
+        yield url, queries
 
 
 def ids(batch: list[Any]) -> list[int]:
@@ -173,16 +175,18 @@ def ids(batch: list[Any]) -> list[int]:
 # What is new is forwarded
 
 
-def test_what_is_pushed_is_forwarded_in_order_and_once(world: World) -> None:
-    world.pushlog.create("r", last_push_id=88)
-    repository = world.monitor(cursor=88)
-    with world.listening():
+def test_what_is_pushed_is_forwarded_in_order_and_once(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.pushlog.create("r", last_push_id=88)
+    repository = pushlog_harness.monitor(cursor=88)
+    with pushlog_harness.listening():
         for number in range(15):  # across 91..103: string order is another
-            world.pushlog.push("r", [NewChangeset(message=f"Bug {number}", files={"latin-\udce9": "x"})], user="joe")
-        world.service.wait_for(lambda: len(repository.stored) == 15)
-        world.pushlog.push("r", [NewChangeset(message="later")])
-        world.service.wait_for(lambda: len(repository.stored) == 16)
-    events = [event for batch in world.service.batches for event in batch]
+            pushlog_harness.pushlog.push(
+                "r", [NewChangeset(message=f"Bug {number}", files={"latin-\udce9": "x"})], user="joe"
+            )
+        pushlog_harness.service.wait_for(lambda: len(repository.stored) == 15)
+        pushlog_harness.pushlog.push("r", [NewChangeset(message="later")])
+        pushlog_harness.service.wait_for(lambda: len(repository.stored) == 16)
+    events = [event for batch in pushlog_harness.service.batches for event in batch]
     assert ids(events) == list(range(89, 105))
     assert events[0]["since"] == 88
     assert events[0]["generation"] == 0
@@ -194,32 +198,32 @@ def test_what_is_pushed_is_forwarded_in_order_and_once(world: World) -> None:
     assert repository.cursor == 104
 
 
-def test_a_poll_with_nothing_new_is_one_conditional_request(world: World) -> None:
-    world.pushlog.create("r")
-    push = world.pushlog.push("r")
-    world.now += 3
-    repository = world.monitor(cursor=1, last_changeset=push.nodes[-1])
-    with world.listening():
-        world.service.polls("r", 5)
+def test_a_poll_with_nothing_new_is_one_conditional_request(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.pushlog.create("r")
+    push = pushlog_harness.pushlog.push("r")
+    pushlog_harness.now += 3
+    repository = pushlog_harness.monitor(cursor=1, last_changeset=push.nodes[-1])
+    with pushlog_harness.listening():
+        pushlog_harness.service.wait_for_polls("r", 5)
     (first,) = repository.news
     assert (first.outcome, first.lastpushid, first.at_cursor, first.moved) == ("listed", 1, push.nodes[-1], False)
     assert (first.since, first.cursor) == (1, 1)
     assert first.etag is not None
-    report = world.app.state.requests.report()["kinds"]["json-pushes"]
+    report = pushlog_harness.app.state.requests.report()["kinds"]["json-pushes"]
     assert report["conditional"] == report["not_modified"] == report["requests"] - 1
-    assert world.service.batches == []
-    assert sum(renewal.polls for renewal in world.service.renewals) == report["requests"]
-    assert sum(renewal.requests for renewal in world.service.renewals) == report["requests"]
+    assert pushlog_harness.service.batches == []
+    assert sum(renewal.polls for renewal in pushlog_harness.service.renewals) == report["requests"]
+    assert sum(renewal.requests for renewal in pushlog_harness.service.renewals) == report["requests"]
 
 
-def test_5000_changesets_pass(world: World) -> None:
-    world.pushlog.create("r")
+def test_5000_changesets_pass(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.pushlog.create("r")
     files = {f"{'deep/' * 10}{number}": "x" for number in range(1_100)}
-    world.pushlog.push(
+    pushlog_harness.pushlog.push(
         "r", [NewChangeset(message=f"Bug {n} - {'why ' * 50}", files=files if n == 4_999 else {}) for n in range(5_000)]
     )
-    repository = world.monitor()
-    assert world.poll().outcome == "listed"
+    repository = pushlog_harness.monitor()
+    assert pushlog_harness.poll().outcome == "listed"
     event = repository.stored[1]
     assert isinstance(event, PushEvent)
     changesets = event.push.changesets
@@ -231,62 +235,62 @@ def test_5000_changesets_pass(world: World) -> None:
     assert repository.cursor == 1
 
 
-def test_a_backlog_goes_window_by_window(world: World) -> None:
-    with listing({i: entry(i) for i in range(1, 36)}) as (url, asked):
-        repository = world.monitor(url=url, cursor=4, last_changeset=f"{4:040x}")
-        result = world.poll(poll_window=10)
-    assert [(query["startID"], query["endID"]) for query in asked[:4]] == [(3, 14), (14, 24), (24, 34), (34, 44)]
-    assert [ids(batch) for batch in world.service.batches[:2]] == [list(range(5, 15)), list(range(15, 25))]
-    assert [batch[0]["since"] for batch in world.service.batches] == [4, 14, 24, 34]
+def test_a_backlog_goes_window_by_window(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({i: push_entry(i) for i in range(1, 36)}) as (url, queries):
+        repository = pushlog_harness.monitor(url=url, cursor=4, last_changeset=f"{4:040x}")
+        result = pushlog_harness.poll(poll_window=10)
+    assert [(query["startID"], query["endID"]) for query in queries[:4]] == [(3, 14), (14, 24), (24, 34), (34, 44)]
+    assert [ids(batch) for batch in pushlog_harness.service.batches[:2]] == [list(range(5, 15)), list(range(15, 25))]
+    assert [batch[0]["since"] for batch in pushlog_harness.service.batches] == [4, 14, 24, 34]
     assert (result.outcome, result.requests, result.news.lastpushid, result.news.cursor) == ("listed", 4, 35, 35)
     assert result.etag == 'W/"7"'
     assert repository.cursor == 35
 
 
-def test_a_backlog_longer_than_a_shift_goes_on_as_long_as_that_is_renewed(world: World) -> None:
-    world.service.shift_seconds = 0.5
-    pushes = {i: entry(i) for i in range(1, 41)}
+def test_a_backlog_longer_than_a_shift_goes_on_as_long_as_that_is_renewed(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.service.shift_seconds = 0.5
+    pushes = {i: push_entry(i) for i in range(1, 41)}
 
     def slow(request: Request) -> Answer | None:
         time.sleep(0.06 if "events" in request.path else 0)
         return None
 
-    world.service.before = slow
-    with listing(pushes) as (url, _):
-        repository = world.monitor(url=url)
-        with world.listening(poll_window=2):
-            (news,) = world.service.news("r")
+    pushlog_harness.service.override = slow
+    with serving_pushes(pushes) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
+        with pushlog_harness.listening(poll_window=2):
+            (news,) = pushlog_harness.service.wait_for_news("r")
     assert (news.outcome, news.etag, news.cursor) == ("listed", 'W/"7"', 40)
     assert repository.shift == 1
-    assert ids([event for batch in world.service.batches for event in batch]) == list(range(1, 41))
+    assert ids([event for batch in pushlog_harness.service.batches for event in batch]) == list(range(1, 41))
 
 
-def test_large_pushes_go_in_chunks(world: World) -> None:
-    pushes = {i: entry(i, user="x" * 400) for i in range(1, 10)}
-    with listing(pushes) as (url, _):
-        repository = world.monitor(url=url)
-        assert world.poll(chunk_bytes=1_300).outcome == "listed"
-    assert [ids(batch) for batch in world.service.batches] == [[1, 2], [3, 4], [5, 6], [7, 8], [9]]
-    assert [batch[0]["since"] for batch in world.service.batches] == [0, 2, 4, 6, 8]
+def test_large_pushes_go_in_chunks(pushlog_harness: PushlogHarness) -> None:
+    pushes = {i: push_entry(i, user="x" * 400) for i in range(1, 10)}
+    with serving_pushes(pushes) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
+        assert pushlog_harness.poll(chunk_bytes=1_300).outcome == "listed"
+    assert [ids(batch) for batch in pushlog_harness.service.batches] == [[1, 2], [3, 4], [5, 6], [7, 8], [9]]
+    assert [batch[0]["since"] for batch in pushlog_harness.service.batches] == [0, 2, 4, 6, 8]
     assert repository.cursor == 9
 
 
-def test_at_most_1000_events_in_a_request(world: World) -> None:
-    with listing({i: entry(i) for i in range(1, 1_003)}) as (url, _):
-        world.monitor(url=url)
-        world.poll(poll_window=2_000)
-    assert [len(batch) for batch in world.service.batches] == [1_000, 2]
+def test_at_most_1000_events_in_a_request(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({i: push_entry(i) for i in range(1, 1_003)}) as (url, _):
+        pushlog_harness.monitor(url=url)
+        pushlog_harness.poll(poll_window=2_000)
+    assert [len(batch) for batch in pushlog_harness.service.batches] == [1_000, 2]
 
 
-def test_what_is_too_large_for_somebody_on_the_way_is_split(world: World) -> None:
+def test_what_is_too_large_for_somebody_on_the_way_is_split(pushlog_harness: PushlogHarness) -> None:
     def proxy(request: Request) -> Answer | None:
         return problem(413, "proxy: 1,500 bytes") if len(request.body) > 1_500 else None
 
-    world.service.before = proxy
-    pushes = {i: entry(i, user="x" * (2_000 if i == 3 else 100)) for i in range(1, 8)}
-    with listing(pushes) as (url, _):
-        repository = world.monitor(url=url)
-        assert world.poll().outcome == "listed"
+    pushlog_harness.service.override = proxy
+    pushes = {i: push_entry(i, user="x" * (2_000 if i == 3 else 100)) for i in range(1, 8)}
+    with serving_pushes(pushes) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
+        assert pushlog_harness.poll().outcome == "listed"
     assert list(repository.stored) == [1, 2, 3, 4, 5, 6, 7]
     large = repository.stored[3]
     assert isinstance(large, OversizedPush)
@@ -296,22 +300,22 @@ def test_what_is_too_large_for_somebody_on_the_way_is_split(world: World) -> Non
     assert repository.cursor == 7
 
 
-def test_a_service_that_finds_everything_too_large_fails_the_poll(world: World) -> None:
-    world.service.before = lambda request: problem(413, "no") if "events" in request.path else None
-    with listing({1: entry(1)}) as (url, _):
-        world.monitor(url=url)
-        result = world.poll()
+def test_a_service_that_finds_everything_too_large_fails_the_poll(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.service.override = lambda request: problem(413, "no") if "events" in request.path else None
+    with serving_pushes({1: push_entry(1)}) as (url, _):
+        pushlog_harness.monitor(url=url)
+        result = pushlog_harness.poll()
     assert (result.outcome, result.etag) == ("failed", None)
     assert "accepts no request of" in (result.error or "")
 
 
 def test_a_push_beyond_all_limits_leaves_a_note_and_lets_the_cursor_go_on(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    pushlog_harness: PushlogHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 5_000)
-    with listing({1: entry(1), 2: entry(*range(100)), 3: entry(3)}) as (url, _):
-        repository = world.monitor(url=url)
-        assert world.poll().outcome == "listed"
+    with serving_pushes({1: push_entry(1), 2: push_entry(*range(100)), 3: push_entry(3)}) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
+        assert pushlog_harness.poll().outcome == "listed"
     large = repository.stored[2]
     assert isinstance(large, OversizedPush)
     assert (large.push_id, large.since, large.lastpushid) == (2, 0, 3)
@@ -319,12 +323,12 @@ def test_a_push_beyond_all_limits_leaves_a_note_and_lets_the_cursor_go_on(
     assert repository.cursor == 3
 
 
-def test_a_listing_that_is_too_large_is_asked_for_in_smaller_parts(world: World) -> None:
-    pushes = {i: entry(i, user="x" * 900) for i in range(1, 20)}
-    pushes[7] = entry(6, 7, user="x" * 3_000)
-    with listing(pushes) as (url, _):
-        repository = world.monitor(url=url, cursor=2, last_changeset=f"{2:040x}")
-        result = world.poll(max_listing=2_600, poll_window=8)
+def test_a_listing_that_is_too_large_is_asked_for_in_smaller_parts(pushlog_harness: PushlogHarness) -> None:
+    pushes = {i: push_entry(i, user="x" * 900) for i in range(1, 20)}
+    pushes[7] = push_entry(6, 7, user="x" * 3_000)
+    with serving_pushes(pushes) as (url, _):
+        repository = pushlog_harness.monitor(url=url, cursor=2, last_changeset=f"{2:040x}")
+        result = pushlog_harness.poll(max_listing=2_600, poll_window=8)
     assert (result.outcome, result.news.at_cursor, result.news.moved) == ("listed", f"{2:040x}", False)
     assert list(repository.stored) == list(range(3, 20))
     large = repository.stored[7]
@@ -333,10 +337,10 @@ def test_a_listing_that_is_too_large_is_asked_for_in_smaller_parts(world: World)
     assert {i for i, event in repository.stored.items() if isinstance(event, OversizedPush)} == {7}
 
 
-def test_a_huge_push_at_the_cursor_is_compared_by_its_tip(world: World) -> None:
-    with listing({5: entry(4, 5, user="x" * 3_000), 6: entry(6)}) as (url, _):
-        repository = world.monitor(url=url, cursor=5, last_changeset=f"{5:040x}")
-        result = world.poll(max_listing=2_000)
+def test_a_huge_push_at_the_cursor_is_compared_by_its_tip(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({5: push_entry(4, 5, user="x" * 3_000), 6: push_entry(6)}) as (url, _):
+        repository = pushlog_harness.monitor(url=url, cursor=5, last_changeset=f"{5:040x}")
+        result = pushlog_harness.poll(max_listing=2_000)
     assert (result.outcome, result.news.at_cursor, result.news.moved) == ("listed", f"{5:040x}", False)
     assert list(repository.stored) == [6]
 
@@ -344,123 +348,127 @@ def test_a_huge_push_at_the_cursor_is_compared_by_its_tip(world: World) -> None:
 # Odd pushlogs
 
 
-def test_gaps_and_pushes_without_changesets(world: World) -> None:
-    obsolete = {**entry(), "obsoletechangesets": [{"node": "a" * 40}]}
-    with listing({2: entry(2), 5: obsolete, 9: entry(9)}, last=12) as (url, _):
-        repository = world.monitor(url=url)
-        result = world.poll()
+def test_gaps_and_pushes_without_changesets(pushlog_harness: PushlogHarness) -> None:
+    obsolete = {**push_entry(), "obsoletechangesets": [{"node": "a" * 40}]}
+    with serving_pushes({2: push_entry(2), 5: obsolete, 9: push_entry(9)}, last=12) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
+        result = pushlog_harness.poll()
     assert list(repository.stored) == [2, 5, 9]
     assert (result.outcome, result.news.lastpushid, result.requests) == ("listed", 12, 1)
     assert repository.cursor == 9
 
 
-def test_a_long_gap_takes_few_requests(world: World) -> None:
-    with listing({1: entry(1), 136_597: entry(2), 136_598: entry(3)}) as (url, asked):
-        repository = world.monitor(url=url)
-        result = world.poll()
+def test_a_long_gap_takes_few_requests(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({1: push_entry(1), 136_597: push_entry(2), 136_598: push_entry(3)}) as (url, queries):
+        repository = pushlog_harness.monitor(url=url)
+        result = pushlog_harness.poll()
     assert list(repository.stored) == [1, 136_597, 136_598]
     assert result.outcome == "listed"
     assert result.requests < 20
-    assert "full" not in asked[3]
+    assert "full" not in queries[3]
     assert repository.cursor == 136_598
 
 
-def test_windows_after_a_strip_are_empty_while_lastpushid_is_far_ahead(world: World) -> None:
-    with listing({}, last=1_000) as (url, _):
-        world.monitor(url=url, cursor=3)
-        result = world.poll()
+def test_windows_after_a_strip_are_empty_while_lastpushid_is_far_ahead(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({}, last=1_000) as (url, _):
+        pushlog_harness.monitor(url=url, cursor=3)
+        result = pushlog_harness.poll()
     assert (result.outcome, result.news.lastpushid, result.etag, result.news.moved) == ("listed", 1_000, 'W/"7"', False)
     assert result.requests < 10
-    assert world.service.batches == []
+    assert pushlog_harness.service.batches == []
 
 
-def test_a_push_that_lastpushid_names_but_no_mirror_lists_yet_is_no_error(world: World) -> None:
-    world.pushlog.create("r")
-    world.pushlog.push("r", [NewChangeset(message="one")])
-    world.pushlog.push("r", [NewChangeset(message="two")])
-    world.fault("r", "lag", upto=1, ahead=True, times=1)
-    repository = world.monitor()
-    with world.listening():
-        world.service.wait_for(lambda: 2 in repository.stored)
+def test_a_push_that_lastpushid_names_but_no_mirror_lists_yet_is_no_error(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.pushlog.push("r", [NewChangeset(message="one")])
+    pushlog_harness.pushlog.push("r", [NewChangeset(message="two")])
+    pushlog_harness.fault("r", "lag", upto=1, ahead=True, times=1)
+    repository = pushlog_harness.monitor()
+    with pushlog_harness.listening():
+        pushlog_harness.service.wait_for(lambda: 2 in repository.stored)
     assert repository.news == []
-    assert [ids(batch) for batch in world.service.batches] == [[1], [2]]
-    assert world.service.batches[1][0]["since"] == 1
+    assert [ids(batch) for batch in pushlog_harness.service.batches] == [[1], [2]]
+    assert pushlog_harness.service.batches[1][0]["since"] == 1
 
 
-def test_another_changeset_at_the_cursor_is_reported_and_nothing_forwarded(world: World) -> None:
-    with listing({5: entry(4, 5), 6: entry(6)}) as (url, _):
-        world.monitor(url=url, cursor=5, last_changeset="f" * 40)
-        result = world.poll()
+def test_another_changeset_at_the_cursor_is_reported_and_nothing_forwarded(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({5: push_entry(4, 5), 6: push_entry(6)}) as (url, _):
+        pushlog_harness.monitor(url=url, cursor=5, last_changeset="f" * 40)
+        result = pushlog_harness.poll()
     assert result.outcome == "suspicious"
     news = result.news
     assert (news.moved, news.at_cursor, news.since, news.lastpushid) == (True, f"{5:040x}", 5, 6)
     assert news.etag is None, "an ETag would turn the next poll, which is to look again, into a 304"
-    assert world.service.batches == []
+    assert pushlog_harness.service.batches == []
 
 
 @pytest.mark.parametrize(
     ("at_cursor", "known"),
     [
-        (entry(4, 5), f"{5:040x}"),
-        (entry(4, 5), f"{4:040x}"),  # the tip is another: amended or stripped, but a part of the push is there
-        (entry(4, obsoletechangesets=[{"node": "f" * 40}]), "f" * 40),
-        (entry(obsoletechangesets=[{"node": "f" * 40}]), "e" * 40),  # nothing is left that could be compared
-        (entry(5), None),
+        (push_entry(4, 5), f"{5:040x}"),
+        (push_entry(4, 5), f"{4:040x}"),  # the tip is another: amended or stripped, but a part of the push is there
+        (push_entry(4, obsoletechangesets=[{"node": "f" * 40}]), "f" * 40),
+        (push_entry(obsoletechangesets=[{"node": "f" * 40}]), "e" * 40),  # nothing is left that could be compared
+        (push_entry(5), None),
         (None, f"{5:040x}"),
     ],
 )
-def test_what_is_left_of_the_push_at_the_cursor_has_not_moved(world: World, at_cursor: Any, known: str | None) -> None:
-    with listing({**({5: at_cursor} if at_cursor else {}), 6: entry(6)}) as (url, _):
-        repository = world.monitor(url=url, cursor=5, last_changeset=known)
-        result = world.poll()
+def test_what_is_left_of_the_push_at_the_cursor_has_not_moved(
+    pushlog_harness: PushlogHarness, at_cursor: Any, known: str | None
+) -> None:
+    with serving_pushes({**({5: at_cursor} if at_cursor else {}), 6: push_entry(6)}) as (url, _):
+        repository = pushlog_harness.monitor(url=url, cursor=5, last_changeset=known)
+        result = pushlog_harness.poll()
     assert result.outcome == "listed"
     assert list(repository.stored) == [6]
 
 
-def test_a_lastpushid_below_the_cursor_is_reported(world: World) -> None:
-    with listing({2: entry(2)}) as (url, _):
-        world.monitor(url=url, cursor=5, last_changeset="f" * 40)
-        result = world.poll()
+def test_a_lastpushid_below_the_cursor_is_reported(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({2: push_entry(2)}) as (url, _):
+        pushlog_harness.monitor(url=url, cursor=5, last_changeset="f" * 40)
+        result = pushlog_harness.poll()
     assert (result.outcome, result.news.lastpushid, result.news.cursor, result.news.etag) == ("suspicious", 2, 5, None)
-    assert world.service.batches == []
+    assert pushlog_harness.service.batches == []
 
 
-def test_a_reset_in_the_middle_of_a_backlog_ends_it(world: World) -> None:
-    pushes = {i: entry(i) for i in range(1, 31)}
+def test_a_reset_in_the_middle_of_a_backlog_ends_it(pushlog_harness: PushlogHarness) -> None:
+    pushes = {i: push_entry(i) for i in range(1, 31)}
 
     def reset(request: Request) -> None:
         if "events" in request.path:
             for push_id in range(2, 31):
                 pushes.pop(push_id, None)
 
-    world.service.before = reset
-    with listing(pushes) as (url, _):
-        repository = world.monitor(url=url)
-        result = world.poll(poll_window=10)
+    pushlog_harness.service.override = reset
+    with serving_pushes(pushes) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
+        result = pushlog_harness.poll(poll_window=10)
     assert (result.outcome, result.news.lastpushid, result.news.cursor) == ("suspicious", 1, 10)
     assert list(repository.stored) == list(range(1, 11))
 
 
-def test_an_entry_that_cannot_be_understood_is_sent_as_it_came_and_holds_up_nothing(world: World) -> None:
+def test_an_entry_that_cannot_be_understood_is_sent_as_it_came_and_holds_up_nothing(
+    pushlog_harness: PushlogHarness,
+) -> None:
     bad = {"user": 5, "date": "soon", "odd": ["\udce9"], "changesets": "none"}
-    with listing({1: entry(1), 2: bad, 3: entry(3)}) as (url, _), capture_logs() as logs:
-        repository = world.monitor(url=url)
-        result = world.poll()
+    with serving_pushes({1: push_entry(1), 2: bad, 3: push_entry(3)}) as (url, _), capture_logs() as logs:
+        repository = pushlog_harness.monitor(url=url)
+        result = pushlog_harness.poll()
     assert (result.outcome, result.etag) == ("listed", 'W/"7"')
     assert list(repository.stored) == [1, 3]
     assert repository.cursor == 3
-    (letter,) = world.service.dead_letters
+    (letter,) = pushlog_harness.service.dead_letters
     head = {"repository": "r", "repository_id": 1, "shift": 0, "generation": 0, "since": 0, "lastpushid": 3}
     assert letter == {**head, "push": {**bad, "id": 2}}
     assert [line["push"] for line in logs if line["event"] == "push-not-understood"] == [2]
 
 
-def test_a_bad_entry_at_the_end_of_a_window_does_not_stop_the_next_window(world: World) -> None:
-    with listing({1: entry(1), 2: {"changesets": 0}, 3: entry(3), 4: entry(4)}) as (url, _):
-        repository = world.monitor(url=url)
-        result = world.poll(poll_window=2)
+def test_a_bad_entry_at_the_end_of_a_window_does_not_stop_the_next_window(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({1: push_entry(1), 2: {"changesets": 0}, 3: push_entry(3), 4: push_entry(4)}) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
+        result = pushlog_harness.poll(poll_window=2)
     assert list(repository.stored) == [1, 3, 4]
-    assert [batch[0]["since"] for batch in world.service.batches] == [0, 1]
+    assert [batch[0]["since"] for batch in pushlog_harness.service.batches] == [0, 1]
     assert (result.outcome, repository.cursor) == ("listed", 4)
 
 
@@ -475,61 +483,61 @@ def test_a_bad_entry_at_the_end_of_a_window_does_not_stop_the_next_window(world:
     ],
 )
 def test_a_pushlog_that_fails_is_reported_and_heard_again(
-    world: World, kind: str, options: dict[str, Any], told: str
+    pushlog_harness: PushlogHarness, kind: str, options: dict[str, Any], told: str
 ) -> None:
-    world.pushlog.create("r")
-    world.pushlog.push("r")
-    world.fault("r", kind, times=1, **options)
-    repository = world.monitor()
-    with world.listening(hg_timeout=0.2):
-        world.service.wait_for(lambda: 1 in repository.stored)
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.pushlog.push("r")
+    pushlog_harness.fault("r", kind, times=1, **options)
+    repository = pushlog_harness.monitor()
+    with pushlog_harness.listening(hg_timeout=0.2):
+        pushlog_harness.service.wait_for(lambda: 1 in repository.stored)
     failed = repository.news[0]
     assert told in (failed.error or "")
     assert (failed.outcome, failed.lastpushid, failed.etag) == ("failed", None, None)
 
 
-def test_a_repository_that_is_gone(world: World) -> None:
-    world.monitor("gone")
-    result = world.poll("gone")
-    expected = f"404: no repository exists at {world.hg}/gone, or it is being reset just now"
+def test_a_repository_that_is_gone(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.monitor("gone")
+    result = pushlog_harness.poll("gone")
+    expected = f"404: no repository exists at {pushlog_harness.hg}/gone, or it is being reset just now"
     assert (result.outcome, result.error) == ("failed", expected)
 
 
-def test_a_wrong_shape_at_the_cursor_is_named(world: World) -> None:
-    with listing({5: {"changesets": [{"node": "HEAD"}]}}) as (url, _):
-        world.monitor(url=url, cursor=5)
-        result = world.poll()
+def test_a_wrong_shape_at_the_cursor_is_named(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({5: {"changesets": [{"node": "HEAD"}]}}) as (url, _):
+        pushlog_harness.monitor(url=url, cursor=5)
+        result = pushlog_harness.poll()
     assert (result.outcome, result.error) == ("failed", "the tip of push 5 is 'HEAD': expected 40 hex digits")
 
 
 # The service's word
 
 
-def test_a_shift_that_ended_ends_the_poll_and_there_is_nothing_to_tell(world: World) -> None:
+def test_a_shift_that_ended_ends_the_poll_and_there_is_nothing_to_tell(pushlog_harness: PushlogHarness) -> None:
     """A PATCH, a reset, or another listener that was leased it."""
-    with listing({i: entry(i) for i in range(1, 21)}) as (url, _):
-        repository = world.monitor(url=url)
+    with serving_pushes({i: push_entry(i) for i in range(1, 21)}) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
 
         def end(request: Request) -> None:
             if "events" in request.path:
-                world.service.end_shift("r")
+                pushlog_harness.service.end_shift("r")
 
-        world.service.before = end
-        result = world.poll(poll_window=5)
-    assert len(world.service.batches) == 1
+        pushlog_harness.service.override = end
+        result = pushlog_harness.poll(poll_window=5)
+    assert len(pushlog_harness.service.batches) == 1
     assert repository.stored == {}
     assert (result.outcome, result.requests) == ("gone", 1)
 
 
-def test_pushes_that_were_not_stored_leave_no_etag(world: World) -> None:
+def test_pushes_that_were_not_stored_leave_no_etag(pushlog_harness: PushlogHarness) -> None:
     def broken(request: Request) -> Answer | None:
         return problem(500, "a poisoned push") if "events" in request.path else None
 
-    world.service.before = broken
-    world.service.shift_seconds = 0.3
-    with listing({1: entry(1)}) as (url, _):
-        world.monitor(url=url)
-        result = world.poll()
+    pushlog_harness.service.override = broken
+    pushlog_harness.service.shift_seconds = 0.3
+    with serving_pushes({1: push_entry(1)}) as (url, _):
+        pushlog_harness.monitor(url=url)
+        result = pushlog_harness.poll()
     assert (result.outcome, result.etag) == ("failed", None)
     assert "did not accept the request in time: 500: a poisoned push" in (result.error or "")
 
@@ -544,85 +552,85 @@ def test_pushes_that_were_not_stored_leave_no_etag(world: World) -> None:
         ),
     ],
 )
-def test_a_verdict_that_ends_a_poll(world: World, verdicts: list[Any], told: str) -> None:
+def test_a_verdict_that_ends_a_poll(pushlog_harness: PushlogHarness, verdicts: list[Any], told: str) -> None:
     body = json.dumps({"verdicts": verdicts}).encode()
-    world.service.before = lambda request: Answer(202, body) if "events" in request.path else None
-    with listing({1: entry(1)}) as (url, _):
-        world.monitor(url=url)
-        result = world.poll()
+    pushlog_harness.service.override = lambda request: Answer(202, body) if "events" in request.path else None
+    with serving_pushes({1: push_entry(1)}) as (url, _):
+        pushlog_harness.monitor(url=url)
+        result = pushlog_harness.poll()
     assert result.outcome == "failed"
     assert told in (result.error or "")
 
 
-def test_a_cursor_that_another_listener_moved_is_gone_on_from(world: World) -> None:
-    with listing({i: entry(i) for i in range(1, 8)}) as (url, asked):
-        repository = world.monitor(url=url)
+def test_a_cursor_that_another_listener_moved_is_gone_on_from(pushlog_harness: PushlogHarness) -> None:
+    with serving_pushes({i: push_entry(i) for i in range(1, 8)}) as (url, queries):
+        repository = pushlog_harness.monitor(url=url)
 
         def other(request: Request) -> None:
             if "events" in request.path:
                 repository.cursor = max(repository.cursor, 5)
 
-        world.service.before = other
-        world.poll(poll_window=2)
-    assert [query["startID"] for query in asked[:2]] == [0, 5]
-    assert [ids(batch) for batch in world.service.batches] == [[1, 2], [6, 7]]
-    assert world.service.batches[1][0]["since"] == 5
+        pushlog_harness.service.override = other
+        pushlog_harness.poll(poll_window=2)
+    assert [query["startID"] for query in queries[:2]] == [0, 5]
+    assert [ids(batch) for batch in pushlog_harness.service.batches] == [[1, 2], [6, 7]]
+    assert pushlog_harness.service.batches[1][0]["since"] == 5
 
 
 NOTHING = {"answer": 1, "seconds": 10, "renew": 0.1, "full_every": 600, "hosts": {}, "renewed": [], "leases": []}
 
 
-def test_news_that_the_service_does_not_understand_are_logged(world: World) -> None:
+def test_news_that_the_service_does_not_understand_are_logged(pushlog_harness: PushlogHarness) -> None:
     body = json.dumps({**NOTHING, "renew": 0.01, "problems": ["lastpushid: too odd"]}).encode()
-    world.service.before = lambda request: Answer(200, body)
-    with capture_logs() as logs, world.listening():
-        world.service.wait_for(lambda: len(world.service.requests) >= 2)
+    pushlog_harness.service.override = lambda request: Answer(200, body)
+    with capture_logs() as logs, pushlog_harness.listening():
+        pushlog_harness.service.wait_for(lambda: len(pushlog_harness.service.requests) >= 2)
     assert [line["problem"] for line in logs if line["event"] == "news-not-understood"][:1] == ["lastpushid: too odd"]
 
 
-def test_a_service_that_rejects_renewals_is_asked_again_slowly(world: World) -> None:
-    world.pushlog.create("r")
-    world.pushlog.push("r")
-    repository = world.monitor()
+def test_a_service_that_rejects_renewals_is_asked_again_slowly(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.pushlog.push("r")
+    repository = pushlog_harness.monitor()
     times: list[float] = []
 
     def reject(request: Request) -> Answer | None:
         times.append(time.monotonic())
         return problem(422, "polls: too much") if len(times) <= 2 else None
 
-    world.service.before = reject
-    with capture_logs() as logs, world.listening(refused_retry=0.1):
-        world.service.wait_for(lambda: 1 in repository.stored)
+    pushlog_harness.service.override = reject
+    with capture_logs() as logs, pushlog_harness.listening(refused_retry=0.1):
+        pushlog_harness.service.wait_for(lambda: 1 in repository.stored)
     assert times[1] - times[0] >= 0.1
     assert "422: polls: too much" in next(line["error"] for line in logs if line["event"] == "shift-rejected")
 
 
-def test_a_listener_that_has_nothing_renews_when_it_was_told_to(world: World) -> None:
-    world.service.before = lambda request: Answer(200, json.dumps(NOTHING).encode())
-    with world.listening():
+def test_a_listener_that_has_nothing_renews_when_it_was_told_to(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.service.override = lambda request: Answer(200, json.dumps(NOTHING).encode())
+    with pushlog_harness.listening():
         time.sleep(0.35)
-    assert 2 <= len(world.service.requests) <= 6
+    assert 2 <= len(pushlog_harness.service.requests) <= 6
 
 
-def test_what_a_listener_tells(world: World) -> None:
+def test_what_a_listener_tells(pushlog_harness: PushlogHarness) -> None:
     """Nothing of polls that found nothing new, but that they were made."""
-    world.pushlog.create("r")
-    world.pushlog.create("broken")
-    world.fault("broken", "status", status=500, times=1)
-    world.monitor()
-    world.monitor("broken")
-    with world.listening():
-        world.service.polls("r", 3)
-        (news,) = world.service.news("broken")
-        world.service.polls("broken")
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.pushlog.create("broken")
+    pushlog_harness.fault("broken", "status", status=500, times=1)
+    pushlog_harness.monitor()
+    pushlog_harness.monitor("broken")
+    with pushlog_harness.listening():
+        pushlog_harness.service.wait_for_polls("r", 3)
+        (news,) = pushlog_harness.service.wait_for_news("broken")
+        pushlog_harness.service.wait_for_polls("broken")
     assert (news.outcome, news.good_ago) == ("failed", None)
-    renewals = world.service.renewals
+    renewals = pushlog_harness.service.renewals
     assert len({renewal.listener for renewal in renewals}) == 1
     assert [renewal.answer for renewal in renewals] == list(range(len(renewals)))
     assert sum(len(renewal.news) for renewal in renewals) == 1
     assert (
         sum(renewal.polls for renewal in renewals)
-        == world.app.state.requests.report()["kinds"]["json-pushes"]["requests"]
+        == pushlog_harness.app.state.requests.report()["kinds"]["json-pushes"]["requests"]
     )
     assert [renewal.ends for renewal in renewals] == [False] * (len(renewals) - 1) + [True]
 
@@ -630,7 +638,7 @@ def test_what_a_listener_tells(world: World) -> None:
 # Many repositories
 
 
-def test_a_silent_pushlog_delays_no_other(world: World) -> None:
+def test_a_silent_pushlog_delays_no_other(pushlog_harness: PushlogHarness) -> None:
     names = [f"quick{n}" for n in range(5)]
     silent = threading.Event()
 
@@ -639,43 +647,43 @@ def test_a_silent_pushlog_delays_no_other(world: World) -> None:
         return Answer(500)
 
     with serving(hang) as url:
-        slow = world.monitor("slow", url=url)
+        slow = pushlog_harness.monitor("slow", url=url)
         for name in names:
-            world.pushlog.create(name)
-            world.monitor(name)
-        with world.listening(poll_workers=3):
+            pushlog_harness.pushlog.create(name)
+            pushlog_harness.monitor(name)
+        with pushlog_harness.listening(poll_workers=3):
             for name in names:
-                world.service.polls(name, 3)
+                pushlog_harness.service.wait_for_polls(name, 3)
             assert (slow.polled, slow.news) == (0, [])
-            world.pushlog.push("quick3")
-            world.service.wait_for(lambda: 1 in world.service.repositories["quick3"].stored)
+            pushlog_harness.pushlog.push("quick3")
+            pushlog_harness.service.wait_for(lambda: 1 in pushlog_harness.service.repositories["quick3"].stored)
             silent.set()
 
 
-def test_no_more_is_asked_at_a_time_than_the_service_says(world: World) -> None:
-    world.service.at_a_time = 2
+def test_no_more_is_asked_at_a_time_than_the_service_says(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.service.at_a_time = 2
     for number in range(6):
-        world.pushlog.create(f"r{number}")
-        world.monitor(f"r{number}")
-        world.fault(f"r{number}", "delay", seconds=0.05, times=3)
-    with world.listening():
+        pushlog_harness.pushlog.create(f"r{number}")
+        pushlog_harness.monitor(f"r{number}")
+        pushlog_harness.fault(f"r{number}", "delay", seconds=0.05, times=3)
+    with pushlog_harness.listening():
         for number in range(6):
-            world.service.polls(f"r{number}", 3)
-    assert world.app.state.requests.report()["max_concurrent"] == 2
+            pushlog_harness.service.wait_for_polls(f"r{number}", 3)
+    assert pushlog_harness.app.state.requests.report()["max_concurrent"] == 2
 
 
-def test_no_more_is_asked_at_a_time_than_there_are_threads_for(world: World) -> None:
+def test_no_more_is_asked_at_a_time_than_there_are_threads_for(pushlog_harness: PushlogHarness) -> None:
     for number in range(6):
-        world.pushlog.create(f"r{number}")
-        world.monitor(f"r{number}")
-        world.fault(f"r{number}", "delay", seconds=0.05, times=3)
-    with world.listening(poll_workers=3):
+        pushlog_harness.pushlog.create(f"r{number}")
+        pushlog_harness.monitor(f"r{number}")
+        pushlog_harness.fault(f"r{number}", "delay", seconds=0.05, times=3)
+    with pushlog_harness.listening(poll_workers=3):
         for number in range(6):
-            world.service.polls(f"r{number}", 3)
-    assert world.app.state.requests.report()["max_concurrent"] == 3
+            pushlog_harness.service.wait_for_polls(f"r{number}", 3)
+    assert pushlog_harness.app.state.requests.report()["max_concurrent"] == 3
 
 
-def test_a_poll_that_outlasts_its_shift_keeps_one_thread_not_all(world: World) -> None:
+def test_a_poll_that_outlasts_its_shift_keeps_one_thread_not_all(pushlog_harness: PushlogHarness) -> None:
     silent = threading.Event()
 
     def hang(request: Request) -> Answer:
@@ -683,38 +691,38 @@ def test_a_poll_that_outlasts_its_shift_keeps_one_thread_not_all(world: World) -
         return Answer(500)
 
     with serving(hang) as url:
-        repository = world.monitor("hangs", url=url)
-        world.pushlog.create("well")
-        world.monitor("well")
-        with world.listening(poll_workers=2):
-            world.service.wait_for(lambda: repository.holder)
-            world.service.polls("well")
-            world.service.end_shift("hangs")
-            (news, *_) = world.service.news("hangs")
-            world.service.polls("well", 3)
+        repository = pushlog_harness.monitor("hangs", url=url)
+        pushlog_harness.pushlog.create("well")
+        pushlog_harness.monitor("well")
+        with pushlog_harness.listening(poll_workers=2):
+            pushlog_harness.service.wait_for(lambda: repository.holder)
+            pushlog_harness.service.wait_for_polls("well")
+            pushlog_harness.service.end_shift("hangs")
+            (news, *_) = pushlog_harness.service.wait_for_news("hangs")
+            pushlog_harness.service.wait_for_polls("well", 3)
             silent.set()
     assert news.outcome == "failed"
     assert "the previous poll has not ended" in (news.error or "")
 
 
-def test_a_listener_that_the_service_does_not_answer_stops_when_its_shift_ends(world: World) -> None:
-    world.service.shift_seconds = 0.4
-    world.pushlog.create("r")
-    world.monitor()
+def test_a_listener_that_the_service_does_not_answer_stops_when_its_shift_ends(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.service.shift_seconds = 0.4
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.monitor()
     away = threading.Event()
-    world.service.before = lambda request: problem(503, "away") if away.is_set() else None
-    with world.listening():
-        world.service.polls("r", 2)
+    pushlog_harness.service.override = lambda request: problem(503, "away") if away.is_set() else None
+    with pushlog_harness.listening():
+        pushlog_harness.service.wait_for_polls("r", 2)
         away.set()
         time.sleep(0.6)
-        before = world.app.state.requests.report()["kinds"]["json-pushes"]["requests"]
+        before = pushlog_harness.app.state.requests.report()["kinds"]["json-pushes"]["requests"]
         time.sleep(0.4)
-        assert world.app.state.requests.report()["kinds"]["json-pushes"]["requests"] == before
+        assert pushlog_harness.app.state.requests.report()["kinds"]["json-pushes"]["requests"] == before
         away.clear()
-        world.service.polls("r", 2)
+        pushlog_harness.service.wait_for_polls("r", 2)
 
 
-def test_a_suspected_repository_is_asked_over_new_connections(world: World) -> None:
+def test_a_suspected_repository_is_asked_over_new_connections(pushlog_harness: PushlogHarness) -> None:
     """A connection that is kept can be pinned to one mirror, which lags."""
     ports: list[int] = []
 
@@ -723,30 +731,32 @@ def test_a_suspected_repository_is_asked_over_new_connections(world: World) -> N
         return Answer(200, b'{"lastpushid": 3, "pushes": {}}')
 
     with serving(answer) as url:
-        repository = world.monitor(url=url, cursor=3)
-        with world.listening():
-            world.service.polls("r", 4)
+        repository = pushlog_harness.monitor(url=url, cursor=3)
+        with pushlog_harness.listening():
+            pushlog_harness.service.wait_for_polls("r", 4)
             assert len(set(ports)) == 1
             repository.cursor, repository.suspected = 5, True
-            world.service.end_shift("r")
+            pushlog_harness.service.end_shift("r")
             ports.clear()
-            assert all(news.outcome == "suspicious" for news in world.service.news("r", 4))
+            assert all(news.outcome == "suspicious" for news in pushlog_harness.service.wait_for_news("r", 4))
             assert len(set(ports)) == len(ports)
 
 
-def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(
+    pushlog_harness: PushlogHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def bug(*arguments: Any) -> None:
         raise ZeroDivisionError
 
-    world.pushlog.create("r")
-    world.pushlog.push("r")
-    repository = world.monitor()
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.pushlog.push("r")
+    repository = pushlog_harness.monitor()
     with monkeypatch.context() as patch, capture_logs() as logs:
         patch.setattr(module, "trim_entry", bug)
-        with world.listening(poll_workers=1):
-            (news, *_) = world.service.news("r")
+        with pushlog_harness.listening(poll_workers=1):
+            (news, *_) = pushlog_harness.service.wait_for_news("r")
             patch.undo()
-            world.service.wait_for(lambda: 1 in repository.stored)
+            pushlog_harness.service.wait_for(lambda: 1 in repository.stored)
     assert (news.outcome, news.error) == ("failed", "bug in the listener (ZeroDivisionError): see its log")
     assert "poll-broke" in [line["event"] for line in logs]
 
@@ -754,76 +764,80 @@ def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(world: World, monkeypatc
 # Away and back, and the end
 
 
-def test_a_service_that_was_away(world: World) -> None:
-    world.pushlog.create("r")
-    repository = world.monitor()
+def test_a_service_that_was_away(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.pushlog.create("r")
+    repository = pushlog_harness.monitor()
     away = threading.Event()
-    world.service.before = lambda request: Answer(hang_up=True) if away.is_set() else None
-    with capture_logs() as logs, world.listening():
-        world.service.polls("r", 2)
+    pushlog_harness.service.override = lambda request: Answer(hang_up=True) if away.is_set() else None
+    with capture_logs() as logs, pushlog_harness.listening():
+        pushlog_harness.service.wait_for_polls("r", 2)
         away.set()
-        world.pushlog.push("r")
-        world.pushlog.push("r")
+        pushlog_harness.pushlog.push("r")
+        pushlog_harness.pushlog.push("r")
         time.sleep(0.2)
         away.clear()
-        world.service.wait_for(lambda: 2 in repository.stored)
-        world.service.wait_for(lambda: any(line["event"] == "service-back" for line in logs))
+        pushlog_harness.service.wait_for(lambda: 2 in repository.stored)
+        pushlog_harness.service.wait_for(lambda: any(line["event"] == "service-back" for line in logs))
     events = [line["event"] for line in logs if line["event"].startswith("service-")]
     assert events == ["service-away", "service-back"]
-    assert ids([event for batch in world.service.batches for event in batch]) == [1, 2]
+    assert ids([event for batch in pushlog_harness.service.batches for event in batch]) == [1, 2]
 
 
-def test_a_stop_lets_polls_under_way_finish_and_gives_all_back(world: World) -> None:
-    world.pushlog.create("r")
-    world.pushlog.push("r")
-    world.fault("r", "delay", seconds=0.3, times=1)
-    repository = world.monitor()
-    with world.listening():
-        world.service.wait_for(lambda: world.app.state.requests.report()["kinds"])
-    last = world.service.renewals[-1]
+def test_a_stop_lets_polls_under_way_finish_and_gives_all_back(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.pushlog.push("r")
+    pushlog_harness.fault("r", "delay", seconds=0.3, times=1)
+    repository = pushlog_harness.monitor()
+    with pushlog_harness.listening():
+        pushlog_harness.service.wait_for(lambda: pushlog_harness.app.state.requests.report()["kinds"])
+    last = pushlog_harness.service.renewals[-1]
     assert last.ends
     assert [each[0] for each in last.polled] == [1]
     assert repository.holder is None
     assert 1 in repository.stored
 
 
-def test_a_stop_in_a_backlog_gives_the_rest_to_others(world: World) -> None:
+def test_a_stop_in_a_backlog_gives_the_rest_to_others(pushlog_harness: PushlogHarness) -> None:
     listener: PushlogListener
-    with listing({i: entry(i) for i in range(1, 31)}) as (url, _):
-        repository = world.monitor(url=url)
+    with serving_pushes({i: push_entry(i) for i in range(1, 31)}) as (url, _):
+        repository = pushlog_harness.monitor(url=url)
 
         def stop(request: Request) -> None:
             if "events" in request.path:
                 listener.stop()
 
-        world.service.before = stop
-        with world.listening(poll_window=10) as listener:
-            world.service.wait_for(lambda: repository.cursor)
+        pushlog_harness.service.override = stop
+        with pushlog_harness.listening(poll_window=10) as listener:
+            pushlog_harness.service.wait_for(lambda: repository.cursor)
     assert repository.news == []
     assert repository.holder is None
     assert repository.cursor == 10
 
 
-def test_a_stop_while_the_service_is_away_ends_without_a_word(world: World) -> None:
-    world.service.before = lambda request: problem(503, "away") if "events" in request.path else None
-    with listing({1: entry(1)}) as (url, _), capture_logs() as logs:
-        repository = world.monitor(url=url)
-        with world.listening(max_retry=10, first_retry=10):
-            world.service.wait_for(lambda: any("events" in request.path for request in world.service.requests))
-            world.service.before = lambda request: problem(503, "away")
+def test_a_stop_while_the_service_is_away_ends_without_a_word(pushlog_harness: PushlogHarness) -> None:
+    pushlog_harness.service.override = lambda request: problem(503, "away") if "events" in request.path else None
+    with serving_pushes({1: push_entry(1)}) as (url, _), capture_logs() as logs:
+        repository = pushlog_harness.monitor(url=url)
+        with pushlog_harness.listening(max_retry=10, first_retry=10):
+            pushlog_harness.service.wait_for(
+                lambda: any("events" in request.path for request in pushlog_harness.service.requests)
+            )
+            pushlog_harness.service.override = lambda request: problem(503, "away")
     assert (repository.polled, repository.news) == (0, [])
     events = [line["event"] for line in logs]
     assert "stopped" in events
     assert "shift-not-given-back" in events
 
 
-def test_a_bug_in_the_loop_ends_the_listener_loudly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_the_loop_ends_the_listener_loudly(
+    pushlog_harness: PushlogHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def bug(*arguments: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(PushlogListener, "_renew", bug)
     with pytest.raises(ZeroDivisionError):
-        PushlogListener(short(world.url)).run()
+        PushlogListener(quick_settings(pushlog_harness.url)).run()
 
 
 def test_wrong_settings_end_with_2_and_say_why(
@@ -838,12 +852,12 @@ def test_wrong_settings_end_with_2_and_say_why(
 
 
 @contextmanager
-def process(world: World, **settings: str) -> Iterator[subprocess.Popen[str]]:
+def run_pushlog_listener(pushlog_harness: PushlogHarness, **settings: str) -> Iterator[subprocess.Popen[str]]:
     """A real listener."""
     code = "import sys; from listeners.pushlog import main; sys.exit(main())"
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("TC_TREEHERDER_")},
-        "TC_TREEHERDER_SERVICE_URL": world.url,
+        "TC_TREEHERDER_SERVICE_URL": pushlog_harness.url,
         "TC_TREEHERDER_WEBHOOK_SECRETS": json.dumps([SECRET]),
         **{f"TC_TREEHERDER_{key.upper()}": value for key, value in settings.items()},
     }
@@ -861,7 +875,7 @@ def process(world: World, **settings: str) -> Iterator[subprocess.Popen[str]]:
             running.kill()
 
 
-def ends_within(running: subprocess.Popen[str], number: signal.Signals, seconds: float) -> tuple[int, str]:
+def terminate(running: subprocess.Popen[str], number: signal.Signals, seconds: float) -> tuple[int, str]:
     began = time.monotonic()
     running.send_signal(number)
     output, _ = running.communicate(timeout=10)
@@ -870,37 +884,39 @@ def ends_within(running: subprocess.Popen[str], number: signal.Signals, seconds:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_listener_cleanly(world: World, number: signal.Signals) -> None:
-    world.pushlog.create("r")
-    world.monitor()
-    with process(world) as running:
-        world.service.polls("r", 2)
-        code, output = ends_within(running, number, 3)
+def test_a_signal_ends_an_idle_listener_cleanly(pushlog_harness: PushlogHarness, number: signal.Signals) -> None:
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.monitor()
+    with run_pushlog_listener(pushlog_harness) as running:
+        pushlog_harness.service.wait_for_polls("r", 2)
+        code, output = terminate(running, number, 3)
     assert code == 0, output
     assert "stopped" in output
     assert f"signal={number.name}" in output
-    assert world.service.repositories["r"].holder is None
+    assert pushlog_harness.service.repositories["r"].holder is None
 
 
-def test_sigterm_in_the_middle_of_everything_ends_it_within_5_seconds(world: World) -> None:
+def test_sigterm_in_the_middle_of_everything_ends_it_within_5_seconds(pushlog_harness: PushlogHarness) -> None:
     """One pushlog says nothing, another's pushes are being forwarded, and the service has fallen silent."""
     silent = threading.Event()
-    world.pushlog.create("slow")
-    world.pushlog.create("busy")
-    world.pushlog.push("busy")
-    world.fault("slow", "delay", seconds=5)
-    world.monitor("slow")
-    world.monitor("busy")
+    pushlog_harness.pushlog.create("slow")
+    pushlog_harness.pushlog.create("busy")
+    pushlog_harness.pushlog.push("busy")
+    pushlog_harness.fault("slow", "delay", seconds=5)
+    pushlog_harness.monitor("slow")
+    pushlog_harness.monitor("busy")
 
     def hang(request: Request) -> Answer | None:
         if "events" in request.path:
             silent.wait(10)
         return None
 
-    world.service.before = hang
-    with process(world) as running:
-        world.service.wait_for(lambda: any("events" in request.path for request in world.service.requests))
-        code, output = ends_within(running, signal.SIGTERM, 5)
+    pushlog_harness.service.override = hang
+    with run_pushlog_listener(pushlog_harness) as running:
+        pushlog_harness.service.wait_for(
+            lambda: any("events" in request.path for request in pushlog_harness.service.requests)
+        )
+        code, output = terminate(running, signal.SIGTERM, 5)
         silent.set()
     assert code == 0, output
     assert "polls-abandoned" in output
