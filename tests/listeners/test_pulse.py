@@ -2,16 +2,14 @@
 
 import base64
 import json
-import os
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -44,6 +42,7 @@ from service.contract.events import (
     Verdicts,
 )
 from tests.listeners.fakes import SECRET, Answer, Request, problem, quick_settings, serving
+from tests.listeners.processes import running_listener, terminate
 from tests.private_servers import MissingServiceError, PrivateBroker
 from tests.proxy import TcpProxy, TlsProxy, make_certificate
 from tests.services import Amqp
@@ -1096,43 +1095,22 @@ def test_a_bug_ends_the_listener_with_its_traceback(
 # The process
 
 
-@contextmanager
-def run_pulse_listener(broker_harness: BrokerHarness, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    settings = {
-        "TC_TREEHERDER_SERVICE_URL": broker_harness.url,
-        "TC_TREEHERDER_WEBHOOK_SECRETS": f'["{SECRET}"]',
-        "TC_TREEHERDER_PULSE_URL": broker_harness.amqp.url,
-        "TC_TREEHERDER_PULSE_QUEUE": broker_harness.amqp.name,
-        "TC_TREEHERDER_PULSE_JOB_ACTIONS": broker_harness.actions,
-        **environment,
+def running_pulse_listener(
+    broker_harness: BrokerHarness, **settings: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Run `tc-treeherder listen pulse` between the broker and the service of the harness."""
+    options = {
+        "pulse_url": broker_harness.amqp.url,
+        "pulse_queue": broker_harness.amqp.name,
+        "pulse_job_actions": broker_harness.actions,
     }
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("TC_TREEHERDER_")}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "service", "listen", "pulse"],
-        cwd=ROOT, env={**clean, **settings}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        yield running
-    finally:
-        running.kill()
-        running.communicate()
-
-
-def terminate(running: subprocess.Popen[str], number: signal.Signals, seconds: float) -> str:
-    """Send the signal, and give what the process printed; it must end well and in time."""
-    running.send_signal(number)
-    began = time.monotonic()
-    output, _ = running.communicate(timeout=30)
-    assert time.monotonic() - began < seconds, output
-    assert running.returncode == 0, output
-    assert "Traceback" not in output
-    return output
+    return running_listener("pulse", broker_harness.url, **{**options, **settings})
 
 
 def test_a_probe_that_cannot_listen_is_told(broker_harness: BrokerHarness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with run_pulse_listener(broker_harness, TC_TREEHERDER_PROBE_PORT=str(port)) as running:
+        with running_pulse_listener(broker_harness, probe_port=str(port)) as running:
             output, _ = running.communicate(timeout=30)
     assert running.returncode == 2
     assert f"probe_port: 127.0.0.1:{port} cannot be opened" in output
@@ -1141,7 +1119,7 @@ def test_a_probe_that_cannot_listen_is_told(broker_harness: BrokerHarness) -> No
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(broker_harness: BrokerHarness, number: signal.Signals) -> None:
     port = free_port()
-    with run_pulse_listener(broker_harness, TC_TREEHERDER_PROBE_PORT=str(port)) as running:
+    with running_pulse_listener(broker_harness, probe_port=str(port)) as running:
         wait_until(lambda: broker_harness.service.reports, 60)
         told = httpx.get(f"http://127.0.0.1:{port}/__heartbeat__").json()
         assert (told["status"], told["queues"][broker_harness.queue]["connected"]) == ("ok", True)
@@ -1165,7 +1143,7 @@ def test_sigterm_ends_it_within_5_seconds_though_service_and_broker_say_nothing(
         return None
 
     broker_harness.service.override = hang
-    with run_pulse_listener(broker_harness, TC_TREEHERDER_PULSE_URL=broker_harness.broker) as running:
+    with running_pulse_listener(broker_harness, pulse_url=broker_harness.broker) as running:
         wait_until(lambda: broker_harness.service.reports, 60)
         broker_harness.press("1")
         wait_until(lambda: broker_harness.waiting() == 0)
@@ -1195,9 +1173,7 @@ def test_killed_at_any_moment_it_loses_nothing(broker_harness: BrokerHarness) ->
     kills = 0
     while not all_arrived():
         kill_at = len(broker_harness.service.events()) + 1 + kills % 5 * 40
-        with run_pulse_listener(
-            broker_harness, TC_TREEHERDER_PULSE_BATCH="25", TC_TREEHERDER_PULSE_LINGER="0"
-        ) as running:
+        with running_pulse_listener(broker_harness, pulse_batch="25", pulse_linger="0") as running:
             wait_until(partial(have_arrived, kill_at), 60)
             running.kill()
         kills += 1
@@ -1206,7 +1182,7 @@ def test_killed_at_any_moment_it_loses_nothing(broker_harness: BrokerHarness) ->
 
 
 def test_without_a_url_it_says_what_to_do(broker_harness: BrokerHarness) -> None:
-    with run_pulse_listener(broker_harness, TC_TREEHERDER_PULSE_URL="") as running:
+    with running_pulse_listener(broker_harness, pulse_url="") as running:
         output, _ = running.communicate(timeout=30)
     assert running.returncode == 2
     assert "TC_TREEHERDER_PULSE_URL" in output
