@@ -17,7 +17,6 @@ from listeners.announced import AnnouncedPoller, parse_announcement
 from listeners.forward import Forwarder
 from listeners.pulse import PulseListener
 from sandbox.hg import MemoryPushlog
-from tests.published_schemas import read_published
 from tests.listeners.fakes import (
     Answer,
     FakeRepository,
@@ -28,6 +27,7 @@ from tests.listeners.fakes import (
     serving,
     serving_hg,
 )
+from tests.published_schemas import read_published
 from tests.services import Amqp
 
 METHOD = SimpleNamespace(exchange="exchange/hgpushes/v2")

@@ -1,175 +1,23 @@
 import json
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from structlog.testing import capture_logs
 
 from listeners import pushlog as module
-from listeners.clock import boottime
-from listeners.forward import Forwarder
-from listeners.listing import PushlogClient
-from listeners.pushlog import Poll, PushlogListener, main
-from listeners.shift import LeasedRepository, PollResult
-from sandbox.hg import Fault, MemoryPushlog, NewChangeset
-from service.contract.events import OversizedPush, PollNews, PushEvent
+from listeners.pushlog import PushlogListener
+from sandbox.hg import NewChangeset
+from service.contract.events import OversizedPush, PushEvent
 from tests.listeners.fakes import (
     Answer,
-    FakeRepository,
-    FakeService,
     Request,
     problem,
     quick_settings,
     serving,
-    serving_hg,
 )
-from tests.listeners.processes import running_listener, terminate
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class PushlogHarness:
-    """A pushlog, a service, and a listener between them; `now` is the pushlog's time."""
-
-    pushlog: MemoryPushlog = field(init=False)
-    now: float = 1_795_000_000.0
-    service: FakeService = field(default_factory=FakeService)
-    url: str = ""
-    stack: ExitStack = field(default_factory=ExitStack)
-
-    def __post_init__(self) -> None:
-        self.pushlog = MemoryPushlog(lambda: self.now)
-
-    @cached_property
-    def served(self) -> tuple[str, Any]:
-        return self.stack.enter_context(serving_hg(self.pushlog))
-
-    @property
-    def hg(self) -> str:
-        return self.served[0]
-
-    @property
-    def app(self) -> Any:
-        return self.served[1]
-
-    def monitor(self, alias: str = "r", **options: Any) -> FakeRepository:
-        url = options.pop("url", None) or f"{self.hg}/{alias}"
-        self.service.repositories[alias] = monitored = FakeRepository(url, **options)
-        return monitored
-
-    def fault(self, repository: str, kind: Any, **options: Any) -> None:
-        self.app.state.faults.add(Fault(repository=repository, kind=kind, command="json-pushes", **options))
-
-    @contextmanager
-    def listening(self, **options: Any) -> Iterator[PushlogListener]:
-        listener = PushlogListener(quick_settings(self.url, **options))
-        thread = threading.Thread(target=listener.run)
-        thread.start()
-        try:
-            yield listener
-        finally:
-            listener.stop()
-            thread.join(10)
-            assert not thread.is_alive()
-
-    def poll(self, alias: str = "r", **options: Any) -> "PollOutcome":
-        """Poll once, as a listener does that was leased the repository just now."""
-        repository = self.service.repositories[alias]
-        repository.id = 1 + list(self.service.repositories).index(alias)
-        stop, settings = threading.Event(), quick_settings(self.url, **options)
-        forwarder = Forwarder(settings, stop, connections=1)
-        pushlogs = PushlogClient(settings.hg_timeout.total_seconds(), settings.max_listing, 1)
-        held = LeasedRepository.from_lease(
-            self.service.lease(alias), boottime(), boottime() + self.service.shift_seconds, 600
-        )
-        try:
-            return PollOutcome(Poll(held, settings, pushlogs, forwarder, stop, lambda: 10).run(), held)
-        finally:
-            forwarder.close()
-            pushlogs.close()
-
-
-@dataclass
-class PollOutcome:
-    """What came of a poll."""
-
-    result: PollResult
-    held: LeasedRepository
-
-    @property
-    def outcome(self) -> str:
-        if self.result.succeeded:
-            return "listed"
-        return "gone" if self.result.news is None else self.result.news.outcome
-
-    @property
-    def etag(self) -> str | None:
-        return self.held.etag if self.result.succeeded else None
-
-    @property
-    def requests(self) -> int:
-        return self.result.requests
-
-    @property
-    def news(self) -> PollNews:
-        assert self.result.news is not None
-        return self.result.news
-
-    @property
-    def error(self) -> str:
-        return self.news.error or ""
-
-
-@pytest.fixture
-def pushlog_harness() -> Iterator[PushlogHarness]:
-    pushlog_harness = PushlogHarness()
-    with pushlog_harness.stack:
-        pushlog_harness.url = pushlog_harness.stack.enter_context(serving(pushlog_harness.service.answer))
-        yield pushlog_harness
-
-
-Pushes = dict[int, Any]
-
-
-def push_entry(*nodes: int, **options: Any) -> dict[str, Any]:
-    changesets = [{"node": f"{node:040x}", "branch": "default"} for node in nodes]
-    return {"user": "u", "date": 1, "changesets": changesets, **options}
-
-
-@contextmanager
-def serving_pushes(
-    pushes: Pushes, last: int | None = None, **headers: str
-) -> Iterator[tuple[str, list[dict[str, int]]]]:
-    """A pushlog of the given entries, and what it was asked."""
-    queries: list[dict[str, int]] = []
-
-    def answer(request: Request) -> Answer:
-        query = {key: int(value[0]) for key, value in parse_qs(urlsplit(request.path).query).items()}
-        queries.append(query)
-        found = {str(i): told for i, told in pushes.items() if query["startID"] < i <= query["endID"]}
-        if "full" not in query:
-            found = {i: {"changesets": [c["node"] for c in told["changesets"][-1:]]} for i, told in found.items()}
-        told = {"lastpushid": max(pushes, default=0) if last is None else last, "pushes": found}
-        return Answer(200, json.dumps(told).encode(), {"ETag": 'W/"7"', **headers})
-
-    with serving(answer) as url:
-        yield url, queries
-
-
-def ids(batch: list[Any]) -> list[int]:
-    return [event["push"]["id"] for event in batch]
-
+from tests.listeners.pushlog_harness import PushlogHarness, ids, push_entry, serving_pushes
 
 # What is new is forwarded
 
@@ -837,66 +685,3 @@ def test_a_bug_in_the_loop_ends_the_listener_loudly(
     monkeypatch.setattr(PushlogListener, "_renew", bug)
     with pytest.raises(ZeroDivisionError):
         PushlogListener(quick_settings(pushlog_harness.url)).run()
-
-
-def test_wrong_settings_end_with_2_and_say_why(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", "[]")
-    assert main() == 2
-    assert (
-        "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREEHERDER_WEBHOOK_SECRETS"
-        in capsys.readouterr().err
-    )
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_listener_cleanly(pushlog_harness: PushlogHarness, number: signal.Signals) -> None:
-    pushlog_harness.pushlog.create("r")
-    pushlog_harness.monitor()
-    with running_listener("pushlog", pushlog_harness.url) as running:
-        pushlog_harness.service.wait_for_polls("r", 2)
-        output = terminate(running, number, 3)
-    assert '"stopped"' in output
-    assert f'"{number.name}"' in output
-    assert pushlog_harness.service.repositories["r"].holder is None
-
-
-def test_sigterm_in_the_middle_of_everything_ends_it_within_5_seconds(pushlog_harness: PushlogHarness) -> None:
-    """One pushlog says nothing, another's pushes are being forwarded, and the service has fallen silent."""
-    silent = threading.Event()
-    pushlog_harness.pushlog.create("slow")
-    pushlog_harness.pushlog.create("busy")
-    pushlog_harness.pushlog.push("busy")
-    pushlog_harness.fault("slow", "delay", seconds=5)
-    pushlog_harness.monitor("slow")
-    pushlog_harness.monitor("busy")
-
-    def hang(request: Request) -> Answer | None:
-        if "events" in request.path:
-            silent.wait(10)
-        return None
-
-    pushlog_harness.service.override = hang
-    with running_listener("pushlog", pushlog_harness.url) as running:
-        pushlog_harness.service.wait_for(
-            lambda: any("events" in request.path for request in pushlog_harness.service.requests)
-        )
-        output = terminate(running, signal.SIGTERM, 5)
-        silent.set()
-    assert "polls-abandoned" in output
-
-
-@pytest.mark.parametrize("listener", ["pushlog", "pulse"])
-def test_a_listener_imports_only_the_contract_of_the_service(listener: str) -> None:
-    code = f"""
-import sys, listeners.{listener}
-heavy = {{"fastapi", "sqlalchemy", "sqlmodel", "taskcluster", "aiohttp", "uvicorn", "starlette", "sandbox"}}
-print(sorted(heavy & set(sys.modules)))
-print(sorted(name for name in sys.modules if name.partition(".")[0] == "service"))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    libraries, service_modules = done.stdout.splitlines()
-    assert libraries == "[]"
-    contract = ["configuration", "events", "retry"]
-    assert service_modules == str(["service", "service.contract", *(f"service.contract.{name}" for name in contract)])

@@ -5,7 +5,7 @@ import pytest
 
 from listeners.settings import load
 from service.contract.configuration import SettingsError
-from tests.listeners.fakes import OTHER_SECRET, SECRET
+from tests.listeners.fakes import OTHER_SECRET, SECRET, quick_settings
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +100,17 @@ def test_nonsense_below_listeners_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
     with pytest.raises(SettingsError, match="listeners: "):
         load()
+
+
+def test_an_environment_whose_jobs_are_off_is_not_listened_for() -> None:
+    assert quick_settings(
+        "http://x", environments={"a": {"jobs": "off"}, "b": {"jobs": "rest"}, "c": {}}
+    ).environments == [
+        "b",
+        "c",
+    ]
+
+
+def test_a_prefetch_smaller_than_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="pulse_prefetch must be at least pulse_batch"):
+        quick_settings("http://x", pulse_prefetch=10)

@@ -1,0 +1,170 @@
+"""Listeners as processes: signals, exit codes, and what they keep in memory."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from listeners.pushlog import main
+from sandbox.stack import free_port
+from tests.listeners.broker_harness import ACTIONS, BrokerHarness, running_pulse_listener, wait_until
+from tests.listeners.fakes import Answer, Request
+from tests.listeners.processes import running_listener, terminate
+from tests.listeners.pushlog_harness import PushlogHarness
+from tests.proxy import TcpProxy
+
+
+def test_a_probe_that_cannot_listen_is_told(broker_harness: BrokerHarness) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running_pulse_listener(broker_harness, probe_port=str(port)) as running:
+            output, _ = running.communicate(timeout=30)
+    assert running.returncode == 2
+    assert f"probe_port: 127.0.0.1:{port} cannot be opened" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(broker_harness: BrokerHarness, number: signal.Signals) -> None:
+    port = free_port()
+    with running_pulse_listener(broker_harness, probe_port=str(port)) as running:
+        wait_until(lambda: broker_harness.service.reports, 60)
+        told = httpx.get(f"http://127.0.0.1:{port}/__heartbeat__").json()
+        assert (told["status"], told["queues"][broker_harness.queue]["connected"]) == ("ok", True)
+        broker_harness.press("1")
+        wait_until(lambda: broker_harness.service.bodies() == ["1"])
+        # 55 MB when this was written; a leak or a heavy import would show
+        assert psutil.Process(running.pid).memory_info().rss < 60e6
+        output = terminate(running, number, 3)
+    assert '"stopped"' in output
+    assert broker_harness.waiting() == 0
+
+
+def test_sigterm_ends_it_within_5_seconds_though_service_and_broker_say_nothing(
+    broker_harness: BrokerHarness, proxy: TcpProxy
+) -> None:
+    silent = threading.Event()
+
+    def hang(request: Request) -> Answer | None:
+        if request.path == ACTIONS:
+            silent.wait(20)
+        return None
+
+    broker_harness.service.override = hang
+    with running_pulse_listener(broker_harness, pulse_url=broker_harness.broker) as running:
+        wait_until(lambda: broker_harness.service.reports, 60)
+        broker_harness.press("1")
+        wait_until(lambda: broker_harness.waiting() == 0)
+        proxy.hold()
+        output = terminate(running, signal.SIGTERM, 5)
+        silent.set()
+    assert "abandoned" in output
+
+
+def test_killed_at_any_moment_it_loses_nothing(broker_harness: BrokerHarness) -> None:
+    """Some kill -9 while messages come in: each of them arrives."""
+    broker_harness.channel.queue_declare(broker_harness.queue, durable=True)
+    broker_harness.channel.queue_bind(broker_harness.queue, broker_harness.actions, "taskcluster.#")
+    broker_harness.press(*map(str, range(400)))
+
+    def slowly(request: Request) -> Answer | None:
+        time.sleep(0.005)
+        return None
+
+    def all_arrived() -> bool:
+        return len(set(broker_harness.service.bodies())) == 400
+
+    def have_arrived(count: int) -> bool:
+        return len(broker_harness.service.events()) >= count or all_arrived()
+
+    broker_harness.service.override = slowly
+    kills = 0
+    while not all_arrived():
+        kill_at = len(broker_harness.service.events()) + 1 + kills % 5 * 40
+        with running_pulse_listener(broker_harness, pulse_batch="25", pulse_linger="0") as running:
+            wait_until(partial(have_arrived, kill_at), 60)
+            running.kill()
+        kills += 1
+    assert kills > 2
+    assert set(broker_harness.service.bodies()) == set(map(str, range(400)))
+
+
+def test_without_a_url_it_says_what_to_do(broker_harness: BrokerHarness) -> None:
+    with running_pulse_listener(broker_harness, pulse_url="") as running:
+        output, _ = running.communicate(timeout=30)
+    assert running.returncode == 2
+    assert "TC_TREEHERDER_PULSE_URL" in output
+    assert "amqps://user:password@pulse.mozilla.org:5671/%2F" in output
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_wrong_settings_end_with_2_and_say_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", "[]")
+    assert main() == 2
+    assert (
+        "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREEHERDER_WEBHOOK_SECRETS"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_listener_cleanly(pushlog_harness: PushlogHarness, number: signal.Signals) -> None:
+    pushlog_harness.pushlog.create("r")
+    pushlog_harness.monitor()
+    with running_listener("pushlog", pushlog_harness.url) as running:
+        pushlog_harness.service.wait_for_polls("r", 2)
+        output = terminate(running, number, 3)
+    assert '"stopped"' in output
+    assert f'"{number.name}"' in output
+    assert pushlog_harness.service.repositories["r"].holder is None
+
+
+def test_sigterm_in_the_middle_of_everything_ends_it_within_5_seconds(pushlog_harness: PushlogHarness) -> None:
+    """One pushlog says nothing, another's pushes are being forwarded, and the service has fallen silent."""
+    silent = threading.Event()
+    pushlog_harness.pushlog.create("slow")
+    pushlog_harness.pushlog.create("busy")
+    pushlog_harness.pushlog.push("busy")
+    pushlog_harness.fault("slow", "delay", seconds=5)
+    pushlog_harness.monitor("slow")
+    pushlog_harness.monitor("busy")
+
+    def hang(request: Request) -> Answer | None:
+        if "events" in request.path:
+            silent.wait(10)
+        return None
+
+    pushlog_harness.service.override = hang
+    with running_listener("pushlog", pushlog_harness.url) as running:
+        pushlog_harness.service.wait_for(
+            lambda: any("events" in request.path for request in pushlog_harness.service.requests)
+        )
+        output = terminate(running, signal.SIGTERM, 5)
+        silent.set()
+    assert "polls-abandoned" in output
+
+
+@pytest.mark.parametrize("listener", ["pushlog", "pulse"])
+def test_a_listener_imports_only_the_contract_of_the_service(listener: str) -> None:
+    code = f"""
+import sys, listeners.{listener}
+heavy = {{"fastapi", "sqlalchemy", "sqlmodel", "taskcluster", "aiohttp", "uvicorn", "starlette", "sandbox"}}
+print(sorted(heavy & set(sys.modules)))
+print(sorted(name for name in sys.modules if name.partition(".")[0] == "service"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    libraries, service_modules = done.stdout.splitlines()
+    assert libraries == "[]"
+    contract = ["configuration", "events", "retry"]
+    assert service_modules == str(["service", "service.contract", *(f"service.contract.{name}" for name in contract)])
