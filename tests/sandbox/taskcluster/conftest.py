@@ -8,7 +8,7 @@ import pytest
 from sandbox.taskcluster import Taskcluster
 from sandbox.taskcluster.tasks import Message
 from tests.published_schemas import has_published_schemas
-from tests.sandbox.taskcluster.support import ROOT, Api, validate_message
+from tests.sandbox.taskcluster.support import ROOT, Api, served, validate_message
 
 
 @pytest.fixture
@@ -40,3 +40,9 @@ async def api(tc: Taskcluster, messages: Any) -> AsyncIterator[Api]:
     calls = Api(tc)
     async with calls.http:
         yield calls
+
+
+@pytest.fixture
+async def root(tc: Taskcluster) -> AsyncIterator[str]:
+    async with served(tc) as url:
+        yield url

@@ -1,19 +1,26 @@
 """Calls the stand-in as a client would, and holds every request and answer against the published schemas."""
 
+import asyncio
 import base64
+import contextlib
 import functools
 import json
 import re
+import socket
 import time
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
 import jsonschema
+import pytest
+import uvicorn
 from mohawk import Sender
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
+from taskcluster import slugId
 
 from sandbox.taskcluster import Client, Taskcluster, create_app
 from sandbox.taskcluster.clock import DAY, HOUR, iso
@@ -188,3 +195,49 @@ class Api:
 
 def now_seconds() -> int:
     return int(time.time())
+
+
+WORKER = {"workerGroup": "wg", "workerId": "w1"}
+
+
+async def create(api: Api, task_id: str | None = None, **more: Any) -> str:
+    task_id = task_id or str(slugId())
+    await api("createTask", task_id, body=api.define(**more))
+    return task_id
+
+
+async def refused(call: Any, status: int, code: str, message: str | None = None) -> None:
+    with pytest.raises(Refused, match=message) as why:
+        await call
+    assert (why.value.status, why.value.code) == (status, code)
+
+
+async def finish(api: Api, task_id: str, how: str = "completed", queue_id: str = "prov/w") -> None:
+    claim = await api.claim(queue_id)
+    assert claim["status"]["taskId"] == task_id
+    if how.startswith("exception:"):
+        await api("reportException", task_id, claim["runId"], body={"reason": how.partition(":")[2]})
+    else:
+        await api("reportCompleted" if how == "completed" else "reportFailed", task_id, claim["runId"])
+
+
+def kinds(messages: list[Message], task_id: str) -> list[str]:
+    """The exchanges, without their prefix, of the messages about a task."""
+    return [m.exchange.rpartition("/")[2] for m in messages if m.payload.get("status", {}).get("taskId") == task_id]
+
+
+@contextlib.asynccontextmanager
+async def served(tc: Taskcluster) -> AsyncIterator[str]:
+    """The root url of a real server on a free port."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(tc), log_config=None, lifespan="on", timeout_graceful_shutdown=2))
+    task = asyncio.create_task(server.serve([listener]))
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        tc.faults.remove()
+        server.should_exit = True
+        await task

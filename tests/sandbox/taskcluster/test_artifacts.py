@@ -7,13 +7,7 @@ from taskcluster import slugId
 
 from sandbox.taskcluster import Client
 from sandbox.taskcluster.clock import DAY, iso
-from tests.sandbox.taskcluster.support import Api, Refused
-
-
-async def refused(call: Any, status: int, code: str, message: str | None = None) -> None:
-    with pytest.raises(Refused, match=message) as why:
-        await call
-    assert (why.value.status, why.value.code) == (status, code)
+from tests.sandbox.taskcluster.support import Api, refused
 
 
 @pytest.fixture

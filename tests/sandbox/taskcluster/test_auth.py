@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sandbox.taskcluster import Client, Taskcluster
 from sandbox.taskcluster.auth import MAX_HEADER, Request, mac, payload_hash
 from sandbox.taskcluster.clock import DAY, HOUR, MINUTE
-from tests.sandbox.taskcluster.support import ROOT, Api, Refused, now_seconds, reference, sign, validate
+from tests.sandbox.taskcluster.support import ROOT, Api, Refused, now_seconds, sign, validate
 
 LIMITED = Client("limited", "limited-secret", ("auth:current-scopes", "queue:status:*", "assume:role-x"))
 URL = "http://taskcluster.example/api/auth/v1/scopes/current"
@@ -328,16 +328,6 @@ async def test_a_bewit_that_cannot_be_read_is_401(api: Api, bewit: str) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, "AuthenticationFailed")
 
 
-async def test_expand_scopes_brings_roles(api: Api) -> None:
-    answer = await api("expandScopes", body={"scopes": ["assume:role-x"]}, service="auth")
-    assert answer["scopes"] == ["assume:role-x", "from-role"]
-
-
-async def test_both_services_answer_ping(api: Api) -> None:
-    for service in ("queue", "auth"):
-        assert (await api("ping", service=service, client=None))["alive"] is True
-
-
 # --- against mohawk ---
 
 
@@ -371,15 +361,3 @@ async def test_an_ipv6_host_and_a_port_are_read_from_the_host_header(api: Api) -
         full = f"{url}/api/auth/v1/scopes/current"
         answer = await api.http.get(full, headers=sign(ROOT, "GET", full))
         assert answer.status_code == 200, (url, answer.text)
-
-
-def test_every_method_here_is_a_published_one(tc: Taskcluster) -> None:
-    from sandbox.taskcluster.methods import api_methods
-
-    for service, method in api_methods(tc):
-        published = reference(service)[method.name]
-        assert method.verb == published["method"].upper()
-        template = method.path.replace(":path}", "}").replace("{", "<").replace("}", ">")
-        assert template == published["route"]
-        assert method.takes_body == ("input" in published)
-        assert method.public == ("scopes" not in published)

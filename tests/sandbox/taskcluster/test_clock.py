@@ -1,7 +1,10 @@
-"""Moments, and how Taskcluster writes them."""
+"""The stand-in's clock, and dates in the form of Taskcluster."""
+
+import doctest
 
 import pytest
 
+from sandbox.taskcluster import clock
 from sandbox.taskcluster.clock import SECOND, Clock, a_year_later, iso, parse
 
 
@@ -44,3 +47,8 @@ def test_a_clock_stands_moves_and_returns() -> None:
     assert clock.now() == before + 2500
     clock.reset()
     assert abs(clock.now() - before) < 2 * SECOND
+
+
+def test_the_examples_in_docstrings_hold() -> None:
+    outcome = doctest.testmod(clock)
+    assert (outcome.attempted > 0, outcome.failed) == (True, 0)
