@@ -1,4 +1,4 @@
-"""Runs the migrations on the database that `service.store.database` names, one process at a time."""
+"""Run the migrations on the database that `service.store.database` names, one process at a time."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ _LOCK = 0x7C74_7268  # any number that is ours alone
 
 
 def plain(kind: str, item: object, _: AutogenContext) -> str | Literal[False]:
-    """Migrations name SQLAlchemy's own types, so that they outlive changes of ours."""
+    """Render SQLAlchemy's own types, so that migrations stay valid after changes of the models' types."""
     if kind == "type" and isinstance(item, Utc):
         return "sa.DateTime(timezone=True)"
     if kind == "type" and isinstance(item, AutoString):

@@ -1,1 +1,4 @@
-"""Measurements for docs/performance.md. Each compares within one run: machines differ, and are noisy."""
+"""Measure the figures of docs/performance.md.
+
+Each benchmark compares within one run, because machines differ, and are noisy.
+"""

@@ -1,4 +1,4 @@
-"""The bare loop that polls are compared with: conditional requests at a steady pace by a script, one after the other.
+"""Poll repositories with conditional requests at a steady pace: the loop that the listener's polls are compared with.
 
 `python -m benchmarks.bare_polls HG REPOSITORIES RATE SECONDS` prints its requests and the CPU seconds they took.
 """
@@ -10,7 +10,7 @@ import httpx
 
 
 def main(hg: str, repositories: int, rate: float, seconds: float) -> None:
-    """Ask each repository in turn, `rate` times a second."""
+    """Poll each repository in turn, `rate` times a second."""
     urls = [f"{hg}/r{n}/json-pushes?version=2&full=1&startID=0&endID=101" for n in range(repositories)]
     with httpx.Client(headers={"User-Agent": "tc-treeherder"}) as client:
         tags = [client.get(url).headers["etag"] for url in urls]

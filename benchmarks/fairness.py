@@ -1,7 +1,8 @@
-"""What one hog costs others: `bin/measure-fairness`.
+"""Measure how much one greedy user delays others: `bin/measure-fairness`.
 
-A push or a cancel of somebody else is timed alone, and then beside a hog in the same stack: one pusher with many
-waiting graphs, or with templates that take as long as they may; for the cancel, with one graph of ten thousand tasks.
+A push or a cancel of another user is timed alone, and then beside the greedy one in the same stack: one pusher with
+many waiting graphs, or with templates that take as long as they may; for the cancel, with one graph of ten thousand
+tasks.
 """
 
 import statistics
@@ -49,7 +50,7 @@ tasks:
 
 
 class Measured:
-    """A running stack with two repositories: one is the hog's."""
+    """A running stack with two repositories, one of them the greedy user's."""
 
     def __init__(self, stack: Stack, upstream: float) -> None:
         self.stack = stack
@@ -72,7 +73,7 @@ class Measured:
         return found
 
     def notice_to_graph(self) -> float:
-        """Seconds from the notice of a push of somebody else to its graph, by the service's own times."""
+        """Push as another user and return the seconds from notice to graph, by the service's own times."""
         push_id = self.push(OTHER, YML)
         wait_for(lambda: self.graph(OTHER, push_id)["graph"]["state"] == "created", 120)
         push = self.graph(OTHER, push_id)
@@ -80,7 +81,7 @@ class Measured:
         return (ended - noticed).total_seconds()
 
     def waiting(self, repository: str) -> int:
-        """Graphs of that repository that have not ended."""
+        """Return the number of unfinished graphs of a repository."""
         answer = self.api.get("/pushes", params={"repository": repository, "state": "pending", "limit": 500})
         return len(answer.json()["items"])
 
@@ -88,7 +89,7 @@ class Measured:
 def pushes(
     folder: Path, database_url: str | None, count: int, upstream: float, graphs: int, yml: str, what: str, warm_up: int
 ) -> None:
-    """A push of another pusher, alone and beside so many waiting graphs of one."""
+    """Time a push of another user, alone and beside waiting graphs of the greedy one."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
         prepare(stack, database_url)
         stack.service()
@@ -111,7 +112,7 @@ def pushes(
 
 
 def cancels(folder: Path, database_url: str | None, count: int, upstream: float, tasks: int) -> None:
-    """A cancel of another requester, alone and beside a push of so many tasks."""
+    """Time a cancel of another user, alone and beside a push of many tasks."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
         prepare(stack, database_url)
         stack.service()
@@ -166,7 +167,7 @@ def main(
     warm_up: Annotated[int, typer.Option(help="pushes that are not counted")] = 5,
     upstream: Annotated[float, typer.Option(help="seconds that each call of Taskcluster takes at least")] = 0.1,
 ) -> None:
-    """Measure what one hog costs others."""
+    """Measure how much one greedy user delays others."""
     configure("WARNING", as_json=None)
     measures: dict[str, Callable[[Path], None]] = {
         "graphs": lambda folder: pushes(

@@ -1,4 +1,4 @@
-"""Read CPU and memory of processes, and format what the benchmarks print."""
+"""Read the CPU and memory of processes, and format figures."""
 
 import math
 from typing import Annotated
@@ -10,7 +10,7 @@ from sandbox.stack import Process, Stack
 
 
 def memory(stack: Stack) -> str:
-    """Resident memory of each process and its children, in MB."""
+    """Return the resident memory of each process and of its children, in MB."""
     parts = []
     for name, process in stack.processes.items():
         if name != "sandbox" and process.running():
@@ -30,20 +30,22 @@ def cpu_seconds(process: Process) -> float:
 
 
 def prepare(stack: Stack, database_url: str | None) -> None:
-    """Make the schema in a process of its own, which has alembic in memory, as on PostgreSQL always."""
+    """Create the schema in a process of its own, so that the service does not load alembic."""
     stack.upgrade()
 
 
 def database_name(database_url: str | None) -> str:
+    """Return the name of the database's kind."""
     return "SQLite" if database_url is None else "PostgreSQL"
 
 
 def ms(seconds: float) -> str:
+    """Format seconds as milliseconds."""
     return f"{seconds * 1000:.1f} ms"
 
 
 def ratio(measured: float, reference: float) -> float:
-    """Return how many times the reference was measured; NaN if the reference is too small to be measured."""
+    """Return the ratio; NaN if the reference is too small to be measured."""
     return measured / reference if reference else math.nan
 
 
@@ -56,7 +58,7 @@ DatabaseUrl = Annotated[str | None, typer.Option(help="an empty PostgreSQL datab
 
 
 def cpu_seconds_by_name(processes: dict[str, Process]) -> dict[str, float]:
-    """Seconds of CPU that each has used."""
+    """Return the seconds of CPU that each running process has used."""
     spent = {}
     for name, process in processes.items():
         if process.running():

@@ -1,4 +1,4 @@
-"""How lists, claims, sweeps and /metrics bear a database that has grown: `bin/measure-growth`."""
+"""Measure lists, claims, sweeps and /metrics in a database that has grown: `bin/measure-growth`."""
 
 import asyncio
 import itertools
@@ -49,6 +49,8 @@ ENDED_RUN = {
 
 @dataclass
 class Sizes:
+    """Numbers of rows by kind."""
+
     pushes: int = 1_000_000
     reports: int = 1_000_000
     actions: int = 300_000
@@ -57,30 +59,33 @@ class Sizes:
 
 
 def alias(number: int) -> str:
+    """Return the alias of a repository."""
     return f"repo{number}"
 
 
 def revision(number: int) -> str:
+    """Return the revision of a push."""
     return f"{number:040x}"
 
 
 def task_id(kind: str, number: int) -> str:
+    """Return a task id of a kind."""
     return f"{kind}{number:021d}"
 
 
 class Filling:
-    """Rows as the service leaves them; of each thing, a few are unfinished, have failed, or are due."""
+    """Rows as the service leaves them; of each kind, a few are unfinished, have failed, or are due."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
         self.now = datetime.now(UTC)
 
     def age(self, number: int, of: int, oldest: timedelta = AGE) -> datetime:
-        """The first is the oldest."""
+        """Return the time of a row between `oldest` ago and now; the first row is the oldest."""
         return self.now - oldest * (1 - number / max(of, 1))
 
     def work(self, number: int, at: datetime, lane: str, share: str) -> Row:
-        """A tenth of a per cent waits, half a per cent has failed."""
+        """Return the columns of work; 0.1 % of the rows is pending and 0.5 % has failed."""
         due, failed = number % 997 == 7, number % 200 == 3
         state = "pending" if due else "failed" if failed else "done"
         times = {"since": at, "due_at": at if due else None, "done_at": None if due else at}
@@ -118,7 +123,7 @@ class Filling:
             }  # fmt: skip
 
     def tasks(self) -> Rows:
-        """One of each graph, and of the oldest push very many."""
+        """Yield one task of each graph, and very many tasks of the oldest push."""
         for number in range(self.sizes.pushes):
             yield self.task(f"p{number:021d}", self.age(number, self.sizes.pushes), 0, step_id=2 * number + 2)
         for number in range(1, min(LARGE_PLAN, self.sizes.pushes)):
@@ -193,7 +198,7 @@ class Filling:
             yield {"id": number + 1, "task_group_id": task_id("g", number), **self.work(number, at, "task-groups", "-")}
 
     def tables(self) -> Iterable[tuple[str, Rows]]:
-        """In the order in which they hang on each other."""
+        """Yield the rows of each table, in the order of their foreign keys."""
         yield "repository", self.repositories()
         yield "push", self.pushes()
         yield "push_step", self.steps()
@@ -208,12 +213,12 @@ class Filling:
 
 
 def fill(database_url: str, sizes: Sizes) -> None:
-    """Fill a database that has the schema and nothing in it."""
+    """Fill a database that has the schema and no rows."""
     fill_tables(database_url, Filling(sizes).tables())
 
 
 def fill_tables(database_url: str, rows: Iterable[tuple[str, Rows]]) -> None:
-    """Put rows into tables that have none of these ids. Indexes are made anew at the end, which is faster by far."""
+    """Insert rows into tables that have none of these ids; recreate indexes at the end, which is much faster."""
     engine = create_engine(sync_url(database_url))
     postgresql = engine.dialect.name == "postgresql"
     with engine.begin() as connection:
@@ -243,7 +248,7 @@ def fill_tables(database_url: str, rows: Iterable[tuple[str, Rows]]) -> None:
 
 
 def _load(connection: Connection, table: Table, rows: Rows) -> None:
-    """By COPY, or by sqlite3's own executemany: SQLAlchemy's takes several times as long."""
+    """Insert rows by COPY, or by sqlite3's own executemany: SQLAlchemy's takes several times as long."""
     first = next(rows, None)
     if first is None:
         return
@@ -323,7 +328,7 @@ LISTS: dict[str, Row] = {
 
 
 async def time_of(call: Callable[[], Awaitable[Any]], times: int) -> list[float]:
-    """Return what so many calls took, in milliseconds, after one that does not count."""
+    """Call once without counting, then `times` times; return the duration of each call in milliseconds."""
     await call()
     seconds = []
     for _ in range(times):
@@ -334,6 +339,7 @@ async def time_of(call: Callable[[], Awaitable[Any]], times: int) -> list[float]
 
 
 def settings_for(database_url: str) -> Settings:
+    """Return settings for a service on this database."""
     return Settings(
         database_url=database_url,
         tokens=[{"name": "measure", "value": TOKEN, "scopes": ["*"]}],
@@ -345,7 +351,7 @@ def settings_for(database_url: str) -> Settings:
 
 @asynccontextmanager
 async def served(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, Database]]:
-    """The service's API, over ASGI, and its database; nothing works in it."""
+    """Yield a client of the service's API, over ASGI, and its database; no worker runs."""
     app = create_app(settings, work=False)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
@@ -396,6 +402,7 @@ async def measure_push(database_url: str, what: str, first_id: int) -> None:
 
 
 async def measure(database_url: str, times: int) -> None:
+    """Time each list, the claims, /metrics and a sweep."""
     settings = settings_for(database_url)
     async with served(settings) as (client, database):
         for name, query in LISTS.items():
@@ -411,11 +418,12 @@ async def measure(database_url: str, times: int) -> None:
 
 
 def report(what: str, milliseconds: list[float]) -> None:
-    """Print the median, and the best: what it takes on a machine that does nothing else."""
+    """Print the median, and the minimum: the time on a machine that does nothing else."""
     typer.echo(f"{what:45} {statistics.median(milliseconds):9.1f} ms, at best {min(milliseconds):.1f}")
 
 
 async def measure_work(database: Database, settings: Settings, times: int) -> None:
+    """Time the claims of worker and reporter, and /metrics."""
     lease = settings.work.lease
 
     async def look() -> None:
@@ -462,7 +470,7 @@ async def measure_sweep(database: Database) -> None:
 
 
 def grow(database_url: str, sizes: Sizes, times: int) -> None:
-    """Fill a database, and time what the service asks of it."""
+    """Fill a database, and time the service's queries."""
     upgrade(database_url)
     filling = Filling(sizes)
     tables = list(filling.tables())
@@ -496,7 +504,7 @@ def main(
     upstream: Annotated[float, typer.Option(help="seconds that each upstream call takes, for replicas")] = 0.02,
     services: Annotated[str, typer.Option(help="how many services there are, for replicas")] = "1,2,4",
 ) -> None:
-    """Measure a large database; or several services on one PostgreSQL."""
+    """Measure a large database, or several services on one PostgreSQL."""
     log.configure("WARNING", as_json=False)
     with tempfile.TemporaryDirectory() as folder:
         if what == "replicas":

@@ -1,4 +1,4 @@
-"""How fast pushes go through, and what that costs: `bin/measure-pushes`."""
+"""Measure how fast pushes are processed, and what that costs: `bin/measure-pushes`."""
 
 import asyncio
 import json
@@ -74,9 +74,9 @@ class Clients:
 async def bare(
     stack: Stack, pushed: dict[str, Any], http: Http, queue: TaskclusterQueue, store: sqlite3.Connection
 ) -> float:
-    """Make the same four calls, one after the other, as a script that knows what to send and commits three times.
+    """Make the same four calls one after the other, as a script that knows what to send and commits three times.
 
-    Returns seconds.
+    Return seconds.
     """
     url = stack.sandbox["repositories"][PATH]
     hawk = stack.sandbox["credentials"]["treeherder"]
@@ -154,7 +154,10 @@ def _hash(changeset: dict[str, Any]) -> str:
 
 
 def latency(folder: Path, database_url: str | None, pushes: int, warm_up: int, upstream: float) -> None:
-    """Notice to graph, by turns with the bare sequence; each upstream call takes `upstream` seconds at least."""
+    """Time pushes from notice to graph, by turns with the bare sequence.
+
+    Each upstream call takes at least `upstream` seconds.
+    """
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
         prepare(stack, database_url)
         service = stack.service()
@@ -211,7 +214,7 @@ async def _by_turns(
 
 
 def _graph_at(clients: Clients, pushed: dict[str, Any]) -> float | None:
-    """When both the resultset and the graph of a push stood, epoch s."""
+    """Return the time (epoch seconds) at which resultset and graph of a push both existed, or None."""
     answer = clients.api.get(f"/pushes/{PATH}/{pushed['id']}")
     if answer.status_code != 200:
         return None
@@ -226,7 +229,7 @@ def _graph_at(clients: Clients, pushed: dict[str, Any]) -> float | None:
 
 
 def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
-    """So many pushes wait when the repository is added."""
+    """Time the processing of pushes that wait when the repository is added."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
         prepare(stack, database_url)
         service = stack.service()
@@ -265,7 +268,7 @@ RATE = 10
 def idle(
     folder: Path, database_url: str | None, repositories: int, seconds: float, rounds: int, warm: float, tag_age: float
 ) -> None:
-    """Repositories in which nothing happens, in turns with a bare loop of the same requests, and without any."""
+    """Measure polls of unchanged repositories, by turns with the bare loop, and the service without a listener."""
     settings = {
         "TC_TREEHERDER_LOG_LEVEL": "WARNING",
         "TC_TREEHERDER_POLL__MAX_REQUESTS_PER_HOST": str(RATE),

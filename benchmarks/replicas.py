@@ -1,4 +1,4 @@
-"""How several services share the work on one PostgreSQL: `bin/measure-growth replicas`."""
+"""Measure how several services share the work on one PostgreSQL: `bin/measure-growth replicas`."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ BUSY = 0.85
 
 
 def replicas(folder: Path, database_url: str, pushes: int, upstream: float, counts: list[int]) -> None:
-    """Let so many services, one count after the other, work off the same backlog, each in a schema made anew."""
+    """Let each of these counts of services process the same backlog, in a new schema each time."""
     print(f"{pushes} pushes in {REPOSITORIES} repositories, {upstream * 1000:g} ms a call upstream, PostgreSQL:")
     for services in counts:
         downgrade(database_url, "base")
@@ -60,7 +60,7 @@ def _round(folder: Path, database_url: str, services: int, pushes: int, upstream
 
 
 def _cpu(stack: Stack, database_url: str) -> dict[str, float]:
-    """Return the seconds of CPU that our processes have used, and those of PostgreSQL that serve this database."""
+    """Return the seconds of CPU of the stack's processes, and of PostgreSQL's processes for this database."""
     spent, name = cpu_seconds_by_name(stack.processes), make_url(database_url).database or ""
     spent["postgres"] = 0.0
     for process in psutil.process_iter(["cmdline", "cpu_times"]):
@@ -70,7 +70,7 @@ def _cpu(stack: Stack, database_url: str) -> dict[str, float]:
 
 
 def _done(database_url: str) -> int:
-    """Return how many graphs stand whose resultsets do, too."""
+    """Return the number of pushes whose graph and resultsets are all done."""
     engine = create_engine(sync_url(database_url))
     with engine.connect() as connection:
         time.sleep(0.2)  # whoever looks all the time measures himself
@@ -92,7 +92,7 @@ def _deadlocks(database_url: str) -> int:
 
 
 def _bound(before: Any, after: Any, used: dict[str, float], took: float) -> str:
-    """Return who used the machine's CPU, and whether that is what bounds the throughput."""
+    """Describe the use of the machine's CPU, and whether the CPU bounds the throughput."""
     all_ = took * (psutil.cpu_count() or 1)
     busy = (sum(after) - sum(before) - (after.idle - before.idle) - (after.iowait - before.iowait)) / all_
     shares = {"services": 0.0, "PostgreSQL": used.pop("postgres") / all_, "stand-ins and listener": 0.0}

@@ -1,6 +1,6 @@
-"""How fast task events become jobs, and what that costs: `bin/measure-reports`.
+"""Measure how fast task events become jobs, and what that costs: `bin/measure-reports`.
 
-The tasks are made in a queue in this process, which answers for their definitions; their messages are published to a
+The tasks are created in a queue in this process, which serves their definitions. Their messages are published to a
 real RabbitMQ (or, for `store`, sent to the service as the listener does). A run has about four events, as in
 production: defined, pending, running, completed.
 """
@@ -55,7 +55,7 @@ class Load:
             self._messages.append(message)
 
     def events(self, runs: int, apart: int = APART) -> Iterator[Message]:
-        """The messages of so many runs, those of one run apart from each other."""
+        """Yield the messages of so many runs; the messages of one run are apart from each other."""
         ids: list[str] = []
         for number in range(runs + 2 * apart):
             if number < runs:
@@ -105,7 +105,7 @@ class Load:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
-        """The queue's API, on a thread of its own."""
+        """Serve the queue's API on a thread of its own; yield its URL."""
         port = free_port()
         config = uvicorn.Config(
             taskcluster.create_app(self.tc), port=port, lifespan="off", log_config=None, access_log=False
@@ -120,6 +120,7 @@ class Load:
 
 
 def taskcluster_id() -> str:
+    """Return a new task id that does not begin with a dash."""
     import base64
 
     drawn = bytearray(uuid.uuid4().bytes)
@@ -135,7 +136,7 @@ def _iso(at: datetime) -> str:
 def system(
     folder: Path, load: Load, database_url: str | None, limit: int, amqp_url: str | None = None, **more: str
 ) -> Iterator[tuple[Stack, dict[str, Any]]]:
-    """A sandbox's Treeherder with a push for each project, and the settings for service and listener."""
+    """Run a sandbox's Treeherder with a push for each project; yield the stack, and settings for its processes."""
     with load.serving() as taskcluster_url, Stack(folder, database_url=database_url, settings=QUIET) as stack:
         if database_url is not None:
             stack.upgrade()
@@ -193,7 +194,7 @@ def _user(amqp_url: str) -> str:
 
 
 class Broker:
-    """Publishes messages to exchanges of this measurement's own."""
+    """A connection that publishes messages to exchanges of this benchmark's own."""
 
     def __init__(self, amqp_url: str, prefix: str) -> None:
         self._prefix = prefix
@@ -211,7 +212,7 @@ class Broker:
         self._channel.basic_publish(exchange, message.routing_key, json.dumps(message.payload).encode(), properties)
 
     def waiting(self, queue: str) -> int:
-        """Messages in the queue that nobody has taken."""
+        """Return the number of messages that wait in the queue, or -1 if it does not exist."""
         try:
             return int(self._channel.queue_declare(queue, passive=True).method.message_count)
         except pika.exceptions.ChannelClosedByBroker:
@@ -227,7 +228,7 @@ class Broker:
 
 @contextlib.contextmanager
 def broker(amqp_url: str, settings: dict[str, str]) -> Iterator[tuple[Broker, str]]:
-    """The broker, and the queue's name."""
+    """Yield the broker, and the queue's name."""
     made = Broker(amqp_url, settings["TC_TREEHERDER_PULSE_TASKS"])
     queue = f"queue/{_user(amqp_url)}/{settings['TC_TREEHERDER_PULSE_QUEUE']}/tasks"
     try:
@@ -241,7 +242,7 @@ ONE = 1
 
 
 def silent_service(stack: Stack, database_url: str | None, settings: dict[str, Any]) -> Process:
-    """Start a service that reports nothing: without its worker where it can do without one."""
+    """Start a service that reports nothing: without its worker if the database allows it."""
     return stack.service("service", *([] if database_url is None else ["--no-worker"]), **settings)
 
 
@@ -249,7 +250,7 @@ def silent_service(stack: Stack, database_url: str | None, settings: dict[str, A
 
 
 def store(folder: Path, database_url: str | None, events: int) -> None:
-    """Batches of 500 signed events, one after the other, to a service that reports nothing meanwhile."""
+    """Send batches of 500 signed events, one after the other, to a service that reports nothing meanwhile."""
     load = Load()
     with system(folder, load, database_url, ONE) as (stack, settings):
         service = silent_service(stack, database_url, settings)
@@ -318,9 +319,9 @@ def fill_queue(
 
 
 def intake(folder: Path, database_url: str | None, amqp_url: str, events: int) -> None:
-    """Wait until all events are stored and acknowledged; they wait in the queue, and nothing is reported meanwhile.
+    """Time the way of events from the queue into the store; nothing is reported meanwhile.
 
-    It counts from a tenth on, when the listener has started.
+    The measurement starts after a tenth of the events, when the listener is running.
     """
     load = Load()
     with system(folder, load, database_url, ONE, amqp_url) as (stack, settings):
@@ -345,7 +346,7 @@ def intake(folder: Path, database_url: str | None, amqp_url: str, events: int) -
 
 
 def through(folder: Path, database_url: str | None, amqp_url: str, events: int, limit: int, quiet: float) -> None:
-    """All events wait in the queue when the listener starts; until the last job stands in Treeherder."""
+    """Time the way of events from the queue to the last job in Treeherder; the listener starts with a full queue."""
     load = Load()
     with system(folder, load, database_url, limit, amqp_url) as (stack, settings):
         stack.service("service", **settings)
@@ -370,7 +371,10 @@ def through(folder: Path, database_url: str | None, amqp_url: str, events: int, 
 def _until_told(
     stack: Stack, rabbit: Broker, queue: str, runs: int, began: float, quiet: float
 ) -> tuple[float, float, Any]:
-    """When the queue was empty, when the last job was posted (s after `began`), and Treeherder's counters."""
+    """Wait for all jobs; return when the queue was empty, when the last job was posted, and the counters.
+
+    Times are seconds after `began`.
+    """
     emptied = 0.0
     told, counters, changed = -1, {}, began
     with stack.control("treeherder") as treeherder:
@@ -388,7 +392,7 @@ def _until_told(
 
 
 def _linked(stack: Stack) -> int:
-    """Return how many jobs link to more than their task."""
+    """Return the number of jobs that link to more than their task."""
     with stack.control("treeherder") as treeherder:
         jobs = treeherder.get("/state").json()["jobs"]
     blobs = [artifact["blob"] for job in jobs for artifact in job["artifacts"]]
@@ -401,7 +405,7 @@ def _linked(stack: Stack) -> int:
 def latency(
     folder: Path, database_url: str | None, amqp_url: str, rate: int, seconds: int, projects: int, quiet: float
 ) -> None:
-    """So many events a second over these projects, within Treeherder's limit of requests."""
+    """Publish events at a steady rate over some projects, within Treeherder's limit, and time their jobs."""
     load = Load(projects)
     with system(folder, load, database_url, 220, amqp_url) as (stack, settings):
         with stack.control("treeherder") as treeherder:
@@ -434,7 +438,7 @@ _REACHED = {"pending": 1, "running": 2, "completed": 3}
 
 
 def _waits(published: list[tuple[str, str, float]], jobs: list[dict[str, Any]]) -> Iterator[float]:
-    """For each message, how long it took until Treeherder knew what it says, or more."""
+    """Yield the seconds from each message until Treeherder had its state, or a later one."""
     from service.flow.jobs.run import job_guid
 
     histories = {job["job"]["job_guid"]: job["history"] for job in jobs}
@@ -448,7 +452,7 @@ def _waits(published: list[tuple[str, str, float]], jobs: list[dict[str, Any]]) 
 
 
 def flat(folder: Path, database_url: str | None, amqp_url: str, events: int, rate: int, quiet: float) -> None:
-    """The memory of each process while so many events go through."""
+    """Print the memory of each process while many events are processed."""
     load = Load()
     with system(folder, load, database_url, 0, amqp_url) as (stack, settings):
         stack.service("service", **settings)

@@ -1,4 +1,4 @@
-"""How fast retriggers are, what they cost, and how that grows: `bin/measure-retrigger`."""
+"""Measure how fast retriggers are, what they cost, and how that grows: `bin/measure-retrigger`."""
 
 import asyncio
 import base64
@@ -44,11 +44,12 @@ Json = dict[str, Any]
 
 
 def task_id(name: str) -> str:
+    """Return the id of the task with this name."""
     return slugid(b"measure", name)
 
 
 def definition(name: str, group: str, dependencies: list[str]) -> Json:
-    """A definition of some 3 kB, which names the tasks that it depends on here and there, as real ones do."""
+    """Return a definition of about 3 kB that mentions the tasks that it depends on, as real ones do."""
     at = datetime.now(UTC)
     urls = {f"GECKO_{n}": f"https://queue/v1/task/{d}/artifacts/public/build" for n, d in enumerate(dependencies[:5])}
     return {
@@ -79,7 +80,7 @@ def definition(name: str, group: str, dependencies: list[str]) -> Json:
 
 
 def graph(kind: str, size: int) -> list[tuple[str, Json]]:
-    """A decision task, a task that fails, and `size` - 1 that depend on it: each directly, in a chain, or at random."""
+    """Return a decision task, a task that fails, and `size` - 1 dependents: of it, in a chain, or at random."""
     group = task_id("decision")
     failed = task_id("failed")
     tasks = [(group, definition("decision", group, [])), (failed, definition("failed", group, []))]
@@ -107,7 +108,7 @@ class Cost:
 
 
 class Measured:
-    """A running stack whose service is looked at."""
+    """A running stack, and the CPU and memory of its service."""
 
     def __init__(self, stack: Stack, service: Process, database: str) -> None:
         self.api, self.taskcluster = stack.api(), stack.control("taskcluster")
@@ -120,7 +121,7 @@ class Measured:
         ).raise_for_status()
 
     def load(self, tasks: list[tuple[str, Json]]) -> None:
-        """Put tasks into an empty Taskcluster, and wait until the one that fails has."""
+        """Create tasks in an empty Taskcluster, and wait until the failing one has failed."""
         self.taskcluster.post("/latency", json={"seconds": 0}).raise_for_status()
         self.taskcluster.post("/clear").raise_for_status()
         for start in range(0, len(tasks), BATCH):
@@ -134,7 +135,7 @@ class Measured:
         return str(found["status"]["state"])
 
     def retrigger(self, wanted: str, latency: float) -> Cost:
-        """Have a task retriggered, and wait until that is done."""
+        """Retrigger a task and wait until the action is done; return its cost."""
         self.taskcluster.post("/latency", json={"seconds": latency}).raise_for_status()
         with self._memory() as peak:
             cpu, began = self.cpu(), time.perf_counter()
@@ -151,7 +152,7 @@ class Measured:
         return Cost(seconds, first, spent, plan_cpu, self._calls(), peak[0])
 
     def hold_up(self, wanted: str, copies: int) -> None:
-        """Have a task retriggered, and keep all copies from being created until the whole plan is stored."""
+        """Retrigger a task, and hold up all creations until the whole plan is stored."""
         self.taskcluster.post("/faults", json={"kind": "hang", "method": "createTask"}).raise_for_status()
         body = {"action": "retrigger", "project": PROJECT, "task_id": wanted}
         self.api.post("/actions", json=body).raise_for_status()
@@ -159,22 +160,23 @@ class Measured:
         self.taskcluster.delete("/faults").raise_for_status()
 
     def created(self, tasks: int) -> tuple[float, float]:
-        """Wait until so many copies are created; when the first and the last were, in epoch seconds."""
+        """Wait until so many copies are created; return the times of the first and the last (epoch seconds)."""
         while len(creations := self._creations()) < tasks:
             time.sleep(0.1)
         first, *_, last = [creation["time"] for creation in creations if creation["status"] == 200]
         return datetime.fromisoformat(first).timestamp(), datetime.fromisoformat(last).timestamp()
 
     def wait_until_done(self, action_id: int) -> None:
+        """Wait until the action has ended."""
         wait_for(lambda: self._action(action_id) != "pending", 60)
 
     def _definitions(self) -> int:
-        """Copies of the newest action whose definitions are stored."""
+        """Return the number of copies of the newest action whose definitions are stored."""
         newest = "action_id = (SELECT max(id) FROM action)"
         return int(self._query(f"SELECT count(definition) FROM planned_task WHERE {newest}"))
 
     def pressed(self, channel: Any, exchange: str, body: bytes) -> tuple[float, float]:
-        """Publish a press; the seconds until the action was stored and until its first createTask was answered."""
+        """Publish a press; return the seconds until the action was stored and until its first task was created."""
         time.sleep(0.25)  # so that it comes alone, as a press does
         before = self.api.get("/actions", params={"limit": 1}).json()["items"]
         created = len(self._creations())
@@ -202,7 +204,7 @@ class Measured:
         return calls
 
     def _action(self, action_id: int) -> str:
-        """Its state, past the service, whose CPU is measured."""
+        """Return the state of an action from the database, because the service's CPU is measured."""
         return str(self._query(f"SELECT state FROM action WHERE id = {action_id:d}"))
 
     def _query(self, statement: str) -> Any:
@@ -210,13 +212,13 @@ class Measured:
             return connection.execute(text(statement)).scalar_one()
 
     def cpu(self) -> float:
-        """CPU seconds of the service."""
+        """Return the seconds of CPU that the service has used."""
         times = self._process.cpu_times()
         return times.user + times.system
 
     @contextlib.contextmanager
     def _memory(self) -> Iterator[list[float]]:
-        """MB that resident memory grows by meanwhile, looked at every few milliseconds."""
+        """Yield the growth of resident memory in MB, updated every few milliseconds."""
         before = self._process.memory_info().rss
         grown, stop = [0.0], threading.Event()
 
@@ -239,19 +241,20 @@ def _since(then: float, moment: str) -> float:
 
 @contextlib.contextmanager
 def measured(folder: Path) -> Iterator[Measured]:
+    """Yield a running stack on SQLite."""
     with Stack(folder, settings=SETTINGS) as stack:
         yield Measured(stack, stack.service(), sqlite_in(folder))
 
 
 def sqlite_in(folder: Path) -> str:
-    """The database that a stack makes in its folder."""
+    """Return the URL of the database that a stack creates in its folder."""
     return f"sqlite+aiosqlite:///{folder / 'tc-treeherder.sqlite'}"
 
 
 async def bare(stack: Stack, tasks: list[tuple[str, Json]], connections: int = CONNECTIONS) -> float:
-    """The same definitions created by a plain loop over the same client, as many at a time; in seconds.
+    """Create the same definitions by a plain loop over the same client, as many at a time; return seconds.
 
-    Each task is created as soon as those exist that it depends on.
+    Each task is created as soon as its dependencies exist.
     """
     host = stack.sandbox["repositories"][PROJECT].removeprefix("http://")
     async with aiohttp.ClientSession() as session:
@@ -295,9 +298,9 @@ async def bare(stack: Stack, tasks: list[tuple[str, Json]], connections: int = C
 
 
 def against(folder: Path, kinds: list[str], size: int, database_url: str | None, rounds: int, connections: int) -> None:
-    """Copies of graphs by turns with a bare loop: from a stored plan, and from the press on.
+    """Time copies of graphs by turns with a bare loop: from a stored plan, and from the press on.
 
-    The service has one connection more than the loop, for no requester may hold the last one.
+    The service has one connection more than the loop, because no requester may hold the last one.
     """
     settings = {**SETTINGS, "TC_TREEHERDER_TASKCLUSTER__CONNECTIONS": str(connections + 1)}
     with Stack(folder, settings=settings, database_url=database_url) as stack:
@@ -315,7 +318,10 @@ def against(folder: Path, kinds: list[str], size: int, database_url: str | None,
 def _turn(
     one: Measured, stack: Stack, tasks: list[tuple[str, Json]], connections: int
 ) -> tuple[float, float, float, float]:
-    """How many times as long as the loop a stored plan takes, and a press; the first createTask; times the CPU."""
+    """Time a stored plan, a press and the bare loop.
+
+    Return the ratios of plan and press to the loop, the seconds until the first createTask, and the ratio of CPU.
+    """
     size = len(tasks) - 1
     one.load(tasks)
     one.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
@@ -345,7 +351,7 @@ def _turn(
 
 
 def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) -> None:
-    """Retriggers of graphs that get larger."""
+    """Time retriggers of growing graphs."""
     typer.echo(f"{kind}: tasks, ms a call: seconds (first createTask), CPU (planning), calls, memory")
     with measured(folder) as stack:
         for latency in latencies:
@@ -363,7 +369,7 @@ def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) ->
 
 
 def rate(folder: Path, size: int, rounds: int) -> None:
-    """Tasks created a second, by turns with a bare loop over the same client."""
+    """Compare the rate of created tasks with that of a bare loop over the same client, by turns."""
     typer.echo(f"rate: {size} tasks, {CONNECTIONS} connections, 0 ms a call")
     tasks = graph("fan", size)
     with Stack(folder, settings=SETTINGS) as stack:
@@ -383,7 +389,7 @@ def rate(folder: Path, size: int, rounds: int) -> None:
 
 
 def leaf(folder: Path, size: int) -> None:
-    """One failed leaf in a large group."""
+    """Time the retrigger of one failed leaf in a large group."""
     group = task_id("decision")
     tasks = graph("fan", 1) + [
         (task_id(f"other{number}"), definition(f"other{number}", group, [])) for number in range(size - 2)
@@ -400,7 +406,7 @@ def leaf(folder: Path, size: int) -> None:
 
 
 def press(folder: Path, amqp_url: str, presses: int) -> None:
-    """From a message that the broker has confirmed to the first createTask's answer, one press after the other."""
+    """Time presses one after the other, from the broker's confirmation to the first createTask's answer."""
     broker.check(amqp_url)
     guid = str(uuid.UUID(bytes=base64.urlsafe_b64decode(task_id("failed") + "==")))
     pressed = {"version": 1, "project": PROJECT, "job_guid": f"{guid}/0", "action": "retrigger", "requester": "me"}
@@ -423,7 +429,7 @@ def press(folder: Path, amqp_url: str, presses: int) -> None:
 
 
 def _spread(seconds: list[float]) -> str:
-    """Of sorted times."""
+    """Format the median and the 95th percentile of sorted times."""
     median, p95 = statistics.median(seconds), seconds[int(0.95 * (len(seconds) - 1))]
     return f"{median * 1000:.0f} ms (95 % within {p95 * 1000:.0f} ms)"
 
@@ -442,9 +448,9 @@ def main(
     presses: Annotated[int, typer.Option(help="of the button, one after the other")] = 50,
     amqp_url: Annotated[str, typer.Option(help="a RabbitMQ, for press", envvar="SANDBOX_AMQP_URL")] = broker.LOCAL,
 ) -> None:
-    """Measure retriggers on this machine: service and Taskcluster's stand-in, each a process.
+    """Measure retriggers on this machine: the service and Taskcluster's stand-in, each a process.
 
-    All but `against` on SQLite.
+    All benchmarks except `against` run on SQLite.
     """
     numbers = [int(number) for number in sizes.split(",")]
     for each in what or ["fan", "chain", "against", "rate", "leaf", "press"]:

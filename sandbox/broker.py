@@ -1,8 +1,8 @@
-"""The RabbitMQ that a stack or the demo uses: whether it can be used, and what a stack leaves there, which is nothing.
+"""Check the RabbitMQ that a stack or the demo uses, and remove from it what the stack made.
 
-Everything is named after the stack's own user (`exchange/<user>/…`, `queue/<user>/…`), also what stands for other
-people's exchanges. So a press of a stack's button is heard by this stack alone, whoever else listens at the broker,
-and what is removed is nobody else's.
+Everything is named after the stack's own user (`exchange/<user>/…`, `queue/<user>/…`), including the stand-ins for
+exchanges of other systems. So only this stack receives the presses of its own buttons, although others may listen at
+the same broker, and only what the stack made is removed.
 """
 
 import contextlib
@@ -30,36 +30,36 @@ class BrokerError(RuntimeError):
 
 
 def new_user() -> str:
-    """A name for a stack's queues and exchanges that no other stack has."""
+    """Return a user name for a stack's queues and exchanges that no other stack has."""
     return f"sandbox-{secrets.token_hex(4)}"
 
 
 def exchange_prefix(user: str) -> str:
-    """What goes before the names of other systems' exchanges, to make them this user's."""
+    """Return the prefix that makes the names of other systems' exchanges this user's own."""
     return f"exchange/{user}/"
 
 
 def exchanges(user: str) -> list[str]:
-    """All that the sandbox and the service may make for this user."""
+    """Return the names of all exchanges that the sandbox and the service may declare for this user."""
     ours = [exchange_name(user, name) for name in (HGPUSHES, ANNOUNCEMENTS, RETRIGGERS, JOBS)]
     return [exchange_prefix(user) + name for name in (*TASK_EXCHANGES, JOB_ACTIONS_EXCHANGE)] + ours
 
 
 def queues(user: str) -> list[str]:
-    """All that the Pulse listener may make for this user, with the default `pulse_queue`."""
+    """Return the names of all queues that the Pulse listener may declare for this user by default."""
     return [f"queue/{user}/tc-treeherder/{events}" for events in ("job-actions", "tasks", "pushes")]
 
 
 def address(url: str) -> str:
-    """Host and port, for people. Raises BrokerError."""
+    """Return host and port of the URL. Raises BrokerError."""
     parameters = _parameters(url, PATIENCE)
     return f"{parameters.host}:{parameters.port}"
 
 
 def check(url: str, seconds: float = PATIENCE) -> None:
-    """Make an exchange and a queue and send a message through both; nothing of it stays. Raises BrokerError.
+    """Declare an exchange and a queue, send a message through both, and remove them. Raises BrokerError.
 
-    `seconds` are for the way to the broker, and again for one that is too short of memory or disk to take messages.
+    `seconds` limits the connecting, and again the wait for a broker that is too short of memory or disk for messages.
     """
     name = f"{new_user()}/check"
     exchange, queue = f"exchange/{name}", f"queue/{name}"
@@ -74,7 +74,7 @@ def check(url: str, seconds: float = PATIENCE) -> None:
 
 
 def remove(url: str, user: str) -> None:
-    """Delete the user's queues and exchanges, those that are there. Raises BrokerError."""
+    """Delete the user's queues and exchanges, as far as they exist. Raises BrokerError."""
     with _connected(url, PATIENCE) as connection:
         channel = connection.channel()
         for queue in queues(user):
@@ -85,7 +85,7 @@ def remove(url: str, user: str) -> None:
 
 @contextlib.contextmanager
 def _connected(url: str, seconds: float) -> Iterator[pika.BlockingConnection]:
-    """A connection; whatever pika raises meanwhile is a BrokerError."""
+    """Yield a connection; turn everything that pika raises meanwhile into BrokerError."""
     parameters = _parameters(url, seconds)
     try:
         with pika.BlockingConnection(parameters) as connection:

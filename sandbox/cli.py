@@ -1,4 +1,4 @@
-"""The command `python -m sandbox`: run the stand-ins, and push to them."""
+"""Define the command `python -m sandbox`: run the stand-ins, and push to them."""
 
 import asyncio
 from pathlib import Path
@@ -64,7 +64,7 @@ def push(
 
 
 async def _push(url: str, repository: str, changeset: NewChangeset, user: str) -> tuple[str, int]:
-    """Push one changeset; return it and the push id."""
+    """Push one changeset; return its node and the push id."""
     async with Client(url) as client:
         pushed = await client.push(repository, [changeset], user=user)
     return pushed["changesets"][-1], pushed["id"]

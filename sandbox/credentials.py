@@ -1,6 +1,6 @@
-"""The sandbox's credentials, known to everybody: never use them elsewhere.
+"""Define the credentials of the sandbox, which are public: never use them elsewhere.
 
-Both stand-ins are configured from here, and the ready file of `sandbox.run` carries them.
+Both stand-ins are configured from here, and the ready file of `sandbox.run` contains them.
 """
 
 from sandbox.taskcluster import Client

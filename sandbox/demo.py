@@ -1,6 +1,6 @@
-"""The demo: somebody pushes, and the push travels from Mercurial to Treeherder and Taskcluster while you look on.
+"""Run the demo: make a push and print how it travels from Mercurial to Treeherder and Taskcluster.
 
-`bin/demo` runs it. Everything is real but the three systems around it, which are stand-ins on this machine.
+`bin/demo` runs it. Everything is real except the three systems around it, which are stand-ins on this machine.
 """
 
 import base64
@@ -88,7 +88,7 @@ tasks:
 
 @dataclass
 class Timeline:
-    """What happened when, in milliseconds after the push was made; each thing is told once."""
+    """Events with their times in milliseconds after the push; each event is printed once."""
 
     pushed_at: float
     told: set[str] = field(default_factory=set)
@@ -104,6 +104,8 @@ def _seconds(iso: str) -> float:
 
 
 class Demo:
+    """One run of the demo on a stack."""
+
     def __init__(self, stack: Stack) -> None:
         self._api = stack.api()
         self._hg, self._taskcluster, self._treeherder = (
@@ -112,7 +114,7 @@ class Demo:
         self._stack = stack
 
     def run(self, seconds: float) -> None:
-        """Push once and tell what happens. Raises StackError when it is not through in time."""
+        """Push once and print what happens. Raises StackError unless the push is complete within `seconds`."""
         url = self._stack.sandbox["repositories"][REPOSITORY]
         typer.echo(f"\nAdding the repository {REPOSITORY} ({url})")
         answer = self._api.post(
@@ -136,7 +138,7 @@ class Demo:
         self._retrigger(next(task for task, state in ended.items() if state == "failed"), end)
 
     def _retrigger(self, task_id: str, end: float) -> None:
-        """Retrigger a failed task, by the button where there is a broker, and tell how its copies run."""
+        """Retrigger a failed task, by the button if there is a broker, and print how its copies run."""
         timeline = Timeline(time.time())
         before = {action["id"] for action in self._api.get("/actions").json()["items"]}
         if self._stack.amqp_url:
@@ -173,7 +175,7 @@ class Demo:
         return action["state"] == "done" and states == {"completed"}
 
     def _in_taskcluster(self) -> tuple[dict[str, str], dict[str, Any]]:
-        """When each task was created, and the status of each."""
+        """Return the creation time of each task, and the status of each task."""
         statuses = {
             task["status"]["taskId"]: task["status"] for task in self._taskcluster.get("/tasks").json()["tasks"]
         }
@@ -230,7 +232,10 @@ def _expect(answer: httpx.Response, status: int) -> Any:
 
 
 def _broker(amqp_url: str | None, no_broker: bool) -> str | None:
-    """The URL of the broker to use, if any; says which. Raises StackError when the one that was named is of no use."""
+    """Return the URL of the broker to use, if any, and print the choice.
+
+    Raises StackError if a broker was named and cannot be used.
+    """
     if no_broker:
         typer.echo("No broker, as asked for: the retrigger goes over HTTP")
         return None
@@ -272,7 +277,7 @@ MARKER = ".tc-treeherder-demo"
 def claim_folder(folder: Path) -> None:
     """Make `folder` an empty folder that is marked as the demo's.
 
-    Raises StackError for one that holds anything and is not marked: nobody's files are deleted.
+    Raises StackError if the folder contains anything and is not marked, because only the demo's own files are deleted.
     """
     marker = folder / MARKER
     try:

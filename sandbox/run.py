@@ -1,6 +1,6 @@
-"""Mercurial, Taskcluster and Treeherder as one process, on one event loop: `python -m sandbox`.
+"""Run Mercurial, Taskcluster and Treeherder as one process, on one event loop: `python -m sandbox`.
 
-Each has a port of its own on 127.0.0.1. See `sandbox.credentials` for who may do what.
+Each stand-in has a port of its own on 127.0.0.1. `sandbox.credentials` defines who may do what.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ GRACE_SECONDS = 2
 
 
 class SandboxError(RuntimeError):
-    """The sandbox cannot start; the message says why and what to do."""
+    """An error that keeps the sandbox from starting; the message has the reason and the remedy."""
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals alone: three of them would take the handlers from each other."""
+    """A uvicorn server that installs no signal handlers, because three servers would replace each other's."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -58,13 +58,13 @@ def run(
     repositories: Iterable[str] = REPOSITORIES,
     exchange_prefix: str = "",
 ) -> None:
-    """Run the sandbox until SIGTERM or SIGINT; a port of 0 is any free one.
+    """Run the sandbox until SIGTERM or SIGINT; a port of 0 is any free one. Raises SandboxError.
 
-    With `amqp_url`, task events and pressed buttons go to that broker, otherwise nowhere; `exchange_prefix` goes before
-    the names of the exchanges, which are there as long as somebody does not delete them. Without `mercurial`,
-    repositories are kept in memory, which is faster and needs no `hg`. `ready_file` is written once all three accept
-    connections, and removed at the end: JSON with `hg`, `taskcluster` and `treeherder` (URLs), `repositories` and
-    `credentials`. Raises SandboxError.
+    With `amqp_url`, task events and pressed buttons are published to that broker, otherwise they are dropped.
+    `exchange_prefix` is put before the names of the exchanges, which stay until somebody deletes them. Without
+    `mercurial`, repositories are kept in memory, which is faster and needs no `hg`. `ready_file` is written once all
+    three accept connections, and removed at the end: JSON with `hg`, `taskcluster` and `treeherder` (URLs),
+    `repositories` and `credentials`.
     """
     ports = {"hg": hg_port, "taskcluster": taskcluster_port, "treeherder": treeherder_port}
     with contextlib.ExitStack() as stack:
@@ -177,7 +177,7 @@ def _server(name: str, app: Any) -> _Server:
 
 @contextlib.asynccontextmanager
 async def _serving(servers: list[tuple[_Server, socket.socket]], stopping: asyncio.Event) -> AsyncIterator[None]:
-    """While inside, all servers accept connections; when one ends by itself, `stopping` is set."""
+    """Let all servers accept connections while inside; set `stopping` if one of them ends by itself."""
     tasks = [asyncio.create_task(server.serve([listening])) for server, listening in servers]
     for task in tasks:
         task.add_done_callback(lambda _: stopping.set())

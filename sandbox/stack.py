@@ -1,4 +1,4 @@
-"""The whole system as real processes, with the sandbox behind it: for the demo, the system tests and measurements."""
+"""Run the whole system as real processes, with the sandbox: for the demo, the system tests and the benchmarks."""
 
 import contextlib
 import json
@@ -27,11 +27,11 @@ ENVIRONMENT = "tc-treeherder"
 
 
 class StackError(RuntimeError):
-    """A process did not start or did not answer; the message has the end of its log."""
+    """An error of a process that did not start or did not answer; the message has the end of its log."""
 
 
 class Running(Protocol):
-    """What is asked of a process that was started; `subprocess.Popen` has it."""
+    """Part of `subprocess.Popen` that a started process needs."""
 
     pid: int
 
@@ -41,7 +41,7 @@ class Running(Protocol):
 
 
 class Process:
-    """A `python -m <module> …` process, whose output goes to a file; `service` is what `tc-treeherder` runs."""
+    """A process `python -m <module> …` whose output goes to a file; `service` is the module of `tc-treeherder`."""
 
     def __init__(self, module: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
         self._module, self._arguments, self._environment, self.log = module, arguments, environment, log
@@ -71,11 +71,11 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """Kill -9."""
+        """Send SIGKILL and wait."""
         self._end(signal.SIGKILL, 10)
 
     def stop(self, seconds: float = 30) -> int:
-        """SIGTERM, then wait; the exit code. Raises StackError if it does not end in time."""
+        """Send SIGTERM, wait, and return the exit code. Raises StackError if the process does not end in time."""
         return self._end(signal.SIGTERM, seconds)
 
     def _end(self, number: signal.Signals, seconds: float) -> int:
@@ -99,9 +99,10 @@ class Process:
 
 
 class Stack:
-    """Sandbox, services and listeners, each a process. `settings` are environment variables for all of them.
+    """A sandbox, services and listeners, each a process. `settings` are environment variables for all of them.
 
-    Leaving the context stops everything and leaves nothing at the broker. `database_url` None is SQLite in `folder`.
+    Leaving the context stops everything and removes everything from the broker. Without `database_url`, the database is
+    SQLite in `folder`.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that services and listeners run with."""
+        """Return the environment variables for services and listeners."""
         client = self.sandbox["credentials"]["taskcluster"]
         hawk = self.sandbox["credentials"]["treeherder"]
         treeherder = {"url": self.sandbox["treeherder"], "client_id": hawk["id"], "secret": hawk["key"]}
@@ -222,7 +223,7 @@ class Stack:
     def service(
         self, name: str = "service", *arguments: str, port: int | None = None, module: str = "service", **settings: str
     ) -> Process:
-        """Start `tc-treeherder serve` and wait until it answers. Called again with a name, it starts that one anew."""
+        """Start `tc-treeherder serve` and wait until it answers; a second call with the same name starts it again."""
         environment = {**self.environment, **settings}
         if port is not None:
             environment["TC_TREEHERDER_PORT"] = str(port)
@@ -234,7 +235,7 @@ class Stack:
         return process
 
     def upgrade(self) -> None:
-        """Bring the schema of a PostgreSQL up to date."""
+        """Upgrade the schema of the database to the newest one."""
         process = self._add("upgrade", ["db", "upgrade"], self.environment)
         process.start()
         wait_for(lambda: not process.running(), 30, process, may_end=True)
@@ -246,18 +247,18 @@ class Stack:
         return process
 
     def api(self) -> httpx.Client:
-        """A client of our API that may do everything."""
+        """Return a client of the service's API with all scopes."""
         headers = {"Authorization": f"Bearer {self.token}"}
         return httpx.Client(base_url=f"{self.service_url}/api/v1", headers=headers, timeout=30)
 
     def control(self, part: str) -> httpx.Client:
-        """A client of the stand-in `part`: hg, taskcluster or treeherder."""
+        """Return a client for the control endpoints of a stand-in: hg, taskcluster or treeherder."""
         return httpx.Client(base_url=f"{self.sandbox[part]}/__control__", timeout=60)
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """While inside, Ctrl-C and its like wait: pressed again out of impatience, it must not leave half of it running."""
+    """Defer Ctrl-C and other signals while inside, so that an impatient second Ctrl-C leaves nothing half done."""
     if threading.current_thread() is not threading.main_thread():  # no other is interrupted
         yield
         return
@@ -276,7 +277,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses, below those that systems give to whoever asks for any."""
+    """Return a free port of 127.0.0.1, below the range of ports that systems assign by themselves."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)  # not by `random`, which tests that run beside each other seed alike
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -291,15 +292,14 @@ def _answers(client: httpx.Client, url: str) -> bool:
 
 
 def wait_for(
-    what: Callable[[], bool], seconds: float, process: Process | None = None, *, may_end: bool = False
+    condition: Callable[[], bool], seconds: float, process: Process | None = None, *, may_end: bool = False
 ) -> None:
-    """Wait until `what` is true. Raises StackError when it takes too long, or `process` ends meanwhile."""
+    """Wait until `condition` is true. Raises StackError after `seconds`, or if `process` ends meanwhile."""
     end = time.monotonic() + seconds
-    while not what():
+    while not condition():
         if process is not None and not may_end and not process.running():
-            raise StackError(f"a process ended before it was ready; its log ends with\n{process.tail()}")
+            raise StackError(f"A process ended before it was ready. The end of its log:\n{process.tail()}")
         if time.monotonic() > end:
-            raise StackError(
-                f"not within {seconds:g} s" + (f"; the log ends with\n{process.tail()}" if process else "")
-            )
+            log = f" The end of the log:\n{process.tail()}" if process else ""
+            raise StackError(f"The system was not ready within {seconds:g} s.{log}")
         time.sleep(0.02)

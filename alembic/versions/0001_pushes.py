@@ -1,4 +1,4 @@
-"""pushes
+"""Create the tables of repositories, pushes and their steps.
 
 Revision ID: 0001
 Revises:

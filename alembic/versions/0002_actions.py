@@ -1,4 +1,4 @@
-"""actions
+"""Create the tables of actions.
 
 Revision ID: 0002
 Revises: 0001

@@ -1,4 +1,4 @@
-"""pulse queues
+"""Create the table of Pulse queues.
 
 Revision ID: 0003
 Revises: 0002

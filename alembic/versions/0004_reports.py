@@ -1,4 +1,4 @@
-"""job reports
+"""Create the tables of job reports.
 
 Revision ID: 0004
 Revises: 0003

@@ -1,4 +1,4 @@
-"""acknowledged actions
+"""Record when an action was delivered, and whether its message was acknowledged.
 
 Revision ID: 0005
 Revises: 0004

@@ -1,4 +1,4 @@
-"""a key for each action, adopted tasks, and the project that routes name
+"""Give each action a key, and record adopted tasks and the project that routes name.
 
 Revision ID: 0006
 Revises: 0005

@@ -1,4 +1,4 @@
-"""leases: who holds work, and whose it is
+"""Record the holder of leased work, and the share that it belongs to.
 
 Revision ID: 0007
 Revises: 0006

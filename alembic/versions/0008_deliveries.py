@@ -1,4 +1,4 @@
-"""deliveries
+"""Create the table of deliveries.
 
 Revision ID: 0008
 Revises: 0007

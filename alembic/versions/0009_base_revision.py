@@ -1,4 +1,4 @@
-"""what a push is based on
+"""Record the revision that a push is based on.
 
 Revision ID: 0009
 Revises: 0008

@@ -1,4 +1,4 @@
-"""filters of pushes and actions
+"""Index the filters of pushes and actions.
 
 Revision ID: 0010
 Revises: 0009

@@ -1,4 +1,4 @@
-"""the trust domain of a repository, what of an error task was refused, and notices of a push
+"""Record the trust domain of a repository, the refusal of an error task, and notices of a push.
 
 Revision ID: 0011
 Revises: 0010

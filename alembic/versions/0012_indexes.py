@@ -1,4 +1,4 @@
-"""indexes for a million rows
+"""Create indexes for a million rows.
 
 Revision ID: 0012
 Revises: 0011

@@ -1,4 +1,4 @@
-"""list of job reports
+"""Index the list of job reports.
 
 Revision ID: 0013
 Revises: 0012

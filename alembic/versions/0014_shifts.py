@@ -1,4 +1,4 @@
-"""shifts of repositories
+"""Record the shifts of repositories.
 
 Revision ID: 0014
 Revises: 0013

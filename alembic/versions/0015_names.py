@@ -1,4 +1,4 @@
-"""names that say what a column holds
+"""Rename columns to say what they hold.
 
 Revision ID: 0015
 Revises: 0014

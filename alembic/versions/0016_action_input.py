@@ -1,4 +1,4 @@
-"""the input of an action
+"""Record the input of an action.
 
 Revision ID: 0016
 Revises: 0015

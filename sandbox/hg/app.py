@@ -1,4 +1,4 @@
-"""The stand-in over HTTP: hgweb's json-pushes and raw-file, and `/__control__/` to make things happen."""
+"""Serve the stand-in over HTTP: hgweb's json-pushes and raw-file, and `/__control__/` to change repositories."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ The specified repository "{}" is unknown, sorry.
 
 
 def create_app(pushlog: Pushlog) -> Starlette:
-    """An ASGI app that serves a pushlog.
+    """Return an ASGI app that serves a pushlog.
 
-    `app.state` has the `pushlog`, its `faults` and the counted `requests`. Every answer carries its own `Date`, by
-    the pushlog's clock: run uvicorn with `date_header=False`, or there will be two.
+    `app.state` has the `pushlog`, its `faults` and the counted `requests`. Every answer carries its own `Date`, by the
+    pushlog's clock: run uvicorn with `date_header=False`, otherwise answers have two dates.
     """
     faults, requests = Faults(pushlog.clock), Requests()
     app = Starlette(
@@ -157,7 +157,7 @@ class _Hgweb:
 
 
 class _HangUp(Response):
-    """Promises more than it sends."""
+    """A response that announces a longer body than it sends."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers["content-length"] = str(2 * len(self.body) + 1)
@@ -177,7 +177,7 @@ def _no_repository(name: str) -> Response:
 
 
 def _control(pushlog: Pushlog, faults: Faults, requests: Requests) -> list[Route]:
-    """The endpoints under `/__control__`: each takes a JSON object of the arguments of what it is named after."""
+    """Return the routes under `/__control__`; each takes a JSON object with the arguments of its method."""
 
     def list_repositories() -> Any:
         return [{"repository": name, "last_push_id": pushlog.last_push_id(name)} for name in pushlog.repositories()]

@@ -1,4 +1,4 @@
-"""Makes things happen in a running stand-in, over HTTP: for tests and the demo."""
+"""Control a running stand-in over HTTP, for tests and the demo."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from sandbox.hg.pushlog import NewChangeset
 
 
 class Client:
-    """The methods have the names and meanings of `Pushlog`, `Faults` and `Requests`; RuntimeError when refused.
+    """A client whose methods have the names and meanings of `Pushlog`, `Faults` and `Requests`.
 
-    `transport` can be an `httpx.ASGITransport`, for an app in the same process.
+    They raise RuntimeError if the stand-in refuses. `transport` can be an `httpx.ASGITransport`, for an app in the same
+    process.
     """
 
     def __init__(self, url: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -35,7 +36,7 @@ class Client:
         await self._call("POST", "/repositories", repository=repository, last_push_id=last_push_id)
 
     async def repositories(self) -> list[dict[str, Any]]:
-        """`[{"repository", "last_push_id"}]`."""
+        """Return `[{"repository", "last_push_id"}]`."""
         told: list[dict[str, Any]] = await self._call("GET", "/repositories")
         return told
 
@@ -47,7 +48,7 @@ class Client:
         user: str = "dev@example.com",
         date: int | None = None,
     ) -> dict[str, Any]:
-        """The push: `{"id", "user", "date", "changesets": [node, ...]}`."""
+        """Push changesets; return `{"id", "user", "date", "changesets": [node, ...]}`."""
         new = [{**asdict(changeset), "files": _files(changeset)} for changeset in changesets]
         told: dict[str, Any] = await self._call(
             "POST", "/push", repository=repository, changesets=new, user=user, date=date
@@ -70,7 +71,7 @@ class Client:
         await self._call("DELETE", "/faults")
 
     async def requests(self) -> dict[str, Any]:
-        """See `Requests.report`."""
+        """Return the counts of `Requests.report`."""
         told: dict[str, Any] = await self._call("GET", "/requests")
         return told
 

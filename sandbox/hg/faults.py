@@ -1,4 +1,4 @@
-"""What can go wrong with an hgweb, on request; and a count of what was asked of it."""
+"""Define the faults that an hgweb can be made to show, and count its requests."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Command = Literal["json-pushes", "raw-file"]
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One fault of one repository.
+    """One fault of one repository, of one of these kinds.
 
-    - status: answers with `status`, and with `retry_after` (seconds) when given
-    - delay: answers after `seconds`
-    - garbage: answers 200 with something that is not JSON
-    - truncated: answers 200 with the first half of the body
-    - hangup: sends half of the body, then drops the connection
-    - lag: answers as a mirror that stands at push `upto` (default: the one before the last); with `ahead`,
-      `lastpushid` already names the newer push
+    - status: answer with `status`, and with `retry_after` (seconds) if given
+    - delay: answer after `seconds`
+    - garbage: answer 200 with something that is not JSON
+    - truncated: answer 200 with the first half of the body
+    - hangup: send half of the body, then drop the connection
+    - lag: answer as a mirror that stands at push `upto` (default: the one before the last); with `ahead`, `lastpushid`
+      already names the newer push
     """
 
     repository: str
@@ -54,7 +54,7 @@ class _Waiting:
 
 
 class Faults:
-    """The faults that wait, in order; each request takes at most one."""
+    """Active faults in order; each request takes at most one."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -62,13 +62,13 @@ class Faults:
         self._waiting: list[_Waiting] = []
 
     def add(self, fault: Fault) -> None:
-        """Lets a fault begin."""
+        """Activate a fault."""
         with self._lock:
             until = None if fault.lasts is None else self._clock() + fault.lasts
             self._waiting.append(_Waiting(fault, fault.times, until))
 
     def take(self, repository: str, command: str) -> Fault | None:
-        """The fault that hits this request."""
+        """Return the fault that hits this request, and count it down."""
         with self._lock:
             now = self._clock()
             self._waiting = [w for w in self._waiting if w.left != 0 and (w.until is None or now < w.until)]
@@ -80,13 +80,13 @@ class Faults:
             return None
 
     def clear(self) -> None:
-        """Ends all faults."""
+        """Remove all faults."""
         with self._lock:
             self._waiting.clear()
 
 
 class Requests:
-    """Counts requests; all counts are since the last `clear`."""
+    """Counts of requests since the last `clear`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -94,7 +94,7 @@ class Requests:
         self.clear()
 
     def clear(self) -> None:
-        """Begins to count anew."""
+        """Reset all counts."""
         with self._lock:
             self._counts: dict[str, Counter[str]] = {}
             self._statuses: dict[str, Counter[str]] = {}
@@ -104,7 +104,7 @@ class Requests:
             self._most = self._now
 
     def begin(self, kind: str, repository: str, *, conditional: bool) -> None:
-        """A request came in."""
+        """Count a request that came in."""
         with self._lock:
             self._now += 1
             self._most = max(self._most, self._now)
@@ -113,24 +113,28 @@ class Requests:
             self._counts.setdefault(kind, Counter()).update({"requests": 1, "conditional": conditional})
 
     def listed(self, repository: str, last_push_id: int, since: float) -> None:
-        """An answer that was asked for at `since` (epoch s) was the first to list everything up to a push."""
+        """Record the time (epoch seconds) of the first request whose answer ended with this push."""
         with self._lock:
             self._listed.setdefault(f"{repository} {last_push_id}", since)
 
     def end(self, kind: str, status: int) -> None:
-        """It was answered."""
+        """Count the answer to a request."""
         with self._lock:
             self._now -= 1
             self._statuses.setdefault(kind, Counter())[str(status)] += 1
 
     def arrivals(self) -> list[float]:
-        """Return when each request came in, epoch s."""
+        """Return the time of each request, in epoch seconds."""
         with self._lock:
             return list(self._arrivals)
 
     def report(self) -> dict[str, Any]:
-        """By kind: requests, how many were conditional, answers by status; by repository; most at the same time; and
-        when (epoch s) it was first asked for what ends with a push, by repository and push id."""
+        """Return all counts.
+
+        By kind: requests, conditional requests, and answers by status. By repository: requests. Besides: the largest
+        number of concurrent requests, and by repository and push id the time (epoch seconds) of the first request whose
+        answer ended with that push.
+        """
         with self._lock:
             kinds = {
                 kind: {

@@ -1,4 +1,4 @@
-"""Repositories that live in this process's memory: nothing starts, thousands of changesets cost milliseconds."""
+"""Keep repositories in this process's memory: no process starts, and thousands of changesets cost milliseconds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class _Store:
     contents: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)  # what `find` found
 
     def walk(self, node: str) -> Iterator[dict[bytes, bytes | None]]:
-        """What a changeset and all below it wrote, newest first.
+        """Yield the changes of a changeset and of all its ancestors, newest first.
 
-        So of two sides of a merge that both changed a file the newer one wins (with Mercurial, the first parent).
+        If both sides of a merge changed a file, the newer change therefore wins (with Mercurial, the first parent's).
         """
         wanted = {node}
         for at in reversed(self.history.changesets):
@@ -30,14 +30,14 @@ class _Store:
                 wanted.update(self.parents[at])
 
     def find(self, node: str, path: bytes) -> bytes | None:
-        """A file's bytes as of a changeset."""
+        """Return a file's bytes as of a changeset, or None."""
         if (node, path) not in self.contents:
             found = next((changes[path] for changes in self.walk(node) if path in changes), None)
             self.contents[node, path] = found
         return self.contents[node, path]
 
     def hide(self) -> None:
-        """Obsolete changesets are hidden, but for those that something visible stands on."""
+        """Hide obsolete changesets, except those that have visible descendants."""
         needed: set[str] = set()
         self.history.hidden = set()
         for node in reversed(self.history.changesets):
@@ -49,14 +49,14 @@ class _Store:
 
 
 class MemoryPushlog(Pushlog):
-    """For tests of load and faults, and for answers that were recorded elsewhere (`load`)."""
+    """A pushlog for tests of load and faults, and for recorded answers (`load`)."""
 
     blocking: ClassVar[bool] = False
 
     def load(self, repository: str, answer: Mapping[str, Any], files: Mapping[str, str | bytes] | None = None) -> None:
-        """Makes a repository of a recorded version 2 answer, best one with `full`; keys that it lacks stay lacking.
+        """Create a repository from a recorded version 2 answer, preferably with `full`; missing keys stay missing.
 
-        A recording holds no contents: `files` are there in every changeset, all other files are missing.
+        A recording has no file contents: `files` exist in every changeset, and no other files do.
         """
         self.create(repository)
         with self._lock:
@@ -89,7 +89,7 @@ class MemoryPushlog(Pushlog):
         self._stores: dict[str, _Store] = {}
 
     def close(self) -> None:
-        """Nothing lives outside this process."""
+        """Do nothing, because nothing is kept outside this process."""
 
     def _create(self, repository: str) -> None:
         self._stores[repository] = _Store()
@@ -168,7 +168,10 @@ class MemoryPushlog(Pushlog):
 
 
 def _fields(changeset: Any, git: Any) -> dict[str, Any]:
-    """A recorded changeset: an object with `full`, otherwise just its node (and its git node in a list beside it)."""
+    """Return the fields of a recorded changeset.
+
+    That is an object with `full`, otherwise the node alone, with its git node in a list beside it.
+    """
     if not isinstance(changeset, str):
         return dict(changeset)
     git_node = next(git, ...) if git is not None else ...
@@ -176,12 +179,12 @@ def _fields(changeset: Any, git: Any) -> dict[str, Any]:
 
 
 def _strip_message(message: bytes) -> bytes:
-    """Mercurial stores no white space at the end of lines and no empty lines around (changelog.stripdesc)."""
+    """Strip white space at the end of lines, and empty lines around the text, as Mercurial's stripdesc does."""
     return b"\n".join(line.rstrip() for line in message.splitlines()).strip(b"\n")
 
 
 def _text(stored: bytes) -> str:
-    """Mercurial reads messages and authors as UTF-8, and as a whole as latin-1 where they are not."""
+    """Decode a message or author as UTF-8, or as latin-1 if it is not valid UTF-8, as Mercurial does."""
     try:
         return stored.decode("utf-8")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Real repositories: each changeset is committed, pushed and read by Mercurial's own program."""
+"""Keep real repositories: each changeset is committed, pushed and read by Mercurial's own program."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FIELDS = (
 
 
 class CommandError(RuntimeError):
-    """`hg` refused; `code` is its exit status."""
+    """An error of an `hg` command; `code` is its exit status."""
 
     def __init__(self, arguments: Sequence[bytes], code: int, said: bytes) -> None:
         super().__init__(f"hg {b' '.join(arguments)!r} ended with {code}: {said.decode(errors='replace').strip()}")
@@ -47,9 +47,9 @@ class CommandError(RuntimeError):
 
 
 class CommandServer:
-    """One `hg` that stays: a command costs milliseconds where starting Python costs a tenth of a second.
+    """An `hg` process that runs many commands, because starting Python for each one costs a tenth of a second.
 
-    The protocol is Mercurial's `hg serve --cmdserver pipe`: each message a channel letter and a big-endian length.
+    The protocol is Mercurial's `hg serve --cmdserver pipe`: each message has a channel letter and a big-endian length.
     """
 
     def __init__(self, config: Path) -> None:
@@ -62,7 +62,7 @@ class CommandServer:
         self._read()  # the server's hello
 
     def run(self, *arguments: str | bytes) -> bytes:
-        """What a command printed; CommandError when it failed."""
+        """Run a command and return its output. Raises CommandError."""
         encoded = [a if isinstance(a, bytes) else os.fsencode(a) for a in arguments]
         line = b"\0".join(encoded)
         assert self._process.stdin is not None
@@ -93,7 +93,7 @@ class CommandServer:
         return channel, b"" if channel.isupper() else self._process.stdout.read(length)
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -106,9 +106,10 @@ class CommandServer:
 
 
 class MercurialPushlog(Pushlog):
-    """For the demo, and to hold the stand-ins to the real thing. Close it: it has a folder and a process.
+    """A pushlog of real repositories, for the demo and for tests of the stand-ins.
 
-    Changesets are committed in a working repository and pushed from there into the one that is read ("served").
+    Changesets are committed in a working repository and pushed from there into the one that is read ("served"). Close
+    it, because it has a folder and a process.
     """
 
     blocking: ClassVar[bool] = True
@@ -131,7 +132,7 @@ class MercurialPushlog(Pushlog):
             shutil.rmtree(self._folder)
 
     def served(self, repository: str) -> Path:
-        """The folder of the served repository, for a real hgweb or a real `hg clone`."""
+        """Return the folder of the served repository, for a real hgweb or a real `hg clone`."""
         return self._places[repository] / "served"
 
     def _work(self, repository: str) -> Path:
@@ -219,7 +220,7 @@ class MercurialPushlog(Pushlog):
 
 
 def _fields(told: dict[str, Any]) -> dict[str, Any]:
-    """A changeset in the form of json-pushes; git nodes are null where no git mirror is set up, as recorded."""
+    """Return a changeset in the form of json-pushes; git nodes are null, as on servers without a git mirror."""
     first, second, precursors = told.pop("p1"), told.pop("p2"), told.pop("precursors")
     parents = [first] if second == NULL else [first, second]
     fields = {**told, "parents": parents, "git_node": None, "git_parents": [None] * len(parents)}

@@ -1,6 +1,6 @@
-"""The pushlog: which push brought which changesets, and what json-pushes makes of that.
+"""Keep the pushlog of each repository, and render json-pushes and raw-file from it.
 
-Everything that does not depend on where the changesets live is here; `memory` and `mercurial` say where.
+This module has everything that does not depend on where changesets are kept; `memory` and `mercurial` keep them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ ANSWERS_KEPT = 512  # rendered answers kept for a repository until it changes
 
 
 class UnknownRepositoryError(LookupError):
-    """No repository is served at this path (or it is away, being reset)."""
+    """An error of a path at which no repository is served, or not while it is being reset."""
 
 
 class UnknownRevisionError(LookupError):
-    """The repository has no such revision that can be seen; `name` is what was asked for."""
+    """An error of a revision that does not exist or is hidden; `name` is the requested name."""
 
     def __init__(self, name: str, *, hidden: bool = False) -> None:
         super().__init__(f"{'hidden' if hidden else 'unknown'} revision '{name}'")
@@ -32,7 +32,7 @@ class UnknownRevisionError(LookupError):
 
 
 class MissingFileError(LookupError):
-    """The revision `node` holds neither a file nor a folder of this name."""
+    """An error of a path that is neither a file nor a folder in the revision `node`."""
 
     def __init__(self, path: bytes, node: str) -> None:
         super().__init__(f"{path!r} is not in {node}")
@@ -42,10 +42,10 @@ class MissingFileError(LookupError):
 
 @dataclass(frozen=True, kw_only=True)
 class NewChangeset:
-    """A changeset that is to be pushed.
+    """A changeset to push.
 
     All text is stored as UTF-8, except that a lone surrogate U+DC80..U+DCFF stands for one raw byte (Python's
-    `surrogateescape`): that is how messages, authors, file names and contents that are not UTF-8 are written.
+    `surrogateescape`): this is how to write messages, authors, file names and contents that are not UTF-8.
     """
 
     message: str = "Bug 1 - a change r=someone"
@@ -60,7 +60,7 @@ class NewChangeset:
 
 @dataclass(frozen=True)
 class Push:
-    """A row of the pushlog. `nodes` are in DAG order, tip last; `changed` is when the repository took it (epoch s)."""
+    """A row of the pushlog. `nodes` are in DAG order, tip last; `changed` is the time (epoch seconds) of the push."""
 
     id: int
     user: str
@@ -71,18 +71,18 @@ class Push:
 
 @dataclass
 class History:
-    """All changesets of one repository: what `full` tells of each (but for the tag "tip"), in revision order."""
+    """All changesets of one repository in revision order, with the fields of `full` except the tag "tip"."""
 
     changesets: dict[str, dict[str, Any]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
     tip: str | None = None
 
     def find_tip(self) -> str | None:
-        """The newest changeset that is not hidden."""
+        """Return the newest changeset that is not hidden."""
         return next((node for node in reversed(self.changesets) if node not in self.hidden), None)
 
     def resolve(self, name: str) -> str:
-        """The node of a revision named by its node, a unique start of it, or "tip"; UnknownRevisionError."""
+        """Return the node that a node, a unique prefix of one, or "tip" names. Raises UnknownRevisionError."""
         if name == "tip":
             return self.tip or NULL
         node = name
@@ -96,7 +96,7 @@ class History:
         return node
 
     def without(self, nodes: set[str]) -> History:
-        """The same history before these changesets arrived."""
+        """Return the same history as it was before these changesets arrived."""
         before = History({n: fields for n, fields in self.changesets.items() if n not in nodes}, self.hidden - nodes)
         before.tip = before.find_tip()
         return before
@@ -104,7 +104,7 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """The parameters of json-pushes."""
+    """Parameters of json-pushes."""
 
     version: int = 1
     full: bool = False
@@ -117,7 +117,7 @@ class Query:
 
     @classmethod
     def parse(cls, parameters: Sequence[tuple[str, str]]) -> Self:
-        """Reads a query string's pairs; ValueError (hgweb: status 500) for a number that is none."""
+        """Parse the pairs of a query string. Raises ValueError (hgweb: status 500) for an invalid number."""
         first: dict[str, str] = {}
         for key, value in parameters:
             first.setdefault(key, value)
@@ -145,7 +145,7 @@ class Query:
 
 @dataclass
 class Repository:
-    """What is kept of a repository besides its changesets. `changed`: epoch s; `away_until`: epoch s, 404 before."""
+    """Data of a repository besides its changesets; `changed` and `away_until` (404 before then) are epoch seconds."""
 
     changed: float
     last_push_id: int = 0
@@ -154,11 +154,11 @@ class Repository:
     answers: dict[tuple[Query, int | None, bool], bytes] = field(default_factory=dict)
 
     def push_of(self, node: str) -> int:
-        """The id of the push that brought a changeset."""
+        """Return the id of the push that brought a changeset, or 0."""
         return next((push.id for push in reversed(self.pushes.values()) if node in push.nodes), 0)
 
     def window(self, query: Query, history: History) -> list[int]:
-        """The ids that a query asks for, whether or not anything is left of their pushes."""
+        """Return the push ids that a query selects, including pushes without any remaining changeset."""
         ids = list(self.pushes)
         if query.changesets:
             return sorted({self.push_of(history.resolve(name)) for name in query.changesets} - {0})
@@ -176,7 +176,7 @@ class Repository:
 
 
 def describe(push: Push, query: Query, history: History) -> dict[str, Any] | None:
-    """A push as json-pushes shows it; None when all its changesets were stripped."""
+    """Return a push in the form of json-pushes, or None if all its changesets were stripped."""
     nodes = [node for node in push.nodes if node in history.changesets]
     if not nodes:
         return None
@@ -199,9 +199,9 @@ def describe(push: Push, query: Query, history: History) -> dict[str, Any] | Non
 
 
 class Pushlog(ABC):
-    """Repositories by path, each with its pushlog. Any method may be called from any thread.
+    """Repositories by path, each with its pushlog. Every method is safe to call from any thread.
 
-    `clock` gives epoch seconds; it dates pushes and changes.
+    `clock` returns epoch seconds; it dates pushes and changes.
     """
 
     blocking: ClassVar[bool]  # whether reading can take long, so that an event loop must use a thread
@@ -214,7 +214,7 @@ class Pushlog(ABC):
     # Writing
 
     def create(self, repository: str, *, last_push_id: int = 0) -> None:
-        """Makes an empty repository; the next push gets the id after `last_push_id`."""
+        """Create an empty repository; the next push gets the id after `last_push_id`."""
         with self._lock:
             if repository in self._repositories:
                 raise ValueError(f"{repository!r} exists already: reset it, or choose another path")
@@ -229,7 +229,7 @@ class Pushlog(ABC):
         user: str = "dev@example.com",
         date: int | None = None,
     ) -> Push:
-        """Pushes changesets, each on top of the one before unless it names its parents.
+        """Push changesets, each on top of the one before unless it names its parents.
 
         `date` (of the push and its changesets) is epoch seconds, by default now.
         """
@@ -260,14 +260,14 @@ class Pushlog(ABC):
             return push
 
     def obsolete(self, repository: str, push_id: int) -> None:
-        """Obsoletes a push's changesets: those without visible descendants move to `obsoletechangesets`."""
+        """Obsolete a push's changesets: those without visible descendants move to `obsoletechangesets`."""
         with self._lock:
             log = self._log(repository)
             self._obsolete(repository, self._push(log, push_id).nodes)
             self._changed(log)
 
     def strip(self, repository: str, push_id: int) -> None:
-        """Strips a push's changesets and their descendants, as `hg strip` does: emptied pushes are no longer listed."""
+        """Strip a push's changesets and their descendants, as `hg strip` does: emptied pushes are no longer listed."""
         with self._lock:
             log = self._log(repository)
             known = self._history(repository).changesets
@@ -275,7 +275,7 @@ class Pushlog(ABC):
             self._changed(log)
 
     def reset(self, repository: str, *, away: float = 0.0) -> None:
-        """Recreates a repository: empty, ids from 1 again, and 404 for `away` seconds."""
+        """Recreate a repository: empty, with ids from 1 again, and 404 for `away` seconds."""
         with self._lock:
             if repository not in self._repositories:
                 raise UnknownRepositoryError(f"no repository {repository!r}: create it first")
@@ -286,7 +286,7 @@ class Pushlog(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Frees what the repositories hold outside this process."""
+        """Free everything that the repositories keep outside this process."""
 
     def __enter__(self) -> Self:
         return self
@@ -297,12 +297,12 @@ class Pushlog(ABC):
     # Reading
 
     def repositories(self) -> list[str]:
-        """The paths of all repositories."""
+        """Return the paths of all repositories."""
         with self._lock:
             return sorted(self._repositories)
 
     def changed(self, repository: str, *, upto: int | None = None) -> float:
-        """When a repository changed last (epoch s), or, on a mirror that stands at push `upto`, when that one came."""
+        """Return the time (epoch seconds) of the last change, or of push `upto` for a mirror that stands there."""
         with self._lock:
             log = self._present(repository)
             if upto is None or upto >= log.last_push_id:
@@ -310,15 +310,15 @@ class Pushlog(ABC):
             return max((push.changed for push in log.pushes.values() if push.id <= upto), default=0.0)
 
     def last_push_id(self, repository: str) -> int:
-        """The id of the last push, 0 where there was none."""
+        """Return the id of the last push, or 0 if there was none."""
         with self._lock:
             return self._log(repository).last_push_id
 
     def json_pushes(self, repository: str, query: Query, *, upto: int | None = None, ahead: bool = False) -> bytes:
-        """The body of json-pushes.
+        """Return the body of json-pushes. Raises UnknownRepositoryError and UnknownRevisionError.
 
-        `upto` is the push at which a lagging mirror stands; with `ahead`, `lastpushid` is not held back
-        (it is read after the list). UnknownRepositoryError, UnknownRevisionError.
+        `upto` is the push at which a lagging mirror stands. With `ahead`, `lastpushid` does not lag, because hgweb
+        reads it after the list.
         """
         with self._lock:
             log = self._present(repository)
@@ -335,9 +335,9 @@ class Pushlog(ABC):
             return log.answers[key]
 
     def raw_file(self, repository: str, revision: str, path: bytes, *, upto: int | None = None) -> tuple[bytes, bool]:
-        """A file's bytes, or the listing of a folder: (body, whether it is a listing).
+        """Return a file's bytes and False, or the listing of a folder and True.
 
-        UnknownRepositoryError, UnknownRevisionError, MissingFileError.
+        Raises UnknownRepositoryError, UnknownRevisionError and MissingFileError.
         """
         with self._lock:
             self._present(repository)
@@ -406,14 +406,14 @@ class Pushlog(ABC):
 
     @abstractmethod
     def _files(self, repository: str, node: str, path: bytes) -> dict[bytes, int]:
-        """The sizes of the file `path`, or of all files below it."""
+        """Return the size of the file `path`, or of each file below it, by path."""
 
     @abstractmethod
     def _content(self, repository: str, node: str, path: bytes) -> bytes: ...
 
 
 def raw(text: str | bytes, what: str) -> bytes:
-    """The bytes that a text of a `NewChangeset` stands for."""
+    """Return the bytes that a text of a `NewChangeset` stands for."""
     if isinstance(text, bytes):
         return text
     try:
@@ -425,7 +425,7 @@ def raw(text: str | bytes, what: str) -> bytes:
 
 
 def _check(new: NewChangeset) -> None:
-    """Refuses what Mercurial would refuse, before anything is stored."""
+    """Refuse what Mercurial would refuse, before anything is stored. Raises ValueError."""
     if not raw(new.message, "message").strip():
         raise ValueError("the message is empty: Mercurial refuses such a commit, give it one")
     if b"\n" in raw(new.author, "author"):
@@ -440,7 +440,7 @@ def _check(new: NewChangeset) -> None:
 
 
 def _listing(sizes: Mapping[bytes, int], folder: bytes) -> bytes:
-    """A folder as hgweb's raw style lists it: folders first, then files with their sizes."""
+    """Return a folder in the form of hgweb's raw style: folders first, then files with their sizes."""
     below = len(folder) + 1 if folder else 0
     folders = {path[below:].split(b"/")[0] for path in sizes if b"/" in path[below:]}
     files = {path[below:]: size for path, size in sizes.items() if b"/" not in path[below:]}

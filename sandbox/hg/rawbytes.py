@@ -1,7 +1,7 @@
-"""A Mercurial extension, loaded by `hg` itself: stores messages and authors as the bytes they are.
+"""Store messages and authors as the bytes they are: an extension that `hg` itself loads.
 
-Repositories in the wild hold messages that are not UTF-8, from times before Mercurial recoded them; today's `hg commit`
-would refuse to make such a thing.
+Some repositories have messages that are not UTF-8, from before Mercurial recoded them. Today's `hg commit` would refuse
+to make such a message.
 """
 
 from mercurial import encoding  # type: ignore[import-untyped]  # Mercurial publishes no types

@@ -25,7 +25,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def create_app(tc: Taskcluster) -> ASGIApp:
-    """The ASGI app. Its lifespan runs `tc.running()`; who mounts it elsewhere must do that."""
+    """Return the ASGI app. Its lifespan runs `tc.running()`; an app that mounts it must do that itself."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:

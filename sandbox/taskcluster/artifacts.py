@@ -1,7 +1,7 @@
-"""Artifacts of runs: enough of the queue's artifact methods to upload logs, to list them and to find them again.
+"""Keep artifacts of runs: as much of the queue's artifact methods as uploading, listing and finding logs needs.
 
-`s3` and stored artifacts keep their bytes here and are served from `/__content__/`; an `object` artifact is answered as
-the real queue answers it, and its bytes may be put there too, for there is no object service.
+`s3` and stored artifacts keep their bytes here and are served from `/__content__/`. An `object` artifact is answered as
+the real queue answers it; its bytes are uploaded to `/__content__/`, too, because there is no object service.
 """
 
 import base64
@@ -24,7 +24,7 @@ GRACE = 25 * MINUTE
 
 @dataclass
 class Artifact:
-    """One artifact; `details` are the fields that make it what it is: url, linked artifact, reason and message."""
+    """One artifact; `details` are the fields of its storage type: url, linked artifact, reason and message."""
 
     name: str
     storage_type: str
@@ -37,7 +37,7 @@ class Artifact:
     present: bool = True
 
     def describe(self) -> Json:
-        """As `artifact-response.json` has it."""
+        """Return the artifact in the form of `artifact-response.json`."""
         described = {
             "storageType": self.storage_type,
             "name": self.name,
@@ -49,7 +49,7 @@ class Artifact:
 
 
 class Artifacts:
-    """The artifact methods of the queue."""
+    """Artifact methods of the queue."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -57,7 +57,7 @@ class Artifacts:
     def create(
         self, task_id: str, run_id: int, name: str, body: Json, *, base_url: str, caller: Caller | None = None
     ) -> Json:
-        """`createArtifact`: again with the same properties it is the same, and `expires` may become later."""
+        """Answer `createArtifact`: a repeated call with equal properties may only set a later `expires`."""
         checks.check_artifact(body)
         if caller is not None:
             require(caller, f"queue:create-artifact:{task_id}/{run_id}")
@@ -82,12 +82,12 @@ class Artifacts:
         return {"storageType": artifact.storage_type}
 
     def store(self, task_id: str, run_id: int, name: str, content: bytes, content_type: str = "text/plain") -> None:
-        """Make an artifact with its bytes at once, until the task expires."""
+        """Create an artifact with its content at once; it expires with the task."""
         task = self._writable(task_id, run_id)
         self._enter(task, run_id, Artifact(name, "s3", content_type, task.expires, content=content))
 
     def finish(self, task_id: str, run_id: int, name: str, body: Json, caller: Caller | None = None) -> None:
-        """`finishArtifact`: an `object` is there from now on."""
+        """Answer `finishArtifact`: the `object` artifact can be read from now on."""
         checks.FINISH_ARTIFACT.check(body)
         if caller is not None:
             require(caller, f"queue:create-artifact:{task_id}/{run_id}")
@@ -108,19 +108,19 @@ class Artifacts:
         token: str | None = None,
         limit: str | None = None,
     ) -> Json:
-        """`listArtifacts`, or `listLatestArtifacts` without a run: a page."""
+        """Answer `listArtifacts`, or `listLatestArtifacts` without a run, with one page."""
         _may_list(task_id, run_id, caller)
         artifacts = self._of_run(task_id, run_id)
         page, rest = paged(sorted(artifacts), token, limit)
         return {"artifacts": [artifacts[name].describe() for name in page], **rest}
 
     def info(self, task_id: str, run_id: int | None, name: str, caller: Caller | None = None) -> Json:
-        """`artifactInfo`, or `latestArtifactInfo` without a run; links are not followed."""
+        """Answer `artifactInfo`, or `latestArtifactInfo` without a run; links are not followed."""
         _may_list(task_id, run_id, caller)
         return self._find(task_id, run_id, name).describe()
 
     def get(self, task_id: str, run_id: int | None, name: str, base_url: str, caller: Caller | None = None) -> Json:
-        """`getArtifact`, or `getLatestArtifact`: `{storageType, url}`, and for an error `{reason, message}`."""
+        """Answer `getArtifact`, or `getLatestArtifact`: `{storageType, url}`, or `{reason, message}` of an error."""
         artifact, run_id = self._follow(task_id, run_id, name, caller)
         if artifact.storage_type == "error":
             return artifact.details
@@ -128,7 +128,7 @@ class Artifacts:
         return {"storageType": artifact.storage_type, "url": url}
 
     def content(self, task_id: str, run_id: int | None, name: str, base_url: str, caller: Caller | None = None) -> Json:
-        """`artifact`, or `latestArtifact`: how to get at the bytes (`artifact-content-response.json`)."""
+        """Answer `artifact`, or `latestArtifact`: the way to the content (`artifact-content-response.json`)."""
         artifact, run_id = self._follow(task_id, run_id, name, caller)
         if artifact.storage_type == "error":
             return {"storageType": "error", **artifact.details}
@@ -143,18 +143,18 @@ class Artifacts:
         return self.get(task_id, run_id, artifact.name, base_url)
 
     def bytes_of(self, task_id: str, run_id: int, name: str) -> tuple[bytes, str]:
-        """What is served under the artifact's url, and its content type."""
+        """Return the content that the artifact's URL serves, and its content type."""
         artifact = self._find(task_id, run_id, name)
         if artifact.content is None:
             raise ApiError("ResourceNotFound", f"nothing was uploaded for artifact `{name}`")
         return artifact.content, artifact.content_type
 
     def put(self, task_id: str, run_id: int, name: str, content: bytes) -> None:
-        """What the `putUrl` of an `s3` artifact takes."""
+        """Store the content that was sent to the `putUrl` of an `s3` artifact."""
         self._find(task_id, run_id, name).content = content
 
     def _writable(self, task_id: str, run_id: int) -> Task:
-        """The task, whose run must be running, or an exception of a short while ago."""
+        """Return the task if its run accepts artifacts: it is running, or ended in an exception at most `GRACE` ago."""
         task = self._queue.find(task_id)
         if run_id >= len(task.runs):
             raise ApiError("ResourceNotFound", f"Task `{task_id}` has no run {run_id}.")
@@ -214,7 +214,7 @@ class Artifacts:
         return artifact
 
     def _follow(self, task_id: str, run_id: int | None, name: str, caller: Caller | None) -> tuple[Artifact, int]:
-        """The artifact at the end of links, and its run; the caller needs the scope for each name on the way."""
+        """Return the artifact at the end of links, and its run; the caller needs the scope for each name on the way."""
         names: list[str] = []
         while True:
             if name in names:

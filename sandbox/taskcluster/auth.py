@@ -1,8 +1,8 @@
-"""Who calls, and with which scopes: Taskcluster's auth service.
+"""Authenticate callers and determine their scopes, as Taskcluster's auth service does.
 
 Follows https://docs.taskcluster.net/docs/manual/design/apis/hawk: Hawk headers and bewits, `ext` with a certificate of
-temporary credentials and `authorizedScopes`. The Hawk MAC is computed here and not by mohawk, whose receiver formats
-every body for a debug log even when nobody reads it; the tests hold the two against each other.
+temporary credentials and `authorizedScopes`. The Hawk MAC is computed here and not by mohawk, because mohawk's receiver
+formats every body for a debug log even if nobody reads it; the tests compare the two.
 """
 
 import base64
@@ -33,12 +33,12 @@ _KNOWN = {"id", "ts", "nonce", "hash", "ext", "mac", "app", "dlg"}
 
 
 class AuthFailed(Exception):
-    """The credentials are no good; the text is what the service answers."""
+    """An error of invalid credentials; the text is the service's answer."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """Credentials that the auth service knows, and the scopes given to them (roles not yet expanded)."""
+    """Credentials that the auth service accepts, and their scopes (roles not yet expanded)."""
 
     client_id: str
     access_token: str
@@ -47,7 +47,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who made a request: `client_id` is None when it brought no credentials."""
+    """A caller of a method; `client_id` is None if the request had no credentials."""
 
     client_id: str | None
     scopes: ScopeSet
@@ -57,7 +57,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Request:
-    """The parts of a request that a Hawk signature covers. `resource` is path and query as they came."""
+    """Parts of a request that a Hawk signature covers. `resource` is the path and query as received."""
 
     method: str
     resource: str
@@ -78,7 +78,7 @@ class _Identity:
 
 @dataclass
 class Auth:
-    """The known clients and roles.
+    """All clients and roles.
 
     The role `anonymous` is assumed for every request, with credentials or without.
     """
@@ -91,7 +91,7 @@ class Auth:
     _extensions: dict[tuple[str, str], _Identity] = field(default_factory=dict)
 
     def add_client(self, client_id: str, access_token: str, scopes: Iterable[str] = ()) -> None:
-        """Make a client known, or replace it."""
+        """Add a client, or replace it."""
         self.clients[client_id] = Client(client_id, access_token, tuple(scopes))
         self._extensions.clear()
 
@@ -102,7 +102,7 @@ class Auth:
         self._extensions.clear()
 
     def expand(self, scopes: Iterable[str]) -> ScopeSet:
-        """The scopes with what their roles bring."""
+        """Return the scopes together with those of their roles."""
         key = tuple(scopes)
         if key not in self._expanded:
             if len(self._expanded) > 10_000:
@@ -111,7 +111,7 @@ class Auth:
         return self._expanded[key]
 
     def authenticate(self, request: Request) -> Caller:
-        """Who makes this request. Raises `AuthFailed` when it carries credentials that are no good."""
+        """Return the caller of this request. Raises `AuthFailed` if its credentials are invalid."""
         if request.authorization:
             return self._by_header(request)
         if (found := re.search(r"[?&]bewit=([^&]+)", request.resource)) and request.method.upper() in ("GET", "HEAD"):
@@ -146,7 +146,7 @@ class Auth:
         return Caller(identity.client_id, identity.scopes, identity.expires)
 
     def _identify(self, client_id: str, ext: str) -> _Identity:
-        """The client with what `ext` makes of it: temporary credentials, and scopes cut down."""
+        """Return the client as `ext` changes it: temporary credentials, and fewer scopes."""
         cached = self._extensions.get((client_id, ext))
         if cached is not None and cached.expires > self.clock.now():
             return cached
@@ -178,7 +178,7 @@ class Auth:
         return _Identity(client_id, client.access_token, scopes, self.clock.now() + HOUR)
 
     def _temporary(self, client_id: str, certificate: Any) -> _Identity:
-        """Temporary credentials: the certificate is checked, and the key derived from it."""
+        """Check the certificate of temporary credentials and derive the key from it."""
         if isinstance(certificate, str):
             try:
                 certificate = json.loads(certificate)
@@ -205,7 +205,7 @@ class Auth:
     def temporary_credentials(
         self, issuer_id: str, name: str, scopes: Iterable[str], start: int, expiry: int
     ) -> dict[str, str]:
-        """Named temporary credentials `{clientId, accessToken, certificate}`, issued by one of the known clients."""
+        """Return named temporary credentials `{clientId, accessToken, certificate}`, issued by a client."""
         token = self.clients[issuer_id].access_token
         seed = _slug() + _slug()
         certificate: dict[str, Any] = {
@@ -224,7 +224,7 @@ class Auth:
         }
 
     def authenticate_hawk(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`auth.authenticateHawk`: the verdict over a request that another service was sent."""
+        """Answer `auth.authenticateHawk`: authenticate a request that another service received."""
         request = Request(body["method"], body["resource"], body["host"], body["port"], body.get("authorization"))
         try:
             caller = self.authenticate(request)
@@ -239,7 +239,7 @@ class Auth:
 
 
 def require(caller: Caller, expression: Expression) -> None:
-    """Raise the 403 that names what is missing unless the caller's scopes satisfy the expression."""
+    """Raise the 403 that names the missing scopes unless the caller's scopes satisfy the expression."""
     missing = caller.scopes.missing(expression)
     if missing is None:
         return
@@ -254,7 +254,7 @@ def require(caller: Caller, expression: Expression) -> None:
 
 
 def require_scopes(caller: Caller | None, expression: Expression) -> None:
-    """Do as `require` does, except that the program itself (None) may do anything."""
+    """Do as `require` does, but allow everything to the program itself (None)."""
     if caller is not None:
         require(caller, expression)
 
@@ -264,7 +264,7 @@ def _pretty(expression: Expression) -> str:
 
 
 def mac(kind: str, request: Request, attributes: Mapping[str, str], key: str) -> str:
-    """Hawk's MAC (sha256, base64) of a request with the header's attributes; `kind` is `header` or `bewit`."""
+    """Return Hawk's MAC (sha256, base64) of a request with the header's attributes; `kind` is `header` or `bewit`."""
     lines = [
         f"hawk.1.{kind}",
         attributes["ts"],
@@ -282,7 +282,7 @@ def mac(kind: str, request: Request, attributes: Mapping[str, str], key: str) ->
 
 
 def payload_hash(body: bytes, content_type: str) -> str:
-    """Hawk's hash of a payload (sha256, base64)."""
+    """Return Hawk's hash of a payload (sha256, base64)."""
     kind = content_type.split(";", maxsplit=1)[0].strip().lower()
     digest = hashlib.sha256(b"hawk.1.payload\n" + kind.encode() + b"\n" + body + b"\n").digest()
     return base64.b64encode(digest).decode()
@@ -371,12 +371,12 @@ def _slug() -> str:
 
 
 def random_token() -> str:
-    """A fresh access token."""
+    """Return a new access token."""
     return secrets.token_urlsafe(33)
 
 
 def _unbase64(text: str) -> bytes:
-    """Base64 of either alphabet, padded or not; ValueError for anything else."""
+    """Decode base64 of either alphabet, padded or not. Raises ValueError."""
     plain = text.replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)

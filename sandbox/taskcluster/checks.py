@@ -1,7 +1,7 @@
-"""What Taskcluster's queue and auth services refuse before they look at their state.
+"""Check requests before the state is read, as Taskcluster's queue and auth services do.
 
-Plain code for the published request schemas (`create-task-request.json` and the like), because these files are no part
-of this project; the tests hold the two against each other.
+The published request schemas (`create-task-request.json` and others) are written as code, because the files are not
+part of this project; the tests compare the two.
 """
 
 import ipaddress
@@ -53,7 +53,7 @@ Check = Callable[[Any, str, Problems], None]
 
 
 def check_parameters(parameters: dict[str, str]) -> None:
-    """Raise unless every path parameter has its form (`taskId` a slugid, and so on)."""
+    """Raise ApiError unless every path parameter has its form (`taskId` is a slugid, and so on)."""
     wrong = [
         f'URL parameter \'{name}\' given as "{value}" must match regular expression: "{_PARAMETERS[name].pattern}"'
         for name, value in parameters.items()
@@ -64,7 +64,7 @@ def check_parameters(parameters: dict[str, str]) -> None:
 
 
 def page_size(limit: str | None) -> int:
-    """How many entries a page may have: `limit`, at most and by default 1,000."""
+    """Return the size of a page: `limit`, by default and at most 1,000."""
     if limit is None:
         return 1000
     if not limit.isdigit():
@@ -170,7 +170,7 @@ class Schema:
         self.properties = properties
 
     def __call__(self, value: Any, where: str, problems: Problems) -> None:
-        """Append what is wrong with the value."""
+        """Append the problems of the value."""
         if not isinstance(value, dict):
             problems.append(f"{where} must be object")
             return
@@ -183,7 +183,7 @@ class Schema:
                 check(each, f"{where}.{name}", problems)
 
     def check(self, value: Any) -> None:
-        """Raise `InputValidationError` that lists what is wrong, if anything is."""
+        """Raise `InputValidationError` with all problems of the value, if there are any."""
         problems: Problems = []
         self(value, "data", problems)
         if problems:
@@ -305,9 +305,9 @@ def check_artifact(value: Any) -> None:
 
 
 def complete(task_id: str, definition: dict[str, Any], now: int) -> dict[str, Any]:
-    """The definition as the queue keeps it: defaults filled in and dates written its way.
+    """Return the definition as the queue stores it: with defaults, and with dates in the queue's form.
 
-    Raises `InputError` for dates that the queue refuses at the moment `now`, also when the task exists already.
+    Raises `InputError` for dates that the queue refuses at the moment `now`, even if the task exists already.
     """
     task = {
         "taskGroupId": task_id,
@@ -350,7 +350,7 @@ def complete(task_id: str, definition: dict[str, Any], now: int) -> dict[str, An
 
 
 def check_storable(task: dict[str, Any]) -> None:
-    """Raise the 500 for what PostgreSQL's jsonb refuses: NUL characters and halves of surrogate pairs."""
+    """Raise the 500 for text that PostgreSQL's jsonb refuses: NUL characters and lone surrogates."""
     text = json.dumps(task, ensure_ascii=False)
     if _NUL.search(text):
         raise ApiError(
@@ -363,7 +363,7 @@ def check_storable(task: dict[str, Any]) -> None:
 
 
 def _complete_queue(task: dict[str, Any]) -> None:
-    """`taskQueueId` from `provisionerId` and `workerType`, or the other way round; both must agree."""
+    """Derive `taskQueueId` from `provisionerId` and `workerType`, or the reverse; raise ApiError if they disagree."""
     given = {name: task.get(name) for name in ("provisionerId", "workerType")}
     if "taskQueueId" in task:
         provisioner, worker_type = task["taskQueueId"].split("/")

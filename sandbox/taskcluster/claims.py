@@ -1,4 +1,4 @@
-"""The methods of the queue that workers call: claim a run, reclaim it, and report how it ended."""
+"""Answer the queue's methods for workers: claim a run, reclaim it, and report its end."""
 
 import heapq
 
@@ -16,10 +16,10 @@ CLAIM_TIME = 20 * MINUTE
 
 
 class Claims(Scheduler):
-    """The claiming and reporting methods, with their scopes."""
+    """Methods that claim runs and report on them, with their scopes."""
 
     def claim_work(self, queue_id: str, body: Json, caller: Caller | None = None) -> Json:
-        """`claimWork`, without its wait: the most urgent pending tasks, the oldest first."""
+        """Answer `claimWork` without its wait: claim pending tasks, the highest priority first, then the oldest."""
         checks.CLAIM_WORK.check(body)
         group, worker = body["workerGroup"], body["workerId"]
         require_scopes(caller, {"AllOf": [f"queue:claim-work:{queue_id}", f"queue:worker-id:{group}/{worker}"]})
@@ -33,7 +33,7 @@ class Claims(Scheduler):
         return {"tasks": claims}
 
     def claim_task(self, task_id: str, run_id: int, body: Json, caller: Caller | None = None) -> Json:
-        """`claimTask`: one certain run; again by the same worker it is the same claim."""
+        """Answer `claimTask`: claim one run; a repeated call of the same worker returns the same claim."""
         checks.CLAIM_TASK.check(body)
         group, worker = body["workerGroup"], body["workerId"]
         task = self.find(task_id)
@@ -41,7 +41,7 @@ class Claims(Scheduler):
         require_scopes(caller, {"AllOf": [f"queue:claim-task:{queue_id}", f"queue:worker-id:{group}/{worker}"]})
         run = self._run(task, run_id)
         if run["state"] == "running" and (run["workerGroup"], run["workerId"]) == (group, worker):
-            return {**self._hold(task, run), "task": task.definition}
+            return {**self._claim_answer(task, run), "task": task.definition}
         if run["state"] != "pending" or task.deadline < self.clock.now():
             raise ApiError(
                 "RequestConflict", f"Run {run_id} of task `{task_id}` cannot be claimed: it is {run['state']}."
@@ -54,24 +54,24 @@ class Claims(Scheduler):
         self.dequeue(task)
         self.claimed_counts[task.definition["taskQueueId"]] += 1
         run.update(state="running", workerGroup=group, workerId=worker, takenUntil="", started=iso(now))
-        self._take(task, run, now)
+        self._extend_claim(task, run, now)
         self.publish_run("task-running", task, run, takenUntil=run["takenUntil"].replace("Z", "+00:00"))
-        return {**self._hold(task, run), "task": task.definition}
+        return {**self._claim_answer(task, run), "task": task.definition}
 
     def reclaim_task(self, task_id: str, run_id: int, caller: Caller | None = None) -> Json:
-        """`reclaimTask`: hold on to a run for another 20 minutes."""
+        """Answer `reclaimTask`: extend the claim of a run by 20 minutes."""
         require_scopes(caller, f"queue:reclaim-task:{task_id}/{run_id}")
         task, run = self._running(task_id, run_id)
-        self._take(task, run, self.clock.now())
-        return self._hold(task, run)
+        self._extend_claim(task, run, self.clock.now())
+        return self._claim_answer(task, run)
 
-    def _take(self, task: Task, run: Json, now: int) -> None:
+    def _extend_claim(self, task: Task, run: Json, now: int) -> None:
         task.taken_until = now + CLAIM_TIME
         run["takenUntil"] = iso(task.taken_until)
         self.set_timer(task.taken_until, "claim", task)
 
-    def _hold(self, task: Task, run: Json) -> Json:
-        """The answer to a claim: with credentials for this run and for what the task's scopes allow."""
+    def _claim_answer(self, task: Task, run: Json) -> Json:
+        """Return the answer to a claim, with credentials for this run and for the task's scopes."""
         run_name = f"{task.task_id}/{run['runId']}"
         group, worker = run["workerGroup"], run["workerId"]
         credentials = self.auth.temporary_credentials(
@@ -96,15 +96,15 @@ class Claims(Scheduler):
         }
 
     def report_completed(self, task_id: str, run_id: int, caller: Caller | None = None) -> Json:
-        """`reportCompleted`"""
+        """Answer `reportCompleted`."""
         return self._report(task_id, run_id, "completed", "completed", caller)
 
     def report_failed(self, task_id: str, run_id: int, caller: Caller | None = None) -> Json:
-        """`reportFailed`"""
+        """Answer `reportFailed`."""
         return self._report(task_id, run_id, "failed", "failed", caller)
 
     def report_exception(self, task_id: str, run_id: int, body: Json, caller: Caller | None = None) -> Json:
-        """`reportException`: `worker-shutdown` and `intermittent-task` are retried while retries are left."""
+        """Answer `reportException`: `worker-shutdown` and `intermittent-task` are retried while retries are left."""
         checks.EXCEPTION.check(body)
         return self._report(task_id, run_id, "exception", body["reason"], caller)
 
@@ -123,7 +123,7 @@ class Claims(Scheduler):
         return task.runs[run_id]
 
     def _running(self, task_id: str, run_id: int) -> tuple[Task, Json]:
-        """The task and its run, which must be the last, running, and before the deadline: 409 otherwise."""
+        """Return the task and its run; raise the 409 unless the run is running and the deadline is ahead."""
         task = self.find(task_id)
         run = self._run(task, run_id)
         if run["state"] != "running":

@@ -1,6 +1,6 @@
-"""Time as the stand-in sees it, and Taskcluster's way of writing it.
+"""Define the stand-in's clock, and parse and write dates in the form of Taskcluster.
 
-Moments are integers: milliseconds since the epoch, UTC, which is the resolution that Taskcluster keeps.
+Moments are integers: milliseconds since the epoch, UTC, which is the resolution of Taskcluster.
 """
 
 import re
@@ -19,34 +19,34 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 class Clock:
-    """The real time plus an offset that a test moves; frozen when told so."""
+    """A clock with the real time plus an offset that tests change; it can be frozen."""
 
     def __init__(self) -> None:
         self._offset = 0.0
         self._frozen: float | None = None
 
     def now(self) -> int:
-        """The moment, in milliseconds since the epoch."""
+        """Return the time in milliseconds since the epoch."""
         seconds = time.time() if self._frozen is None else self._frozen
         return int((seconds + self._offset) * 1000)
 
     def advance(self, seconds: float) -> None:
-        """Move on (or, with a negative number, back) by that many seconds."""
+        """Move the clock forward, or back by a negative number, by that many seconds."""
         self._offset += seconds
 
     def freeze(self) -> None:
-        """Stand still; only `advance` moves it from here on."""
+        """Stop the clock; afterwards only `advance` moves it."""
         if self._frozen is None:
             self._frozen = time.time()
 
     def reset(self) -> None:
-        """Back to the real time."""
+        """Return to the real time."""
         self._offset = 0.0
         self._frozen = None
 
 
 def parse(text: object) -> int | None:
-    """The moment of an RFC 3339 date-time, cut to milliseconds as JavaScript's `Date` does; None for anything else.
+    """Parse an RFC 3339 date-time, cut to milliseconds as JavaScript's `Date` does; return None for anything else.
 
     >>> parse("1970-01-01T00:00:01.0029Z")
     1002
@@ -60,7 +60,7 @@ def parse(text: object) -> int | None:
 
 
 def iso(moment: int) -> str:
-    """As Taskcluster writes it, with milliseconds and `Z`.
+    """Format a moment as Taskcluster does, with milliseconds and `Z`.
 
     >>> iso(1002)
     '1970-01-01T00:00:01.002Z'
@@ -70,7 +70,7 @@ def iso(moment: int) -> str:
 
 
 def a_year_later(moment: int) -> int:
-    """The same date one year on; of 29 February, 1 March, as JavaScript's `setFullYear` has it."""
+    """Return the same date a year later, and 1 March for 29 February, as JavaScript's `setFullYear` does."""
     date = _EPOCH + timedelta(milliseconds=moment)
     try:
         later = date.replace(year=date.year + 1)

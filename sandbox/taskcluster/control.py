@@ -21,7 +21,7 @@ from sandbox.taskcluster.instance import Taskcluster
 
 
 def control_routes(tc: Taskcluster) -> list[Route]:
-    """The routes for tests and demos."""
+    """Return the routes for tests and demos."""
 
     async def tasks(request: HttpRequest) -> Response:
         if request.method == "POST":

@@ -12,7 +12,7 @@ from sandbox.taskcluster.tasks import Group, Json, Task
 
 
 def creation_scopes(task: Json) -> Expression:
-    """What `createTask` asks of its caller for a completed definition."""
+    """Return the scopes that `createTask` requires for a completed definition."""
     rank = checks.PRIORITIES.index(task["priority"])
     return {
         "AllOf": [
@@ -31,13 +31,13 @@ def creation_scopes(task: Json) -> Expression:
 
 
 class Creation(Scheduler):
-    """The method `createTask`."""
+    """Creation of tasks, with its scopes."""
 
     def create_task(self, task_id: str, definition: Json, caller: Caller | None = None, *, crash: bool = False) -> Json:
-        """`createTask`.
+        """Answer `createTask`.
 
-        With `crash` the task is stored and nothing more, as when the queue dies in the middle: it stays unscheduled
-        until `scheduleTask`, and no message tells of it.
+        With `crash` the task is stored and nothing more is done, as if the queue ended in the middle. The task stays
+        unscheduled until `scheduleTask`, and no message is published.
         """
         checks.CREATE_TASK.check(definition)
         now = self.clock.now()
@@ -64,7 +64,7 @@ class Creation(Scheduler):
         return {"status": task.status()}
 
     def _enter_group(self, task: Task) -> Group:
-        """The group of a new task, which it may have to begin; 409 when it is closed to the task."""
+        """Return the group of a new task, and create it if needed; raise the 409 if it does not accept the task."""
         group_id, scheduler_id = task.definition["taskGroupId"], task.definition["schedulerId"]
         group = self.groups.get(group_id)
         if group is None:
@@ -85,7 +85,7 @@ class Creation(Scheduler):
         return group
 
     def _repeat(self, existing: Task, wanted: Json) -> Json:
-        """The same request again is the same answer, and its messages again; any other body is a conflict."""
+        """Answer a repeated request as the first one and publish its messages again; raise the 409 for another body."""
         if existing.definition != wanted:
             differing = sorted(
                 key
@@ -105,7 +105,7 @@ class Creation(Scheduler):
         return {"status": existing.status()}
 
     def _track_dependencies(self, task: Task) -> None:
-        """Wait for the dependencies that are not satisfied; 400 when one is missing, or expires before the deadline."""
+        """Record unsatisfied dependencies; raise the 400 if one is missing, or expires before the deadline."""
         missing, expiring = [], []
         any_end = task.definition["requires"] == "all-resolved"
         for task_id in task.definition["dependencies"]:

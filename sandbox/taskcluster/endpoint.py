@@ -41,7 +41,7 @@ class Endpoint:
             await asyncio.sleep(self._tc.latency)
         struck = self._tc.faults.strike(name)
         for fault in struck:
-            if not await self._stand_in_the_way(fault, scope, receive, send):
+            if not await self._apply_fault(fault, scope, receive, send):
                 return
         crashes = any(fault.kind == "crash" for fault in struck)
         answer = await self._answer(scope, raw, crashes)
@@ -58,8 +58,8 @@ class Endpoint:
                 )
         await self._send(answer, send)
 
-    async def _stand_in_the_way(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Do what the fault does before the work; False when the call ends with that."""
+    async def _apply_fault(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Apply a fault before the method is called; return False if the call ends with it."""
         if fault.kind == "delay":
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(fault.removed.wait(), fault.seconds)
@@ -154,7 +154,7 @@ class Endpoint:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The body, cut shortly after the limit; None when the caller has gone."""
+    """Return the body, cut shortly after the limit, or None if the caller disconnected."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -190,7 +190,7 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::(\d+))?")
 
 
 def _host(header: str, scheme: str) -> tuple[str, int]:
-    """Host and port as mohawk signs them: the scheme's port when the header has none, IPv6 without its brackets."""
+    """Parse host and port as mohawk signs them: the scheme's default port, and IPv6 without brackets."""
     found = _HOST.fullmatch(header)
     if found is None:
         return header, 0
@@ -198,7 +198,7 @@ def _host(header: str, scheme: str) -> tuple[str, int]:
 
 
 async def _until_gone(receive: Receive, removed: asyncio.Event) -> None:
-    """Wait until the caller has gone, or the event is set."""
+    """Wait until the caller disconnects, or the event is set."""
     waits = [asyncio.create_task(_gone(receive)), asyncio.create_task(removed.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
@@ -206,7 +206,7 @@ async def _until_gone(receive: Receive, removed: asyncio.Event) -> None:
 
 
 async def _drop(receive: Receive, send: Send) -> None:
-    """Close the connection without an answer: uvicorn's transport is reached through its `send`; elsewhere raise."""
+    """Close the connection without an answer through uvicorn's transport; without one raise ConnectionResetError."""
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is None:
         raise ConnectionResetError("a fault was set: the connection was dropped")
@@ -215,7 +215,7 @@ async def _drop(receive: Receive, send: Send) -> None:
 
 
 async def _gone(receive: Receive) -> None:
-    """Wait until the caller has gone: with the body read, that is all that is still to come."""
+    """Wait until the caller disconnects, which is the only message after the body."""
     message = await receive()
     if message["type"] != "http.disconnect":
         raise RuntimeError(f"{message['type']} came after the whole body")

@@ -1,7 +1,7 @@
-"""The errors that Taskcluster's services answer.
+"""Define the errors that Taskcluster's services answer.
 
 Codes and their statuses are those of Taskcluster's `lib-api`. A body is `{"code", "message", "requestInfo"}`; the HTTP
-layer adds `requestInfo` and the footer of the message, because only it knows the request.
+layer adds `requestInfo` and the footer of the message, because only it has the request.
 """
 
 STATUS = {
@@ -21,7 +21,7 @@ STATUS = {
 
 
 class ApiError(Exception):
-    """An answer other than success: `code` is one of `STATUS`, `message` is what the caller reads."""
+    """An answer other than success: `code` is one of `STATUS`, `message` is for the caller."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -31,7 +31,7 @@ class ApiError(Exception):
 
 
 def code_for(status: int) -> str:
-    """The error code that goes with an HTTP status, for faults that are given as a status.
+    """Return the error code for an HTTP status, for faults that name a status.
 
     >>> code_for(409)
     'RequestConflict'

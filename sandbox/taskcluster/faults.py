@@ -1,16 +1,16 @@
-"""Things that go wrong on purpose, and the record of what was called.
+"""Define the faults of the API, and record its calls.
 
 A fault names an API method (`createTask`, ...; `*` for any) and a kind:
 
 - `before`: answer `status` and do nothing
 - `after`: do the work, then answer `status`
-- `throttle`: 429, without a Retry-After unless `retry_after` (seconds) is given
-- `delay`: wait `seconds`, then go on
-- `hang`: never answer; ends when the caller goes away or the fault is removed
+- `throttle`: answer 429, without a Retry-After unless `retry_after` (seconds) is given
+- `delay`: wait `seconds`, then continue
+- `hang`: never answer; it ends when the caller disconnects or the fault is removed
 - `drop`: close the connection and do nothing; `drop-after`: do the work first
 - `crash` (createTask only): store the task, schedule nothing, answer 500
 
-It holds for the next `times` calls (for ever without), each with `probability`.
+It holds for the next `times` calls (without end if not given), each with `probability`.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ ANY = "*"
 
 @dataclass
 class Fault:
-    """One thing that goes wrong; `left` counts down the calls that it still holds for (None: no end)."""
+    """One fault; `left` counts down the calls that it still holds for (None: no end)."""
 
     kind: str
     method: str = ANY
@@ -48,13 +48,13 @@ class Fault:
         self.left = self.times
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the fault as JSON."""
         described = {name: value for name, value in vars(self).items() if name not in ("removed", "fault_id")}
         return {"id": self.fault_id, **described}
 
 
 class Faults:
-    """The faults that are set. Several may strike one call; they do in the order in which they were set."""
+    """Active faults. Several may hit one call; they do in the order in which they were added."""
 
     def __init__(self, seed: int = 0) -> None:
         self._faults: dict[int, Fault] = {}
@@ -62,7 +62,7 @@ class Faults:
         self._serial = 0
 
     def add(self, kind: str, method: str = ANY, **more: Any) -> Fault:
-        """Set a fault; `more` are the other fields of `Fault`. It stays until its `times` are used up, or `remove`."""
+        """Add a fault; `more` are the other fields of `Fault`. It stays until its `times` are used up, or `remove`."""
         fault = Fault(kind, method, **more)
         self._serial += 1
         fault.fault_id = self._serial
@@ -70,13 +70,13 @@ class Faults:
         return fault
 
     def remove(self, fault_id: int | None = None) -> None:
-        """Take one fault away, or all; calls that hang in it go on."""
+        """Remove one fault, or all; calls that hang because of it continue."""
         for key in [fault_id] if fault_id is not None else list(self._faults):
             if (fault := self._faults.pop(key, None)) is not None:
                 fault.removed.set()
 
     def strike(self, method: str) -> list[Fault]:
-        """The faults that strike this call."""
+        """Return the faults that hit this call, and count them down."""
         if not self._faults:
             return []
         struck = []
@@ -91,13 +91,13 @@ class Faults:
         return struck
 
     def describe(self) -> list[dict[str, Any]]:
-        """All that are set, as JSON."""
+        """Return all faults as JSON."""
         return [fault.describe() for fault in self._faults.values()]
 
 
 @dataclass
 class Creation:
-    """A call of createTask: what it was answered (0 when it was not), and when (ISO)."""
+    """A call of createTask: its status (0 without an answer) and its time (ISO)."""
 
     task_id: str
     status: int
@@ -105,7 +105,7 @@ class Creation:
 
 
 class Journal:
-    """How often each API method was called, how it was answered, and createTask in its order."""
+    """Counts of calls and answers by API method, and the calls of createTask in order."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -113,13 +113,13 @@ class Journal:
         self.creations: list[Creation] = []
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all counts."""
         self.calls.clear()
         self.answers.clear()
         self.creations.clear()
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the counts as JSON."""
         answers: dict[str, dict[str, int]] = {}
         for (method, status), count in sorted(self.answers.items()):
             answers.setdefault(method, {})[str(status)] = count

@@ -16,11 +16,11 @@ from sandbox.taskcluster.worker import Worker
 
 
 class Taskcluster:
-    """The whole stand-in: state, faults, and what runs beside the HTTP app.
+    """One Taskcluster: its state, its faults, and the tasks that run beside the HTTP app.
 
-    In seconds: `claim_wait` is how long claimWork waits for work, `tick` how often deadlines are looked at, `latency`
-    what each call takes at least. With a `worker`, tasks run to their end; with an `amqp_url`, messages go out to
-    Pulse. The role `anonymous` holds what needs no credentials.
+    In seconds: `claim_wait` is the time that claimWork waits for work, `tick` the interval at which deadlines are
+    checked, `latency` the least time of each call. With a `worker`, tasks run to their end; with an `amqp_url`,
+    messages are published to Pulse. The role `anonymous` has the scopes that need no credentials.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Taskcluster:
         self.clock.reset()
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, and do what is due then."""
+        """Move the clock, and do everything that is due by then."""
         self.clock.advance(seconds)
         self.queue.tick()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """While inside: deadlines pass, the worker works, messages go out. The app's lifespan does this too."""
+        """Apply deadlines, run the worker and publish messages while inside. The app's lifespan does this, too."""
         background = [asyncio.create_task(self._keep_time())]
         if self.publisher is not None:
             await asyncio.to_thread(self.publisher.start)

@@ -13,7 +13,7 @@ from sandbox.taskcluster.tasks import Json
 
 @dataclass
 class Call:
-    """An API call as a method sees it."""
+    """An API call in the form that a method needs."""
 
     parameters: dict[str, str]
     query: dict[str, str]
@@ -23,7 +23,7 @@ class Call:
 
     @property
     def page(self) -> tuple[str | None, str | None]:
-        """continuationToken and limit."""
+        """Return continuationToken and limit."""
         return self.query.get("continuationToken"), self.query.get("limit")
 
     def __getitem__(self, name: str) -> str:
@@ -31,17 +31,17 @@ class Call:
 
     @property
     def run_id(self) -> int | None:
-        """The run that the path names; None for the latest."""
+        """Return the run that the path names, or None for the latest."""
         return int(self.parameters["runId"]) if "runId" in self.parameters else None
 
     @property
     def run(self) -> tuple[str, int]:
-        """The task and run that the path names."""
+        """Return the task and the run that the path names."""
         return self["taskId"], int(self["runId"])
 
 
 class Answer(NamedTuple):
-    """What a call is answered; `body` None is no content."""
+    """An answer to a call; `body` None is no content."""
 
     status: int
     body: Json | None
@@ -52,7 +52,7 @@ Handler = Callable[[Call], Json | Answer | Awaitable[Json]]
 
 
 class Method(NamedTuple):
-    """An API method: its name in the reference, HTTP method and route, and what it does."""
+    """An API method: its name in the reference, HTTP method and route, and its handler."""
 
     name: str
     verb: str
@@ -63,7 +63,7 @@ class Method(NamedTuple):
 
 
 def api_methods(tc: Taskcluster) -> Iterable[tuple[str, Method]]:
-    """Every method with its service; the busy ones first, because routes are tried in order."""
+    """Yield every method with its service, the frequent ones first, because routes are tried in order."""
     queue, artifacts = tc.queue, tc.artifacts
 
     async def claim_work(call: Call) -> Json:

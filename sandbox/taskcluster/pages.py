@@ -12,7 +12,7 @@ _TOKEN_FORM = re.compile(r"v1-((?:[0-9a-f]{2})+)")
 
 
 def paged(ids: list[str], token: str | None, limit: str | None) -> tuple[list[str], Json]:
-    """The page of sorted ids that follows the token, and `{continuationToken}` when there may be more."""
+    """Return the page of sorted ids after the token, and `{continuationToken}` if there may be more."""
     size = checks.page_size(limit)
     start = 0 if token is None else bisect_right(ids, _untoken(token))
     page = ids[start : start + size]

@@ -1,7 +1,8 @@
-"""Publishes the queue's messages to RabbitMQ, as the real queue does to Pulse.
+"""Publish the queue's messages to RabbitMQ, as the real queue does to Pulse.
 
-One thread owns the connection (pika's are not thread-safe). Messages go out in batches; a round trip after a batch
-proves that the broker has taken it, and a batch without that proof is sent again: at least once, in order.
+One thread owns the connection, because pika's connections are not thread-safe. Messages are sent in batches. A round
+trip after a batch proves that the broker has received it; a batch without that proof is sent again: at least once, in
+order.
 """
 
 import contextlib
@@ -34,9 +35,9 @@ _BATCH = 500
 
 
 class Publisher:
-    """`publish` hands a message over and returns at once; `stop` waits until all are out, at most `patience` seconds.
+    """A publisher thread: `publish` returns at once, `stop` waits up to `patience` seconds for the rest to be sent.
 
-    `prefix` goes before the exchanges' names, so that tests can have their own.
+    `prefix` is put before the exchanges' names, so that tests can have their own.
     """
 
     def __init__(self, url: str, prefix: str = "", *, patience: float = 10.0) -> None:
@@ -51,11 +52,11 @@ class Publisher:
         self._thread: threading.Thread | None = None
 
     def exchange(self, name: str) -> str:
-        """The exchange's name at the broker."""
+        """Return the exchange's name at the broker."""
         return self._prefix + name
 
     def start(self) -> None:
-        """Connect and declare the exchanges; returns when they are there, or raises `TimeoutError`."""
+        """Connect and declare the exchanges, and return once they exist. Raises `TimeoutError`."""
         for event in (self._ready, self._stopping, self._give_up):
             event.clear()
         self._thread = threading.Thread(target=self._run, name="pulse-publisher", daemon=True)
@@ -68,11 +69,11 @@ class Publisher:
             )
 
     def publish(self, message: Message) -> None:
-        """Hand over one message; it goes out as soon as the broker takes it."""
+        """Enqueue one message; it is sent as soon as the broker accepts it."""
         self._waiting.put(message)
 
     def stop(self) -> None:
-        """Send what is waiting, and close. Raises `TimeoutError` when messages are left after `patience` seconds."""
+        """Send the waiting messages, and close. Raises `TimeoutError` if messages are left after `patience` seconds."""
         if self._thread is None:
             return
         self._stopping.set()
@@ -95,7 +96,7 @@ class Publisher:
         connection.close()
 
     def _run(self) -> None:
-        """Publish until stopped; connect anew when the broker goes away."""
+        """Publish until stopped; reconnect after the connection is lost."""
         while not self._give_up.is_set():
             try:
                 with pika.BlockingConnection(self._parameters) as connection:
@@ -113,7 +114,7 @@ class Publisher:
                 self._give_up.wait(0.2)
 
     def _collect(self) -> None:
-        """Fill the batch with what waits, waiting shortly for the first; `stop` wakes it with None."""
+        """Fill the batch with waiting messages, after a short wait for the first; `stop` ends the wait with None."""
         with contextlib.suppress(queue.Empty):
             while len(self._batch) < _BATCH:
                 message = self._waiting.get(timeout=0 if self._batch else 0.5)

@@ -1,10 +1,7 @@
-"""Taskcluster's queue in memory: what createTask, claimWork and the others do, and what they refuse.
+"""Answer the methods of Taskcluster's queue, in memory, with the queue's own refusals.
 
-Follows the reference `queue/v1/api.json` and recordings of the real queue. All methods are plain and must be called on
-one thread. `caller` is who asks; None is the program itself, which may do anything.
-
-Where the real queue works through messages of its own (dependencies, deadlines, claims), this one acts at once, or in
-`tick`.
+Follows the reference `queue/v1/api.json` and recordings of the real queue. All methods are synchronous and must be
+called on one thread. `caller` is who calls; None is the program itself, which may do anything.
 """
 
 from sandbox.taskcluster import checks
@@ -19,10 +16,10 @@ MAX_RUNS = 50
 
 
 class Queue(Reads, Creation, Claims):
-    """The whole queue; the methods here change tasks and groups that exist."""
+    """All methods of the queue; those defined here change tasks and groups that exist."""
 
     def schedule_task(self, task_id: str, caller: Caller | None = None) -> Json:
-        """`scheduleTask`: whatever its dependencies; nothing changes for a task that has a run."""
+        """Answer `scheduleTask`: schedule a task in spite of its dependencies; a task that has a run stays as it is."""
         task = self._find_for(task_id, "schedule", caller)
         if not task.runs:
             task.abandoned = False
@@ -30,7 +27,7 @@ class Queue(Reads, Creation, Claims):
         return {"status": task.status()}
 
     def rerun_task(self, task_id: str, caller: Caller | None = None) -> Json:
-        """`rerunTask`: a new run of a resolved task."""
+        """Answer `rerunTask`: add a run to a resolved task."""
         task = self._find_for(task_id, "rerun", caller)
         if task.state in ("pending", "running"):
             return {"status": task.status()}
@@ -44,13 +41,13 @@ class Queue(Reads, Creation, Claims):
         return {"status": task.status()}
 
     def cancel_task(self, task_id: str, caller: Caller | None = None) -> Json:
-        """`cancelTask`: nothing changes for a resolved task."""
+        """Answer `cancelTask`; a resolved task stays as it is."""
         task = self._find_for(task_id, "cancel", caller)
         self._cancel(task)
         return {"status": task.status()}
 
     def _find_for(self, task_id: str, verb: str, caller: Caller | None) -> Task:
-        """The task that somebody may schedule, rerun or cancel; 409 past its deadline, resolved or not."""
+        """Return the task to schedule, rerun or cancel; raise the 409 past its deadline, resolved or not."""
         task = self.find(task_id)
         definition = task.definition
         scheduler = f"{definition['schedulerId']}/{definition['taskGroupId']}"
@@ -79,7 +76,7 @@ class Queue(Reads, Creation, Claims):
         return True
 
     def seal_task_group(self, group_id: str, caller: Caller | None = None) -> Json:
-        """`sealTaskGroup`: for good; again, nothing changes."""
+        """Answer `sealTaskGroup`: the group stays sealed, and a repeated call changes nothing."""
         group = self.group(group_id)
         require_scopes(caller, f"queue:seal-task-group:{group.scheduler_id}/{group_id}")
         if group.sealed is None:
@@ -88,7 +85,7 @@ class Queue(Reads, Creation, Claims):
         return group.describe()
 
     def cancel_task_group(self, group_id: str, caller: Caller | None = None) -> Json:
-        """`cancelTaskGroup`: all that is not resolved; 409 unless the group is sealed."""
+        """Answer `cancelTaskGroup`: cancel all unresolved tasks; raise the 409 unless the group is sealed."""
         group = self.group(group_id)
         require_scopes(caller, f"queue:cancel-task-group:{group.scheduler_id}/{group_id}")
         if group.sealed is None:
@@ -102,7 +99,7 @@ class Queue(Reads, Creation, Claims):
         }
 
     def change_task_priority(self, task_id: str, body: Json, caller: Caller | None = None) -> Json:
-        """`changeTaskPriority`: in the definition too, so that a repeated createTask is a conflict afterwards."""
+        """Answer `changeTaskPriority`: change the definition, too, so that a repeated createTask is a conflict."""
         checks.CHANGE_PRIORITY.check(body)
         task = self.find(task_id)
         require_scopes(
@@ -118,7 +115,7 @@ class Queue(Reads, Creation, Claims):
         return {"status": task.status()}
 
     def change_task_group_priority(self, group_id: str, body: Json, caller: Caller | None = None) -> Json:
-        """`changeTaskGroupPriority`: of all that is not resolved."""
+        """Answer `changeTaskGroupPriority`: change all unresolved tasks."""
         checks.CHANGE_PRIORITY.check(body)
         group = self.group(group_id)
         require_scopes(caller, f"queue:change-task-group-priority:{group.scheduler_id}/{group_id}")

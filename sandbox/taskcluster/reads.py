@@ -1,4 +1,4 @@
-"""The methods of the queue that read: one task, many tasks, groups, dependents and counts."""
+"""Answer the queue's reading methods: one task, many tasks, groups, dependents and counts."""
 
 from collections.abc import Iterable
 
@@ -10,29 +10,29 @@ from sandbox.taskcluster.tasks import Json, Task
 
 
 class Reads(Scheduler):
-    """The reading methods, with their scopes."""
+    """Methods that read, with their scopes."""
 
     def task(self, task_id: str, caller: Caller | None = None) -> Json:
-        """`task`: the definition, completed."""
+        """Answer `task` with the completed definition."""
         require_scopes(caller, f"queue:get-task:{task_id}")
         return dict(self.find(task_id).definition)
 
     def status(self, task_id: str, caller: Caller | None = None) -> Json:
-        """`status`"""
+        """Answer `status`."""
         require_scopes(caller, f"queue:status:{task_id}")
         return {"status": self.find(task_id).status()}
 
     def get_tasks(
         self, body: Json, caller: Caller | None = None, token: str | None = None, limit: str | None = None
     ) -> Json:
-        """`tasks`: the definitions of many; ids without a task are left out."""
+        """Answer `tasks` with the definitions of many tasks; ids without a task are left out."""
         found, rest = self._many(body, "queue:get-task", caller, token, limit)
         return {"tasks": [{"taskId": task.task_id, "task": task.definition} for task in found], **rest}
 
     def statuses(
         self, body: Json, caller: Caller | None = None, token: str | None = None, limit: str | None = None
     ) -> Json:
-        """`statuses`: those of many; ids without a task are left out."""
+        """Answer `statuses` with those of many tasks; ids without a task are left out."""
         found, rest = self._many(body, "queue:status", caller, token, limit)
         return {"statuses": [{"taskId": task.task_id, "status": task.status()} for task in found], **rest}
 
@@ -48,7 +48,7 @@ class Reads(Scheduler):
     def list_task_group(
         self, group_id: str, caller: Caller | None = None, token: str | None = None, limit: str | None = None
     ) -> Json:
-        """`listTaskGroup`, a page."""
+        """Answer `listTaskGroup` with one page."""
         require_scopes(caller, f"queue:list-task-group:{group_id}")
         group = self.group(group_id)
         page, rest = paged(group.task_ids, token, limit)
@@ -57,7 +57,7 @@ class Reads(Scheduler):
     def list_dependent_tasks(
         self, task_id: str, caller: Caller | None = None, token: str | None = None, limit: str | None = None
     ) -> Json:
-        """`listDependentTasks`, a page; dependents of every group."""
+        """Answer `listDependentTasks` with one page; dependents of every group are included."""
         require_scopes(caller, f"queue:list-dependent-tasks:{task_id}")
         page, rest = paged(self.find(task_id).dependents, token, limit)
         return {"taskId": task_id, "tasks": self._with_status(page), **rest}
@@ -67,12 +67,12 @@ class Reads(Scheduler):
         return [{"status": task.status(), "task": task.definition} for task in tasks]
 
     def get_task_group(self, group_id: str, caller: Caller | None = None) -> Json:
-        """`getTaskGroup`"""
+        """Answer `getTaskGroup`."""
         require_scopes(caller, f"queue:list-task-group:{group_id}")
         return self.group(group_id).describe()
 
     def task_queue_counts(self, queue_id: str, caller: Caller | None = None) -> Json:
-        """`taskQueueCounts`"""
+        """Answer `taskQueueCounts`."""
         require_scopes(caller, {"AllOf": [f"queue:pending-count:{queue_id}", f"queue:claimed-count:{queue_id}"]})
         provisioner, worker_type = queue_id.split("/")
         return {
@@ -84,7 +84,7 @@ class Reads(Scheduler):
         }
 
     def pending_tasks(self, queue_id: str, caller: Caller | None = None) -> Json:
-        """`pendingTasks`"""
+        """Answer `pendingTasks`."""
         require_scopes(caller, f"queue:pending-count:{queue_id}")
         counts = self.task_queue_counts(queue_id)
         del counts["claimedTasks"]

@@ -1,7 +1,7 @@
-"""Keep the tasks and groups of the stand-in for the queue, and move their runs from state to state.
+"""Keep the tasks and groups of the queue, and move their runs from state to state.
 
-Where the real queue works through messages of its own (dependencies, deadlines, claims), this one acts at once, or in
-`tick`. No scopes and no requests in here.
+The real queue handles dependencies, deadlines and claims by messages to itself; this one acts at once, or in `tick`.
+Scopes and requests are checked elsewhere.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class Scheduler:
         self._timers.clear()
 
     def find(self, task_id: str) -> Task:
-        """The task, or the 404 for it."""
+        """Return the task, or raise the 404."""
         task = self.tasks.get(task_id)
         if task is None:
             raise ApiError(
@@ -52,14 +52,14 @@ class Scheduler:
         return task
 
     def group(self, group_id: str) -> Group:
-        """The group, or the 404 for it."""
+        """Return the group, or raise the 404."""
         group = self.groups.get(group_id)
         if group is None:
             raise ApiError("ResourceNotFound", f"No task-group with taskGroupId: `{group_id}`")
         return group
 
     async def arrival(self, seconds: float) -> bool:
-        """Wait until some task becomes pending; False when none has after that time."""
+        """Wait until a task becomes pending; return False if none has after that time."""
         try:
             await asyncio.wait_for(self._arrival.wait(), seconds)
         except TimeoutError:
@@ -67,11 +67,11 @@ class Scheduler:
         return True
 
     def queues_with_work(self) -> list[str]:
-        """Ids of the task queues that have pending tasks."""
+        """Return the ids of the task queues that have pending tasks."""
         return [queue_id for queue_id, count in self.pending_counts.items() if count]
 
     def tick(self) -> None:
-        """Resolve what is past its deadline, retry what a worker has let go of, forget what has expired."""
+        """Resolve tasks past their deadline, retry runs whose claim has expired, delete expired tasks."""
         now = self.clock.now()
         while self._timers and self._timers[0][0] <= now:
             _, _, kind, task = heapq.heappop(self._timers)
@@ -83,6 +83,7 @@ class Scheduler:
                 self.end_run(task, "exception", "claim-expired")
 
     def set_timer(self, moment: int, kind: str, task: Task) -> None:
+        """Add a timer of the kind `claim`, `deadline` or `expires`."""
         self._serial += 1
         heapq.heappush(self._timers, (moment, self._serial, kind, task))
 
@@ -99,6 +100,7 @@ class Scheduler:
             del self.groups[group.group_id]
 
     def add_run(self, task: Task, reason: str) -> None:
+        """Add a pending run, enqueue the task and publish the message."""
         now = iso(self.clock.now())
         run = {"runId": len(task.runs), "state": "pending", "reasonCreated": reason, "scheduled": now}
         task.runs.append(run)
@@ -106,7 +108,7 @@ class Scheduler:
         self.publish_run("task-pending", task, run)
 
     def enqueue(self, task: Task) -> None:
-        """Put a pending task in the line of its queue, anew when its priority changed."""
+        """Put a pending task into its task queue, again after its priority changed."""
         queue_id = task.definition["taskQueueId"]
         if not task.ticket:
             self.pending_counts[queue_id] += 1
@@ -118,13 +120,13 @@ class Scheduler:
         self._arrival = asyncio.Event()
 
     def dequeue(self, task: Task) -> None:
-        """The entry in the line stays behind; without its ticket nobody claims it."""
+        """Invalidate the task's entry in its task queue: claims skip an entry without the task's current ticket."""
         if task.ticket:
             task.ticket = 0
             self.pending_counts[task.definition["taskQueueId"]] -= 1
 
     def end_run(self, task: Task, state: str, reason: str) -> None:
-        """Resolve the latest run, making one if there is none; retry if the reason asks for it and retries are left."""
+        """Resolve the latest run, creating one if there is none; retry if the reason allows it and retries are left."""
         now = iso(self.clock.now())
         if not task.runs:
             task.runs.append(
@@ -148,7 +150,7 @@ class Scheduler:
             self.publish_group("task-group-resolved", group)
 
     def _retry(self, task: Task, ended: Json, reason: str, now: str) -> None:
-        """The message of the exception shows the next run already, as recorded of the real queue."""
+        """Add the next run; the message of the exception contains it already, as recorded of the real queue."""
         task.retries_left -= 1
         run = {"runId": len(task.runs), "state": "pending", "reasonCreated": reason, "scheduled": now}
         task.runs.append(run)
@@ -169,12 +171,14 @@ class Scheduler:
                 self.add_run(dependent, "scheduled")
 
     def publish_defined(self, task: Task) -> None:
+        """Publish `task-defined`, with the status before any run."""
         if self.listeners:
             status = {**task.status(), "state": "unscheduled", "runs": []}
             payload = {"status": status, "task": {"tags": task.definition["tags"]}, "version": 1}
             self._emit("task-defined", routing_key(task, None), cc_keys(task), payload)
 
     def publish_run(self, exchange: str, task: Task, run: Json, **more: str) -> None:
+        """Publish a message about a run."""
         if not self.listeners:
             return
         payload = {
@@ -189,6 +193,7 @@ class Scheduler:
         self._emit(exchange, routing_key(task, run), cc_keys(task), payload)
 
     def publish_group(self, exchange: str, group: Group) -> None:
+        """Publish a message about a task group."""
         key = f"primary.{group.group_id}.{group.scheduler_id}._"
         self._emit(exchange, key, (), {**group.describe(), "version": 1})
 

@@ -1,8 +1,8 @@
-"""Scopes: what satisfies what, roles and scope expressions.
+"""Check scopes: stars, roles and scope expressions.
 
 Rules: https://docs.taskcluster.net/docs/manual/design/apis/hawk/scopes. A scope that ends in `*` satisfies everything
-that begins with what stands before the star. `assume:<role>` brings that role's scopes; a role id may end in `*` too,
-and then `<..>` in its scopes stands for what the star matched. An expression is a scope, `{"AllOf": [...]}` or
+that begins with the part before the star. `assume:<role>` adds that role's scopes; a role id may end in `*`, too, and
+then `<..>` in its scopes stands for what the star matched. An expression is a scope, `{"AllOf": [...]}` or
 `{"AnyOf": [...]}`.
 """
 
@@ -21,12 +21,12 @@ PARAMETER = "<..>"
 
 
 def is_valid(scope: object) -> bool:
-    """Whether this is printable ASCII, as each scope must be."""
+    """Return True if this is printable ASCII, as each scope must be."""
     return isinstance(scope, str) and _VALID.fullmatch(scope) is not None
 
 
 class ScopeSet:
-    """Scopes that somebody holds, made ready for fast answers."""
+    """Scopes of a caller, indexed for fast checks."""
 
     def __init__(self, scopes: Iterable[str]) -> None:
         self.scopes = sorted(set(scopes))
@@ -34,11 +34,11 @@ class ScopeSet:
         self._prefixes = tuple(scope[:-1] for scope in self.scopes if scope.endswith("*"))
 
     def satisfies(self, scope: str) -> bool:
-        """Whether the scope is held, itself or by a star."""
+        """Return True if the set contains the scope, or a star that covers it."""
         return scope in self._exact or scope.startswith(self._prefixes)
 
     def missing(self, expression: Expression) -> Expression | None:
-        """What is still missing to satisfy the expression, in its own shape; None when nothing is."""
+        """Return the part of the expression that is not satisfied, in its own shape, or None."""
         if isinstance(expression, str):
             return None if self.satisfies(expression) else expression
         if "AllOf" in expression:
@@ -50,12 +50,12 @@ class ScopeSet:
         return None if None in lacks else {"AnyOf": lacks}
 
     def minimal(self) -> list[str]:
-        """The scopes without those that another one satisfies, sorted."""
+        """Return the sorted scopes without those that another one satisfies."""
         return [s for s in self.scopes if not any(s.startswith(p) and s != p + "*" for p in self._prefixes)]
 
 
 def expand(scopes: Iterable[str], roles: Roles) -> ScopeSet:
-    """The scopes with all that their roles bring, and the roles of those, and so on."""
+    """Return the scopes with those of their roles, and of the roles of these, and so on."""
     found: set[str] = set()
     waiting = list(scopes)
     while waiting:
@@ -71,7 +71,7 @@ def expand(scopes: Iterable[str], roles: Roles) -> ScopeSet:
 
 
 def _assumes(scope: str, role: str) -> str | None:
-    """What the role's star stands for when the scope assumes the role ('' without a star); None when it does not."""
+    """Return what the role's star matches if the scope assumes the role ('' without a star), or None."""
     if role.endswith("*"):
         prefix = role[:-1]
         if scope.startswith(prefix):

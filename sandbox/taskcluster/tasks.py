@@ -52,16 +52,16 @@ class Task:
 
     @property
     def state(self) -> str:
-        """The state of the latest run, or `unscheduled`."""
+        """Return the state of the latest run, or `unscheduled`."""
         return self.runs[-1]["state"] if self.runs else "unscheduled"
 
     @property
     def resolved(self) -> bool:
-        """Whether the task has come to an end (a rerun can still begin it anew)."""
+        """Return True if the task has ended; a rerun can start it again."""
         return self.state in ("completed", "failed", "exception")
 
     def status(self) -> Json:
-        """The task status structure (`task-status.json`): a copy that stays as it is."""
+        """Return a copy of the task status structure (`task-status.json`)."""
         task = self.definition
         return {
             "taskId": self.task_id,
@@ -81,7 +81,7 @@ class Task:
 
 
 class Group:
-    """A task group; `task_ids` is sorted, so that pages come in an order that has nothing to do with creation."""
+    """A task group; `task_ids` is sorted, so that the order of pages does not depend on the order of creation."""
 
     __slots__ = ("expires", "group_id", "scheduler_id", "sealed", "task_ids", "unresolved")
 
@@ -94,7 +94,7 @@ class Group:
         self.unresolved = 0
 
     def describe(self) -> Json:
-        """As `task-group-response.json` has it."""
+        """Return the group in the form of `task-group-response.json`."""
         described = {"taskGroupId": self.group_id, "schedulerId": self.scheduler_id, "expires": iso(self.expires)}
         if self.sealed is not None:
             described["sealed"] = iso(self.sealed)
@@ -102,11 +102,12 @@ class Group:
 
 
 def cc_keys(task: Task) -> tuple[str, ...]:
+    """Return the routing keys of the CC header: one for each route."""
     return tuple(f"route.{route}" for route in task.definition["routes"])
 
 
 def routing_key(task: Task, run: Json | None) -> str:
-    """`primary.` and the parts of the key; `_` stands for what there is not."""
+    """Return the primary routing key; `_` stands for each part that is missing."""
     definition = task.definition
     run_id = "_" if run is None else run["runId"]
     worker = "_._" if run is None or "workerId" not in run else f"{run['workerGroup']}.{run['workerId']}"

@@ -1,15 +1,15 @@
-"""A toy worker that takes tasks of every task queue to their end, by what their payload says.
+"""Run tasks of every task queue to the end that their payload describes.
 
     payload: {"sandbox": {"seconds": 0.2, "result": "completed", "once": "failed"}}
 
-- `seconds`: how long a run takes (default: the worker's)
+- `seconds`: the duration of a run (default: the worker's)
 - `result`: `completed` (default), `failed`, `exception:<reason>` (as reportException takes it), or `hang`: the worker
-  never comes back, so the run ends with its claim, its deadline or a cancel
+  never reports, so the run ends with its claim, its deadline or a cancel
 - `once`: the result of the first run of its kind, after which `result` holds: for a rerun, a retry, and a copy of the
-  task (same name, same tc-treeherder routes). So a demo can retrigger a failed task and see it green.
+  task (same name, same tc-treeherder routes). So a demo can retrigger a failed task that succeeds the second time.
 
-A payload that says something else ends as `exception:malformed-payload`. Tasks of `built-in/succeed` and
-`built-in/fail` end at once, and must have an empty payload, as with the real ones.
+An invalid payload ends as `exception:malformed-payload`. Tasks of `built-in/succeed` and `built-in/fail` end at once,
+and must have an empty payload, as the real ones.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _BUILT_IN = {"built-in/succeed": "completed", "built-in/fail": "failed"}
 
 
 class Worker:
-    """Claims through the queue in memory, `capacity` runs at a time; by default a run takes that many `seconds`."""
+    """A worker that claims up to `capacity` runs at a time from the queue; a run takes `seconds` by default."""
 
     def __init__(self, queue: Queue, artifacts: Artifacts, *, capacity: int = 32, seconds: float = 0.2) -> None:
         self._queue = queue
@@ -46,14 +46,14 @@ class Worker:
         self._seen.clear()
 
     async def run(self) -> None:
-        """Work until cancelled; runs that are going on then are let go."""
+        """Work until cancelled; unfinished runs are then abandoned."""
         async with asyncio.TaskGroup() as running:
             while True:
                 claim = await self._next()
                 running.create_task(self._work(claim))
 
     async def _next(self) -> Json:
-        """The next claim, when there is room for it."""
+        """Return the next claim, once there is room for it."""
         await self._free.acquire()
         while True:
             for queue_id in self._queue.queues_with_work():
@@ -78,7 +78,7 @@ class Worker:
             self._free.release()
 
     def _plan(self, task: Json) -> tuple[float, str]:
-        """How long the run takes, and its result."""
+        """Return the duration of the run in seconds, and its result."""
         built_in = _BUILT_IN.get(task["taskQueueId"])
         if built_in is not None:
             return 0.0, MALFORMED if task["payload"] else built_in

@@ -21,7 +21,7 @@ _LIBRARY_AGENT = re.compile(
 
 
 class Api:
-    """Treeherder's own API, as far as submission needs it."""
+    """Part of Treeherder's own API that submission needs."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -104,7 +104,7 @@ class Api:
         )
 
     async def _submission(self, request: Request, kind: str, per_minute: int) -> tuple[str, Any]:
-        """The project and the parsed body of a POST that may go on; HTTPException for every other."""
+        """Return the project and the parsed body of an admitted POST. Raises HTTPException."""
         behaviour = self._state.behaviour
         client_id = await self._admit(request)
         if client_id is None:
@@ -125,7 +125,7 @@ class Api:
         raise HTTPException(429, f"Request was throttled. Expected available in {seconds} seconds.", headers)
 
     async def _admit(self, request: Request) -> str | None:
-        """The Hawk id behind a request, None when it is not signed; HTTPException when it is not let in."""
+        """Return the Hawk id of a request, or None if it is not signed. Raises HTTPException if it is not admitted."""
         agent = request.headers.get("user-agent", "")
         if _LIBRARY_AGENT.match(agent):
             raise HTTPException(403, f"User-Agent {agent!r} is a library's default: send one that names your service")
@@ -164,6 +164,7 @@ class Api:
 
 
 def describe_repository(repository: Repository) -> dict[str, Any]:
+    """Return a project in the form of Treeherder's repository list."""
     return {"name": repository.name, "url": repository.url, "dvcs_type": "hg", "active_status": "active"}
 
 

@@ -1,17 +1,17 @@
-"""Stand-in for a Treeherder that takes REST submissions, for the demo and for tests.
+"""Serve a Treeherder that accepts REST submissions, for the demo and for tests.
 
     POST /api/project/<project>/resultset/    pushes      GET the same with ?revision= or ?revision_hash=
     POST /api/project/<project>/jobs/         jobs        GET the same with ?job_guid=
     GET  /api/project/<project>/push/?revision=           GET /api/repository/
     GET  /                                    the page for people: pushes with their jobs
-    GET  /__control__/state, /__control__/counters        what it holds, what it was asked
-    GET PATCH DELETE /__control__/behaviour   faults and settings (class Behaviour); DELETE brings the defaults back
-    DELETE /__control__/data                  forget pushes, jobs and counters
-    POST /__control__/repositories            {"name", "url"}: a further project
-    POST /__control__/job-action              what pressing a button on Treeherder's page does
+    GET  /__control__/state, /__control__/counters        its contents, and counts of its requests
+    GET PATCH DELETE /__control__/behaviour   faults and settings (class Behaviour); DELETE restores the defaults
+    DELETE /__control__/data                  delete pushes, jobs and counters
+    POST /__control__/repositories            {"name", "url"}: add a project
+    POST /__control__/job-action              press a button of Treeherder's page
 
-Which of them are there depends on the setting `year`: Treeherder took resultsets and jobs until 2017, and has `push/`
-since. Faults hit `/api/` only, so that a test can always look and repair.
+The setting `year` decides which of them exist: Treeherder accepted resultsets and jobs until 2017, and has `push/`
+since. Faults affect `/api/` only, so that a test can always inspect and repair.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ _YEARS: dict[str, tuple[Year, ...]] = {
 
 
 def create_app(state: State) -> ASGIApp:
-    """The whole of it as an ASGI app."""
+    """Return the ASGI app."""
     api = Api(state)
     control = Control(state)
     app = Starlette(
@@ -68,7 +68,7 @@ def create_app(state: State) -> ASGIApp:
 
 
 class _Front:
-    """What comes before any view: counters, and the faults of a server as a whole."""
+    """ASGI middleware that counts requests and applies the faults of a server as a whole."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self._app = app
@@ -112,7 +112,7 @@ async def _cut(receive: Receive, send: Send) -> None:
 
 
 def _kind(path: str) -> str:
-    """`resultset`, `jobs`, `push` or `repository`: the last word of the path; `other` where no view is."""
+    """Return the last word of the path: `resultset`, `jobs`, `push`, `repository`, or `other` for anything else."""
     last = path.strip("/").rsplit("/", 1)[-1]
     return last if last in ("resultset", "jobs", "push", "repository") else "other"
 

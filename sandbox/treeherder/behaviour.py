@@ -16,7 +16,7 @@ ANY_YEAR: tuple[Year, ...] = (*SUBMISSION, "today")
 
 
 class Behaviour(BaseModel):
-    """Which Treeherder it is, and how it misbehaves.
+    """Configuration of the stand-in: its year, and its faults.
 
     Numbers of requests count down as they are used up; ALWAYS (-1) never does.
     """
@@ -40,7 +40,7 @@ class Behaviour(BaseModel):
     retry_after: bool = Field(False, description="whether a 429 says how long to wait")
 
     def uses_up(self, fault: Literal["down", "too_many", "fail_after"]) -> bool:
-        """Whether this request is hit by the fault; counts it down."""
+        """Return True if the fault hits this request, and count it down."""
         left: int = getattr(self, fault)
         if left > 0:
             setattr(self, fault, left - 1)

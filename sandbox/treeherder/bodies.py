@@ -11,7 +11,7 @@ _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(body: bytes) -> Any:
-    """The body as JSON; HTTPException 400 when it is none, 500 when it has text that no database takes."""
+    """Parse a body; raise HTTPException 400 for invalid JSON, 500 for text that no database stores."""
     try:
         parsed = json.loads(body)
     except ValueError as error:
@@ -25,10 +25,12 @@ def parse_json(body: bytes) -> Any:
 
 
 def require_object(parsed: Any) -> dict[str, Any]:
+    """Return the value if it is a JSON object; raise HTTPException 400 otherwise."""
     if not isinstance(parsed, dict):
         raise HTTPException(400, "send a JSON object")
     return parsed
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON response."""
     return Response(json.dumps(content), status, headers, "application/json")

@@ -20,7 +20,7 @@ from sandbox.treeherder.store import Job, Push, Repository
 
 
 class Control:
-    """What only a stand-in has: a look inside, faults, and the page with its buttons."""
+    """Endpoints that a real Treeherder does not have: contents, faults, and the page with its buttons."""
 
     def __init__(self, state: State) -> None:
         self._state = state

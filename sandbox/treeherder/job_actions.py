@@ -26,9 +26,9 @@ class Press(BaseModel):
 
 
 def declare_job_actions(amqp_url: str, exchange: str = JOB_ACTIONS_EXCHANGE) -> None:
-    """Make the exchange, so that listeners, who may only look for it, find it before a button was ever pressed.
+    """Declare the exchange, because listeners may not, and look for it before the first press.
 
-    Raises pika's AMQPError when the broker is away or says no. Blocks: not for the event loop's thread.
+    Raises pika's AMQPError if the broker is away or refuses. Blocks: do not call it on the event loop's thread.
     """
     with _job_actions(amqp_url, exchange):
         pass
@@ -39,7 +39,7 @@ def publish_job_action(
 ) -> bool:
     """Publish a message of data/treeherder/job-action-message.json, confirmed by the broker.
 
-    Returns whether any queue is bound to hear it. Raises and blocks as `declare_job_actions` does.
+    Return True if a queue is bound that receives it. Raises and blocks as `declare_job_actions` does.
     """
     properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
     with _job_actions(amqp_url, exchange) as channel:
@@ -53,7 +53,7 @@ def publish_job_action(
 
 @contextlib.contextmanager
 def _job_actions(amqp_url: str, exchange: str) -> Iterator[BlockingChannel]:
-    """A channel on which the exchange is declared; a button is pressed seldom, so each press connects anew."""
+    """Yield a channel with the exchange declared; presses are rare, so each one opens a connection."""
     parameters = pika.URLParameters(amqp_url)
     parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = 5
     connection = pika.BlockingConnection(parameters)

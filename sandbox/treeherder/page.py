@@ -1,4 +1,4 @@
-"""Treeherder's page for people, as a small table: the demo points here."""
+"""Render Treeherder's page for people as a small table; the demo links to it."""
 
 import html
 import time
@@ -65,7 +65,7 @@ setInterval(() => chosen || location.reload(), 5000);
 
 
 def render_page(store: Store) -> str:
-    """The newest pushes, each with its jobs by platform: a symbol and a colour a job, as on Treeherder's page."""
+    """Render the newest pushes with their jobs by platform: a symbol and a colour for each, as on Treeherder's page."""
     newest = store.pushes[: -_NEWEST_PUSHES - 1 : -1]
     summary = f"{len(store.pushes)} pushes, {len(store.jobs)} jobs."
     if len(store.pushes) > len(newest):

@@ -30,7 +30,7 @@ class State:
         self._accepted.clear()
 
     def seconds_to_wait(self, client_id: str, kind: str, per_minute: int) -> float:
-        """0 when the credential may make one more request of this kind (it is counted), else how long it must wait."""
+        """Count a request of this kind and return 0 if the credential's limit allows it, otherwise return the wait."""
         now = time.monotonic()
         accepted = self._accepted.setdefault((client_id, kind), deque())
         while accepted and accepted[0] <= now - 60:
@@ -41,7 +41,7 @@ class State:
         return 0
 
     def seen_nonce(self, client_id: str, nonce: str, timestamp: str) -> bool:
-        """Whether this signature was used before; Hawk's clock skew is 60 s, so two minutes are remembered."""
+        """Return True if this signature was used in the last two minutes; Hawk's clock skew is 60 s."""
         now = time.monotonic()
         for key in list(self._nonces):  # insertion order is age
             if self._nonces[key] > now - 120:

@@ -1,8 +1,8 @@
-"""What a Treeherder with REST submission keeps, and what it refuses: no HTTP in here.
+"""Store what a Treeherder with REST submission stores, and refuse what it refuses; no HTTP in here.
 
-The lengths and the required fields are those of Treeherder's REST submission API; where Treeherder would take something
-silently that makes no sense on its page (a finished job without an end, a hash that is not the push's), this refuses,
-so that a mistake is found in the sandbox and not in production.
+The lengths and the required fields are those of Treeherder's REST submission API. Treeherder silently accepts some
+things that make no sense on its page (a finished job without an end, a hash that is not the push's). This store refuses
+them, so that a mistake is found in the sandbox and not in production.
 """
 
 import hashlib
@@ -68,16 +68,16 @@ _JOB_OPTIONAL = {
 
 
 class SubmissionError(ValueError):
-    """A submission breaks a rule of the API. The message names the field, the value, and what it should be."""
+    """An error of a submission that breaks a rule of the API; the message names the field, the value, and the rule."""
 
 
 class UnknownPushError(SubmissionError):
-    """Jobs came before the push that they belong to."""
+    """An error of jobs that were submitted before their push."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A project that this Treeherder knows; `url` is where its Mercurial repository is."""
+    """A project of this Treeherder; `url` is its Mercurial repository."""
 
     name: str
     url: str = ""
@@ -85,7 +85,7 @@ class Repository:
 
 @dataclass
 class Push:
-    """One push, as the last submission of its resultset described it; times are epoch seconds."""
+    """One push, as described by the last submission of its resultset; times are epoch seconds."""
 
     id: int
     project: str
@@ -102,7 +102,7 @@ class Push:
 
 @dataclass
 class Job:
-    """One job; `history` has a line for every submission: (epoch seconds, state, result, what became of it)."""
+    """One job; `history` has an entry for every submission: (epoch seconds, state, result, outcome)."""
 
     id: int
     push: Push
@@ -150,7 +150,7 @@ class Store:
         return [push for push in reversed(self.pushes) if push.project == project][:count]
 
     def store_resultsets(self, project: str, resultsets: Any) -> list[Push]:
-        """Take a whole body or nothing of it; a resultset that is there already is replaced and keeps its jobs.
+        """Store a whole body or nothing of it; a resultset that exists already is replaced and keeps its jobs.
 
         Raises SubmissionError.
         """
@@ -182,13 +182,13 @@ class Store:
         drop_unknown_push: bool = False,
         old: bool = False,
     ) -> None:
-        """Take a whole bulk or nothing of it.
+        """Store a whole bulk or nothing of it.
 
-        An `old` Treeherder loses a job that names no revision_hash, without a word (until 2016-03-17), and keeps the
-        first artifact that a job has of each name (until 2016-05-09).
+        An `old` Treeherder silently drops a job that names no revision_hash (until 2016-03-17), and keeps the first
+        artifact of each name that a job has (until 2016-05-09).
 
-        `refuse` has job guids that are never taken. A job of an unknown push raises UnknownPushError, or is lost
-        without a word with `drop_unknown_push`; both are found on real installations. What else is wrong raises
+        `refuse` has job guids that are never accepted. A job of an unknown push raises UnknownPushError, or is silently
+        dropped with `drop_unknown_push`; both occur on real installations. Anything else that is wrong raises
         SubmissionError.
         """
         found: list[tuple[Push, dict[str, Any]]] = []
@@ -246,12 +246,12 @@ class Store:
 
 
 def revision_hash(revisions: list[dict[str, Any]]) -> str:
-    """Treeherder's name of a push: SHA-1 hex over `node` then `branch` of each changeset, in the push's order."""
+    """Return Treeherder's name of a push: SHA-1 hex over `node` then `branch` of each changeset, in push order."""
     return hashlib.sha1("".join(f"{entry['revision']}{entry['branch']}" for entry in revisions).encode()).hexdigest()
 
 
 def check_resultset(where: str, project: str, resultset: Any) -> None:
-    """Raise SubmissionError, saying where, unless this is a resultset of `project` as the submission API wants it."""
+    """Raise SubmissionError, with the place, unless this is a valid resultset of `project`."""
     _keys(where, resultset, _RESULTSET_FIELDS)
     _hex40(f"{where}.revision", resultset["revision"])
     _hex40(f"{where}.revision_hash", resultset["revision_hash"])
@@ -289,7 +289,7 @@ def _check_revision(where: str, project: str, revision: Any) -> None:
 
 
 def check_job_entry(where: str, project: str, entry: Any) -> None:
-    """Raise SubmissionError, saying where, unless this is an entry of a jobs body as the submission API wants it."""
+    """Raise SubmissionError, with the place, unless this is a valid entry of a jobs body of `project`."""
     _keys(where, entry, {"project", "revision", "superseded", "job"}, {"revision_hash"})
     _one_of(f"{where}.project", entry["project"], (project,))
     _hex40(f"{where}.revision", entry["revision"])
