@@ -1,4 +1,4 @@
-"""The FastAPI app: lifespan, routers, error handlers; no logic."""
+"""Assemble the FastAPI app from lifespan, middlewares, routers and error handlers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,19 +34,19 @@ from service.store.database import Database, check_schema_async, follow_clock
 
 
 def create_app(settings: Settings | None = None, *, work: bool = True, alone: bool = False) -> FastAPI:
-    """The app; `work` False leaves the worker to other processes (`tc-treeherder work`).
+    """Return the app. With `work` False, other processes run the worker (`tc-treeherder work`).
 
-    `alone`: the caller has services sure that no other process works on this SQLite database.
+    `alone`: the caller has made sure that no other process uses this SQLite database.
     """
-    chosen = settings or load()
+    used_settings = settings or load()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        url = chosen.database_url.get_secret_value()
+        url = used_settings.database_url.get_secret_value()
         await check_schema_async(url)
-        database = Database(url, chosen.database_pool)
+        database = Database(url, used_settings.database_pool)
         try:
-            async with open_services(chosen, database, alone=alone) as services:
+            async with open_services(used_settings, database, alone=alone) as services:
                 app.state.services = services
                 app.state.health = pages = health.Health(services)
                 app.state.worker = worker = Worker(services)
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
                     await services.renderer.start()
                     app.state.worker_task = asyncio.create_task(worker.run())
                     app.state.reporter_task = asyncio.create_task(reporter.run())
-                    helpers = [retention.run(database, chosen.retention), database.wakeups.listen(url)]
+                    helpers = [retention.run(database, used_settings.retention), database.wakeups.listen(url)]
                 else:
                     helpers = [follow_clock(database)]
                 running = [asyncio.create_task(helper) for helper in helpers]
@@ -80,18 +80,19 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         license_info={"name": "MPL-2.0", "identifier": "MPL-2.0"},
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # `docs` has them without a CDN
+        docs_url=None,  # `docs` serves them without a CDN
         redoc_url=None,
     )
-    app.state.writes = Writes(chosen.writes_per_minute)
-    app.add_middleware(BodyLimit, seconds=chosen.request_timeout.total_seconds())
-    if not chosen.has_credentials:
+    app.state.writes = Writes(used_settings.writes_per_minute)
+    app.add_middleware(BodyLimit, seconds=used_settings.request_timeout.total_seconds())
+    if not used_settings.has_credentials:
         app.add_middleware(Local)
     app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
-    nouns = (repositories, render, pushes, tasks, actions, reports, dead_letters)
-    for noun in (*nouns, polls, events, task_events, listeners):
-        app.include_router(noun.router, prefix="/api/v1")
+    for_people = (repositories, render, pushes, tasks, actions, reports, dead_letters)
+    for_listeners = (polls, events, task_events, listeners)
+    for module in (*for_people, *for_listeners):
+        app.include_router(module.router, prefix="/api/v1")
     app.include_router(health.router)
     openapi.install(app)
     docs.install(app)

@@ -1,4 +1,7 @@
-"""Who may call: listeners sign, people and programs bring a bearer token of the settings or Taskcluster credentials."""
+"""Authenticate and authorize callers of the API.
+
+Listeners sign their requests. People and programs send a bearer token of the settings, or Taskcluster credentials.
+"""
 
 import base64
 import hashlib
@@ -25,7 +28,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody who is known by name, and what they may do."""
+    """An authenticated caller: a name, and the scopes that they have."""
 
     name: str
     scopes: tuple[str, ...]
@@ -33,58 +36,63 @@ class Caller:
 
     @property
     def key(self) -> str:
-        """What tells a token and a Taskcluster client of the same name apart."""
+        """Return a key that is unique, even if a token and a Taskcluster client have the same name."""
         return f"taskcluster {self.name}" if self.taskcluster else self.name
 
     def has(self, scope: str) -> bool:
-        """Taskcluster's rule: a scope that ends in `*` satisfies all that begin so."""
+        """Return True if the caller has the scope. As in Taskcluster, `a*` satisfies all scopes that begin with `a`."""
         return satisfies(self.scopes, scope)
 
 
 ANYBODY = Caller("anybody", ())
 LOCAL = Caller("local", ("*",))
-"""Without any credentials configured the service listens on loopback only, and whoever is there may do all."""
+"""The caller of a service without configured credentials. It listens on loopback only, and allows everything."""
 
 
 BEWIT = "bewit"
-"""The query parameter that holds a signed URL's credentials."""
+"""The query parameter with a signed URL's credentials."""
 
 MAX_SIGNATURE = 4096
-"""Characters of a Hawk header that are looked at (`maxMatchLength` of Hawk's reference implementation)."""
+"""Largest accepted Hawk header, in characters (`maxMatchLength` of Hawk's reference implementation)."""
 
 
 def has_bewit(request: Request, logins: Logins | None) -> bool:
-    """Return True if the query's bewit is what tells who calls: otherwise it is a parameter like any unknown one."""
+    """Return True if the query's bewit authenticates the caller. Otherwise it is ignored like any unknown parameter."""
     reads = request.method in {"GET", "HEAD"}
     return logins is not None and reads and "authorization" not in request.headers and BEWIT in request.query_params
 
 
 async def identify(settings: Settings, request: Request, logins: Logins | None) -> Caller:
-    """Who sent this request. Raises a 401 for credentials that are no good, a 503 when Taskcluster cannot tell."""
+    """Return the caller who sent this request.
+
+    Raises a 401 if the credentials are not valid, and a 503 if Taskcluster cannot check them.
+    """
     header = request.headers.get("authorization")
     signed = has_bewit(request, logins) if header is None else header[:5].lower() == "hawk "
     if logins is None or not signed:
         return caller_of(settings, request)
     if header is not None and len(header) > MAX_SIGNATURE:
-        raise _refused(settings, f"a Hawk header of {len(header):,} characters: {MAX_SIGNATURE:,} are looked at")
+        raise _unauthorized(
+            settings, f"the Hawk header has {len(header):,} characters, and the limit is {MAX_SIGNATURE:,}"
+        )
     try:
         login = await logins.check(_signed(settings, request, header))
-    except PermanentUpstreamError as refusal:
-        raise _refused(settings, f"Taskcluster says of these credentials: {refusal}") from None
+    except PermanentUpstreamError as error:
+        raise _unauthorized(settings, f"Taskcluster refuses these credentials: {error}") from None
     except Unavailable as error:
-        detail = f"whose credentials these are cannot be checked: {error}. Try again, or use a token of this service."
+        detail = f"these credentials cannot be checked: {error}. Try again, or use a token of this service."
         raise Problem(503, "Taskcluster unavailable", detail, {"Retry-After": "5"}) from None
     if login.payload_hash is not None and not hmac.compare_digest(
         login.payload_hash.encode(), await _payload_hash(request)
     ):
-        raise _refused(settings, "the body or its Content-Type is not the one that was signed")
+        raise _unauthorized(settings, "the body or its Content-Type is not the one that was signed")
     return Caller(login.client_id, login.scopes, taskcluster=True)
 
 
 def _signed(settings: Settings, request: Request, header: str | None) -> SignedRequest:
-    """The request as the caller must have signed it: for our public address, whatever a header says.
+    """Return the request as the caller must have signed it: for our public address, whatever the Host header says.
 
-    A Host header that was believed would let whoever is sent a signature for another address use it here.
+    If the Host header were used, a signature that somebody received for another address would be valid here.
     """
     assert settings.public_url is not None
     assert settings.public_url.host is not None
@@ -97,18 +105,18 @@ def _signed(settings: Settings, request: Request, header: str | None) -> SignedR
 
 
 async def _payload_hash(request: Request) -> bytes:
-    """Hawk's hash of the body that came."""
+    """Return Hawk's hash of the request's body."""
     try:
         body = await request.body()
     except ClientDisconnect:
-        raise Problem(400, "Incomplete", "the connection ended before the body did: send it again") from None
+        raise Problem(400, "Incomplete", "the connection ended before the body: send the request again") from None
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     digest = hashlib.sha256(b"hawk.1.payload\n" + kind.encode("latin-1") + b"\n" + body + b"\n")
     return base64.b64encode(digest.digest())
 
 
 def caller_of(settings: Settings, request: Request) -> Caller:
-    """Who sent this request, by its token. Raises a 401 for one that is not known."""
+    """Return the caller whose token this request has. Raises a 401 if the token is unknown."""
     header = request.headers.get("authorization")
     if not settings.has_credentials:
         return LOCAL
@@ -116,25 +124,25 @@ def caller_of(settings: Settings, request: Request) -> Caller:
         return ANYBODY
     kind, _, value = header.partition(" ")
     if kind.lower() == "bearer":
-        sent = value.strip().encode("latin-1")  # the header's bytes, as they came
-        # every token is compared, so that the time tells nothing
+        sent = value.strip().encode("latin-1")  # the header's original bytes
+        # every token is compared, so that the time does not depend on which one matches
         matches = [
             token for token in settings.tokens if hmac.compare_digest(token.value.get_secret_value().encode(), sent)
         ]
         if matches:
             return Caller(matches[0].name, tuple(matches[0].scopes))
-    raise _refused(settings, "the Authorization header holds no token that this service knows")
+    raise _unauthorized(settings, "the Authorization header has no token that this service knows")
 
 
 def check_local(method: str, headers: Mapping[str, str]) -> None:
-    """Raise a 403 for what a web page of somebody else makes a browser on this machine send.
+    """Raise a 403 for a request that a foreign web page makes a browser on this machine send.
 
-    Only where no credentials are configured, so that whoever reaches the service may do everything. A foreign Host is
-    what a page sends after it has let its own name resolve to loopback (DNS rebinding).
+    It is for a service without configured credentials, which allows everything to everybody who reaches it. A foreign
+    Host header comes from a page whose own name resolves to loopback (DNS rebinding), or from a proxy.
     """
     host = headers.get("host", "localhost")
-    if not loopback(host):  # or a proxy that forwards to us
-        detail = f"without credentials in its settings this service answers on loopback only, and not as {host!r}"
+    if not loopback(host):
+        detail = f"a service without credentials in its settings answers on loopback only, and not as {host!r}"
         raise Problem(403, "Not local", f"{detail}: set TC_TREEHERDER_TOKENS")
     if method in {"GET", "HEAD", "OPTIONS"}:
         return
@@ -142,13 +150,13 @@ def check_local(method: str, headers: Mapping[str, str]) -> None:
     foreign = origin is not None and origin.partition("://")[2] != host
     if foreign or site not in {None, "same-origin", "none"}:
         detail = (
-            f"a web page of {origin or site} sent this: without credentials in its settings this service refuses it"
+            f"a web page of {origin or site} sent this, which a service without credentials in its settings refuses"
         )
-        raise Problem(403, "Cross-site request", f"{detail}; set TC_TREEHERDER_TOKENS, and send one of them")
+        raise Problem(403, "Cross-site request", f"{detail}: set TC_TREEHERDER_TOKENS, and send one of them")
 
 
 def loopback(host: str) -> bool:
-    """Whether a Host header names this machine for itself."""
+    """Return True if a Host header names this machine's loopback."""
     try:
         return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
@@ -156,20 +164,20 @@ def loopback(host: str) -> bool:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or address, without port and brackets, is this machine's own."""
+    """Return True if a name or address, without port and brackets, is loopback."""
     try:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
 
-def _refused(settings: Settings, why: str) -> Problem:
-    return Problem(401, "Unknown credentials", f"{why}: {_what_to_send(settings)}", _challenge(settings))
+def _unauthorized(settings: Settings, reason: str) -> Problem:
+    return Problem(401, "Unknown credentials", f"{reason}: {_remedy(settings)}", _challenge(settings))
 
 
-def _what_to_send(settings: Settings) -> str:
-    more = " or sign with Taskcluster credentials (Hawk)" if settings.taskcluster_logins else ""
-    return f"send `Authorization: Bearer <token>`{more}"
+def _remedy(settings: Settings) -> str:
+    hawk = " or sign with Taskcluster credentials (Hawk)" if settings.taskcluster_logins else ""
+    return f"send `Authorization: Bearer <token>`{hawk}"
 
 
 def _challenge(settings: Settings) -> dict[str, str]:
@@ -177,50 +185,50 @@ def _challenge(settings: Settings) -> dict[str, str]:
 
 
 def require_credentials(settings: Settings, caller: Caller) -> None:
-    """Raise a 401 unless it is known who calls: the scope that is needed may depend on the body."""
+    """Raise a 401 for an anonymous caller. It is for calls whose scope depends on the body."""
     if caller is ANYBODY:
-        detail = f"this needs credentials: {_what_to_send(settings)}"
+        detail = f"this call needs credentials: {_remedy(settings)}"
         raise Problem(401, "Credentials needed", detail, _challenge(settings))
 
 
 def require(settings: Settings, caller: Caller, scope: str) -> None:
-    """Raise a 401 or 403 that names the scope, unless `caller` has it."""
+    """Raise a 401 or 403 that names the scope, unless the caller has it."""
     if caller.has(scope):
         return
     if caller is ANYBODY:
-        detail = f"this needs credentials with the scope {scope}: {_what_to_send(settings)}"
+        detail = f"this call needs credentials with the scope {scope}: {_remedy(settings)}"
         raise Problem(401, "Credentials needed", detail, _challenge(settings), missing_scope=scope)
     raise Problem(403, "Scope missing", f"{caller.name} needs the scope {scope} for this", missing_scope=scope)
 
 
 def may_read(settings: Settings, caller: Caller) -> None:
-    """Raise a 401 or 403 unless reads are public, or the caller has a token or any scope of ours in Taskcluster."""
+    """Raise a 401 or 403 unless reads are public, or the caller has a token, or any of our scopes in Taskcluster."""
     if settings.public_reads:
         return
     if caller is ANYBODY:
-        detail = f"reads need credentials too (public_reads is off): {_what_to_send(settings)}"
+        detail = f"this call needs credentials, because public_reads is off: {_remedy(settings)}"
         raise Problem(401, "Credentials needed", detail, _challenge(settings), missing_scope=READ)
-    # a token is given by the operator; to Taskcluster's clients anybody may belong
+    # the operator gives out tokens, but anybody may have a Taskcluster client
     if caller.taskcluster and not any(scope.startswith("tc-treeherder:") for scope in caller.scopes):
         require(settings, caller, READ)
 
 
 ROUTE_SIGNATURE = "webhook-route-signature"
-"""The header that signs method and path, as `webhook-signature` signs the body: of the same id and timestamp."""
+"""The header that signs method and path, with the id and timestamp of `webhook-signature`, which signs the body."""
 
 SIGNATURE_AGE = 300
-"""Seconds that a signature's time may be away from ours: Standard Webhooks' own."""
+"""Seconds by which a signature's time may differ from ours, as in Standard Webhooks."""
 
 
 def verify_route_signature(settings: Settings, request: Request) -> None:
-    """Raise a 401 unless one of the webhook secrets signed this request's method and path. Reads no body."""
+    """Raise a 401 unless a webhook secret signed this request's method and path. It does not read the body."""
     route = f"{request.method} {request.scope['path']}".encode(errors="replace")
     headers = {**request.headers, "webhook-signature": request.headers.get(ROUTE_SIGNATURE, "")}
     _verify(settings, headers, route, f"the {ROUTE_SIGNATURE} of method and path")
 
 
 def verify_signature(settings: Settings, request: Request, body: bytes) -> None:
-    """Raise a 401 unless one of the webhook secrets signed exactly these bytes."""
+    """Raise a 401 unless a webhook secret signed exactly these bytes."""
     _verify(settings, dict(request.headers), body, "the Standard Webhooks signature of the body")
 
 
@@ -229,25 +237,27 @@ def _verify(settings: Settings, headers: dict[str, str], signed: bytes, what: st
         try:
             _verify_one(secret.get_secret_value(), headers, signed)
         except (WebhookVerificationError, ValueError, TypeError, IndexError, OverflowError, OSError) as error:
-            # what malformed headers and bodies raise
+            # the others are raised for malformed headers and bodies
             log.debug("signature-refused", error=type(error).__name__)
         else:
             return
-    detail = f"{what} is missing, too old, or made with another secret than webhook_secrets"
+    detail = f"{what} is missing, too old, or made with a secret that is not in webhook_secrets"
     if not settings.webhook_secrets:
-        detail = "no webhook_secrets are configured, so nothing that a listener signs can be believed"
+        detail = (
+            "webhook_secrets is empty, so no listener's signature can be verified: set TC_TREEHERDER_WEBHOOK_SECRETS"
+        )
     raise Problem(401, "Not signed", detail)
 
 
 def _verify_one(secret: str, headers: Mapping[str, str], body: bytes) -> None:
-    """Verify as Standard Webhooks' library does, which knows no clock but the process's own.
+    """Verify a signature as Standard Webhooks' library does, but with the database's time.
 
-    Raises WebhookVerificationError, and whatever malformed headers lead to.
+    Raises WebhookVerificationError, or other errors for malformed headers.
     """
-    message, at = headers.get("webhook-id"), float(headers.get("webhook-timestamp", "nan"))
-    if not message or not abs(now().timestamp() - at) <= SIGNATURE_AGE:
-        raise WebhookVerificationError("no id, or no time of these minutes")
-    expected = Webhook(secret).sign(message, datetime.fromtimestamp(at, UTC), body.decode()).encode()
+    message_id, at = headers.get("webhook-id"), float(headers.get("webhook-timestamp", "nan"))
+    if not message_id or not abs(now().timestamp() - at) <= SIGNATURE_AGE:
+        raise WebhookVerificationError("no id, or a time that is too far from ours")
+    expected = Webhook(secret).sign(message_id, datetime.fromtimestamp(at, UTC), body.decode()).encode()
     signatures = headers.get("webhook-signature", "").encode("latin-1").split(b" ")
     if not any(hmac.compare_digest(expected, signature) for signature in signatures):
         raise WebhookVerificationError("no signature matches")

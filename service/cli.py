@@ -1,4 +1,4 @@
-"""The tc-treeherder command."""
+"""Run tc-treeherder, which ties Mercurial's pushlog, Taskcluster and Treeherder together."""
 
 import asyncio
 import gc
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from service import lean  # before anything else imports what it trims
+from service import lean  # before any other module imports what it leaves out
 from service.commands import Commands
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-# Every command imports what it needs by itself: a listener is to stay small, and has no use for the service's half.
+# Each command imports what it needs, so that a listener does not load the service's modules.
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
-db = typer.Typer(no_args_is_help=True, help="The database's schema.")
-listen = typer.Typer(no_args_is_help=True, help="The listeners: they read, forward, and keep no state.")
+db = typer.Typer(no_args_is_help=True, help="Migrate the database's schema.")
+listen = typer.Typer(no_args_is_help=True, help="Run a listener, which forwards events and keeps no state.")
 app.add_typer(db, name="db")
 app.add_typer(listen, name="listen")
 
@@ -52,10 +52,10 @@ def _settings() -> "Settings":
 
 
 @contextmanager
-def _only(settings: "Settings") -> "Iterator[bool]":
-    """On SQLite, make sure that this is the only service, before it touches the database.
+def _lock_sqlite(settings: "Settings") -> "Iterator[bool]":
+    """Make sure that no other service uses the SQLite database, before this one does.
 
-    Gives whether it is; on PostgreSQL any number may be.
+    Yield True if that is certain. On PostgreSQL any number of services may use the database.
     """
     from service.engine.replica import LockedError, only
 
@@ -66,8 +66,8 @@ def _only(settings: "Settings") -> "Iterator[bool]":
         _fail(str(error))
 
 
-def _ready_schema(settings: "Settings") -> None:
-    """SQLite's is brought up to date; PostgreSQL's must be, for other replicas may run on it."""
+def _prepare_schema(settings: "Settings") -> None:
+    """Migrate SQLite's schema, or check PostgreSQL's, which other replicas may use."""
     from service.store import database
 
     url = settings.database_url.get_secret_value()
@@ -80,7 +80,7 @@ def _ready_schema(settings: "Settings") -> None:
 
 @contextmanager
 def _readable_errors(url: str) -> "Iterator[None]":
-    """What an operator can mend is said in one line and ends the program with 2."""
+    """Report errors that an operator can fix in one line, and end the program with exit code 2."""
     from sqlalchemy.exc import DBAPIError
 
     from service.store.database import SchemaError, shown
@@ -90,15 +90,15 @@ def _readable_errors(url: str) -> "Iterator[None]":
     except SchemaError as error:
         _fail(str(error))
     except DBAPIError as error:
-        words = " ".join(str(error.orig).split())
-        _fail(f"the database {shown(url)} cannot be used: {words}. Start it, or change TC_TREEHERDER_DATABASE_URL.")
+        reason = " ".join(str(error.orig).split())
+        _fail(f"the database {shown(url)} cannot be used: {reason}. Start it, or change TC_TREEHERDER_DATABASE_URL.")
 
 
 @app.command()
 def serve(
-    worker: Annotated[bool, typer.Option(help="Run the worker in this process too.")] = True,
+    worker: Annotated[bool, typer.Option(help="Run the worker in this process, too.")] = True,
 ) -> None:
-    """Run the API, and the worker in it."""
+    """Run the API and the worker."""
     from functools import partial
 
     import uvicorn
@@ -116,21 +116,21 @@ def serve(
         )
     if not worker:
         _refuse_sqlite(settings, "a service without a worker")
-    with _only(settings) as alone:
-        _ready_schema(settings)
-        # uvicorn raises the signal that stopped it once more: being told to stop is a good end
+    with _lock_sqlite(settings) as alone:
+        _prepare_schema(settings)
+        # uvicorn raises the signal that stopped it again, and SIGTERM is not a failure
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         app = create_app(settings, work=worker, alone=alone)
-        # 170,000 objects that stay: else each full collection goes through them, in the midst of a request
+        # exclude 170,000 permanent objects from full collections, which would traverse them during a request
         gc.collect()
         gc.freeze()
         uvicorn.run(
             app,
             host=settings.host,
             port=settings.port,
-            http=partial(Protocol, seconds=settings.request_timeout.total_seconds()),  # type: ignore[arg-type]  # makes one
+            http=partial(Protocol, seconds=settings.request_timeout.total_seconds()),  # type: ignore[arg-type]  # a factory
             ws="none",
-            proxy_headers=False,  # who calls is known by credentials, and our address by public_url
+            proxy_headers=False,  # credentials identify the caller, and public_url is our address
             log_config=None,
             access_log=False,
             server_header=False,
@@ -140,17 +140,17 @@ def serve(
 
 @app.command()
 def work() -> None:
-    """Run a worker alone, beside `serve --no-worker`."""
+    """Run only a worker, for a service that was started with `serve --no-worker`."""
     settings = _settings()
     _refuse_sqlite(settings, "a worker of its own")
-    _ready_schema(settings)
+    _prepare_schema(settings)
     asyncio.run(_work(settings))
 
 
 def _refuse_sqlite(settings: "Settings", what: str) -> None:
     if settings.sqlite:
         _fail(
-            f"{what} needs PostgreSQL, and SQLite is for one process: run `tc-treeherder serve` alone, or set "
+            f"{what} needs PostgreSQL, because SQLite is for one process: run only `tc-treeherder serve`, or set "
             "TC_TREEHERDER_DATABASE_URL to a postgresql+psycopg:// URL."
         )
 
@@ -162,9 +162,9 @@ async def _work(settings: "Settings") -> None:
     from service.services import open_services
     from service.store.database import Database
 
-    opened = Database(settings.database_url.get_secret_value(), settings.database_pool)
+    database = Database(settings.database_url.get_secret_value(), settings.database_pool)
     try:
-        async with open_services(settings, opened) as services:
+        async with open_services(settings, database) as services:
             await services.replica.start()
             worker, reporter = Worker(services), Reporter(services)
 
@@ -176,14 +176,14 @@ async def _work(settings: "Settings") -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop)
             helpers = [
-                asyncio.create_task(retention.run(opened, settings.retention)),
-                asyncio.create_task(opened.wakeups.listen(settings.database_url.get_secret_value())),
+                asyncio.create_task(retention.run(database, settings.retention)),
+                asyncio.create_task(database.wakeups.listen(settings.database_url.get_secret_value())),
             ]
             await asyncio.gather(worker.run(), reporter.run())
             for helper in helpers:
                 helper.cancel()
     finally:
-        await opened.close()
+        await database.close()
 
 
 @app.command()
@@ -198,19 +198,19 @@ def settings() -> None:
 
 @app.command()
 def openapi() -> None:
-    """Print the API as an OpenAPI document, which docs/openapi.json is a copy of."""
+    """Print the API as an OpenAPI document. docs/openapi.json is a copy of it."""
     import json
 
     from service.app import create_app
     from service.settings import Settings
 
-    document = create_app(Settings.model_construct()).openapi()  # the defaults: no deployment's own
+    document = create_app(Settings.model_construct()).openapi()  # defaults, and no deployment's settings
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 @db.command()
-def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
-    """Bring the schema to the newest migration."""
+def upgrade(revision: Annotated[str, typer.Argument(help="A revision; head is the newest.")] = "head") -> None:
+    """Migrate the schema to the newest revision."""
     from service.store import database
 
     url = _settings().database_url.get_secret_value()
@@ -221,15 +221,15 @@ def upgrade(revision: Annotated[str, typer.Argument()] = "head") -> None:
 
 @db.command()
 def downgrade(
-    revision: Annotated[str, typer.Argument(help="a revision; base: nothing is left")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: it is meant.")] = False,
+    revision: Annotated[str, typer.Argument(help="A revision; base removes all tables.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Take the schema back, and delete what only the newer one can hold."""
+    """Migrate the schema back, and delete the data that only the newer schema has."""
     from service.commands import output
     from service.store import database
 
     url = _settings().database_url.get_secret_value()
-    output.confirm(f"delete what schema {revision} cannot hold from {database.shown(url)}", yes)
+    output.confirm(f"delete the data from {database.shown(url)} that schema {revision} does not have", yes)
     with _readable_errors(url):
         database.downgrade(url, revision)
     typer.echo(f"the schema is at {revision}")
@@ -237,7 +237,7 @@ def downgrade(
 
 @listen.command()
 def pushlog() -> None:
-    """Ask the monitored repositories' pushlogs, and forward what is new."""
+    """Poll the pushlogs of the monitored repositories, and forward new pushes."""
     lean.load_httpx()
     from listeners.pushlog import main as run
     from service.log import configure
@@ -247,7 +247,7 @@ def pushlog() -> None:
 
 @listen.command()
 def pulse() -> None:
-    """Hear pressed buttons, task events and announced pushes on Pulse, and forward them."""
+    """Read pressed buttons, task events and announced pushes from Pulse, and forward them."""
     lean.load_httpx()
     from listeners.pulse import main as run
     from service.log import configure
@@ -256,4 +256,5 @@ def pulse() -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     app()

@@ -1,4 +1,4 @@
-"""Every setting with its default and meaning, as Markdown: `tc-treeherder settings`, and docs/settings.md."""
+"""Describe every setting with its default and meaning, as Markdown for `tc-treeherder settings`."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,22 +11,23 @@ from pydantic_core import PydanticUndefined
 from service.settings import Environment, Token
 
 _NESTED: dict[str, type[BaseModel]] = {"tokens": Token, "environments": Environment}
-"""Settings that hold several of something: how one of them looks."""
+"""Settings that are a list or mapping, with the model of an element."""
 
 HEAD = """\
 # Settings
 
-Environment variables `TC_TREEHERDER_…` in capitals (nested with `__`, so `poll.interval` is
-`TC_TREEHERDER_POLL__INTERVAL`; lists and mappings are JSON) go over the YAML file that `TC_TREEHERDER_CONFIG` names.
-Durations are seconds, or ISO 8601 such as `PT5M`. Service and listeners can share one environment and one file; in a
-file that both read, what is the listeners' alone stands below `listeners:`.
+Each setting can be an environment variable or an entry of the YAML file that `TC_TREEHERDER_CONFIG` names. A variable
+overrides the file. Its name is `TC_TREEHERDER_` and the setting's name in capitals, nested with `__`; for example,
+`poll.interval` is `TC_TREEHERDER_POLL__INTERVAL`. Lists and mappings in a variable are JSON. Durations are seconds, or
+ISO 8601 such as `PT5M`. Service and listeners can share one environment and one file; in a shared file, settings that
+only the listeners have are below `listeners:`.
 
 `tc-treeherder settings` prints this page.
 """
 
 
 def describe(**chapters: type[BaseModel]) -> str:
-    """The whole page; each chapter is named for what has these settings."""
+    """Return the page, with a chapter for each program's settings."""
     return "\n".join([HEAD, *(f"## {name.capitalize()}\n\n{_table(model)}" for name, model in chapters.items())])
 
 
@@ -43,14 +44,14 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
             continue
         yield prefix + name, field
         if name in _NESTED and prefix == "":
-            of_one = "[]" if name == "tokens" else ".<prefix>"
-            yield from _fields(_NESTED[name], f"{name}{of_one}.")
+            element = "[]" if name == "tokens" else ".<prefix>"
+            yield from _fields(_NESTED[name], f"{name}{element}.")
 
 
 def _model_of(field: FieldInfo) -> type[BaseModel] | None:
     kinds = [field.annotation, *get_args(field.annotation)]
     if field.annotation is not None and hasattr(field.annotation, "__origin__"):
-        return None  # a list or mapping of several
+        return None  # a list or mapping
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
@@ -58,7 +59,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if field.default_factory is not None:
-        return "see there"
+        return "see meaning"
     value: Any = field.default
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
@@ -75,6 +76,6 @@ def _meaning(field: FieldInfo) -> str:
     choices = get_args(field.annotation)
     text = (field.description or "").replace("|", "\\|")
     if choices and all(isinstance(choice, str) for choice in choices):
-        named = " \\| ".join(choices)
-        text = f"{named}. {text}".strip()
+        alternatives = " \\| ".join(choices)
+        text = f"{alternatives}. {text}".strip()
     return text

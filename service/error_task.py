@@ -1,9 +1,8 @@
-"""The task that shows a pusher, on the push, why there is no graph.
+"""Default of the setting `error_task`: the JSON-e template of the task that shows on a push why it has no graph.
 
-A JSON-e template of the settings (`error_task`); this is its default. It runs on the built-in queue that fails every
-task at once, so it needs no worker, no secrets and no image. Context: `push`, `repository` (with `trust_domain`),
-`error`, `environments` (route prefixes), `owner` (the pusher, as `metadata.owner` takes it), `notify` (that owner's
-address, or null), `now`, `taskcluster_root_url`, `ownTaskId`.
+The task is for the built-in queue that fails every task at once, so it needs no worker, no secrets and no image.
+Context: `push`, `repository` (with `trust_domain`), `error`, `environments` (route prefixes), `owner` (the pusher, in
+the form of `metadata.owner`), `notify` (that owner's address, or null), `now`, `taskcluster_root_url`, `ownTaskId`.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
-"""Every error that this service designs, and how an API error reaches the caller.
+"""Define the service's errors, and answer with application/problem+json (RFC 9457).
 
-Problem            an answer of our API (application/problem+json, RFC 9457)
-UpstreamError      one of the systems we talk to did not do what we asked
-  Unavailable        ...now: try again later
-  Refusal            ...for good: the same request will be refused again
+Problem                     an answer of our API
+UpstreamError               an upstream system did not do what was requested
+  Unavailable               a temporary failure: retry later
+  PermanentUpstreamError    a permanent failure: the same request will fail again
 """
 
 import re
@@ -24,11 +24,11 @@ from service.sanitize import sanitize_json
 log = structlog.get_logger()
 
 _MAX_ERRORS = 20
-"""Errors told of one request: a list can hold a million of them."""
+"""Errors of one request that an answer lists: a list can have a million of them."""
 
 
 class Problem(Exception):
-    """An error that the caller gets to read: what is wrong, with which value, and what to do."""
+    """An error for the caller of the API: what is wrong, with which value, and what to do."""
 
     def __init__(
         self, status: int, title: str, detail: str, headers: dict[str, str] | None = None, **more: Any
@@ -38,7 +38,7 @@ class Problem(Exception):
 
 
 class UpstreamError(Exception):
-    """`system` is hg, taskcluster, treeherder or pulse."""
+    """An upstream system did not do what was requested. `system` is hg, taskcluster, treeherder or pulse."""
 
     def __init__(self, system: str, message: str) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class UpstreamError(Exception):
 
 
 class Unavailable(UpstreamError):
-    """The upstream cannot do it now. `retry_after` is what it asked us to wait, if it did; `status` HTTP's, if any."""
+    """A temporary failure. `retry_after` is the wait that the upstream asked for, and `status` is HTTP's, if any."""
 
     def __init__(
         self, system: str, message: str, retry_after: timedelta | None = None, status: int | None = None
@@ -66,7 +66,7 @@ def wait_asked_for(headers: Mapping[str, str]) -> timedelta | None:
 
 
 class PermanentUpstreamError(UpstreamError):
-    """The upstream will not do it, however often it is asked. `status` is HTTP's."""
+    """A permanent failure, which a retry does not change. `status` is HTTP's."""
 
     def __init__(self, system: str, message: str, status: int) -> None:
         super().__init__(system, message)
@@ -74,6 +74,7 @@ class PermanentUpstreamError(UpstreamError):
 
 
 def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+    """Return a problem+json answer, sanitized."""
     return JSONResponse(
         sanitize_json({"type": "about:blank", "title": title, "status": status, "detail": detail, **more}),
         status_code=status,
@@ -83,7 +84,7 @@ def problem(status: int, title: str, detail: str, headers: dict[str, str] | None
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem+json."""
+    """Answer every error of `app` with problem+json."""
 
     @app.exception_handler(Problem)
     async def _problem(request: Request, error: Problem) -> Response:
@@ -100,26 +101,26 @@ def install(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         detail = str(error.detail)
         if error.status_code == 404:
-            # not request.url: that cannot be read when the query is not UTF-8
-            detail = f"there is nothing at {request.scope['path']}; /docs lists what is"
+            # not request.url, which raises if the query is not UTF-8
+            detail = f"the API has no path {request.scope['path']}: see /docs for all paths"
         headers = dict(error.headers or {})
-        if error.status_code == 405:  # Starlette names the methods of the first route with that path alone
+        if error.status_code == 405:  # Starlette only names the methods of the first route with that path
             headers["Allow"] = _methods(app, request.scope["path"])
-            detail = f"{request.scope['path']} takes {headers['Allow']}, and not {request.method}; /docs has more"
+            detail = f"{request.scope['path']} accepts {headers['Allow']}, and not {request.method}: see /docs"
         return problem(error.status_code, HTTPStatus(error.status_code).phrase, detail, headers)
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> Response:
         log.error("request-failed", path=request.scope["path"], exc_info=error)
         return problem(
-            500, "Internal error", "this is a bug or the database is away; the log has the cause. Try again."
+            500, "Internal error", "this is a bug, or the database cannot be reached: try again; the log has the cause"
         )
 
 
 def _methods(app: FastAPI, path: str) -> str:
-    """All methods that the path takes, as `Allow` lists them."""
-    named: set[str] = set()
+    """Return all methods that the path accepts, in the form of `Allow`."""
+    methods: set[str] = set()
     for template, operations in app.openapi()["paths"].items():
         if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
-            named |= operations.keys()
-    return ", ".join(sorted(named)).upper()
+            methods |= operations.keys()
+    return ", ".join(sorted(methods)).upper()

@@ -1,7 +1,7 @@
-"""Imports that leave out what a library takes along for its own command line.
+"""Import libraries without the parts that they load for a terminal only.
 
-httpx brings a command, and structlog tracebacks in colour, wherever rich and click are installed. Commands of ours
-print tables with rich, so they are; a service or a listener would hold 5 MB of it for nothing.
+httpx has a command, and structlog has coloured tracebacks, which they load if rich and click are installed. Both are,
+because our commands print tables. A service or a listener does not use them, and saves 5 MB of memory.
 """
 
 import sys
@@ -13,14 +13,14 @@ _HIDDEN = ("rich", "pygments", "click")
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """Let imports of these fail meanwhile, which both libraries expect."""
-    there = {name: sys.modules.get(name) for name in _HIDDEN}
+    """Let imports of these modules fail within the block. Both libraries expect that they may not be installed."""
+    loaded = {name: sys.modules.get(name) for name in _HIDDEN}
     for name in _HIDDEN:
         sys.modules[name] = None  # type: ignore[assignment]  # importing it raises ImportError
     try:
         yield
     finally:
-        for name, module in there.items():
+        for name, module in loaded.items():
             if module is None:
                 del sys.modules[name]
             else:
@@ -28,10 +28,10 @@ def hidden() -> Iterator[None]:
 
 
 with hidden():
-    import structlog  # noqa: F401 - before anybody else does
+    import structlog  # noqa: F401 - before any other module does
 
 
 def load_httpx() -> None:
-    """Import httpx without its command, before a listener does."""
+    """Import httpx without its command. Call it before a listener imports httpx."""
     with hidden():
-        import httpx  # noqa: F401, PLC0415 - for whoever needs it only
+        import httpx  # noqa: F401, PLC0415 - only for programs that need it

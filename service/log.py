@@ -1,9 +1,13 @@
-"""Logs as data: mozlog JSON in production, readable on a terminal. Event names are static, identifiers are fields."""
+"""Configure logging: mozlog JSON in production, readable text on a terminal.
+
+Event names are static, and identifiers are fields.
+"""
 
 import logging
 import os
 import socket
 import sys
+import time
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +18,7 @@ _SEVERITY = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
 def _mozlog(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Mozilla's logging envelope, version 2.0."""
+    """Put the event into Mozilla's logging envelope, version 2.0."""
     level = event.pop("level", "info")
     return {
         "Timestamp": event.pop("timestamp_ns"),
@@ -29,19 +33,20 @@ def _mozlog(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    event.pop("color_message", None)  # uvicorn's own, with escape codes
+    event.pop("color_message", None)  # from uvicorn, with escape codes
     return event
 
 
 def _nanoseconds(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    import time  # noqa: PLC0415 - used here alone
-
     event["timestamp_ns"] = time.time_ns()
     return event
 
 
 def configure(level: str, as_json: bool | None, sentry_dsn: SecretStr | None = None) -> None:
-    """Set up structlog and make the standard library's loggers speak through it. `as_json` None: not on a terminal."""
+    """Configure structlog, and let the standard library's loggers log through it.
+
+    `as_json` None: JSON unless standard error is a terminal.
+    """
     if as_json is None:
         as_json = not sys.stderr.isatty()
     shared: list[Any] = [
@@ -55,9 +60,9 @@ def configure(level: str, as_json: bool | None, sentry_dsn: SecretStr | None = N
         last: list[Any] = [_mozlog, structlog.processors.JSONRenderer(default=str)]
     else:
         shared.append(structlog.processors.TimeStamper("%H:%M:%S.%f", utc=False))
-        # the default prints every local variable beside a traceback: slow, and secrets are among them
-        plain = structlog.dev.plain_traceback
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        # the default prints every local variable with a traceback, which is slow, and some are secrets
+        formatter = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -74,18 +79,17 @@ def configure(level: str, as_json: bool | None, sentry_dsn: SecretStr | None = N
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # these print requests with their headers, or every step of a connection
-    for chatty in ("httpx", "httpcore", "pika", "taskcluster", "aiohttp", "mohawk", "asyncio", "alembic", "aiosqlite"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # below WARNING these log requests with their headers, or every step of a connection
+    for name in ("httpx", "httpcore", "pika", "taskcluster", "aiohttp", "mohawk", "asyncio", "alembic", "aiosqlite"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     _report_errors(sentry_dsn)
 
 
 def _report_errors(dsn: SecretStr | None) -> None:
-    """Report what is logged at ERROR, and what nobody caught, to Sentry: without requests, variables or senders."""
+    """Report errors in the log, and uncaught exceptions, to Sentry, without requests, variables or client addresses."""
     if dsn is None:
         return
-    # some megabytes, for those who use it
-    import sentry_sdk  # noqa: PLC0415
+    import sentry_sdk  # noqa: PLC0415 - some megabytes, only if it is used
     from sentry_sdk.integrations.atexit import AtexitIntegration  # noqa: PLC0415
     from sentry_sdk.integrations.excepthook import ExcepthookIntegration  # noqa: PLC0415
     from sentry_sdk.integrations.logging import LoggingIntegration  # noqa: PLC0415

@@ -1,6 +1,6 @@
-"""The door: what strangers wrote is read here, and nothing behind it ever sees a lone surrogate, NUL or NaN.
+"""Sanitize input from outside, so that it contains no lone surrogates, NUL or NaN.
 
-PostgreSQL refuses all three, strict encoders the first, JSON the last; none of them may stop a push.
+PostgreSQL refuses all three, strict encoders refuse lone surrogates, and JSON has no NaN. None of them may stop a push.
 """
 
 import json
@@ -11,32 +11,32 @@ from typing import Any
 from pydantic import ValidationError
 
 MAX_PROBLEMS = 5
-"""Problems told of one value: a list can have a million of them."""
+"""Problems of one value that a message names: a list can have a million of them."""
 
 MAX_NESTING = 100
-"""Levels of objects and lists within each other, of JSON from outside."""
+"""Largest accepted nesting of objects and lists in JSON from outside."""
 
 _UNSTORABLE = re.compile("[\ud800-\udfff\x00]")
 
 
 class InvalidJSONError(ValueError):
-    """Bytes that are no JSON; the message says where."""
+    """Bytes that are not JSON. The message has the position."""
 
 
 def may_have_nul(raw: bytes) -> bool:
-    """Return True if this JSON may hold a NUL, which pydantic's parser takes; lone surrogates and NaN it refuses."""
+    """Return True if this JSON may contain a NUL, which pydantic's parser accepts, unlike lone surrogates and NaN."""
     return rb"\u0000" in raw
 
 
 def escape_unstorable(text: str) -> str:
-    r"""`text` with each lone surrogate and NUL written out as `\udce9`, `\u0000`."""
+    r"""Return `text` with each lone surrogate and NUL escaped, such as `\udce9` and `\u0000`."""
     return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) if _UNSTORABLE.search(text) else text
 
 
 def sanitize_json(value: Any, levels: int = 1_000) -> Any:
-    """`value`, parsed JSON or YAML, with everything that a database or JSON refuses made visible.
+    """Return parsed JSON or YAML with everything escaped that a database or JSON would refuse.
 
-    Raises NonsenseError when it has more than so many levels.
+    Raises InvalidJSONError if it has more than `levels` levels of objects and lists.
     """
     if isinstance(value, str):
         return escape_unstorable(value)
@@ -52,7 +52,7 @@ def sanitize_json(value: Any, levels: int = 1_000) -> Any:
 
 
 def parse(raw: bytes) -> Any:
-    """Parse JSON from outside. Raises NonsenseError."""
+    """Parse and sanitize JSON from outside. Raises InvalidJSONError."""
     try:
         return sanitize_json(json.loads(raw.decode()), MAX_NESTING)
     except (ValueError, RecursionError) as error:
@@ -60,46 +60,46 @@ def parse(raw: bytes) -> Any:
 
 
 def problems_of(error: ValidationError) -> str:
-    """What is wrong, and where: the first few problems, without what the value says."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]
-    told = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in first]
-    return "; ".join(f"{where}: {what}" if where else what for where, what in told)
+    """Return the first `MAX_PROBLEMS` problems with their positions, but without the values."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]
+    texts = [(".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")) for problem in problems]
+    return "; ".join(f"{position}: {message}" if position else message for position, message in texts)
 
 
 def reason_of(error: ValueError) -> str:
-    """Why something from outside was not understood."""
+    """Return the reason why input from outside is invalid."""
     return f"not understood: {problems_of(error) if isinstance(error, ValidationError) else error}"
 
 
-_BETWEEN = re.compile(r"[\s,:]*")
+_SEPARATORS = re.compile(r"[\s,:]*")
 
 
 def raw_elements(raw: bytes, key: str) -> list[bytes]:
-    """The bytes of each element of the list `key` of a JSON object, as they came: for dead letters.
+    """Return the original bytes of each element of the list `key` of a JSON object, for dead letters.
 
     `raw` was parsed before, so it is an object whose `key` is a list.
     """
     text = raw.decode()
     scan = json.JSONDecoder().raw_decode
 
-    def after(at: int) -> int:
-        between = _BETWEEN.match(text, at)
-        return between.end() if between else at
+    def skip_separators(position: int) -> int:
+        separators = _SEPARATORS.match(text, position)
+        return separators.end() if separators else position
 
-    found: list[bytes] = []
-    at = after(text.index("{") + 1)
-    while text[at] != "}":
-        name, at = scan(text, at)
-        at = after(at)
-        if name != key or text[at] != "[":  # a key can come twice: the last one counts, and that is a list
-            _, at = scan(text, at)
-            at = after(at)
+    elements: list[bytes] = []
+    position = skip_separators(text.index("{") + 1)
+    while text[position] != "}":
+        name, position = scan(text, position)
+        position = skip_separators(position)
+        if name != key or text[position] != "[":  # the last one counts if a key is repeated, and it is a list
+            _, position = scan(text, position)
+            position = skip_separators(position)
             continue
-        found, at = [], after(at + 1)
-        while text[at] != "]":
-            start = at
-            _, at = scan(text, at)
-            found.append(text[start:at].encode())
-            at = after(at)
-        at = after(at + 1)
-    return found
+        elements, position = [], skip_separators(position + 1)
+        while text[position] != "]":
+            start = position
+            _, position = scan(text, position)
+            elements.append(text[start:position].encode())
+            position = skip_separators(position)
+        position = skip_separators(position + 1)
+    return elements

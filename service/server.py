@@ -1,8 +1,15 @@
-"""uvicorn's HTTP protocol with limits: uvicorn itself waits for a request's head for ever, and bounds neither head,
-trailers nor the number of pipelined requests.
+"""Add limits to uvicorn's HTTP protocol.
 
-h11 (and hypercorn, which uses it) bounds these, but parses small chunks ten times as slowly, which blocks the event
-loop for 0.1 s with every read, and would need the same timers.
+Without them, uvicorn waits for a request's head for ever, and limits neither the size of head and trailers nor the
+number of pipelined requests. h11 (and hypercorn, which uses it) has such limits, but parses small chunks ten times as
+slowly, which blocks the event loop for 0.1 s with every read, and would need the same timers.
+
+The class uses parts of `HttpToolsProtocol` that are not uvicorn's documented interface (they are those of 0.54.0):
+
+    pipeline, cycle, cycle.response_complete, cycle.more_body, headers, loop, transport
+    on_message_begin, on_headers_complete, on_body, on_message_complete, on_response_complete, send_400_response
+
+`tests/service/test_server.py` fails when an upgrade removes one of them.
 """
 
 import asyncio
@@ -13,122 +20,122 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD = 64 * 1024
-"""Bytes of a request beside its body: first line, headers, sizes and extensions of chunks, trailers."""
+"""Largest size of a request without its body, in bytes: first line, headers, chunk sizes and extensions, trailers."""
 
 MAX_HEADERS = 200
-"""Lines of a request's head."""
+"""Largest number of headers of a request."""
 
 MAX_DISCARDED = 1024 * 1024
-"""Bytes that are read and dropped after an early answer: a caller that is still sending would otherwise see a reset."""
+"""Bytes that are read and dropped after an early answer, because a caller that is still sending would see a reset."""
 
 MAX_PIPELINED = 8
-"""Requests of one connection that wait while another one is answered."""
+"""Largest number of requests on one connection that wait while another one is answered."""
 
 _FRAMING = 16
-"""Bytes around its body that each byte of the body may have in addition to MAX_HEAD: a chunk can be that small."""
+"""Bytes of chunk framing that are allowed per byte of the body, beside MAX_HEAD: a chunk can have a single byte."""
 
 
 class Protocol(HttpToolsProtocol):
-    """Bound everything that is read of a request, but for the body that the app reads and limits itself.
+    """An HTTP protocol that limits everything of a request except the body, which the app reads and limits itself.
 
-    A head must come within `seconds`, from the connection or from its own first byte on; so must the rest of a body
-    that the app does not wait for.
+    A head must arrive within `seconds`, counted from the connection or from the head's first byte. So must the rest of
+    a body that the app does not read to its end.
     """
 
     def __init__(self, *arguments: Any, seconds: float, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._seconds = seconds
-        self._deadline: asyncio.TimerHandle | None = None
-        self._rest: asyncio.TimerHandle | None = None
-        self._left = MAX_HEAD  # bytes that may still come, beside a body that the app takes
-        self._asked = False  # something of the next head has come
-        self._complete = False  # the last request is, and nothing of the next one has come
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._bytes_left = MAX_HEAD  # that may still arrive, beside the body that the app reads
+        self._head_begun = False  # bytes of the next head have arrived
+        self._idle = False  # the last request is complete, and no byte of the next one has arrived
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
-        self._begin()
+        self._begin_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end()
-        self._end_rest()
+        self._cancel_head_timer()
+        self._cancel_body_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._complete:  # also an empty line, of which the parser says nothing
-            self._complete = False
-            self._begin()
-        self._asked = True
-        self._left -= len(data)
+        if self._idle:  # here, because the parser does not report an empty line
+            self._idle = False
+            self._begin_head()
+        self._head_begun = True
+        self._bytes_left -= len(data)
         super().data_received(data)
-        if self._left < 0 and not self.transport.is_closing():
+        if self._bytes_left < 0 and not self.transport.is_closing():
             detail = f"a request may have {MAX_HEAD:,} bytes beside its body: send fewer or shorter headers or trailers"
             self._refuse(431, detail)
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise ValueError("too many requests at once")  # the parser ends, and `send_400_response` is called
+            raise ValueError("too many requests at once")  # the parser ends, and calls `send_400_response`
         super().on_message_begin()
-        self._complete = False
-        if self._deadline is None:
-            self._begin()
-        self._asked = True
+        self._idle = False
+        if self._head_timer is None:
+            self._begin_head()
+        self._head_begun = True
 
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS:
             raise ValueError("too many headers")
-        self._end()
+        self._cancel_head_timer()
         super().on_headers_complete()
-        self.headers = []  # for trailers, which uvicorn would add to those of the head while the app reads them
+        self.headers = []  # otherwise uvicorn adds trailers to the headers that the app is reading
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
         if not self.cycle.response_complete:
-            self._left = min(MAX_HEAD, self._left + _FRAMING * len(body))
+            self._bytes_left = min(MAX_HEAD, self._bytes_left + _FRAMING * len(body))
 
     def on_message_complete(self) -> None:
-        self._end_rest()
-        self._complete = True
+        self._cancel_body_timer()
+        self._idle = True
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if self.cycle.more_body and not self.pipeline:
-            self._left += MAX_DISCARDED
-            self._rest = self.loop.call_later(self._seconds, self.transport.close)
+            self._bytes_left += MAX_DISCARDED
+            self._body_timer = self.loop.call_later(self._seconds, self.transport.close)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         detail = (
-            f"this is no HTTP/1.1 request, has more than {MAX_HEADERS} headers, or is one of more than "
-            f"{MAX_PIPELINED} that wait on this connection"
+            f"this is not an HTTP/1.1 request, or it has more than {MAX_HEADERS} headers, or more than "
+            f"{MAX_PIPELINED} requests wait on this connection"
         )
         self._refuse(400, detail)
 
-    def _begin(self) -> None:
-        self._end()
-        self._left = MAX_HEAD
-        self._asked = False
-        self._deadline = self.loop.call_later(self._seconds, self._late)
+    def _begin_head(self) -> None:
+        self._cancel_head_timer()
+        self._bytes_left = MAX_HEAD
+        self._head_begun = False
+        self._head_timer = self.loop.call_later(self._seconds, self._time_out_head)
 
-    def _end(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    def _end_rest(self) -> None:
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+    def _cancel_body_timer(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
 
-    def _late(self) -> None:
-        if self._asked:
-            self._refuse(408, f"the request's head did not come within {self._seconds:g} s (request_timeout)")
+    def _time_out_head(self) -> None:
+        if self._head_begun:
+            self._refuse(408, f"the request's head did not arrive within {self._seconds:g} s (request_timeout)")
         else:
-            self._end()
+            self._cancel_head_timer()
             self.transport.close()
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer as the app does, which this request does not reach, and close the connection."""
-        self._end()
+        """Answer in the form of the app's errors, and close the connection."""
+        self._cancel_head_timer()
         if self.cycle is None or self.cycle.response_complete:
             phrase = HTTPStatus(status).phrase
             body = json.dumps({"type": "about:blank", "title": phrase, "status": status, "detail": detail})

@@ -1,6 +1,6 @@
-"""Slugids: the form of a task id, and ids inside other texts.
+"""Make slugids, the form of task ids, and find or replace them in texts.
 
-The render child imports this too, so it imports nothing of ours.
+The render child imports this module too, so it imports nothing else of ours.
 """
 
 import base64
@@ -24,15 +24,15 @@ OWN_LABEL = "decision"
 """The label that a template's `ownTaskId` stands for."""
 
 _RUN = re.compile(rf"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{{{ID_LENGTH},}}")
-"""Whole runs of the characters of task ids, as long as an id or longer."""
+"""A maximal run of characters that task ids consist of, at least as long as an id."""
 
 _PLAIN = frozenset({int, float, bool, type(None)})
 
 
 def replace_ids(value: Any, new_ids: Mapping[str, str]) -> Any:
-    """Return `value`, as JSON has it, with every id of `new_ids` replaced, in keys and inside longer texts too.
+    """Return a JSON value with every id of `new_ids` replaced, also in keys and within longer texts.
 
-    One pass: what it costs grows with the size of `value`, not with the number of ids.
+    It takes one pass, so its cost grows with the size of `value`, and not with the number of ids.
     """
 
     def in_text(text: str) -> str:
@@ -43,16 +43,16 @@ def replace_ids(value: Any, new_ids: Mapping[str, str]) -> Any:
         if kind is str:
             return in_text(item)
         if kind is dict:
-            return {in_text(name): each if type(each) in _PLAIN else in_any(each) for name, each in item.items()}
+            return {in_text(name): value if type(value) in _PLAIN else in_any(value) for name, value in item.items()}
         if kind is list:
-            return [each if type(each) in _PLAIN else in_any(each) for each in item]
+            return [value if type(value) in _PLAIN else in_any(value) for value in item]
         return item
 
     return in_any(value)
 
 
 def find_ids(text: str, ids: Container[str]) -> set[str]:
-    """Return those of `ids` that stand in `text`, inside longer runs of their characters too."""
+    """Return the ids that occur in `text`, also within longer runs of their characters."""
     return {
         part
         for run in _RUN.finditer(text)
@@ -64,7 +64,7 @@ def find_ids(text: str, ids: Container[str]) -> set[str]:
 def _replace_in(run: str, new_ids: Mapping[str, str]) -> str:
     if len(run) == ID_LENGTH:
         return new_ids.get(run, run)
-    # an id may begin anywhere, for what stands before it may be of the same characters
+    # an id may begin anywhere, because the characters before it may be ones that ids consist of
     pieces, kept = [], 0
     for at in range(len(run) - ID_LENGTH + 1):
         new_id = new_ids.get(run[at : at + ID_LENGTH]) if at >= kept else None

@@ -1,6 +1,6 @@
-"""YAML as js-yaml 4 reads it, which other programs render the same templates with: the core schema of YAML 1.2.
+"""Parse YAML with the core schema of YAML 1.2, as js-yaml 4 does, with which other programs render the same templates.
 
-PyYAML's own resolvers are those of YAML 1.1, so none of them is used: `on`, `12:30`, `1_000` and dates are texts.
+PyYAML's own resolvers implement YAML 1.1 and are not used: `on`, `12:30`, `1_000` and dates are strings.
 """
 
 import json
@@ -19,16 +19,16 @@ _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 class EqualKeysError(ConstructorError):
-    """A mapping that has a key twice."""
+    """A mapping has a key twice."""
 
 
 class _Schema:
-    """What makes values of scalars, for a loader of PyYAML's."""
+    """A mixin for a PyYAML loader, which constructs scalars by the core schema and refuses equal keys."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, "re.Pattern[str]"]]] = {}  # noqa: RUF012 - PyYAML's own way
 
     def flatten_mapping(self, node: Any) -> None:
-        """Merge `<<`. Each mapping comes here before anything is made of it, so equal keys are refused here."""
+        """Refuse equal keys, and merge `<<`. PyYAML calls this for each mapping before it constructs the mapping."""
         checked: set[int] = self.__dict__.setdefault("checked", set())
         if id(node) not in checked:
             checked.add(id(node))
@@ -43,8 +43,8 @@ class _Schema:
             key = key_text(self.construct_object(key_node))  # type: ignore[attr-defined]  # likewise
             line = key_node.start_mark.line + 1
             if key in lines:
-                why = f"the key {key!r} stands twice, in lines {lines[key]} and {line}"
-                raise EqualKeysError(None, None, why, key_node.start_mark)
+                reason = f"the key {key!r} is repeated, in lines {lines[key]} and {line}"
+                raise EqualKeysError(None, None, reason, key_node.start_mark)
             lines[key] = line
 
     def construct_int(self, node: Any) -> int | float:
@@ -58,11 +58,11 @@ class _Schema:
         if text.endswith((".inf", ".nan")):
             return float(text.replace(".", ""))
         number = float(text)
-        return as_number(number) if math.isfinite(number) else str(node.value)  # too large for a number: a text
+        return as_number(number) if math.isfinite(number) else str(node.value)  # too large for a number: a string
 
 
 def as_number(value: float) -> int | float:
-    """Return a number as JavaScript has it: of double precision, and whole where it is whole."""
+    """Return a number as JavaScript represents it: with double precision, and as an integer if it is one."""
     try:
         number = float(value)
     except OverflowError:
@@ -71,7 +71,7 @@ def as_number(value: float) -> int | float:
 
 
 def key_text(key: Any) -> str:
-    """Return the text that a scalar key of a mapping is in JSON."""
+    """Return the JSON key for a scalar key of a mapping."""
     return key if isinstance(key, str) else json.dumps(key)
 
 
@@ -90,26 +90,27 @@ def _loader(base: Any) -> Any:
         (_MERGE, r"<<", "<"),
     ]
     for tag, pattern, first in resolvers:
-        # an empty scalar is looked up by the empty text
+        # PyYAML looks up the resolvers of an empty scalar by the empty string
         loader.add_implicit_resolver(tag, re.compile(rf"^(?:{pattern})$"), ["" if c == "\0" else c for c in first])
     loader.add_constructor(_INT, _Schema.construct_int)
     loader.add_constructor(_FLOAT, _Schema.construct_float)
     return loader
 
 
-_Fast = _loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml, where it is there
+_Fast = _loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml, if it is available
 _Full = _loader(yaml.SafeLoader)
 
 
 def load(text: str) -> Any:
-    """Parse one document. Raises yaml.YAMLError, and RecursionError for one that is nested too deeply.
+    """Parse one document. Raises yaml.YAMLError, or RecursionError if it is nested too deeply.
 
-    libyaml refuses the halves of a surrogate pair as escapes, which JSON has for what is beyond 16 bits.
+    A document with escaped surrogates, as JSON has for characters beyond 16 bits, is parsed without libyaml, which
+    refuses them.
     """
     loader = _Full if _SURROGATE_ESCAPE.search(text) else _Fast
     return yaml.load(text, loader)  # noqa: S506 - subclasses of the safe loader
 
 
 def join_pairs(text: str) -> str:
-    """Return `text` with surrogate pairs as the characters that they stand for."""
+    """Return `text` with surrogate pairs replaced by the characters that they encode."""
     return _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)

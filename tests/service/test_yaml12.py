@@ -96,11 +96,11 @@ def test_a_mapping_that_was_merged_before_it_was_read_has_no_equal_keys() -> Non
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\nb: 2\na: 3", "the key 'a' stands twice, in lines 1 and 3"),
-        ("x:\n  - {1: a,\n     '1': b}", "the key '1' stands twice, in lines 2 and 3"),
-        ("~: 1\nnull: 2", "the key 'null' stands twice, in lines 1 and 2"),
-        ("x: &x {a: 1}\ny: {<<: *x, b: 1, b: 2}", "the key 'b' stands twice, in lines 2 and 2"),
-        ('"a\\ud800": 1\n"a\\ud800": 2', "stands twice, in lines 1 and 2"),
+        ("a: 1\nb: 2\na: 3", "the key 'a' is repeated, in lines 1 and 3"),
+        ("x:\n  - {1: a,\n     '1': b}", "the key '1' is repeated, in lines 2 and 3"),
+        ("~: 1\nnull: 2", "the key 'null' is repeated, in lines 1 and 2"),
+        ("x: &x {a: 1}\ny: {<<: *x, b: 1, b: 2}", "the key 'b' is repeated, in lines 2 and 2"),
+        ('"a\\ud800": 1\n"a\\ud800": 2', "is repeated, in lines 1 and 2"),
     ],
 )
 def test_equal_keys_are_refused(text: str, words: str) -> None:

@@ -164,7 +164,7 @@ async def test_an_example_of_each_body_is_taken(sqlite_api: Api) -> None:
 )
 async def test_a_405_lists_what_the_path_takes(sqlite_api: Api, method: str, path: str, allowed: str) -> None:
     answer = await sqlite_api.call(method, path)
-    is_problem(answer, 405, f"{path} takes {allowed}, and not {method}")
+    is_problem(answer, 405, f"{path} accepts {allowed}, and not {method}")
     assert answer.headers["allow"] == allowed
 
 

@@ -28,7 +28,7 @@ def test_missing_scopes_and_a_broken_file_are_failures(tc: Run, pushed: Pushed, 
     file.write_text("version: 1\ntasks: [{a: 1, a: 2}]")
     ran = tc("render", str(file), "--repository", "try")
     assert ran.code == 1
-    assert "the key 'a' stands twice, in lines 2 and 2" in ran.err
+    assert "the key 'a' is repeated, in lines 2 and 2" in ran.err
 
 
 def test_wrong_usage_is_explained(tc: Run, tmp_path: Path) -> None:

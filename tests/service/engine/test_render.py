@@ -171,8 +171,8 @@ async def test_no_tasks_are_none(renderer: Renderer) -> None:
     ("text", "why"),
     [
         ("version: 1\ntasks: [", "^not YAML: .*line 3"),
-        ("version: 1\ntasks: [{a: 1,\n b: 2, a: 3}]", "^cannot be read: the key 'a' stands twice, in lines 2 and 3$"),
-        ("version: 1\ntasks: []\ntasks: []", "^cannot be read: the key 'tasks' stands twice, in lines 2 and 3$"),
+        ("version: 1\ntasks: [{a: 1,\n b: 2, a: 3}]", "^cannot be read: the key 'a' is repeated, in lines 2 and 3$"),
+        ("version: 1\ntasks: []\ntasks: []", "^cannot be read: the key 'tasks' is repeated, in lines 2 and 3$"),
         ("version: 1\ntasks: [{$eval: '1 )'}]", r"^does not render: at tasks\[0\]: "),
         ("version: 1\ntasks: [{$eval: 'sqrt(-1)'}]", r"^does not render: at tasks\[0\]: .*'sqrt\(-1\)' cannot be"),
         ("version: 1\ntasks: ['${1 )}']", r"^does not render: at tasks\[0\]: "),

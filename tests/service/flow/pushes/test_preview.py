@@ -85,7 +85,7 @@ async def test_a_push_that_is_known(world: World) -> None:
 
 async def test_a_file_that_cannot_be_used_says_where(world: World) -> None:
     result = await tried(world, "version: 1\ntasks: [\n  {a: 1, a: 2}]")
-    assert result.error == ".taskcluster.yml cannot be read: the key 'a' stands twice, in lines 3 and 3"
+    assert result.error == ".taskcluster.yml cannot be read: the key 'a' is repeated, in lines 3 and 3"
     assert result.tasks == []
 
 

@@ -1,0 +1,132 @@
+"""The HTTP protocol's limits with a minimal app, and the parts of uvicorn that they rely on.
+
+How the whole service behaves within them is in tests/service/api/test_limit.py.
+"""
+
+import asyncio
+import inspect
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http import httptools_impl
+
+from service.server import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, Protocol
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("on_message_begin", "on_headers_complete", "on_body", "on_message_complete", "on_response_complete"),
+        "send_400_response",
+    ],
+)
+def test_uvicorn_calls_the_methods_that_we_override(name: str) -> None:
+    reason = f"uvicorn's HttpToolsProtocol has no method {name} any more: see service/server.py"
+    assert callable(getattr(httptools_impl.HttpToolsProtocol, name, None)), reason
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        *("self.pipeline.appendleft(", "self.headers.append(", "self.cycle.more_body = False"),
+        *("self.cycle.response_complete", "on_response=self.on_response_complete", "self.send_400_response("),
+    ],
+)
+def test_uvicorn_uses_the_attributes_that_we_use(use: str) -> None:
+    source = inspect.getsource(httptools_impl)
+    assert use in source, f"uvicorn's HttpToolsProtocol has no `{use}` any more: see service/server.py"
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    request = Request(scope, receive)
+    if request.url.path == "/early":
+        answer = PlainTextResponse("early")
+    else:
+        body = await request.body()
+        answer = PlainTextResponse(f"{len(request.headers)} headers, {len(body)} bytes")
+    await answer(scope, receive, send)
+
+
+@asynccontextmanager
+async def connected(seconds: float = 5) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    config = uvicorn.Config(
+        echo,
+        lifespan="off",
+        log_config=None,
+        http=partial(Protocol, seconds=seconds),  # type: ignore[arg-type]  # a factory
+        ws="none",
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        task = asyncio.create_task(server.serve(sockets=[listening]))
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening.getsockname()[1])
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            server.should_exit = True
+            await task
+
+
+async def answers_to(sent: bytes, seconds: float = 5) -> bytes:
+    """Send these bytes, and return everything that the server answers until it closes the connection."""
+    async with connected(seconds) as (reader, writer), asyncio.timeout(20):
+        writer.write(sent)
+        return await reader.read()
+
+
+def is_problem(answer: bytes, status: int, *words: str) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"application/problem+json" in head
+    problem = json.loads(body)
+    assert problem["status"] == status
+    assert all(word in problem["detail"] for word in words), problem
+
+
+async def test_a_request_within_the_limits_is_answered() -> None:
+    extensions = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    answer = await answers_to(extensions + b"3;a=b\r\nabc\r\n2\r\nde\r\n0\r\nTrailer: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"3 headers, 5 bytes")
+
+
+async def test_a_head_that_is_too_large_is_431() -> None:
+    is_problem(await answers_to(b"GET / HTTP/1.1\r\nA: " + b"x" * MAX_HEAD), 431, "65,536 bytes", "shorter headers")
+
+
+@pytest.mark.parametrize(("count", "status"), [(MAX_HEADERS, b"200"), (MAX_HEADERS + 1, b"400")])
+async def test_the_number_of_headers_is_limited(count: int, status: bytes) -> None:
+    headers = b"".join(b"a%d: b\r\n" % number for number in range(count - 1))
+    answer = await answers_to(b"GET / HTTP/1.1\r\nConnection: close\r\n" + headers + b"\r\n")
+    assert answer.split(b" ", 2)[1] == status
+
+
+async def test_what_is_not_http_is_400() -> None:
+    is_problem(await answers_to(b"hello\r\n\r\n"), 400, "not an HTTP/1.1 request")
+
+
+async def test_only_so_many_requests_wait_on_a_connection() -> None:
+    blocking = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    answer = await answers_to(blocking * (MAX_PIPELINED + 2))
+    assert b" 200 OK" not in answer.partition(b"\r\n")[0]
+
+
+async def test_a_head_that_does_not_end_is_408_and_a_silent_connection_is_closed() -> None:
+    is_problem(await answers_to(b"GET / HTT", seconds=0.2), 408, "within 0.2 s", "request_timeout")
+    assert await answers_to(b"", seconds=0.2) == b""
+
+
+async def test_a_connection_is_closed_if_an_unread_body_does_not_end() -> None:
+    answer = await answers_to(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", seconds=0.2)
+    assert answer.endswith(b"early")
