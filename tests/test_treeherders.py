@@ -19,8 +19,8 @@ from service.store.models import State, StepKind
 from tests.service.clients.test_pulse import until_there
 from tests.service.flow.jobs.test_deliver import create_resultset, own_push, upload
 from tests.service.flow.jobs.test_rest import check_pulse
-from tests.service.flow.newsroom import PREFIX, newsroom
-from tests.service.world import node, push_event, world_of
+from tests.service.flow.report_harness import PREFIX, newsroom
+from tests.service.harness import node, open_harness, push_event
 from tests.services import Amqp
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "treeherders.md"
@@ -47,25 +47,25 @@ async def test_todays(sqlite_url: str, amqp: Amqp) -> None:
     values = configuration("Today's")["environments"][PREFIX]
     exchange = amqp.exchange(values["pushes_exchange"].removeprefix("exchange/"))  # the broker is not this test's own
     environments = {PREFIX: {**values, "pushes_exchange": exchange}}
-    async with world_of(sqlite_url, environments=environments, pulse={"url": amqp.url, "user": user}) as world:
-        world.th.behaviour.year = "today"
-        await world.add_repository()
-        world.hg.push("mc")
-        await world.store(push_event(1))
+    async with open_harness(sqlite_url, environments=environments, pulse={"url": amqp.url, "user": user}) as harness:
+        harness.th.behaviour.year = "today"
+        await harness.add_repository()
+        harness.hg.push("mc")
+        await harness.store(push_event(1))
         with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
             channel = connection.channel()
             await until_there(amqp, exchange)
             channel.queue_declare(amqp.queue())
             channel.queue_bind(amqp.queue(), exchange, "#")
-            await resultset.run(world.services, await world.lease(StepKind.RESULTSET))
+            await resultset.run(harness.services, await harness.lease(StepKind.RESULTSET))
             method, _, body = channel.basic_get(amqp.queue(), auto_ack=True)
-        assert (await world.step(StepKind.RESULTSET)).state == State.DONE
+        assert (await harness.step(StepKind.RESULTSET)).state == State.DONE
         assert "/hgpushes/" in method.exchange
         (push,) = json.loads(body)["payload"]["pushlog_pushes"]
         async with httpx.AsyncClient() as client:
             fetched = (await client.get(push["push_full_json_url"])).json()
         assert list(fetched["pushes"]) == ["1"]
-        assert not world.th.counters, "it reads all by itself"
+        assert not harness.th.counters, "it reads all by itself"
 
 
 @pytest.mark.parametrize("year", SUBMISSION)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from sandbox import hg
 from sandbox.cli import app
 from sandbox.stack import free_port
-from tests.service.world import serving
+from tests.service.harness import serving
 
 
 def invoke(*arguments: str) -> Result:

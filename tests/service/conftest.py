@@ -2,7 +2,7 @@
 
 database   an open `Database`, SQLite and PostgreSQL in turn
 sqlite     the same on SQLite alone, where the database is not the point
-world      real `Services` on SQLite with the sandbox's stand-ins behind them (tests/service/world.py)
+world      real `Services` on SQLite with the sandbox's stand-ins behind them (tests/service/harness.py)
 api        the API on both databases in turn, without its worker (tests/service/asgi.py)
 sqlite_api the same on SQLite alone
 """
@@ -14,7 +14,7 @@ import structlog
 
 from service.store.database import Database
 from tests.service.asgi import Api, running, settings_for
-from tests.service.world import World, world_of
+from tests.service.harness import FlowHarness, open_harness
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,8 +39,8 @@ async def sqlite(sqlite_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def world(sqlite_url: str) -> AsyncIterator[World]:
-    async with world_of(sqlite_url) as made:
+async def harness(sqlite_url: str) -> AsyncIterator[FlowHarness]:
+    async with open_harness(sqlite_url) as made:
         yield made
 
 

@@ -21,7 +21,7 @@ from service.store.database import Database
 from service.store.models import GroupCheck, PulseQueue, PushStep, State, StepKind
 from tests.service import asgi
 from tests.service.asgi import Api, running, settings_for
-from tests.service.world import World, add_repository, push_event
+from tests.service.harness import FlowHarness, add_repository, push_event
 
 
 async def told(database: Database, name: str, **labels: str) -> float:
@@ -48,21 +48,23 @@ async def test_waiting_work_is_counted_by_lane_and_gone_when_done(database: Data
     assert await told(database, "work_waiting") == 0
 
 
-async def test_an_attempt_and_every_call_upstream_are_counted(world: World) -> None:
-    await world.add_repository()
-    await world.store(push_event(1))
-    asked = await told(world.database, "upstream_seconds_count", system="hg", method="raw-file")
-    ended = await told(world.database, "work_attempts_total", work="graph")
-    await Worker(world.services)._do(await world.lease(StepKind.GRAPH))
-    assert await told(world.database, "upstream_seconds_count", system="hg", method="raw-file") == asked + 1
-    assert await told(world.database, "work_attempts_total", work="graph") == ended + 1
+async def test_an_attempt_and_every_call_upstream_are_counted(harness: FlowHarness) -> None:
+    await harness.add_repository()
+    await harness.store(push_event(1))
+    asked = await told(harness.database, "upstream_seconds_count", system="hg", method="raw-file")
+    ended = await told(harness.database, "work_attempts_total", work="graph")
+    await Worker(harness.services)._do(await harness.lease(StepKind.GRAPH))
+    assert await told(harness.database, "upstream_seconds_count", system="hg", method="raw-file") == asked + 1
+    assert await told(harness.database, "work_attempts_total", work="graph") == ended + 1
 
 
-async def test_calls_of_taskcluster_are_counted_by_what_they_are_and_how_they_were_answered(world: World) -> None:
+async def test_calls_of_taskcluster_are_counted_by_what_they_are_and_how_they_were_answered(
+    harness: FlowHarness,
+) -> None:
     labels = {"system": "taskcluster", "method": "GET task status", "status": "404"}
-    before = await told(world.database, "upstream_seconds_count", **labels)
-    assert await world.services.queue.status("Q47ciBXISJ-kc4l49EAI-A") is None
-    assert await told(world.database, "upstream_seconds_count", **labels) == before + 1
+    before = await told(harness.database, "upstream_seconds_count", **labels)
+    assert await harness.services.queue.status("Q47ciBXISJ-kc4l49EAI-A") is None
+    assert await told(harness.database, "upstream_seconds_count", **labels) == before + 1
 
 
 def test_labels_hold_no_ids() -> None:

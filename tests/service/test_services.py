@@ -7,25 +7,25 @@ import pytest
 
 from service.errors import PermanentUpstreamError
 from service.services import open_services
-from tests.service.world import World
+from tests.service.harness import FlowHarness
 
 
-async def test_reach_each_upstream(world: World) -> None:
-    await world.add_repository()
-    assert await world.services.hg.last_push_id(f"{world.hg_url}/mc") == 0
+async def test_reach_each_upstream(harness: FlowHarness) -> None:
+    await harness.add_repository()
+    assert await harness.services.hg.last_push_id(f"{harness.hg_url}/mc") == 0
     with pytest.raises(PermanentUpstreamError, match="404"):
-        await world.services.hg.last_push_id(f"{world.hg_url}/nothing")
-    assert await world.services.queue.status("A" * 8 + "QA" + "C" + "A" * 11) is None
-    assert list(world.services.treeherders) == ["tc-treeherder"]
+        await harness.services.hg.last_push_id(f"{harness.hg_url}/nothing")
+    assert await harness.services.queue.status("A" * 8 + "QA" + "C" + "A" * 11) is None
+    assert list(harness.services.treeherders) == ["tc-treeherder"]
 
 
-async def test_the_secret_is_made_once_and_kept(world: World) -> None:
-    async with open_services(world.settings, world.database) as others:
-        assert others.secret == world.services.secret
-    assert len(world.services.secret) == 32
+async def test_the_secret_is_made_once_and_kept(harness: FlowHarness) -> None:
+    async with open_services(harness.settings, harness.database) as others:
+        assert others.secret == harness.services.secret
+    assert len(harness.services.secret) == 32
 
 
-async def test_a_share_that_computes_a_lot_leaves_a_thread_to_others(world: World) -> None:
+async def test_a_share_that_computes_a_lot_leaves_a_thread_to_others(harness: FlowHarness) -> None:
     running: list[str] = []
     most: list[int] = []
     go = threading.Event()
@@ -38,9 +38,9 @@ async def test_a_share_that_computes_a_lot_leaves_a_thread_to_others(world: Worl
         running.remove(share)
         return share
 
-    hog = [asyncio.create_task(world.services.compute("hog", compute, "hog")) for _ in range(6)]
+    hog = [asyncio.create_task(harness.services.compute("hog", compute, "hog")) for _ in range(6)]
     async with asyncio.timeout(10):
-        assert [await world.services.compute("other", compute, "other") for _ in range(3)] == ["other"] * 3
+        assert [await harness.services.compute("other", compute, "other") for _ in range(3)] == ["other"] * 3
         go.set()
         assert await asyncio.gather(*hog) == ["hog"] * 6
     assert max(most) == 2

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.slugids import find_ids, replace_ids
-from tests.service.flow.graphs import slug
+from tests.service.flow.graph_factory import slug
 
 
 @given(

@@ -27,8 +27,8 @@ from service.clients.treeherder import RestTreeherder
 from service.flow.jobs.run import job_guid
 from service.flow.tasks.ids import slugid
 from service.settings import Environment
-from tests.service.flow.newsroom import PREFIX, PROJECTS, STAGE, definition, implied, resultset
-from tests.service.world import ROOT
+from tests.service.flow.report_harness import PREFIX, PROJECTS, STAGE, definition, implied, resultset
+from tests.service.harness import ROOT
 from tests.services import Amqp
 from tests.system.conftest import SHORT
 from tests.system.warm import WarmProcess
@@ -39,7 +39,7 @@ KILLS = int(os.environ.get("REPORTS_KILLS", "4"))
 T = TypeVar("T")
 
 
-class Newsroom:
+class ReportHarness:
     """A Taskcluster in this process, which publishes to RabbitMQ; two Treeherders, service and listener beside it."""
 
     def __init__(
@@ -176,11 +176,11 @@ def serving(tc: taskcluster.Taskcluster) -> Iterator[tuple[str, asyncio.Abstract
 
 
 @pytest.fixture
-def newsrooms(tmp_path: Path, amqp: Amqp) -> Iterator[Callable[[str], Newsroom]]:
+def newsrooms(tmp_path: Path, amqp: Amqp) -> Iterator[Callable[[str], ReportHarness]]:
     """Makes one; everything is stopped at the end."""
     with ExitStack() as exits:
 
-        def make(database_url: str) -> Newsroom:
+        def make(database_url: str) -> ReportHarness:
             prefix = amqp.exchange("")
             tc = taskcluster.Taskcluster(
                 [ROOT], amqp_url=amqp.url, exchange_prefix=prefix, worker=True, worker_seconds=0.02, claim_wait=0
@@ -193,7 +193,7 @@ def newsrooms(tmp_path: Path, amqp: Amqp) -> Iterator[Callable[[str], Newsroom]]
                 )
                 for name in ("stack", "second")
             )
-            room = Newsroom(stack, second, amqp, url, tc)
+            room = ReportHarness(stack, second, amqp, url, tc)
             room.loop = loop
             for prefix_, control in room.treeherders.items():
                 exits.callback(control.close)
@@ -205,14 +205,14 @@ def newsrooms(tmp_path: Path, amqp: Amqp) -> Iterator[Callable[[str], Newsroom]]
         yield make
 
 
-async def _post_pushes(room: Newsroom, prefix: str) -> None:
+async def _post_pushes(room: ReportHarness, prefix: str) -> None:
     values = json.loads(room.settings["TC_TREEHERDER_ENVIRONMENTS"])[prefix]
     async with Http("treeherder") as client:
         for project in PROJECTS:
             await RestTreeherder(Environment.model_validate(values), client).post_resultset(project, resultset(project))
 
 
-Newsrooms = Callable[[str], Newsroom]
+Newsrooms = Callable[[str], ReportHarness]
 
 RESULTS = [
     "completed",

@@ -17,7 +17,7 @@ from taskcluster.utils import encodeStringForB64Header, makeB64UrlSafe
 
 from sandbox.taskcluster import Client, Taskcluster, create_app
 from tests.service.asgi import ADMIN, NEVER_SHOWN, Api, is_problem, running, settings_for
-from tests.service.world import serving
+from tests.service.harness import serving
 
 PUBLIC = "https://tc-treeherder.example.com"
 CLIENTS = {

@@ -18,7 +18,7 @@ from sandbox.taskcluster import Client, Taskcluster, create_app
 from service.clients.auth import Login, SignedRequest, TaskclusterLogins
 from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import TaskclusterSettings
-from tests.service.world import serving
+from tests.service.harness import serving
 
 PERSON = Client("person", "person-secret-0123456789", ("a:b", "c:*"))
 URL = "https://us.example.com/api/v1/repositories?x=1"

@@ -17,7 +17,7 @@ from sandbox.hg.faults import Fault, Faults
 from service.clients.hg import MAX_FILE, HttpHg
 from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import load
-from tests.service.world import serving
+from tests.service.harness import serving
 
 FILE = ".taskcluster.yml"
 

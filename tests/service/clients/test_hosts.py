@@ -18,7 +18,7 @@ from service.clients.http import Http
 from service.errors import UpstreamError
 from service.settings import Environment, Settings, TaskclusterSettings
 from tests.service.asgi import NO_CERTIFICATES
-from tests.service.world import serving
+from tests.service.harness import serving
 
 TASK = "fN1SbArXTPSVFNUvaOlinQ"
 NODE = "0" * 40

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from service.clients.http import AnswerTooLargeError, Http
 from service.errors import Unavailable
-from tests.service.world import serving
+from tests.service.harness import serving
 
 
 async def echo(request: Request) -> Response:

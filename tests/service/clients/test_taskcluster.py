@@ -22,7 +22,7 @@ from service.clients.taskcluster import TaskclusterQueue, missing_scopes
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.tasks.ids import slugid
 from service.settings import TaskclusterSettings
-from tests.service.world import ROOT, serving
+from tests.service.harness import ROOT, serving
 
 TASK = slugid(b"k", "a")
 CREATE = [

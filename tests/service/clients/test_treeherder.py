@@ -19,7 +19,7 @@ from service.clients.treeherder import FoundPush, RestTreeherder, hgpushes_messa
 from service.errors import PermanentUpstreamError, Unavailable, UpstreamError
 from service.settings import Environment
 from tests.published_schemas import read_published
-from tests.service.world import TREEHERDER_ID, TREEHERDER_SECRET, node, serving
+from tests.service.harness import TREEHERDER_ID, TREEHERDER_SECRET, node, serving
 
 RESULTSET: dict[str, Any] = {
     "revision": node(1),

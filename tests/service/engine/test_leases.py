@@ -20,7 +20,7 @@ from service.engine.leases import Lane, Lease, LeaseLostError, backoff, claim, d
 from service.settings import WorkSettings
 from service.store.database import Database
 from service.store.models import DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind, work_tables
-from tests.service.world import add_repository
+from tests.service.harness import add_repository
 
 SETTINGS = WorkSettings(lease=timedelta(seconds=30))
 MINUTE = timedelta(minutes=1)

@@ -26,7 +26,7 @@ from service.store.models import (
     State,
     StepKind,
 )
-from tests.service.world import add_repository, node
+from tests.service.harness import add_repository, node
 
 DAY = timedelta(days=1)
 

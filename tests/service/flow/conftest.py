@@ -3,7 +3,7 @@
 import pytest
 
 from service.flow.pushes import poll, push, shift
-from tests.service.flow.listeners import Clock
+from tests.service.flow.fake_listeners import Clock
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from service.store.database import (
     upgrade,
 )
 from service.store.models import DeadLetter, PushStep, StepKind
-from tests.service.world import add_repository
+from tests.service.harness import add_repository
 
 
 def letter(subject: str, since: datetime | None = None) -> DeadLetter:

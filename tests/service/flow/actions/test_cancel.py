@@ -13,7 +13,7 @@ from service.flow.actions import cancel
 from service.flow.tasks.definition import stamp
 from service.settings import TaskclusterSettings
 from service.store.models import Action
-from tests.service.flow.graphs import (
+from tests.service.flow.graph_factory import (
     GROUP,
     action_on,
     build,
@@ -25,22 +25,22 @@ from tests.service.flow.graphs import (
     slug,
     stored,
 )
-from tests.service.world import World
+from tests.service.harness import FlowHarness
 
 
 @pytest.fixture
-async def monitored(world: World) -> World:
-    await world.add_repository()
-    build(world.tc.queue, {"group": [], "a": [], "b": ["a"]})
-    return world
+async def monitored(harness: FlowHarness) -> FlowHarness:
+    await harness.add_repository()
+    build(harness.tc.queue, {"group": [], "a": [], "b": ["a"]})
+    return harness
 
 
-def reason_of(world: World, name: str) -> Any:
-    return world.tc.queue.find(slug(name)).runs[-1].get("reasonResolved")
+def reason_of(harness: FlowHarness, name: str) -> Any:
+    return harness.tc.queue.find(slug(name)).runs[-1].get("reasonResolved")
 
 
 @pytest.mark.parametrize("state", ["unscheduled", "pending", "running"])
-async def test_a_task_that_has_not_ended_is_cancelled(monitored: World, state: str) -> None:
+async def test_a_task_that_has_not_ended_is_cancelled(monitored: FlowHarness, state: str) -> None:
     name = "b" if state == "unscheduled" else "a"
     if state == "running":
         monitored.tc.queue.claim_task(slug("a"), 0, {"workerGroup": "g", "workerId": "w"})
@@ -51,22 +51,22 @@ async def test_a_task_that_has_not_ended_is_cancelled(monitored: World, state: s
 
 
 @pytest.mark.parametrize("kind", ["cancel", "retrigger"])
-async def test_a_route_of_another_users_repository_does_not_name_ours(world: World, kind: str) -> None:
+async def test_a_route_of_another_users_repository_does_not_name_ours(harness: FlowHarness, kind: str) -> None:
     """`someone/try` is not `try`: a route names a repository exactly."""
     route = f"tc-treeherder.v2.someone/mc.{'a1' * 20}.7"
-    world.tc.queue.create_task(slug("theirs"), definition_of("theirs", routes=[route]))
-    await world.add_repository()
-    action = await carry_out(world, slug("theirs"), kind)
+    harness.tc.queue.create_task(slug("theirs"), definition_of("theirs", routes=[route]))
+    await harness.add_repository()
+    action = await carry_out(harness, slug("theirs"), kind)
     assert action.state == "rejected"
     assert "names mc: it is no task of that project" in str(action.error)
-    assert world.tc.queue.find(slug("theirs")).state == "pending"
-    assert len(world.tc.queue.tasks) == 1
+    assert harness.tc.queue.find(slug("theirs")).state == "pending"
+    assert len(harness.tc.queue.tasks) == 1
     # ...and the repository that says so is named by it
-    await world.add_repository("theirs", route_project="someone/mc")
-    assert (await carry_out(world, slug("theirs"), kind, project="theirs")).state == "done"
+    await harness.add_repository("theirs", route_project="someone/mc")
+    assert (await carry_out(harness, slug("theirs"), kind, project="theirs")).state == "done"
 
 
-async def test_a_scope_that_our_client_lacks_fails_the_cancel(monitored: World) -> None:
+async def test_a_scope_that_our_client_lacks_fails_the_cancel(monitored: FlowHarness) -> None:
     """Taskcluster answers 401, and lists all that the client has."""
     monitored.tc.auth.add_client("tc-treeherder", "service-secret", ["queue:get-task:*", "queue:status:*", "x:secret"])
     action = await carry_out(monitored, slug("a"), "cancel")
@@ -77,7 +77,7 @@ async def test_a_scope_that_our_client_lacks_fails_the_cancel(monitored: World) 
 
 
 @pytest.mark.parametrize("state", ["completed", "failed", "exception"])
-async def test_what_has_ended_is_nothing_to_do(monitored: World, state: str) -> None:
+async def test_what_has_ended_is_nothing_to_do(monitored: FlowHarness, state: str) -> None:
     end(monitored.tc.queue, "a", state)
     action = await carry_out(monitored, slug("a"), "cancel")
     assert action.state == "nothing-to-do"
@@ -86,7 +86,7 @@ async def test_what_has_ended_is_nothing_to_do(monitored: World, state: str) -> 
 
 
 async def test_what_ends_before_the_cancel_arrives_is_nothing_to_do(
-    monitored: World, monkeypatch: pytest.MonkeyPatch
+    monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancel_task = monitored.services.queue.cancel_task
 
@@ -100,13 +100,13 @@ async def test_what_ends_before_the_cancel_arrives_is_nothing_to_do(
     assert f"{slug('a')} (a) is completed already" in str(action.error)
 
 
-async def test_what_ended_long_past_its_deadline_is_nothing_to_do_too(monitored: World) -> None:
+async def test_what_ended_long_past_its_deadline_is_nothing_to_do_too(monitored: FlowHarness) -> None:
     end(monitored.tc.queue, "a")
     monitored.tc.queue.clock.advance(2 * 86400)
     assert (await carry_out(monitored, slug("a"), "cancel")).state == "nothing-to-do"
 
 
-async def test_a_task_past_its_deadline_cannot_be_cancelled_any_more(monitored: World) -> None:
+async def test_a_task_past_its_deadline_cannot_be_cancelled_any_more(monitored: FlowHarness) -> None:
     at = now()
     monitored.tc.queue.create_task(slug("late"), definition_of("late", deadline=stamp(at + timedelta(minutes=1))))
     monitored.tc.queue.clock.advance(120)  # nobody has looked at deadlines yet
@@ -116,7 +116,7 @@ async def test_a_task_past_its_deadline_cannot_be_cancelled_any_more(monitored: 
     assert slug("late") in str(action.error)
 
 
-async def test_the_one_scope_for_the_one_task_is_enough_and_is_named_when_it_is_missing(monitored: World) -> None:
+async def test_the_one_scope_for_the_one_task_is_enough_and_is_named_when_it_is_missing(monitored: FlowHarness) -> None:
     reads = ("queue:get-task:*", "queue:status:*")
     exact = f"queue:cancel-task:test/{GROUP}/{slug('a')}"
     real = monitored.services.queue
@@ -140,7 +140,7 @@ async def test_the_one_scope_for_the_one_task_is_enough_and_is_named_when_it_is_
 
 
 @pytest.mark.parametrize("kind", ["throttle", "before", "after", "hang"])
-async def test_a_call_that_fails_is_made_again_and_what_we_did_is_done(monitored: World, kind: str) -> None:
+async def test_a_call_that_fails_is_made_again_and_what_we_did_is_done(monitored: FlowHarness, kind: str) -> None:
     monitored.tc.faults.add(kind, "cancelTask", times=1)
     monitored.settings.taskcluster.timeout = timedelta(seconds=0.3)
     action = await action_on(monitored, slug("a"), "cancel")
@@ -154,7 +154,7 @@ async def test_a_call_that_fails_is_made_again_and_what_we_did_is_done(monitored
     assert reason_of(monitored, "a") == "canceled"
 
 
-async def test_it_is_rejected_like_every_action_and_shows_no_job(monitored: World) -> None:
+async def test_it_is_rejected_like_every_action_and_shows_no_job(monitored: FlowHarness) -> None:
     await monitored.add_repository("other")
     for task_id, project in ((slug("a"), "other"), (slug("a"), "nowhere"), (slug("missing"), "mc")):
         action: Action = await carry_out(monitored, task_id, "cancel", project=project)

@@ -21,7 +21,7 @@ from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions import notice
 from service.flow.jobs.deliver import Deliverer
 from service.store.models import Action, Notice, PushStep, State, StepKind
-from tests.service.flow.graphs import (
+from tests.service.flow.graph_factory import (
     build,
     carry_out,
     claimed,
@@ -32,7 +32,7 @@ from tests.service.flow.graphs import (
     slug,
     stored,
 )
-from tests.service.world import ENVIRONMENT, World, node, push_event, world_of
+from tests.service.harness import ENVIRONMENT, FlowHarness, node, open_harness, push_event
 
 
 @dataclass
@@ -55,30 +55,32 @@ class Broker:
 
 
 @pytest.fixture
-async def pushed(world: World) -> World:
+async def pushed(harness: FlowHarness) -> FlowHarness:
     """A push that Treeherder knows, and a task of it that depends on itself, so that nobody can retrigger it."""
-    await world.add_repository()
-    await world.store(push_event(1))
-    lease = await world.lease(StepKind.RESULTSET)
-    await WORK.run_of(lease.item)(world.services, lease)
-    (push,) = await world.pushes()
-    build(world.tc.queue, {"group": []})
+    await harness.add_repository()
+    await harness.store(push_event(1))
+    lease = await harness.lease(StepKind.RESULTSET)
+    await WORK.run_of(lease.item)(harness.services, lease)
+    (push,) = await harness.pushes()
+    build(harness.tc.queue, {"group": []})
     routes = [f"tc-treeherder.v2.mc.{push.revision}.1"]
-    world.tc.queue.create_task(slug("self"), definition_of("self", ["self"], routes=routes))
+    harness.tc.queue.create_task(slug("self"), definition_of("self", ["self"], routes=routes))
     v1 = [f"tc-treeherder.mc.{push.revision_hash}"]
-    world.tc.queue.create_task(slug("v1"), definition_of("v1", ["v1"], routes=v1))
-    return world
+    harness.tc.queue.create_task(slug("v1"), definition_of("v1", ["v1"], routes=v1))
+    return harness
 
 
-async def told(world: World) -> Lease[Notice]:
-    lease = await claimed(world, Notice)
-    await notice.run(world.services, lease)
+async def told(harness: FlowHarness) -> Lease[Notice]:
+    lease = await claimed(harness, Notice)
+    await notice.run(harness.services, lease)
     return lease
 
 
 @pytest.mark.parametrize("year", SUBMISSION)
 @pytest.mark.parametrize("name", ["self", "v1"])
-async def test_a_rejected_retrigger_is_a_job_on_the_push_with_the_reason(pushed: World, name: str, year: Year) -> None:
+async def test_a_rejected_retrigger_is_a_job_on_the_push_with_the_reason(
+    pushed: FlowHarness, name: str, year: Year
+) -> None:
     pushed.th.behaviour.year = year
     action = await carry_out(pushed, slug(name))
     assert action.state == "rejected"
@@ -120,7 +122,7 @@ async def test_a_rejected_retrigger_is_a_job_on_the_push_with_the_reason(pushed:
         (None, ["?", "?", "unknown", "unknown", 1, {"opt": True}, "test", "test"]),
     ],
 )
-async def test_it_stands_beside_the_job_of_the_task(pushed: World, section: Any, shown: list[Any]) -> None:
+async def test_it_stands_beside_the_job_of_the_task(pushed: FlowHarness, section: Any, shown: list[Any]) -> None:
     routes = [f"tc-treeherder.v2.mc.{node('mc 1')}.1", "index.x"]
     definition = definition_of("bad", routes=routes, extra={} if section is None else {"treeherder": section})
     pushed.tc.queue.create_task(slug("bad"), definition)
@@ -132,7 +134,7 @@ async def test_it_stands_beside_the_job_of_the_task(pushed: World, section: Any,
     assert [job[name] for name in names] + platforms == shown
 
 
-async def test_a_failed_retrigger_is_shown_and_a_done_one_is_not(pushed: World) -> None:
+async def test_a_failed_retrigger_is_shown_and_a_done_one_is_not(pushed: FlowHarness) -> None:
     queue = pushed.tc.queue
     build(queue, {"good": []}, routes=[f"tc-treeherder.v2.mc.{node('mc 1')}.1"])
     routes = [f"tc-treeherder.v2.mc.{node('mc 1')}.1", "index.x"]
@@ -146,7 +148,7 @@ async def test_a_failed_retrigger_is_shown_and_a_done_one_is_not(pushed: World) 
     assert "queue:route:index.x" in job.body["artifacts"][0]["blob"]
 
 
-async def test_a_treeherder_that_is_away_hears_of_it_later_and_once(pushed: World) -> None:
+async def test_a_treeherder_that_is_away_hears_of_it_later_and_once(pushed: FlowHarness) -> None:
     await carry_out(pushed, slug("self"))
     pushed.th.behaviour.fail_after = 1
     lease = await claimed(pushed, Notice)
@@ -158,7 +160,7 @@ async def test_a_treeherder_that_is_away_hears_of_it_later_and_once(pushed: Worl
     assert (await notices(pushed))[0].state == "done"
 
 
-async def test_a_push_that_is_not_known_yet_is_waited_for(pushed: World) -> None:
+async def test_a_push_that_is_not_known_yet_is_waited_for(pushed: FlowHarness) -> None:
     routes = [f"tc-treeherder.mc.{'ef' * 20}"]
     pushed.tc.queue.create_task(slug("unknown"), definition_of("unknown", ["unknown"], routes=routes))
     await carry_out(pushed, slug("unknown"))
@@ -168,7 +170,7 @@ async def test_a_push_that_is_not_known_yet_is_waited_for(pushed: World) -> None
 
 
 @pytest.mark.parametrize("name", ["self", "v1"])
-async def test_no_job_is_posted_before_its_push_for_a_200_alone_proves_nothing(pushed: World, name: str) -> None:
+async def test_no_job_is_posted_before_its_push_for_a_200_alone_proves_nothing(pushed: FlowHarness, name: str) -> None:
     pushed.th.behaviour.unknown_push = "drop"
     await carry_out(pushed, slug(name))
     store, pushed.th.store = pushed.th.store, Store([Project("mc")])
@@ -181,7 +183,7 @@ async def test_no_job_is_posted_before_its_push_for_a_200_alone_proves_nothing(p
     assert len(pushed.th.store.jobs) == 1
 
 
-async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: World) -> None:
+async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: FlowHarness) -> None:
     await carry_out(pushed, slug("self"))
     (before,) = await notices(pushed)
     pushed.th.behaviour.refuse_jobs = frozenset({before.body["job"]["job_guid"]})
@@ -195,7 +197,7 @@ async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: Worl
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["work-buried"]
 
 
-async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed: World) -> None:
+async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed: FlowHarness) -> None:
     name, rate = jobs_budget(pushed.settings.environments[ENVIRONMENT], pushed.settings.reports.links_wait)
     assert name == EnvironmentReporter(pushed.services, ENVIRONMENT, Deliverer(pushed.services, ENVIRONMENT))._budget
 
@@ -227,14 +229,14 @@ async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed:
 
 async def test_where_jobs_are_off_nothing_is_shown(sqlite_url: str) -> None:
     off = {"environments": {ENVIRONMENT: {"url": "http://127.0.0.1:9", "pushes": "off"}}}
-    async with world_of(sqlite_url, **off) as world:
-        await world.add_repository()
-        build(world.tc.queue, {"group": [], "self": ["self"]})
-        assert (await carry_out(world, slug("self"))).state == "rejected"
-        assert await notices(world) == []
+    async with open_harness(sqlite_url, **off) as harness:
+        await harness.add_repository()
+        build(harness.tc.queue, {"group": [], "self": ["self"]})
+        assert (await carry_out(harness, slug("self"))).state == "rejected"
+        assert await notices(harness) == []
 
 
-async def test_a_buried_action_is_shown_and_one_taken_up_again_no_longer(pushed: World) -> None:
+async def test_a_buried_action_is_shown_and_one_taken_up_again_no_longer(pushed: FlowHarness) -> None:
     await carry_out(pushed, slug("self"))
     (before,) = await notices(pushed)
     async with pushed.database.writing() as session:
@@ -258,19 +260,19 @@ async def test_a_buried_action_is_shown_and_one_taken_up_again_no_longer(pushed:
 # --- on Pulse ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_retrigger_is_announced_on_pulse_once_it_is_done(world: World) -> None:
-    await world.add_repository()
-    build(world.tc.queue, {"group": [], "a": [], "b": ["a"]})
-    end(world.tc.queue, "a")
-    world.services.publisher = broker = Broker(away=True)
-    action = await carry_out(world, slug("a"))
+async def test_a_retrigger_is_announced_on_pulse_once_it_is_done(harness: FlowHarness) -> None:
+    await harness.add_repository()
+    build(harness.tc.queue, {"group": [], "a": [], "b": ["a"]})
+    end(harness.tc.queue, "a")
+    harness.services.publisher = broker = Broker(away=True)
+    action = await carry_out(harness, slug("a"))
     assert action.state == "done", "the announcement holds nothing up"
-    lease = await claimed(world, Notice)
+    lease = await claimed(harness, Notice)
     with pytest.raises(Unavailable):
-        await notice.run(world.services, lease)
+        await notice.run(harness.services, lease)
     broker.away = False
-    await notice.run(world.services, lease)
-    made = await copies(world, action)
+    await notice.run(harness.services, lease)
+    made = await copies(harness, action)
     message = {
         "requester": "sheriff@example.com",
         "taskGroupId": made["a"],
@@ -278,28 +280,28 @@ async def test_a_retrigger_is_announced_on_pulse_once_it_is_done(world: World) -
         "newTaskId": made["a"],
     }
     assert broker.published == [("v1/retrigger", slug("a"), message)]
-    assert (await notices(world))[0].state == "done"
+    assert (await notices(harness))[0].state == "done"
 
 
-async def test_an_announcement_that_the_broker_refuses_for_good_becomes_a_dead_letter(world: World) -> None:
-    await world.add_repository()
-    build(world.tc.queue, {"a": []})
-    world.services.publisher = Broker(refuses=True)
-    await carry_out(world, slug("a"))
-    await told(world)
-    assert [(letter.kind, letter.reason) for letter in await world.letters()] == [("notice", "too large")]
+async def test_an_announcement_that_the_broker_refuses_for_good_becomes_a_dead_letter(harness: FlowHarness) -> None:
+    await harness.add_repository()
+    build(harness.tc.queue, {"a": []})
+    harness.services.publisher = Broker(refuses=True)
+    await carry_out(harness, slug("a"))
+    await told(harness)
+    assert [(letter.kind, letter.reason) for letter in await harness.letters()] == [("notice", "too large")]
 
 
 async def test_a_push_is_announced_on_pulse(sqlite_url: str) -> None:
-    async with world_of(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as world:
-        real, world.services.publisher = world.services.publisher, Broker()
-        repository = await world.add_repository()
-        await world.store(push_event(7))
-        lease = await world.lease(StepKind.ANNOUNCEMENT)
-        await WORK.run_of(lease.item)(world.services, lease)
-        ((exchange, key, message),) = world.services.publisher.published
-        world.services.publisher = real
-        (push,) = await world.pushes()
+    async with open_harness(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as harness:
+        real, harness.services.publisher = harness.services.publisher, Broker()
+        repository = await harness.add_repository()
+        await harness.store(push_event(7))
+        lease = await harness.lease(StepKind.ANNOUNCEMENT)
+        await WORK.run_of(lease.item)(harness.services, lease)
+        ((exchange, key, message),) = harness.services.publisher.published
+        harness.services.publisher = real
+        (push,) = await harness.pushes()
         assert (exchange, key) == ("v1/pushes", "mc")
         assert message == {
             "id": 7,
@@ -309,37 +311,37 @@ async def test_a_push_is_announced_on_pulse(sqlite_url: str) -> None:
             "user": "dev@example.com",
             "changesets": push.changesets,
         }
-        assert (await world.step(StepKind.ANNOUNCEMENT)).state == "done"
+        assert (await harness.step(StepKind.ANNOUNCEMENT)).state == "done"
 
 
 async def test_a_push_that_cannot_be_published_any_more_is_skipped(sqlite_url: str) -> None:
-    async with world_of(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as world:
-        real, world.services.publisher = world.services.publisher, None
-        await world.add_repository()
-        await world.store(push_event(7))
-        lease = await world.lease(StepKind.ANNOUNCEMENT)
-        await WORK.run_of(lease.item)(world.services, lease)
-        world.services.publisher = real
-        step = await world.step(StepKind.ANNOUNCEMENT)
+    async with open_harness(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as harness:
+        real, harness.services.publisher = harness.services.publisher, None
+        await harness.add_repository()
+        await harness.store(push_event(7))
+        lease = await harness.lease(StepKind.ANNOUNCEMENT)
+        await WORK.run_of(lease.item)(harness.services, lease)
+        harness.services.publisher = real
+        step = await harness.step(StepKind.ANNOUNCEMENT)
         assert (step.state, "pulse.url" in str(step.error)) == ("skipped", True)
 
 
-async def test_without_publishing_a_push_has_no_such_step(world: World) -> None:
-    await world.add_repository()
-    await world.store(push_event(7))
-    async with world.database.reading() as session:
+async def test_without_publishing_a_push_has_no_such_step(harness: FlowHarness) -> None:
+    await harness.add_repository()
+    await harness.store(push_event(7))
+    async with harness.database.reading() as session:
         kinds = set(await session.exec(select(PushStep.kind)))
     assert kinds == {StepKind.RESULTSET, StepKind.GRAPH}
 
 
 async def test_the_files_of_a_huge_push_are_left_out(sqlite_url: str) -> None:
-    async with world_of(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as world:
-        real, world.services.publisher = world.services.publisher, Broker()
-        await world.add_repository()
+    async with open_harness(sqlite_url, pulse={"url": "amqp://127.0.0.1:1/"}) as harness:
+        real, harness.services.publisher = harness.services.publisher, Broker()
+        await harness.add_repository()
         files = ["f" * 2000] * 600
-        await world.store(push_event(7, changesets=[{"node": node("x"), "branch": "default", "files": files}]))
-        lease = await world.lease(StepKind.ANNOUNCEMENT)
-        await WORK.run_of(lease.item)(world.services, lease)
-        ((_, _, message),) = world.services.publisher.published
-        world.services.publisher = real
+        await harness.store(push_event(7, changesets=[{"node": node("x"), "branch": "default", "files": files}]))
+        lease = await harness.lease(StepKind.ANNOUNCEMENT)
+        await WORK.run_of(lease.item)(harness.services, lease)
+        ((_, _, message),) = harness.services.publisher.published
+        harness.services.publisher = real
         assert message["changesets"] == [{"node": node("x"), "branch": "default"}]

@@ -34,7 +34,7 @@ from service.settings import Settings, TaskclusterSettings
 from service.store.database import Database
 from service.store.models import Action, PlannedTask, Repository, Source
 from tests.service.engine.test_worker import until
-from tests.service.flow.graphs import (
+from tests.service.flow.graph_factory import (
     GROUP,
     WORKER,
     Definition,
@@ -51,31 +51,31 @@ from tests.service.flow.graphs import (
     stored,
     work_until_done,
 )
-from tests.service.world import World, world_of
+from tests.service.harness import FlowHarness, open_harness
 
 DIAMOND = {"group": [], "a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "other": []}
 
 
 @pytest.fixture
-async def monitored(world: World) -> World:
-    await world.add_repository()
-    return world
+async def monitored(harness: FlowHarness) -> FlowHarness:
+    await harness.add_repository()
+    return harness
 
 
 @asynccontextmanager
-async def world_with(sqlite_url: str, **settings: Any) -> AsyncIterator[World]:
-    async with world_of(sqlite_url, **settings) as world:
-        await world.add_repository()
-        yield world
+async def world_with(sqlite_url: str, **settings: Any) -> AsyncIterator[FlowHarness]:
+    async with open_harness(sqlite_url, **settings) as harness:
+        await harness.add_repository()
+        yield harness
 
 
-def there(world: World, task_id: str) -> Definition:
-    return world.tc.queue.task(task_id)
+def there(harness: FlowHarness, task_id: str) -> Definition:
+    return harness.tc.queue.task(task_id)
 
 
-async def make_plan(world: World, lease: Lease[Action]) -> list[PlannedTask]:
+async def make_plan(harness: FlowHarness, lease: Lease[Action]) -> list[PlannedTask]:
     """Plan and store all, and create nothing."""
-    planning = retrigger.Planning(world.services, lease, [])
+    planning = retrigger.Planning(harness.services, lease, [])
     async for _ in planning.stored_parts():
         pass
     return planning.tasks
@@ -85,7 +85,7 @@ async def make_plan(world: World, lease: Lease[Action]) -> list[PlannedTask]:
 
 
 @pytest.mark.parametrize("state", ["unscheduled", "pending", "running", "completed"])
-async def test_a_task_that_has_not_failed_is_copied_alone(monitored: World, state: str) -> None:
+async def test_a_task_that_has_not_failed_is_copied_alone(monitored: FlowHarness, state: str) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": ["group"] if state == "unscheduled" else [], "b": ["a"]})
     if state == "running":
@@ -101,7 +101,7 @@ async def test_a_task_that_has_not_failed_is_copied_alone(monitored: World, stat
 
 
 @pytest.mark.parametrize("state", ["failed", "exception"])
-async def test_a_task_that_failed_is_copied_with_all_that_depends_on_it(monitored: World, state: str) -> None:
+async def test_a_task_that_failed_is_copied_with_all_that_depends_on_it(monitored: FlowHarness, state: str) -> None:
     queue = monitored.tc.queue
     build(queue, DIAMOND)
     end(queue, "a", state)
@@ -119,14 +119,16 @@ async def test_a_task_that_failed_is_copied_with_all_that_depends_on_it(monitore
     assert len(queue.tasks) == len(DIAMOND) + 4
 
 
-async def test_the_scheduler_stays_though_it_is_called_like_a_task(monitored: World) -> None:
+async def test_the_scheduler_stays_though_it_is_called_like_a_task(monitored: FlowHarness) -> None:
     build(monitored.tc.queue, {"group": [], "a": [], "b": ["a"]}, schedulerId=slug("a"))
     end(monitored.tc.queue, "a")
     made = await copies(monitored, await carry_out(monitored, slug("a")))
     assert {there(monitored, each)["schedulerId"] for each in made.values()} == {slug("a")}
 
 
-async def test_the_state_of_the_named_run_decides_and_one_that_was_rerun_no_longer_counts(monitored: World) -> None:
+async def test_the_state_of_the_named_run_decides_and_one_that_was_rerun_no_longer_counts(
+    monitored: FlowHarness,
+) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
     end(queue, "a")
@@ -142,7 +144,7 @@ async def test_the_state_of_the_named_run_decides_and_one_that_was_rerun_no_long
     assert "no run 2" in str(unknown.error)
 
 
-async def test_a_failed_leaf_stays_in_its_group_and_costs_few_calls(monitored: World) -> None:
+async def test_a_failed_leaf_stays_in_its_group_and_costs_few_calls(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(30)}})
     end(queue, "a", "completed")
@@ -157,7 +159,7 @@ async def test_a_failed_leaf_stays_in_its_group_and_costs_few_calls(monitored: W
 
 
 @pytest.mark.parametrize("state", ["completed", "failed"])
-async def test_a_decision_task_is_copied_alone_into_a_group_of_its_own(monitored: World, state: str) -> None:
+async def test_a_decision_task_is_copied_alone_into_a_group_of_its_own(monitored: FlowHarness, state: str) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": ["group"]})
     end(queue, "group", state)
@@ -172,7 +174,7 @@ async def test_a_decision_task_is_copied_alone_into_a_group_of_its_own(monitored
     assert "no run 7" in str(action.error)
 
 
-async def test_a_copy_that_fails_too_is_copied_with_all_that_depends_on_it(monitored: World) -> None:
+async def test_a_copy_that_fails_too_is_copied_with_all_that_depends_on_it(monitored: FlowHarness) -> None:
     """The first copy's id is that of its task group, and yet it is no decision task."""
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"], "c": ["b"]})
@@ -191,7 +193,7 @@ async def test_a_copy_that_fails_too_is_copied_with_all_that_depends_on_it(monit
         before = made
 
 
-async def test_the_copy_of_a_decision_task_is_one_too(monitored: World) -> None:
+async def test_the_copy_of_a_decision_task_is_one_too(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": []})
     copy = (await copies(monitored, await carry_out(monitored, GROUP)))["group"]
@@ -203,7 +205,7 @@ async def test_the_copy_of_a_decision_task_is_one_too(monitored: World) -> None:
     assert [each["task_id"] for each in action.left_out] == [slug("a")]
 
 
-async def test_that_more_depend_on_a_decision_task_than_are_listed_is_said(monitored: World) -> None:
+async def test_that_more_depend_on_a_decision_task_than_are_listed_is_said(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], **{f"t{n}": ["group"] for n in range(1_001)}})
     action = await carry_out(monitored, GROUP)
@@ -211,7 +213,7 @@ async def test_that_more_depend_on_a_decision_task_than_are_listed_is_said(monit
     assert "more than 1,000 tasks depend on it" in action.notes[1]
 
 
-async def test_dependents_in_other_groups_are_left_out(monitored: World) -> None:
+async def test_dependents_in_other_groups_are_left_out(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
     queue.create_task(slug("foreign"), definition_of("foreign", ["a"], taskGroupId=slug("elsewhere")))
@@ -223,7 +225,9 @@ async def test_dependents_in_other_groups_are_left_out(monitored: World) -> None
     assert slug("elsewhere") in left["reason"]
 
 
-async def test_that_other_groups_were_not_searched_is_said(monitored: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_that_other_groups_were_not_searched_is_said(
+    monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"], "c": ["b"]})
     queue.create_task(slug("near"), definition_of("near", ["a"], taskGroupId=slug("elsewhere")))
@@ -240,7 +244,7 @@ async def test_that_other_groups_were_not_searched_is_said(monitored: World, mon
     assert action.notes == []
 
 
-async def test_an_earlier_copy_of_a_task_in_the_plan_is_not_copied_again(monitored: World) -> None:
+async def test_an_earlier_copy_of_a_task_in_the_plan_is_not_copied_again(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
     single = await copies(monitored, await carry_out(monitored, slug("b")))  # unscheduled: alone, and still needs a
@@ -253,16 +257,16 @@ async def test_an_earlier_copy_of_a_task_in_the_plan_is_not_copied_again(monitor
 
 
 async def test_the_copy_of_a_task_that_is_not_in_the_plan_is_copied(sqlite_url: str) -> None:
-    async with world_with(sqlite_url, retrigger_group="same") as world:
-        queue = world.tc.queue
+    async with world_with(sqlite_url, retrigger_group="same") as harness:
+        queue = harness.tc.queue
         build(queue, {"group": [], "a": [], "x": [], "b": ["a", "x"], "c": ["b"]})
         end(queue, "x")
-        earlier = await copies(world, await carry_out(world, slug("x")))
+        earlier = await copies(harness, await carry_out(harness, slug("x")))
         queue.claim_task(earlier["x"], 0, WORKER)
         queue.report_completed(earlier["x"], 0)
         end(queue, "a")
-        action = await carry_out(world, slug("a"))
-        async with world.database.reading() as session:
+        action = await carry_out(harness, slug("a"))
+        async with harness.database.reading() as session:
             rows = await session.exec(select(PlannedTask.copy_of).where(PlannedTask.action_id == action.id))
             assert set(rows) == {slug("a"), earlier["b"], earlier["c"]}
         reasons = {each["task_id"]: each["reason"] for each in action.left_out}
@@ -272,7 +276,7 @@ async def test_the_copy_of_a_task_that_is_not_in_the_plan_is_copied(sqlite_url: 
         }
 
 
-async def test_what_could_never_run_is_left_out(monitored: World) -> None:
+async def test_what_could_never_run_is_left_out(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "x": [], "b": ["a", "x"], "after": ["b"], "c": ["a"], "both": ["b", "c"]})
     queue.create_task(slug("any"), definition_of("any", ["a", "x"], requires="all-resolved"))
@@ -288,7 +292,7 @@ async def test_what_could_never_run_is_left_out(monitored: World) -> None:
     assert f"needs {slug('b')}, which is left out" in reasons["both"]
 
 
-async def test_that_the_copy_itself_waits_for_a_failed_task_is_said(monitored: World) -> None:
+async def test_that_the_copy_itself_waits_for_a_failed_task_is_said(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
     end(queue, "a")
@@ -298,7 +302,7 @@ async def test_that_the_copy_itself_waits_for_a_failed_task_is_said(monitored: W
     assert slug("a") in action.notes[0]
 
 
-async def test_no_more_than_a_few_such_notes_are_made(monitored: World) -> None:
+async def test_no_more_than_a_few_such_notes_are_made(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     names = [f"t{n}" for n in range(30)]
     build(queue, {"group": [], **dict.fromkeys(names, ()), "b": names})
@@ -317,7 +321,7 @@ def tie(queue: Queue, name: str, needs: str) -> None:
     queue.find(slug(needs)).dependents.append(slug(name))
 
 
-async def test_a_task_that_depends_on_itself_is_rejected(monitored: World) -> None:
+async def test_a_task_that_depends_on_itself_is_rejected(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "self": ["self"], "a": [], "b": ["a", "b"]})
     action = await carry_out(monitored, slug("self"))
@@ -331,7 +335,7 @@ async def test_a_task_that_depends_on_itself_is_rejected(monitored: World) -> No
 
 
 @pytest.mark.parametrize("calls", [0, 20])
-async def test_a_circle_is_rejected(monitored: World, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+async def test_a_circle_is_rejected(monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     monkeypatch.setattr(dependents, "WALK_CALLS", calls)
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"], "c": ["b"], "d": ["c"]})
@@ -349,7 +353,7 @@ async def test_a_circle_is_rejected(monitored: World, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("calls", [20, 0])
 async def test_dependents_that_hold_too_much_are_not_copied(
-    monitored: World, monkeypatch: pytest.MonkeyPatch, calls: int
+    monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
     """Whoever may define tasks decides how much is held for a retrigger of one of them."""
     monkeypatch.setattr(dependents, "WALK_CALLS", calls)
@@ -363,7 +367,7 @@ async def test_dependents_that_hold_too_much_are_not_copied(
     assert "have more than 1,000 values: copies of so much are not made" in str(action.error)
 
 
-async def test_the_copy_of_a_single_task_leaves_a_sealed_group(monitored: World) -> None:
+async def test_the_copy_of_a_single_task_leaves_a_sealed_group(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     queue.seal_task_group(GROUP)
@@ -373,7 +377,7 @@ async def test_the_copy_of_a_single_task_leaves_a_sealed_group(monitored: World)
     assert "sealed" in action.notes[0]
 
 
-async def test_a_group_that_is_sealed_after_the_plan_was_made_is_planned_anew(monitored: World) -> None:
+async def test_a_group_that_is_sealed_after_the_plan_was_made_is_planned_anew(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
@@ -391,16 +395,16 @@ async def test_a_group_that_is_sealed_after_the_plan_was_made_is_planned_anew(mo
 
 @pytest.mark.parametrize(("mode", "single", "whole"), [("same", True, True), ("new", False, False)])
 async def test_the_setting_decides_on_the_group(sqlite_url: str, mode: str, single: bool, whole: bool) -> None:
-    async with world_with(sqlite_url, retrigger_group=mode) as world:
-        queue = world.tc.queue
+    async with world_with(sqlite_url, retrigger_group=mode) as harness:
+        queue = harness.tc.queue
         build(queue, {"group": [], "a": [], "b": ["a"], "c": []})
         end(queue, "a")
-        alone = await copies(world, await carry_out(world, slug("c")))
-        assert there(world, alone["c"])["taskGroupId"] == (GROUP if single else alone["c"])
-        graph = await copies(world, await carry_out(world, slug("a")))
-        assert {there(world, each)["taskGroupId"] for each in graph.values()} == {GROUP if whole else graph["a"]}
+        alone = await copies(harness, await carry_out(harness, slug("c")))
+        assert there(harness, alone["c"])["taskGroupId"] == (GROUP if single else alone["c"])
+        graph = await copies(harness, await carry_out(harness, slug("a")))
+        assert {there(harness, each)["taskGroupId"] for each in graph.values()} == {GROUP if whole else graph["a"]}
         queue.seal_task_group(GROUP)
-        action = await carry_out(world, slug("c"))
+        action = await carry_out(harness, slug("c"))
         assert action.state == ("failed" if single else "done")
         assert not single or "sealed" in str(action.error)
 
@@ -408,7 +412,7 @@ async def test_the_setting_decides_on_the_group(sqlite_url: str, mode: str, sing
 # --- how a copy looks --------------------------------------------------------------------------------------------
 
 
-async def test_only_ids_and_dates_of_a_copy_differ(monitored: World) -> None:
+async def test_only_ids_and_dates_of_a_copy_differ(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     a, b = slug("a"), slug("b")
@@ -469,7 +473,7 @@ IDS = st.text("AbcdefgQRST-_0123", min_size=8, max_size=8)
 # --- dates and dependencies --------------------------------------------------------------------------------------
 
 
-async def test_a_dependency_that_expires_soon_shortens_the_deadline(monitored: World) -> None:
+async def test_a_dependency_that_expires_soon_shortens_the_deadline(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     soon = stamp(now() + timedelta(hours=25))
     queue.create_task(slug("group"), definition_of("group"))
@@ -486,7 +490,7 @@ async def test_a_dependency_that_expires_soon_shortens_the_deadline(monitored: W
     assert any(slug("short") in note for note in action.notes)
 
 
-async def test_a_dependency_that_expires_within_the_hour_fails_the_action(monitored: World) -> None:
+async def test_a_dependency_that_expires_within_the_hour_fails_the_action(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     queue.create_task(slug("group"), definition_of("group"))
     at = now()
@@ -503,7 +507,7 @@ async def test_a_dependency_that_expires_within_the_hour_fails_the_action(monito
     assert len(queue.tasks) == 3
 
 
-async def test_dates_that_no_calendar_has_fail_the_action_or_stay_in_artifacts(monitored: World) -> None:
+async def test_dates_that_no_calendar_has_fail_the_action_or_stay_in_artifacts(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": []})
     last = "9999-12-31T23:59:59.000Z"
@@ -520,7 +524,7 @@ async def test_dates_that_no_calendar_has_fail_the_action_or_stay_in_artifacts(m
     assert last in str(action.error)
 
 
-async def test_a_definition_from_before_some_fields_were_known_is_completed(monitored: World) -> None:
+async def test_a_definition_from_before_some_fields_were_known_is_completed(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     task = queue.find(slug("a"))
@@ -533,7 +537,7 @@ async def test_a_definition_from_before_some_fields_were_known_is_completed(moni
     assert (await stored(monitored, action)).state == "done"
 
 
-async def test_a_dependency_that_has_expired_fails_the_action(monitored: World) -> None:
+async def test_a_dependency_that_has_expired_fails_the_action(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "gone": [], "a": ["gone"]})
     del queue.tasks[slug("gone")]
@@ -545,7 +549,7 @@ async def test_a_dependency_that_has_expired_fails_the_action(monitored: World) 
 # --- rejected ----------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_not_to_be_done_is_rejected_with_the_reason(monitored: World) -> None:
+async def test_what_is_not_to_be_done_is_rejected_with_the_reason(monitored: FlowHarness) -> None:
     await monitored.add_repository("off", enabled=False)
     await monitored.add_repository("other")
     queue = monitored.tc.queue
@@ -572,7 +576,7 @@ async def test_what_is_not_to_be_done_is_rejected_with_the_reason(monitored: Wor
 # --- Taskcluster does not play along -----------------------------------------------------------------------------
 
 
-async def test_a_missing_scope_is_named_and_what_was_made_is_cancelled(monitored: World) -> None:
+async def test_a_missing_scope_is_named_and_what_was_made_is_cancelled(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
     queue.create_task(slug("c"), definition_of("c", ["a"], routes=["index.secret.thing"]))
@@ -590,7 +594,7 @@ async def test_a_missing_scope_is_named_and_what_was_made_is_cancelled(monitored
 
 
 async def test_what_was_made_without_an_answer_is_listed_as_made(
-    monitored: World, monkeypatch: pytest.MonkeyPatch
+    monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
@@ -615,7 +619,7 @@ async def test_what_was_made_without_an_answer_is_listed_as_made(
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp, of any megabyte
-async def test_a_copy_that_is_too_large_to_be_sent_fails_the_action(monitored: World) -> None:
+async def test_a_copy_that_is_too_large_to_be_sent_fails_the_action(monitored: FlowHarness) -> None:
     """What is no ASCII is sent as escapes, so a copy can be too large of what the queue once took."""
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
@@ -629,7 +633,7 @@ async def test_a_copy_that_is_too_large_to_be_sent_fails_the_action(monitored: W
     assert queue.find(made["a"]).runs[-1]["reasonResolved"] == "canceled"
 
 
-async def test_a_task_that_stands_under_a_planned_id_and_is_not_ours_fails_the_action(monitored: World) -> None:
+async def test_a_task_that_stands_under_a_planned_id_and_is_not_ours_fails_the_action(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
@@ -656,8 +660,8 @@ async def test_whatever_call_fails_for_a_while_it_is_carried_out_once(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
 ) -> None:
     monkeypatch.setattr(dependents, "WALK_CALLS", 1 if method in {"listTaskGroup", "tasks"} else 20)
-    async with world_with(sqlite_url, work=WORK) as world:
-        queue = world.tc.queue
+    async with world_with(sqlite_url, work=WORK) as harness:
+        queue = harness.tc.queue
         graph = {"group": [], "outside": [], "a": ["outside"]}
         if method != "getTaskGroup":
             # a chain, which a group's pages have in no order: of some the definition is not kept at first
@@ -665,13 +669,13 @@ async def test_whatever_call_fails_for_a_while_it_is_carried_out_once(
         build(queue, graph)
         end(queue, "outside", "completed")
         end(queue, "a")
-        fault = world.tc.faults.add(kind, method, status=502, times=3)
-        action = await work_until_done(world, await action_on(world, slug("a")))
+        fault = harness.tc.faults.add(kind, method, status=502, times=3)
+        action = await work_until_done(harness, await action_on(harness, slug("a")))
         assert (action.state, action.error) == ("done", None)
         assert fault.left == 0, "the call that was to fail was never made"
         assert len(queue.tasks) == len(graph) + len(graph) - 2
         assert all(
-            queue.find(task_id).runs == [] or name == "a" for name, task_id in (await copies(world, action)).items()
+            queue.find(task_id).runs == [] or name == "a" for name, task_id in (await copies(harness, action)).items()
         )
 
 
@@ -696,7 +700,7 @@ ODD_STATUSES: list[dict[str, Any]] = [{"runs": [None]}, {"runs": [{}]}, {"state"
     ids=str,
 )
 async def test_an_answer_that_is_no_task_postpones_it(
-    monitored: World, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any], name: str, calls: int
+    monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any], name: str, calls: int
 ) -> None:
     monkeypatch.setattr(dependents, "WALK_CALLS", calls)
     queue = monitored.tc.queue
@@ -714,36 +718,36 @@ async def test_an_answer_that_is_no_task_postpones_it(
 
 
 async def test_many_throttled_calls_do_not_make_the_waits_long(sqlite_url: str) -> None:
-    async with world_with(sqlite_url, work={**WORK, "max_retry": 600}) as world:
-        build(world.tc.queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(60)}})
-        end(world.tc.queue, "a")
-        world.tc.faults.add("throttle", "createTask", probability=0.6)
-        action = await work_until_done(world, await action_on(world, slug("a")))
+    async with world_with(sqlite_url, work={**WORK, "max_retry": 600}) as harness:
+        build(harness.tc.queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(60)}})
+        end(harness.tc.queue, "a")
+        harness.tc.faults.add("throttle", "createTask", probability=0.6)
+        action = await work_until_done(harness, await action_on(harness, slug("a")))
         assert action.state == "done"
-        assert len(world.tc.queue.tasks) == 62 + 61
+        assert len(harness.tc.queue.tasks) == 62 + 61
 
 
 async def test_how_long_taskcluster_asks_to_be_left_alone_is_obeyed(sqlite_url: str) -> None:
-    async with world_with(sqlite_url, work=WORK) as world:
-        build(world.tc.queue, {"group": [], "a": []})
-        world.tc.faults.add("throttle", "createTask", retry_after=600)
-        action = await action_on(world, slug("a"))
-        worker = Worker(world.services)
+    async with world_with(sqlite_url, work=WORK) as harness:
+        build(harness.tc.queue, {"group": [], "a": []})
+        harness.tc.faults.add("throttle", "createTask", retry_after=600)
+        action = await action_on(harness, slug("a"))
+        worker = Worker(harness.services)
         running = asyncio.create_task(worker.run())
 
         async def is_postponed() -> bool:
-            return (await stored(world, action)).error is not None
+            return (await stored(harness, action)).error is not None
 
         await until(is_postponed)
         worker.stop()
         await running
-        action = await stored(world, action)
+        action = await stored(harness, action)
         assert action.due_at is not None
         assert action.due_at - now() > timedelta(minutes=9)
-        assert world.tc.journal.calls["createTask"] == 1
+        assert harness.tc.journal.calls["createTask"] == 1
 
 
-async def test_a_restart_goes_on_with_the_stored_plan(monitored: World) -> None:
+async def test_a_restart_goes_on_with_the_stored_plan(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, DIAMOND)
     end(queue, "a")
@@ -762,7 +766,7 @@ async def test_a_restart_goes_on_with_the_stored_plan(monitored: World) -> None:
 
 
 async def test_a_late_restart_stamps_anew_only_what_is_not_there(
-    monitored: World, monkeypatch: pytest.MonkeyPatch
+    monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "x": [], "a": ["x"], "b": ["a"]})
@@ -782,7 +786,7 @@ async def test_a_late_restart_stamps_anew_only_what_is_not_there(
     assert moment(queue.task(second.task_id)["created"]) >= real + timedelta(minutes=59)
 
 
-async def test_scopes_are_the_projects_and_what_is_no_ascii_is_left_out(monitored: World) -> None:
+async def test_scopes_are_the_projects_and_what_is_no_ascii_is_left_out(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     queue.create_task(slug("group"), definition_of("group"))
     routes = [f"tc-treeherder.v2.mc.{'ab' * 20}.1", "notify.email.somebody@example.com.on-failed"]
@@ -798,7 +802,7 @@ async def test_scopes_are_the_projects_and_what_is_no_ascii_is_left_out(monitore
     assert "queue:scheduler-id:test" in str(action.error)
 
 
-async def test_a_repository_that_is_disabled_meanwhile_stops_the_plan(monitored: World) -> None:
+async def test_a_repository_that_is_disabled_meanwhile_stops_the_plan(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
@@ -815,17 +819,17 @@ async def test_a_repository_that_is_disabled_meanwhile_stops_the_plan(monitored:
 
 async def test_reads_that_are_not_allowed_fail_readably(sqlite_url: str) -> None:
     client = Client("poor", "poor-token", ("queue:get-task:*", "queue:status:*"))
-    async with world_with(sqlite_url) as world:
-        build(world.tc.queue, {"group": [], "a": []})
-        end(world.tc.queue, "a")
-        world.tc.auth.add_client(client.client_id, client.access_token, client.scopes)
-        root = world.settings.taskcluster.root
+    async with world_with(sqlite_url) as harness:
+        build(harness.tc.queue, {"group": [], "a": []})
+        end(harness.tc.queue, "a")
+        harness.tc.auth.add_client(client.client_id, client.access_token, client.scopes)
+        root = harness.settings.taskcluster.root
         poor = TaskclusterQueue(
             TaskclusterSettings(root_url=root, client_id=client.client_id, access_token=client.access_token)
         )
-        rich, world.services.queue = world.services.queue, poor
-        action = await carry_out(world, slug("a"))
-        world.services.queue = rich
+        rich, harness.services.queue = harness.services.queue, poor
+        action = await carry_out(harness, slug("a"))
+        harness.services.queue = rich
         await poor.close()
         assert action.state == "failed"
         assert f"queue:list-dependent-tasks:{slug('a')}" in str(action.error)
@@ -835,7 +839,7 @@ async def test_reads_that_are_not_allowed_fail_readably(sqlite_url: str) -> None
 
 
 @pytest.fixture
-async def streaming(monitored: World, monkeypatch: pytest.MonkeyPatch) -> World:
+async def streaming(monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch) -> FlowHarness:
     """A task that failed, and a dozen that depend on it in two layers, planned in small parts."""
     monkeypatch.setattr(retrigger, "FIRST_PART", 3)
     monkeypatch.setattr(retrigger, "PART", 3)
@@ -847,15 +851,15 @@ async def streaming(monitored: World, monkeypatch: pytest.MonkeyPatch) -> World:
 STREAMED = {**{f"t{n}": ["a"] for n in range(6)}, **{f"u{n}": [f"t{n}"] for n in range(6)}}
 
 
-def is_copied(world: World, name: str) -> bool:
+def is_copied(harness: FlowHarness, name: str) -> bool:
     return any(
         task.definition["metadata"]["name"] == name and task_id != slug(name)
-        for task_id, task in world.tc.queue.tasks.items()
+        for task_id, task in harness.tc.queue.tasks.items()
     )
 
 
 async def test_the_first_copy_is_created_while_the_others_are_looked_for(
-    streaming: World, monkeypatch: pytest.MonkeyPatch
+    streaming: FlowHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dependents = streaming.services.queue.dependents
 
@@ -876,7 +880,7 @@ async def _is(value: bool) -> bool:
 
 @pytest.mark.parametrize(("limit", "calls"), [(1, 20), (1, 0), (100, 20)])
 async def test_however_few_dependents_are_looked_at_first_all_are_copied(
-    streaming: World, monkeypatch: pytest.MonkeyPatch, limit: int, calls: int
+    streaming: FlowHarness, monkeypatch: pytest.MonkeyPatch, limit: int, calls: int
 ) -> None:
     monkeypatch.setattr(search, "FIRST_PAGE", limit)
     monkeypatch.setattr(dependents, "WALK_CALLS", calls)
@@ -887,7 +891,9 @@ async def test_however_few_dependents_are_looked_at_first_all_are_copied(
         assert [each["task_id"] for each in action.left_out] == [slug("foreign")]
 
 
-async def test_copies_are_created_while_others_are_planned(streaming: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_copies_are_created_while_others_are_planned(
+    streaming: FlowHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store_definitions, services = plan.store_definitions, 0
 
     async def wait_for_copies(*arguments: Any, **values: Any) -> None:
@@ -902,7 +908,7 @@ async def test_copies_are_created_while_others_are_planned(streaming: World, mon
     assert services == 3
 
 
-async def test_what_is_created_was_stored_before(streaming: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_created_was_stored_before(streaming: FlowHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     create_task = streaming.services.queue.create_task
     planned: list[int] = []
 
@@ -944,7 +950,7 @@ class Crash:
     ("where", "at"), [*(("store", n) for n in range(1, 6)), *(("create_task", n) for n in (1, 2, 5, 9, 13))]
 )
 async def test_a_crash_at_any_point_goes_on_with_the_same_tasks(
-    streaming: World, monkeypatch: pytest.MonkeyPatch, where: str, at: int, after: bool
+    streaming: FlowHarness, monkeypatch: pytest.MonkeyPatch, where: str, at: int, after: bool
 ) -> None:
     """The parts: the first copy, the outline, and three times definitions."""
     queue = streaming.tc.queue
@@ -987,7 +993,9 @@ async def test_a_crash_at_any_point_goes_on_with_the_same_tasks(
     assert {queue.task(task_id)["taskGroupId"] for task_id in made.values()} == {made["a"]}
 
 
-async def test_a_plan_that_fails_on_its_way_is_given_up_and_what_was_made_of_it_cancelled(monitored: World) -> None:
+async def test_a_plan_that_fails_on_its_way_is_given_up_and_what_was_made_of_it_cancelled(
+    monitored: FlowHarness,
+) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "gone": [], "a": [], "b": ["a"], "c": ["b", "gone"]})
     end(queue, "a")
@@ -1000,7 +1008,7 @@ async def test_a_plan_that_fails_on_its_way_is_given_up_and_what_was_made_of_it_
     assert [task.created for task in await monitored.planned()] == [True]
 
 
-async def test_a_task_that_expires_while_its_copy_is_planned_fails_the_action(streaming: World) -> None:
+async def test_a_task_that_expires_while_its_copy_is_planned_fails_the_action(streaming: FlowHarness) -> None:
     queue = streaming.tc.queue
     crash = Crash(3, after=False)  # with the outline stored, and the first definitions
     with pytest.MonkeyPatch.context() as patch:
@@ -1022,7 +1030,7 @@ async def test_a_task_that_expires_while_its_copy_is_planned_fails_the_action(st
     assert {queue.find(task_id).runs[-1]["reasonResolved"] for task_id in made} == {"canceled"}
 
 
-async def test_the_copy_of_a_task_that_names_a_dependent_waits_until_that_is_planned(monitored: World) -> None:
+async def test_the_copy_of_a_task_that_names_a_dependent_waits_until_that_is_planned(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": []})
     queue.create_task(slug("a"), definition_of("a", payload={"later": slug("b"), "hash": "0123456789abcdef" * 4}))
@@ -1042,7 +1050,7 @@ async def test_the_copy_of_a_task_that_names_a_dependent_waits_until_that_is_pla
     ],
 )
 async def test_the_first_copy_is_early_only_if_others_are_copied_for_sure(
-    monitored: World, monkeypatch: pytest.MonkeyPatch, other: str, requires: str, early: bool
+    monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch, other: str, requires: str, early: bool
 ) -> None:
     """Otherwise it may be a single copy, which stays in its group."""
     queue = monitored.tc.queue
@@ -1070,10 +1078,10 @@ async def test_the_first_copy_is_early_only_if_others_are_copied_for_sure(
 
 
 @pytest.fixture
-def direct(world: World) -> Direct:
+def direct(harness: FlowHarness) -> Direct:
     """The world's queue without HTTP between."""
-    made = Direct(world.tc.queue)
-    world.services.queue = made  # type: ignore[assignment]  # its lists are the Protocol's
+    made = Direct(harness.tc.queue)
+    harness.services.queue = made  # type: ignore[assignment]  # its lists are the Protocol's
     return made
 
 
@@ -1089,7 +1097,7 @@ async def plan_for(services: Any, queue: Queue, name: str) -> Plan:
     return await retrigger.plan(services, subject, action)
 
 
-async def test_a_chain_of_a_thousand(monitored: World, direct: Direct) -> None:
+async def test_a_chain_of_a_thousand(monitored: FlowHarness, direct: Direct) -> None:
     names = [f"t{n}" for n in range(1000)]
     build(monitored.tc.queue, {"group": [], "t0": [], **{names[n]: [names[n - 1]] for n in range(1, 1000)}})
     end(monitored.tc.queue, "t0")
@@ -1102,21 +1110,21 @@ async def test_a_chain_of_a_thousand(monitored: World, direct: Direct) -> None:
     assert sum(direct.calls.values()) <= 1000 + 1 + 30
 
 
-async def test_a_fan_of_five_thousand(world: World, direct: Direct) -> None:
-    build(world.tc.queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(4999)}})
-    end(world.tc.queue, "a")
-    made = await plan_for(world.services, world.tc.queue, "a")
+async def test_a_fan_of_five_thousand(harness: FlowHarness, direct: Direct) -> None:
+    build(harness.tc.queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(4999)}})
+    end(harness.tc.queue, "a")
+    made = await plan_for(harness.services, harness.tc.queue, "a")
     assert len(made.copies) == 5000
     assert {copy.definition["dependencies"][0] for copy in made.copies[1:]} == {made.copies[0].new_id}
     assert len({copy.new_id for copy in made.copies}) == 5000
     assert sum(direct.calls.values()) <= 5 + 30
 
 
-async def test_a_wide_graph_that_is_deep_too_fetches_what_it_had_not_kept(world: World, direct: Direct) -> None:
+async def test_a_wide_graph_that_is_deep_too_fetches_what_it_had_not_kept(harness: FlowHarness, direct: Direct) -> None:
     rows = {f"r{row}-{n}": [f"r{row - 1}-{n}"] if row else ["a"] for row in range(40) for n in range(60)}
-    build(world.tc.queue, {"group": [], "a": [], **rows})
-    end(world.tc.queue, "a")
-    made = await plan_for(world.services, world.tc.queue, "a")
+    build(harness.tc.queue, {"group": [], "a": [], **rows})
+    end(harness.tc.queue, "a")
+    made = await plan_for(harness.services, harness.tc.queue, "a")
     assert {copy.name for copy in made.copies} == {"a", *rows}
     assert direct.calls["tasks"] in {1, 2, 3}
     assert sum(direct.calls.values()) <= 3 + 30

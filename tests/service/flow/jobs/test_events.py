@@ -37,19 +37,19 @@ from service.store.models import (
     job_lane,
 )
 from tests.published_schemas import read_published
-from tests.service.flow.newsroom import PREFIX, STAGE, Newsroom, definition, newsroom, revision, route
+from tests.service.flow.report_harness import PREFIX, STAGE, ReportHarness, definition, newsroom, revision, route
 
 SCHEMAS = "taskcluster/schemas/queue/v1"
 
 
 @pytest.fixture
-async def room(database_url: str) -> AsyncIterator[Newsroom]:
+async def harness(database_url: str) -> AsyncIterator[ReportHarness]:
     async with newsroom(database_url) as made:
         yield made
 
 
 @pytest.fixture
-async def sqlite_room(sqlite_url: str) -> AsyncIterator[Newsroom]:
+async def sqlite_room(sqlite_url: str) -> AsyncIterator[ReportHarness]:
     async with newsroom(sqlite_url) as made:
         yield made
 
@@ -57,31 +57,31 @@ async def sqlite_room(sqlite_url: str) -> AsyncIterator[Newsroom]:
 # --- the life of a task ----------------------------------------------------------------------------------------------
 
 
-async def test_a_job_changes_colour_as_its_run_does(room: Newsroom) -> None:
-    task_id = room.create()
-    await room.told()
-    assert room.jobs() == {f"{task_id}/0": ("pending", "unknown")}
-    room.claim(task_id)
-    await room.told()
-    assert room.jobs() == {f"{task_id}/0": ("running", "unknown")}
-    room.tc.queue.report_completed(task_id, 0)
-    await room.told()
-    assert room.jobs() == room.jobs(STAGE) == {f"{task_id}/0": ("completed", "success")}
-    assert [each.state for each in await room.reports()] == [State.DONE, State.DONE]
-    assert room.posts() == 3
-    assert await room.letters() == []
+async def test_a_job_changes_colour_as_its_run_does(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    await harness.told()
+    assert harness.jobs() == {f"{task_id}/0": ("pending", "unknown")}
+    harness.claim(task_id)
+    await harness.told()
+    assert harness.jobs() == {f"{task_id}/0": ("running", "unknown")}
+    harness.tc.queue.report_completed(task_id, 0)
+    await harness.told()
+    assert harness.jobs() == harness.jobs(STAGE) == {f"{task_id}/0": ("completed", "success")}
+    assert [each.state for each in await harness.reports()] == [State.DONE, State.DONE]
+    assert harness.posts() == 3
+    assert await harness.letters() == []
 
 
-async def test_a_life_that_is_over_before_it_was_told_is_told_once(room: Newsroom) -> None:
-    task_id = room.create()
-    room.end(task_id, "failed")
-    await room.told()
-    assert room.jobs() == {f"{task_id}/0": ("completed", "testfailed")}
-    assert room.posts() == 1
-    assert room.tc.journal.calls["tasks"] == 2, "the definition is fetched once for each Treeherder"
+async def test_a_life_that_is_over_before_it_was_told_is_told_once(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    harness.end(task_id, "failed")
+    await harness.told()
+    assert harness.jobs() == {f"{task_id}/0": ("completed", "testfailed")}
+    assert harness.posts() == 1
+    assert harness.tc.journal.calls["tasks"] == 2, "the definition is fetched once for each Treeherder"
 
 
-async def test_defined_and_pending_are_told_once(sqlite_room: Newsroom) -> None:
+async def test_defined_and_pending_are_told_once(sqlite_room: ReportHarness) -> None:
     before = sqlite_room.create()
     sqlite_room.create(dependencies=[before])
     defined = [message for message in sqlite_room.messages if message.exchange.endswith("task-defined")]
@@ -94,66 +94,66 @@ async def test_defined_and_pending_are_told_once(sqlite_room: Newsroom) -> None:
     assert len(sqlite_room.jobs()) == 2
 
 
-def canceled_before_it_ran(room: Newsroom) -> None:
-    first = room.create()
-    room.tc.queue.cancel_task(room.create(dependencies=[first]))
+def canceled_before_it_ran(harness: ReportHarness) -> None:
+    first = harness.create()
+    harness.tc.queue.cancel_task(harness.create(dependencies=[first]))
 
 
-def canceled_while_pending(room: Newsroom) -> None:
-    room.tc.queue.cancel_task(room.create())
+def canceled_while_pending(harness: ReportHarness) -> None:
+    harness.tc.queue.cancel_task(harness.create())
 
 
-def canceled_while_running(room: Newsroom) -> None:
-    task_id = room.create()
-    room.claim(task_id)
-    room.tc.queue.cancel_task(task_id)
+def canceled_while_running(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    harness.claim(task_id)
+    harness.tc.queue.cancel_task(task_id)
 
 
-def past_its_deadline_before_it_ran(room: Newsroom) -> None:
-    first = room.create()
-    room.create(dependencies=[first])
-    room.end(first, "failed")
-    room.tc.advance(3 * 86_400)
+def past_its_deadline_before_it_ran(harness: ReportHarness) -> None:
+    first = harness.create()
+    harness.create(dependencies=[first])
+    harness.end(first, "failed")
+    harness.tc.advance(3 * 86_400)
 
 
-def past_its_deadline_while_running(room: Newsroom) -> None:
-    room.claim(room.create(retries=0))
-    room.tc.advance(3 * 86_400)
+def past_its_deadline_while_running(harness: ReportHarness) -> None:
+    harness.claim(harness.create(retries=0))
+    harness.tc.advance(3 * 86_400)
 
 
-def retried_by_the_queue(room: Newsroom) -> None:
-    task_id = room.create()
-    room.end(task_id, "worker-shutdown")
-    room.end(task_id, "completed")
+def retried_by_the_queue(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    harness.end(task_id, "worker-shutdown")
+    harness.end(task_id, "completed")
 
 
-def retried_by_the_task(room: Newsroom) -> None:
-    task_id = room.create()
-    room.end(task_id, "intermittent-task")
-    room.end(task_id, "failed")
+def retried_by_the_task(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    harness.end(task_id, "intermittent-task")
+    harness.end(task_id, "failed")
 
 
-def out_of_retries(room: Newsroom) -> None:
-    task_id = room.create(retries=1)
+def out_of_retries(harness: ReportHarness) -> None:
+    task_id = harness.create(retries=1)
     for _ in range(2):
-        room.end(task_id, "worker-shutdown")
+        harness.end(task_id, "worker-shutdown")
 
 
-def rerun(room: Newsroom) -> None:
-    task_id = room.create()
-    room.end(task_id, "failed")
-    room.tc.queue.rerun_task(task_id)
-    room.end(task_id, "completed")
+def rerun(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    harness.end(task_id, "failed")
+    harness.tc.queue.rerun_task(task_id)
+    harness.end(task_id, "completed")
 
 
-def rerun_twice(room: Newsroom) -> None:
-    rerun(room)
-    (task_id,) = room.tc.queue.tasks
-    room.tc.queue.rerun_task(task_id)
-    room.claim(task_id)
+def rerun_twice(harness: ReportHarness) -> None:
+    rerun(harness)
+    (task_id,) = harness.tc.queue.tasks
+    harness.tc.queue.rerun_task(task_id)
+    harness.claim(task_id)
 
 
-LIVES: list[Callable[[Newsroom], None]] = [
+LIVES: list[Callable[[ReportHarness], None]] = [
     canceled_before_it_ran,
     canceled_while_pending,
     canceled_while_running,
@@ -168,14 +168,14 @@ LIVES: list[Callable[[Newsroom], None]] = [
 
 
 @pytest.mark.parametrize("life", LIVES)
-async def test_lives(sqlite_room: Newsroom, life: Callable[[Newsroom], None]) -> None:
+async def test_lives(sqlite_room: ReportHarness, life: Callable[[ReportHarness], None]) -> None:
     life(sqlite_room)
     await sqlite_room.told()
     assert sqlite_room.jobs() == sqlite_room.jobs(STAGE) == sqlite_room.implied()
 
 
 @pytest.mark.parametrize("reason", checks.REPORTED_REASONS)
-async def test_every_exception_that_a_worker_can_report(sqlite_room: Newsroom, reason: str) -> None:
+async def test_every_exception_that_a_worker_can_report(sqlite_room: ReportHarness, reason: str) -> None:
     task_id = sqlite_room.create(retries=0)
     sqlite_room.end(task_id, reason)
     await sqlite_room.told()
@@ -183,7 +183,7 @@ async def test_every_exception_that_a_worker_can_report(sqlite_room: Newsroom, r
 
 
 @pytest.mark.parametrize("first", ["task-exception", "task-pending"])
-async def test_a_retry_is_told_once_whichever_message_tells_of_it_first(sqlite_room: Newsroom, first: str) -> None:
+async def test_a_retry_is_told_once_whichever_message_tells_of_it_first(sqlite_room: ReportHarness, first: str) -> None:
     task_id = sqlite_room.create()
     sqlite_room.claim(task_id)
     await sqlite_room.told()
@@ -199,52 +199,52 @@ async def test_a_retry_is_told_once_whichever_message_tells_of_it_first(sqlite_r
     assert [result for _, _, result, _ in job.history] == ["unknown", "retry"]
 
 
-async def test_a_failure_that_was_told_before_its_rerun_stays_and_is_not_sent_again(room: Newsroom) -> None:
-    task_id = room.create()
-    room.end(task_id, "failed")
-    await room.told()
-    room.tc.queue.rerun_task(task_id)
-    room.end(task_id, "completed")
-    await room.told()
-    assert room.jobs() == {f"{task_id}/0": ("completed", "testfailed"), f"{task_id}/1": ("completed", "success")}
-    histories = [job.history for job in room.th[PREFIX].store.jobs.values()]
+async def test_a_failure_that_was_told_before_its_rerun_stays_and_is_not_sent_again(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    harness.end(task_id, "failed")
+    await harness.told()
+    harness.tc.queue.rerun_task(task_id)
+    harness.end(task_id, "completed")
+    await harness.told()
+    assert harness.jobs() == {f"{task_id}/0": ("completed", "testfailed"), f"{task_id}/1": ("completed", "success")}
+    histories = [job.history for job in harness.th[PREFIX].store.jobs.values()]
     assert all(outcome != "ignored" for history in histories for _, _, _, outcome in history)
-    assert {(each.run_id, each.version) for each in await room.reports()} == {(0, 1), (1, 1)}
+    assert {(each.run_id, each.version) for each in await harness.reports()} == {(0, 1), (1, 1)}
 
 
 # --- what is late, comes twice, or never -----------------------------------------------------------------------------
 
 
-async def test_what_comes_late_is_dropped(room: Newsroom) -> None:
-    task_id = room.create()
-    room.end(task_id, "completed")
-    messages = list(room.messages)
+async def test_what_comes_late_is_dropped(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    harness.end(task_id, "completed")
+    messages = list(harness.messages)
     for message in reversed(messages):
-        await room.take([message])
-    await room.report()
-    versions = [each.version for each in await room.reports()]
+        await harness.take([message])
+    await harness.report()
+    versions = [each.version for each in await harness.reports()]
     assert versions == [1, 1]
-    await room.take(messages)
-    assert await room.unfinished() == 0
-    assert room.jobs() == {f"{task_id}/0": ("completed", "success")}
+    await harness.take(messages)
+    assert await harness.unfinished() == 0
+    assert harness.jobs() == {f"{task_id}/0": ("completed", "success")}
 
 
-async def test_an_event_that_comes_while_its_report_is_posted_is_posted_too(room: Newsroom) -> None:
-    task_id = room.create()
-    await room.take_all()
-    for state in room.th.values():
+async def test_an_event_that_comes_while_its_report_is_posted_is_posted_too(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    await harness.take_all()
+    for state in harness.th.values():
         state.behaviour.delay = 0.2
-    room.claim(task_id)
-    room.tc.queue.report_completed(task_id, 0)
+    harness.claim(task_id)
+    harness.tc.queue.report_completed(task_id, 0)
 
     async def later() -> None:
         await asyncio.sleep(0.1)
-        await room.take_all()
+        await harness.take_all()
 
-    await asyncio.gather(room.report(), later())
-    await room.report()
-    assert room.jobs() == room.jobs(STAGE) == {f"{task_id}/0": ("completed", "success")}
-    assert [each.version for each in await room.reports()] == [2, 2]
+    await asyncio.gather(harness.report(), later())
+    await harness.report()
+    assert harness.jobs() == harness.jobs(STAGE) == {f"{task_id}/0": ("completed", "success")}
+    assert [each.version for each in await harness.reports()] == [2, 2]
 
 
 ACTS = st.lists(
@@ -257,62 +257,64 @@ ACTS = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=ACTS, seed=st.integers(), cancel=st.booleans(), drop=st.booleans(), halves=st.integers(1, 3))
 async def test_the_final_jobs_are_the_same_whatever_order_the_messages_come_in(
-    sqlite_room: Newsroom, acts: list[str], seed: int, cancel: bool, drop: bool, halves: int
+    sqlite_room: ReportHarness, acts: list[str], seed: int, cancel: bool, drop: bool, halves: int
 ) -> None:
-    room, chance = sqlite_room, random.Random(seed)
-    await forget(room)
-    task_id = room.create(retries=2)
+    harness, chance = sqlite_room, random.Random(seed)
+    await forget(harness)
+    task_id = harness.create(retries=2)
     for act in acts:
         if act == "rerun":
-            room.tc.queue.rerun_task(task_id)
-        elif room.tc.queue.tasks[task_id].state == "pending":
-            room.end(task_id, act)
+            harness.tc.queue.rerun_task(task_id)
+        elif harness.tc.queue.tasks[task_id].state == "pending":
+            harness.end(task_id, act)
     if cancel:
-        room.tc.queue.cancel_task(task_id)
-    messages = room.messages + chance.choices(room.messages, k=len(room.messages))
+        harness.tc.queue.cancel_task(task_id)
+    messages = harness.messages + chance.choices(harness.messages, k=len(harness.messages))
     chance.shuffle(messages)
     if drop:
         # of a task of which nothing was ever heard, only the list of its group can tell
         del messages[chance.randint(0, len(messages)) :]
-    room.messages.clear()
+    harness.messages.clear()
     size = max(1, len(messages) // halves)
     for start in range(0, len(messages), size):
-        await room.take(messages[start : start + size])  # nothing is told in between: nothing is immutable yet
+        await harness.take(messages[start : start + size])  # nothing is told in between: nothing is immutable yet
     if drop:
-        async with room.database.writing() as session:
+        async with harness.database.writing() as session:
             await reconcile.queue_was_deleted(session)
             session.add(GroupCheck(task_group_id=task_id, lane="task-groups"))
-        await heal_now(room)
-    await room.report()
-    assert room.jobs() == room.jobs(STAGE) == room.implied()
+        await heal_now(harness)
+    await harness.report()
+    assert harness.jobs() == harness.jobs(STAGE) == harness.implied()
 
 
-async def heal_now(room: Newsroom) -> None:
+async def heal_now(harness: ReportHarness) -> None:
     """What worker and reporter do in their time."""
-    await list_groups(room)
-    while await reconcile.check_quiet(room.services):
+    await list_groups(harness)
+    while await reconcile.check_quiet(harness.services):
         pass
 
 
-async def list_groups(room: Newsroom, most: int = 100) -> None:
+async def list_groups(harness: ReportHarness, most: int = 100) -> None:
     """List groups that are to be listed, until there are none, or of so many."""
     listed = 0
     while listed < most:
-        async with room.database.writing() as session:
-            checks_due = await claim(session, GroupCheck, "task-groups", 1, room.services.settings.work.lease)
+        async with harness.database.writing() as session:
+            checks_due = await claim(session, GroupCheck, "task-groups", 1, harness.services.settings.work.lease)
         if not checks_due:
             return
-        await reconcile.list_group(room.services, Lease(room.database, room.services.settings.work, checks_due[0]))
+        await reconcile.list_group(
+            harness.services, Lease(harness.database, harness.services.settings.work, checks_due[0])
+        )
         listed += 1
 
 
-async def forget(room: Newsroom) -> None:
+async def forget(harness: ReportHarness) -> None:
     """Begin anew; the pushes stay."""
-    room.messages.clear()
-    room.tc.clear()
-    for state in room.th.values():
+    harness.messages.clear()
+    harness.tc.clear()
+    for state in harness.th.values():
         state.store.jobs.clear()
-    async with room.database.writing() as session:
+    async with harness.database.writing() as session:
         await session.exec(delete(JobReport))
         await session.exec(delete(GroupCheck))
 
@@ -320,45 +322,45 @@ async def forget(room: Newsroom) -> None:
 # --- healing ---------------------------------------------------------------------------------------------------------
 
 
-async def age(room: Newsroom, **values: Any) -> None:
-    async with room.database.writing() as session:
-        old = now() - 2 * room.services.settings.reports.quiet
+async def age(harness: ReportHarness, **values: Any) -> None:
+    async with harness.database.writing() as session:
+        old = now() - 2 * harness.services.settings.reports.quiet
         await session.exec(update(JobReport).values(last_event_at=old, **values))
 
 
-async def test_a_run_that_is_silent_for_long_is_asked_after(room: Newsroom) -> None:
-    first, second = room.create(), room.create()
-    await room.told()
-    room.end(first, "failed")
-    room.tc.queue.rerun_task(first)
-    room.claim(second)
-    room.messages.clear()  # lost
-    await reconcile.check_quiet(room.services)
-    assert room.tc.journal.calls["statuses"] == 0, "it was heard of a moment ago"
-    await age(room)
-    await reconcile.check_quiet(room.services)
-    await room.report()
-    assert room.jobs() == room.jobs(STAGE) == room.implied()
-    assert room.tc.journal.calls["statuses"] == 1, "one call for all of them"
-    assert len(room.implied()) == 3
+async def test_a_run_that_is_silent_for_long_is_asked_after(harness: ReportHarness) -> None:
+    first, second = harness.create(), harness.create()
+    await harness.told()
+    harness.end(first, "failed")
+    harness.tc.queue.rerun_task(first)
+    harness.claim(second)
+    harness.messages.clear()  # lost
+    await reconcile.check_quiet(harness.services)
+    assert harness.tc.journal.calls["statuses"] == 0, "it was heard of a moment ago"
+    await age(harness)
+    await reconcile.check_quiet(harness.services)
+    await harness.report()
+    assert harness.jobs() == harness.jobs(STAGE) == harness.implied()
+    assert harness.tc.journal.calls["statuses"] == 1, "one call for all of them"
+    assert len(harness.implied()) == 3
 
 
 async def test_the_reporter_asks_by_itself(sqlite_url: str) -> None:
-    async with newsroom(sqlite_url, reports={"quiet": 0.2}) as room:
-        task_id = room.create()
-        await room.told()
-        room.end(task_id, "completed")
-        room.messages.clear()
-        reporter = Reporter(room.services)
+    async with newsroom(sqlite_url, reports={"quiet": 0.2}) as harness:
+        task_id = harness.create()
+        await harness.told()
+        harness.end(task_id, "completed")
+        harness.messages.clear()
+        reporter = Reporter(harness.services)
         running = asyncio.create_task(reporter.run())
         async with asyncio.timeout(10):
-            while room.jobs() != room.implied():  # noqa: ASYNC110 - the stand-in tells nobody
+            while harness.jobs() != harness.implied():  # noqa: ASYNC110 - the stand-in tells nobody
                 await asyncio.sleep(0.02)
         reporter.stop()
         await running
 
 
-async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_room: Newsroom) -> None:
+async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_room: ReportHarness) -> None:
     sqlite_room.end(sqlite_room.create(), "completed")
     sqlite_room.create(extra={})
     await sqlite_room.told()
@@ -366,83 +368,83 @@ async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_room: Newsroom
     assert await reconcile.check_quiet(sqlite_room.services) == 0
 
 
-async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever(room: Newsroom) -> None:
-    task_id = room.create()
-    await room.told()
-    room.claim(task_id)
-    await room.take_all()
-    async with room.database.writing() as session:
-        held = await claim(session, JobReport, f"job {PREFIX} mc", 1, room.services.settings.work.lease)
-    room.tc.queue.clear()
-    await age(room)
-    assert await reconcile.check_quiet(room.services) == 2
+async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever(harness: ReportHarness) -> None:
+    task_id = harness.create()
+    await harness.told()
+    harness.claim(task_id)
+    await harness.take_all()
+    async with harness.database.writing() as session:
+        held = await claim(session, JobReport, f"job {PREFIX} mc", 1, harness.services.settings.work.lease)
+    harness.tc.queue.clear()
+    await age(harness)
+    assert await reconcile.check_quiet(harness.services) == 2
     for report in held:
         with pytest.raises(LeaseLostError):
-            await Lease(room.database, room.services.settings.work, report).release()
-    assert await room.unfinished() == 0, "a holder of before says nothing more"
-    assert {each.state for each in await room.reports()} == {State.SKIPPED}
-    assert {each.error for each in await room.reports()} == {"Taskcluster has no such task any more"}
+            await Lease(harness.database, harness.services.settings.work, report).release()
+    assert await harness.unfinished() == 0, "a holder of before says nothing more"
+    assert {each.state for each in await harness.reports()} == {State.SKIPPED}
+    assert {each.error for each in await harness.reports()} == {"Taskcluster has no such task any more"}
 
 
-async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(room: Newsroom) -> None:
-    decision = room.create()
-    await room.told()
-    room.end(decision, "completed")
-    member = room.create(taskGroupId=decision)
-    room.claim(member)
-    room.messages.clear()  # lost, with the only word of the second task
-    async with room.database.writing() as session:
+async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(harness: ReportHarness) -> None:
+    decision = harness.create()
+    await harness.told()
+    harness.end(decision, "completed")
+    member = harness.create(taskGroupId=decision)
+    harness.claim(member)
+    harness.messages.clear()  # lost, with the only word of the second task
+    async with harness.database.writing() as session:
         await reconcile.queue_was_deleted(session)
         await reconcile.queue_was_deleted(session)
-    await heal_now(room)
-    await room.report()
-    assert room.jobs() == room.jobs(STAGE) == room.implied()
-    assert len(room.implied()) == 2
-    assert room.tc.journal.calls["listTaskGroup"] == 1, "a group that waits to be listed is not listed twice"
+    await heal_now(harness)
+    await harness.report()
+    assert harness.jobs() == harness.jobs(STAGE) == harness.implied()
+    assert len(harness.implied()) == 2
+    assert harness.tc.journal.calls["listTaskGroup"] == 1, "a group that waits to be listed is not listed twice"
 
 
 async def test_after_a_deleted_queue_more_than_one_calls_worth_is_asked_after(
-    room: Newsroom, monkeypatch: pytest.MonkeyPatch
+    harness: ReportHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconcile, "ONE_CALL", 2)
     for _ in range(3):
-        room.create()
-    await room.take_all()
-    async with room.database.writing() as session:
+        harness.create()
+    await harness.take_all()
+    async with harness.database.writing() as session:
         await reconcile.queue_was_deleted(session)
         later = now() + timedelta(hours=1)
-        newest = max(report.id or 0 for report in await room.reports())
+        newest = max(report.id or 0 for report in await harness.reports())
         await session.exec(update(JobReport).where(col(JobReport.id) == newest).values(last_event_at=later))
     async with asyncio.timeout(10):
-        await list_groups(room, most=1)
-    heard = {report.id: report.last_event_at for report in await room.reports()}
+        await list_groups(harness, most=1)
+    heard = {report.id: report.last_event_at for report in await harness.reports()}
     assert heard.pop(newest) == later, "it is heard of again"
     assert set(heard.values()) == {NEVER}
     assert len(heard) == 5
 
 
-async def test_a_push_that_arrives_leaves_alone_what_is_being_tried(room: Newsroom) -> None:
-    ids = [room.create() for _ in range(3)]
-    await room.take_all()
+async def test_a_push_that_arrives_leaves_alone_what_is_being_tried(harness: ReportHarness) -> None:
+    ids = [harness.create() for _ in range(3)]
+    await harness.take_all()
     later = now() + timedelta(seconds=15)
     states: list[dict[str, Any]] = [{"error": "no push", "holder": "pod-1/x"}, {"error": "no push"}, {"error": None}]
-    async with room.database.writing() as session:
+    async with harness.database.writing() as session:
         for task_id, values in zip(ids, states, strict=True):
             of_task = update(JobReport).where(col(JobReport.task_id) == task_id)
             await session.exec(of_task.values(due_at=later, **values))
-    await room.database.commit(
+    await harness.database.commit(
         lambda connection: connection.execute(*leases.due_now(JobReport, job_lane(PREFIX, "mc"))), NOBODY
     )
-    due = {r.task_id: r.due_at for r in await room.reports() if r.environment == PREFIX and r.due_at is not None}
+    due = {r.task_id: r.due_at for r in await harness.reports() if r.environment == PREFIX and r.due_at is not None}
     assert [due[task_id] < later for task_id in ids] == [False, True, False]
-    assert {r.due_at for r in await room.reports() if r.environment == STAGE} == {later}
+    assert {r.due_at for r in await harness.reports() if r.environment == STAGE} == {later}
 
 
 async def test_a_run_that_ends_while_its_task_is_found_gone_keeps_its_end(
-    room: Newsroom, monkeypatch: pytest.MonkeyPatch
+    harness: ReportHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task_id = room.create()
-    await room.take_all()
+    task_id = harness.create()
+    await harness.take_all()
     real = lock_reports
 
     async def late(session: Session, reports: Sequence[JobReport]) -> None:
@@ -451,14 +453,14 @@ async def test_a_run_that_ends_while_its_task_is_found_gone_keeps_its_end(
         await real(session, reports)
 
     monkeypatch.setattr(reconcile, "lock_reports", late)
-    async with room.database.writing() as session:
+    async with harness.database.writing() as session:
         await reconcile.skip(session, [task_id], "gone")
-    states = {report.environment: report.state for report in await room.reports()}
+    states = {report.environment: report.state for report in await harness.reports()}
     assert states == {PREFIX: State.PENDING, STAGE: State.SKIPPED}
 
 
-async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(room: Newsroom) -> None:
-    async with room.database.writing() as session:
+async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(harness: ReportHarness) -> None:
+    async with harness.database.writing() as session:
         for number, since in enumerate((now(), now() - 2 * reconcile.GRAPHS_OF)):
             who: dict[str, Any] = {"project": "mc", "task_id": "x", "requester": "me", "source": Source.API}
             action = Action(kind="retrigger", lane="taskcluster", since=since, **who)
@@ -467,53 +469,53 @@ async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(room: N
             plan: dict[str, Any] = {"position": 0, "label": "copy", "name": "x", "created": True}
             plan |= {"action_id": action.id, "definition": {"taskGroupId": f"group{number}"}}
             session.add(PlannedTask(task_id=f"copy{number}", **plan))
-    async with room.database.writing() as session:
+    async with harness.database.writing() as session:
         await reconcile.queue_was_deleted(session)
-    await list_groups(room, most=1)
-    async with room.database.reading() as session:
+    await list_groups(harness, most=1)
+    async with harness.database.reading() as session:
         checks = await session.exec(select(GroupCheck.task_group_id).where(col(GroupCheck.due_at).is_not(None)))
         assert checks.all() == ["group0"]
 
 
 async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
-    sqlite_room: Newsroom, monkeypatch: pytest.MonkeyPatch
+    sqlite_room: ReportHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = sqlite_room
-    decision = room.create()
-    member = room.create(taskGroupId=decision)
-    room.messages.clear()
-    group = room.services.queue.group
+    harness = sqlite_room
+    decision = harness.create()
+    member = harness.create(taskGroupId=decision)
+    harness.messages.clear()
+    group = harness.services.queue.group
 
     async def strange(group_id: str) -> AsyncIterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
         async for page in group(group_id):
             yield [({**s, "state": "odd"} if s["taskId"] == decision else s, task) for s, task in page]
 
-    monkeypatch.setattr(room.services.queue, "group", strange)
-    async with room.database.writing() as session:
+    monkeypatch.setattr(harness.services.queue, "group", strange)
+    async with harness.database.writing() as session:
         session.add(GroupCheck(task_group_id=decision, lane=reconcile.LANE))
-    await heal_now(room)
-    await room.report()
-    assert room.jobs() == {f"{member}/0": ("pending", "unknown")}
+    await heal_now(harness)
+    await harness.report()
+    assert harness.jobs() == {f"{member}/0": ("pending", "unknown")}
 
 
 # --- what cannot be shown --------------------------------------------------------------------------------------------
 
 
-async def test_a_task_without_a_treeherder_section_is_skipped_with_the_reason(room: Newsroom) -> None:
-    room.create(extra={})
-    room.create(extra={"treeherder": {"symbol": "B", "collection": {"opt": True, "debug": True}}})
-    await room.told()
-    reports = await room.reports()
+async def test_a_task_without_a_treeherder_section_is_skipped_with_the_reason(harness: ReportHarness) -> None:
+    harness.create(extra={})
+    harness.create(extra={"treeherder": {"symbol": "B", "collection": {"opt": True, "debug": True}}})
+    await harness.told()
+    reports = await harness.reports()
     assert {each.state for each in reports} == {State.SKIPPED}
     assert {("no extra" in (each.error or ""), "debug, opt" in (each.error or "")) for each in reports} == {
         (True, False),
         (False, True),
     }
-    assert room.jobs() == {}
-    assert await room.letters() == []
+    assert harness.jobs() == {}
+    assert await harness.letters() == []
 
 
-async def test_skipped_stays_skipped(sqlite_room: Newsroom) -> None:
+async def test_skipped_stays_skipped(sqlite_room: ReportHarness) -> None:
     task_id = sqlite_room.create(extra={})
     await sqlite_room.told()
     sqlite_room.end(task_id, "completed")
@@ -531,7 +533,7 @@ DISAGREE = [
 
 @pytest.mark.parametrize("routes", DISAGREE)
 async def test_routes_of_one_prefix_that_disagree_are_refused_and_the_other_prefix_goes_on(
-    sqlite_room: Newsroom, routes: list[str]
+    sqlite_room: ReportHarness, routes: list[str]
 ) -> None:
     task_id = sqlite_room.create(routes=[*routes, route(STAGE)])
     await sqlite_room.told()
@@ -543,7 +545,7 @@ async def test_routes_of_one_prefix_that_disagree_are_refused_and_the_other_pref
     assert routes[0] in (refused.error or "")
 
 
-async def test_a_route_of_another_form_is_skipped_with_the_reason(sqlite_room: Newsroom) -> None:
+async def test_a_route_of_another_form_is_skipped_with_the_reason(sqlite_room: ReportHarness) -> None:
     sqlite_room.create(routes=[f"{PREFIX}.mc.tip"])
     await sqlite_room.told()
     (made,) = await sqlite_room.reports()
@@ -555,43 +557,43 @@ def counted(environment: str) -> float:
     return REGISTRY.get_sample_value("tc_treeherder_unusable_tasks_total", {"environment": environment}) or 0.0
 
 
-async def test_a_collection_of_two_is_refused_and_counted_and_the_report_says_why(sqlite_room: Newsroom) -> None:
-    room = sqlite_room
+async def test_a_collection_of_two_is_refused_and_counted_and_the_report_says_why(sqlite_room: ReportHarness) -> None:
+    harness = sqlite_room
     before = counted(PREFIX), counted(STAGE)
     both = {"treeherder": {"symbol": "B", "collection": {"opt": True, "debug": True}}}
-    task_id = room.create(extra=both)
-    one = room.create(extra={"treeherder": {"symbol": "B", "collection": {"opt": False, "debug": True}}})
-    await room.told()
+    task_id = harness.create(extra=both)
+    one = harness.create(extra={"treeherder": {"symbol": "B", "collection": {"opt": False, "debug": True}}})
+    await harness.told()
     for task in (task_id, one):
-        room.claim(task)
-    await room.told()
-    assert set(room.jobs()) == {f"{one}/0"}
-    refused = [each for each in await room.reports() if each.task_id == task_id]
+        harness.claim(task)
+    await harness.told()
+    assert set(harness.jobs()) == {f"{one}/0"}
+    refused = [each for each in await harness.reports() if each.task_id == task_id]
     assert {each.state for each in refused} == {State.SKIPPED}
     assert {each.error for each in refused} == {
         "its extra.treeherder is not usable: collection has 2 true keys (debug, opt): it may have one"
     }
     assert (counted(PREFIX), counted(STAGE)) == (before[0] + 1, before[1] + 1), "once a task and Treeherder"
-    assert await room.letters() == []
+    assert await harness.letters() == []
 
 
-async def test_a_route_whose_push_id_is_empty_is_understood(sqlite_room: Newsroom) -> None:
+async def test_a_route_whose_push_id_is_empty_is_understood(sqlite_room: ReportHarness) -> None:
     """As some in-tree schedulers write it; with and without the id it is the same push."""
-    room = sqlite_room
+    harness = sqlite_room
     empty = f"{PREFIX}.v2.mc.{revision()}."
-    ids = [room.create(routes=routes) for routes in ([empty], [empty, f"{empty}7"])]
-    await room.told()
-    assert set(room.jobs()) == {f"{task_id}/0" for task_id in ids}
+    ids = [harness.create(routes=routes) for routes in ([empty], [empty, f"{empty}7"])]
+    await harness.told()
+    assert set(harness.jobs()) == {f"{task_id}/0" for task_id in ids}
 
 
-async def test_two_routes_that_say_the_same_agree(sqlite_room: Newsroom) -> None:
+async def test_two_routes_that_say_the_same_agree(sqlite_room: ReportHarness) -> None:
     routes = [route(), f"{PREFIX}.v2.me/mc.{revision()}.8"]
     task_id = sqlite_room.create(routes=routes)
     await sqlite_room.told()
     assert sqlite_room.jobs() == {f"{task_id}/0": ("pending", "unknown")}
 
 
-async def test_routes_of_nobody_are_no_reports(sqlite_room: Newsroom) -> None:
+async def test_routes_of_nobody_are_no_reports(sqlite_room: ReportHarness) -> None:
     sqlite_room.create(routes=["index.x", "tc-treeherder-other.v2.mc." + "a" * 40])
     verdicts = await sqlite_room.take(sqlite_room.messages)
     assert {verdict.verdict for verdict in verdicts} == {"rejected"}
@@ -647,7 +649,7 @@ def test_bodies_that_are_nonsense_are_not_understood(body: str) -> None:
         TaskEvent.model_validate({**MESSAGE, "body": body})
 
 
-async def test_values_that_no_database_takes_are_not_understood(sqlite_room: Newsroom) -> None:
+async def test_values_that_no_database_takes_are_not_understood(sqlite_room: ReportHarness) -> None:
     sqlite_room.claim(sqlite_room.create())
     message = sqlite_room.messages[-1].payload
     for name, value in (("workerId", "a\0b"), ("reasonResolved", "\ud800"), ("workerId", "x" * 201)):

@@ -20,7 +20,7 @@ from service.flow.jobs.run import artifact_links, job_guid, log_of, state_of
 from service.flow.tasks.facts import Facts, UnshowableTaskError, cut
 from service.store.models import JobReport, Stage
 from tests.published_schemas import published_folder, read_published
-from tests.service.flow.newsroom import definition
+from tests.service.flow.report_harness import definition
 
 TASK = "A35mWTRuQmyj88yMnIF0fA"
 ROOT = "https://taskcluster.net"

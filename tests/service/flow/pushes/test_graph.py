@@ -28,8 +28,8 @@ from service.flow.tasks.ids import graph_ids, slugid
 from service.settings import Settings, load
 from service.store.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
 from tests.sandbox.taskcluster.support import is_valid
-from tests.service.flow.graphs import claimed
-from tests.service.world import SCOPES, World, node, push_event, world_of
+from tests.service.flow.graph_factory import claimed
+from tests.service.harness import SCOPES, FlowHarness, node, open_harness, push_event
 
 KEY = b"k" * 32
 
@@ -301,7 +301,7 @@ tasks:
 
 
 async def pushed(
-    world: World,
+    harness: FlowHarness,
     yml: str | bytes | None = YML,
     *,
     message: str = "Bug 1",
@@ -309,60 +309,60 @@ async def pushed(
     **repository: Any,
 ) -> Push:
     """Push such a file, and store the push as the listener brings it."""
-    await world.add_repository(**repository)
+    await harness.add_repository(**repository)
     files: dict[str, str | bytes | None] = {"a": "b"} if yml is None else {".taskcluster.yml": yml}
-    made = world.hg.push("mc", [NewChangeset(message=message, files=files)], user="dev@example.com")
+    made = harness.hg.push("mc", [NewChangeset(message=message, files=files)], user="dev@example.com")
     entry = {"node": made.nodes[-1], "branch": "default", "desc": message, "parents": []}
-    (verdict,) = await world.store(push_event(made.id, changesets=[entry], user=user))
+    (verdict,) = await harness.store(push_event(made.id, changesets=[entry], user=user))
     assert verdict.verdict == "accepted"
-    (push,) = await world.pushes()
+    (push,) = await harness.pushes()
     return push
 
 
-async def run(world: World) -> PushStep:
-    await graph.run(world.services, await world.lease(StepKind.GRAPH))
-    return await world.step(StepKind.GRAPH)
+async def run(harness: FlowHarness) -> PushStep:
+    await graph.run(harness.services, await harness.lease(StepKind.GRAPH))
+    return await harness.step(StepKind.GRAPH)
 
 
-async def error_shown(world: World, step: PushStep) -> dict[str, Any]:
+async def error_shown(harness: FlowHarness, step: PushStep) -> dict[str, Any]:
     """The error task in Taskcluster."""
     assert step.error_task is not None
-    definition = world.tc.queue.task(step.error_task)
+    definition = harness.tc.queue.task(step.error_task)
     assert definition["extra"]["error"] == step.error
     assert definition["metadata"]["description"].endswith(str(step.error))
     assert definition["extra"]["treeherder"]["symbol"] == "D"
     return definition
 
 
-async def test_a_push_gets_its_graph(world: World) -> None:
-    push = await pushed(world)
-    step = await run(world)
+async def test_a_push_gets_its_graph(harness: FlowHarness) -> None:
+    push = await pushed(harness)
+    step = await run(harness)
     assert (step.state, step.error, step.error_task) == (State.DONE, None, None)
-    plan = await world.planned()
+    plan = await harness.planned()
     assert [task.name for task in plan] == ["decision", "decision"]
     assert all(task.created for task in plan)
-    async with world.database.reading() as session:
+    async with harness.database.reading() as session:
         repository = (await session.exec(select(Repository))).one()
-    derive = graph_ids(world.services.secret, "tc-treeherder", repository, push, 0, "graph")
+    derive = graph_ids(harness.services.secret, "tc-treeherder", repository, push, 0, "graph")
     assert [task.task_id for task in plan] == [derive("decision"), derive("error")]
     for planned in plan:
-        assert world.tc.queue.task(planned.task_id) == planned.definition
-    assert world.tc.queue.task(plan[0].task_id)["routes"] == [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"]
-    assert world.tc.journal.calls == {"createTask": 2}
+        assert harness.tc.queue.task(planned.task_id) == planned.definition
+    assert harness.tc.queue.task(plan[0].task_id)["routes"] == [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"]
+    assert harness.tc.journal.calls == {"createTask": 2}
 
 
-async def test_again_is_the_same_graph(world: World) -> None:
+async def test_again_is_the_same_graph(harness: FlowHarness) -> None:
     """As after a crash before the end was written: stored plans are gone on with, not rendered anew."""
-    await pushed(world)
-    await run(world)
-    plan = [task.task_id for task in await world.planned()]
-    async with world.database.writing() as session:
+    await pushed(harness)
+    await run(harness)
+    plan = [task.task_id for task in await harness.planned()]
+    async with harness.database.writing() as session:
         await session.exec(update(PushStep).values(state=State.PENDING, due_at=now()))
         await session.exec(update(PlannedTask).values(created=False))
-    world.hg_faults.add(Fault(repository="mc", kind="status"))
-    assert (await run(world)).state == State.DONE
-    assert [task.task_id for task in await world.planned()] == plan
-    assert len(world.tc.queue.tasks) == 2
+    harness.hg_faults.add(Fault(repository="mc", kind="status"))
+    assert (await run(harness)).state == State.DONE
+    assert [task.task_id for task in await harness.planned()] == plan
+    assert len(harness.tc.queue.tasks) == 2
 
 
 @pytest.mark.parametrize(
@@ -375,14 +375,14 @@ async def test_again_is_the_same_graph(world: World) -> None:
     ],
 )
 async def test_a_push_that_gets_none_says_why(
-    world: World, repository: dict[str, Any], message: str, yml: str | None, reason: str
+    harness: FlowHarness, repository: dict[str, Any], message: str, yml: str | None, reason: str
 ) -> None:
-    await pushed(world, yml, message=message, **repository)
-    step = await run(world)
+    await pushed(harness, yml, message=message, **repository)
+    step = await run(harness)
     assert step.state == State.SKIPPED
     assert re.search(reason, str(step.error))
-    assert await world.planned() == []
-    assert world.tc.journal.calls == {}
+    assert await harness.planned() == []
+    assert harness.tc.journal.calls == {}
 
 
 @pytest.mark.parametrize(
@@ -399,46 +399,46 @@ async def test_a_push_that_gets_none_says_why(
         (YML.replace("prov/w", "prov/w\n    scopes: [root]"), "lack root"),
     ],
 )
-async def test_a_broken_template_is_shown_on_the_push(world: World, yml: str | bytes, why: str) -> None:
-    push = await pushed(world, yml)
-    step = await run(world)
+async def test_a_broken_template_is_shown_on_the_push(harness: FlowHarness, yml: str | bytes, why: str) -> None:
+    push = await pushed(harness, yml)
+    step = await run(harness)
     assert step.state == State.FAILED
     assert step.due_at is None
     assert why in str(step.error)
-    definition = await error_shown(world, step)
+    definition = await error_shown(harness, step)
     assert definition["routes"][0] == f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"
     assert definition["scopes"] == []
-    for planned in await world.planned():
-        if planned.label != "error" and planned.task_id in world.tc.queue.tasks:
-            assert world.tc.queue.status(planned.task_id)["status"]["state"] == "exception"
+    for planned in await harness.planned():
+        if planned.label != "error" and planned.task_id in harness.tc.queue.tasks:
+            assert harness.tc.queue.status(planned.task_id)["status"]["state"] == "exception"
 
 
 USERS = ["", "Some Dev <dev@example.com>", "dev@example.com\n", "\u00e9", "u" * 500, "tab\there", "${x} {{y}}"]
 
 
 @pytest.mark.parametrize("user", USERS)
-async def test_no_name_of_a_user_makes_a_call_or_a_task_of_ours_invalid(world: World, user: str) -> None:
-    await pushed(world, "version: 2", user=user)
-    step = await run(world)
+async def test_no_name_of_a_user_makes_a_call_or_a_task_of_ours_invalid(harness: FlowHarness, user: str) -> None:
+    await pushed(harness, "version: 2", user=user)
+    step = await run(harness)
     assert "version is 2" in str(step.error)
-    definition = await error_shown(world, step)
+    definition = await error_shown(harness, step)
     assert definition["metadata"]["owner"] == (user[:255] or "unknown")
 
 
-async def test_a_template_without_tasks_says_so(world: World) -> None:
-    await pushed(world, "version: 1\ntasks: {$if: 'false', then: [], else: []}")
-    step = await run(world)
+async def test_a_template_without_tasks_says_so(harness: FlowHarness) -> None:
+    await pushed(harness, "version: 1\ntasks: {$if: 'false', then: [], else: []}")
+    step = await run(harness)
     assert (step.state, step.error) == (State.SKIPPED, ".taskcluster.yml: the template has no tasks for this push")
 
 
-async def test_the_error_of_a_refused_plan_stands_beside_a_task_with_the_label_error(world: World) -> None:
+async def test_the_error_of_a_refused_plan_stands_beside_a_task_with_the_label_error(harness: FlowHarness) -> None:
     """as_slugid("error") is the template's to use."""
-    await pushed(world, YML)
-    world.tc.faults.add("before", "createTask", status=403, times=1)
-    step = await run(world)
+    await pushed(harness, YML)
+    harness.tc.faults.add("before", "createTask", status=403, times=1)
+    step = await run(harness)
     assert step.state == State.FAILED
-    await error_shown(world, step)
-    assert len({task.task_id for task in await world.planned()}) == 3
+    await error_shown(harness, step)
+    assert len({task.task_id for task in await harness.planned()}) == 3
 
 
 REAL_ROLE = [  # the shape of a real project's
@@ -450,10 +450,10 @@ REAL_ROLE = [  # the shape of a real project's
 ]
 
 
-async def test_the_error_task_is_created_with_what_a_real_project_may_do(world: World) -> None:
-    push = await pushed(world, "version: 2", scopes=REAL_ROLE, level="3", trust_domain="gecko")
-    step = await run(world)
-    definition = await error_shown(world, step)
+async def test_the_error_task_is_created_with_what_a_real_project_may_do(harness: FlowHarness) -> None:
+    push = await pushed(harness, "version: 2", scopes=REAL_ROLE, level="3", trust_domain="gecko")
+    step = await run(harness)
+    definition = await error_shown(harness, step)
     assert definition["schedulerId"] == "gecko-level-3"
     assert definition["routes"] == [
         f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}",
@@ -462,67 +462,69 @@ async def test_the_error_task_is_created_with_what_a_real_project_may_do(world: 
     assert step.error_task_refused is None
 
 
-async def test_routes_that_the_role_lacks_are_left_out_of_the_error_task(world: World) -> None:
-    await pushed(world, "version: 2", scopes=REAL_ROLE[:4], level="3", trust_domain="gecko")
-    step = await run(world)
-    definition = await error_shown(world, step)
+async def test_routes_that_the_role_lacks_are_left_out_of_the_error_task(harness: FlowHarness) -> None:
+    await pushed(harness, "version: 2", scopes=REAL_ROLE[:4], level="3", trust_domain="gecko")
+    step = await run(harness)
+    definition = await error_shown(harness, step)
     assert definition["routes"] == ["notify.email.dev@example.com.on-failed"]
     assert "lack queue:route:tc-treeherder.v2.mc." in str(step.error_task_refused)
-    (planned,) = await world.planned()
+    (planned,) = await harness.planned()
     assert planned.definition == definition, "what was sent was committed before"
 
 
-async def test_where_even_the_error_task_is_refused_a_job_shows_both_reasons(world: World) -> None:
-    push = await pushed(world, "version: 2", scopes=REAL_ROLE, level="3")  # of no trust domain
-    world.th.store.store_resultsets("mc", [resultset_of(push, await stored_repository(world))])
-    step = await run(world)
+async def test_where_even_the_error_task_is_refused_a_job_shows_both_reasons(harness: FlowHarness) -> None:
+    push = await pushed(harness, "version: 2", scopes=REAL_ROLE, level="3")  # of no trust domain
+    harness.th.store.store_resultsets("mc", [resultset_of(push, await stored_repository(harness))])
+    step = await run(harness)
     assert (step.state, step.error_task) == (State.FAILED, None)
     for words in ("version is 2", "no task could show this on the push", "queue:scheduler-id:tc-treeherder"):
         assert words in str(step.error)
-    assert world.tc.queue.tasks == {}
-    await notice.run(world.services, await claimed(world, Notice))
-    (job,) = world.th.store.jobs.values()
+    assert harness.tc.queue.tasks == {}
+    await notice.run(harness.services, await claimed(harness, Notice))
+    (job,) = harness.th.store.jobs.values()
     assert (job.body["job_symbol"], job.body["result"]) == ("D", "exception")
     assert "version is 2" in str(job.body)
 
 
-async def stored_repository(world: World) -> Repository:
-    async with world.database.reading() as session:
+async def stored_repository(harness: FlowHarness) -> Repository:
+    async with harness.database.reading() as session:
         return (await session.exec(select(Repository))).one()
 
 
-async def test_where_nothing_may_be_created_the_reason_stands_alone(world: World) -> None:
-    await pushed(world, "version: 2", scopes=["assume:nothing"])
-    step = await run(world)
+async def test_where_nothing_may_be_created_the_reason_stands_alone(harness: FlowHarness) -> None:
+    await pushed(harness, "version: 2", scopes=["assume:nothing"])
+    step = await run(harness)
     assert (step.state, step.error_task) == (State.FAILED, None)
     assert "version is 2" in str(step.error)
-    assert world.tc.queue.tasks == {}
+    assert harness.tc.queue.tasks == {}
 
 
 @pytest.mark.parametrize("template", [{"$eval": "nothing"}, [], "x", {"metadata": 1}])
 async def test_an_error_task_that_is_none_leaves_the_reason_alone(sqlite_url: str, template: Any) -> None:
-    async with world_of(sqlite_url, error_task={"$eval": "x"} if not isinstance(template, dict) else template) as world:
-        await pushed(world, "version: 2")
-        step = await run(world)
+    async with open_harness(
+        sqlite_url, error_task={"$eval": "x"} if not isinstance(template, dict) else template
+    ) as harness:
+        await pushed(harness, "version: 2")
+        step = await run(harness)
         assert (step.state, step.error_task) == (State.FAILED, None)
         assert "version is 2" in str(step.error)
 
 
-async def test_an_error_task_goes_on_after_a_crash(world: World) -> None:
-    await pushed(world, "version: 2")
-    world.tc.faults.add("before", "createTask", status=500, times=1)
+async def test_an_error_task_goes_on_after_a_crash(harness: FlowHarness) -> None:
+    await pushed(harness, "version: 2")
+    harness.tc.faults.add("before", "createTask", status=500, times=1)
     with pytest.raises(Unavailable):
-        await run(world)
-    (planned,) = await world.planned()
-    async with world.database.writing() as session:
+        await run(harness)
+    (planned,) = await harness.planned()
+    async with harness.database.writing() as session:
         await session.exec(update(PushStep).values(due_at=now()))
-    step = await run(world)
+    step = await run(harness)
     assert (step.state, step.error_task) == (State.FAILED, planned.task_id)
-    await error_shown(world, step)
-    assert len(world.tc.queue.tasks) == 1
+    await error_shown(harness, step)
+    assert len(harness.tc.queue.tasks) == 1
 
 
-async def test_somebody_elses_task_in_a_template_is_not_touched(world: World) -> None:
+async def test_somebody_elses_task_in_a_template_is_not_touched(harness: FlowHarness) -> None:
     """The definition of a running task is public: whoever pushes it, word by word, gets no hold of the task."""
     victim = slugid(b"somebody", "build")
     definition = {
@@ -533,43 +535,43 @@ async def test_somebody_elses_task_in_a_template_is_not_touched(world: World) ->
         "payload": {},
         "metadata": {"name": "build", "description": "d", "owner": "o", "source": "https://example.com"},
     }
-    world.tc.queue.create_task(victim, definition)
-    stands = world.tc.queue.task(victim)
-    await pushed(world, json.dumps({"version": 1, "tasks": [{"taskId": victim, **stands}]}))
-    step = await run(world)
+    harness.tc.queue.create_task(victim, definition)
+    stands = harness.tc.queue.task(victim)
+    await pushed(harness, json.dumps({"version": 1, "tasks": [{"taskId": victim, **stands}]}))
+    step = await run(harness)
     assert step.state == State.FAILED
     assert "which as_slugid and ownTaskId of this push did not return" in str(step.error)
-    assert world.tc.queue.status(victim)["status"]["state"] == "pending"
-    assert world.tc.queue.task(victim) == stands
-    assert [task.label for task in await world.planned()] == ["error"]
-    assert world.tc.journal.calls == {"createTask": 1}, "it was not even asked after"
+    assert harness.tc.queue.status(victim)["status"]["state"] == "pending"
+    assert harness.tc.queue.task(victim) == stands
+    assert [task.label for task in await harness.planned()] == ["error"]
+    assert harness.tc.journal.calls == {"createTask": 1}, "it was not even asked after"
 
 
 NOW_IN_A_TAG = YML.replace("payload: {}", "tags: {pushed: '${now}'}\n    payload: {}")
 
 
-async def test_a_backup_that_was_restored_adopts_what_the_lost_plan_made(world: World) -> None:
+async def test_a_backup_that_was_restored_adopts_what_the_lost_plan_made(harness: FlowHarness) -> None:
     """The plan is made anew, and differs in a tag and in dates; the tasks of the lost one go on."""
-    await pushed(world, NOW_IN_A_TAG)
-    await run(world)
-    before = {task_id: task.definition for task_id, task in world.tc.queue.tasks.items()}
-    async with world.database.writing() as session:  # as it was when the push was stored
+    await pushed(harness, NOW_IN_A_TAG)
+    await run(harness)
+    before = {task_id: task.definition for task_id, task in harness.tc.queue.tasks.items()}
+    async with harness.database.writing() as session:  # as it was when the push was stored
         await session.exec(delete(PlannedTask))
         await session.exec(update(PushStep).values(state=State.PENDING, due_at=now(), done_at=None))
     await asyncio.sleep(0.002)  # `now` has milliseconds
-    world.tc.journal.clear()
-    step = await run(world)
+    harness.tc.journal.clear()
+    step = await run(harness)
     assert (step.state, step.error) == (State.DONE, None)
-    assert {task_id: task.definition for task_id, task in world.tc.queue.tasks.items()} == before
-    assert [(task.created, task.adopted) for task in await world.planned()] == [(True, True)] * 2
-    assert world.tc.journal.calls["cancelTask"] == 0
+    assert {task_id: task.definition for task_id, task in harness.tc.queue.tasks.items()} == before
+    assert [(task.created, task.adopted) for task in await harness.planned()] == [(True, True)] * 2
+    assert harness.tc.journal.calls["cancelTask"] == 0
 
 
-async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(world: World) -> None:
-    await pushed(world, NOW_IN_A_TAG.replace("dependencies: [", 'dependencies: ["VAD5PL3ZTaq4b8iuQOXxBA", '))
-    async with world.database.reading() as session:
-        repository, push = (await session.exec(select(Repository))).one(), (await world.pushes())[0]
-    own = graph_ids(world.services.secret, "tc-treeherder", repository, push, 0, "graph")("decision")
+async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(harness: FlowHarness) -> None:
+    await pushed(harness, NOW_IN_A_TAG.replace("dependencies: [", 'dependencies: ["VAD5PL3ZTaq4b8iuQOXxBA", '))
+    async with harness.database.reading() as session:
+        repository, push = (await session.exec(select(Repository))).one(), (await harness.pushes())[0]
+    own = graph_ids(harness.services.secret, "tc-treeherder", repository, push, 0, "graph")("decision")
     found = {
         "taskQueueId": "prov/w",
         "schedulerId": "test",
@@ -579,26 +581,27 @@ async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(wor
         "payload": {},
         "metadata": {"name": "d", "description": "d", "owner": "o", "source": "https://example.com"},
     }
-    world.tc.queue.create_task(own, found)
-    step = await run(world)
+    harness.tc.queue.create_task(own, found)
+    step = await run(harness)
     assert step.state == State.FAILED
     assert "non-existing" in str(step.error)
-    assert world.tc.queue.status(own)["status"]["state"] == "pending"
-    assert world.tc.journal.calls["cancelTask"] == 0
+    assert harness.tc.queue.status(own)["status"]["state"] == "pending"
+    assert harness.tc.journal.calls["cancelTask"] == 0
 
 
-async def test_no_id_is_told_before_its_task_was_created(world: World) -> None:
+async def test_no_id_is_told_before_its_task_was_created(harness: FlowHarness) -> None:
     """Taskcluster's own words quote the id: whoever reads it could create the task first."""
     await pushed(
-        world, YML.replace("payload: {}", "payload: {}\n    retries: 49").replace("prov/w", "prov/w\n    tags: {a: b}")
+        harness,
+        YML.replace("payload: {}", "payload: {}\n    retries: 49").replace("prov/w", "prov/w\n    tags: {a: b}"),
     )
-    world.tc.faults.add("before", "createTask", status=409)
-    world.tc.faults.add("before", "cancelTask", status=409)
-    lease = await world.lease(StepKind.GRAPH)
-    async with world.database.reading() as session:
-        repository, push = (await session.exec(select(Repository))).one(), (await world.pushes())[0]
-    ids = graph_ids(world.services.secret, "tc-treeherder", repository, push, 0, "graph")
-    real = world.services.queue.create_task
+    harness.tc.faults.add("before", "createTask", status=409)
+    harness.tc.faults.add("before", "cancelTask", status=409)
+    lease = await harness.lease(StepKind.GRAPH)
+    async with harness.database.reading() as session:
+        repository, push = (await session.exec(select(Repository))).one(), (await harness.pushes())[0]
+    ids = graph_ids(harness.services.secret, "tc-treeherder", repository, push, 0, "graph")
+    real = harness.services.queue.create_task
 
     async def create_task(task_id: str, *arguments: Any) -> Any:
         try:
@@ -607,23 +610,23 @@ async def test_no_id_is_told_before_its_task_was_created(world: World) -> None:
             other = ids("error") if task_id == ids("decision") else task_id
             raise PermanentUpstreamError("taskcluster", f"taskId {task_id} (x{other}): {refusal}", 409) from None
 
-    world.services.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # in the words of the real queue
-    await graph.run(world.services, lease)
-    step = await world.step(StepKind.GRAPH)
+    harness.services.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # in the words of the real queue
+    await graph.run(harness.services, lease)
+    step = await harness.step(StepKind.GRAPH)
     assert "taskId (the id of decision)" in str(step.error)
-    for planned in await world.planned():
+    for planned in await harness.planned():
         assert planned.task_id not in str(step.error)
 
 
 @pytest.mark.parametrize("scope", ["queue:create-task:project:none", "queue:route:tc-treeherder.*"])
 async def test_a_scope_that_our_own_client_lacks_is_named_and_whose_it_is(sqlite_url: str, scope: str) -> None:
     """Taskcluster answers 401 to authorizedScopes that the client does not hold, and lists all that it does hold."""
-    async with world_of(sqlite_url) as world:
+    async with open_harness(sqlite_url) as harness:
         held = [each for each in SCOPES if each not in {scope, "queue:create-task:project:*"}]
         held += ["queue:cancel-task:x/*", "auth:current-scopes", "secret-project:*", "queue:route:notify.email.*"]
-        world.tc.auth.add_client("tc-treeherder", "service-secret", held)
-        await pushed(world, scopes=[*held[:3], scope])
-        step = await run(world)
+        harness.tc.auth.add_client("tc-treeherder", "service-secret", held)
+        await pushed(harness, scopes=[*held[:3], scope])
+        step = await run(harness)
         assert (step.state, step.due_at) == (State.FAILED, None)
         assert f"the service's Taskcluster client (tc-treeherder) lacks {scope}: grant that to the client" in str(
             step.error
@@ -633,37 +636,39 @@ async def test_a_scope_that_our_own_client_lacks_is_named_and_whose_it_is(sqlite
 
 
 @pytest.mark.parametrize("kind", ["status", "hangup"])
-async def test_a_mercurial_that_is_away_is_asked_again(world: World, kind: Any) -> None:
-    await pushed(world)
-    world.hg_faults.add(Fault(repository="mc", kind=kind, times=1))
+async def test_a_mercurial_that_is_away_is_asked_again(harness: FlowHarness, kind: Any) -> None:
+    await pushed(harness)
+    harness.hg_faults.add(Fault(repository="mc", kind=kind, times=1))
     with pytest.raises(Unavailable):
-        await run(world)
-    assert await world.planned() == []
+        await run(harness)
+    assert await harness.planned() == []
 
 
-async def test_a_push_that_a_mirror_does_not_have_yet_is_no_push_without_a_file(world: World) -> None:
+async def test_a_push_that_a_mirror_does_not_have_yet_is_no_push_without_a_file(harness: FlowHarness) -> None:
     """A just-landed push can be missing on one mirror for a few seconds: 404 for another reason."""
-    await pushed(world)
-    world.hg_faults.add(Fault(repository="mc", kind="lag", upto=0, times=1))
+    await pushed(harness)
+    harness.hg_faults.add(Fault(repository="mc", kind="lag", upto=0, times=1))
     with pytest.raises(Unavailable):
-        await run(world)
-    async with world.database.writing() as session:
+        await run(harness)
+    async with harness.database.writing() as session:
         await session.exec(update(PushStep).values(due_at=now()))
-    assert (await run(world)).state == State.DONE
+    assert (await run(harness)).state == State.DONE
 
 
-async def test_a_large_plan_gives_way_to_that_of_another_pusher(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_plan_gives_way_to_that_of_another_pusher(
+    harness: FlowHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(graph, "LARGE", 10)
     monkeypatch.setattr(create, "RECORD_TASKS", 1)
     monkeypatch.setattr(Rendered, "small", False)
-    await pushed(world)
-    lease = await world.lease(StepKind.GRAPH)
-    real = world.services.queue.create_task
+    await pushed(harness)
+    lease = await harness.lease(StepKind.GRAPH)
+    real = harness.services.queue.create_task
     order: list[str] = []
     waiting: list[asyncio.Task[None]] = []
 
     async def wait_for_turn(share: str) -> None:
-        async with world.services.large_plans.use(share):
+        async with harness.services.large_plans.use(share):
             order.append(share)
 
     async def create_task(*arguments: Any) -> Any:
@@ -674,24 +679,26 @@ async def test_a_large_plan_gives_way_to_that_of_another_pusher(world: World, mo
             await asyncio.sleep(0)
         return await real(*arguments)
 
-    world.services.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # that tells when it is called
+    harness.services.queue.create_task = create_task  # type: ignore[method-assign,assignment]  # that tells when it is called
     with pytest.raises(YieldedError):
-        await graph.run(world.services, lease)
+        await graph.run(harness.services, lease)
     await asyncio.gather(*waiting)
     assert order[:2] == ["created", "another"], "before those that its own pusher has waiting"
-    assert [task.created for task in await world.planned()] == [True, False]
+    assert [task.created for task in await harness.planned()] == [True, False]
     await lease.release()
-    assert (await run(world)).state == State.DONE
-    assert len(world.tc.queue.tasks) == 2
+    assert (await run(harness)).state == State.DONE
+    assert len(harness.tc.queue.tasks) == 2
 
 
-async def test_a_stored_plan_is_parsed_off_the_event_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    await pushed(world)
-    world.tc.faults.add("before", "createTask", status=500, times=100)
+async def test_a_stored_plan_is_parsed_off_the_event_loop(
+    harness: FlowHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pushed(harness)
+    harness.tc.faults.add("before", "createTask", status=500, times=100)
     with pytest.raises(Unavailable):
-        await run(world)
-    before = await world.planned()
-    step = await world.step(StepKind.GRAPH)
+        await run(harness)
+    before = await harness.planned()
+    step = await harness.step(StepKind.GRAPH)
     step.fencing_token = 2
     threads: list[int] = []
     real = json.loads
@@ -703,19 +710,19 @@ async def test_a_stored_plan_is_parsed_off_the_event_loop(world: World, monkeypa
     monkeypatch.setattr(plan, "CHUNK_TASKS", 1)
     monkeypatch.setattr(json, "loads", loads)
     async with AsyncExitStack() as stack:
-        lease = Lease(world.database, world.settings.work, step)
-        read = await graph._stored_plan(world.services, lease, stack)
+        lease = Lease(harness.database, harness.settings.work, step)
+        read = await graph._stored_plan(harness.services, lease, stack)
     monkeypatch.undo()
     assert [task.model_dump() for task in read] == [task.model_dump() for task in before]
     assert len(threads) == len(before) == 2
     assert threading.get_ident() not in threads
 
 
-async def test_nobody_has_our_secret(world: World) -> None:
+async def test_nobody_has_our_secret(harness: FlowHarness) -> None:
     """Neither the plan nor the error task holds a secret of ours."""
-    await pushed(world, "version: 1\ntasks: [{$eval: push}, {$eval: repository}]")
-    step = await run(world)
-    definition = await error_shown(world, step)
+    await pushed(harness, "version: 1\ntasks: [{$eval: push}, {$eval: repository}]")
+    step = await run(harness)
+    definition = await error_shown(harness, step)
     for shown in (str(definition), str(step.error)):
         assert "service-secret" not in shown
-        assert world.services.secret.hex() not in shown
+        assert harness.services.secret.hex() not in shown

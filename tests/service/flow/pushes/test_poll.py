@@ -10,9 +10,9 @@ from service.flow.pushes import poll
 from service.settings import PollSettings
 from service.store.database import Database
 from service.store.models import Repository, State
-from tests.service.flow.listeners import MINUTE, SECOND, START, Clock, Listener, Polls
+from tests.service.flow.fake_listeners import MINUTE, SECOND, START, Clock, Listener, Polls
 from tests.service.flow.pushes.test_push import changesets, pushes, steps
-from tests.service.world import node, push_event
+from tests.service.harness import node, push_event
 
 
 class One(Polls):

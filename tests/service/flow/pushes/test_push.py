@@ -22,7 +22,7 @@ from service.settings import Settings, load
 from service.store.database import Database
 from service.store.models import DeadLetter, Push, PushStep, Repository, State
 from tests.published_schemas import read_published
-from tests.service.world import add_repository, node, push_event
+from tests.service.harness import add_repository, node, push_event
 
 ENVIRONMENTS = {
     "tc-treeherder": {"url": "https://th.example.com", "client_id": "a", "secret": "b"},

@@ -19,7 +19,7 @@ from service.flow.pushes.push import revision_hash
 from service.flow.pushes.resultset import resultset_of
 from service.store.models import Push, PushStep, Repository, State, StepKind
 from tests.published_schemas import read_published
-from tests.service.world import ENVIRONMENT, World, node, push_event, world_of
+from tests.service.harness import ENVIRONMENT, FlowHarness, node, open_harness, push_event
 from tests.services import Amqp
 
 REPOSITORY = Repository(alias="mc", url="https://hg.mozilla.org/integration/mc", host="h", level="1", last_push_id=0)
@@ -123,66 +123,66 @@ def test_what_is_not_known_of_a_changeset() -> None:
 # The step
 
 
-async def pushed(world: World, **entry: Any) -> None:
-    await world.add_repository()
-    await world.store(push_event(1, **entry))
+async def pushed(harness: FlowHarness, **entry: Any) -> None:
+    await harness.add_repository()
+    await harness.store(push_event(1, **entry))
 
 
-async def run(world: World) -> PushStep:
-    await resultset.run(world.services, await world.lease(StepKind.RESULTSET))
-    return await world.step(StepKind.RESULTSET)
+async def run(harness: FlowHarness) -> PushStep:
+    await resultset.run(harness.services, await harness.lease(StepKind.RESULTSET))
+    return await harness.step(StepKind.RESULTSET)
 
 
-async def test_it_is_posted(world: World) -> None:
-    await pushed(world)
-    step = await run(world)
+async def test_it_is_posted(harness: FlowHarness) -> None:
+    await pushed(harness)
+    step = await run(harness)
     assert (step.state, step.error, step.due_at) == (State.DONE, None, None)
-    (stored,) = world.th.store.pushes
+    (stored,) = harness.th.store.pushes
     assert stored.revision == node("mc 1")
-    assert world.th.counters == {"POST resultset 200": 1}
+    assert harness.th.counters == {"POST resultset 200": 1}
 
 
-async def test_again_is_the_same_resultset(world: World) -> None:
-    await pushed(world)
-    world.th.behaviour.fail_after = 1
+async def test_again_is_the_same_resultset(harness: FlowHarness) -> None:
+    await pushed(harness)
+    harness.th.behaviour.fail_after = 1
     with pytest.raises(Unavailable):
-        await run(world)
-    async with world.database.writing() as session:
+        await run(harness)
+    async with harness.database.writing() as session:
         await session.exec(update(PushStep).values(due_at=now()))
-    assert (await run(world)).state == State.DONE
-    assert len(world.th.store.pushes) == 1
+    assert (await run(harness)).state == State.DONE
+    assert len(harness.th.store.pushes) == 1
 
 
-async def test_without_changesets_it_is_skipped(world: World) -> None:
-    await pushed(world, changesets=[])
-    step = await run(world)
+async def test_without_changesets_it_is_skipped(harness: FlowHarness) -> None:
+    await pushed(harness, changesets=[])
+    step = await run(harness)
     assert (step.state, step.error) == (State.SKIPPED, "no changesets are left of this push")
-    assert not world.th.counters
+    assert not harness.th.counters
 
 
-async def test_what_is_refused_for_good_is_failed_with_the_reason(world: World) -> None:
-    await pushed(world)
+async def test_what_is_refused_for_good_is_failed_with_the_reason(harness: FlowHarness) -> None:
+    await pushed(harness)
 
     class Refusing:
         async def post_resultset(self, *_: Any) -> None:
             raise PermanentUpstreamError("treeherder", "https://th answers 400: bad\0 field", 400)
 
-    world.services.treeherders = {ENVIRONMENT: Refusing()}  # type: ignore[dict-item]  # the one call that is made
-    step = await run(world)
+    harness.services.treeherders = {ENVIRONMENT: Refusing()}  # type: ignore[dict-item]  # the one call that is made
+    step = await run(harness)
     assert (step.state, step.error) == (State.FAILED, "https://th answers 400: bad\\u0000 field")
 
 
 @pytest.mark.parametrize("pushes", ["off", None])
-async def test_an_environment_that_takes_none_any_more(world: World, pushes: str | None) -> None:
-    await pushed(world)
+async def test_an_environment_that_takes_none_any_more(harness: FlowHarness, pushes: str | None) -> None:
+    await pushed(harness)
     if pushes is None:
-        del world.settings.environments[ENVIRONMENT]
+        del harness.settings.environments[ENVIRONMENT]
     else:
-        world.settings.environments[ENVIRONMENT].pushes = "off"
-    step = await run(world)
+        harness.settings.environments[ENVIRONMENT].pushes = "off"
+    step = await run(harness)
     assert step.state == State.SKIPPED
     assert f"environment {ENVIRONMENT} takes no pushes" in str(step.error)
-    assert not world.th.counters
+    assert not harness.th.counters
 
 
 class Heard:
@@ -208,31 +208,31 @@ PULSE = {
 
 
 async def test_for_one_that_listens_on_pulse_it_is_announced(sqlite_url: str) -> None:
-    async with world_of(sqlite_url, **PULSE) as world:
+    async with open_harness(sqlite_url, **PULSE) as harness:
         heard = Heard()
-        publisher, world.services.publisher = world.services.publisher, heard
-        await pushed(world, date=now() - timedelta(minutes=1))
-        assert (await run(world)).state == State.DONE
+        publisher, harness.services.publisher = harness.services.publisher, heard
+        await pushed(harness, date=now() - timedelta(minutes=1))
+        assert (await run(harness)).state == State.DONE
         ((exchange, key, message),) = heard.messages
         assert (exchange, key) == ("hgpushes/v1", "mc")
-        url = f"{world.hg_url}/mc"
+        url = f"{harness.hg_url}/mc"
         (told,) = message["payload"]["pushlog_pushes"]
         assert message["payload"]["heads"] == [node("mc 1")]
         assert message["payload"]["repo_url"] == url
         assert (told["pushid"], told["user"]) == (1, "dev@example.com")
         assert isinstance(told["time"], int)
         assert told["push_full_json_url"] == f"{url}/json-pushes?version=2&full=1&startID=0&endID=1"
-        world.services.publisher = publisher
+        harness.services.publisher = publisher
 
 
 async def test_a_broker_that_is_away_is_tried_again(sqlite_url: str) -> None:
-    async with world_of(sqlite_url, **PULSE) as world:
-        publisher, world.services.publisher = world.services.publisher, Heard(Unavailable("pulse", "away"))
-        await pushed(world)
+    async with open_harness(sqlite_url, **PULSE) as harness:
+        publisher, harness.services.publisher = harness.services.publisher, Heard(Unavailable("pulse", "away"))
+        await pushed(harness)
         with pytest.raises(Unavailable, match="away"):
-            await run(world)
-        assert (await world.step(StepKind.RESULTSET)).state == State.PENDING
-        world.services.publisher = publisher
+            await run(harness)
+        assert (await harness.step(StepKind.RESULTSET)).state == State.PENDING
+        harness.services.publisher = publisher
 
 
 async def test_a_push_that_no_treeherder_listens_for_waits_until_one_does(sqlite_url: str, amqp: Amqp) -> None:
@@ -241,47 +241,47 @@ async def test_a_push_that_no_treeherder_listens_for_waits_until_one_does(sqlite
     amqp.exchanges |= {f"exchange/{user}/{name}" for name in ("v1/pushes", "v1/retrigger")}
     environment = {"url": "https://th.example.com", "pushes": "pulse", "pushes_exchange": exchange}
     pulse = {"url": amqp.url, "user": user}
-    async with world_of(sqlite_url, pulse=pulse, environments={ENVIRONMENT: environment}) as world:
-        await pushed(world)
-        lease = await world.lease(StepKind.RESULTSET)
+    async with open_harness(sqlite_url, pulse=pulse, environments={ENVIRONMENT: environment}) as harness:
+        await pushed(harness)
+        lease = await harness.lease(StepKind.RESULTSET)
         with pytest.raises(Unavailable, match=f"no queue is bound to {exchange}") as unheard:
-            await resultset.run(world.services, lease)
+            await resultset.run(harness.services, lease)
         await lease.retry(str(unheard.value), timedelta())  # as the worker does
-        async with world.database.writing() as session:
+        async with harness.database.writing() as session:
             await session.exec(update(PushStep).values(due_at=now()))
-        step = await world.step(StepKind.RESULTSET)
+        step = await harness.step(StepKind.RESULTSET)
         assert (step.state, step.error) == (State.PENDING, str(unheard.value))
         with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
             channel = connection.channel()
             channel.exchange_declare(exchange, passive=True)  # as a Treeherder does
             channel.queue_declare(amqp.queue())
             channel.queue_bind(amqp.queue(), exchange, "#")
-            assert (await run(world)).state == State.DONE
+            assert (await run(harness)).state == State.DONE
             assert json.loads(channel.basic_get(amqp.queue())[2])["payload"]["heads"] == [node("mc 1")]
 
 
 async def test_everybody_is_told_on_pulse(sqlite_url: str) -> None:
-    async with world_of(sqlite_url, **PULSE) as world:
+    async with open_harness(sqlite_url, **PULSE) as harness:
         heard = Heard()
-        publisher, world.services.publisher = world.services.publisher, heard
-        await pushed(world)
-        await resultset.announce(world.services, await world.lease(StepKind.ANNOUNCEMENT))
-        assert (await world.step(StepKind.ANNOUNCEMENT)).state == State.DONE
+        publisher, harness.services.publisher = harness.services.publisher, heard
+        await pushed(harness)
+        await resultset.announce(harness.services, await harness.lease(StepKind.ANNOUNCEMENT))
+        assert (await harness.step(StepKind.ANNOUNCEMENT)).state == State.DONE
         ((exchange, key, message),) = heard.messages
         assert (exchange, key) == ("v1/pushes", "mc")
         assert (message["id"], message["alias"], message["user"]) == (1, "mc", "dev@example.com")
         assert message["changesets"][0]["files"] == ["a.txt"]
-        world.services.publisher = publisher
+        harness.services.publisher = publisher
 
 
 async def test_a_message_that_would_be_too_large_names_no_files(sqlite_url: str) -> None:
-    async with world_of(sqlite_url, **PULSE) as world:
+    async with open_harness(sqlite_url, **PULSE) as harness:
         heard = Heard()
-        publisher, world.services.publisher = world.services.publisher, heard
+        publisher, harness.services.publisher = harness.services.publisher, heard
         many = [{"node": node(n), "branch": "default", "desc": "d", "files": ["x" * 100] * 100} for n in range(150)]
-        await pushed(world, changesets=many)
-        await resultset.announce(world.services, await world.lease(StepKind.ANNOUNCEMENT))
+        await pushed(harness, changesets=many)
+        await resultset.announce(harness.services, await harness.lease(StepKind.ANNOUNCEMENT))
         ((_, _, message),) = heard.messages
         assert len(message["changesets"]) == 150
         assert "files" not in message["changesets"][0]
-        world.services.publisher = publisher
+        harness.services.publisher = publisher

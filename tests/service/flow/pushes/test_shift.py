@@ -17,9 +17,9 @@ from service.flow.pushes import poll, push
 from service.settings import PollSettings, load
 from service.store.database import Database
 from service.store.models import Budget, RateGrant, Repository
-from tests.service.flow.listeners import HOST, MINUTE, SECOND, START, Clock, Listener, Polls
+from tests.service.flow.fake_listeners import HOST, MINUTE, SECOND, START, Clock, Listener, Polls
 from tests.service.flow.pushes.test_push import pushes
-from tests.service.world import node, push_event
+from tests.service.harness import node, push_event
 
 
 @pytest.fixture

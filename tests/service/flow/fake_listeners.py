@@ -11,7 +11,7 @@ from service.flow.pushes import push, shift
 from service.settings import PollSettings, load
 from service.store.database import Database
 from service.store.models import Repository
-from tests.service.world import add_repository
+from tests.service.harness import add_repository
 
 HOST = "hg.mozilla.org"
 START = datetime(2030, 1, 30, 12, 0, 0, tzinfo=UTC)

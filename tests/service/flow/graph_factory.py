@@ -22,7 +22,7 @@ from service.engine.worker import Worker
 from service.errors import PermanentUpstreamError
 from service.flow.tasks.definition import stamp
 from service.store.models import Action, Notice, PlannedTask, Source, State, Work
-from tests.service.world import World, node
+from tests.service.harness import FlowHarness, node
 
 Definition = dict[str, Any]
 
@@ -78,7 +78,13 @@ def end(queue: Queue, name: str, state: str = "failed") -> Task:
 
 
 async def action_on(
-    world: World, task_id: str, kind: str = "retrigger", *, project: str = "mc", run_id: int | None = None, **more: Any
+    harness: FlowHarness,
+    task_id: str,
+    kind: str = "retrigger",
+    *,
+    project: str = "mc",
+    run_id: int | None = None,
+    **more: Any,
 ) -> Action:
     """Store an action, as from the API."""
     action = Action(
@@ -91,36 +97,36 @@ async def action_on(
         lane=f"action {kind}",
         **more,
     )
-    async with world.database.writing() as session:
+    async with harness.database.writing() as session:
         session.add(action)
     return action
 
 
-async def claimed(world: World, model: type[Work] = Action) -> Lease[Any]:
+async def claimed(harness: FlowHarness, model: type[Work] = Action) -> Lease[Any]:
     """Hold the first piece of that kind of work that is due."""
-    async with world.database.writing() as session:
+    async with harness.database.writing() as session:
         lanes = await session.exec(select(model.lane).where(col(model.due_at) <= now()).limit(1))
-        (item,) = await claim(session, model, lanes.one(), 1, world.settings.work.lease)
-    return Lease(world.database, world.settings.work, item)
+        (item,) = await claim(session, model, lanes.one(), 1, harness.settings.work.lease)
+    return Lease(harness.database, harness.settings.work, item)
 
 
-async def carry_out(world: World, task_id: str, kind: str = "retrigger", **more: Any) -> Action:
+async def carry_out(harness: FlowHarness, task_id: str, kind: str = "retrigger", **more: Any) -> Action:
     """An action from its arrival to its end; what became of it."""
-    action = await action_on(world, task_id, kind, **more)
-    lease = await claimed(world)
+    action = await action_on(harness, task_id, kind, **more)
+    lease = await claimed(harness)
     assert lease.item.id == action.id
-    await WORK.run_of(lease.item)(world.services, lease)
-    return await stored(world, action)
+    await WORK.run_of(lease.item)(harness.services, lease)
+    return await stored(harness, action)
 
 
-async def stored(world: World, action: Action) -> Action:
-    async with world.database.reading() as session:
+async def stored(harness: FlowHarness, action: Action) -> Action:
+    async with harness.database.reading() as session:
         return await session.get_one(Action, action.id)
 
 
-async def copies(world: World, action: Action) -> dict[str, str]:
+async def copies(harness: FlowHarness, action: Action) -> dict[str, str]:
     """New ids by the names of the tasks that were copied, in the order of the plan."""
-    async with world.database.reading() as session:
+    async with harness.database.reading() as session:
         tasks = await session.exec(
             select(PlannedTask)
             .where(PlannedTask.action_id == action.id, PlannedTask.plan_attempt == action.plan_attempt)
@@ -129,18 +135,18 @@ async def copies(world: World, action: Action) -> dict[str, str]:
         return {task.name: task.task_id for task in tasks}
 
 
-async def notices(world: World) -> list[Notice]:
-    async with world.database.reading() as session:
+async def notices(harness: FlowHarness) -> list[Notice]:
+    async with harness.database.reading() as session:
         return list(await session.exec(select(Notice).order_by(col(Notice.id))))
 
 
-async def work_until_done(world: World, action: Action, seconds: float = 20) -> Action:
+async def work_until_done(harness: FlowHarness, action: Action, seconds: float = 20) -> Action:
     """Let a real worker do it, with its retries; what became of it."""
-    worker = Worker(world.services)
+    worker = Worker(harness.services)
     running = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(seconds):
-            while (action := await stored(world, action)).state == State.PENDING:  # noqa: ASYNC110 - in the database
+            while (action := await stored(harness, action)).state == State.PENDING:  # noqa: ASYNC110 - in the database
                 await asyncio.sleep(0.02)
     finally:
         worker.stop()

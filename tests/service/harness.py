@@ -70,7 +70,7 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
 
 
 @dataclass
-class World:
+class FlowHarness:
     """Real `Services`, and the stand-ins behind them.
 
     `tc`, `hg` and `th` are the stand-ins themselves, for a test to look into and to break.
@@ -129,7 +129,7 @@ class World:
 
 
 @asynccontextmanager
-async def world_of(database_url: str, **settings: Any) -> AsyncIterator[World]:
+async def open_harness(database_url: str, **settings: Any) -> AsyncIterator[FlowHarness]:
     """The whole of it; `settings` win over what stands here."""
     tc = taskcluster.Taskcluster([ROOT], claim_wait=0)
     hg = MemoryPushlog()
@@ -156,7 +156,7 @@ async def world_of(database_url: str, **settings: Any) -> AsyncIterator[World]:
         database = Database(database_url)
         try:
             async with open_services(chosen, database) as services:
-                yield World(services, tc, hg, hg_app.state.faults, th, hg_url)
+                yield FlowHarness(services, tc, hg, hg_app.state.faults, th, hg_url)
         finally:
             await database.close()
 

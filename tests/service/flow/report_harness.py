@@ -28,7 +28,7 @@ from service.services import Services, open_services
 from service.settings import Settings
 from service.store.database import Database
 from service.store.models import DeadLetter, JobReport
-from tests.service.world import ROOT, node, serving
+from tests.service.harness import ROOT, node, serving
 
 PREFIX, STAGE = "tc-treeherder", "tc-treeherder-stage"
 PROJECTS = ("mc", "try", "autoland")
@@ -121,7 +121,7 @@ def implied(task: Task) -> dict[int, tuple[str, str]]:
 
 
 @dataclass
-class Newsroom:
+class ReportHarness:
     """`tc` and `th` are the stand-ins themselves; `messages` all that the queue has published."""
 
     services: Services
@@ -264,7 +264,7 @@ FAST = {"gather": 0, "turn": 0.2, "max_pause": 0.2}
 @asynccontextmanager
 async def newsroom(
     database_url: str, reports: dict[str, Any] | None = None, environment: dict[str, Any] | None = None, **settings: Any
-) -> AsyncIterator[Newsroom]:
+) -> AsyncIterator[ReportHarness]:
     """The whole of it; `environment` are further settings of both environments."""
     async with AsyncExitStack() as stack:
         tc = taskcluster.Taskcluster([ROOT], claim_wait=0)
@@ -294,11 +294,11 @@ async def newsroom(
         database = Database(database_url)
         stack.push_async_callback(database.close)
         made = await stack.enter_async_context(open_services(Settings(**values), database))
-        room = Newsroom(made, tc, states)
+        harness = ReportHarness(made, tc, states)
 
         def hear(message: Message) -> None:
             if message.exchange.rsplit("/", 1)[-1] in HEARD:
-                room.messages.append(message)
+                harness.messages.append(message)
 
         tc.queue.listeners.append(hear)
-        yield room
+        yield harness
