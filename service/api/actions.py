@@ -17,7 +17,7 @@ from service.api.deps import ActionNumber, After, CallerDep, Limit, Reader, Read
 from service.api.openapi import LOCATION, problems
 from service.api.paging import page
 from service.api.route import Route
-from service.api.schemas import (
+from service.api.schemas.actions import (
     ActionCreate,
     ActionKindRead,
     ActionKinds,

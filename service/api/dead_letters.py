@@ -11,7 +11,7 @@ from service.api.openapi import WRITES, problems
 from service.api.paging import page_of_all
 from service.api.pushes import refuse_deleted
 from service.api.route import Route
-from service.api.schemas import DeadLetterPage, DeadLetterRead, DeadLetterSummary
+from service.api.schemas.dead_letters import DeadLetterPage, DeadLetterRead, DeadLetterSummary
 from service.engine import leases
 from service.engine.registry import WORK
 from service.errors import Problem

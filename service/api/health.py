@@ -20,7 +20,7 @@ from service import clock as clocks
 from service.api import gauges
 from service.api.cached import Cached, Probe
 from service.api.route import Route
-from service.api.schemas import Check, Heartbeat
+from service.api.schemas.health import Check, Heartbeat
 from service.clock import SETTLED, now
 from service.engine.registry import WORK
 from service.services import Services

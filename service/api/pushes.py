@@ -24,7 +24,15 @@ from service.api.deps import (
 from service.api.openapi import problems
 from service.api.paging import page
 from service.api.route import Route
-from service.api.schemas import ChangesetRead, GraphRead, PushPage, PushRead, PushSummary, ResultsetRead, TaskRead
+from service.api.schemas.pushes import (
+    ChangesetRead,
+    GraphRead,
+    PushPage,
+    PushRead,
+    PushSummary,
+    ResultsetRead,
+    TaskRead,
+)
 from service.engine import leases
 from service.errors import Problem
 from service.sanitize import escape_unstorable

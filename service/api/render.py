@@ -10,7 +10,7 @@ from service.api.openapi import problems
 from service.api.pushes import find_push
 from service.api.repositories import find
 from service.api.route import Route
-from service.api.schemas import RenderedTask, RenderRequest, RenderResult
+from service.api.schemas.pushes import RenderedTask, RenderRequest, RenderResult
 from service.flow.pushes.preview import Preview, made_up_push, preview
 from service.settings import RENDER
 

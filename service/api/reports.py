@@ -11,7 +11,7 @@ from service.api.deps import After, Limit, Reader, Reading
 from service.api.openapi import problems
 from service.api.paging import page
 from service.api.route import Route
-from service.api.schemas import ReportPage, ReportRead, RunStage
+from service.api.schemas.tasks import ReportPage, ReportRead, RunStage
 from service.store.models import FAILED_REPORTS, JobReport, State
 
 router = APIRouter(prefix="/reports", tags=["reports"], route_class=Route)

@@ -21,7 +21,7 @@ from service.api.deps import (
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.api.paging import page_of_all
 from service.api.route import Route
-from service.api.schemas import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
+from service.api.schemas.repositories import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
 from service.clock import now
 from service.engine import leases

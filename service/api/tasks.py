@@ -10,7 +10,8 @@ from service.api.deps import Reader, Reading
 from service.api.openapi import problems
 from service.api.reports import run_of
 from service.api.route import Route
-from service.api.schemas import MadeTask, RunRead, TaskAction, TaskOwner, TaskPush
+from service.api.schemas.actions import MadeTask
+from service.api.schemas.tasks import RunRead, TaskAction, TaskOwner, TaskPush
 from service.errors import Problem
 from service.sanitize import escape_unstorable
 from service.store.database import Session

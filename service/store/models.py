@@ -1,4 +1,4 @@
-"""Define the database's tables. The API's schemas are in `service.api.schemas`."""
+"""Define the database's tables. The API's schemas are in `service.api.schemas.common`."""
 
 import uuid
 from datetime import UTC, datetime, timedelta

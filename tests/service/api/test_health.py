@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
 from service.api import health
-from service.api.schemas import Check
+from service.api.schemas.health import Check
 from service.clock import now
 from service.store.database import Database
 from service.store.models import JobReport, PushStep, Stage, State

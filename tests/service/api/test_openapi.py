@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from service.api import openapi, schemas
+from service.api import openapi
+from service.api.schemas.common import examples
 from service.app import create_app
 from service.contract import events
 from service.settings import Settings
@@ -100,12 +101,13 @@ def test_what_is_referred_to_is_there_and_what_is_there_is_referred_to(document:
 
 
 def test_examples_are_what_the_models_take(document: dict[str, Any]) -> None:
-    for name, example in openapi.EXAMPLES.items():
-        assert document["components"]["schemas"][name]["examples"] == [example]
-        if name == "Problem":
-            assert set(example) <= set(document["components"]["schemas"]["Problem"]["properties"])
-            continue
-        model: type[BaseModel] = getattr(schemas, name, None) or getattr(events, name)
+    schemas = document["components"]["schemas"]
+    assert set(openapi.EXAMPLES["Problem"]) <= set(schemas["Problem"]["properties"])
+    models: dict[type[BaseModel], dict[str, Any]] = {**examples(), events.Verdicts: openapi.EXAMPLES["Verdicts"]}
+    assert len(models) > 12
+    for model, example in models.items():
+        name = model.__name__
+        assert schemas[name]["examples"] == [example]
         read = model.model_validate_json(json.dumps(example), strict=False)
         assert json.loads(read.model_dump_json(include=set(example))).keys() == example.keys()
         if name.endswith(("Read", "Summary", "Plan")):

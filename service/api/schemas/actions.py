@@ -1,0 +1,239 @@
+"""Actions and their plans, as the API shows and takes them."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from service.api.schemas.common import EXAMPLE_COPY, EXAMPLE_TASK, Page, RunId, Schema, TaskId, Text, example
+from service.contract.events import Alias
+from service.flow.actions.kinds import ACTIONS, known_names
+from service.sanitize import problems_of
+from service.store.models import Source
+
+
+class ActionState(StrEnum):
+    RECEIVED = "received"
+    PLANNED = "planned"
+    DONE = "done"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    NOTHING_TO_DO = "nothing-to-do"
+
+
+def _known_action(name: str) -> str:
+    if name not in ACTIONS:
+        raise ValueError(f"there is no action {name[:100]!r} here: {known_names()} are what this service does")
+    return name
+
+
+def _describe_inputs(schema: dict[str, Any]) -> None:
+    """Describe the inputs of all actions: each has a schema of its own."""
+    schemas = [kind.input.model_json_schema() for kind in ACTIONS.values()]
+    inputs = [each for number, each in enumerate(schemas) if each not in schemas[:number]]
+    del schema["additionalProperties"]
+    schema |= {"anyOf": inputs}
+
+
+class ActionCreate(Schema):
+    """An action to do on a task. `GET /actions/kinds` lists the actions, each with the schema of its input."""
+
+    model_config = example(
+        action="retrigger",
+        project="mozilla-central",
+        task_id=EXAMPLE_TASK,
+        run_id=0,
+        input={},
+        requester="sheriff@example.com",
+    )
+
+    action: Annotated[str, AfterValidator(_known_action)] = Field(json_schema_extra={"enum": [*sorted(ACTIONS)]})
+    project: Alias = Field(description="alias of the monitored repository; a route of the task must name it")
+    task_id: TaskId
+    run_id: RunId | None = Field(None, description="null: the latest run")
+    requester: Text | None = Field(None, description="on whose behalf; null: the caller")
+    input: dict[str, Any] = Field(
+        default_factory=dict, description="what the action is told", json_schema_extra=_describe_inputs
+    )
+
+    @model_validator(mode="after")
+    def _fitting_input(self) -> "ActionCreate":
+        try:
+            fitting = ACTIONS[self.action].input.model_validate(self.input)
+        except ValidationError as error:
+            raise ValueError(f"input of {self.action}: {problems_of(error)}") from None
+        self.input = fitting.model_dump(mode="json", exclude_defaults=True)
+        return self
+
+
+class ActionKindRead(Schema):
+    """An action that can be asked for."""
+
+    name: str
+    summary: str = Field(description="what it does")
+    scope: str = Field(description="what the caller needs; `<project>` stands for the project's alias")
+    input: dict[str, Any] = Field(description="JSON Schema of the input")
+
+
+class ActionKinds(Schema):
+    """All actions that can be asked for."""
+
+    items: list[ActionKindRead]
+
+
+class MadeTask(Schema):
+    """A copy: `task_id` of `copy_of`."""
+
+    copy_of: str
+    task_id: str | None = Field(description="null until it was created: nobody is to know the id before")
+    name: str
+    created: bool
+
+
+class LeftOut(Schema):
+    task_id: str
+    name: str
+    reason: str
+
+
+class ActionSummary(Schema):
+    model_config = example(
+        action="retrigger",
+        project="mozilla-central",
+        task_id=EXAMPLE_TASK,
+        run_id=0,
+        input={},
+        id=17,
+        requester="sheriff@example.com",
+        source="api",
+        state="done",
+        reason=None,
+        notes=[],
+        tasks_planned=1,
+        tasks_created=1,
+        left_out_count=0,
+        tasks=[
+            {"copy_of": EXAMPLE_TASK, "task_id": EXAMPLE_COPY, "name": "test-linux64/opt-xpcshell-1", "created": True}
+        ],
+        attempts=1,
+        received_at="2026-01-15T12:30:00Z",
+        planned_at="2026-01-15T12:30:01Z",
+        done_at="2026-01-15T12:30:02Z",
+        next_attempt_at=None,
+    )
+
+    id: int
+    action: str
+    project: str
+    task_id: str
+    run_id: int | None
+    input: dict[str, Any]
+    requester: str
+    source: Source
+    state: ActionState
+    reason: str | None = Field(description="why it failed, was rejected or has nothing to do; or the last failure")
+    notes: list[str] = Field(description="what else a person should know")
+    tasks_planned: int
+    tasks_created: int
+    left_out_count: int
+    tasks: list[MadeTask] = Field(description="the copies in dependency order; in a list of actions the first 20")
+    attempts: int
+    received_at: datetime
+    planned_at: datetime | None
+    done_at: datetime | None
+    next_attempt_at: datetime | None
+
+
+class ActionPage(Page[ActionSummary]):
+    """A page of actions."""
+
+
+class ListedDelivery(Schema):
+    """A message that brought the press of a button, or may have brought it again."""
+
+    received_at: datetime
+    redelivered: bool
+    acknowledged: bool = Field(description="a listener has reported that the broker will not bring it again")
+
+
+class ActionRead(ActionSummary):
+    model_config = example(
+        action="retrigger",
+        project="mozilla-central",
+        task_id=EXAMPLE_TASK,
+        run_id=0,
+        input={},
+        id=17,
+        requester="sheriff@example.com",
+        source="api",
+        state="done",
+        reason=None,
+        notes=[],
+        tasks_planned=1,
+        tasks_created=1,
+        left_out_count=0,
+        tasks=[
+            {"copy_of": EXAMPLE_TASK, "task_id": EXAMPLE_COPY, "name": "test-linux64/opt-xpcshell-1", "created": True}
+        ],
+        attempts=1,
+        received_at="2026-01-15T12:30:00Z",
+        planned_at="2026-01-15T12:30:01Z",
+        done_at="2026-01-15T12:30:02Z",
+        next_attempt_at=None,
+        left_out=[],
+        deliveries=[],
+    )
+
+    left_out: list[LeftOut]
+    deliveries: list[ListedDelivery] = Field(description="the first hundred that are listed on it")
+
+
+class PlannedCopy(Schema):
+    """A copy that would be made. Its `task_id` is made up: an action that is really done derives others."""
+
+    copy_of: str
+    task_id: str
+    name: str
+    task_group_id: str
+    created: str
+    deadline: str
+    expires: str
+    dependencies: list[str]
+
+
+class ActionPlan(Schema):
+    model_config = example(
+        action="retrigger",
+        project="mozilla-central",
+        task_id=EXAMPLE_TASK,
+        run_id=0,
+        input={},
+        state="planned",
+        reason=None,
+        notes=[],
+        tasks=[
+            {
+                "copy_of": EXAMPLE_TASK,
+                "task_id": EXAMPLE_COPY,
+                "name": "test-linux64/opt-xpcshell-1",
+                "task_group_id": "VhNn4z3pR1aF6m0kq1xW5w",
+                "created": "2026-01-15T12:30:01.000Z",
+                "deadline": "2026-01-16T12:30:01.000Z",
+                "expires": "2026-02-12T12:30:01.000Z",
+                "dependencies": [],
+            }
+        ],
+        left_out=[],
+    )
+
+    action: str
+    project: str
+    task_id: str
+    run_id: int | None
+    input: dict[str, Any]
+    state: ActionState = Field(description="planned; or what the action would end as, and then `reason` says why")
+    reason: str | None
+    notes: list[str]
+    tasks: list[PlannedCopy]
+    left_out: list[LeftOut]

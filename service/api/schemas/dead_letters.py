@@ -1,0 +1,34 @@
+"""Dead letters, as the API shows them."""
+
+from datetime import datetime
+
+from pydantic import Field
+
+from service.api.schemas.common import Page, Schema, example
+
+
+class DeadLetterSummary(Schema):
+    id: int
+    kind: str
+    subject: str
+    reason: str
+    since: datetime
+    payload_bytes: int | None = Field(description="size of the event as it came; null: it is work that was buried")
+
+
+class DeadLetterRead(DeadLetterSummary):
+    model_config = example(
+        id=3,
+        kind="push-event",
+        subject="mozilla-central, push 43211",
+        reason="not understood: push.changesets: Field required",
+        since="2026-01-15T12:00:00Z",
+        payload_bytes=56,
+        payload='{"repository": "mozilla-central", "push": {"id": 43211}}',
+    )
+
+    payload: str | None = Field(description="the event as it came, or its first MiB; what is no UTF-8 is escaped")
+
+
+class DeadLetterPage(Page[DeadLetterSummary]):
+    """A page of dead letters, without their payloads."""
