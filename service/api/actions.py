@@ -1,4 +1,4 @@
-"""Actions: a retrigger or a cancel asked for, and what became of each."""
+"""Routes for actions: ask for one, plan one, see what became of them."""
 
 import hashlib
 from collections import defaultdict
@@ -66,25 +66,25 @@ IdempotencyKey = Annotated[
 
 @router.post("", status_code=202, operation_id="createAction", responses={202: LOCATION, **problems(scope=_SCOPE)})
 async def create_action(
-    asked: ActionCreate,
+    body: ActionCreate,
     request: Request,
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
     key: IdempotencyKey = None,
 ) -> ActionRead:
-    """Have something done to a task. The action is stored when this answers; `Location` tells how it goes."""
-    _require(services, caller, asked)
+    """Store an action to be done on a task. The answer goes out after the commit; `Location` shows the progress."""
+    _require(services, caller, body)
     worker: Worker = request.app.state.worker
-    requester = caller.name if asked.requester is None else asked.requester
-    wanted = _action_of(asked, requester)
+    requester = caller.name if body.requester is None else body.requester
+    wanted = _action_of(body, requester)
     taken = []
     async with services.database.writing() as session:
         action: Action | None = wanted
         if key is None:
             session.add(wanted)
         else:
-            digest = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
+            digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
             # quoted, so that where the caller's name ends and the key begins is never a guess
             action = await store_idempotent(session, wanted, f"api {quote(caller.key)} {key}", digest)
         if action is None:
@@ -105,11 +105,11 @@ async def create_action(
 
 
 @router.post("/plan", operation_id="planAction", responses=problems(502, scope=_SCOPE))
-async def plan_action(asked: ActionCreate, services: ServicesDep, caller: CallerDep) -> ActionPlan:
-    """What that action would do now. Changes nothing."""
-    _require(services, caller, asked)
+async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerDep) -> ActionPlan:
+    """Return what that action would do now. Nothing changes."""
+    _require(services, caller, body)
     plan = ActionPlan(
-        **asked.model_dump(exclude={"requester"}),
+        **body.model_dump(exclude={"requester"}),
         state=ActionState.PLANNED,
         reason=None,
         notes=[],
@@ -117,7 +117,7 @@ async def plan_action(asked: ActionCreate, services: ServicesDep, caller: Caller
         left_out=[],
     )
     try:
-        await _plan(services, asked, plan)
+        await _plan(services, body, plan)
     except ActionRejectedError as error:
         plan.state, plan.reason = ActionState.REJECTED, str(error)
     except ActionFailedError as error:
@@ -127,13 +127,13 @@ async def plan_action(asked: ActionCreate, services: ServicesDep, caller: Caller
     return plan
 
 
-async def _plan(services: Services, asked: ActionCreate, plan: ActionPlan) -> None:
-    subject = await subject_of(services, asked.project, asked.task_id)
-    made = await ACTIONS[asked.action].plan(services, subject, _action_of(asked, ""))
-    if made.nothing_to_do is not None:
-        plan.state, plan.reason = ActionState.NOTHING_TO_DO, made.nothing_to_do
-    plan.notes = made.notes
-    plan.left_out = [LeftOut.model_validate(each) for each in made.left_out]
+async def _plan(services: Services, body: ActionCreate, plan: ActionPlan) -> None:
+    subject = await subject_of(services, body.project, body.task_id)
+    preview = await ACTIONS[body.action].plan(services, subject, _action_of(body, ""))
+    if preview.nothing_to_do is not None:
+        plan.state, plan.reason = ActionState.NOTHING_TO_DO, preview.nothing_to_do
+    plan.notes = preview.notes
+    plan.left_out = [LeftOut.model_validate(task) for task in preview.left_out]
     plan.tasks = [
         PlannedCopy(
             copy_of=copy.old_id,
@@ -145,18 +145,18 @@ async def _plan(services: Services, asked: ActionCreate, plan: ActionPlan) -> No
             expires=copy.definition["expires"],
             dependencies=copy.definition["dependencies"],
         )
-        for copy in made.copies
+        for copy in preview.copies
     ]
 
 
-def _action_of(asked: ActionCreate, requester: str) -> Action:
-    action = new_action(asked.action, asked.project, asked.task_id, asked.run_id, requester, Source.API)
-    action.input = asked.input
+def _action_of(body: ActionCreate, requester: str) -> Action:
+    action = new_action(body.action, body.project, body.task_id, body.run_id, requester, Source.API)
+    action.input = body.input
     return action
 
 
-def _require(services: Services, caller: auth.Caller, asked: ActionCreate) -> None:
-    auth.require(services.settings, caller, scope_of(asked.action, asked.project))
+def _require(services: Services, caller: auth.Caller, body: ActionCreate) -> None:
+    auth.require(services.settings, caller, scope_of(body.action, body.project))
 
 
 @router.get("", operation_id="listActions", responses=problems())
@@ -170,8 +170,10 @@ async def list_actions(
     limit: Limit = 50,
     after: After = None,
 ) -> ActionPage:
-    """Actions, the newest first. With several filters a page can be shorter than `limit`, even empty, while
-    `next` says that there are more."""
+    """List actions, the newest first.
+
+    With several filters a page can be shorter than `limit`, even empty, while `next` says that there are more.
+    """
     filters: list[tuple[Any, Any]] = [  # those that leave fewest come first
         (task_id, Action.task_id == escape_unstorable(task_id or "")),
         (requester, Action.requester == escape_unstorable(requester or "")),
@@ -210,7 +212,7 @@ async def list_action_kinds(_: Reader) -> ActionKinds:
 
 @router.get("/{action_id}", operation_id="getAction", responses=problems(404))
 async def get_action(action_id: ActionNumber, session: Reading, _: Reader) -> ActionRead:
-    """One action, with all tasks that it made."""
+    """Return one action, with all tasks that it created."""
     action = await session.get(Action, action_id) if 0 < action_id < 2**31 else None
     if action is None:
         raise Problem(404, "Unknown action", f"there is no action {action_id}; GET /api/v1/actions lists them")
@@ -226,13 +228,14 @@ def _in_state(state: ActionState) -> Any:
 
 
 def state_of(action: Action) -> ActionState:
+    """Return the state of an action as the API shows it."""
     if action.state != State.PENDING:
         return ActionState(str(action.state))
     return ActionState.RECEIVED if action.planned_at is None else ActionState.PLANNED
 
 
 async def _counts(session: Session, actions: Sequence[Action]) -> dict[int, tuple[int, int]]:
-    """Planned and created tasks of each action; what is created is not counted one by one."""
+    """Return the numbers of planned and of created tasks of each action; created tasks are not counted one by one."""
     of_action = (PlannedTask.action_id == Action.id, PlannedTask.plan_attempt == Action.plan_attempt)
     last = select(func.max(PlannedTask.position)).where(*of_action).scalar_subquery()
     left = select(func.count()).select_from(PlannedTask).where(*of_action, text(UNCREATED)).scalar_subquery()
@@ -241,7 +244,7 @@ async def _counts(session: Session, actions: Sequence[Action]) -> dict[int, tupl
 
 
 async def _tasks(session: Session, actions: Sequence[Action], first: int | None = None) -> dict[int, list[MadeTask]]:
-    """The copies of each action; without their definitions, which can be large."""
+    """Return the copies of each action, without their definitions, which can be large."""
     query = (
         select(  # type: ignore[call-overload]  # SQLModel has types for four columns
             PlannedTask.action_id,
@@ -273,8 +276,8 @@ async def _read(session: Session, action: Action) -> ActionRead:
     tasks = (await _tasks(session, [action]))[action.id or 0]
     rows = select(Delivery).where(Delivery.action_id == action.id, Delivery.channel != "").order_by(col(Delivery.at))
     deliveries = [
-        ListedDelivery(received_at=each.at, redelivered=each.redelivered, acknowledged=each.acknowledged)
-        for each in await session.exec(rows.limit(DELIVERIES))
+        ListedDelivery(received_at=row.at, redelivered=row.redelivered, acknowledged=row.acknowledged)
+        for row in await session.exec(rows.limit(DELIVERIES))
     ]
     return ActionRead.model_validate(
         {

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Cached(Generic[T]):
-    """A value that is computed by one request at a time, and again after `seconds` only; the others wait for it."""
+    """A value that one request at a time computes, at most every `seconds`; other requests wait for it."""
 
     def __init__(
         self, compute: Callable[[], Awaitable[T]], seconds: float, clock: Callable[[], float] = time.monotonic
@@ -28,7 +28,7 @@ class Cached(Generic[T]):
 
 
 class Probe:
-    """A call that is made in the background, once at a time and at most every `seconds`: it may take long."""
+    """A call that may take long: made in the background, once at a time and at most every `seconds`."""
 
     def __init__(
         self, call: Callable[[], Awaitable[None]], seconds: float, clock: Callable[[], float] = time.monotonic
@@ -55,7 +55,7 @@ class Probe:
             self._failure = error
 
     async def close(self) -> None:
-        """Give up a call that is under way."""
+        """Cancel a call that is under way."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What could not be understood, or ran out of retries: listed, replayed, dropped."""
+"""Routes for dead letters: events that were not understood, and work that ran out of retries."""
 
 import structlog
 from fastapi import APIRouter, Request
@@ -55,7 +55,7 @@ async def _find(session: Session, letter_id: int) -> DeadLetter:
 
 @router.get("", operation_id="listDeadLetters", responses=problems())
 async def list_dead_letters(session: Reading, _: Reader, limit: Limit = 50, after: After = None) -> DeadLetterPage:
-    """Dead letters, the newest first, without their payloads."""
+    """List dead letters, the newest first, without their payloads."""
     query = select(DeadLetter, _SIZE).options(_WITHOUT_PAYLOAD)
     rows, following = await page_of_all(session, query, DeadLetter.id, limit, after, newest_first=True)
     return DeadLetterPage(items=[_summary(letter, size) for letter, size in rows], next=following)
@@ -63,7 +63,7 @@ async def list_dead_letters(session: Reading, _: Reader, limit: Limit = 50, afte
 
 @router.get("/{letter_id}", operation_id="getDeadLetter", responses=problems(404))
 async def get_dead_letter(letter_id: LetterNumber, session: Reading, _: Reader) -> DeadLetterRead:
-    """One dead letter, with its payload."""
+    """Return one dead letter, with its payload."""
     shown = func.substr(DeadLetter.payload, 1, MAX_PAYLOAD, type_=LargeBinary)
     query = select(DeadLetter, _SIZE, shown).options(_WITHOUT_PAYLOAD).where(DeadLetter.id == letter_id)
     row = (await session.exec(query)).first() if 0 < letter_id < 2**31 else None
@@ -83,7 +83,7 @@ async def get_dead_letter(letter_id: LetterNumber, session: Reading, _: Reader) 
 async def replay_dead_letter(
     letter_id: LetterNumber, request: Request, services: ServicesDep, caller: Writer
 ) -> DeadLetterSummary:
-    """Take it in once more: the event as it came, or the work that was buried. It stays when that fails."""
+    """Take in the event again, or make the buried work due again. The dead letter stays if that fails."""
     async with services.database.writing() as session:
         letter = await _find(session, letter_id)
         read = _summary(letter, None if letter.payload is None else len(letter.payload))
@@ -123,6 +123,6 @@ async def _requeue(session: Session, letter: DeadLetter, model: type[Work], work
 
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter", responses=problems(404, scope=WRITES))
 async def drop_dead_letter(letter_id: LetterNumber, caller: Writer, session: Writing) -> None:
-    """Forget it."""
+    """Delete a dead letter."""
     await session.delete(await _find(session, letter_id))
     log.info("dead-letter-dropped", dead_letter=letter_id, by=caller.name)

@@ -14,6 +14,7 @@ from service.store.database import Session
 
 
 async def get_services(request: Request) -> Services:
+    """Return the services of this process."""
     services: Services = request.app.state.services
     return services
 
@@ -22,6 +23,7 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 
 
 async def get_settings(services: ServicesDep) -> Settings:
+    """Return the settings of this process."""
     return services.settings
 
 
@@ -29,11 +31,13 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 
 
 async def reading(services: ServicesDep) -> AsyncIterator[Session]:
+    """Open a session for reads, until the answer is made."""
     async with services.database.reading() as session:
         yield session
 
 
 async def writing(services: ServicesDep) -> AsyncIterator[Session]:
+    """Open a session that commits before the answer goes out."""
     async with services.database.writing() as session:
         yield session
 
@@ -53,6 +57,7 @@ CallerDep = Annotated[auth.Caller, Depends(get_caller)]
 
 
 async def reader(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
+    """Return the caller. Raises a 403 if it may not read."""
     auth.may_read(settings, caller)
     return caller
 
@@ -61,6 +66,7 @@ Reader = Annotated[auth.Caller, Depends(reader)]
 
 
 async def writer(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
+    """Return the caller. Raises a 403 if it may not change repositories."""
     auth.require(settings, caller, REPOSITORIES_WRITE)
     return caller
 
@@ -70,6 +76,7 @@ Writer = Annotated[auth.Caller, Depends(writer)]
 
 
 async def may_render(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
+    """Return the caller. Raises a 403 if it may not have files rendered."""
     auth.require(settings, caller, RENDER)
     return caller
 

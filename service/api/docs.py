@@ -18,7 +18,7 @@ _ASSETS = {
 
 
 def install(app: FastAPI) -> None:
-    """Serve `/docs` and what it loads. All its addresses are relative: a proxy may take a prefix off."""
+    """Serve `/docs` and what it loads. All addresses are relative, because a proxy may remove a prefix."""
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title=app.title,
@@ -44,7 +44,7 @@ def _policy(page: str) -> str:
     """Return a policy that lets the page's own scripts run and nothing else."""
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    own = " ".join(["'self'", *(f"'sha256-{each}'" for each in hashes)])
+    own = " ".join(["'self'", *(f"'sha256-{digest}'" for digest in hashes)])
     return (
         f"default-src 'none'; script-src {own}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

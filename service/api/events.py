@@ -1,4 +1,4 @@
-"""Ingress: it stores and answers, and calls nobody."""
+"""Routes that take events of listeners: they store, answer, and call no upstream."""
 
 from typing import Any
 
@@ -70,9 +70,9 @@ async def take_job_actions(request: Request, services: ServicesDep) -> Verdicts:
     if len(taken) < len(actions):
         services.database.wakeups.wake(Topic.WORK)
     worker.begin(taken)
-    for each in stored:
-        if each.verdict == "rejected":
-            log.warning("action-rejected", reason=each.reason)
+    for verdict in stored:
+        if verdict.verdict == "rejected":
+            log.warning("action-rejected", reason=verdict.reason)
     return _answer("job-action", batch.verdicts(stored))
 
 
@@ -88,6 +88,7 @@ def job_action(event: Any) -> receive.Arrival:
 
 
 def push_event(event: Any) -> PushEvent | OversizedPush:
+    """Return the push. Raises ValidationError: not understood."""
     if isinstance(event, dict) and event.get("oversized") is True:
         return OversizedPush.model_validate(event)
     return PushEvent.model_validate(event)

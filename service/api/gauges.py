@@ -91,7 +91,7 @@ OLD_POLL = timedelta(minutes=10)
 
 
 async def exposition(database: Database) -> bytes:
-    """All metrics in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     async with database.reading() as session:
         await _read_work(session)
         await _read_polls(session)
@@ -169,7 +169,7 @@ async def oldest_work(session: Session) -> dict[type[Work], datetime]:
 
 @dataclass(frozen=True)
 class Polls:
-    """How the enabled repositories are polled. Neither /metrics nor /__heartbeat__ names any of them: both are open."""
+    """The polls of the enabled repositories together: /metrics and /__heartbeat__ are open, and name none of them."""
 
     old: int  # repositories without a good poll for OLD_POLL
     oldest: float  # seconds since the last good poll of the one that has waited longest
@@ -177,7 +177,7 @@ class Polls:
 
 
 async def summarize_polls(session: Session) -> Polls:
-    """Return what may be told of all repositories' polls together."""
+    """Return the summary of the polls of all repositories."""
     at = now()
     good, created = col(Repository.last_good_poll_at), col(Repository.created_at)
     old = at - OLD_POLL

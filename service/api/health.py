@@ -1,5 +1,7 @@
-"""Dockerflow's endpoints: `/__lbheartbeat__` for load balancers, `/__heartbeat__` for people, `/__version__`; and
-`/__readiness__` for Kubernetes."""
+"""Dockerflow's endpoints: `/__lbheartbeat__` for load balancers, `/__heartbeat__` for people, `/__version__`.
+
+`/__readiness__` is for Kubernetes.
+"""
 
 import asyncio
 import json
@@ -30,21 +32,21 @@ log = structlog.get_logger()
 router = APIRouter(tags=["health"], route_class=Route)
 
 TIME_LIMIT = 3.0
-"""Seconds for one check: a health check that hangs says nothing."""
+"""Seconds for one check: a check that hangs tells nobody anything."""
 
 OLD_WORK = timedelta(minutes=10)
 QUIET = timedelta(minutes=10)
 
 DELETED = timedelta(days=1)
-"""How long a deleted queue is warned of."""
+"""The time for which a deleted queue is a warning."""
 
 FORGOTTEN = timedelta(days=7)
-"""A queue that nobody has read for so long was given up or renamed."""
+"""A queue that nobody has read for this long was given up or renamed."""
 
 
 @router.get("/__lbheartbeat__", operation_id="lbHeartbeat", responses={503: {"description": "Restart it"}})
 async def lb_heartbeat(request: Request, response: Response) -> dict[str, str]:
-    """The process answers, and its worker lives: 503 is mended by a restart and by nothing else."""
+    """Answer 200 while worker and reporter run in this process; only a restart cures a 503."""
     ended = _ended(request)
     response.status_code = 503 if ended else 200
     return {"status": "error" if ended else "ok"}
@@ -52,17 +54,17 @@ async def lb_heartbeat(request: Request, response: Response) -> dict[str, str]:
 
 @router.get("/__version__", operation_id="version")
 async def get_version() -> dict[str, Any]:
-    """What is running: version.json of the image, else the package's version."""
+    """Return the version that is running: version.json of the image, else the version of the package."""
     for folder in (Path("/app"), Path.cwd()):
         path = folder / "version.json"
         if path.is_file():
-            found: dict[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
-            return found
+            contents: dict[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
+            return contents
     return {"source": "", "version": version("tc-treeherder"), "commit": "", "build": ""}
 
 
 class Health:
-    """What the pages of this module show: computed for all callers together, for each of them is open."""
+    """The checks and metrics that these endpoints show, computed for all callers together: the endpoints are open."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -72,7 +74,7 @@ class Health:
         self._write = Probe(services.database.write_probe, services.settings.write_check.total_seconds())
 
     async def database(self) -> Check:
-        """Whether the database answers, and takes writes: it does not when its disk is full, or it is read-only."""
+        """Check that the database answers and takes writes, which it refuses if its disk is full or it is read-only."""
         check = await _checked("database", _database, self._services)
         if check.status != "ok":
             return check
@@ -98,6 +100,7 @@ class Health:
 
 
 async def get_health(request: Request) -> Health:
+    """Return the checks of this process."""
     health: Health = request.app.state.health
     return health
 
@@ -107,8 +110,10 @@ HealthDep = Annotated[Health, Depends(get_health)]
 
 @router.get("/__readiness__", operation_id="readiness", responses={503: {"model": Check}})
 async def readiness(response: Response, health: HealthDep) -> Check:
-    """The database answers, and takes writes. Nothing else counts: while Treeherder is away, what comes in must still
-    be stored."""
+    """Answer 200 if the database answers and takes writes.
+
+    Nothing else counts: while Treeherder is away, events must still be stored.
+    """
     check = await health.database()
     response.status_code = 503 if check.status == "error" else 200
     return check
@@ -116,14 +121,14 @@ async def readiness(response: Response, health: HealthDep) -> Check:
 
 @router.get("/metrics", operation_id="metrics", response_class=Response)
 async def get_metrics(health: HealthDep) -> Response:
-    """Prometheus' text format, some seconds old (`health_cache`)."""
+    """Return the metrics in Prometheus' text format, up to `health_cache` old."""
     body = await asyncio.wait_for(health.metrics.get(), TIME_LIMIT * 3)
     return Response(body, media_type=gauges.CONTENT_TYPE)
 
 
 @router.get("/__heartbeat__", operation_id="heartbeat", responses={503: {"model": Heartbeat}})
 async def heartbeat(request: Request, response: Response, health: HealthDep) -> Heartbeat:
-    """Each check, warnings told from failures; 503 when any has failed."""
+    """Return every check, with warnings apart from errors; 503 if there is an error."""
     checks = [await health.database()]
     if checks[0].status != "error":
         checks += [*await health.checks.get(), _clock()]
@@ -136,14 +141,16 @@ async def heartbeat(request: Request, response: Response, health: HealthDep) -> 
 
 
 def _ended(request: Request) -> list[str]:
-    """What should run in this process as long as it does, and does not."""
+    """Return the names of the loops of this process that should run and have ended."""
     tasks = {name: getattr(request.app.state, f"{name}_task") for name in ("worker", "reporter")}
     return [name for name, task in tasks.items() if task is not None and task.done()]
 
 
 def _why(failure: Exception) -> str:
-    """Return what the database says of a write that it refused. What a driver says of a connection names its address
-    and user, and this page is open: of that only the kind is told."""
+    """Return the database's reason for refusing a write.
+
+    A driver's words about a connection name its address and user, and this page is open: of those only the class.
+    """
     cause = failure.orig if isinstance(failure, DBAPIError) else None
     if cause is None:
         return type(failure).__name__
@@ -151,8 +158,8 @@ def _why(failure: Exception) -> str:
         return str(cause)
     import psycopg  # noqa: PLC0415 - 9 MB, which SQLite does without
 
-    told = cause.diag.message_primary if isinstance(cause, psycopg.Error) and cause.sqlstate else None
-    return told or type(cause).__name__
+    message = cause.diag.message_primary if isinstance(cause, psycopg.Error) and cause.sqlstate else None
+    return message or type(cause).__name__
 
 
 async def _checked(name: str, check: Callable[[Services], Awaitable[Check]], services: Services) -> Check:
@@ -192,7 +199,7 @@ NO_PUSH = "/api/v1/reports?waiting=push"
 
 
 def _clock() -> Check:
-    """Whether this process's clock and the database's agree."""
+    """Check that the clock of this process agrees with the database's."""
     clock = clocks.process_clock
     if clock.usable and not clock.reported:
         return Check(name="clock", status="ok")

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass
 class Batch(Generic[T]):
-    """The events of a request by their numbers: those that were understood, and why the others were not."""
+    """The events of a request by their numbers: those that were understood, and the reasons against the others."""
 
     kind: str
     raw: bytes  # the body of the request
@@ -96,7 +96,7 @@ def _subject(kind: str, event: Any) -> str:
 
 
 def _digest(kind: str, payload: bytes) -> str:
-    event = json.loads(payload)  # as it came: what was made storable may have become equal
+    event = json.loads(payload)  # as it came: two events may become equal when they are sanitized
     same = {name: event[name] for name in event.keys() - _CHANGES[kind]} if isinstance(event, dict) else event
     return hashlib.sha256(json.dumps([kind, same], sort_keys=True).encode()).hexdigest()
 

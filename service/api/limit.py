@@ -17,7 +17,7 @@ from service.errors import Problem, problem
 
 @dataclass(frozen=True)
 class Limit:
-    """What the body of a request may have."""
+    """The limits of a request's body."""
 
     size: int  # bytes
     members: int  # of all its objects and lists, counted by { [ and , wherever they stand: a text may have them, too
@@ -52,7 +52,7 @@ def limit_for(path: str) -> Limit:
 
 
 class BodyLimit:
-    """Middleware: refuses a body that says that it is too large before reading it, and one that turns out to be (413).
+    """Middleware that refuses a body that is too large (413), before reading it if its length is announced.
 
     So it does with one that has too many members, before it is parsed: to parse ten million `{}` takes seconds. A body
     that takes longer than `seconds` to come is a 408. FastAPI's own limit answers in plain text.
@@ -107,7 +107,7 @@ class BodyLimit:
 
 
 class Local:
-    """Middleware: without credentials in the settings, refuses what a foreign web page makes a browser send (403)."""
+    """Middleware for a service without credentials: refuse what a foreign web page makes a browser send (403)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -123,7 +123,7 @@ class Local:
 
 
 class Writes:
-    """How many writes each caller has left: a bucket that holds and refills `per_minute` (0: any number)."""
+    """The writes that each caller has left: a bucket that holds and refills `per_minute` (0: unlimited)."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._full, self._clock = float(per_minute), clock

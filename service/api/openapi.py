@@ -38,8 +38,8 @@ TAGS = [
     {"name": "repositories", "description": "The monitored repositories."},
     {"name": "pushes", "description": "Pushes, and what became of each step: resultsets and the task graph."},
     {"name": "tasks", "description": "What a task belongs to, and what was reported of it."},
-    {"name": "actions", "description": "A retrigger or a cancel asked for, and what became of each."},
-    {"name": "reports", "description": "What each Treeherder has been told of each run, and what waits."},
+    {"name": "actions", "description": "What is done to tasks, such as a retrigger, and what became of it."},
+    {"name": "reports", "description": "The reports of runs to each Treeherder, and those that wait."},
     {"name": "dead letters", "description": "What could not be understood, or ran out of retries: nothing disappears."},
     {"name": "health", "description": "Dockerflow's endpoints and Prometheus' metrics. They need no credentials."},
     {"name": "internal", "description": "The listeners' way in, signed; it may change with any release."},
@@ -49,9 +49,9 @@ _PROBLEMS = {
     400: "The body ended early, or is not JSON.",
     401: "There are no credentials, or they are no good; `missing_scope` names the scope that is needed.",
     403: "The caller is known, and lacks the scope that `missing_scope` names.",
-    404: "It is not there.",
+    404: "Nothing has this name or id.",
     408: "The body did not come in time.",
-    409: "It does not go with what is there.",
+    409: "It conflicts with the present state.",
     413: "The body is too large, or holds too many events or members of objects and lists.",
     422: "Something in the request is wrong; `errors`, where it is there, lists each place.",
     429: "The caller writes too often.",
@@ -93,31 +93,31 @@ _PROBLEM: Json = {
 
 
 class Pushes(BaseModel):
-    """Pushes of the pushlog. Each gets a verdict of its own, so one that is not understood does not hold up others."""
+    """Pushes of the pushlog. Each gets its own verdict, so that one that is not understood delays no other."""
 
     events: list[PushEvent | OversizedPush] = Field(max_length=MAX_EVENTS)
 
 
 class PulseMessages(BaseModel):
-    """Messages as Pulse delivered them, each with a verdict of its own."""
+    """Messages as Pulse delivered them. Each gets its own verdict."""
 
     events: list[PulseMessage] = Field(max_length=MAX_EVENTS)
 
 
 class JobActionMessages(Acknowledged):
-    """Buttons pressed in Treeherder, each with a verdict of its own, and what the broker has confirmed."""
+    """Buttons pressed in Treeherder, each with its own verdict, and the acknowledgements that the broker confirmed."""
 
     events: list[JobActionMessage] = Field(max_length=MAX_EVENTS)
 
 
 class Renewal(ShiftRequest):
-    """A listener renews its shift: what it has polled since it did so last, and what it found."""
+    """The renewal of a listener's shift: the repositories that it has polled since the last one, and its news."""
 
     news: list[PollNews] = Field([], max_length=MAX_EVENTS)
 
 
 class Announced(AnnouncedPushes):
-    """Pushes were announced in these repositories."""
+    """The repositories in which pushes were announced."""
 
 
 _SIGNED: tuple[type[BaseModel], ...] = (Pushes, PulseMessages, JobActionMessages, Renewal, Announced, QueueReport)
@@ -156,7 +156,7 @@ _SECURITY: Json = {
 
 
 def problems(*statuses: int, scope: str = READ) -> dict[int | str, Json]:
-    """For the `responses` of a route: its own errors, and the scope that callers need. Those of all are added below."""
+    """Return the `responses` of a route: its own errors, and the scope that callers need."""
     lacking = {**_problem(403), "description": f"{_PROBLEMS[403]} It is `{scope}`."}
     return {403: lacking, **{status: _problem(status) for status in statuses}}
 
@@ -173,7 +173,7 @@ MERGE_PATCH: Json = {"requestBody": {"content": {"application/merge-patch+json":
 
 
 def signed(body: type[BaseModel]) -> Json:
-    """For the `openapi_extra` of a route that reads the raw bytes, which were signed."""
+    """Return the `openapi_extra` of a route that reads the raw, signed bytes."""
     assert body in _SIGNED
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}}
 

@@ -1,4 +1,4 @@
-"""Pages of a list, newest first, that cost the same however many rows a table has.
+"""Pages of a list that cost the same however many rows a table has.
 
 One filter is looked up in an index that has the list's order (`candidates`); the others are applied to what it finds,
 up to `MOST_EXAMINED` rows. So no combination of filters makes the database read a table: where matches are rare, a
@@ -15,13 +15,13 @@ from service.errors import Problem
 from service.store.database import Session
 
 FIRST = 2**31 - 1
-"""Above all ids: each page is read in the same way."""
+"""An id above all others: the first page is read as every other one."""
 
 CHUNK = 1_000
-"""Rows that are looked at in one query at most."""
+"""The most rows that one query examines."""
 
 MOST_EXAMINED = 2_000
-"""Rows that are looked at for one page."""
+"""The most rows that are examined for one page."""
 
 
 async def page(
@@ -38,7 +38,7 @@ async def page(
     where `among(column)` is the condition that it has one of the ids that were found.
     """
     before = _id_of(after, FIRST)
-    found: list[Any] = []
+    matches: list[Any] = []
     examined, size = 0, limit + 1
     while True:
         ids: list[int] = []
@@ -47,15 +47,15 @@ async def page(
         ids = sorted(ids, reverse=True)[:size]
         if ids:
             matching = await session.exec(rows(_among(session, ids)))
-            found += sorted(matching, key=lambda row: row[0], reverse=True)
-        if len(found) > limit:
-            return found[:limit], _opaque(found[limit - 1][0])
+            matches += sorted(matching, key=lambda row: row[0], reverse=True)
+        if len(matches) > limit:
+            return matches[:limit], _opaque(matches[limit - 1][0])
         if len(ids) < size:
-            return found, None
+            return matches, None
         # where most match, few are lacking, and rows have bodies; where few do, the queries are soon large
         examined, before, size = examined + size, ids[-1], min(4 * size, CHUNK)
         if examined >= MOST_EXAMINED:
-            return found, _opaque(before)
+            return matches, _opaque(before)
 
 
 async def page_of_all(

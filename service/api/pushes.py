@@ -64,8 +64,10 @@ async def list_pushes(
     limit: Limit = 50,
     after: After = None,
 ) -> PushPage:
-    """Pushes, the newest first. With several filters a page can be shorter than `limit`, even empty, while
-    `next` says that there are more."""
+    """List pushes, the newest first.
+
+    With several filters a page can be shorter than `limit`, even empty, while `next` says that there are more.
+    """
     filters: list[Any] = []
     if repository is not None:
         filters.append(Repository.alias == escape_unstorable(repository))
@@ -113,7 +115,7 @@ Generation = Annotated[int | None, Query(ge=0, le=2**31 - 1, description="the ne
 async def get_push(
     alias: RepositoryAlias, push_id: PushNumber, session: Reading, _: Reader, generation: Generation = None
 ) -> PushRead:
-    """One push, with the state of each step and its tasks."""
+    """Return one push, with the state of each step and its tasks."""
     push = await find_push(session, alias, push_id, generation)
     return await _read(session, push, alias)
 
@@ -132,7 +134,7 @@ async def retry_push(
     caller: CallerDep,
     generation: Generation = None,
 ) -> PushRead:
-    """Do the failed steps again: with the stored plan where nothing was refused, otherwise rendered anew."""
+    """Retry the failed steps: with the stored plan if nothing was refused, otherwise with a new one."""
     auth.require(services.settings, caller, f"tc-treeherder:action:retry:{alias}")
     async with services.database.writing() as session:
         push = await find_push(session, alias, push_id, generation)
@@ -173,6 +175,7 @@ async def refuse_deleted(session: Session, repository_id: int) -> None:
 
 
 async def find_push(session: Session, alias: str, push_id: int, generation: int | None) -> Push:
+    """Return the push of this id, of the newest generation that has it unless one is given. Raises a 404."""
     query = (
         select(Push.id, Push.generation, Repository.deleted_at)
         .join(Repository, col(Repository.id) == Push.repository_id)

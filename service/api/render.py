@@ -25,16 +25,16 @@ router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Ro
     responses=problems(404, scope=RENDER),
 )
 async def render_file(
-    alias: RepositoryAlias, asked: RenderRequest, services: ServicesDep, caller: MayRender
+    alias: RepositoryAlias, body: RenderRequest, services: ServicesDep, caller: MayRender
 ) -> Response:
-    """Render a file as for a push of this repository, and check its tasks. Creates and stores nothing."""
+    """Render a file as for a push of this repository, and check its tasks. Nothing is created or stored."""
     async with services.database.reading() as session:
         repository = await find(session, alias)
-        known = None if asked.push_id is None else await find_push(session, alias, asked.push_id, None)
-    push = known or made_up_push(repository, asked.message, asked.user)
+        known = None if body.push_id is None else await find_push(session, alias, body.push_id, None)
+    push = known or made_up_push(repository, body.message, body.user)
     # a small file can make a plan of a hundred megabytes, which stays until it is an answer
     async with services.previews.use(caller.key):
-        result = await preview(services, repository, push, asked.file, f"render {caller.key}")
+        result = await preview(services, repository, push, body.file, f"render {caller.key}")
         log.info("file-rendered", repository=alias, tasks=len(result.tasks), error=result.error, by=caller.name)
         return Response(await asyncio.to_thread(_answer, result), media_type="application/json")
 

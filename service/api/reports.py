@@ -31,8 +31,10 @@ async def list_reports(
     limit: Limit = 50,
     after: After = None,
 ) -> ReportPage:
-    """Job reports, the newest first. With two filters a page can be shorter than `limit`, even empty, while `next`
-    says that there are more."""
+    """List job reports, the newest first.
+
+    With two filters a page can be shorter than `limit`, even empty, while `next` says that there are more.
+    """
     conditions: list[Any] = []
     if waiting is not None:
         conditions.append(and_(col(JobReport.state) == State.PENDING, col(JobReport.no_push_since).is_not(None)))

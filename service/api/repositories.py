@@ -1,4 +1,4 @@
-"""The monitored repositories."""
+"""Routes for the monitored repositories."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -39,7 +39,7 @@ router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Ro
 
 
 def normal_url(settings: Settings, url: str) -> tuple[str, str]:
-    """`url` as we keep it, and its host. Raises a 422 that says what is wrong with it."""
+    """Return the one spelling of a url that we store, and its host. Raises a 422 that says what is wrong."""
 
     def wrong(why: str) -> Problem:
         # what is behind these characters is not shown: it may hold a password
@@ -60,7 +60,7 @@ def normal_url(settings: Settings, url: str) -> tuple[str, str]:
 
 
 def default_scopes(url: str) -> list[str]:
-    """What a project's tasks may do, when the repository does not say: its role's scopes."""
+    """Return the scopes of a project that states none: those of its role."""
     split = urlsplit(url)
     return [f"assume:repo:{split.netloc}/{split.path.strip('/')}:branch:default"]
 
@@ -73,14 +73,14 @@ def _known_environments(settings: Settings, environments: list[str] | None) -> N
 
 
 async def find(session: Session, alias: str, *, lock: bool = False) -> Repository:
-    """The live repository of that alias. Raises a 404."""
+    """Return the monitored repository of this alias. Raises a 404."""
     query = select(Repository).where(Repository.alias == escape_unstorable(alias), col(Repository.deleted_at).is_(None))
-    found = (await session.exec(query.with_for_update() if lock else query)).first()
-    if found is None:
+    repository = (await session.exec(query.with_for_update() if lock else query)).first()
+    if repository is None:
         raise Problem(
             404, "Unknown repository", f"no repository {alias!r} is monitored; GET /api/v1/repositories lists them"
         )
-    return found
+    return repository
 
 
 async def _end_of_pushlog(services: Services, url: str) -> int:
@@ -95,7 +95,7 @@ async def _end_of_pushlog(services: Services, url: str) -> int:
 
 @router.get("", operation_id="listRepositories", responses=problems())
 async def list_repositories(session: Reading, _: Reader, limit: Limit = 100, after: After = None) -> RepositoryPage:
-    """The monitored repositories, in the order in which they were added."""
+    """List the monitored repositories, in the order in which they were added."""
     query = select(Repository).where(col(Repository.deleted_at).is_(None))
     repositories, following = await page_of_all(session, query, Repository.id, limit, after, newest_first=False)
     items = [RepositoryRead.model_validate(repository) for repository in repositories]
@@ -109,29 +109,29 @@ async def list_repositories(session: Reading, _: Reader, limit: Limit = 100, aft
     responses={201: LOCATION, **problems(409, 502, scope=WRITES)},
 )
 async def add_repository(
-    asked: RepositoryCreate, response: Response, services: ServicesDep, caller: Writer
+    body: RepositoryCreate, response: Response, services: ServicesDep, caller: Writer
 ) -> RepositoryRead:
     """Monitor a repository from now on, or from `last_push_id`."""
-    url, host = normal_url(services.settings, asked.url)
-    _known_environments(services.settings, asked.environments)
+    url, host = normal_url(services.settings, body.url)
+    _known_environments(services.settings, body.environments)
     async with services.database.reading() as session:
-        await _taken(session, asked.alias, url)
-    last_push_id = asked.last_push_id
+        await _taken(session, body.alias, url)
+    last_push_id = body.last_push_id
     if last_push_id is None:
         last_push_id = await _end_of_pushlog(services, url)
     try:
         async with services.database.writing() as session:
             known = (await session.exec(select(Repository).where(Repository.url == url).with_for_update())).first()
-            await _taken(session, asked.alias, url)  # after the lock: who waited for it sees what the other did
-            repository = _created(known, asked, url, host, last_push_id)
+            await _taken(session, body.alias, url)  # after the lock: who waited for it sees what the other did
+            repository = _created(known, body, url, host, last_push_id)
             session.add(repository)
             await session.flush()
             read = RepositoryRead.model_validate(repository)
     except IntegrityError:
         async with services.database.reading() as session:
-            await _taken(session, asked.alias, url)
+            await _taken(session, body.alias, url)
         raise Problem(
-            409, "Taken", f"alias {asked.alias!r} or url {url} was taken just now: read it and try again"
+            409, "Taken", f"alias {body.alias!r} or url {url} was taken just now: read it and try again"
         ) from None
     log.info("repository-added", repository=read.alias, url=read.url, cursor=read.last_push_id, by=caller.name)
     response.headers["Location"] = f"/api/v1/repositories/{read.alias}"
@@ -139,14 +139,14 @@ async def add_repository(
 
 
 @router.post("/plan", operation_id="planRepository", responses=problems(409))
-async def plan_repository(asked: RepositoryCreate, services: ServicesDep, _: Reader) -> RepositoryCreate:
-    """Whether this could be added, and as what: the pushlog is not asked, and nothing changes."""
-    url, _host = normal_url(services.settings, asked.url)
-    _known_environments(services.settings, asked.environments)
+async def plan_repository(body: RepositoryCreate, services: ServicesDep, _: Reader) -> RepositoryCreate:
+    """Return what would be added, or why it cannot be. The pushlog is not asked, and nothing changes."""
+    url, _host = normal_url(services.settings, body.url)
+    _known_environments(services.settings, body.environments)
     async with services.database.reading() as session:
-        await _taken(session, asked.alias, url)
-    scopes = asked.scopes if asked.scopes is not None else default_scopes(url)
-    return asked.model_copy(update={"url": url, "scopes": scopes})
+        await _taken(session, body.alias, url)
+    scopes = body.scopes if body.scopes is not None else default_scopes(url)
+    return body.model_copy(update={"url": url, "scopes": scopes})
 
 
 async def _taken(session: Session, alias: str, url: str) -> None:
@@ -161,26 +161,26 @@ async def _taken(session: Session, alias: str, url: str) -> None:
         raise Problem(409, "Taken", detail, repository=other.alias)
 
 
-def _created(known: Repository | None, asked: RepositoryCreate, url: str, host: str, last_push_id: int) -> Repository:
-    """A new row; or the `known` one of a repository that was deleted, whose generation lives on."""
+def _created(known: Repository | None, body: RepositoryCreate, url: str, host: str, last_push_id: int) -> Repository:
+    """Return a new row, or the `known` row of a deleted repository, which keeps its generation."""
     values = {
-        **asked.model_dump(exclude={"url", "last_push_id", "scopes"}),
-        "scopes": asked.scopes if asked.scopes is not None else default_scopes(url),
+        **body.model_dump(exclude={"url", "last_push_id", "scopes"}),
+        "scopes": body.scopes if body.scopes is not None else default_scopes(url),
         "host": host,
         "last_push_id": last_push_id,
     }
-    fresh = Repository(url=url, **values)
+    repository = Repository(url=url, **values)
     if known is None:
-        return fresh
+        return repository
     kept = {"id", "url", "generation", "shift"}
     for name in Repository.model_fields.keys() - kept:
-        setattr(known, name, getattr(fresh, name))
+        setattr(known, name, getattr(repository, name))
     return known
 
 
 @router.get("/{alias}", operation_id="getRepository", responses=problems(404))
 async def get_repository(alias: RepositoryAlias, session: Reading, _: Reader) -> RepositoryRead:
-    """One repository, and where its poll stands."""
+    """Return one repository, with the state of its poll."""
     return RepositoryRead.model_validate(await find(session, alias))
 
 
@@ -193,7 +193,7 @@ async def get_repository(alias: RepositoryAlias, session: Reading, _: Reader) ->
 async def change_repository(
     alias: RepositoryAlias, change: RepositoryPatch, caller: Writer, session: Writing, services: ServicesDep
 ) -> RepositoryRead:
-    """JSON Merge Patch (RFC 7396). alias and url stay: delete and add anew instead."""
+    """Change a repository by JSON Merge Patch (RFC 7396). Alias and url cannot change: delete and add it instead."""
     _known_environments(services.settings, change.environments)
     repository = await find(session, alias, lock=True)
     for name in change.model_fields_set:
@@ -217,7 +217,7 @@ async def delete_repository(
     session: Writing,
     force: Annotated[bool, Query(description="bury the unfinished work as dead letters")] = False,
 ) -> None:
-    """Monitor it no more. Its pushes can still be read, and its generation survives."""
+    """Stop monitoring a repository. Its pushes can still be read, and its generation is kept."""
     repository = await find(session, alias, lock=True)
     # locked: what a worker ends just now is not buried
     steps = await session.exec(
@@ -235,7 +235,7 @@ async def delete_repository(
     )
     unfinished: list[PushStep | Action] = [*steps, *actions]
     if unfinished and not force:
-        count = sum(isinstance(each, Action) for each in unfinished)
+        count = sum(isinstance(work, Action) for work in unfinished)
         detail = (
             f"{len(unfinished) - count} steps of {alias}'s pushes and {count} actions on its tasks are unfinished: "
             "wait for them, or bury them with ?force=true"
@@ -253,12 +253,12 @@ async def delete_repository(
     responses=problems(404, 502, scope=WRITES),
 )
 async def reset_repository(
-    alias: RepositoryAlias, asked: Reset, services: ServicesDep, caller: Writer
+    alias: RepositoryAlias, body: Reset, services: ServicesDep, caller: Writer
 ) -> RepositoryRead:
-    """Begin a new generation of a repository that was made anew, and set its cursor."""
+    """Begin a new generation of a repository that was created anew, and set its cursor."""
     async with services.database.reading() as session:
         url = (await find(session, alias)).url
-    last_push_id = asked.last_push_id
+    last_push_id = body.last_push_id
     if last_push_id is None:
         last_push_id = await _end_of_pushlog(services, url)
     async with services.database.writing() as session:

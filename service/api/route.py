@@ -1,4 +1,4 @@
-"""What every route does before it reads a request's body: authenticate the caller, and check the query."""
+"""Routes that authenticate the caller and check the query before they read the body."""
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,7 +18,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class Route(APIRoute):
-    """A route that refuses a caller before FastAPI reads the body, for which FastAPI has no means of its own.
+    """A route that refuses a caller before FastAPI reads the body, which FastAPI itself cannot do.
 
     The endpoint's own signature says who may call: `Reader`, `Writer`, `MayRender`, or `CallerDep` for anyone known.
     """
@@ -26,8 +26,8 @@ class Route(APIRoute):
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
         dependants = list(_flatten(self.dependant))
-        calls = {each.call for each in dependants}
-        known = sorted({parameter.alias for each in dependants for parameter in each.query_params})
+        calls = {dependant.call for dependant in dependants}
+        known = sorted({parameter.alias for dependant in dependants for parameter in dependant.query_params})
 
         async def checked(request: Request) -> Response:
             await self._admit(request, calls)
@@ -55,7 +55,7 @@ class Route(APIRoute):
 
 
 class SignedRoute(Route):
-    """A route for listeners: the signature of its method and path is verified before the body is read."""
+    """A route for listeners, which verifies the signature of method and path before the body is read."""
 
     async def _admit(self, request: Request, calls: set[Any]) -> None:
         services: Services = request.app.state.services
@@ -64,8 +64,8 @@ class SignedRoute(Route):
 
 def _flatten(dependant: Dependant) -> Iterator[Dependant]:
     yield dependant
-    for each in dependant.dependencies:
-        yield from _flatten(each)
+    for dependency in dependant.dependencies:
+        yield from _flatten(dependency)
 
 
 def _check_query(request: Request, known: list[str]) -> None:

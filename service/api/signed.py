@@ -60,7 +60,7 @@ def parsed(raw: bytes) -> Any:
 
 
 def events_of(body: Any) -> list[Any]:
-    """The `events` of a request. Raises a 422 or 413."""
+    """Return the `events` of a request. Raises a 422 or 413."""
     if not isinstance(body, dict) or not isinstance(body.get("events"), list):
         raise Problem(422, "Invalid request", 'the body must be {"events": [...]}')
     events: list[Any] = body["events"]

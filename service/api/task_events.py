@@ -29,14 +29,14 @@ router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
 
 
 class _Batch(BaseModel):
-    """A request all of whose events are understood: it is parsed once, the bodies of the messages with it."""
+    """A request all of whose events are understood; it is parsed once, with the bodies of the messages."""
 
     events: Annotated[list[TaskEvent], Field(max_length=MAX_EVENTS)]
 
 
 @dataclass
 class _Judged:
-    """What is to be answered and stored."""
+    """The verdicts to answer, and the rows and dead letters to store."""
 
     verdicts: list[Verdict]
     rows: list[events.Row]

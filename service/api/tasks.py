@@ -27,11 +27,11 @@ TaskNumber = Annotated[str, Path(max_length=100, description="a taskId", example
 
 @router.get("/{task_id}", operation_id="getTask", responses=problems(404))
 async def get_task(task_id: TaskNumber, session: Reading, _: Reader) -> TaskOwner:
-    """What a task belongs to, what was reported of its runs, and the actions on it with the copies that they made."""
+    """Return what a task belongs to, the reports of its runs, and the actions on it with their copies."""
     task_id = escape_unstorable(task_id)
-    ours = await session.get(PlannedTask, task_id)
+    planned = await session.get(PlannedTask, task_id)
     unknown = Problem(404, "Unknown task", f"no push, action or report of this service names a task {task_id!r}")
-    if ours is not None and not ours.created:  # nobody is to know an id before its task is created
+    if planned is not None and not planned.created:  # nobody is to know an id before its task is created
         raise unknown
     owner = TaskOwner(
         task_id=task_id,
@@ -39,9 +39,9 @@ async def get_task(task_id: TaskNumber, session: Reading, _: Reader) -> TaskOwne
         copies=await _copies(session, task_id),
         runs=await _runs(session, task_id),
     )
-    if ours is not None:
-        owner.name, owner.copy_of, owner.made_by = ours.name, ours.copy_of, ours.action_id
-        owner.push = None if ours.step_id is None else await _push(session, ours.step_id)
+    if planned is not None:
+        owner.name, owner.copy_of, owner.made_by = planned.name, planned.copy_of, planned.action_id
+        owner.push = None if planned.step_id is None else await _push(session, planned.step_id)
     elif not (owner.actions or owner.copies or owner.runs):
         raise unknown
     return owner

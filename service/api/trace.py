@@ -17,8 +17,11 @@ _QUIET = ("/__", "/metrics", "/api/v1/polls/", "/api/v1/listeners/")
 
 
 class Trace:
-    """Middleware: binds `request_id` (the caller's `X-Request-Id`, or one of ours) and a listener's `batch` to all that
-    is logged meanwhile, answers with `X-Request-Id`, and logs a summary."""
+    """Middleware that gives each request an id, and logs a summary of it.
+
+    The id is the caller's `X-Request-Id`, or a new one. It stands in everything that is logged meanwhile, as a
+    listener's `batch` does, and in the answer's `X-Request-Id`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -14,6 +14,8 @@ from service.store.models import Source
 
 
 class ActionState(StrEnum):
+    """The states of an action."""
+
     RECEIVED = "received"
     PLANNED = "planned"
     DONE = "done"
@@ -31,7 +33,7 @@ def _known_action(name: str) -> str:
 def _describe_inputs(schema: dict[str, Any]) -> None:
     """Describe the inputs of all actions: each has a schema of its own."""
     schemas = [kind.input.model_json_schema() for kind in ACTIONS.values()]
-    inputs = [each for number, each in enumerate(schemas) if each not in schemas[:number]]
+    inputs = [schema for number, schema in enumerate(schemas) if schema not in schemas[:number]]
     del schema["additionalProperties"]
     schema |= {"anyOf": inputs}
 
@@ -92,12 +94,16 @@ class MadeTask(Schema):
 
 
 class LeftOut(Schema):
+    """A task that was left out of the copies."""
+
     task_id: str
     name: str
     reason: str
 
 
 class ActionSummary(Schema):
+    """An action, as a list shows it."""
+
     model_config = example(
         action="retrigger",
         project="mozilla-central",
@@ -158,6 +164,8 @@ class ListedDelivery(Schema):
 
 
 class ActionRead(ActionSummary):
+    """An action, with everything that is known of it."""
+
     model_config = example(
         action="retrigger",
         project="mozilla-central",
@@ -203,6 +211,8 @@ class PlannedCopy(Schema):
 
 
 class ActionPlan(Schema):
+    """What an action would do now."""
+
     model_config = example(
         action="retrigger",
         project="mozilla-central",

@@ -8,10 +8,13 @@ from service.flow.tasks.definition import SLUGID
 
 
 class Schema(BaseModel):
+    """The base of all schemas: unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
 def storable_text(text: str) -> str:
+    """Return the text if a database can store it. Raises ValueError."""
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError("it holds a NUL or half of a surrogate pair, which cannot be stored")
     return text

@@ -8,6 +8,8 @@ from service.api.schemas.common import Page, Schema, example
 
 
 class DeadLetterSummary(Schema):
+    """A dead letter, as a list shows it."""
+
     id: int
     kind: str
     subject: str
@@ -17,6 +19,8 @@ class DeadLetterSummary(Schema):
 
 
 class DeadLetterRead(DeadLetterSummary):
+    """A dead letter with its payload."""
+
     model_config = example(
         id=3,
         kind="push-event",

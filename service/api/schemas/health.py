@@ -8,12 +8,16 @@ from service.api.schemas.common import example
 
 
 class Check(BaseModel):
+    """One check of the heartbeat."""
+
     name: str
     status: Literal["ok", "warning", "error"]
     detail: str = ""
 
 
 class Heartbeat(BaseModel):
+    """All checks, and the worst state among them."""
+
     model_config = example(
         status="warning",
         checks=[

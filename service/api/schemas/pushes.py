@@ -10,6 +10,8 @@ from service.store.models import State
 
 
 class ResultsetRead(Schema):
+    """The resultset of a push in one environment."""
+
     environment: str
     state: State
     attempts: int
@@ -19,12 +21,16 @@ class ResultsetRead(Schema):
 
 
 class TaskRead(Schema):
+    """A task of a graph."""
+
     task_id: str | None = Field(description="null until it was created: nobody is to know the id before")
     name: str
     created: bool
 
 
 class GraphRead(Schema):
+    """The task graph of a push."""
+
     state: Literal["pending", "created", "skipped", "failed"]
     reason: str | None = Field(description="the last failure, or why there is no graph")
     attempts: int
@@ -50,6 +56,8 @@ class ChangesetRead(BaseModel):
 
 
 class PushSummary(Schema):
+    """A push, as a list shows it."""
+
     model_config = example(
         repository="mozilla-central",
         push_id=43210,
@@ -100,6 +108,8 @@ class PushPage(Page[PushSummary]):
 
 
 class PushRead(PushSummary):
+    """A push with its changesets and all tasks."""
+
     model_config = example(
         repository="mozilla-central",
         push_id=43210,
@@ -159,6 +169,8 @@ class RenderRequest(Schema):
 
 
 class RenderedTask(Schema):
+    """A task that a file renders to."""
+
     task_id: str = Field(description="made up: no push will ever have it")
     name: str
     definition: dict[str, Any] = Field(description="as the queue would store it")

@@ -56,6 +56,8 @@ class RepositoryChange(Schema):
 
 
 class RepositoryPatch(RepositoryChange):
+    """A change of a repository, by JSON Merge Patch."""
+
     model_config = example(
         level="3",
         contains=None,
@@ -73,6 +75,8 @@ class RepositoryPatch(RepositoryChange):
 
 
 class RepositoryCreate(RepositoryChange):
+    """A repository to be monitored."""
+
     model_config = example(
         alias="mozilla-central",
         url="https://hg.mozilla.org/mozilla-central",
@@ -96,6 +100,8 @@ class RepositoryCreate(RepositoryChange):
 
 
 class RepositoryRead(Schema):
+    """A monitored repository, with the state of its poll."""
+
     model_config = example(
         alias="mozilla-central",
         url="https://hg.mozilla.org/mozilla-central",
@@ -148,6 +154,8 @@ class RepositoryPage(Page[RepositoryRead]):
 
 
 class Reset(Schema):
+    """A reset of a repository."""
+
     model_config = example(
         last_push_id=0,
     )

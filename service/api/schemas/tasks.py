@@ -11,6 +11,8 @@ from service.store.models import Stage, State
 
 
 class TaskPush(Schema):
+    """The push that a task belongs to."""
+
     repository: str
     push_id: int
     generation: int
@@ -18,6 +20,8 @@ class TaskPush(Schema):
 
 
 class TaskAction(Schema):
+    """An action on a task."""
+
     id: int
     action: str
     project: str
@@ -28,6 +32,8 @@ class TaskAction(Schema):
 
 
 class RunStage(StrEnum):
+    """The stages of a run."""
+
     UNSCHEDULED = "unscheduled"
     PENDING = "pending"
     RUNNING = "running"
@@ -89,6 +95,8 @@ class ReportPage(Page[ReportRead]):
 
 
 class TaskOwner(Schema):
+    """What a task belongs to, and what was done to it."""
+
     model_config = example(
         task_id=EXAMPLE_COPY,
         name="test-linux64/opt-xpcshell-1",

@@ -441,7 +441,7 @@ async def test_a_token_is_no_signature_and_a_signature_no_token(sqlite_api: Api)
 
 async def test_without_secrets_nothing_is_believed(sqlite_url: str) -> None:
     async with running(settings_for(sqlite_url, webhook_secrets=[])) as api:
-        is_problem(await api.signed("/events/pushes", {"events": []}), 401, "no webhook_secrets")
+        is_problem(await api.signed("/events/pushes", {"events": []}), 401, "webhook_secrets is empty")
 
 
 # --- limits
@@ -502,7 +502,7 @@ async def test_nothing_is_acknowledged_before_the_commit(api: Api) -> None:
     batch = {"events": [push_event(101), {"bad": 1}]}
     with api.commits_fail():
         answer = await api.signed("/events/pushes", batch)
-    is_problem(answer, 500, "Try again")
+    is_problem(answer, 500, "try again")
     assert await api.pushes() == []
     assert await api.letters() == []
     assert (await api.get("/repositories/mc")).json()["last_push_id"] == 100

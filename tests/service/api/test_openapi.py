@@ -140,11 +140,12 @@ async def test_the_document_is_served(sqlite_api: Api, document: dict[str, Any])
 
 
 async def test_an_example_of_each_body_is_taken(sqlite_api: Api) -> None:
+    bodies = {schema.__name__: example for schema, example in examples().items()}
     await sqlite_api.add("mozilla-central")
-    is_problem(await sqlite_api.post("/repositories", openapi.EXAMPLES["RepositoryCreate"]), 409)
-    action = await sqlite_api.post("/actions", openapi.EXAMPLES["ActionCreate"])
+    is_problem(await sqlite_api.post("/repositories", bodies["RepositoryCreate"]), 409)
+    action = await sqlite_api.post("/actions", bodies["ActionCreate"])
     assert action.status_code == 202, action.text
-    patched = await sqlite_api.patch("/repositories/mozilla-central", openapi.EXAMPLES["RepositoryPatch"])
+    patched = await sqlite_api.patch("/repositories/mozilla-central", bodies["RepositoryPatch"])
     assert patched.status_code == 200
     report = {"queue": "queue/us/tc-treeherder/tasks", "events": "tasks", "found": "new"}
     raw = json.dumps(report).encode()

@@ -541,5 +541,5 @@ async def test_a_commit_that_fails_is_no_2xx(api: Api) -> None:
             await api.post("/repositories/mc/reset", {"last_push_id": 1}),
             await api.delete("/repositories/mc"),
         ):
-            is_problem(answer, 500, "Try again")
+            is_problem(answer, 500, "try again")
     assert (await api.get("/repositories")).json()["items"] == [before]
