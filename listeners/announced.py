@@ -53,6 +53,7 @@ class AnnouncedPoller:
         self._pushlogs = PushlogClient(settings.hg_timeout.total_seconds(), settings.max_listing, 1, tls)
 
     def close(self) -> None:
+        """Close the connections to the pushlogs."""
         self._pushlogs.close()
 
     def poll_announced(self, urls: list[str], _: Any = None) -> None:

@@ -97,6 +97,7 @@ class Forwarder:
         self._last_success_at = 0.0
 
     def close(self) -> None:
+        """Close the connections to the service."""
         self._client.close()
 
     def post(

@@ -86,6 +86,7 @@ class PushlogClient:
         )
 
     def close(self) -> None:
+        """Close the connections to the pushlogs."""
         self._client.close()
 
     def list_pushes(

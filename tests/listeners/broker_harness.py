@@ -37,7 +37,7 @@ MOMENT = timedelta(milliseconds=50)
 
 @dataclass
 class FakeEventService:
-    """Stores what is posted, once; `override` can answer in its stead, by path."""
+    """A service that stores what is posted, once; `override` can answer in its place."""
 
     batches: dict[str, list[list[Any]]] = field(default_factory=lambda: {ACTIONS: [], TASKS: []})
     stored: dict[str, JobActionMessage] = field(default_factory=dict)
@@ -48,8 +48,8 @@ class FakeEventService:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, request: Request) -> Answer:
-        if (given := self.override(request)) is not None:
-            return given
+        if (answer := self.override(request)) is not None:
+            return answer
         Webhook(SECRET).verify(request.body, request.headers, json_parse=False)
         if request.path == "/api/v1/listeners/report":
             self.reports.append(QueueReport.model_validate_json(request.body))
@@ -77,7 +77,7 @@ class FakeEventService:
         return Verdict(verdict="accepted")
 
     def bodies(self, path: str = ACTIONS) -> list[str]:
-        """All that came, in order."""
+        """Return the bodies of all events in their order."""
         with self.lock:
             return [event.body for batch in self.batches[path] for event in batch]
 
@@ -86,22 +86,25 @@ class FakeEventService:
             return [event for batch in self.batches[path] for event in batch]
 
 
-def wait_until(what: Callable[[], Any], seconds: float = 30) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """Wait until `condition` returns a true value, and return it."""
     end = time.monotonic() + seconds
-    while not (told := what()):
-        assert time.monotonic() < end, "it did not happen in time"
+    while not (value := condition()):
+        assert time.monotonic() < end, "the condition was not met in time"
         time.sleep(0.01)
-    return told
+    return value
 
 
 @dataclass
 class BrokerHarness:
+    """A broker with the exchanges and queues of a test, a service, and the listeners between them."""
+
     amqp: Amqp
     url: str
     service: FakeEventService = field(default_factory=FakeEventService)
     logs: list[Any] = field(default_factory=list)
     broker: str = ""
-    """The broker's URL that the listener gets, when it is another than the test's own."""
+    """The URL of the broker for the listener, if it is not the test's own."""
 
     def __post_init__(self) -> None:
         self.actions = self.amqp.exchange("job-actions")
@@ -134,13 +137,13 @@ class BrokerHarness:
 
     @contextmanager
     def listening(self, *, wait: bool = True, **options: Any) -> Iterator[PulseListener]:
-        """A listener that runs; with `wait`, its queues are bound."""
+        """Run a listener, and yield it; with `wait`, only after its queues are bound."""
         listener = PulseListener(self.settings(**options))
         thread = threading.Thread(target=listener.run)
         thread.start()
         try:
             if wait:
-                wait_until(lambda: all(each.connected for each in listener.consumers.values()))
+                wait_until(lambda: all(consumer.connected for consumer in listener.consumers.values()))
             yield listener
         finally:
             listener.stop()
@@ -148,6 +151,7 @@ class BrokerHarness:
             assert not thread.is_alive()
 
     def press(self, *bodies: str | bytes, key: str = "taskcluster.try.retrigger", **properties: Any) -> None:
+        """Publish messages of pressed buttons."""
         self.publish(self.actions, *bodies, key=key, **properties)
 
     def publish(self, exchange: str, *bodies: str | bytes, key: str, **properties: Any) -> None:
@@ -155,20 +159,23 @@ class BrokerHarness:
             raw = body if isinstance(body, bytes) else body.encode()
             self.channel.basic_publish(exchange, key, raw, pika.BasicProperties(delivery_mode=2, **properties))
 
-    def waiting(self, queue: str = "") -> int:
-        """Messages at the broker that nobody holds."""
+    def count_ready(self, queue: str = "") -> int:
+        """Return the number of messages at the broker that no consumer holds."""
         return int(self.channel.queue_declare(queue or self.queue, passive=True).method.message_count)
 
     def logged(self, event: str) -> list[Any]:
+        """Return the log lines of an event."""
         return [line for line in self.logs if line["event"] == event]
 
 
 def press_until_forwarded(broker_harness: BrokerHarness) -> None:
-    def heard() -> bool:
+    """Press buttons until one is forwarded."""
+
+    def is_forwarded() -> bool:
         broker_harness.press("1")
         return bool(broker_harness.service.bodies())
 
-    wait_until(heard)
+    wait_until(is_forwarded)
 
 
 def running_pulse_listener(

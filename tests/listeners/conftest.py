@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from structlog.testing import capture_logs
 
 from listeners import channel as channel_module
-from listeners import consumer as module
+from listeners import consumer as consumer_module
 from tests.listeners.broker_harness import BrokerHarness, FakeEventService
 from tests.listeners.fakes import serving
 from tests.listeners.pushlog_harness import PushlogHarness
@@ -19,7 +20,7 @@ from tests.services import Amqp
 
 
 @pytest.fixture
-def broker_harness(amqp: Amqp) -> Iterator[BrokerHarness]:
+def broker_harness(amqp: Amqp, check_often: None) -> Iterator[BrokerHarness]:
     service = FakeEventService()
     with ExitStack() as stack:
         broker_harness = BrokerHarness(amqp, stack.enter_context(serving(service.answer)), service)
@@ -30,7 +31,7 @@ def broker_harness(amqp: Amqp) -> Iterator[BrokerHarness]:
 
 @pytest.fixture
 def proxy(broker_harness: BrokerHarness) -> Iterator[TcpProxy]:
-    """Between the listener and the broker, which answers heartbeats every second."""
+    """Run a proxy between the listener and the broker, which sends heartbeats every second."""
     parts = urlsplit(broker_harness.amqp.url)
     with TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5672) as proxy:
         user, _, _ = parts.netloc.rpartition("@")
@@ -38,11 +39,25 @@ def proxy(broker_harness: BrokerHarness) -> Iterator[TcpProxy]:
         yield proxy
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def check_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a listener ends soon after it was told to."""
-    for place in (module, channel_module):
-        monkeypatch.setattr(place, "CHECK_INTERVAL", 0.02)
+    """Let listeners stop soon after `stop()`."""
+    for module in (consumer_module, channel_module):
+        monkeypatch.setattr(module, "CHECK_INTERVAL", 0.02)
+
+
+@pytest.fixture
+def opened_channels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """Return a list that gets the connection and the channel of each consumer that connects."""
+    opened: list[tuple[Any, Any]] = []
+
+    class RecordedChannel(channel_module.AckChannel):
+        def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
+            super().__init__(connection, channel, prefetch)
+            opened.append((connection, channel))
+
+    monkeypatch.setattr(consumer_module, "AckChannel", RecordedChannel)
+    return opened
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +65,15 @@ def private_broker() -> Iterator[PrivateBroker]:
     try:
         broker = PrivateBroker()
         broker.start()
-    except MissingServiceError as why:
-        pytest.skip(str(why))
+    except MissingServiceError as error:
+        pytest.skip(str(error))
     yield broker
     broker.close()
 
 
 @pytest.fixture
-def private_harness(private_broker: PrivateBroker) -> Iterator[BrokerHarness]:
-    """A world with a broker that a test may break."""
+def private_harness(private_broker: PrivateBroker, check_often: None) -> Iterator[BrokerHarness]:
+    """Return a harness with a broker that a test may break."""
     service = FakeEventService()
     private_broker.start()
     with serving(service.answer) as url, capture_logs() as logs:

@@ -29,7 +29,7 @@ from tests.listeners.fakes import (
 
 @dataclass
 class PushlogHarness:
-    """A pushlog, a service, and a listener between them; `now` is the pushlog's time."""
+    """A pushlog, a service, and the listeners between them; `now` is the pushlog's time."""
 
     pushlog: MemoryPushlog = field(init=False)
     now: float = 1_795_000_000.0
@@ -73,17 +73,17 @@ class PushlogHarness:
             assert not thread.is_alive()
 
     def poll(self, alias: str = "r", **options: Any) -> "PollOutcome":
-        """Poll once, as a listener does that was leased the repository just now."""
+        """Poll once, as a listener does that has just leased the repository."""
         repository = self.service.repositories[alias]
         repository.id = 1 + list(self.service.repositories).index(alias)
         stop, settings = threading.Event(), quick_settings(self.url, **options)
         forwarder = Forwarder(settings, stop, connections=1)
         pushlogs = PushlogClient(settings.hg_timeout.total_seconds(), settings.max_listing, 1)
-        held = LeasedRepository.from_lease(
+        leased = LeasedRepository.from_lease(
             self.service.lease(alias), boottime(), boottime() + self.service.shift_seconds, 600
         )
         try:
-            return PollOutcome(Poll(held, settings, pushlogs, forwarder, stop, lambda: 10).run(), held)
+            return PollOutcome(Poll(leased, settings, pushlogs, forwarder, stop, lambda: 10).run(), leased)
         finally:
             forwarder.close()
             pushlogs.close()
@@ -91,10 +91,10 @@ class PushlogHarness:
 
 @dataclass
 class PollOutcome:
-    """What came of a poll."""
+    """The result of a poll, and the state of its repository."""
 
     result: PollResult
-    held: LeasedRepository
+    repository: LeasedRepository
 
     @property
     def outcome(self) -> str:
@@ -104,7 +104,7 @@ class PollOutcome:
 
     @property
     def etag(self) -> str | None:
-        return self.held.etag if self.result.succeeded else None
+        return self.repository.etag if self.result.succeeded else None
 
     @property
     def requests(self) -> int:
@@ -132,21 +132,21 @@ def push_entry(*nodes: int, **options: Any) -> dict[str, Any]:
 def serving_pushes(
     pushes: Pushes, last: int | None = None, **headers: str
 ) -> Iterator[tuple[str, list[dict[str, int]]]]:
-    """A pushlog of the given entries, and what it was asked."""
+    """Run a pushlog of the given entries, and yield its URL and the queries of its requests."""
     queries: list[dict[str, int]] = []
 
     def answer(request: Request) -> Answer:
         query = {key: int(value[0]) for key, value in parse_qs(urlsplit(request.path).query).items()}
         queries.append(query)
-        found = {str(i): told for i, told in pushes.items() if query["startID"] < i <= query["endID"]}
+        listed = {str(i): entry for i, entry in pushes.items() if query["startID"] < i <= query["endID"]}
         if "full" not in query:
-            found = {i: {"changesets": [c["node"] for c in told["changesets"][-1:]]} for i, told in found.items()}
-        told = {"lastpushid": max(pushes, default=0) if last is None else last, "pushes": found}
-        return Answer(200, json.dumps(told).encode(), {"ETag": 'W/"7"', **headers})
+            listed = {i: {"changesets": [c["node"] for c in entry["changesets"][-1:]]} for i, entry in listed.items()}
+        document = {"lastpushid": max(pushes, default=0) if last is None else last, "pushes": listed}
+        return Answer(200, json.dumps(document).encode(), {"ETag": 'W/"7"', **headers})
 
     with serving(answer) as url:
         yield url, queries
 
 
-def ids(batch: list[Any]) -> list[int]:
+def push_ids(batch: list[Any]) -> list[int]:
     return [event["push"]["id"] for event in batch]

@@ -1,4 +1,4 @@
-"""Announced pushes: which messages announce one, and that the pushlog itself is asked."""
+"""Announced pushes: which messages announce one, and how the pushlog is polled then."""
 
 import json
 import threading
@@ -33,36 +33,48 @@ from tests.services import Amqp
 METHOD = SimpleNamespace(exchange="exchange/hgpushes/v2")
 
 
-def v2(url: Any, kind: Any = "changegroup.1") -> bytes:
-    """As hg.mozilla.org sends it; the pushes that it names are of no interest."""
+def make_announcement(url: Any, kind: Any = "changegroup.1") -> bytes:
+    """Return a message as hg.mozilla.org sends it; the pushes that it names do not matter."""
     data = {"repo_url": url, "heads": ["a" * 40], "source": "serve", "pushlog_pushes": [{"pushid": 1_000_000}]}
     return json.dumps({"payload": {"type": kind, "data": data}}).encode()
 
 
-def url_of(body: bytes) -> str:
+def parse_url(body: bytes) -> str:
     return parse_announcement("channel", METHOD, None, body)
 
 
-def test_both_versions_name_the_repository() -> None:
-    assert url_of(v2("https://hg.mozilla.org/try/")) == "https://hg.mozilla.org/try"
-    assert url_of(json.dumps(read_published("pulse/hgpushes-v1.json")).encode()) == "https://hg.mozilla.org/try"
+def test_v1_and_v2_messages_name_the_repository() -> None:
+    assert parse_url(make_announcement("https://hg.mozilla.org/try/")) == "https://hg.mozilla.org/try"
+    assert parse_url(json.dumps(read_published("pulse/hgpushes-v1.json")).encode()) == "https://hg.mozilla.org/try"
 
 
 @pytest.mark.parametrize("kind", ["newrepo.1", "obsolete.1", "changegroup.2", None, 1])
-def test_other_types_announce_nothing(kind: Any) -> None:
-    assert url_of(v2("https://hg.mozilla.org/try", kind)) == ""
+def test_other_message_types_are_ignored(kind: Any) -> None:
+    assert parse_url(make_announcement("https://hg.mozilla.org/try", kind)) == ""
 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\xff", b"[]", b"{}", b'{"payload": 1}', b'{"payload": {"data": []}}', b"[" * 100_000, v2(7), v2(None)],
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"payload": 1}',
+        b'{"payload": {"data": []}}',
+        b"[" * 100_000,
+        make_announcement(7),
+        make_announcement(None),
+    ],
 )
-def test_what_is_not_understood_announces_nothing(body: bytes) -> None:
-    assert url_of(body) == ""
+def test_malformed_announcements_are_ignored(body: bytes) -> None:
+    assert parse_url(body) == ""
 
 
 @dataclass
 class AnnouncementHarness:
+    """A pushlog, a service, and announcements of pushes."""
+
     pushlog: MemoryPushlog
     service: FakeService
     hg: str
@@ -70,7 +82,7 @@ class AnnouncementHarness:
     app: Any
 
     def monitor(self, alias: str, push: bool = True) -> FakeRepository:
-        """A repository that the poll would not come to for an hour."""
+        """Monitor a repository whose regular poll is not due for an hour."""
         self.pushlog.create(alias)
         if push:
             self.pushlog.push(alias)
@@ -78,7 +90,7 @@ class AnnouncementHarness:
         return monitored
 
     def announce(self, *aliases: str, **options: Any) -> None:
-        """Give it a batch of announcements."""
+        """Handle a batch of announcements."""
         stop = threading.Event()
         settings = quick_settings(self.url, **options)
         forwarder = Forwarder(settings, stop, connections=1)
@@ -96,12 +108,12 @@ def harness() -> Iterator[AnnouncementHarness]:
         yield AnnouncementHarness(pushlog, service, hg, stack.enter_context(serving(service.answer)), app)
 
 
-def polls(harness: AnnouncementHarness) -> int:
+def count_polls(harness: AnnouncementHarness) -> int:
     return int(harness.app.state.requests.report()["kinds"].get("json-pushes", {}).get("requests", 0))
 
 
-def test_what_the_pushlog_lists_is_forwarded_with_the_present_shift(harness: AnnouncementHarness) -> None:
-    """Another listener has the repository, and keeps it."""
+def test_announced_pushes_are_forwarded_with_the_current_shift(harness: AnnouncementHarness) -> None:
+    """Another listener has leased the repository, and keeps it."""
     announced, quiet = harness.monitor("announced"), harness.monitor("quiet")
     announced.holder = "another"
     harness.pushlog.push("announced")
@@ -110,10 +122,10 @@ def test_what_the_pushlog_lists_is_forwarded_with_the_present_shift(harness: Ann
     assert {event.shift for event in announced.stored.values()} == {4}
     assert (announced.holder, announced.shift) == ("another", 4)
     assert quiet.stored == {}
-    assert (harness.service.renewals, polls(harness)) == ([], 1)
+    assert (harness.service.renewals, count_polls(harness)) == ([], 1)
 
 
-def test_several_are_polled_one_after_the_other(harness: AnnouncementHarness) -> None:
+def test_announced_repositories_are_polled_one_after_the_other(harness: AnnouncementHarness) -> None:
     repositories = [harness.monitor(f"r{number}") for number in range(5)]
     harness.announce(*(f"r{number}" for number in range(5)))
     assert [list(repository.stored) for repository in repositories] == [[1]] * 5
@@ -121,7 +133,7 @@ def test_several_are_polled_one_after_the_other(harness: AnnouncementHarness) ->
     assert harness.app.state.requests.report()["max_concurrent"] == 1
 
 
-def test_what_the_reserve_does_not_reach_for_waits_a_while(harness: AnnouncementHarness) -> None:
+def test_repositories_wait_for_the_reserve(harness: AnnouncementHarness) -> None:
     repositories = [harness.monitor(f"r{number}") for number in range(3)]
     harness.service.reserve = 1
 
@@ -134,25 +146,25 @@ def test_what_the_reserve_does_not_reach_for_waits_a_while(harness: Announcement
     assert [len(urls) for urls in harness.service.announcements] == [3, 2, 1]
 
 
-def test_and_is_then_left_to_the_shifts(harness: AnnouncementHarness) -> None:
+def test_repositories_are_left_to_the_shifts_when_the_wait_is_over(harness: AnnouncementHarness) -> None:
     repository = harness.monitor("late")
     harness.service.reserve = 0
     harness.announce("late", announced_wait=0.1)
-    assert (repository.stored, polls(harness)) == ({}, 0)
+    assert (repository.stored, count_polls(harness)) == ({}, 0)
     assert 2 <= len(harness.service.announcements) <= 6
 
 
-def test_one_request_is_paid_and_no_more_is_sent(harness: AnnouncementHarness) -> None:
+def test_each_poll_sends_only_the_paid_request(harness: AnnouncementHarness) -> None:
     repository = harness.monitor("backlog")
     for _ in range(4):
         harness.pushlog.push("backlog")
     harness.service.reserve = 2
     harness.announce("backlog", poll_window=2, announced_wait=0.1)
     assert list(repository.stored) == [1, 2, 3, 4]
-    assert polls(harness) == 2
+    assert count_polls(harness) == 2
 
 
-def test_a_shift_that_began_meanwhile_is_asked_for(harness: AnnouncementHarness) -> None:
+def test_a_shift_that_began_meanwhile_is_fetched(harness: AnnouncementHarness) -> None:
     repository = harness.monitor("r")
 
     def begin(request: Request) -> None:
@@ -165,7 +177,7 @@ def test_a_shift_that_began_meanwhile_is_asked_for(harness: AnnouncementHarness)
     assert repository.stored[1].shift == 5
 
 
-def test_a_poll_that_fails_stops_nothing(harness: AnnouncementHarness) -> None:
+def test_a_failed_poll_does_not_stop_the_others(harness: AnnouncementHarness) -> None:
     harness.monitor("a")
     harness.service.repositories["a"].url = f"{harness.hg}/nowhere"
     good = harness.monitor("b")
@@ -174,7 +186,7 @@ def test_a_poll_that_fails_stops_nothing(harness: AnnouncementHarness) -> None:
     assert len(harness.service.announcements) == 1
 
 
-def test_a_service_that_refuses_is_left_to_the_poll(harness: AnnouncementHarness) -> None:
+def test_a_rejected_announcement_is_logged_and_left_to_the_regular_polls(harness: AnnouncementHarness) -> None:
     harness.monitor("a")
     harness.service.override = lambda request: problem(422, "no")
     with capture_logs() as logs:
@@ -182,7 +194,7 @@ def test_a_service_that_refuses_is_left_to_the_poll(harness: AnnouncementHarness
     assert [line["event"] for line in logs] == ["announcement-rejected"]
 
 
-def test_a_published_announcement_brings_the_push_at_once(harness: AnnouncementHarness, amqp: Amqp) -> None:
+def test_a_published_announcement_triggers_a_poll(harness: AnnouncementHarness, amqp: Amqp) -> None:
     exchange, queue = amqp.exchange("hgpushes"), amqp.queue("pushes")
     connection = pika.BlockingConnection(pika.URLParameters(amqp.url))
     channel = connection.channel()
@@ -208,7 +220,7 @@ def test_a_published_announcement_brings_the_push_at_once(harness: AnnouncementH
     thread.start()
     try:
         harness.service.wait_for(lambda: listener.consumers["pushes"].connected)
-        for body in (b"nonsense", v2("https://elsewhere/x"), v2(repository.url)):
+        for body in (b"nonsense", make_announcement("https://elsewhere/x"), make_announcement(repository.url)):
             channel.basic_publish(exchange, "integration", body)
         harness.service.wait_for(lambda: repository.stored)
         assert list(repository.stored) == [1]

@@ -3,13 +3,62 @@
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pika
+import pika.exceptions
 import pytest
+from pika.adapters.utils.connection_workflow import AMQPConnectorSocketConnectError
 
+from listeners.broker import close_connection, error_text, find_remedy, unbound_reason
 from tests.listeners.broker_harness import BrokerHarness, wait_until
 from tests.proxy import TlsProxy
 
 
-def test_amqps_speaks_tls_with_a_broker_that_it_trusts(
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError("no route\n  to host"), "OSError: no route to host"),
+        (pika.exceptions.StreamLostError(), "StreamLostError"),
+        (pika.exceptions.AMQPConnectionError(ConnectionRefusedError("refused")), "ConnectionRefusedError: refused"),
+        (AMQPConnectorSocketConnectError(TimeoutError("connect")), "TimeoutError: connect"),
+        (pika.exceptions.AMQPConnectionError(OSError("a"), OSError("b")), "OSError: a; OSError: b"),
+    ],
+)
+def test_error_text_names_the_wrapped_errors(error: Exception, expected: str) -> None:
+    assert error_text(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (pika.exceptions.ProbableAuthenticationError(), "check user and password"),
+        (pika.exceptions.IncompatibleProtocolError(), "check the port"),
+        (pika.exceptions.ChannelClosedByBroker(403, "ACCESS_REFUSED - access to queue"), "TC_TREEHERDER_PULSE_USER"),
+    ],
+)
+def test_known_errors_have_a_remedy(error: Exception, expected: str) -> None:
+    assert expected in (find_remedy(error) or "")
+
+
+def test_other_errors_have_no_remedy() -> None:
+    assert find_remedy(ConnectionResetError("reset")) is None
+
+
+def test_a_missing_permission_is_told_from_a_missing_exchange() -> None:
+    assert unbound_reason(pika.exceptions.ChannelClosedByBroker(403, "refused")) == "this user may not read it"
+    assert unbound_reason(pika.exceptions.ChannelClosedByBroker(404, "no exchange")) == "it does not exist"
+
+
+def test_a_connection_that_breaks_while_it_is_closed_is_no_error() -> None:
+    class BrokenConnection:
+        is_open = True
+
+        def close(self) -> None:
+            raise pika.exceptions.StreamLostError("reset")
+
+    close_connection(BrokenConnection())
+
+
+def test_amqps_connects_to_a_trusted_broker(
     broker_harness: BrokerHarness, tls: TlsProxy, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -18,7 +67,7 @@ def test_amqps_speaks_tls_with_a_broker_that_it_trusts(
         wait_until(lambda: broker_harness.service.bodies() == ["1"])
 
 
-def test_a_broker_whose_certificate_is_not_trusted_gets_nothing(broker_harness: BrokerHarness, tls: TlsProxy) -> None:
+def test_an_untrusted_certificate_is_refused(broker_harness: BrokerHarness, tls: TlsProxy) -> None:
     with broker_harness.listening(wait=False) as listener:
         (line, *_) = wait_until(lambda: broker_harness.logged("broker-away"))
         assert not listener.consumers["job-actions"].connected
@@ -35,7 +84,7 @@ def test_a_broker_whose_certificate_is_not_trusted_gets_nothing(broker_harness: 
         (("PASSWORD@", "wrong@"), "check user and password"),
     ],
 )
-def test_a_slip_in_the_url_is_told_with_its_remedy(
+def test_a_wrong_url_is_logged_with_its_remedy(
     broker_harness: BrokerHarness,
     tls: TlsProxy,
     certificate: Path,

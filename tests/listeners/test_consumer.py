@@ -8,8 +8,6 @@ from typing import Any
 import pika
 import pytest
 
-from listeners import channel as channel_module
-from listeners import consumer as module
 from service.contract.events import (
     QueueState,
 )
@@ -26,27 +24,27 @@ from tests.private_servers import PrivateBroker
 from tests.proxy import TcpProxy
 
 
-def test_while_the_service_is_away_it_stops_reading_and_keeps_the_connection(
+def test_an_outage_of_the_service_stops_reading_and_keeps_the_connection(
     broker_harness: BrokerHarness, proxy: TcpProxy
 ) -> None:
     broker_harness.service.override = lambda request: problem(503, "away")
     with broker_harness.listening(pulse_batch=5, pulse_prefetch=10) as listener:
         broker_harness.press(*map(str, range(50)))
-        wait_until(lambda: broker_harness.waiting() == 40)
+        wait_until(lambda: broker_harness.count_ready() == 40)
         time.sleep(3.5)  # more heartbeats than may be missed
-        assert broker_harness.waiting() == 40
+        assert broker_harness.count_ready() == 40
         assert proxy.connections == 1
         assert listener.consumers["job-actions"].counts["connections lost"] == 0
         broker_harness.service.override = lambda request: None
         wait_until(lambda: len(broker_harness.service.bodies()) == 50)
     assert broker_harness.service.bodies() == list(map(str, range(50)))
     assert not any(event.redelivered for event in broker_harness.service.events())
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
     assert len(broker_harness.logged("service-away")) == 1
     assert len(broker_harness.logged("service-back")) == 1
 
 
-def test_a_missing_exchange_is_looked_for_again_and_stops_nothing_else(broker_harness: BrokerHarness) -> None:
+def test_a_missing_exchange_is_retried_and_does_not_affect_the_others(broker_harness: BrokerHarness) -> None:
     broker_harness.declare(broker_harness.task_exchange("running"))
     with broker_harness.listening(environments=["stage"]) as listener:
         broker_harness.press("a")
@@ -71,14 +69,14 @@ def test_a_missing_exchange_is_looked_for_again_and_stops_nothing_else(broker_ha
     assert len(broker_harness.logged("exchange-bound")) == 5
 
 
-def test_an_exchange_that_is_made_anew_is_bound_again(broker_harness: BrokerHarness) -> None:
+def test_a_recreated_exchange_is_bound_again(broker_harness: BrokerHarness) -> None:
     with broker_harness.listening():
         broker_harness.channel.exchange_delete(broker_harness.actions)
         broker_harness.declare(broker_harness.actions)
         press_until_forwarded(broker_harness)
 
 
-def test_no_exchange_is_ever_made(broker_harness: BrokerHarness) -> None:
+def test_exchanges_are_never_declared(broker_harness: BrokerHarness) -> None:
     nowhere = broker_harness.amqp.exchange("nowhere")
     with broker_harness.listening(pulse_job_actions=nowhere):
         wait_until(lambda: broker_harness.logged("exchange-missing"))
@@ -86,7 +84,7 @@ def test_no_exchange_is_ever_made(broker_harness: BrokerHarness) -> None:
             broker_harness.connection.channel().exchange_declare(nowhere, passive=True)
 
 
-def test_a_lost_connection_is_made_anew_and_what_was_read_is_left_to_its_redelivery(
+def test_a_lost_connection_is_reopened_and_its_messages_are_redelivered(
     broker_harness: BrokerHarness, proxy: TcpProxy
 ) -> None:
     broker_harness.service.override = lambda request: problem(503, "away")
@@ -98,21 +96,19 @@ def test_a_lost_connection_is_made_anew_and_what_was_read_is_left_to_its_redeliv
             proxy.cut()
             wait_until(lambda: consumer.counts["connections lost"] >= lost and consumer.connected)  # noqa: B023 - called at once
             wait_until(lambda: consumer.counts["received"] == 6 * (lost + 1))  # noqa: B023 - called at once
-        assert len(consumer.inbox) <= 6  # what is held does not grow with each connection
+        assert len(consumer.inbox) <= 6  # it does not grow with each connection
         broker_harness.service.override = lambda request: None
         wait_until(lambda: len(broker_harness.service.bodies()) == 6)
     events = broker_harness.service.events()
     assert [event.body for event in events] == list("012345")
     assert all(event.redelivered for event in events)
     assert len({event.channel for event in events}) == 1
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
     assert broker_harness.logged("connection-lost")[0]["error"]
     assert broker_harness.logged("dropped")
 
 
-def test_while_the_broker_is_away_it_asks_again_with_growing_pauses(
-    broker_harness: BrokerHarness, proxy: TcpProxy
-) -> None:
+def test_the_listener_reconnects_with_growing_pauses(broker_harness: BrokerHarness, proxy: TcpProxy) -> None:
     limit = timedelta(seconds=0.3)
     with broker_harness.listening(
         unhealthy_after=limit, first_retry=MOMENT / 10, max_retry=timedelta(seconds=0.3)
@@ -131,7 +127,7 @@ def test_while_the_broker_is_away_it_asks_again_with_growing_pauses(
     assert away[0]["again_in"] < away[-1]["again_in"] <= 0.3
 
 
-def test_a_broker_that_says_nothing_any_more_is_given_up(
+def test_a_connection_without_heartbeats_is_closed(
     broker_harness: BrokerHarness, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # pika looks after a heartbeat and 5 s
@@ -148,9 +144,7 @@ def test_a_broker_that_says_nothing_any_more_is_given_up(
     assert "Heartbeat" in broker_harness.logged("connection-lost")[0]["error"]
 
 
-def test_a_broker_that_takes_the_connection_and_says_nothing_is_asked_again(
-    broker_harness: BrokerHarness, proxy: TcpProxy
-) -> None:
+def test_a_broker_that_does_not_answer_is_retried(broker_harness: BrokerHarness, proxy: TcpProxy) -> None:
     proxy.hold()
     with broker_harness.listening(wait=False, pulse_timeout=timedelta(seconds=0.2)) as listener:
         (line, *_) = wait_until(lambda: broker_harness.logged("broker-away"))
@@ -161,7 +155,7 @@ def test_a_broker_that_takes_the_connection_and_says_nothing_is_asked_again(
     assert "Timeout" in line["error"]
 
 
-def test_a_deleted_queue_is_declared_anew_and_told_of_loudly(broker_harness: BrokerHarness) -> None:
+def test_a_deleted_queue_is_declared_again_and_logged_as_an_error(broker_harness: BrokerHarness) -> None:
     with broker_harness.listening() as listener:
         wait_until(lambda: broker_harness.service.reports)
         broker_harness.channel.queue_delete(broker_harness.queue)
@@ -178,8 +172,8 @@ def test_a_deleted_queue_is_declared_anew_and_told_of_loudly(broker_harness: Bro
     assert broker_harness.logged("queue-deleted")[0]["log_level"] == "error"
 
 
-def test_what_a_deleted_queue_had_brought_is_given_all_the_same(broker_harness: BrokerHarness) -> None:
-    """Nobody brings it again. Queues are deleted when nothing takes from them, so when the service is away."""
+def test_messages_of_a_deleted_queue_are_still_forwarded(broker_harness: BrokerHarness) -> None:
+    """Nobody delivers them again. Queues are deleted when nobody reads them, for instance when the service is away."""
     broker_harness.service.override = lambda request: problem(503, "away") if request.path == ACTIONS else None
     with broker_harness.listening(pulse_batch=2, pulse_prefetch=6) as listener:
         broker_harness.press(*map(str, range(6)))
@@ -189,16 +183,16 @@ def test_what_a_deleted_queue_had_brought_is_given_all_the_same(broker_harness: 
             broker_harness.channel.queue_delete(broker_harness.queue)
             wait_until(lambda: consumer.counts["connections lost"] == deleted and consumer.connected)  # noqa: B023 - called at once
         broker_harness.press(*map(str, range(6, 12)))
-        assert len(consumer.inbox) == 6  # what is held does not grow with each queue
+        assert len(consumer.inbox) == 6  # it does not grow with each queue
         broker_harness.service.override = lambda request: None
         wait_until(lambda: len(broker_harness.service.acknowledged) == 6)
     assert broker_harness.service.bodies() == list(map(str, range(12)))
     assert broker_harness.service.acknowledged == [event.delivery for event in broker_harness.service.events()[6:]]
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
     assert not broker_harness.logged("dropped")
 
 
-def test_a_queue_that_was_deleted_while_nobody_listened_is_known_to_the_service(broker_harness: BrokerHarness) -> None:
+def test_a_queue_deleted_between_two_runs_is_logged(broker_harness: BrokerHarness) -> None:
     broker_harness.service.state = QueueState(deleted=True, messages_lost_since="2024-01-01")
     with broker_harness.listening() as listener:
         (line,) = wait_until(lambda: broker_harness.logged("queue-deleted"))
@@ -210,7 +204,7 @@ def test_a_queue_that_was_deleted_while_nobody_listened_is_known_to_the_service(
     assert len(broker_harness.logged("queue-deleted")) == 1
 
 
-def test_a_report_that_fails_holds_nothing_up_and_is_not_forgotten(broker_harness: BrokerHarness) -> None:
+def test_a_failed_queue_report_is_repeated_and_delays_no_message(broker_harness: BrokerHarness) -> None:
     broker_harness.service.override = lambda request: problem(500, "no") if request.path.endswith("report") else None
     with broker_harness.listening():
         broker_harness.press("1")
@@ -220,13 +214,13 @@ def test_a_report_that_fails_holds_nothing_up_and_is_not_forgotten(broker_harnes
         wait_until(lambda: [report.found for report in broker_harness.service.reports] == ["new"])
 
 
-def test_the_service_is_told_again_and_again_that_a_queue_is_read(broker_harness: BrokerHarness) -> None:
+def test_queues_are_reported_periodically(broker_harness: BrokerHarness) -> None:
     with broker_harness.listening(pulse_report_every=MOMENT):
         wait_until(lambda: len(broker_harness.service.reports) > 3)
     assert {report.found for report in broker_harness.service.reports[1:]} == {"there"}
 
 
-def test_a_queue_that_others_have_to_themselves_is_no_reason_to_end(broker_harness: BrokerHarness) -> None:
+def test_an_exclusive_queue_of_another_connection_is_retried(broker_harness: BrokerHarness) -> None:
     other = pika.BlockingConnection(pika.URLParameters(broker_harness.amqp.url))
     other.channel().queue_declare(broker_harness.queue, durable=True, exclusive=True)
     with broker_harness.listening(wait=False):
@@ -236,7 +230,7 @@ def test_a_queue_that_others_have_to_themselves_is_no_reason_to_end(broker_harne
     assert "RESOURCE_LOCKED" in broker_harness.logged("broker-away")[0]["error"]
 
 
-def test_an_exchange_that_may_not_be_read_is_told_as_that(
+def test_an_exchange_without_permission_is_logged_as_such(
     private_harness: BrokerHarness, private_broker: PrivateBroker
 ) -> None:
     private_broker.ctl("set_permissions", "guest", ".*", ".*", "^queue/.*")
@@ -249,83 +243,75 @@ def test_an_exchange_that_may_not_be_read_is_told_as_that(
         private_broker.ctl("set_permissions", "guest", ".*", ".*", ".*")
 
 
-def test_a_broker_that_is_restarted_delivers_what_was_not_acknowledged(
+def test_a_restarted_broker_redelivers_unacknowledged_messages(
     private_harness: BrokerHarness, private_broker: PrivateBroker
 ) -> None:
-    broker_harness, away = private_harness, threading.Event()
+    away = threading.Event()
     away.set()
-    broker_harness.service.override = lambda request: problem(503, "away") if away.is_set() else None
-    with broker_harness.listening(pulse_batch=2, pulse_prefetch=4) as listener:
-        broker_harness.press(*map(str, range(10)))
+    private_harness.service.override = lambda request: problem(503, "away") if away.is_set() else None
+    with private_harness.listening(pulse_batch=2, pulse_prefetch=4) as listener:
+        private_harness.press(*map(str, range(10)))
         consumer = listener.consumers["job-actions"]
         wait_until(lambda: consumer.counts["received"] == 4)
-        wait_until(lambda: broker_harness.waiting() == 6)
-        broker_harness.connection.close()
+        wait_until(lambda: private_harness.count_ready() == 6)
+        private_harness.connection.close()
         private_broker.restart()
-        broker_harness.connect()
+        private_harness.connect()
         away.clear()
-        wait_until(lambda: len(broker_harness.service.bodies()) == 10, 30)
-        broker_harness.press("after")
-        wait_until(lambda: broker_harness.service.bodies()[-1] == "after")
+        wait_until(lambda: len(private_harness.service.bodies()) == 10, 30)
+        private_harness.press("after")
+        wait_until(lambda: private_harness.service.bodies()[-1] == "after")
         assert consumer.counts["deleted"] == 0
-    events = broker_harness.service.events()[:-1]
+    events = private_harness.service.events()[:-1]
     assert sorted(event.body for event in events) == list("0123456789")
     assert {event.body for event in events if event.redelivered} == set("0123")
-    assert broker_harness.waiting() == 0
-    assert broker_harness.logged("broker-away")
+    assert private_harness.count_ready() == 0
+    assert private_harness.logged("broker-away")
 
 
-def test_a_connection_that_stays_blocked_is_given_up(
-    private_harness: BrokerHarness, private_broker: PrivateBroker, monkeypatch: pytest.MonkeyPatch
+def test_a_connection_that_stays_blocked_is_replaced(
+    private_harness: BrokerHarness, private_broker: PrivateBroker, opened_channels: list[tuple[Any, Any]]
 ) -> None:
-    broker_harness, made = private_harness, []
-
-    class RecordedChannel(channel_module.AckChannel):
-        def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
-            super().__init__(connection, channel, prefetch)
-            made.append((connection, channel))
-
-    monkeypatch.setattr(module, "AckChannel", RecordedChannel)
-    # not shorter: where both come at once, pika gives the connection up without telling that it was blocked
-    with broker_harness.listening(pulse_blocked=timedelta(seconds=4)):
+    # not shorter than heartbeats: if both expire at once, pika does not say that the connection was blocked
+    with private_harness.listening(pulse_blocked=timedelta(seconds=4)):
         private_broker.ctl("set_vm_memory_high_watermark", "0.00001")
         try:
-            ((connection, channel),) = made
-            # RabbitMQ blocks connections that publish; ours never does, so it is made to
+            ((connection, channel),) = opened_channels
+            # RabbitMQ blocks only connections that publish
             connection.add_callback_threadsafe(lambda: channel.basic_publish("", "nowhere", b""))
-            wait_until(lambda: broker_harness.logged("connection-blocked"))
-            wait_until(lambda: len(made) == 2)
-        finally:  # a broker that stays blocked would hold up the tests that follow
+            wait_until(lambda: private_harness.logged("connection-blocked"))
+            wait_until(lambda: len(opened_channels) == 2)
+        finally:  # otherwise the broker would block the following tests
             private_broker.ctl("set_vm_memory_high_watermark", "0.8")
-        broker_harness.press("1")
-        wait_until(lambda: broker_harness.service.bodies() == ["1"])
-    assert "Blocked" in broker_harness.logged("connection-lost")[0]["error"]
+        private_harness.press("1")
+        wait_until(lambda: private_harness.service.bodies() == ["1"])
+    assert "Blocked" in private_harness.logged("connection-lost")[0]["error"]
 
 
-def test_the_end_gives_all_that_was_read(broker_harness: BrokerHarness) -> None:
-    asked, hold = threading.Event(), threading.Event()
+def test_a_stop_forwards_everything_that_was_read(broker_harness: BrokerHarness) -> None:
+    requested, release = threading.Event(), threading.Event()
 
     def wait(request: Request) -> Answer | None:
         if request.path == ACTIONS:
-            asked.set()
-            hold.wait(10)
+            requested.set()
+            release.wait(10)
         return None
 
     broker_harness.service.override = wait
     with broker_harness.listening(pulse_batch=5, pulse_prefetch=20) as listener:
         broker_harness.press(*map(str, range(30)))
-        assert asked.wait(10)
-        wait_until(lambda: broker_harness.waiting() == 10)
+        assert requested.wait(10)
+        wait_until(lambda: broker_harness.count_ready() == 10)
         listener.stop()
-        threading.Timer(0.1, hold.set).start()
+        threading.Timer(0.1, release.set).start()
     assert broker_harness.service.bodies() == list(map(str, range(20)))
-    assert broker_harness.waiting() == 10
+    assert broker_harness.count_ready() == 10
     with broker_harness.listening():
         wait_until(lambda: len(broker_harness.service.bodies()) == 30)
     assert not any(event.redelivered for event in broker_harness.service.events())
 
 
-def test_an_end_while_the_service_is_away_comes_soon_and_loses_nothing(broker_harness: BrokerHarness) -> None:
+def test_a_stop_while_the_service_is_away_is_quick_and_loses_nothing(broker_harness: BrokerHarness) -> None:
     broker_harness.service.override = lambda request: problem(503, "away")
     with broker_harness.listening(max_retry=timedelta(seconds=30), first_retry=timedelta(seconds=30)) as listener:
         broker_harness.press("1", "2")
@@ -333,4 +319,4 @@ def test_an_end_while_the_service_is_away_comes_soon_and_loses_nothing(broker_ha
         began = time.monotonic()
     assert time.monotonic() - began < 10
     assert broker_harness.logged("not-given")
-    assert broker_harness.waiting() == 2
+    assert broker_harness.count_ready() == 2

@@ -32,7 +32,7 @@ def forwarding(url: str, stop: threading.Event | None = None, **options: Any) ->
 
 
 class ScriptedService:
-    """A service that gives one answer after another, the last for ever."""
+    """A service that gives one answer after another, and repeats the last."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -45,7 +45,7 @@ class ScriptedService:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-def test_what_is_sent_is_signed_with_the_first_secret() -> None:
+def test_requests_are_signed_with_the_first_secret() -> None:
     service = ScriptedService(GOOD)
     with serving(service) as url, forwarding(url) as forwarder:
         assert forwarder.post(PATH, encode_json({"max": 3}), AnnouncedLeases) == AnnouncedLeases(leases=[])
@@ -67,7 +67,7 @@ def test_lone_surrogates_travel_as_escapes() -> None:
     Webhook(SECRET).verify(service.requests[0].body, service.requests[0].headers)
 
 
-def test_an_attempt_after_a_while_is_the_same_message_signed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_attempt_has_the_same_id_and_a_new_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock(datetime):
         seconds = 0
 
@@ -92,7 +92,7 @@ def test_an_attempt_after_a_while_is_the_same_message_signed_anew(monkeypatch: p
         assert request.headers["webhook-signature"] == signed
 
 
-def test_two_messages_have_two_ids() -> None:
+def test_two_requests_have_different_ids() -> None:
     service = ScriptedService(GOOD)
     with serving(service) as url, forwarding(url) as forwarder:
         forwarder.post(PATH, b"{}", AnnouncedLeases)
@@ -101,7 +101,7 @@ def test_two_messages_have_two_ids() -> None:
     assert first.headers["webhook-id"] != second.headers["webhook-id"]
 
 
-def test_an_outage_and_its_end_are_one_line_each() -> None:
+def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends() -> None:
     port = free_port()
     with capture_logs() as logs, forwarding(f"http://127.0.0.1:{port}") as forwarder:
         threads = [threading.Thread(target=forwarder.post, args=(PATH, b"{}", AnnouncedLeases)) for _ in range(3)]
@@ -118,7 +118,7 @@ def test_an_outage_and_its_end_are_one_line_each() -> None:
     assert logs[1]["after"] >= 0.1
 
 
-def test_a_failure_that_is_older_than_a_success_is_no_new_outage() -> None:
+def test_a_failure_older_than_a_success_is_no_new_outage() -> None:
     slow = threading.Event()
 
     def answer(request: Request) -> Answer:
@@ -136,7 +136,7 @@ def test_a_failure_that_is_older_than_a_success_is_no_new_outage() -> None:
     assert logs == []
 
 
-def test_a_connection_that_is_dropped_is_an_outage_too() -> None:
+def test_a_dropped_connection_is_an_outage() -> None:
     service = ScriptedService(Answer(hang_up=True), GOOD)
     with serving(service) as url, forwarding(url) as forwarder:
         forwarder.post(PATH, b"{}", AnnouncedLeases)
@@ -144,7 +144,7 @@ def test_a_connection_that_is_dropped_is_an_outage_too() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_wrong_secret_is_told_once_and_tried_slowly(status: int) -> None:
+def test_a_wrong_secret_is_logged_once_and_retried_slowly(status: int) -> None:
     service = ScriptedService(
         problem(status, "made with another secret"), problem(status, "made with another secret"), GOOD
     )
@@ -161,7 +161,7 @@ def test_a_wrong_secret_is_told_once_and_tried_slowly(status: int) -> None:
 
 
 @pytest.mark.parametrize(("status", "value"), [(429, "1"), (503, "date")])
-def test_who_asks_for_a_pause_gets_it(status: int, value: str) -> None:
+def test_retry_after_is_respected(status: int, value: str) -> None:
     if value == "date":
         value = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # whole seconds: 1 to 2 s
     service = ScriptedService(problem(status, "busy", **{"Retry-After": value}), GOOD)
@@ -171,7 +171,7 @@ def test_who_asks_for_a_pause_gets_it(status: int, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "expected"),
     [
         (problem(422, "max: too much"), "422: max: too much"),
         (Answer(404, b"<h1>Not here</h1>"), "404: b'<h1>Not here</h1>'"),
@@ -183,15 +183,15 @@ def test_who_asks_for_a_pause_gets_it(status: int, value: str) -> None:
         (Answer(200, b'{"leases": 1}'), "leases: Input should be"),
     ],
 )
-def test_what_only_a_person_can_mend_is_rejected(answer: Answer, told: str) -> None:
+def test_errors_that_no_retry_can_fix_are_raised(answer: Answer, expected: str) -> None:
     service = ScriptedService(answer)
     with serving(service) as url, forwarding(url) as forwarder, pytest.raises(RequestRejectedError) as raised:
         forwarder.post(PATH, b"{}", AnnouncedLeases)
-    assert told in str(raised.value)
+    assert expected in str(raised.value)
     assert len(service.requests) == 1
 
 
-def test_too_large_is_told_apart() -> None:
+def test_a_request_that_is_too_large_has_its_own_error() -> None:
     with (
         serving(ScriptedService(problem(413, "at most 5"))) as url,
         forwarding(url) as forwarder,
@@ -200,7 +200,7 @@ def test_too_large_is_told_apart() -> None:
         forwarder.post(PATH, b'"large"', AnnouncedLeases)
 
 
-def test_it_gives_up_when_told_to() -> None:
+def test_no_attempt_begins_after_the_deadline() -> None:
     with serving(ScriptedService(problem(500, "a bug"))) as url, forwarding(url) as forwarder:
         began = time.monotonic()
         with pytest.raises(UnansweredError, match="did not accept the request in time: 500: a bug"):
@@ -209,7 +209,7 @@ def test_it_gives_up_when_told_to() -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_stop_ends_the_repeating_but_lets_one_attempt_through(before: bool) -> None:
+def test_a_stop_ends_the_retries_but_allows_one_attempt(before: bool) -> None:
     stop = threading.Event()
     service = ScriptedService(problem(500, "a bug"))
     with serving(service) as url, forwarding(url, stop, max_retry=timedelta(hours=1), first_retry=3600) as forwarder:
@@ -227,7 +227,7 @@ def test_a_stop_ends_the_repeating_but_lets_one_attempt_through(before: bool) ->
         forwarder.post(PATH, b"{}", AnnouncedLeases)
 
 
-def test_a_batch_of_events_can_be_followed_into_the_services_log() -> None:
+def test_a_batch_is_logged_with_its_webhook_id() -> None:
     service = ScriptedService(Answer(500, b"{}"), Answer(202, b'{"verdicts": []}'))
     with capture_logs() as logs, serving(service) as url, forwarding(url) as forwarder:
         forwarder.post("/api/v1/events/pushes", encode_json({"events": []}), Verdicts)

@@ -31,12 +31,12 @@ A, B, C = "a" * 40, "b" * 40, "c" * 40
 EMPTY = b'{"lastpushid": 0, "pushes": {}}'
 
 
-def read(body: bytes, **headers: str) -> Listing:
+def parse(body: bytes, **headers: str) -> Listing:
     return parse_listing(body, httpx.Headers(headers))
 
 
 @contextmanager
-def asking(*, timeout: float = 5, max_listing: int = 10_000) -> Iterator[PushlogClient]:
+def open_client(*, timeout: float = 5, max_listing: int = 10_000) -> Iterator[PushlogClient]:
     pushlogs = PushlogClient(timeout, max_listing, connections=2)
     try:
         yield pushlogs
@@ -44,13 +44,13 @@ def asking(*, timeout: float = 5, max_listing: int = 10_000) -> Iterator[Pushlog
         pushlogs.close()
 
 
-def ask(answer: Answer, *, etag: str | None = None, **options: Any) -> Listing:
-    with serving(lambda request: answer) as url, asking(**options) as pushlogs:
+def list_pushes(answer: Answer, *, etag: str | None = None, **options: Any) -> Listing:
+    with serving(lambda request: answer) as url, open_client(**options) as pushlogs:
         return pushlogs.list_pushes(f"{url}/r", 1, 101, etag=etag)
 
 
-def test_pushes_are_in_the_order_of_numbers_not_of_strings() -> None:
-    listing = read(b'{"lastpushid": 1000, "pushes": {"100": 1, "1000": 2, "91": 3, "9": 4}}')
+def test_pushes_are_in_numerical_order() -> None:
+    listing = parse(b'{"lastpushid": 1000, "pushes": {"100": 1, "1000": 2, "91": 3, "9": 4}}')
     assert list(listing.pushes) == [9, 91, 100, 1000]
     assert listing.between(9, 100) == [(91, 3), (100, 1)]
 
@@ -69,13 +69,13 @@ def test_pushes_are_in_the_order_of_numbers_not_of_strings() -> None:
         "json-pushes-ten-full",
     ],
 )
-def test_every_recorded_answer_is_read(name: str) -> None:
-    told = read_published(f"hg/{name}.json")
-    listing = read(encode_json(told))
-    assert (listing.lastpushid, set(listing.pushes)) == (told["lastpushid"], {int(key) for key in told["pushes"]})
+def test_recorded_answers_are_parsed(name: str) -> None:
+    answer = read_published(f"hg/{name}.json")
+    listing = parse(encode_json(answer))
+    assert (listing.lastpushid, set(listing.pushes)) == (answer["lastpushid"], {int(key) for key in answer["pushes"]})
     for push_id, entry in listing.pushes.items():
         tip, _ = tip_and_nodes(push_id, entry)
-        changesets = told["pushes"][str(push_id)]["changesets"]
+        changesets = answer["pushes"][str(push_id)]["changesets"]
         if not changesets or isinstance(changesets[0], dict):
             sent = PushlogEntry.model_validate(trim_entry(push_id, entry))
             assert sent.id == push_id
@@ -83,10 +83,10 @@ def test_every_recorded_answer_is_read(name: str) -> None:
             assert tip == (changesets[-1]["node"] if changesets else None)
 
 
-def test_lone_surrogates_and_bytes_that_are_no_utf_8_are_kept() -> None:
-    listing = read(rb'{"lastpushid": 1, "pushes": {"1": "escaped-\udce9"}}')
+def test_lone_surrogates_and_invalid_utf_8_are_kept() -> None:
+    listing = parse(rb'{"lastpushid": 1, "pushes": {"1": "escaped-\udce9"}}')
     assert listing.pushes[1] == "escaped-\udce9"
-    assert read(b'{"lastpushid": 1, "pushes": {"1": "raw-\xe9"}}').pushes[1] == "raw-\udce9"
+    assert parse(b'{"lastpushid": 1, "pushes": {"1": "raw-\xe9"}}').pushes[1] == "raw-\udce9"
 
 
 @pytest.mark.parametrize(
@@ -97,18 +97,18 @@ def test_lone_surrogates_and_bytes_that_are_no_utf_8_are_kept() -> None:
         ("yesterday", None),
     ],
 )
-def test_etag_and_date(date: str, read_as: datetime | None) -> None:
-    listing = read(EMPTY, etag='W/"1"', date=date)
+def test_etag_and_date_are_parsed(date: str, read_as: datetime | None) -> None:
+    listing = parse(EMPTY, etag='W/"1"', date=date)
     assert (listing.etag, listing.date) == ('W/"1"', read_as)
 
 
-def test_without_etag_and_date() -> None:
-    listing = read(EMPTY)
+def test_etag_and_date_may_be_missing() -> None:
+    listing = parse(EMPTY)
     assert (listing.etag, listing.date) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         (b"<html>\xff", "not JSON (Expecting value: line 1 column 1 (char 0)); it begins with b'<html>\\xff'"),
         (b"", "not JSON"),
@@ -126,13 +126,13 @@ def test_without_etag_and_date() -> None:
         (b'{"lastpushid": 5, "pushes": {"99999999999": 1}}', "a key of pushes is '99999999999'"),
     ],
 )
-def test_nonsense_is_told_with_the_value(body: bytes, told: str) -> None:
+def test_an_invalid_answer_raises_an_error_with_the_value(body: bytes, expected: str) -> None:
     with pytest.raises(ListingError) as raised:
-        read(body)
-    assert told in str(raised.value)
+        parse(body)
+    assert expected in str(raised.value)
 
 
-def test_tip_and_nodes() -> None:
+def test_tip_and_nodes_include_obsolete_changesets() -> None:
     entry = {"changesets": [{"node": A}, {"node": B}], "obsoletechangesets": [{"node": C}]}
     assert tip_and_nodes(1, entry) == (B, {A, B, C})
     assert tip_and_nodes(1, {"changesets": [A, B]}) == (B, {A, B})
@@ -184,7 +184,7 @@ def test_only_the_last_200_changesets_are_sent_in_full() -> None:
         ({"id": "x", "changesets": [{"files": 5}]}, {"id": 7, "changesets": [{"files": 5}]}),
     ],
 )
-def test_what_is_no_entry_goes_as_it_came(entry: Any, sent: Any) -> None:
+def test_malformed_entries_are_not_trimmed(entry: Any, sent: Any) -> None:
     assert trim_entry(7, entry) == sent
 
 
@@ -199,7 +199,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_no_entry_whatever_it_is_breaks_the_listener(entry: Any) -> None:
+def test_no_entry_raises_an_unexpected_error(entry: Any) -> None:
     encode_json(trim_entry(1, entry))
     try:
         tip_and_nodes(1, entry)
@@ -207,32 +207,32 @@ def test_no_entry_whatever_it_is_breaks_the_listener(entry: Any) -> None:
         assert str(error).isascii()  # noqa: PT017 - most values raise, some do not
 
 
-# Over HTTP
+# HTTP
 
 
-def test_what_is_asked() -> None:
-    asked: list[Request] = []
+def test_requests_have_range_form_and_etag() -> None:
+    requests: list[Request] = []
 
     def answer(request: Request) -> Answer:
-        asked.append(request)
+        requests.append(request)
         return Answer(200, EMPTY)
 
-    with serving(answer) as url, asking() as pushlogs:
+    with serving(answer) as url, open_client() as pushlogs:
         pushlogs.list_pushes(f"{url}/integration/autoland", 4, 105, etag='W/"12"')
         pushlogs.list_pushes(f"{url}/r", 4, 5, full=False)
-    assert asked[0].path == "/integration/autoland/json-pushes?version=2&full=1&startID=4&endID=105"
-    assert (asked[0].headers["if-none-match"], asked[0].headers["user-agent"]) == ('W/"12"', "tc-treeherder")
-    assert asked[1].path == "/r/json-pushes?version=2&tipsonly=1&startID=4&endID=5"
-    assert "if-none-match" not in asked[1].headers
+    assert requests[0].path == "/integration/autoland/json-pushes?version=2&full=1&startID=4&endID=105"
+    assert (requests[0].headers["if-none-match"], requests[0].headers["user-agent"]) == ('W/"12"', "tc-treeherder")
+    assert requests[1].path == "/r/json-pushes?version=2&tipsonly=1&startID=4&endID=5"
+    assert "if-none-match" not in requests[1].headers
 
 
-def test_unchanged() -> None:
+def test_304_raises_pushlog_unchanged() -> None:
     with pytest.raises(PushlogUnchanged):
-        ask(Answer(304), etag='W/"1"')
+        list_pushes(Answer(304), etag='W/"1"')
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "expected"),
     [
         (Answer(404, b"<html>unknown"), "404: no repository exists at http://127.0.0.1"),
         (
@@ -247,24 +247,24 @@ def test_unchanged() -> None:
         (Answer(hang_up=True), "RemoteProtocolError"),
     ],
 )
-def test_refusals_in_plain_words(answer: Answer, told: str) -> None:
+def test_refusals_are_described(answer: Answer, expected: str) -> None:
     with pytest.raises(ListingError) as raised:
-        ask(answer)
-    assert told in str(raised.value)
+        list_pushes(answer)
+    assert expected in str(raised.value)
 
 
-def test_nobody_there() -> None:
-    with asking() as pushlogs, pytest.raises(ListingError, match=r"no answer from http://127\.0\.0\.1:9/r"):
+def test_a_closed_port_raises_a_listing_error() -> None:
+    with open_client() as pushlogs, pytest.raises(ListingError, match=r"no answer from http://127\.0\.0\.1:9/r"):
         pushlogs.list_pushes("http://127.0.0.1:9/r", 0, 1)
 
 
-def test_only_so_many_bytes_are_read() -> None:
-    assert ask(Answer(200, EMPTY.ljust(1_000)), max_listing=1_000).lastpushid == 0
+def test_answers_are_read_up_to_the_limit() -> None:
+    assert list_pushes(Answer(200, EMPTY.ljust(1_000)), max_listing=1_000).lastpushid == 0
     with pytest.raises(ListingTooLargeError, match="more than 1,000 bytes, the limit max_listing"):
-        ask(Answer(200, EMPTY.ljust(1_001)), max_listing=1_000)
+        list_pushes(Answer(200, EMPTY.ljust(1_001)), max_listing=1_000)
 
 
-def test_a_server_that_says_nothing_and_one_that_says_it_slowly_end_in_time() -> None:
+def test_silent_and_slow_servers_time_out() -> None:
     given_up = threading.Event()
 
     def silent(request: Request) -> Answer:
@@ -272,93 +272,93 @@ def test_a_server_that_says_nothing_and_one_that_says_it_slowly_end_in_time() ->
         return Answer(200, EMPTY)
 
     began = time.monotonic()
-    with serving(silent) as url, asking(timeout=0.1) as pushlogs:
+    with serving(silent) as url, open_client(timeout=0.1) as pushlogs:
         with pytest.raises(ListingError, match=r"no answer within 0\.1 s"):
             pushlogs.list_pushes(f"{url}/r", 0, 1)
         assert time.monotonic() - began < 10
         given_up.set()
     with pytest.raises(ListingError, match=r"within 0\.2 s"):
-        ask(Answer(200, EMPTY, trickle=0.02), timeout=0.2)
+        list_pushes(Answer(200, EMPTY, trickle=0.02), timeout=0.2)
 
 
-def test_a_proxy_of_the_usual_variables_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Request] = []
+def test_the_proxy_variables_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Request] = []
 
     def answer(request: Request) -> Answer:
-        asked.append(request)
+        requests.append(request)
         return Answer(200, EMPTY)
 
     with serving(answer) as url:
         monkeypatch.setenv("http_proxy", url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        with asking() as pushlogs:
+        with open_client() as pushlogs:
             pushlogs.list_pushes("http://hg.example/r", 0, 1)
             pushlogs.list_pushes("http://hg.example/r", 0, 1, new_connection=True)
             pushlogs.list_pushes(f"{url}/r", 0, 1)
-    assert asked[0].path == asked[1].path == "http://hg.example/r/json-pushes?version=2&full=1&startID=0&endID=1"
-    assert asked[2].path == "/r/json-pushes?version=2&full=1&startID=0&endID=1"
+    assert requests[0].path == requests[1].path == "http://hg.example/r/json-pushes?version=2&full=1&startID=0&endID=1"
+    assert requests[2].path == "/r/json-pushes?version=2&full=1&startID=0&endID=1"
 
 
-def test_what_is_compressed_is_read_and_counts_in_full() -> None:
+def test_compressed_answers_count_uncompressed() -> None:
     import gzip
 
     packed = Answer(200, gzip.compress(EMPTY.ljust(100_000)), {"Content-Encoding": "gzip"})
-    assert ask(packed, max_listing=100_000).lastpushid == 0
+    assert list_pushes(packed, max_listing=100_000).lastpushid == 0
     with pytest.raises(ListingTooLargeError):
-        ask(packed, max_listing=99_999)
+        list_pushes(packed, max_listing=99_999)
 
 
-def test_connections_are_kept_unless_a_new_one_is_wanted() -> None:
+def test_connections_are_reused_unless_a_new_one_is_requested() -> None:
     ports: list[int] = []
 
     def answer(request: Request) -> Answer:
         ports.append(request.port)
         return Answer(200, EMPTY)
 
-    with serving(answer) as url, asking() as pushlogs:
+    with serving(answer) as url, open_client() as pushlogs:
         for anew in (False, False, True, True, False):
             pushlogs.list_pushes(f"{url}/r", 0, 1, new_connection=anew)
     assert len(set(ports)) == 3
     assert ports[0] == ports[1] == ports[4]
 
 
-def test_a_kept_connection_that_was_closed_is_not_used() -> None:
+def test_a_connection_closed_by_the_server_is_not_reused() -> None:
     answers = iter([Answer(200, EMPTY, {"Connection": "close"}), Answer(200, EMPTY)])
-    with serving(lambda request: next(answers)) as url, asking() as pushlogs:
+    with serving(lambda request: next(answers)) as url, open_client() as pushlogs:
         for _ in range(2):
             pushlogs.list_pushes(f"{url}/r", 0, 1)
 
 
 def test_a_request_that_cannot_be_sent_in_time_is_not_sent() -> None:
-    """The connection comes about too late: the shift has ended."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, ExitStack() as stack:
-        for _ in range(3):  # it takes no more connections than it has already
+    """The connection is established too late, after the end of the shift."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as stack:
+        for _ in range(3):  # the backlog is full
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
-            waiting.connect_ex(listening.getsockname())
-        pushlogs = stack.enter_context(asking(timeout=20))
+            waiting.connect_ex(server.getsockname())
+        pushlogs = stack.enter_context(open_client(timeout=20))
         began = time.monotonic()
         with pytest.raises(ListingError, match="no answer within 20 s"):
-            pushlogs.list_pushes(f"http://127.0.0.1:{listening.getsockname()[1]}/r", 0, 1, send_within=0.05)
+            pushlogs.list_pushes(f"http://127.0.0.1:{server.getsockname()[1]}/r", 0, 1, send_within=0.05)
         assert time.monotonic() - began < 19
 
 
 START = datetime(2030, 1, 30, 12, 0, 0, tzinfo=UTC)
 
 
-def tag(at: datetime) -> str:
+def make_etag(at: datetime) -> str:
     return f'W/"{int(at.timestamp())}"'
 
 
 @pytest.mark.parametrize(
     ("etag", "reliable"),
     [
-        (tag(START - timedelta(seconds=10)), True),
-        (tag(START - timedelta(seconds=3)), True),
-        (tag(START - timedelta(seconds=2)), False),
-        (tag(START), False),
-        (tag(START + timedelta(seconds=10)), False),
-        (tag(START - timedelta(seconds=10)).removeprefix("W/"), True),
+        (make_etag(START - timedelta(seconds=10)), True),
+        (make_etag(START - timedelta(seconds=3)), True),
+        (make_etag(START - timedelta(seconds=2)), False),
+        (make_etag(START), False),
+        (make_etag(START + timedelta(seconds=10)), False),
+        (make_etag(START - timedelta(seconds=10)).removeprefix("W/"), True),
         ('W/"abc"', False),
         ('W/""', False),
         ('W/"-5"', False),
@@ -368,7 +368,7 @@ def tag(at: datetime) -> str:
         (None, False),
     ],
 )
-def test_a_tag_is_relied_on_only_when_it_was_old_when_given(etag: str | None, reliable: bool) -> None:
-    """It is the change time in whole seconds: a second push in that second would be hidden for ever."""
+def test_only_an_etag_older_than_three_seconds_is_reliable(etag: str | None, reliable: bool) -> None:
+    """An ETag is the change time in whole seconds, so it could hide a second push in the same second for ever."""
     assert reliable_etag(etag, START) == (etag if reliable else None)
     assert reliable_etag(etag, None) is None

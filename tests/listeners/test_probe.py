@@ -22,15 +22,15 @@ def test_both_paths_answer_and_an_error_is_a_503() -> None:
         assert httpx.post(f"{url}/__heartbeat__").status_code == 501
 
 
-def test_who_connects_and_says_nothing_keeps_nobody_from_asking() -> None:
+def test_silent_clients_do_not_block_others() -> None:
     with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
         silent = [socket.create_connection(("127.0.0.1", probe.port)) for _ in range(5)]
         assert httpx.get(f"http://127.0.0.1:{probe.port}/__lbheartbeat__").status_code == 200
-        for each in silent:
-            each.close()
+        for connection in silent:
+            connection.close()
 
 
-def test_it_ends_at_once() -> None:
+def test_the_server_stops_at_once() -> None:
     durations = []
     for _ in range(4):
         began = time.monotonic()
@@ -40,12 +40,12 @@ def test_it_ends_at_once() -> None:
     assert min(durations) < 0.45, "`serve_forever` looks every 0.5 s by itself"
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_in_use_raises_an_error() -> None:
     with ProbeServer("127.0.0.1", 0, lambda: {}) as probe, pytest.raises(OSError, match="in use"):
         ProbeServer("127.0.0.1", probe.port, lambda: {})
 
 
-def test_what_it_says_is_json() -> None:
+def test_the_answer_is_json() -> None:
     with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok", "ü": "é"}) as probe:
         answer = httpx.get(f"http://127.0.0.1:{probe.port}/__heartbeat__")
     assert answer.headers["content-type"] == "application/json"

@@ -22,7 +22,7 @@ from tests.listeners.pushlog_harness import PushlogHarness
 from tests.proxy import TcpProxy
 
 
-def test_a_probe_that_cannot_listen_is_told(broker_harness: BrokerHarness) -> None:
+def test_a_probe_port_in_use_is_a_settings_error(broker_harness: BrokerHarness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with running_pulse_listener(broker_harness, probe_port=str(port)) as running:
@@ -32,22 +32,22 @@ def test_a_probe_that_cannot_listen_is_told(broker_harness: BrokerHarness) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly(broker_harness: BrokerHarness, number: signal.Signals) -> None:
+def test_a_signal_stops_the_pulse_listener(broker_harness: BrokerHarness, number: signal.Signals) -> None:
     port = free_port()
     with running_pulse_listener(broker_harness, probe_port=str(port)) as running:
         wait_until(lambda: broker_harness.service.reports, 60)
-        told = httpx.get(f"http://127.0.0.1:{port}/__heartbeat__").json()
-        assert (told["status"], told["queues"][broker_harness.queue]["connected"]) == ("ok", True)
+        state = httpx.get(f"http://127.0.0.1:{port}/__heartbeat__").json()
+        assert (state["status"], state["queues"][broker_harness.queue]["connected"]) == ("ok", True)
         broker_harness.press("1")
         wait_until(lambda: broker_harness.service.bodies() == ["1"])
         # 55 MB when this was written; a leak or a heavy import would show
         assert psutil.Process(running.pid).memory_info().rss < 60e6
         output = terminate(running, number, 3)
     assert '"stopped"' in output
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
 
 
-def test_sigterm_ends_it_within_5_seconds_though_service_and_broker_say_nothing(
+def test_sigterm_stops_the_pulse_listener_within_5_seconds_while_nobody_answers(
     broker_harness: BrokerHarness, proxy: TcpProxy
 ) -> None:
     silent = threading.Event()
@@ -61,15 +61,15 @@ def test_sigterm_ends_it_within_5_seconds_though_service_and_broker_say_nothing(
     with running_pulse_listener(broker_harness, pulse_url=broker_harness.broker) as running:
         wait_until(lambda: broker_harness.service.reports, 60)
         broker_harness.press("1")
-        wait_until(lambda: broker_harness.waiting() == 0)
+        wait_until(lambda: broker_harness.count_ready() == 0)
         proxy.hold()
         output = terminate(running, signal.SIGTERM, 5)
         silent.set()
     assert "abandoned" in output
 
 
-def test_killed_at_any_moment_it_loses_nothing(broker_harness: BrokerHarness) -> None:
-    """Some kill -9 while messages come in: each of them arrives."""
+def test_kill_9_loses_no_message(broker_harness: BrokerHarness) -> None:
+    """The listener is killed several times while messages come in, and each message arrives."""
     broker_harness.channel.queue_declare(broker_harness.queue, durable=True)
     broker_harness.channel.queue_bind(broker_harness.queue, broker_harness.actions, "taskcluster.#")
     broker_harness.press(*map(str, range(400)))
@@ -96,7 +96,7 @@ def test_killed_at_any_moment_it_loses_nothing(broker_harness: BrokerHarness) ->
     assert set(broker_harness.service.bodies()) == set(map(str, range(400)))
 
 
-def test_without_a_url_it_says_what_to_do(broker_harness: BrokerHarness) -> None:
+def test_a_missing_pulse_url_is_a_settings_error(broker_harness: BrokerHarness) -> None:
     with running_pulse_listener(broker_harness, pulse_url="") as running:
         output, _ = running.communicate(timeout=30)
     assert running.returncode == 2
@@ -107,7 +107,7 @@ def test_without_a_url_it_says_what_to_do(broker_harness: BrokerHarness) -> None
 ROOT = Path(__file__).parents[2]
 
 
-def test_wrong_settings_end_with_2_and_say_why(
+def test_wrong_settings_exit_with_2_and_a_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", "[]")
@@ -119,7 +119,7 @@ def test_wrong_settings_end_with_2_and_say_why(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_listener_cleanly(pushlog_harness: PushlogHarness, number: signal.Signals) -> None:
+def test_a_signal_stops_the_pushlog_listener(pushlog_harness: PushlogHarness, number: signal.Signals) -> None:
     pushlog_harness.pushlog.create("r")
     pushlog_harness.monitor()
     with running_listener("pushlog", pushlog_harness.url) as running:
@@ -130,8 +130,8 @@ def test_a_signal_ends_an_idle_listener_cleanly(pushlog_harness: PushlogHarness,
     assert pushlog_harness.service.repositories["r"].holder is None
 
 
-def test_sigterm_in_the_middle_of_everything_ends_it_within_5_seconds(pushlog_harness: PushlogHarness) -> None:
-    """One pushlog says nothing, another's pushes are being forwarded, and the service has fallen silent."""
+def test_sigterm_stops_a_busy_pushlog_listener_within_5_seconds(pushlog_harness: PushlogHarness) -> None:
+    """One pushlog is silent, pushes of another are being forwarded, and the service does not answer."""
     silent = threading.Event()
     pushlog_harness.pushlog.create("slow")
     pushlog_harness.pushlog.create("busy")

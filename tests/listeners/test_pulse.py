@@ -5,37 +5,27 @@ import json
 import ssl
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pika
 import pytest
 
 from listeners import channel as channel_module
-from listeners import consumer as module
+from listeners import consumer as consumer_module
+from listeners.channel import AckChannel
 from listeners.forward import Forwarder
 from listeners.pulse import EventSender, PulseListener, connection_parameters, encode_job_action, queue_owner
 from listeners.settings import load
 from service.contract.configuration import SettingsError
-from service.contract.events import (
-    Verdicts,
-)
-from tests.listeners.broker_harness import (
-    ACTIONS,
-    TASKS,
-    BrokerHarness,
-    wait_until,
-)
+from service.contract.events import Verdicts
+from tests.listeners.broker_harness import ACTIONS, TASKS, BrokerHarness, wait_until
 from tests.listeners.fakes import SECRET, Answer, Request, problem, quick_settings
 from tests.proxy import TcpProxy
 
-ROOT = Path(__file__).parents[2]
+# Forwarding
 
 
-# What is forwarded
-
-
-def test_a_pressed_button_is_forwarded_as_it_came(broker_harness: BrokerHarness) -> None:
+def test_a_pressed_button_is_forwarded_unchanged(broker_harness: BrokerHarness) -> None:
     body = '{"action": "retrigger", "job_guid": "x/0", "n": 1.10, "u": "\\udce9 ü"}'
     with broker_harness.listening():
         broker_harness.press(body, headers={"CC": ["taskcluster.other", "ü"], "x": 1})
@@ -43,10 +33,10 @@ def test_a_pressed_button_is_forwarded_as_it_came(broker_harness: BrokerHarness)
     assert (event.exchange, event.routing_key) == (broker_harness.actions, "taskcluster.try.retrigger")
     assert (event.cc, event.redelivered) == (["taskcluster.other", "ü"], False)
     assert (event.body, event.encoding) == (body, "utf-8")
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
 
 
-def test_of_the_buttons_only_those_of_taskcluster_are_heard(broker_harness: BrokerHarness) -> None:
+def test_only_buttons_of_taskcluster_are_read(broker_harness: BrokerHarness) -> None:
     with broker_harness.listening():
         broker_harness.press("1", key="buildbot.try.retrigger")
         broker_harness.press("2", key="taskcluster.try.retrigger.")
@@ -54,7 +44,7 @@ def test_of_the_buttons_only_those_of_taskcluster_are_heard(broker_harness: Brok
     assert broker_harness.service.bodies() == ["2"]
 
 
-def test_what_is_no_json_is_forwarded_all_the_same_and_acknowledged(broker_harness: BrokerHarness) -> None:
+def test_messages_that_are_not_json_are_forwarded_and_acknowledged(broker_harness: BrokerHarness) -> None:
     odd = [b"no json", b"\xff\xfe\x00", b"", b"[" * 100_000, b"\x00"]
     with broker_harness.listening() as listener:
         broker_harness.press(*odd)
@@ -65,11 +55,11 @@ def test_what_is_no_json_is_forwarded_all_the_same_and_acknowledged(broker_harne
     assert [
         base64.b64decode(event.body) if event.encoding == "base64" else event.body.encode() for event in events
     ] == odd
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
     assert broker_harness.logged("events-rejected")[0]["first_reason"] == "not JSON; kept as a dead letter"
 
 
-def test_headers_that_are_no_list_of_keys_do_no_harm(broker_harness: BrokerHarness) -> None:
+def test_odd_headers_are_tolerated(broker_harness: BrokerHarness) -> None:
     with broker_harness.listening():
         # the broker itself refuses a CC that is no list, so what it lets through is what there is to fear
         broker_harness.press("1", headers={"CC": ["taskcluster.a"] * 1_200})
@@ -79,7 +69,7 @@ def test_headers_that_are_no_list_of_keys_do_no_harm(broker_harness: BrokerHarne
     assert [len(event.cc) for event in broker_harness.service.events()] == [1_000, 0, 0]
 
 
-def test_a_repeated_post_carries_the_same_keys(broker_harness: BrokerHarness) -> None:
+def test_a_repeated_post_has_the_same_keys(broker_harness: BrokerHarness) -> None:
     posts: list[Request] = []
 
     def break_thrice(request: Request) -> Answer | None:
@@ -105,10 +95,10 @@ def test_a_repeated_post_carries_the_same_keys(broker_harness: BrokerHarness) ->
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert first.body == second.body
     assert len(broker_harness.service.stored) == 1
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
 
 
-def test_a_refused_batch_stays_until_a_person_has_mended_it(broker_harness: BrokerHarness) -> None:
+def test_a_refused_batch_is_repeated_until_it_is_accepted(broker_harness: BrokerHarness) -> None:
     refused = threading.Event()
 
     def refuse(request: Request) -> Answer | None:
@@ -124,7 +114,7 @@ def test_a_refused_batch_stays_until_a_person_has_mended_it(broker_harness: Brok
         broker_harness.service.override = lambda request: None
         wait_until(lambda: broker_harness.service.bodies() == ["1"])
     assert "no such path" in broker_harness.logged("batch-refused")[0]["error"]
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
 
 
 def test_an_answer_with_too_few_verdicts_acknowledges_nothing(broker_harness: BrokerHarness) -> None:
@@ -142,7 +132,7 @@ def test_an_answer_with_too_few_verdicts_acknowledges_nothing(broker_harness: Br
     assert "0 verdicts for 1 events" in line["error"]
 
 
-def test_what_a_proxy_finds_too_large_is_sent_in_pieces(broker_harness: BrokerHarness) -> None:
+def test_a_batch_that_is_too_large_is_split(broker_harness: BrokerHarness) -> None:
     sizes: list[int] = []
     too_early: list[str] = []
 
@@ -163,12 +153,12 @@ def test_what_a_proxy_finds_too_large_is_sent_in_pieces(broker_harness: BrokerHa
         wait_until(lambda: len(broker_harness.service.bodies()) == 8)
     assert [body[1] for body in broker_harness.service.bodies()] == list("01234567")
     assert max(sizes) > 150_000
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
     assert len(broker_harness.service.acknowledged) == 8
     assert too_early == []
 
 
-def test_of_a_message_that_is_always_too_large_the_beginning_becomes_a_dead_letter(
+def test_a_message_that_is_too_large_is_shortened_and_becomes_a_dead_letter(
     broker_harness: BrokerHarness,
 ) -> None:
     broker_harness.service.override = lambda request: problem(413, "too large") if len(request.body) > 150_000 else None
@@ -178,10 +168,10 @@ def test_of_a_message_that_is_always_too_large_the_beginning_becomes_a_dead_lett
         wait_until(lambda: listener.consumers["job-actions"].counts["rejected"] == 1)
     assert [body[:2] for body in broker_harness.service.bodies()] == ["1", '"x', "3"]
     assert broker_harness.logged("event-too-large")
-    assert broker_harness.waiting() == 0
+    assert broker_harness.count_ready() == 0
 
 
-def test_tasks_are_heard_by_the_routes_of_each_environment(broker_harness: BrokerHarness) -> None:
+def test_task_events_are_read_by_the_routes_of_each_environment(broker_harness: BrokerHarness) -> None:
     for event in ("defined", "pending", "running", "completed", "failed", "exception"):
         broker_harness.declare(broker_harness.task_exchange(event))
     with broker_harness.listening(environments=["tc-treeherder", "stage"]) as listener:
@@ -197,17 +187,17 @@ def test_tasks_are_heard_by_the_routes_of_each_environment(broker_harness: Broke
     assert broker_harness.service.events(TASKS)[-1].cc == both
 
 
-def test_without_environments_no_tasks_are_read(broker_harness: BrokerHarness) -> None:
+def test_without_environments_no_task_events_are_read(broker_harness: BrokerHarness) -> None:
     with broker_harness.listening(environments={}) as listener:
         assert set(listener.consumers) == {"job-actions"}
 
 
 def test_an_action_does_not_wait_behind_tasks(broker_harness: BrokerHarness) -> None:
-    hold = threading.Event()
+    release = threading.Event()
 
     def wait(request: Request) -> Answer | None:
         if request.path == TASKS:
-            hold.wait(10)
+            release.wait(10)
         return None
 
     broker_harness.service.override = wait
@@ -220,15 +210,13 @@ def test_an_action_does_not_wait_behind_tasks(broker_harness: BrokerHarness) -> 
         broker_harness.press("press")
         wait_until(lambda: broker_harness.service.bodies() == ["press"])
         assert broker_harness.service.bodies(TASKS) == []
-        wait_until(lambda: broker_harness.waiting(broker_harness.tasks_queue) == 2_000)
-        hold.set()
+        wait_until(lambda: broker_harness.count_ready(broker_harness.tasks_queue) == 2_000)
+        release.set()
         wait_until(lambda: len(broker_harness.service.bodies(TASKS)) == 3_000)
-    assert broker_harness.waiting(broker_harness.tasks_queue) == 0
+    assert broker_harness.count_ready(broker_harness.tasks_queue) == 0
 
 
-def test_what_was_not_taken_is_not_posted_again_once_its_channel_is_gone(
-    broker_harness: BrokerHarness, proxy: TcpProxy
-) -> None:
+def test_a_batch_is_not_posted_again_after_its_channel_is_lost(broker_harness: BrokerHarness, proxy: TcpProxy) -> None:
     posts: list[Request] = []
 
     def away(request: Request) -> Answer | None:
@@ -245,14 +233,14 @@ def test_what_was_not_taken_is_not_posted_again_once_its_channel_is_gone(
         proxy.cut()
         wait_until(lambda: consumer.counts["connections lost"] and consumer.connected)
         broker_harness.service.override = lambda request: None
-        wait_until(lambda: broker_harness.waiting() == 0 and broker_harness.service.acknowledged)
+        wait_until(lambda: broker_harness.count_ready() == 0 and broker_harness.service.acknowledged)
     (before,) = json.loads(posts[0].body)["events"]
     (again,) = broker_harness.service.events()
     assert before["delivery"] != again.delivery
     assert (before["redelivered"], again.redelivered) == (False, True)
 
 
-def test_the_service_is_told_what_the_broker_has_taken(broker_harness: BrokerHarness) -> None:
+def test_confirmed_deliveries_are_reported(broker_harness: BrokerHarness) -> None:
     broker_harness.declare(broker_harness.task_exchange("running"))
     with broker_harness.listening(environments=["stage"]):
         broker_harness.press("1", "2", "no json")
@@ -260,11 +248,11 @@ def test_the_service_is_told_what_the_broker_has_taken(broker_harness: BrokerHar
             broker_harness.task_exchange("running"), "b", key="primary.x", headers={"CC": ["route.stage.try.abc"]}
         )
         wait_until(lambda: len(broker_harness.service.acknowledged) == 3 and broker_harness.service.bodies(TASKS))
-        assert broker_harness.waiting() == 0
+        assert broker_harness.count_ready() == 0
     assert broker_harness.service.acknowledged == [event.delivery for event in broker_harness.service.events()]
 
 
-def test_the_service_is_not_told_what_nobody_knows(broker_harness: BrokerHarness, proxy: TcpProxy) -> None:
+def test_deliveries_of_a_lost_connection_are_not_reported(broker_harness: BrokerHarness, proxy: TcpProxy) -> None:
     def cut(request: Request) -> Answer | None:
         if request.path == ACTIONS and not broker_harness.logged("connection-lost"):
             proxy.cut()
@@ -280,32 +268,32 @@ def test_the_service_is_not_told_what_nobody_knows(broker_harness: BrokerHarness
     assert first.delivery != again.delivery
 
 
-def test_what_the_broker_has_taken_is_told_with_the_next_batch(
+def test_confirmed_deliveries_are_reported_with_the_next_batch(
     broker_harness: BrokerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in (module, channel_module):
-        monkeypatch.setattr(place, "CHECK_INTERVAL", 1)
-    posted: list[Any] = []
+    for module in (consumer_module, channel_module):
+        monkeypatch.setattr(module, "CHECK_INTERVAL", 1)
+    requests: list[Any] = []
 
-    def note(request: Request) -> None:
+    def record(request: Request) -> None:
         if request.path == ACTIONS:
-            posted.append(json.loads(request.body))
+            requests.append(json.loads(request.body))
 
-    broker_harness.service.override = note
+    broker_harness.service.override = record
     with broker_harness.listening():
         for number in range(1_000):
             broker_harness.press(str(number))
             wait_until(lambda: len(broker_harness.service.bodies()) > number)  # noqa: B023 - called at once
-            if any(each["events"] and each["acknowledged"] for each in posted):
+            if any(request["events"] and request["acknowledged"] for request in requests):
                 break
         wait_until(lambda: len(broker_harness.service.acknowledged) == len(broker_harness.service.bodies()))
-    told = next(each for each in posted if each["events"] and each["acknowledged"])
-    assert not {event["delivery"] for event in told["events"]} & set(told["acknowledged"])
-    assert not posted[0]["acknowledged"]
+    with_both = next(request for request in requests if request["events"] and request["acknowledged"])
+    assert not {event["delivery"] for event in with_both["events"]} & set(with_both["acknowledged"])
+    assert not requests[0]["acknowledged"]
     assert broker_harness.service.acknowledged == [event.delivery for event in broker_harness.service.events()]
 
 
-def test_a_report_that_does_not_arrive_is_repeated(broker_harness: BrokerHarness) -> None:
+def test_a_lost_report_of_confirmed_deliveries_is_repeated(broker_harness: BrokerHarness) -> None:
     refused: list[Any] = []
 
     def refuse(request: Request) -> Answer | None:
@@ -322,7 +310,7 @@ def test_a_report_that_does_not_arrive_is_repeated(broker_harness: BrokerHarness
     assert broker_harness.service.acknowledged == [event.delivery for event in broker_harness.service.events()]
 
 
-def test_at_the_end_it_tells_what_the_broker_has_taken(broker_harness: BrokerHarness) -> None:
+def test_confirmed_deliveries_are_reported_at_the_end(broker_harness: BrokerHarness) -> None:
     posted = threading.Event()
 
     def wait(request: Request) -> Answer | None:
@@ -338,30 +326,32 @@ def test_at_the_end_it_tells_what_the_broker_has_taken(broker_harness: BrokerHar
     assert broker_harness.service.acknowledged == [event.delivery for event in broker_harness.service.events()]
 
 
-def test_what_a_lost_channel_may_have_acknowledged_is_never_told(broker_harness: BrokerHarness) -> None:
-    """Neither while nothing comes, nor with the next channel's first batch."""
+def test_deliveries_of_a_lost_channel_are_never_reported(broker_harness: BrokerHarness) -> None:
+    """They are reported neither while no message comes, nor with the first batch of the next channel."""
     settings, stop = broker_harness.settings(), threading.Event()
     forwarder = Forwarder(settings, stop, connections=1)
     sender = EventSender(ACTIONS, forwarder, settings, stop, lambda verdict, events: None, counts_presses=True)
     connection = pika.BlockingConnection(pika.URLParameters(broker_harness.amqp.url))
     method, properties = pika.spec.Basic.Deliver(exchange="x", routing_key="y"), pika.BasicProperties()
 
-    def batch(session: channel_module.AckChannel) -> list[bytes]:
-        return [encode_job_action(session.id, method, properties, b"1")]
+    def make_batch(channel: AckChannel) -> list[bytes]:
+        return [encode_job_action(channel.id, method, properties, b"1")]
 
-    class Asked(channel_module.AckChannel):
-        """A channel that answers as long as it is open: here no thread reads."""
+    class ConfirmingChannel(AckChannel):
+        """A channel that confirms as long as it is open, because no thread reads here."""
 
         def confirm_acknowledgements(self) -> bool:
             return not self.is_lost
 
     for idle in (True, False):
-        lost, new = (Asked(connection, connection.channel(), 1) for _ in range(2))
-        sender.send(batch(lost), lost)
-        lost._channel.close()
+        lost_amqp_channel, new_amqp_channel = connection.channel(), connection.channel()
+        lost = ConfirmingChannel(connection, lost_amqp_channel, 1)
+        new = ConfirmingChannel(connection, new_amqp_channel, 1)
+        sender.send(make_batch(lost), lost)
+        lost_amqp_channel.close()
         if idle:
             sender.report_confirmed()
-        sender.send(batch(new), new)
+        sender.send(make_batch(new), new)
         sender.report_confirmed()
         assert broker_harness.service.acknowledged == [
             event.delivery for event in broker_harness.service.events()[1::2]
@@ -370,7 +360,7 @@ def test_what_a_lost_channel_may_have_acknowledged_is_never_told(broker_harness:
     forwarder.close()
 
 
-def test_each_message_says_when_it_was_read(broker_harness: BrokerHarness) -> None:
+def test_each_message_has_the_time_of_its_receipt(broker_harness: BrokerHarness) -> None:
     before = time.time()
     broker_harness.service.override = lambda request: problem(503, "away")
     with broker_harness.listening() as listener:
@@ -383,7 +373,7 @@ def test_each_message_says_when_it_was_read(broker_harness: BrokerHarness) -> No
     assert before <= event.stamp <= read
 
 
-def test_a_bug_ends_the_listener_with_its_traceback(
+def test_a_bug_stops_the_pulse_listener_and_is_raised(
     broker_harness: BrokerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> bytes:
@@ -396,13 +386,13 @@ def test_a_bug_ends_the_listener_with_its_traceback(
     broker_harness.press("1")
     with pytest.raises(LookupError, match="a bug"):
         listener.run()
-    assert broker_harness.waiting() == 1
+    assert broker_harness.count_ready() == 1
 
 
 # Settings
 
 
-def test_one_environment_serves_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pulse_settings_can_be_shared_with_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     from service.settings import load as load_service
 
     for name, value in {
@@ -416,8 +406,8 @@ def test_one_environment_serves_both(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load()
     assert settings.environments == ["stage", "b"]
     assert queue_owner(settings) == "who"
-    made = connection_parameters(settings)
-    assert (made.host, made.credentials.password, made.heartbeat) == ("broker", "pass", 30)
+    parameters = connection_parameters(settings)
+    assert (parameters.host, parameters.credentials.password, parameters.heartbeat) == ("broker", "pass", 30)
     service = load_service()
     assert service.pulse.url is not None
     assert service.pulse.url.get_secret_value() == "amqp://who:pass@broker/%2F"
@@ -425,14 +415,14 @@ def test_one_environment_serves_both(monkeypatch: pytest.MonkeyPatch) -> None:
     assert queue_owner(load()) == "them"
     monkeypatch.setenv("TC_TREEHERDER_PULSE_URL", "amqps://other:x@pulse?heartbeat=7")
     monkeypatch.setenv("TC_TREEHERDER_PULSE_USER", "us")
-    made = connection_parameters(load())
-    assert (made.host, made.port, made.heartbeat, queue_owner(load())) == ("pulse", 5671, 7, "us")
-    context = made.ssl_options.context
+    parameters = connection_parameters(load())
+    assert (parameters.host, parameters.port, parameters.heartbeat, queue_owner(load())) == ("pulse", 5671, 7, "us")
+    context = parameters.ssl_options.context
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
 @pytest.mark.parametrize("url", ["http://x", "amqp://u:hunter2@x:port", "amqp://u:hunter2@x?unknown=1"])
-def test_a_url_that_cannot_be_understood_is_not_shown(url: str) -> None:
+def test_an_invalid_url_is_not_shown(url: str) -> None:
     with pytest.raises(SettingsError, match="pulse_url cannot be understood") as raised:
         connection_parameters(quick_settings("http://x", pulse_url=url))
     assert "hunter2" not in str(raised.value)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from listeners import pushlog as module
+from listeners import pushlog as pushlog_module
 from listeners.pushlog import PushlogListener
 from sandbox.hg import NewChangeset
 from service.contract.events import OversizedPush, PushEvent
@@ -17,12 +17,12 @@ from tests.listeners.fakes import (
     quick_settings,
     serving,
 )
-from tests.listeners.pushlog_harness import PushlogHarness, ids, push_entry, serving_pushes
+from tests.listeners.pushlog_harness import PushlogHarness, push_entry, push_ids, serving_pushes
 
-# What is new is forwarded
+# Forwarding
 
 
-def test_what_is_pushed_is_forwarded_in_order_and_once(pushlog_harness: PushlogHarness) -> None:
+def test_pushes_are_forwarded_in_order_and_once(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.pushlog.create("r", last_push_id=88)
     repository = pushlog_harness.monitor(cursor=88)
     with pushlog_harness.listening():
@@ -34,7 +34,7 @@ def test_what_is_pushed_is_forwarded_in_order_and_once(pushlog_harness: PushlogH
         pushlog_harness.pushlog.push("r", [NewChangeset(message="later")])
         pushlog_harness.service.wait_for(lambda: len(repository.stored) == 16)
     events = [event for batch in pushlog_harness.service.batches for event in batch]
-    assert ids(events) == list(range(89, 105))
+    assert push_ids(events) == list(range(89, 105))
     assert events[0]["since"] == 88
     assert events[0]["generation"] == 0
     assert events[0]["lastpushid"] >= 89
@@ -63,7 +63,7 @@ def test_a_poll_with_nothing_new_is_one_conditional_request(pushlog_harness: Pus
     assert sum(renewal.requests for renewal in pushlog_harness.service.renewals) == report["requests"]
 
 
-def test_5000_changesets_pass(pushlog_harness: PushlogHarness) -> None:
+def test_a_push_of_5000_changesets_is_forwarded(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.pushlog.create("r")
     files = {f"{'deep/' * 10}{number}": "x" for number in range(1_100)}
     pushlog_harness.pushlog.push(
@@ -82,19 +82,22 @@ def test_5000_changesets_pass(pushlog_harness: PushlogHarness) -> None:
     assert repository.cursor == 1
 
 
-def test_a_backlog_goes_window_by_window(pushlog_harness: PushlogHarness) -> None:
+def test_a_backlog_is_forwarded_window_by_window(pushlog_harness: PushlogHarness) -> None:
     with serving_pushes({i: push_entry(i) for i in range(1, 36)}) as (url, queries):
         repository = pushlog_harness.monitor(url=url, cursor=4, last_changeset=f"{4:040x}")
         result = pushlog_harness.poll(poll_window=10)
     assert [(query["startID"], query["endID"]) for query in queries[:4]] == [(3, 14), (14, 24), (24, 34), (34, 44)]
-    assert [ids(batch) for batch in pushlog_harness.service.batches[:2]] == [list(range(5, 15)), list(range(15, 25))]
+    assert [push_ids(batch) for batch in pushlog_harness.service.batches[:2]] == [
+        list(range(5, 15)),
+        list(range(15, 25)),
+    ]
     assert [batch[0]["since"] for batch in pushlog_harness.service.batches] == [4, 14, 24, 34]
     assert (result.outcome, result.requests, result.news.lastpushid, result.news.cursor) == ("listed", 4, 35, 35)
     assert result.etag == 'W/"7"'
     assert repository.cursor == 35
 
 
-def test_a_backlog_longer_than_a_shift_goes_on_as_long_as_that_is_renewed(pushlog_harness: PushlogHarness) -> None:
+def test_a_backlog_may_outlast_a_shift_that_is_renewed(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.service.shift_seconds = 0.5
     pushes = {i: push_entry(i) for i in range(1, 41)}
 
@@ -109,27 +112,27 @@ def test_a_backlog_longer_than_a_shift_goes_on_as_long_as_that_is_renewed(pushlo
             (news,) = pushlog_harness.service.wait_for_news("r")
     assert (news.outcome, news.etag, news.cursor) == ("listed", 'W/"7"', 40)
     assert repository.shift == 1
-    assert ids([event for batch in pushlog_harness.service.batches for event in batch]) == list(range(1, 41))
+    assert push_ids([event for batch in pushlog_harness.service.batches for event in batch]) == list(range(1, 41))
 
 
-def test_large_pushes_go_in_chunks(pushlog_harness: PushlogHarness) -> None:
+def test_large_pushes_are_sent_in_chunks(pushlog_harness: PushlogHarness) -> None:
     pushes = {i: push_entry(i, user="x" * 400) for i in range(1, 10)}
     with serving_pushes(pushes) as (url, _):
         repository = pushlog_harness.monitor(url=url)
         assert pushlog_harness.poll(chunk_bytes=1_300).outcome == "listed"
-    assert [ids(batch) for batch in pushlog_harness.service.batches] == [[1, 2], [3, 4], [5, 6], [7, 8], [9]]
+    assert [push_ids(batch) for batch in pushlog_harness.service.batches] == [[1, 2], [3, 4], [5, 6], [7, 8], [9]]
     assert [batch[0]["since"] for batch in pushlog_harness.service.batches] == [0, 2, 4, 6, 8]
     assert repository.cursor == 9
 
 
-def test_at_most_1000_events_in_a_request(pushlog_harness: PushlogHarness) -> None:
+def test_a_request_has_at_most_1000_events(pushlog_harness: PushlogHarness) -> None:
     with serving_pushes({i: push_entry(i) for i in range(1, 1_003)}) as (url, _):
         pushlog_harness.monitor(url=url)
         pushlog_harness.poll(poll_window=2_000)
     assert [len(batch) for batch in pushlog_harness.service.batches] == [1_000, 2]
 
 
-def test_what_is_too_large_for_somebody_on_the_way_is_split(pushlog_harness: PushlogHarness) -> None:
+def test_a_chunk_that_is_too_large_for_a_proxy_is_split(pushlog_harness: PushlogHarness) -> None:
     def proxy(request: Request) -> Answer | None:
         return problem(413, "proxy: 1,500 bytes") if len(request.body) > 1_500 else None
 
@@ -147,7 +150,7 @@ def test_what_is_too_large_for_somebody_on_the_way_is_split(pushlog_harness: Pus
     assert repository.cursor == 7
 
 
-def test_a_service_that_finds_everything_too_large_fails_the_poll(pushlog_harness: PushlogHarness) -> None:
+def test_a_poll_fails_if_the_service_rejects_every_size(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.service.override = lambda request: problem(413, "no") if "events" in request.path else None
     with serving_pushes({1: push_entry(1)}) as (url, _):
         pushlog_harness.monitor(url=url)
@@ -156,10 +159,10 @@ def test_a_service_that_finds_everything_too_large_fails_the_poll(pushlog_harnes
     assert "accepts no request of" in (result.error or "")
 
 
-def test_a_push_beyond_all_limits_leaves_a_note_and_lets_the_cursor_go_on(
+def test_an_oversized_push_is_reported_and_passed(
     pushlog_harness: PushlogHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 5_000)
+    monkeypatch.setattr(pushlog_module, "MAX_BYTES", 5_000)
     with serving_pushes({1: push_entry(1), 2: push_entry(*range(100)), 3: push_entry(3)}) as (url, _):
         repository = pushlog_harness.monitor(url=url)
         assert pushlog_harness.poll().outcome == "listed"
@@ -170,7 +173,7 @@ def test_a_push_beyond_all_limits_leaves_a_note_and_lets_the_cursor_go_on(
     assert repository.cursor == 3
 
 
-def test_a_listing_that_is_too_large_is_asked_for_in_smaller_parts(pushlog_harness: PushlogHarness) -> None:
+def test_a_listing_that_is_too_large_is_requested_in_smaller_parts(pushlog_harness: PushlogHarness) -> None:
     pushes = {i: push_entry(i, user="x" * 900) for i in range(1, 20)}
     pushes[7] = push_entry(6, 7, user="x" * 3_000)
     with serving_pushes(pushes) as (url, _):
@@ -195,7 +198,7 @@ def test_a_huge_push_at_the_cursor_is_compared_by_its_tip(pushlog_harness: Pushl
 # Odd pushlogs
 
 
-def test_gaps_and_pushes_without_changesets(pushlog_harness: PushlogHarness) -> None:
+def test_gaps_and_pushes_without_changesets_are_passed(pushlog_harness: PushlogHarness) -> None:
     obsolete = {**push_entry(), "obsoletechangesets": [{"node": "a" * 40}]}
     with serving_pushes({2: push_entry(2), 5: obsolete, 9: push_entry(9)}, last=12) as (url, _):
         repository = pushlog_harness.monitor(url=url)
@@ -216,7 +219,7 @@ def test_a_long_gap_takes_few_requests(pushlog_harness: PushlogHarness) -> None:
     assert repository.cursor == 136_598
 
 
-def test_windows_after_a_strip_are_empty_while_lastpushid_is_far_ahead(pushlog_harness: PushlogHarness) -> None:
+def test_empty_windows_after_a_strip_take_few_requests(pushlog_harness: PushlogHarness) -> None:
     with serving_pushes({}, last=1_000) as (url, _):
         pushlog_harness.monitor(url=url, cursor=3)
         result = pushlog_harness.poll()
@@ -225,7 +228,7 @@ def test_windows_after_a_strip_are_empty_while_lastpushid_is_far_ahead(pushlog_h
     assert pushlog_harness.service.batches == []
 
 
-def test_a_push_that_lastpushid_names_but_no_mirror_lists_yet_is_no_error(pushlog_harness: PushlogHarness) -> None:
+def test_a_push_that_a_mirror_does_not_list_yet_is_no_error(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.pushlog.create("r")
     pushlog_harness.pushlog.push("r", [NewChangeset(message="one")])
     pushlog_harness.pushlog.push("r", [NewChangeset(message="two")])
@@ -234,7 +237,7 @@ def test_a_push_that_lastpushid_names_but_no_mirror_lists_yet_is_no_error(pushlo
     with pushlog_harness.listening():
         pushlog_harness.service.wait_for(lambda: 2 in repository.stored)
     assert repository.news == []
-    assert [ids(batch) for batch in pushlog_harness.service.batches] == [[1], [2]]
+    assert [push_ids(batch) for batch in pushlog_harness.service.batches] == [[1], [2]]
     assert pushlog_harness.service.batches[1][0]["since"] == 1
 
 
@@ -250,7 +253,7 @@ def test_another_changeset_at_the_cursor_is_reported_and_nothing_forwarded(pushl
 
 
 @pytest.mark.parametrize(
-    ("at_cursor", "known"),
+    ("at_cursor", "last_changeset"),
     [
         (push_entry(4, 5), f"{5:040x}"),
         (push_entry(4, 5), f"{4:040x}"),  # the tip is another: amended or stripped, but a part of the push is there
@@ -260,11 +263,11 @@ def test_another_changeset_at_the_cursor_is_reported_and_nothing_forwarded(pushl
         (None, f"{5:040x}"),
     ],
 )
-def test_what_is_left_of_the_push_at_the_cursor_has_not_moved(
-    pushlog_harness: PushlogHarness, at_cursor: Any, known: str | None
+def test_a_changed_push_at_the_cursor_is_no_reset(
+    pushlog_harness: PushlogHarness, at_cursor: Any, last_changeset: str | None
 ) -> None:
     with serving_pushes({**({5: at_cursor} if at_cursor else {}), 6: push_entry(6)}) as (url, _):
-        repository = pushlog_harness.monitor(url=url, cursor=5, last_changeset=known)
+        repository = pushlog_harness.monitor(url=url, cursor=5, last_changeset=last_changeset)
         result = pushlog_harness.poll()
     assert result.outcome == "listed"
     assert list(repository.stored) == [6]
@@ -278,7 +281,7 @@ def test_a_lastpushid_below_the_cursor_is_reported(pushlog_harness: PushlogHarne
     assert pushlog_harness.service.batches == []
 
 
-def test_a_reset_in_the_middle_of_a_backlog_ends_it(pushlog_harness: PushlogHarness) -> None:
+def test_a_reset_in_the_middle_of_a_backlog_ends_the_poll(pushlog_harness: PushlogHarness) -> None:
     pushes = {i: push_entry(i) for i in range(1, 31)}
 
     def reset(request: Request) -> None:
@@ -294,7 +297,7 @@ def test_a_reset_in_the_middle_of_a_backlog_ends_it(pushlog_harness: PushlogHarn
     assert list(repository.stored) == list(range(1, 11))
 
 
-def test_an_entry_that_cannot_be_understood_is_sent_as_it_came_and_holds_up_nothing(
+def test_a_malformed_entry_is_sent_unchanged_and_passed(
     pushlog_harness: PushlogHarness,
 ) -> None:
     bad = {"user": 5, "date": "soon", "odd": ["\udce9"], "changesets": "none"}
@@ -310,7 +313,7 @@ def test_an_entry_that_cannot_be_understood_is_sent_as_it_came_and_holds_up_noth
     assert [line["push"] for line in logs if line["event"] == "push-not-understood"] == [2]
 
 
-def test_a_bad_entry_at_the_end_of_a_window_does_not_stop_the_next_window(pushlog_harness: PushlogHarness) -> None:
+def test_a_malformed_entry_at_the_end_of_a_window_is_passed(pushlog_harness: PushlogHarness) -> None:
     with serving_pushes({1: push_entry(1), 2: {"changesets": 0}, 3: push_entry(3), 4: push_entry(4)}) as (url, _):
         repository = pushlog_harness.monitor(url=url)
         result = pushlog_harness.poll(poll_window=2)
@@ -320,7 +323,7 @@ def test_a_bad_entry_at_the_end_of_a_window_does_not_stop_the_next_window(pushlo
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "told"),
+    ("kind", "options", "expected"),
     [
         ("status", {"status": 500}, "answers 500: b'500: a fault that was asked for"),
         ("garbage", {}, "the answer is not JSON (Expecting value: line 1 column 1 (char 0)); it begins with b'<html>"),
@@ -329,8 +332,8 @@ def test_a_bad_entry_at_the_end_of_a_window_does_not_stop_the_next_window(pushlo
         ("delay", {"seconds": 0.5}, "no answer within 0.2 s"),
     ],
 )
-def test_a_pushlog_that_fails_is_reported_and_heard_again(
-    pushlog_harness: PushlogHarness, kind: str, options: dict[str, Any], told: str
+def test_a_failed_poll_is_reported_and_repeated(
+    pushlog_harness: PushlogHarness, kind: str, options: dict[str, Any], expected: str
 ) -> None:
     pushlog_harness.pushlog.create("r")
     pushlog_harness.pushlog.push("r")
@@ -339,29 +342,29 @@ def test_a_pushlog_that_fails_is_reported_and_heard_again(
     with pushlog_harness.listening(hg_timeout=0.2):
         pushlog_harness.service.wait_for(lambda: 1 in repository.stored)
     failed = repository.news[0]
-    assert told in (failed.error or "")
+    assert expected in (failed.error or "")
     assert (failed.outcome, failed.lastpushid, failed.etag) == ("failed", None, None)
 
 
-def test_a_repository_that_is_gone(pushlog_harness: PushlogHarness) -> None:
+def test_a_missing_repository_is_reported(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.monitor("gone")
     result = pushlog_harness.poll("gone")
     expected = f"404: no repository exists at {pushlog_harness.hg}/gone, or it is being reset just now"
     assert (result.outcome, result.error) == ("failed", expected)
 
 
-def test_a_wrong_shape_at_the_cursor_is_named(pushlog_harness: PushlogHarness) -> None:
+def test_a_malformed_entry_at_the_cursor_is_reported(pushlog_harness: PushlogHarness) -> None:
     with serving_pushes({5: {"changesets": [{"node": "HEAD"}]}}) as (url, _):
         pushlog_harness.monitor(url=url, cursor=5)
         result = pushlog_harness.poll()
     assert (result.outcome, result.error) == ("failed", "the tip of push 5 is 'HEAD': expected 40 hex digits")
 
 
-# The service's word
+# Verdicts and renewals
 
 
-def test_a_shift_that_ended_ends_the_poll_and_there_is_nothing_to_tell(pushlog_harness: PushlogHarness) -> None:
-    """A PATCH, a reset, or another listener that was leased it."""
+def test_an_ended_shift_ends_the_poll_without_news(pushlog_harness: PushlogHarness) -> None:
+    """A PATCH, a reset, or another listener ended it."""
     with serving_pushes({i: push_entry(i) for i in range(1, 21)}) as (url, _):
         repository = pushlog_harness.monitor(url=url)
 
@@ -376,7 +379,7 @@ def test_a_shift_that_ended_ends_the_poll_and_there_is_nothing_to_tell(pushlog_h
     assert (result.outcome, result.requests) == ("gone", 1)
 
 
-def test_pushes_that_were_not_stored_leave_no_etag(pushlog_harness: PushlogHarness) -> None:
+def test_no_etag_is_reported_for_pushes_that_were_not_stored(pushlog_harness: PushlogHarness) -> None:
     def broken(request: Request) -> Answer | None:
         return problem(500, "a poisoned push") if "events" in request.path else None
 
@@ -390,7 +393,7 @@ def test_pushes_that_were_not_stored_leave_no_etag(pushlog_harness: PushlogHarne
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "told"),
+    ("verdicts", "expected"),
     [
         ([], "the service gave 0 verdicts for 1 pushes"),
         (
@@ -399,17 +402,17 @@ def test_pushes_that_were_not_stored_leave_no_etag(pushlog_harness: PushlogHarne
         ),
     ],
 )
-def test_a_verdict_that_ends_a_poll(pushlog_harness: PushlogHarness, verdicts: list[Any], told: str) -> None:
+def test_unusable_verdicts_fail_the_poll(pushlog_harness: PushlogHarness, verdicts: list[Any], expected: str) -> None:
     body = json.dumps({"verdicts": verdicts}).encode()
     pushlog_harness.service.override = lambda request: Answer(202, body) if "events" in request.path else None
     with serving_pushes({1: push_entry(1)}) as (url, _):
         pushlog_harness.monitor(url=url)
         result = pushlog_harness.poll()
     assert result.outcome == "failed"
-    assert told in (result.error or "")
+    assert expected in (result.error or "")
 
 
-def test_a_cursor_that_another_listener_moved_is_gone_on_from(pushlog_harness: PushlogHarness) -> None:
+def test_the_poll_continues_from_a_cursor_that_another_listener_moved(pushlog_harness: PushlogHarness) -> None:
     with serving_pushes({i: push_entry(i) for i in range(1, 8)}) as (url, queries):
         repository = pushlog_harness.monitor(url=url)
 
@@ -420,7 +423,7 @@ def test_a_cursor_that_another_listener_moved_is_gone_on_from(pushlog_harness: P
         pushlog_harness.service.override = other
         pushlog_harness.poll(poll_window=2)
     assert [query["startID"] for query in queries[:2]] == [0, 5]
-    assert [ids(batch) for batch in pushlog_harness.service.batches] == [[1, 2], [6, 7]]
+    assert [push_ids(batch) for batch in pushlog_harness.service.batches] == [[1, 2], [6, 7]]
     assert pushlog_harness.service.batches[1][0]["since"] == 5
 
 
@@ -435,7 +438,7 @@ def test_news_that_the_service_does_not_understand_are_logged(pushlog_harness: P
     assert [line["problem"] for line in logs if line["event"] == "news-not-understood"][:1] == ["lastpushid: too odd"]
 
 
-def test_a_service_that_rejects_renewals_is_asked_again_slowly(pushlog_harness: PushlogHarness) -> None:
+def test_rejected_renewals_are_repeated_slowly(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.pushlog.create("r")
     pushlog_harness.pushlog.push("r")
     repository = pushlog_harness.monitor()
@@ -452,15 +455,15 @@ def test_a_service_that_rejects_renewals_is_asked_again_slowly(pushlog_harness: 
     assert "422: polls: too much" in next(line["error"] for line in logs if line["event"] == "shift-rejected")
 
 
-def test_a_listener_that_has_nothing_renews_when_it_was_told_to(pushlog_harness: PushlogHarness) -> None:
+def test_a_listener_without_repositories_renews_at_the_given_interval(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.service.override = lambda request: Answer(200, json.dumps(NOTHING).encode())
     with pushlog_harness.listening():
         time.sleep(0.35)
     assert 2 <= len(pushlog_harness.service.requests) <= 6
 
 
-def test_what_a_listener_tells(pushlog_harness: PushlogHarness) -> None:
-    """Nothing of polls that found nothing new, but that they were made."""
+def test_renewals_report_polls_and_failures(pushlog_harness: PushlogHarness) -> None:
+    """A poll without changes is only counted."""
     pushlog_harness.pushlog.create("r")
     pushlog_harness.pushlog.create("broken")
     pushlog_harness.fault("broken", "status", status=500, times=1)
@@ -507,7 +510,7 @@ def test_a_silent_pushlog_delays_no_other(pushlog_harness: PushlogHarness) -> No
             silent.set()
 
 
-def test_no_more_is_asked_at_a_time_than_the_service_says(pushlog_harness: PushlogHarness) -> None:
+def test_concurrent_requests_are_limited_by_the_service(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.service.at_a_time = 2
     for number in range(6):
         pushlog_harness.pushlog.create(f"r{number}")
@@ -519,7 +522,7 @@ def test_no_more_is_asked_at_a_time_than_the_service_says(pushlog_harness: Pushl
     assert pushlog_harness.app.state.requests.report()["max_concurrent"] == 2
 
 
-def test_no_more_is_asked_at_a_time_than_there_are_threads_for(pushlog_harness: PushlogHarness) -> None:
+def test_concurrent_requests_are_limited_by_the_threads(pushlog_harness: PushlogHarness) -> None:
     for number in range(6):
         pushlog_harness.pushlog.create(f"r{number}")
         pushlog_harness.monitor(f"r{number}")
@@ -530,7 +533,7 @@ def test_no_more_is_asked_at_a_time_than_there_are_threads_for(pushlog_harness: 
     assert pushlog_harness.app.state.requests.report()["max_concurrent"] == 3
 
 
-def test_a_poll_that_outlasts_its_shift_keeps_one_thread_not_all(pushlog_harness: PushlogHarness) -> None:
+def test_a_poll_that_outlasts_its_shift_blocks_only_one_thread(pushlog_harness: PushlogHarness) -> None:
     silent = threading.Event()
 
     def hang(request: Request) -> Answer:
@@ -552,7 +555,7 @@ def test_a_poll_that_outlasts_its_shift_keeps_one_thread_not_all(pushlog_harness
     assert "the previous poll has not ended" in (news.error or "")
 
 
-def test_a_listener_that_the_service_does_not_answer_stops_when_its_shift_ends(pushlog_harness: PushlogHarness) -> None:
+def test_polls_stop_at_the_end_of_a_shift_that_is_not_renewed(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.service.shift_seconds = 0.4
     pushlog_harness.pushlog.create("r")
     pushlog_harness.monitor()
@@ -569,8 +572,8 @@ def test_a_listener_that_the_service_does_not_answer_stops_when_its_shift_ends(p
         pushlog_harness.service.wait_for_polls("r", 2)
 
 
-def test_a_suspected_repository_is_asked_over_new_connections(pushlog_harness: PushlogHarness) -> None:
-    """A connection that is kept can be pinned to one mirror, which lags."""
+def test_a_suspected_repository_is_polled_over_new_connections(pushlog_harness: PushlogHarness) -> None:
+    """A kept connection may lead to one mirror that lags."""
     ports: list[int] = []
 
     def answer(request: Request) -> Answer:
@@ -599,7 +602,7 @@ def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(
     pushlog_harness.pushlog.push("r")
     repository = pushlog_harness.monitor()
     with monkeypatch.context() as patch, capture_logs() as logs:
-        patch.setattr(module, "trim_entry", bug)
+        patch.setattr(pushlog_module, "trim_entry", bug)
         with pushlog_harness.listening(poll_workers=1):
             (news, *_) = pushlog_harness.service.wait_for_news("r")
             patch.undo()
@@ -608,10 +611,10 @@ def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(
     assert "poll-broke" in [line["event"] for line in logs]
 
 
-# Away and back, and the end
+# Outages and stopping
 
 
-def test_a_service_that_was_away(pushlog_harness: PushlogHarness) -> None:
+def test_pushes_are_forwarded_after_an_outage_of_the_service(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.pushlog.create("r")
     repository = pushlog_harness.monitor()
     away = threading.Event()
@@ -627,10 +630,10 @@ def test_a_service_that_was_away(pushlog_harness: PushlogHarness) -> None:
         pushlog_harness.service.wait_for(lambda: any(line["event"] == "service-back" for line in logs))
     events = [line["event"] for line in logs if line["event"].startswith("service-")]
     assert events == ["service-away", "service-back"]
-    assert ids([event for batch in pushlog_harness.service.batches for event in batch]) == [1, 2]
+    assert push_ids([event for batch in pushlog_harness.service.batches for event in batch]) == [1, 2]
 
 
-def test_a_stop_lets_polls_under_way_finish_and_gives_all_back(pushlog_harness: PushlogHarness) -> None:
+def test_a_stop_waits_for_running_polls_and_gives_the_repositories_back(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.pushlog.create("r")
     pushlog_harness.pushlog.push("r")
     pushlog_harness.fault("r", "delay", seconds=0.3, times=1)
@@ -639,12 +642,12 @@ def test_a_stop_lets_polls_under_way_finish_and_gives_all_back(pushlog_harness: 
         pushlog_harness.service.wait_for(lambda: pushlog_harness.app.state.requests.report()["kinds"])
     last = pushlog_harness.service.renewals[-1]
     assert last.ends
-    assert [each[0] for each in last.polled] == [1]
+    assert [entry[0] for entry in last.polled] == [1]
     assert repository.holder is None
     assert 1 in repository.stored
 
 
-def test_a_stop_in_a_backlog_gives_the_rest_to_others(pushlog_harness: PushlogHarness) -> None:
+def test_a_stop_in_a_backlog_gives_the_repository_back(pushlog_harness: PushlogHarness) -> None:
     listener: PushlogListener
     with serving_pushes({i: push_entry(i) for i in range(1, 31)}) as (url, _):
         repository = pushlog_harness.monitor(url=url)
@@ -661,7 +664,7 @@ def test_a_stop_in_a_backlog_gives_the_rest_to_others(pushlog_harness: PushlogHa
     assert repository.cursor == 10
 
 
-def test_a_stop_while_the_service_is_away_ends_without_a_word(pushlog_harness: PushlogHarness) -> None:
+def test_a_stop_while_the_service_is_away_reports_nothing(pushlog_harness: PushlogHarness) -> None:
     pushlog_harness.service.override = lambda request: problem(503, "away") if "events" in request.path else None
     with serving_pushes({1: push_entry(1)}) as (url, _), capture_logs() as logs:
         repository = pushlog_harness.monitor(url=url)
@@ -676,9 +679,7 @@ def test_a_stop_while_the_service_is_away_ends_without_a_word(pushlog_harness: P
     assert "shift-not-given-back" in events
 
 
-def test_a_bug_in_the_loop_ends_the_listener_loudly(
-    pushlog_harness: PushlogHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_the_renewal_is_raised(pushlog_harness: PushlogHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*arguments: Any) -> None:
         raise ZeroDivisionError
 

@@ -30,7 +30,7 @@ def test_one_environment_serves_listener_and_service(monkeypatch: pytest.MonkeyP
     assert (settings.hg_timeout, settings.drain) == (timedelta(seconds=2.5), timedelta(seconds=1))
 
 
-def test_a_file_gives_what_the_environment_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "config.yml"
     file.write_text(f"service_url: http://file:1/\npoll_workers: 2\nallowed_hosts: [x]\nwebhook_secrets: [{SECRET}]\n")
     monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
@@ -40,7 +40,7 @@ def test_a_file_gives_what_the_environment_does_not(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("WEBHOOK_SECRETS", None, "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREE"),
         ("WEBHOOK_SECRETS", "[]", "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREE"),
@@ -59,8 +59,8 @@ def test_a_file_gives_what_the_environment_does_not(monkeypatch: pytest.MonkeyPa
         ("CONFIG", "/nowhere.yml", "TC_TREEHERDER_CONFIG names /nowhere.yml, which is not a file"),
     ],
 )
-def test_a_wrong_setting_is_named_and_no_secret_shown(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, told: str
+def test_a_wrong_setting_is_named_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, expected: str
 ) -> None:
     if name != "WEBHOOK_SECRETS":
         monkeypatch.setenv("TC_TREEHERDER_WEBHOOK_SECRETS", f'["{SECRET}"]')
@@ -68,12 +68,12 @@ def test_a_wrong_setting_is_named_and_no_secret_shown(
         monkeypatch.setenv(f"TC_TREEHERDER_{name}", value)
     with pytest.raises(SettingsError) as raised:
         load()
-    assert told in str(raised.value)
+    assert expected in str(raised.value)
     assert "hunter2" not in str(raised.value)
     assert SECRET not in str(raised.value)
 
 
-def test_a_file_that_is_no_yaml_is_told_by_its_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_invalid_yaml_is_reported_with_its_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "config.yml"
     file.write_text("poll_workers: 1\nwebhook_secrets: [hunter2\n")
     monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
@@ -82,7 +82,7 @@ def test_a_file_that_is_no_yaml_is_told_by_its_line(monkeypatch: pytest.MonkeyPa
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_file_that_the_service_reads_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listeners_and_service_can_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.settings import load as load_service
 
     file = tmp_path / "both.yml"
@@ -94,7 +94,7 @@ def test_a_file_that_the_service_reads_too(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("section", ["{poll_workres: 3}", "[1]", "yes"])
-def test_nonsense_below_listeners_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str) -> None:
+def test_an_invalid_listeners_section_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str) -> None:
     file = tmp_path / "both.yml"
     file.write_text(f"webhook_secrets: ['{SECRET}']\nlisteners: {section}\n")
     monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
@@ -102,7 +102,7 @@ def test_nonsense_below_listeners_is_named(tmp_path: Path, monkeypatch: pytest.M
         load()
 
 
-def test_an_environment_whose_jobs_are_off_is_not_listened_for() -> None:
+def test_environments_without_jobs_are_left_out() -> None:
     assert quick_settings(
         "http://x", environments={"a": {"jobs": "off"}, "b": {"jobs": "rest"}, "c": {}}
     ).environments == [
