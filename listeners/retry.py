@@ -1,4 +1,4 @@
-"""Pauses of a listener: moved by chance, as long as an answer asks for, and ended by a stop."""
+"""Wait between a listener's attempts: jitter, a limit for `Retry-After`, and waits that a stop ends."""
 
 import random
 import threading

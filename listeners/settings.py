@@ -45,8 +45,8 @@ class SharedPulse(BaseModel):
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
-    url: SecretStr | None = Field(None, description="the service's, too")
-    user: str | None = Field(None, pattern=_NAME, description="the service's, too")
+    url: SecretStr | None = Field(None, description="URL of the broker, which the service uses too")
+    user: str | None = Field(None, pattern=_NAME, description="Pulse user, which the service uses too")
 
 
 class _SharedFile(YamlConfigSettingsSource):
@@ -71,88 +71,119 @@ class ListenerSettings(Configuration):
     model_config = SettingsConfigDict(extra="ignore")
     file_source = _SharedFile
 
-    service_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8080"), description="where tc-treeherder serve answers")
+    service_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8080"), description="URL of the service")
     webhook_secrets: list[WebhookSecret] = Field(
-        min_length=1, description="the first signs; the service must have it among its webhook_secrets"
+        min_length=1,
+        description="secrets, of which the first one signs requests; the service must have it among its own",
     )
-    service_timeout: PositiveDuration = Field(timedelta(seconds=30), description="for an answer of the service")
-    first_retry: PositiveDuration = Field(timedelta(seconds=0.2), description="doubles with each failure, with jitter")
-    max_retry: PositiveDuration = Field(timedelta(seconds=10), description="between two attempts at most")
+    service_timeout: PositiveDuration = Field(
+        timedelta(seconds=30), description="time limit of one answer of the service"
+    )
+    first_retry: PositiveDuration = Field(
+        timedelta(seconds=0.2),
+        description="pause after the first failure; doubles with each further failure, and is shortened at random",
+    )
+    max_retry: PositiveDuration = Field(timedelta(seconds=10), description="longest pause between two attempts")
     refused_retry: PositiveDuration = Field(
-        timedelta(seconds=30), description="after an answer that only a person can mend, such as a wrong secret"
+        timedelta(seconds=30), description="pause after an error that only a person can fix, such as a wrong secret"
     )
 
-    poll_workers: int = Field(16, ge=1, le=100, description="pushlogs asked at a time")
-    poll_window: int = Field(100, ge=1, le=10_000, description="push ids asked for in one request")
+    poll_workers: int = Field(16, ge=1, le=100, description="largest number of polls at a time")
+    poll_window: int = Field(100, ge=1, le=10_000, description="push ids in one request")
     hg_timeout: PositiveDuration = Field(
         timedelta(seconds=15),
-        description="for one answer of a pushlog; at most the service's poll.shift",
+        description="time limit of one answer of a pushlog; at most the service's poll.shift",
     )
-    max_listing: int = Field(256 * MIB, ge=1, description="bytes of one answer; beyond, fewer pushes are asked for")
+    max_listing: int = Field(
+        256 * MIB, ge=1, description="largest answer in bytes; after a larger one, fewer pushes are requested"
+    )
     announced_wait: PositiveDuration = Field(
         timedelta(seconds=5),
-        description="so long an announced push waits for the reserve of its host's budget before its turn is awaited",
+        description="how long an announced push waits for the reserve of its host's budget; then the regular poll "
+        "finds it",
     )
-    chunk_bytes: int = Field(8 * MIB, ge=1, le=30 * MIB, description="a request to the service is about so large")
-    drain: Duration = Field(timedelta(seconds=3), description="how long SIGTERM waits for work under way")
+    chunk_bytes: int = Field(
+        8 * MIB, ge=1, le=30 * MIB, description="approximate size in bytes of a request to the service"
+    )
+    drain: Duration = Field(timedelta(seconds=3), description="how long a listener may finish its work after SIGTERM")
 
     pulse: SharedPulse = SharedPulse()
     pulse_url: SecretStr | None = Field(
         None,
-        description="amqps://user:password@pulse.mozilla.org:5671/%2F; default: pulse.url, which the service has too",
+        description="URL of the broker, such as amqps://user:password@pulse.mozilla.org:5671/%2F; default: pulse.url",
     )
     pulse_user: str | None = Field(
         None,
         pattern=_NAME,
-        description="queues are named queue/<user>/…; default: pulse.user, else the user of the url",
+        description="Pulse user, as in the queues' names queue/<user>/…; default: pulse.user, otherwise the user in "
+        "the URL",
     )
-    pulse_queue: str = Field("tc-treeherder", pattern=_NAME, description="…/<this>/job-actions, …/<this>/tasks")
+    pulse_queue: str = Field(
+        "tc-treeherder",
+        pattern=_NAME,
+        description="part of the queues' names: queue/<user>/<pulse_queue>/job-actions, …/tasks, …/pushes",
+    )
     pulse_read: list[Literal["job-actions", "tasks", "pushes"]] = Field(
         ["job-actions", "tasks"],
         min_length=1,
-        description="the queues to read. tasks is left out while no environment is configured; pushes lets a "
-        "repository be polled as soon as a push is announced",
+        description="queues to read. tasks is not read while no environment is configured; with pushes, a "
+        "repository is polled as soon as a push is announced",
     )
     environments: RoutePrefixes = Field(
-        [], description="the service's environments: the tasks of each route prefix are heard, unless its jobs are off"
+        [],
+        description="environments of the service, of which only the route prefixes are used: task events of each are "
+        "read, unless its jobs are off",
     )
-    pulse_job_actions: str = Field("exchange/treeherder/v1/job-actions", description="the exchange of pressed buttons")
+    pulse_job_actions: str = Field("exchange/treeherder/v1/job-actions", description="exchange of pressed buttons")
     pulse_tasks: str = Field(
-        "exchange/taskcluster-queue/v1/", description="what the names of Taskcluster's exchanges begin with"
+        "exchange/taskcluster-queue/v1/", description="prefix of the names of Taskcluster's exchanges"
     )
-    pulse_pushes: str = Field("exchange/hgpushes/v2", description="the exchange of announced pushes; v1 is read too")
-    pulse_batch: int = Field(500, ge=1, le=MAX_EVENTS, description="messages in one request to the service")
+    pulse_pushes: str = Field(
+        "exchange/hgpushes/v2", description="exchange of announced pushes; messages of v1 are understood too"
+    )
+    pulse_batch: int = Field(
+        500, ge=1, le=MAX_EVENTS, description="largest number of messages in one request to the service"
+    )
     pulse_linger: Duration = Field(
-        timedelta(milliseconds=100), description="between two batches that are not full, so that a flood comes in few"
+        timedelta(milliseconds=100),
+        description="pause between two batches that are not full, so that a flood comes in few batches",
     )
     pulse_prefetch: int = Field(
         1_000,
         ge=1,
         le=65_535,
-        description="unacknowledged messages of a queue, and so what is held while the service is away",
+        description="largest number of unacknowledged messages of a queue, which a listener holds while the service is "
+        "away",
     )
-    pulse_timeout: PositiveDuration = Field(timedelta(seconds=10), description="for an answer of the broker")
+    pulse_timeout: PositiveDuration = Field(timedelta(seconds=10), description="time limit of one answer of the broker")
     pulse_blocked: PositiveDuration = Field(
-        timedelta(seconds=60), description="a connection that the broker blocks longer is given up for a new one"
+        timedelta(seconds=60),
+        description="how long the broker may block a connection before the listener opens a new one",
     )
-    pulse_heartbeat: int = Field(30, ge=1, le=3_600, description="seconds; two that are missed end the connection")
+    pulse_heartbeat: int = Field(
+        30, ge=1, le=3_600, description="seconds between heartbeats; two missing ones end the connection"
+    )
     pulse_bind_every: PositiveDuration = Field(
-        timedelta(seconds=30), description="bindings are made again, and missing exchanges looked for"
+        timedelta(seconds=30),
+        description="interval at which bindings are repeated and missing exchanges are tried again",
     )
     pulse_report_every: PositiveDuration = Field(
-        timedelta(minutes=1), description="the service is told that queues are read"
+        timedelta(minutes=1), description="interval at which the service is told that a queue is read"
     )
     unhealthy_after: PositiveDuration = Field(
-        timedelta(minutes=2), description="without a connection to the broker, the probe answers 503"
+        timedelta(minutes=2), description="how long a queue may be disconnected before the probe answers 503"
     )
-    probe_host: str = Field("127.0.0.1", description="where the probe answers; in a container 0.0.0.0")
+    probe_host: str = Field("127.0.0.1", description="address that the probe listens on; in a container 0.0.0.0")
     probe_port: int | None = Field(
-        None, ge=0, le=65_535, description="/__lbheartbeat__ and /__heartbeat__ of the Pulse listener; none by default"
+        None,
+        ge=0,
+        le=65_535,
+        description="port of the Pulse listener's /__lbheartbeat__ and /__heartbeat__; default: no probe",
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_json: bool | None = Field(None, description="mozlog JSON; default: unless standard error is a terminal")
-    sentry_dsn: SecretStr | None = Field(None, description="errors are reported to this Sentry")
+    log_json: bool | None = Field(None, description="log as mozlog JSON; default: unless standard error is a terminal")
+    sentry_dsn: SecretStr | None = Field(None, description="DSN of the Sentry that errors are reported to")
 
     @model_validator(mode="after")
     def _consistent(self) -> "ListenerSettings":

@@ -2,6 +2,7 @@ import json
 import threading
 import time
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from structlog.testing import capture_logs
@@ -574,22 +575,22 @@ def test_polls_stop_at_the_end_of_a_shift_that_is_not_renewed(pushlog_harness: P
 
 def test_a_suspected_repository_is_polled_over_new_connections(pushlog_harness: PushlogHarness) -> None:
     """A kept connection may lead to one mirror that lags."""
-    ports: list[int] = []
+    ports: dict[str, list[int]] = {"2": [], "4": []}  # by startID, one less than the cursor
 
     def answer(request: Request) -> Answer:
-        ports.append(request.port)
+        (start,) = parse_qs(urlsplit(request.path).query)["startID"]
+        ports[start].append(request.port)
         return Answer(200, b'{"lastpushid": 3, "pushes": {}}')
 
     with serving(answer) as url:
         repository = pushlog_harness.monitor(url=url, cursor=3)
         with pushlog_harness.listening():
             pushlog_harness.service.wait_for_polls("r", 4)
-            assert len(set(ports)) == 1
             repository.cursor, repository.suspected = 5, True
             pushlog_harness.service.end_shift("r")
-            ports.clear()
             assert all(news.outcome == "suspicious" for news in pushlog_harness.service.wait_for_news("r", 4))
-            assert len(set(ports)) == len(ports)
+    assert len(set(ports["2"])) == 1 < len(ports["2"])
+    assert len(set(ports["4"])) == len(ports["4"]) >= 4
 
 
 def test_a_bug_in_a_poll_is_reported_and_ends_no_thread(
