@@ -1,12 +1,13 @@
-"""The operators' commands of `tc-treeherder`: a module a noun, loaded only when it is asked for.
+"""Commands of `tc-treeherder` for operators, with a module for each noun, which is imported when its command is used.
 
-    repositories pushes tasks actions dead_letters render
-                                                over the API of a running service, from anywhere (client.py)
-    doctor                                      reads the settings here, and checks every system that they name
-    client.py output.py text.py                 the HTTP client with its errors; tables, JSON, progress; terminals
-    importing.py sources.py                     `repositories import`, and where it imports from
+    repositories pushes tasks actions reports dead_letters render
+                               use the API of a running service (client.py)
+    doctor                     reads the settings of this machine, and checks every system that they name
+    client.py                  the HTTP client, and its errors
+    output.py text.py          tables, JSON and progress; escaping for terminals
+    importing.py sources.py    `repositories import`, and the sources that it imports from
 
-Like `cli.py` these stand above service and listeners: nothing of the service imports them.
+The service does not import these modules.
 """
 
 import importlib
@@ -15,23 +16,23 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from service.commands.text import visible
+from service.commands.text import escape_control
 
 FAILED = 1
-"""The service refused, or something failed."""
+"""Exit code: the service refused, or something failed."""
 
 USAGE = 2
-"""Wrong usage or settings."""
+"""Exit code: wrong usage or settings."""
 
 UNREACHABLE = 3
-"""No service answers there."""
+"""Exit code: no service answers at the URL."""
 
 NOT_FOUND = 4
-"""There is no such thing."""
+"""Exit code: the named object does not exist."""
 
 
 class Failed(Exception):
-    """A command cannot go on; the text is for people, `code` is the exit code."""
+    """A command failed. The message is for people, and `code` is the exit code."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
@@ -51,9 +52,9 @@ _MODULES = {
 
 
 class Commands(TyperGroup):
-    """The group that has these commands beside its own, and turns `Failed` into a message and an exit code.
+    """A command group that adds these commands, and turns `Failed` into a message and an exit code.
 
-    A module is imported when its command is named: listeners, which are to stay small, never load one.
+    A module is imported only when its command is used, so that a listener loads none of them.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -70,5 +71,5 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Failed as error:
-            typer.secho(visible(str(error), lines=True), err=True, fg="red")
+            typer.secho(escape_control(str(error), lines=True), err=True, fg="red")
             raise typer.Exit(error.code) from None

@@ -1,6 +1,6 @@
-"""The service's API for commands: requests, pages, and errors that a person can read.
+"""Call the service's API for commands, with paging, and with errors that people can read.
 
-The token comes from the environment only: arguments are seen by everybody on the machine.
+The token comes from the environment only, because everybody on the machine can see arguments.
 """
 
 import os
@@ -19,23 +19,22 @@ TOKEN = "TC_TREEHERDER_TOKEN"  # noqa: S105 - the variable's name
 
 Url = Annotated[
     str,
-    typer.Option(
-        "--url", envvar="TC_TREEHERDER_SERVICE_URL", help=f"Where the service answers; the token is ${TOKEN}."
-    ),
+    typer.Option("--url", envvar="TC_TREEHERDER_SERVICE_URL", help=f"URL of the service. Its token is ${TOKEN}."),
 ]
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 TIME_LIMIT = httpx.Timeout(90, connect=5)
-"""Seconds. To add a repository the service asks its pushlog first, for up to `hg_timeout`."""
+"""Time limits of a request, in seconds. Adding a repository waits for its pushlog, for up to `hg_timeout`."""
 
 LEAST_WAIT, MOST_WAIT = 0.1, 60.0
-"""Seconds between two attempts where the service asked for a pause (`writes_per_minute`)."""
+"""Seconds between two attempts if the service asked for a pause (`writes_per_minute`)."""
 
 PAGE = 100
+"""Largest number of items in one page of a list."""
 
 
 class Refused(Failed):
-    """The service answered, and said no. `problem` is its problem+json."""
+    """A refusal by the service. `problem` is its problem+json."""
 
     def __init__(self, message: str, status: int, problem: dict[str, Any]) -> None:
         super().__init__(message, NOT_FOUND if status == httpx.codes.NOT_FOUND else 1)
@@ -43,22 +42,24 @@ class Refused(Failed):
 
 
 class Unreachable(Failed):
-    """No service answers at that URL."""
+    """No service answers at the URL."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, UNREACHABLE)
 
 
 class Service:
-    """A running service, asked over HTTP. Close it, or use it as a context."""
+    """A client of a running service's API. Use it as a context manager.
+
+    Raises Failed if the URL or the token cannot be used.
+    """
 
     def __init__(self, url: str) -> None:
-        """Raises Failed when `url` or the token cannot be used."""
-        self._at = checked(url)
+        self._url = checked(url)
         token = os.environ.get(TOKEN, "").strip()
         if not all("!" <= c <= "~" for c in token):
-            # it must not reach httpx, whose errors show the header
-            raise Failed(f"{TOKEN} holds a character that no token has: is it the token, and nothing else?", USAGE)
+            # checked here, because the errors of httpx show the header
+            raise Failed(f"{TOKEN} has a character that no token has: set it to the token, and nothing else", USAGE)
         self._headers = {"User-Agent": "tc-treeherder-cli", "Accept": "application/json"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -74,7 +75,7 @@ class Service:
         self._client.close()
 
     def get(self, *path: object, **query: Any) -> Any:
-        """The JSON at that path. Raises Refused and Unreachable."""
+        """Return the JSON at that path. Raises Refused and Unreachable."""
         return self.send("GET", *path, query=query)
 
     def send(
@@ -85,26 +86,31 @@ class Service:
         query: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> Any:
-        """The answer's JSON, None without a body. `path` is parts, quoted here. Raises Refused and Unreachable."""
-        url = f"{self._at}/api/v1/{'/'.join(_quoted(part) for part in path)}"
-        given = {name: value for name, value in (query or {}).items() if value is not None}
+        """Send a request, and return the answer's JSON, or None without a body. The parts of `path` are quoted here.
+
+        Raises Refused and Unreachable.
+        """
+        url = f"{self._url}/api/v1/{'/'.join(_quoted(part) for part in path)}"
+        params = {name: value for name, value in (query or {}).items() if value is not None}
         try:
-            answer = self._client.request(method, url, params=given, json=body, headers=headers)
-            while (pause := _asked_to_wait(answer)) is not None:  # it did nothing: the limit comes first
-                time.sleep(pause)
-                answer = self._client.request(method, url, params=given, json=body, headers=headers)
+            answer = self._client.request(method, url, params=params, json=body, headers=headers)
+            while (wait := _wait_asked_for(answer)) is not None:  # a request over the limit had no effect
+                time.sleep(wait)
+                answer = self._client.request(method, url, params=params, json=body, headers=headers)
         except httpx.ConnectError as error:
-            raise Unreachable(f"no service answers at {self._at} ({error}): is it running, is --url right?") from None
+            raise Unreachable(
+                f"no service answers at {self._url} ({error}): check that it is running, and --url"
+            ) from None
         except httpx.TransportError as error:
-            doubt = "" if method == "GET" else "; whether it was done is not known: look before you try again"
-            what = str(error) or type(error).__name__
-            raise Unreachable(f"the service at {self._at} did not answer ({what}){doubt}") from None
+            doubt = "" if method == "GET" else ": check whether the request had an effect before you repeat it"
+            reason = str(error) or type(error).__name__
+            raise Unreachable(f"the service at {self._url} did not answer ({reason}){doubt}") from None
         if answer.is_success:
             return self._json(answer) if answer.content else None
         raise self._error(answer)
 
     def pages(self, *path: object, limit: int | None = None, **query: Any) -> Iterator[dict[str, Any]]:
-        """The items of a list, page by page; at most `limit`, all without."""
+        """Yield the items of a list, fetched page by page: at most `limit`, or all if it is None."""
         left, after = limit, None
         while left is None or left > 0:
             page = self.get(*path, limit=PAGE if left is None else min(left, PAGE), after=after, **query)
@@ -118,28 +124,28 @@ class Service:
         try:
             return answer.json()
         except ValueError:
-            raise self._stranger(answer) from None
+            raise self._wrong_server(answer) from None
 
-    def _stranger(self, answer: httpx.Response) -> Unreachable:
-        kind = answer.headers.get("content-type", "no content type").split(";")[0]
-        where = f" to {answer.headers.get('location', 'nowhere')}" if answer.is_redirect else ""
+    def _wrong_server(self, answer: httpx.Response) -> Unreachable:
+        content_type = answer.headers.get("content-type", "no content type").split(";")[0]
+        target = f" to {answer.headers.get('location', 'nowhere')}" if answer.is_redirect else ""
         return Unreachable(
-            f"what answers at {self._at} is no tc-treeherder ({answer.status_code}{where}, {kind}): "
-            "is --url right, is something before the service in the way?"
+            f"the server at {self._url} is not tc-treeherder ({answer.status_code}{target}, {content_type}): "
+            "check --url, and any proxy before the service"
         )
 
     def _error(self, answer: httpx.Response) -> Failed:
         if answer.headers.get("content-type", "").split(";")[0] != "application/problem+json":
-            return self._stranger(answer)
+            return self._wrong_server(answer)
         problem = self._json(answer)
         message = f"{problem.get('title')}: {problem.get('detail')}"
         if answer.status_code == httpx.codes.UNAUTHORIZED:
-            message += f" ({TOKEN} is {'set, but not known there' if self._has_token else 'not set'})"
+            message += f" ({TOKEN} is {'set, but the service does not know it' if self._has_token else 'not set'})"
         return Refused(message, answer.status_code, problem)
 
 
-def _asked_to_wait(answer: httpx.Response) -> float | None:
-    """Seconds after which a call over the service's limit of writes may be made again."""
+def _wait_asked_for(answer: httpx.Response) -> float | None:
+    """Return the seconds after which a write over the service's limit may be repeated; None: it is no such answer."""
     value = answer.headers.get("retry-after", "")
     if answer.status_code != httpx.codes.TOO_MANY_REQUESTS or not (value.isascii() and value.isdigit()):
         return None
@@ -147,7 +153,7 @@ def _asked_to_wait(answer: httpx.Response) -> float | None:
 
 
 def checked(url: str) -> str:
-    """A service's or a Treeherder's address without a slash at its end. Raises Failed when it is none."""
+    """Return the URL of a service or Treeherder without a slash at its end. Raises Failed if it is not valid."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
@@ -156,15 +162,15 @@ def checked(url: str) -> str:
         usable, bare = False, True
     if not bare:
         raise Failed(
-            f"the URL has more than scheme, host and path: leave that out; the token belongs in {TOKEN}", USAGE
+            f"the URL has more than scheme, host and path: remove the rest; the token belongs in {TOKEN}", USAGE
         )
     if not usable or not all("!" <= c <= "~" for c in url):
-        raise Failed(f"{url!r} is no http or https URL", USAGE)
+        raise Failed(f"{url!r} is not an http or https URL", USAGE)
     return url.rstrip("/")
 
 
 def _quoted(part: object) -> str:
     text = str(part)
     if text in {"", ".", ".."}:
-        raise Failed(f"{text!r} is no name", USAGE)
+        raise Failed(f"{text!r} is not a name", USAGE)
     return quote(text, safe="")

@@ -1,4 +1,4 @@
-"""`tc-treeherder dead-letters`: what could not be understood or ran out of retries, listed, replayed, dropped."""
+"""Implement `tc-treeherder dead-letters`, which lists, replays and drops dead letters."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -9,21 +9,26 @@ from service.commands import FAILED, USAGE, Failed, output
 from service.commands.client import DEFAULT_URL, Refused, Service, Unreachable, Url
 from service.commands.output import AsJson, Yes, when
 
-app = typer.Typer(no_args_is_help=True, help="Events that were not understood, and work that ran out of retries.")
+app = typer.Typer(no_args_is_help=True, help="List, replay and drop invalid events, and work that ran out of retries.")
 
-Ids = Annotated[list[int] | None, typer.Argument(min=1, help="ids of dead letters", show_default=False)]
-Everything = Annotated[bool, typer.Option("--all", help="All there are now (of --kind).")]
-Kind = Annotated[str | None, typer.Option(help="such as push-event, job-action, task-event, graph, resultset, action")]
+Ids = Annotated[list[int] | None, typer.Argument(min=1, help="Ids of dead letters.", show_default=False)]
+Everything = Annotated[bool, typer.Option("--all", help="All current dead letters, or all of --kind.")]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="Kind of the dead letters, such as push-event, job-action, task-event, graph, resultset, action."
+    ),
+]
 
 
 @app.command("list")
 def list_letters(
     kind: Kind = None,
-    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of dead letters.")] = 50,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Dead letters, the newest first."""
+    """List dead letters, the newest first."""
     with Service(url) as service:
         letters = _letters(service, kind, limit)
     if as_json:
@@ -31,25 +36,28 @@ def list_letters(
         return
     output.table(
         ("ID", "KIND", "SINCE", "SUBJECT", "REASON"),
-        ((each["id"], each["kind"], when(each["since"]), each["subject"], each["reason"]) for each in letters),
+        (
+            (letter["id"], letter["kind"], when(letter["since"]), letter["subject"], letter["reason"])
+            for letter in letters
+        ),
         "no dead letters",
     )
 
 
 def _letters(service: Service, kind: str | None, limit: int | None = None) -> list[dict[str, Any]]:
-    # of one kind all must be looked through: the API has no filter
-    found = []
+    # filtered here, because the API has no filter
+    letters = []
     for letter in service.pages("dead-letters", limit=limit if kind is None else None):
         if kind in {None, letter["kind"]}:
-            found.append(letter)
-        if len(found) == limit:
+            letters.append(letter)
+        if len(letters) == limit:
             break
-    return found
+    return letters
 
 
 @app.command()
 def show(letter_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """One dead letter, with the event as it came."""
+    """Show a dead letter, with the original event."""
     with Service(url) as service:
         letter = service.get("dead-letters", letter_id)
     if as_json:
@@ -63,7 +71,7 @@ def show(letter_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_UR
             ("subject", letter["subject"]),
             ("reason", letter["reason"]),
             ("payload", letter["payload"]),
-            *([("shown", f"of {letter['payload_bytes']:,} bytes the first MiB")] if _is_cut(letter) else []),
+            *([("shown", f"the first MiB of {letter['payload_bytes']:,} bytes")] if _is_cut(letter) else []),
         ]
     )
 
@@ -80,10 +88,10 @@ def replay(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Take them in once more. What fails stays a dead letter, and the others go on."""
+    """Process dead letters again. Those that fail stay dead letters, and the command continues with the others."""
     with Service(url) as service:
-        _each(
-            _chosen(service, ids, everything, kind),
+        _apply_to_each(
+            _select_ids(service, ids, everything, kind),
             "replayed",
             lambda letter_id: service.send("POST", "dead-letters", letter_id, "replay"),
             as_json,
@@ -99,47 +107,52 @@ def drop(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Forget them, for good."""
+    """Delete dead letters permanently."""
     with Service(url) as service:
-        chosen = _chosen(service, ids, everything, kind)
-        if chosen:
-            output.confirm(f"drop {len(chosen)} dead letters", yes)
-        _each(chosen, "dropped", lambda letter_id: service.send("DELETE", "dead-letters", letter_id), as_json)
+        selected = _select_ids(service, ids, everything, kind)
+        if selected:
+            output.confirm(f"drop {len(selected)} dead letters", yes)
+        _apply_to_each(
+            selected, "dropped", lambda letter_id: service.send("DELETE", "dead-letters", letter_id), as_json
+        )
 
 
-def _chosen(service: Service, ids: list[int] | None, everything: bool, kind: str | None) -> list[int]:
+def _select_ids(service: Service, ids: list[int] | None, everything: bool, kind: str | None) -> list[int]:
     if bool(ids) == everything:
         raise Failed("give ids of dead letters, or --all", USAGE)
     if ids and kind is not None:
-        raise Failed("--kind goes with --all: ids name what is meant", USAGE)
-    # oldest first: what came first is taken in first
-    return list(dict.fromkeys(ids)) if ids else sorted(each["id"] for each in _letters(service, kind))
+        raise Failed("--kind is for --all: remove it, or the ids", USAGE)
+    # in the order in which they came
+    return list(dict.fromkeys(ids)) if ids else sorted(letter["id"] for letter in _letters(service, kind))
 
 
-def _each(ids: list[int], what: str, do: Callable[[int], Any], as_json: bool) -> None:
-    """Do it to each; go on after one that is refused, and say so at the end."""
+def _apply_to_each(ids: list[int], verb: str, call: Callable[[int], Any], as_json: bool) -> None:
+    """Make the call for each dead letter, continue after a refusal, and report refusals at the end.
+
+    `verb` is a participle: replayed or dropped.
+    """
     done: list[int] = []
-    failures: list[tuple[int, Refused]] = []
-    gone: Unreachable | None = None
+    refusals: list[tuple[int, Refused]] = []
+    unreachable: Unreachable | None = None
     for letter_id in output.progress(ids, "dead letters"):
         try:
-            do(letter_id)
+            call(letter_id)
         except Refused as error:
-            failures.append((letter_id, error))
+            refusals.append((letter_id, error))
         except Unreachable as error:
-            gone = error
+            unreachable = error
             break
         else:
             done.append(letter_id)
     if as_json:
-        failed = [{"id": letter_id, "reason": str(why)} for letter_id, why in failures]
-        output.document({what: done, "failed": failed})
+        failed = [{"id": letter_id, "reason": str(refusal)} for letter_id, refusal in refusals]
+        output.document({verb: done, "failed": failed})
     else:
-        for letter_id, why in failures:
-            output.warn(f"{letter_id}: {why}")
-        output.say(f"{what} {len(done)} of {len(ids)}")
-    if gone is not None:
-        raise gone
-    if failures:
-        message = f"{len(failures)} of {len(ids)} could not be {what}"
-        raise Failed(message, failures[0][1].code if len(ids) == 1 else FAILED)
+        for letter_id, refusal in refusals:
+            output.warn(f"{letter_id}: {refusal}")
+        output.say(f"{verb} {len(done)} of {len(ids)}")
+    if unreachable is not None:
+        raise unreachable
+    if refusals:
+        message = f"{len(refusals)} of {len(ids)} could not be {verb}"
+        raise Failed(message, refusals[0][1].code if len(ids) == 1 else FAILED)

@@ -1,11 +1,17 @@
-"""`repositories import`: what a source wants, what the service has, the differences, and doing them.
+"""Implement `repositories import`, which compares a source with the service, and applies the differences.
 
-new        is not monitored yet                     changed   some fields differ: they are set
-there      nothing to do                            known     its url is monitored under another alias
-alias taken, host not allowed, refused              left as they are: `why` says what stands in the way
-left out   not an active Mercurial repository, or not monitored there
-needs a level   it is new, its source knows no level, and --level was not given
-added, set, failed, not tried                       with --apply
+Verdicts on a repository:
+
+    new               it is not monitored yet
+    changed           fields differ, and will be set
+    there             there is nothing to do
+    known             its URL is monitored under another alias
+    alias taken, host not allowed, refused
+                      it will not be changed; `why` has the reason
+    left out          it is not an active Mercurial repository, or is not monitored in the source
+    needs a level     it is new, its source has no level, and --level was not given
+    added, set, failed, not tried
+                      the result with --apply
 """
 
 from collections import Counter
@@ -23,13 +29,13 @@ from service.commands.sources import Source, Wanted, from_projects, from_treeher
 
 @dataclass
 class Row:
-    """One repository of the source, and what is to be done about it, or was."""
+    """A repository of the source, and the verdict on it."""
 
     alias: str
     url: str
     verdict: str
     why: str = ""
-    level: str | None = None  # what it has, or would have; so are its scopes
+    level: str | None = None  # the current or future one; so are the scopes
     scopes: list[str] | None = None
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # field: (old, new)
     wanted: Wanted | None = None
@@ -37,60 +43,70 @@ class Row:
 
 def run(
     treeherder: Annotated[
-        str | None, typer.Option("--from-treeherder", metavar="URL", help="the active hg repositories of a Treeherder")
+        str | None,
+        typer.Option("--from-treeherder", metavar="URL", help="Import the active hg repositories of a Treeherder."),
     ] = None,
     projects: Annotated[
-        Path | None, typer.Option("--from-projects", metavar="FILE", help="a projects.yml, as in fxci-config")
+        Path | None,
+        typer.Option("--from-projects", metavar="FILE", help="Import from a projects.yml, as in fxci-config."),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(help="of what is new and has no level in the source; there is no default")
+        str | None, typer.Option(help="Level of new repositories that have none in the source. There is no default.")
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Do it. Without this the differences are only shown.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Apply the differences. Without this, they are only shown.")
+    ] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Monitor what a Treeherder or a projects.yml lists. A dry run, unless --apply."""
+    """Monitor the repositories of a Treeherder or a projects.yml. Without --apply, only show the differences."""
     if (treeherder is None) == (projects is None):
         raise Failed("give either --from-treeherder URL or --from-projects FILE", USAGE)
     source = from_projects(projects) if projects else from_treeherder(treeherder or "")
     with Service(url) as service:
         rows = compare(service, source, level)
-        gone = carry_out(service, rows) if apply else None
+        unreachable = carry_out(service, rows) if apply else None
     _show(rows, apply, as_json)
-    if gone is not None:
-        raise gone
+    if unreachable is not None:
+        raise unreachable
     if failed := sum(row.verdict in {"failed", "refused", "needs a level"} for row in rows) if apply else 0:
-        raise Failed(f"{failed} of {len(rows)} failed: mend what stands there, and import again")
+        raise Failed(f"{failed} of {len(rows)} failed: fix the named problems, and import again")
 
 
 def compare(service: Service, source: Source, level: str | None) -> list[Row]:
-    """Return what is to be done; `level` is for new repositories without one. Changes nothing. Raises Failed."""
-    known = list(service.pages("repositories"))
-    by_alias = {repository["alias"]: repository for repository in known}
-    alias_of = {normal(repository["url"]): repository["alias"] for repository in known}
-    rows = [Row(each.alias, "", "left out", each.why) for each in source.left_out]
+    """Return a row for each repository of the source, without changing anything.
+
+    `level` is for new repositories without one. Raises Failed.
+    """
+    monitored = list(service.pages("repositories"))
+    by_alias = {repository["alias"]: repository for repository in monitored}
+    alias_of = {normal(repository["url"]): repository["alias"] for repository in monitored}
+    rows = [Row(left_out.alias, "", "left out", left_out.why) for left_out in source.left_out]
     for wanted in output.progress(source.wanted, "comparing"):
-        there = by_alias.get(wanted.alias)
+        current = by_alias.get(wanted.alias)
         if wanted.url in alias_of and alias_of[wanted.url] != wanted.alias:
             rows.append(Row(wanted.alias, wanted.url, "known", f"as {alias_of[wanted.url]}"))
-        elif there is None and wanted.fields.setdefault("level", level) is None:
-            why = "nothing says its level: import it with --level, after those with another one"
+        elif current is None and wanted.fields.setdefault("level", level) is None:
+            why = "the source has no level for it: import it with --level, after repositories with another level"
             rows.append(Row(wanted.alias, wanted.url, "needs a level", why))
-        elif there is None:
-            rows.append(_new(service, wanted))
+        elif current is None:
+            rows.append(_plan_new(service, wanted))
             alias_of[wanted.url] = wanted.alias
-        elif normal(there["url"]) != wanted.url:
-            rows.append(Row(wanted.alias, wanted.url, "alias taken", f"by {there['url']}"))
+        elif normal(current["url"]) != wanted.url:
+            rows.append(Row(wanted.alias, wanted.url, "alias taken", f"by {current['url']}"))
         else:
-            changes = {name: (there[name], value) for name, value in _stated(wanted).items() if there[name] != value}
-            there |= {name: new for name, (_, new) in changes.items()}
-            row = Row(wanted.alias, wanted.url, "changed" if changes else "there", "", there["level"], there["scopes"])
+            changes = {
+                name: (current[name], value) for name, value in _stated(wanted).items() if current[name] != value
+            }
+            current |= {name: new for name, (_, new) in changes.items()}
+            verdict = "changed" if changes else "there"
+            row = Row(wanted.alias, wanted.url, verdict, "", current["level"], current["scopes"])
             row.changes, row.wanted = changes, wanted
             rows.append(row)
     return rows
 
 
-def _new(service: Service, wanted: Wanted) -> Row:
+def _plan_new(service: Service, wanted: Wanted) -> Row:
     try:
         planned = service.send("POST", "repositories", "plan", body=_body(wanted))
     except Refused as error:
@@ -104,7 +120,7 @@ def _new(service: Service, wanted: Wanted) -> Row:
 
 
 def _stated(wanted: Wanted) -> dict[str, Any]:
-    """The fields that the source says something about; no scopes are the default ones, which it does not know."""
+    """Return the fields that the source states. Scopes of None are the default ones, which it does not know."""
     return {name: value for name, value in wanted.fields.items() if name != "scopes" or value is not None}
 
 
@@ -113,7 +129,10 @@ def _body(wanted: Wanted) -> dict[str, Any]:
 
 
 def carry_out(service: Service, rows: list[Row]) -> Unreachable | None:
-    """Do what the rows say, and note in them how it went. Goes on after a failure, unless the service has gone."""
+    """Apply the rows, and set their verdicts to the results.
+
+    Continue after a failure. Return the error if the service cannot be reached any more.
+    """
     for row in output.progress([row for row in rows if row.verdict in {"new", "changed"}], "importing"):
         assert row.wanted is not None
         try:
@@ -147,7 +166,7 @@ def _show(rows: list[Row], applied: bool, as_json: bool) -> None:
     )
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     output.say("")
-    output.say(f"{summary or 'nothing'}" + ("" if applied else ". Nothing was changed: --apply does it"))
+    output.say(f"{summary or 'nothing'}" + ("" if applied else ". Nothing was changed: add --apply to do it"))
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -164,19 +183,19 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def _differences(row: Row) -> str:
-    fresh = row.verdict in {"new", "added"}
-    said = [
-        f"{name} {_told(new)}" if fresh else f"{name} {_told(old)} → {_told(new)}"
+    is_new = row.verdict in {"new", "added"}
+    parts = [
+        f"{name} {_value_text(new)}" if is_new else f"{name} {_value_text(old)} → {_value_text(new)}"
         for name, (old, new) in row.changes.items()
-        if not (fresh and name in {"level", "scopes"})  # they have columns
+        if not (is_new and name in {"level", "scopes"})  # these have columns
     ]
-    said += [row.why] if row.why else []
+    parts += [row.why] if row.why else []
     if row.wanted and row.wanted.ignored:
-        said.append(f"ignored: {', '.join(row.wanted.ignored)}")
-    return "; ".join(said)
+        parts.append(f"ignored: {', '.join(row.wanted.ignored)}")
+    return "; ".join(parts)
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""What commands print: tables for people, one JSON document for programs, progress on standard error.
+"""Print the output of commands: tables for people, one JSON document for programs, progress on standard error.
 
-What comes from outside is printed as it is but for control characters, which could steer a terminal.
+Control characters are escaped, because values from outside could control the terminal with them.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from service.commands import USAGE, Failed
-from service.commands.text import visible
+from service.commands.text import escape_control
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of text for people.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text for people.")]
 
 T = TypeVar("T")
 
 WIDE = 100_000
-"""Characters of a line where nobody looks at it: a table that is piped is neither cut nor wrapped."""
+"""Width of a table that is not printed on a terminal, in characters, so that it is neither cut nor wrapped."""
 
 _STYLES = dict.fromkeys(("ok", "done", "created", "added", "yes"), "green")
 _STYLES |= dict.fromkeys(("warning", "pending", "received", "planned", "new", "changed", "skipped"), "yellow")
@@ -33,59 +33,59 @@ _STYLES |= dict.fromkeys(("error", "failed", "rejected", "refused"), "red")
 
 
 def document(value: Any) -> None:
-    """Print JSON: in ASCII, so that no terminal and no encoding is in its way."""
+    """Print a JSON document, in ASCII, which works with every terminal and encoding."""
     typer.echo(json.dumps(value, indent=2, default=str))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], nothing: str) -> None:
-    """Print a table, a row a line where it is piped; `nothing` is said on standard error when there are no rows."""
-    made = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in made.columns:
+    """Print a table, with one line per row unless on a terminal. Without rows, print `nothing` on standard error."""
+    grid = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in grid.columns:
         column.overflow = "fold"
     for row in rows:
-        made.add_row(*(_cell(value) for value in row))
-    if made.rows:
-        _print(made)
+        grid.add_row(*(_cell(value) for value in row))
+    if grid.rows:
+        _print(grid)
     else:
         typer.echo(nothing, err=True)
 
 
 def fields(pairs: Iterable[tuple[str, Any]]) -> None:
-    """Print names and values, a line each; lists a line an entry."""
-    made = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    made.add_column(style="bold", no_wrap=True)
-    made.add_column(overflow="fold")
+    """Print names and values, one per line. A list has one line per entry."""
+    grid = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in pairs:
         entries = value if isinstance(value, list) and value else [value]
         for position, entry in enumerate(entries):
-            made.add_row("" if position else name, _cell(entry, lines=True))
-    _print(made)
+            grid.add_row("" if position else name, _cell(entry, lines=True))
+    _print(grid)
 
 
 def say(text: str) -> None:
     """Print a sentence."""
-    typer.echo(visible(text))
+    typer.echo(escape_control(text))
 
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: it is meant.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
-def confirm(what: str, yes: bool) -> None:
-    """Ask whether to do what cannot be taken back, unless `yes`; without a terminal, raise Failed."""
+def confirm(action: str, yes: bool) -> None:
+    """Ask for confirmation of an action that cannot be undone, unless `yes`. Raises Failed without a terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Failed(f"this would {what}, for good: add --yes if that is meant", USAGE)
-    typer.confirm(f"{what[0].upper()}{what[1:]}, for good?", abort=True, err=True)
+        raise Failed(f"this would {action}, which cannot be undone: add --yes to confirm", USAGE)
+    typer.confirm(f"{action[0].upper()}{action[1:]}? This cannot be undone.", abort=True, err=True)
 
 
 def warn(text: str) -> None:
     """Print a sentence on standard error."""
-    typer.secho(visible(text), err=True, fg="red")
+    typer.secho(escape_control(text), err=True, fg="red")
 
 
 def when(moment: str | None) -> str:
-    """A point in time of the API, to the second in UTC."""
+    """Return a time of the API in UTC, to the second."""
     return "-" if moment is None else f"{datetime.fromisoformat(moment).astimezone(UTC):%F %T}Z"
 
 
@@ -98,38 +98,38 @@ def _cell(value: Any, *, lines: bool = False) -> Text:
         text = ", ".join(map(str, value))
     else:
         text = str(value)
-    return Text(visible(text, lines=lines), style=_STYLES.get(text, ""))
+    return Text(escape_control(text, lines=lines), style=_STYLES.get(text, ""))
 
 
-def _print(made: Table) -> None:
-    # the console is made anew each time: standard output is whatever it is now
+def _print(grid: Table) -> None:
+    # with a new console each time, because standard output may have been replaced
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if sys.stdout.isatty():
-        Console(highlight=False).print(made)
+        Console(highlight=False).print(grid)
         return
     console = Console(width=WIDE, highlight=False, file=io.StringIO(), force_terminal=False)
     with console.capture() as captured:
-        console.print(made)
+        console.print(grid)
     for line in captured.get().splitlines():
         typer.echo(line.rstrip())
 
 
-def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items, with a bar on standard error where that is a terminal."""
+def progress(items: Sequence[T], description: str) -> Iterator[T]:
+    """Yield the items, and show a progress bar if standard error is a terminal."""
     with _bar(BarColumn(), MofNCompleteColumn()) as bar:
-        yield from bar.track(items, description=what)
+        yield from bar.track(items, description=description)
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """While inside, a sign of life on standard error where that is a terminal."""
+def waiting(description: str) -> Iterator[None]:
+    """Show a spinner within the block if standard error is a terminal."""
     with _bar() as bar:
-        bar.add_task(what, total=None)
+        bar.add_task(description, total=None)
         yield
 
 
 def _bar(*columns: Any) -> Progress:
     console = Console(file=sys.stderr, markup=False)
-    shown = (SpinnerColumn(), TextColumn("{task.description}", markup=False), *columns)
-    return Progress(*shown, console=console, transient=True, disable=not sys.stderr.isatty())
+    all_columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), *columns)
+    return Progress(*all_columns, console=console, transient=True, disable=not sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""`tc-treeherder pushes`: what was pushed, and what became of each step."""
+"""Implement `tc-treeherder pushes`, which shows pushes with their steps, and retries them."""
 
 from typing import Annotated, Any
 
@@ -8,24 +8,28 @@ from service.commands import output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, when
 
-app = typer.Typer(no_args_is_help=True, help="Pushes, and what became of each step.")
+app = typer.Typer(no_args_is_help=True, help="Show pushes with their steps, and retry them.")
 
-Alias = Annotated[str, typer.Argument(help="alias of the repository")]
-PushId = Annotated[int, typer.Argument(help="the pushlog's number", min=0)]
-Generation = Annotated[int | None, typer.Option(help="of the repository; the newest that has the push", min=0)]
+Alias = Annotated[str, typer.Argument(help="Alias of the repository.")]
+PushId = Annotated[int, typer.Argument(help="Id of the push in the pushlog.", min=0)]
+Generation = Annotated[
+    int | None, typer.Option(help="Generation of the repository. Default: the newest that has the push.", min=0)
+]
 
 
 @app.command("list")
 def list_pushes(
-    repository: Annotated[str | None, typer.Option("--repository", "-r", help="of this alias alone")] = None,
-    state: Annotated[str | None, typer.Option(help="with a step that is pending, done, skipped or failed")] = None,
-    revision: Annotated[str | None, typer.Option(help="of the tip, all 40 digits")] = None,
-    user: Annotated[str | None, typer.Option(help="who pushed")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
+    repository: Annotated[str | None, typer.Option("--repository", "-r", help="Alias of the repository.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="State of at least one step: pending, done, skipped or failed.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the tip, all 40 digits.")] = None,
+    user: Annotated[str | None, typer.Option(help="User who pushed.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of pushes.")] = 50,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Pushes, the newest first."""
+    """List pushes, the newest first."""
     with Service(url) as service:
         pushes = list(
             service.pages("pushes", limit=limit, repository=repository, state=state, revision=revision, user=user)
@@ -45,11 +49,11 @@ def list_pushes(
                 _resultsets(push),
                 push["graph"] and push["graph"]["state"],
                 push["graph"] and push["graph"]["tasks_planned"],
-                _why(push),
+                _reason(push),
             )
             for push in pushes
         ),
-        "no such pushes",
+        "no push matches",
     )
 
 
@@ -57,11 +61,11 @@ def _resultsets(push: dict[str, Any]) -> str | None:
     states = [resultset["state"] for resultset in push["resultsets"]]
     if len(set(states)) <= 1:
         return states[0] if states else None
-    return ", ".join(f"{each['environment']} {each['state']}" for each in push["resultsets"])
+    return ", ".join(f"{resultset['environment']} {resultset['state']}" for resultset in push["resultsets"])
 
 
-def _why(push: dict[str, Any]) -> str:
-    errors = [(push["graph"] or {}).get("reason"), *(each["error"] for each in push["resultsets"])]
+def _reason(push: dict[str, Any]) -> str:
+    errors = [(push["graph"] or {}).get("reason"), *(resultset["error"] for resultset in push["resultsets"])]
     return "; ".join(dict.fromkeys(error for error in errors if error))
 
 
@@ -69,7 +73,7 @@ def _why(push: dict[str, Any]) -> str:
 def show(
     alias: Alias, push_id: PushId, generation: Generation = None, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """One push, with its steps, tasks and changesets."""
+    """Show a push, with its steps, tasks and changesets."""
     with Service(url) as service:
         push = service.get("pushes", alias, push_id, generation=generation)
     _show(push, as_json)
@@ -79,7 +83,7 @@ def show(
 def retry(
     alias: Alias, push_id: PushId, generation: Generation = None, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Do the failed steps of a push again."""
+    """Retry the failed steps of a push."""
     with Service(url) as service:
         push = service.send("POST", "pushes", alias, push_id, "retry", query={"generation": generation})
     _show(push, as_json)
@@ -99,30 +103,31 @@ def _show(push: dict[str, Any], as_json: bool) -> None:
         ("revision_hash", push["revision_hash"]),
         ("changesets", push["changesets_count"]),
     ]
-    for each in push["resultsets"]:
-        pairs += _step(f"resultset {each['environment']}", each, each["error"])
+    for resultset in push["resultsets"]:
+        pairs += _step(f"resultset {resultset['environment']}", resultset, resultset["error"])
     if graph is not None:
         pairs += _step("graph", graph, graph["reason"])
         if graph["error_task"]:
             pairs.append(("error task", graph["error_task"]))
         if graph["error_task_refused"]:
-            pairs.append(("refused of it", graph["error_task_refused"]))
+            pairs.append(("left out of it", graph["error_task_refused"]))
         pairs.append(
             (
                 "tasks",
-                [
-                    f"{t['task_id'] or '(no id yet)':22}  {'created' if t['created'] else 'not yet'}  {t['name']}"
-                    for t in graph["tasks"]
-                ],
+                [_task_line(task) for task in graph["tasks"]],
             )
         )
     output.fields(pairs)
 
 
+def _task_line(task: dict[str, Any]) -> str:
+    return f"{task['task_id'] or '(no id yet)':22}  {'created' if task['created'] else 'not yet'}  {task['name']}"
+
+
 def _step(name: str, step: dict[str, Any], error: str | None) -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = [(name, step["state"]), ("  attempts", step["attempts"])]
     if error:
-        pairs.append(("  why", error))
+        pairs.append(("  reason", error))
     if step["next_attempt_at"]:
         pairs.append(("  next attempt", when(step["next_attempt_at"])))
     if step["at"]:

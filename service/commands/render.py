@@ -1,4 +1,4 @@
-"""`tc-treeherder render`: try a `.taskcluster.yml` before it is pushed."""
+"""Implement `tc-treeherder render`, which tries a `.taskcluster.yml` before it is pushed."""
 
 import sys
 from pathlib import Path
@@ -15,22 +15,25 @@ app = typer.Typer()
 
 @app.command()
 def render(
-    file: Annotated[Path, typer.Argument(help="a .taskcluster.yml; - for standard input")],
-    push: Annotated[str | None, typer.Option("--push", metavar="ALIAS/ID", help="Render as for this push.")] = None,
-    repository: Annotated[str | None, typer.Option("--repository", metavar="ALIAS", help="Without --push.")] = None,
-    message: Annotated[str, typer.Option(help="the tip's message, without --push")] = "",
-    user: Annotated[str, typer.Option(help="who pushes, without --push")] = "somebody@example.com",
+    file: Annotated[Path, typer.Argument(help="A .taskcluster.yml, or - for standard input.")],
+    push: Annotated[str | None, typer.Option("--push", metavar="ALIAS/ID", help="Push to render the file for.")] = None,
+    repository: Annotated[
+        str | None,
+        typer.Option("--repository", metavar="ALIAS", help="Without --push: repository of an imaginary push."),
+    ] = None,
+    message: Annotated[str, typer.Option(help="Without --push: commit message of the tip.")] = "",
+    user: Annotated[str, typer.Option(help="Without --push: user who pushes.")] = "somebody@example.com",
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Show the tasks that a file would make, and the scopes that its project lacks for them. Nothing is created.
+    """Show the tasks that a file would create, and the scopes that its project lacks. Nothing is created.
 
-    Exit code 1 if the file cannot be used or a scope is missing.
+    The exit code is 1 if the file cannot be used or a scope is missing.
     """
     alias, push_id = _target(push, repository)
-    asked = {"file": _read(file), "push_id": push_id, "message": message, "user": user}
+    body = {"file": _read(file), "push_id": push_id, "message": message, "user": user}
     with Service(url) as service, output.waiting("rendering"):
-        result = service.send("POST", "repositories", alias, "render", body=asked)
+        result = service.send("POST", "repositories", alias, "render", body=body)
     if as_json:
         output.document(result)
     else:
@@ -43,9 +46,7 @@ def render(
 
 def _target(push: str | None, repository: str | None) -> tuple[str, int | None]:
     if (push is None) == (repository is None):
-        raise Failed(
-            "give --push ALIAS/ID for a push that is known, or --repository ALIAS for one that never was", USAGE
-        )
+        raise Failed("give --push ALIAS/ID for an existing push, or --repository ALIAS for an imaginary one", USAGE)
     if push is None:
         return str(repository), None
     alias, _, number = push.rpartition("/")

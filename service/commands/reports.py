@@ -1,4 +1,4 @@
-"""`tc-treeherder reports`: what each Treeherder has been told of each run."""
+"""Implement `tc-treeherder reports`, which lists job reports."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -9,10 +9,12 @@ from service.commands import output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, when
 
-app = typer.Typer(no_args_is_help=True, help="What each Treeherder has been told of each run, and what waits.")
+app = typer.Typer(no_args_is_help=True, help="List what was reported of each run to each Treeherder, and what waits.")
 
 
 class ReportState(StrEnum):
+    """A state of job reports that can be listed."""
+
     PENDING = "pending"
     DONE = "done"
     SKIPPED = "skipped"
@@ -21,42 +23,42 @@ class ReportState(StrEnum):
 
 @app.callback()
 def reports() -> None:
-    """Keep `list` a command of its own: typer would otherwise make the only one the group."""
+    """Keep `list` as a subcommand. Without this callback, typer merges a single command into its group."""
 
 
 @app.command("list")
 def list_reports(
-    state: Annotated[ReportState | None, typer.Option(help="of the report")] = None,
+    state: Annotated[ReportState | None, typer.Option(help="State of the report.")] = None,
     waiting_for_push: Annotated[
-        bool, typer.Option("--waiting-for-push", help="Only those whose push Treeherder does not know.")
+        bool, typer.Option("--waiting-for-push", help="Only reports whose push Treeherder does not have.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of reports.")] = 50,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Job reports, the newest first."""
+    """List job reports, the newest first."""
     waiting = "push" if waiting_for_push else None
     with Service(url) as service:
-        found = list(service.pages("reports", limit=limit, state=state, waiting=waiting))
+        job_reports = list(service.pages("reports", limit=limit, state=state, waiting=waiting))
     if as_json:
-        output.document(found)
+        output.document(job_reports)
         return
     output.table(
-        ("TASK", "RUN", "TREEHERDER", "PROJECT", "REVISION", "STAGE", "TOLD", "STATE", "NEXT ATTEMPT", "REASON"),
+        ("TASK", "RUN", "TREEHERDER", "PROJECT", "REVISION", "STAGE", "REPORTED", "STATE", "NEXT ATTEMPT", "REASON"),
         (
             (
-                each["task_id"],
-                each["run_id"],
-                each["environment"],
-                each["project"],
-                each["revision"] or each["revision_hash"],
-                each["stage"],
-                each["told"] or "nothing",
-                each["state"],
-                when(each["next_attempt_at"]),
-                each["error"] or "",
+                report["task_id"],
+                report["run_id"],
+                report["environment"],
+                report["project"],
+                report["revision"] or report["revision_hash"],
+                report["stage"],
+                report["told"] or "nothing",
+                report["state"],
+                when(report["next_attempt_at"]),
+                report["error"] or "",
             )
-            for each in found
+            for report in job_reports
         ),
-        "no job report is like that",
+        "no job report matches",
     )

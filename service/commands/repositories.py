@@ -1,4 +1,4 @@
-"""`tc-treeherder repositories`: the monitored repositories."""
+"""Implement `tc-treeherder repositories`, which manages the monitored repositories."""
 
 from typing import Annotated, Any
 
@@ -8,30 +8,36 @@ from service.commands import USAGE, Failed, importing, output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, Yes, when
 
-app = typer.Typer(no_args_is_help=True, help="The monitored repositories.")
+app = typer.Typer(no_args_is_help=True, help="Manage the monitored repositories.")
 app.command("import")(importing.run)
 
-Alias = Annotated[str, typer.Argument(help="such as mozilla-central")]
-Level = Annotated[str | None, typer.Option(help="1, 2, 3, or a name such as nss")]
-Scopes = Annotated[list[str] | None, typer.Option("--scope", help="of its tasks; again for more", show_default=False)]
+Alias = Annotated[str, typer.Argument(help="Alias of the repository, such as mozilla-central.")]
+Level = Annotated[str | None, typer.Option(help="Level: 1, 2, 3, or a name such as nss.")]
+Scopes = Annotated[
+    list[str] | None, typer.Option("--scope", help="Scope of its tasks. Repeat it for more.", show_default=False)
+]
 TrustDomain = Annotated[
-    str | None, typer.Option(help="such as gecko: tasks have the scheduler <trust domain>-level-<level>")
+    str | None,
+    typer.Option(help="Trust domain, such as gecko. Its tasks have the scheduler <trust domain>-level-<level>."),
 ]
-RouteProject = Annotated[str | None, typer.Option(help="user/project, where the routes of its tasks name that")]
-Contains = Annotated[str | None, typer.Option(help="a push gets a graph only if its tip's message contains this")]
-Graph = Annotated[bool | None, typer.Option("--graph/--no-graph", help="Whether its pushes get task graphs.")]
+RouteProject = Annotated[
+    str | None, typer.Option(help="The <user>/<project> in the routes of its tasks, if it is not the alias.")
+]
+Contains = Annotated[str | None, typer.Option(help="Text that the tip's message must contain for a task graph.")]
+Graph = Annotated[bool | None, typer.Option("--graph/--no-graph", help="Create task graphs for its pushes, or none.")]
 Environments = Annotated[
-    list[str] | None, typer.Option("--environment", help="route prefix of a Treeherder; again for more")
+    list[str] | None, typer.Option("--environment", help="Route prefix of a Treeherder. Repeat it for more.")
 ]
-Enabled = Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether it is polled.")]
+Enabled = Annotated[bool | None, typer.Option("--enabled/--disabled", help="Poll it, or do not.")]
 Cursor = Annotated[
-    int | None, typer.Option("--last-push-id", min=0, help="where to begin; its pushlog's present end, if not given")
+    int | None,
+    typer.Option("--last-push-id", min=0, help="Push id to begin after. Default: the newest push in its pushlog."),
 ]
 
 
 @app.command("list")
 def list_repositories(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """The monitored repositories, in the order in which they were added."""
+    """List the monitored repositories, in the order in which they were added."""
     with Service(url) as service:
         repositories = list(service.pages("repositories"))
     if as_json:
@@ -41,24 +47,24 @@ def list_repositories(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         ("ALIAS", "URL", "LEVEL", "GRAPH", "ENABLED", "LAST PUSH", "LAST GOOD POLL", "PROBLEM"),
         (
             (
-                each["alias"],
-                each["url"],
-                each["level"],
-                each["graph"],
-                each["enabled"],
-                each["last_push_id"],
-                when(each["last_good_poll_at"]),
-                each["poll_error"] or "",
+                repository["alias"],
+                repository["url"],
+                repository["level"],
+                repository["graph"],
+                repository["enabled"],
+                repository["last_push_id"],
+                when(repository["last_good_poll_at"]),
+                repository["poll_error"] or "",
             )
-            for each in repositories
+            for repository in repositories
         ),
-        "no repository is monitored: `tc-treeherder repositories add` adds one",
+        "no repository is monitored: add one with `tc-treeherder repositories add`",
     )
 
 
 @app.command()
 def show(alias: Alias, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """One repository, and where its poll stands."""
+    """Show a repository, and the state of its poll."""
     with Service(url) as service:
         _show(service.get("repositories", alias), as_json)
 
@@ -66,8 +72,10 @@ def show(alias: Alias, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 @app.command()
 def add(
     alias: Alias,
-    repository: Annotated[str, typer.Argument(metavar="REPOSITORY_URL", help="https; its host must be allowed")],
-    level: Annotated[str, typer.Option(help="1, 2, 3, or a name such as nss: what its tasks are trusted with")],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPOSITORY_URL", help="URL of the repository, with https and an allowed host.")
+    ],
+    level: Annotated[str, typer.Option(help="Level of trust in its tasks: 1, 2, 3, or a name such as nss.")],
     trust_domain: TrustDomain = None,
     route_project: RouteProject = None,
     scopes: Scopes = None,
@@ -79,10 +87,10 @@ def add(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Monitor a repository from now on."""
-    fields = _given(level, trust_domain, route_project, scopes, contains, graph, environments, enabled)
+    """Start to monitor a repository."""
+    fields = _given_fields(level, trust_domain, route_project, scopes, contains, graph, environments, enabled)
     body = {"alias": alias, "url": repository, "last_push_id": last_push_id, **fields}
-    with Service(url) as service, output.waiting("asking its pushlog"):
+    with Service(url) as service, output.waiting("reading its pushlog"):
         added = service.send("POST", "repositories", body=body)
     _show(added, as_json)
 
@@ -95,36 +103,36 @@ def change(
     route_project: RouteProject = None,
     scopes: Scopes = None,
     default_scopes: Annotated[
-        bool, typer.Option("--default-scopes", help="Those of its role, assume:repo:<host>/<path>:branch:default.")
+        bool, typer.Option("--default-scopes", help="Only the scope assume:repo:<host>/<path>:branch:default.")
     ] = False,
     contains: Contains = None,
-    no_contains: Annotated[bool, typer.Option("--no-contains", help="A graph for each push.")] = False,
+    no_contains: Annotated[bool, typer.Option("--no-contains", help="Create a task graph for each push.")] = False,
     graph: Graph = None,
     environments: Environments = None,
-    all_environments: Annotated[bool, typer.Option("--all-environments", help="Shown in each Treeherder.")] = False,
+    all_environments: Annotated[bool, typer.Option("--all-environments", help="Show it in each Treeherder.")] = False,
     enabled: Enabled = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Change what is given; the rest stays."""
-    patch = _given(level, trust_domain, route_project, scopes, contains, graph, environments, enabled)
-    for name, wanted, option in (
+    """Change the given fields of a repository."""
+    patch = _given_fields(level, trust_domain, route_project, scopes, contains, graph, environments, enabled)
+    for name, reset_to_default, option in (
         ("scopes", default_scopes, "--default-scopes"),
         ("contains", no_contains, "--no-contains"),
         ("environments", all_environments, "--all-environments"),
     ):
-        if wanted and name in patch:
-            raise Failed(f"{option} takes back what the same command sets: give one of them", USAGE)
-        if wanted:
+        if reset_to_default and name in patch:
+            raise Failed(f"{option} contradicts another option of the command: give one of them", USAGE)
+        if reset_to_default:
             patch[name] = None
     if not patch:
-        raise Failed("nothing to change was given; --help lists what can be", USAGE)
+        raise Failed("no field to change was given: --help lists them", USAGE)
     with Service(url) as service:
         changed = service.send("PATCH", "repositories", alias, body=patch)
     _show(changed, as_json)
 
 
-def _given(
+def _given_fields(
     level: str | None,
     trust_domain: str | None,
     route_project: str | None,
@@ -136,7 +144,7 @@ def _given(
 ) -> dict[str, Any]:
     names = {"level": level, "trust_domain": trust_domain, "route_project": route_project}
     values = {**names, "contains": contains, "graph": graph, "enabled": enabled}
-    # an option that can be given again is an empty list without
+    # an option that can be repeated is an empty list if it is not given
     lists = {"scopes": scopes or None, "environments": environments or None}
     return {name: value for name, value in {**values, **lists}.items() if value is not None}
 
@@ -144,31 +152,33 @@ def _given(
 @app.command()
 def remove(
     alias: Alias,
-    force: Annotated[bool, typer.Option("--force", help="Bury its unfinished work as dead letters.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove it although it has unfinished work, which becomes dead letters.")
+    ] = False,
     yes: Yes = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Monitor it no more. Its pushes can still be read."""
-    work = " and give up its unfinished work" if force else ""
-    output.confirm(f"remove {alias}{work}", yes)
+    """Stop to monitor a repository. Its pushes can still be read."""
+    abandoning = " and abandon its unfinished work" if force else ""
+    output.confirm(f"remove {alias}{abandoning}", yes)
     with Service(url) as service:
         service.send("DELETE", "repositories", alias, query={"force": "true" if force else None})
     if as_json:
         output.document({"removed": alias})
     else:
-        output.say(f"{alias} is monitored no more")
+        output.say(f"{alias} is not monitored any more")
 
 
 @app.command()
 def reset(
     alias: Alias, last_push_id: Cursor = None, yes: Yes = False, url: Url = DEFAULT_URL, as_json: AsJson = False
 ) -> None:
-    """Begin a new generation of a repository that was made anew, and set its cursor."""
-    output.confirm(f"begin a new generation of {alias} and forget its cursor", yes)
-    with Service(url) as service, output.waiting("asking its pushlog"):
-        made = service.send("POST", "repositories", alias, "reset", body={"last_push_id": last_push_id})
-    _show(made, as_json)
+    """Begin a new generation of a repository that was recreated upstream, and set its cursor."""
+    output.confirm(f"begin a new generation of {alias} and replace its cursor", yes)
+    with Service(url) as service, output.waiting("reading its pushlog"):
+        repository = service.send("POST", "repositories", alias, "reset", body={"last_push_id": last_push_id})
+    _show(repository, as_json)
 
 
 def _show(repository: dict[str, Any], as_json: bool) -> None:
@@ -188,7 +198,7 @@ def _show(repository: dict[str, Any], as_json: bool) -> None:
         ("environments", environments),
         ("enabled", repository["enabled"]),
         ("cursor", f"push {repository['last_push_id']} of generation {repository['generation']}"),
-        ("tip there", repository["last_changeset"]),
+        ("tip at cursor", repository["last_changeset"]),
         ("added", when(repository["created_at"])),
         ("last poll", when(repository["last_polled_at"])),
         ("last good poll", when(repository["last_good_poll_at"])),

@@ -1,4 +1,4 @@
-"""Where repositories are imported from: a Treeherder, or a `projects.yml` (fxci-config)."""
+"""Read the repositories to import, from a Treeherder or a `projects.yml` (fxci-config)."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from service.commands import USAGE, Failed
 from service.commands.client import checked
 
 MAX_LISTING = 16 * 1024 * 1024
-"""Bytes of a Treeherder's list of repositories; it has some hundred, of half a kilobyte each."""
+"""Largest accepted list of a Treeherder's repositories, in bytes: it has some hundred, of half a kilobyte each."""
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,50}")  # events.Alias
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -23,7 +23,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 @dataclass
 class Wanted:
-    """A repository to be monitored. `fields` are those of the API that the source says something about."""
+    """A repository to monitor. `fields` are the API's fields that the source states."""
 
     alias: str
     url: str
@@ -33,7 +33,7 @@ class Wanted:
 
 @dataclass
 class LeftOut:
-    """What a source has and is not to be monitored."""
+    """An entry of a source that will not be monitored."""
 
     alias: str
     why: str
@@ -41,13 +41,15 @@ class LeftOut:
 
 @dataclass
 class Source:
+    """Entries of a source, with and without a repository to monitor."""
+
     wanted: list[Wanted] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
-    def want(self, alias: str, url: Any, **more: Any) -> None:
-        """Take in a repository, unless it has no usable alias and url."""
+    def add(self, alias: str, url: Any, **more: Any) -> None:
+        """Add a repository, or leave it out if its alias or URL is not usable."""
         if not _ALIAS.fullmatch(alias):
-            self.left_out.append(LeftOut(alias, "its name is no alias: 1 to 50 of A-Z a-z 0-9 _ -"))
+            self.left_out.append(LeftOut(alias, "its name is not an alias: 1 to 50 of A-Z a-z 0-9 _ -"))
         elif not isinstance(url, str) or not url.strip():
             self.left_out.append(LeftOut(alias, "it has no url"))
         else:
@@ -55,7 +57,7 @@ class Source:
 
 
 def normal(url: str) -> str:
-    """The form in which the service keeps a url, as far as that can be told here: it judges by itself."""
+    """Return a URL for comparison with the service's. The service does its own, stricter normalization."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -67,19 +69,19 @@ def normal(url: str) -> str:
 
 
 def from_treeherder(address: str) -> Source:
-    """The active Mercurial repositories of `<address>/api/repository/`. Raises Failed."""
+    """Return the active Mercurial repositories of `<address>/api/repository/`. Raises Failed."""
     url = f"{checked(address)}/api/repository/"
     source = Source()
     for entry in _listing(url):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise Failed(f"{url} lists something that is no repository: {str(entry)[:80]!r}")
+            raise Failed(f"{url} lists an entry that is not a repository: {str(entry)[:80]!r}")
         name = entry["name"]
         if entry.get("dvcs_type") != "hg":
             source.left_out.append(LeftOut(name, f"it is {entry.get('dvcs_type')}, not hg"))
         elif entry.get("active_status") != "active":
             source.left_out.append(LeftOut(name, f"it is {entry.get('active_status')}, not active"))
         else:
-            source.want(name, entry.get("url"))
+            source.add(name, entry.get("url"))
     return source
 
 
@@ -88,23 +90,23 @@ def _listing(url: str) -> list[Any]:
     try:
         with httpx.stream("GET", url, headers=headers, timeout=30, follow_redirects=False) as answer:
             if answer.status_code != httpx.codes.OK:
-                where = f" ({answer.headers.get('location')})" if answer.is_redirect else ""
-                raise Failed(f"{url} answers {answer.status_code}{where}: is that a Treeherder's address?")
+                target = f" ({answer.headers.get('location')})" if answer.is_redirect else ""
+                raise Failed(f"{url} answers {answer.status_code}{target}: check the address of the Treeherder")
             body = bytearray()
             for chunk in answer.iter_bytes():
                 body += chunk
                 if len(body) > MAX_LISTING:
-                    raise Failed(f"{url} answers more than {MAX_LISTING:,} bytes: is that a Treeherder's address?")
+                    raise Failed(f"{url} answers more than {MAX_LISTING:,} bytes: check the address of the Treeherder")
     except httpx.HTTPError as error:
         raise Failed(f"{url} cannot be read: {error or type(error).__name__}") from None
     try:
         listing = json.loads(body)
-        # one that pages has its items in `results`
+        # a paged list has its items in `results`
         listing = listing.get("results") if isinstance(listing, dict) else listing
     except ValueError:
         listing = None
     if not isinstance(listing, list):
-        raise Failed(f"{url} answers no list of repositories: is that a Treeherder's address?")
+        raise Failed(f"{url} does not answer a list of repositories: check the address of the Treeherder")
     return listing
 
 
@@ -112,9 +114,9 @@ def _listing(url: str) -> list[Any]:
 
 
 def from_projects(path: Path) -> Source:
-    """Return the repositories of a file `alias: {repo, repo_type, access, trust_domain, features, …}`. Raises Failed.
+    """Return the repositories of a file `alias: {repo, repo_type, access, trust_domain, features, …}`.
 
-    Every key that is not read is named.
+    Unknown keys are listed in `ignored`. Raises Failed.
     """
     try:
         parsed = yaml.safe_load(path.read_bytes())
@@ -122,18 +124,20 @@ def from_projects(path: Path) -> Source:
         raise Failed(f"{path} cannot be read: {error.strerror}", USAGE) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else type(error).__name__
-        raise Failed(f"{path} is no YAML ({where})", USAGE) from None
+        position = f"line {mark.line + 1}" if mark else type(error).__name__
+        raise Failed(f"{path} is not YAML ({position})", USAGE) from None
     if isinstance(parsed, dict) and set(parsed) == {"projects"}:
         parsed = parsed["projects"]
     if not isinstance(parsed, dict) or not parsed:
-        raise Failed(f"{path} is no mapping alias -> {{repo, repo_type, access, trust_domain, features, …}}", USAGE)
+        raise Failed(
+            f"{path} is not a mapping of aliases to {{repo, repo_type, access, trust_domain, features, …}}", USAGE
+        )
     source = Source()
     for alias, entry in parsed.items():
         if isinstance(entry, dict):
             _project(source, str(alias), {str(key): value for key, value in entry.items()})
         else:
-            source.left_out.append(LeftOut(str(alias), "it is no mapping"))
+            source.left_out.append(LeftOut(str(alias), "it is not a mapping"))
     return source
 
 
@@ -141,7 +145,7 @@ def _project(source: Source, alias: str, entry: dict[str, Any]) -> None:
     kind, url, features = entry.pop("repo_type", "hg"), entry.pop("repo", None), entry.pop("features", None)
     fields: dict[str, Any] = {}
     ignored = []
-    for key in sorted(entry, key="access".__eq__):  # last: a level that is stated counts
+    for key in sorted(entry, key="access".__eq__):  # `access` last, because an explicit level takes precedence
         name, read = _READERS.get(key, (key, None))
         try:
             if read is None:
@@ -152,14 +156,14 @@ def _project(source: Source, alias: str, entry: dict[str, Any]) -> None:
     if kind != "hg":
         source.left_out.append(LeftOut(alias, f"it is {kind}, not hg"))
     elif url is None:
-        source.left_out.append(LeftOut(alias, "it has no repo: nothing says where it is"))
-    elif not _hg_push(features):
+        source.left_out.append(LeftOut(alias, "it has no repo, which is its URL"))
+    elif not _has_hg_push(features):
         source.left_out.append(LeftOut(alias, "it is not monitored: features has no hg-push, or hg-push is false"))
     else:
-        source.want(alias, url, fields=fields, ignored=ignored)
+        source.add(alias, url, fields=fields, ignored=ignored)
 
 
-def _hg_push(features: Any) -> bool:
+def _has_hg_push(features: Any) -> bool:
     value = features.get("hg-push") if isinstance(features, dict) else None
     return (value.get("enabled") if isinstance(value, dict) else value) is True
 
@@ -169,12 +173,12 @@ _LEVEL_3 = {"scm_autoland", "scm_nss", "scm_versioncontrol", "scm_allow_direct_p
 
 
 def _access(value: Any) -> str:
-    """Return the level that an access stands for. Raises ValueError for any other: no level is assumed."""
+    """Return the level that an access implies. Raises ValueError for an unknown access, because no level is assumed."""
     if value in _LEVEL_3:
         return "3"
-    if (found := _ACCESS.fullmatch(value)) is None:
+    if (match := _ACCESS.fullmatch(value)) is None:
         raise ValueError(value)
-    return found[1]
+    return match[1]
 
 
 def _level(value: Any) -> str:
@@ -192,17 +196,17 @@ def _name(value: Any) -> str:
 def _scopes(value: Any) -> list[str] | None:
     if value is None:
         return None
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(scope, str) for scope in found):
+    scopes = [value] if isinstance(value, str) else value
+    if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
         raise ValueError(value)
-    return found
+    return scopes
 
 
 def _contains(value: Any) -> str | None:
-    found = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if found is not None and not isinstance(found, str):
-        raise ValueError(value)  # of several words we know no more than the first of what is meant
-    return found
+    text = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if text is not None and not isinstance(text, str):
+        raise ValueError(value)  # a repository here has one text only, so several cannot be imported
+    return text
 
 
 def _bool(value: Any) -> bool:
@@ -212,13 +216,15 @@ def _bool(value: Any) -> bool:
 
 
 def _environments(value: Any) -> list[str] | None:
-    """Route prefixes; nothing: all."""
+    """Return the route prefixes, or None for all."""
     if value is None:
         return None
-    found = [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(each, str) and _PREFIX.fullmatch(each) for each in found):
+    prefixes = [value] if isinstance(value, str) else value
+    if not isinstance(prefixes, list) or not all(
+        isinstance(prefix, str) and _PREFIX.fullmatch(prefix) for prefix in prefixes
+    ):
         raise ValueError(value)
-    return found
+    return prefixes
 
 
 _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {

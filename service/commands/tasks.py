@@ -1,4 +1,4 @@
-"""`tc-treeherder tasks`: what a task of Taskcluster's belongs to."""
+"""Implement `tc-treeherder tasks`, which shows what a Taskcluster task belongs to."""
 
 from typing import Annotated, Any
 
@@ -8,21 +8,21 @@ from service.commands import output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, when
 
-app = typer.Typer(no_args_is_help=True, help="What a task belongs to, and what was reported of it.")
+app = typer.Typer(no_args_is_help=True, help="Show what a task belongs to, and what was reported of it.")
 
 
 @app.callback()
 def tasks() -> None:
-    """Keep `show` a command of its own: typer would otherwise make the only one the group."""
+    """Keep `show` as a subcommand. Without this callback, typer merges a single command into its group."""
 
 
 @app.command()
 def show(
-    task_id: Annotated[str, typer.Argument(help="put -- before one that begins with a dash")],
+    task_id: Annotated[str, typer.Argument(help="Id of the task. Put -- before an id that begins with a dash.")],
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """A task's push or action, its runs as they were reported, the actions on it and its copies."""
+    """Show a task's push or action, the reports of its runs, the actions on it, and its copies."""
     with Service(url) as service:
         task = service.get("tasks", task_id)
     if as_json:
@@ -36,14 +36,14 @@ def show(
         pairs.append(("copy of", f"{task['copy_of']}, by action {task['made_by']}"))
     pairs += [("run", _run(run)) for run in task["runs"]]
     pairs += [
-        ("action", f"{each['id']}: {each['action']} by {each['requester']}, {each['state']}")
-        for each in task["actions"]
+        ("action", f"{action['id']}: {action['action']} by {action['requester']}, {action['state']}")
+        for action in task["actions"]
     ]
     pairs += [("copy", f"{copy['task_id']}  {copy['name']}") for copy in task["copies"]]
     output.fields(pairs)
 
 
 def _run(run: dict[str, Any]) -> str:
-    told = f"{run['environment']} was told {run['told'] or 'nothing yet'}"
-    why = f": {run['error']}" if run["error"] else ""
-    return f"{run['run_id']}, {run['stage']} at {when(run['heard_at'])}; {told}{why}"
+    reported = f"{run['told'] or 'nothing'} was reported to {run['environment']}"
+    reason = f": {run['error']}" if run["error"] else ""
+    return f"{run['run_id']}, {run['stage']} at {when(run['last_event_at'])}; {reported}{reason}"

@@ -1,16 +1,16 @@
-"""What comes from outside, made harmless for a terminal."""
+"""Escape text from outside for a terminal."""
 
 
-def visible(text: str, *, lines: bool = False) -> str:
-    """`text` with control characters (but for line ends, if `lines`) and halves of surrogate pairs made visible."""
-    return "".join(c if _harmless(c) or (lines and c == "\n") else _escaped(c) for c in text)
+def escape_control(text: str, *, lines: bool = False) -> str:
+    """Return `text` with control characters and lone surrogates escaped; with `lines`, line ends are kept."""
+    return "".join(c if _is_safe(c) or (lines and c == "\n") else _escape(c) for c in text)
 
 
-def _harmless(c: str) -> bool:
-    # the marks that turn the writing direction can make a line read as another one
-    turns = "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
-    return not (c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" or turns or c in "\u2028\u2029")
+def _is_safe(c: str) -> bool:
+    # marks of the writing direction can make a line read as a different one
+    direction = "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
+    return not (c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" or direction or c in "\u2028\u2029")
 
 
-def _escaped(c: str) -> str:
+def _escape(c: str) -> str:
     return " " if c in "\n\t" else c.encode("unicode_escape").decode()

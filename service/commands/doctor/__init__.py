@@ -1,11 +1,12 @@
-"""`tc-treeherder doctor`: reads the settings here, as `serve` and `listen` do, and checks every system that they name.
+"""Implement `tc-treeherder doctor`, which checks every system that this machine's settings name.
 
-    local.py          settings, database, the service itself        hosts.py        where repositories are
+    examine.py       runs all checks                               finding.py      findings, and tools for checks
+    local.py         settings, database, the service itself        hosts.py        hosts of repositories
     taskcluster.py   credentials and scopes                        treeherder.py   credentials and projects
-    pulse.py         user, exchanges, queues                       finding.py      what is found, and how it is shown
+    pulse.py         user, exchanges, queues
 
-Nothing is changed but what is named there: one empty request to the service and to each Treeherder, and a queue that
-goes with its connection.
+The checks change nothing, except that they send an empty request to the service and to each Treeherder, declare the
+publisher's exchanges, and declare a queue that is deleted with its connection.
 """
 
 import asyncio
@@ -25,13 +26,17 @@ app = typer.Typer()
 def doctor(
     url: Annotated[
         str | None,
-        typer.Option("--url", envvar="TC_TREEHERDER_SERVICE_URL", help="the service; default: host and port of here"),
+        typer.Option(
+            "--url",
+            envvar="TC_TREEHERDER_SERVICE_URL",
+            help="URL of the service. Default: host and port of the settings.",
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="how long one check may take")] = 10,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time limit of one check, in seconds.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Check every configured system and credential, and say what to do. Exit code 1 on any error."""
-    # what they import is large, and `tc-treeherder --help` has no use for it
+    """Check every configured system and credential, and print remedies. The exit code is 1 if there is an error."""
+    # imported here, because `tc-treeherder --help` does not need these large modules
     from service.commands.doctor.examine import examine  # noqa: PLC0415
     from service.contract.configuration import SettingsError  # noqa: PLC0415
     from service.settings import load  # noqa: PLC0415
@@ -49,7 +54,7 @@ def doctor(
     else:
         output.table(
             ("STATUS", "SYSTEM", "CHECK", "FOUND", "WHAT TO DO"),
-            ((each.status, each.system, each.check, each.detail, each.remedy) for each in findings),
+            ((finding.status, finding.system, finding.check, finding.detail, finding.remedy) for finding in findings),
             "nothing was checked",
         )
     if counts["error"]:

@@ -1,4 +1,4 @@
-"""All checks: those that need nothing of each other side by side, each within its time."""
+"""Run all checks. Independent checks run concurrently, each with a time limit."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,44 +12,47 @@ from service.commands.doctor.finding import Examination, Finding, Report, limite
 from service.contract.configuration import SettingsError
 from service.settings import Settings
 
-Part = tuple[Report, str, Callable[[Report, Examination], Awaitable[None]]]
+Check = tuple[Report, str, Callable[[Report, Examination], Awaitable[None]]]
 
 
 async def examine(settings: Settings, url: str | None, seconds: float) -> list[Finding]:
-    """Every finding, system by system. Raises Failed when `url` is none."""
+    """Return all findings, system by system. Raises Failed if `url` is not a valid URL."""
     reports = [Report("settings"), Report("database")]
     try:
         listeners = load_listeners()
     except SettingsError as error:
         listeners = None
-        reports[0].error("listeners", f"they would not start: {error}", "set what is named there, for listeners too")
+        remedy = "correct the settings that are named there, for the listeners too"
+        reports[0].error("listeners", f"listeners would not start: {error}", remedy)
     service_url = checked(url or local.own_address(settings))
     async with httpx.AsyncClient(
         headers={"User-Agent": "tc-treeherder"}, timeout=seconds, follow_redirects=False
     ) as http:
-        ex = Examination(settings, listeners, service_url, seconds, http)
-        local.settings(reports[0], ex)
-        await limited(reports[1], "connection", seconds, local.database(reports[1], ex))
-        parts: list[Part] = [
+        examination = Examination(settings, listeners, service_url, seconds, http)
+        local.settings(reports[0], examination)
+        await limited(reports[1], "connection", seconds, local.database(reports[1], examination))
+        checks: list[Check] = [
             (Report("service"), "answer", local.service),
             (Report("service"), "signature", local.signed),
         ]
-        parts += [(Report("hg"), host, hosts.check(host)) for host in settings.allowed_hosts]
-        parts += [(Report("hg"), "repositories", hosts.repositories), (Report("hg"), "polls", hosts.polls)]
-        parts += [
+        checks += [(Report("hg"), host, hosts.check(host)) for host in settings.allowed_hosts]
+        checks += [(Report("hg"), "repositories", hosts.repositories), (Report("hg"), "polls", hosts.polls)]
+        checks += [
             (Report("taskcluster"), "ping", taskcluster.ping),
             (Report("taskcluster"), "scopes", taskcluster.scopes),
             (Report("taskcluster"), "error tasks", taskcluster.error_tasks),
         ]
-        parts += [
+        checks += [
             (Report(f"treeherder {prefix}"), "answer", treeherder.check(prefix)) for prefix in settings.environments
         ]
-        parts += [
+        checks += [
             (Report("pulse publisher"), "connection", pulse.publisher),
             (Report("pulse listener"), "connection", pulse.listener),
         ]
         with quiet():
-            await asyncio.gather(*(limited(report, what, seconds, check(report, ex)) for report, what, check in parts))
-    reports += [report for report, _, _ in parts]
+            await asyncio.gather(
+                *(limited(report, name, seconds, check(report, examination)) for report, name, check in checks)
+            )
+    reports += [report for report, _, _ in checks]
     secrets = secrets_of(settings, listeners)
     return [without(secrets, finding) for report in reports for finding in report.findings]

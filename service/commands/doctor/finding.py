@@ -1,4 +1,4 @@
-"""What a check finds, what all checks know, and how each is kept to its time and its secrets."""
+"""Findings of checks, and tools for checks: time limits, requests, clocks, and removal of secrets."""
 
 import asyncio
 import contextlib
@@ -23,15 +23,17 @@ T = TypeVar("T")
 
 Status = Literal["ok", "warning", "error"]
 
-MAX_DRIFT, NOTED_DRIFT = 30.0, 10.0
-"""Seconds that two clocks may differ: Hawk refuses a signature that is a minute off, and an answer is old already."""
+MAX_DRIFT, WARNING_DRIFT = 30.0, 10.0
+"""Seconds of difference between two clocks that are an error and a warning: Hawk refuses a difference of a minute."""
 
-NAMED = 10
-"""Names in one line; of more their number is told."""
+MAX_NAMES = 10
+"""Largest number of names in one line; of further names, only their number is shown."""
 
 
 @dataclass(frozen=True)
 class Finding:
+    """A result of a check."""
+
     system: str
     check: str
     status: Status
@@ -41,7 +43,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """The findings of one system, in their order."""
+    """Findings about one system, in their order."""
 
     system: str
     findings: list[Finding] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Report:
 
 @dataclass
 class Examination:
-    """What all checks know. `repositories` is None when the database could not tell."""
+    """Data for all checks. `repositories` is None if the database could not be read."""
 
     settings: Settings
     listeners: ListenerSettings | None
@@ -73,97 +75,103 @@ class Examination:
 
 
 async def limited(report: Report, check: str, seconds: float, work: Awaitable[None]) -> None:
-    """Do a check within its time; what it found before stays."""
+    """Run a check with a time limit. Earlier findings of a check that exceeds it are kept."""
     try:
         async with asyncio.timeout(seconds):
             await work
     except TimeoutError:
-        report.error(check, f"no answer within {seconds:g} s", "is it up, and does the network let us through to it?")
-    except Exception as error:  # noqa: BLE001 - one check that breaks must not hide what the others find
-        # not its message: nobody knows what is in it
-        report.error(check, f"the check broke: {type(error).__name__}", "report this as a bug of tc-treeherder")
+        report.error(check, f"no answer within {seconds:g} s", "check that it is running, and the network on the way")
+    except Exception as error:  # noqa: BLE001 - a bug in one check must not hide the findings of the others
+        # without its message, which may contain a secret
+        report.error(check, f"the check failed: {type(error).__name__}", "report this as a bug of tc-treeherder")
 
 
-async def apart(call: Callable[[], T]) -> T:
-    """What a blocking `call` returns. Its thread is left behind when the time is over: it holds up no exit."""
+async def run_in_thread(call: Callable[[], T]) -> T:
+    """Return the result of a blocking `call`, which runs in a daemon thread.
+
+    After a time limit the thread is abandoned, and does not keep the process alive.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(give: Callable[[Any], None], value: Any) -> None:
+    def settle(set_outcome: Callable[[Any], None], value: Any) -> None:
         if not future.done():
-            give(value)
+            set_outcome(value)
 
     def run() -> None:
         try:
             outcome: tuple[Callable[[Any], None], Any] = (future.set_result, call())
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+        except Exception as error:  # noqa: BLE001 - raised to the caller
             outcome = (future.set_exception, error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop has ended, so nothing waits for the result
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, daemon=True).start()
     return await future
 
 
-async def ask(ex: Examination, url: str, **headers: str) -> tuple[httpx.Response, float | None]:
-    """The answer to a GET, and by how many seconds its clock is ahead of ours, None when it does not tell."""
-    before = clock()
-    answer = await ex.http.get(url, headers=headers)
-    return answer, drift_of(answer, before)
+async def get_with_drift(examination: Examination, url: str, **headers: str) -> tuple[httpx.Response, float | None]:
+    """Send a GET. Return the answer, and the seconds by which its clock is ahead of ours (see `drift_of`)."""
+    sent_at = wall_clock()
+    answer = await examination.http.get(url, headers=headers)
+    return answer, drift_of(answer, sent_at)
 
 
-def drift_of(answer: httpx.Response, before: float) -> float | None:
-    """Return by how many seconds its clock is ahead of ours, None if it does not tell; it was asked at `before`."""
-    ours = (before + clock()) / 2
+def drift_of(answer: httpx.Response, sent_at: float) -> float | None:
+    """Return the seconds by which the server's clock is ahead of ours, or None if the answer has no date.
+
+    `sent_at` is our time when the request was sent.
+    """
+    ours = (sent_at + wall_clock()) / 2
     try:
-        # the header has whole seconds, cut off: on average it is half a second later
+        # the header has whole seconds, rounded down: the real time is half a second later on average
         theirs = parsedate_to_datetime(answer.headers["date"]).timestamp() + 0.5
     except (KeyError, ValueError):
         return None
     return theirs - ours
 
 
-def clock() -> float:
-    """Our clock, in seconds since 1970."""
+def wall_clock() -> float:
+    """Return this machine's time, in seconds since 1970."""
     return time.time()
 
 
 def judge_clock(report: Report, check: str, drift: float | None) -> None:
-    """Say how far our clock is from theirs."""
+    """Report the difference between the server's clock and ours."""
     if drift is None:
-        report.warning(check, "its answers have no date, so the clocks cannot be compared", "look at your own clock")
+        report.warning(check, "its answers have no date, so the clocks cannot be compared", "check your own clock")
         return
-    off = f"our clock is {abs(drift):.0f} s {'behind' if drift > 0 else 'ahead of'} its clock"
+    detail = f"our clock is {abs(drift):.0f} s {'behind' if drift > 0 else 'ahead of'} its clock"
     remedy = "set the clock of this machine (NTP): signatures that are a minute off are refused"
     if abs(drift) > MAX_DRIFT:
-        report.error(check, off, remedy)
-    elif abs(drift) > NOTED_DRIFT:
-        report.warning(check, off, remedy)
+        report.error(check, detail, remedy)
+    elif abs(drift) > WARNING_DRIFT:
+        report.warning(check, detail, remedy)
     else:
         report.ok(check, "it agrees with ours")
 
 
-def told(error: httpx.HTTPError) -> str:
-    """Return why a request got no answer."""
-    words = f"{type(error).__name__} {error}".strip()
+def error_text(error: httpx.HTTPError) -> str:
+    """Return the reason why a request was not answered."""
+    text = f"{type(error).__name__} {error}".strip()
     if isinstance(error, httpx.TimeoutException):
-        return f"it does not answer in time ({words})"
-    return f"it cannot be reached ({words})" if isinstance(error, httpx.ConnectError | httpx.ProxyError) else words
+        return f"it does not answer in time ({text})"
+    return f"it cannot be reached ({text})" if isinstance(error, httpx.ConnectError | httpx.ProxyError) else text
 
 
-def some(names: Iterable[str]) -> str:
-    """The names, or the first of them and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-    return ", ".join(listed[:NAMED]) + more
+def summarize_names(names: Iterable[str]) -> str:
+    """Return up to `MAX_NAMES` names, and the number of further ones."""
+    all_names = list(names)
+    more = f" and {len(all_names) - MAX_NAMES} more" if len(all_names) > MAX_NAMES else ""
+    return ", ".join(all_names[:MAX_NAMES]) + more
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While inside, nothing is logged: what goes wrong is a finding, and standard output is the document's alone."""
+    """Disable logging within the block: failures are findings, and standard output may be a JSON document."""
     before, pika = structlog.get_config(), logging.getLogger("pika")
     level = pika.level
-    pika.setLevel(logging.CRITICAL + 1)  # it tells every failure several times, and with a traceback
+    pika.setLevel(logging.CRITICAL + 1)  # it logs every failure several times, with a traceback
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         yield
@@ -175,13 +183,13 @@ def quiet() -> Iterator[None]:
 # --- secrets -----------------------------------------------------------------------------------------------------
 
 
-LEAST_SECRET = 6
-"""Characters; what is shorter is no secret, and hiding it would hide words of ours."""
+MIN_SECRET_LENGTH = 6
+"""Characters of the shortest text that is treated as a secret: hiding shorter ones would hide ordinary words."""
 
 
 def secrets_of(*settings: BaseModel | None) -> list[str]:
-    """Everything secret in the settings, of a URL its password, the longest first."""
-    found: set[str] = set()
+    """Return all secrets in the settings, and the passwords of URLs, the longest first."""
+    secrets: set[str] = set()
     for value in _values(settings):
         password = ""
         if "://" in value:
@@ -189,9 +197,9 @@ def secrets_of(*settings: BaseModel | None) -> list[str]:
                 parts = urlsplit(value)
                 password = parts.password or ""
                 if not password and not parts.query:
-                    continue  # a URL without any secret, such as SQLite's
-        found |= {value, password, unquote(password)}
-    return sorted((secret for secret in found if len(secret) >= LEAST_SECRET), key=len, reverse=True)
+                    continue  # a URL without a secret, such as SQLite's
+        secrets |= {value, password, unquote(password)}
+    return sorted((secret for secret in secrets if len(secret) >= MIN_SECRET_LENGTH), key=len, reverse=True)
 
 
 def _values(value: Any) -> Iterator[str]:
@@ -202,12 +210,12 @@ def _values(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         yield from _values(list(value.values()))
     elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _values(each)
+        for element in value:
+            yield from _values(element)
 
 
 def without(secrets: Iterable[str], finding: Finding) -> Finding:
-    """The finding as it may be shown. No check puts a secret there; what others answer is not in our hands."""
+    """Return the finding with secrets replaced. Checks add none, but answers of other systems may."""
     detail, remedy = finding.detail, finding.remedy
     for secret in secrets:
         detail, remedy = detail.replace(secret, "***"), remedy.replace(secret, "***")

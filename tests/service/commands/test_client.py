@@ -33,7 +33,7 @@ def test_nobody_answers(run: Run) -> None:
     ran = run("pushes", "list", "--url", url)
     assert ran.code == 3
     assert url in ran.err
-    assert "is it running" in ran.err
+    assert "check that it is running" in ran.err
     assert ran.out == ""
 
 
@@ -50,7 +50,7 @@ def test_something_else_answers(run: Run, pretend: Pretended, answer: tuple[int,
     pretend.answers["/api/v1/repositories"] = [answer]
     ran = run("repositories", "list", "--url", pretend.url)
     assert ran.code == 3
-    assert f"no tc-treeherder ({answer[0]}" in ran.err
+    assert f"not tc-treeherder ({answer[0]}" in ran.err
     assert answer[1].get("Location", "") in ran.err
 
 
@@ -62,7 +62,7 @@ def test_a_call_that_is_not_answered_may_have_been_done(
     pretend.hang("/api/v1/repositories/mc")
     ran = run("repositories", "reset", "mc", "--yes", "--url", pretend.url)
     assert ran.code == 3
-    assert "whether it was done is not known" in ran.err
+    assert "check whether the request had an effect" in ran.err
     ran = run("repositories", "show", "mc", "--url", pretend.url)
     assert ran.code == 3
     assert "not known" not in ran.err
@@ -88,7 +88,7 @@ def test_without_a_token_it_says_which_variable(run: Run, system: System) -> Non
 def test_a_wrong_token_is_not_shown(run: Run, system: System) -> None:
     ran = run("pushes", "list", SERVICE_URL=system.stack.service_url, TOKEN=TOKEN)
     assert ran.code == 1
-    assert "TC_TREEHERDER_TOKEN is set, but not known there" in ran.err
+    assert "TC_TREEHERDER_TOKEN is set, but the service does not know it" in ran.err
     assert TOKEN not in ran.err
 
 
@@ -109,7 +109,7 @@ def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(run: Run, token: s
 def test_a_url_that_is_none(run: Run, url: str) -> None:
     ran = run("pushes", "list", "--url", url)
     assert ran.code == 2
-    assert "no http or https URL" in ran.err
+    assert "not an http or https URL" in ran.err
 
 
 def test_a_password_in_the_url_is_refused_and_not_shown(run: Run) -> None:

@@ -95,7 +95,7 @@ dry-git: {{repo: "https://example.com/x.git", repo_type: git}}
     assert lines["dry-level"].endswith("contains - → try:; level 1 → 3")
     assert lines["dry-new"].split()[2:] == ["new", "2", role, "trust_domain", "gecko;", "ignored:", "artifacts"]
     assert lines["dry-second"].split()[2:] == ["known", "-", "-", "as", "dry-there"]
-    assert "Nothing was changed: --apply does it" in told.out
+    assert "Nothing was changed: add --apply to do it" in told.out
 
 
 def test_apply_does_it_once(system: System, tc: Run, projects: Any) -> None:
@@ -128,7 +128,7 @@ goes-on: {{repo: {hg(system, "goes-on")}, level: 1, enabled: false, {PUSH}}}
     assert "1 of 2 failed" in ran.err
     lines = {line.split()[0]: line for line in ran.out.splitlines()[1:3]}
     assert "failed" in lines["no-pushlog"]
-    assert "is no repository with a pushlog" in lines["no-pushlog"]
+    assert "has no pushlog" in lines["no-pushlog"]
     assert "added" in lines["goes-on"]
 
 
@@ -205,9 +205,9 @@ def test_of_a_treeherder_only_active_hg_repositories_are_wanted(pretend: Pretend
     [
         ((404, {}, b""), "answers 404"),
         ((301, {"Location": "https://example.com/"}, b""), "https://example.com/"),
-        ((200, {}, b"<html>"), "no list of repositories"),
-        ((200, {}, b'{"detail": "x"}'), "no list of repositories"),
-        ((200, {}, b"[1]"), "no repository"),
+        ((200, {}, b"<html>"), "not answer a list of repositories"),
+        ((200, {}, b'{"detail": "x"}'), "not answer a list of repositories"),
+        ((200, {}, b"[1]"), "not a repository"),
     ],
 )
 def test_what_is_no_treeherder(pretend: Pretended, answer: Any, words: str) -> None:
@@ -280,13 +280,13 @@ def test_what_is_not_wanted_of_a_file(tmp_path: Path) -> None:
     ]
     unmonitored = "it is not monitored: features has no hg-push, or hg-push is false"
     assert source.left_out == [
-        LeftOut("bad name", "its name is no alias: 1 to 50 of A-Z a-z 0-9 _ -"),
-        LeftOut("old", "it has no repo: nothing says where it is"),
+        LeftOut("bad name", "its name is not an alias: 1 to 50 of A-Z a-z 0-9 _ -"),
+        LeftOut("old", "it has no repo, which is its URL"),
         LeftOut("git", "it is git, not hg"),
         LeftOut("quiet", unmonitored),
         LeftOut("cron", unmonitored),
         LeftOut("bare", unmonitored),
-        LeftOut("word", "it is no mapping"),
+        LeftOut("word", "it is not a mapping"),
     ]
 
 
@@ -294,7 +294,7 @@ def test_what_is_not_wanted_of_a_file(tmp_path: Path) -> None:
 def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "projects.yml"
     path.write_text(text)
-    with pytest.raises(Failed, match=r"projects\.yml is no") as error:
+    with pytest.raises(Failed, match=r"projects\.yml is not (YAML|a mapping)") as error:
         from_projects(path)
     assert error.value.code == 2
     with pytest.raises(Failed, match="cannot be read"):

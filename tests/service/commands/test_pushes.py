@@ -22,7 +22,7 @@ def test_pushes_of_a_state(tc: Run, pushed: Pushed) -> None:
     ran = tc("pushes", "list", "-r", "try", "--state", "failed", "--json")
     assert [push["push_id"] for push in ran.json] == [pushed.broken]
     ran = tc("pushes", "list", "-r", "nowhere")
-    assert (ran.code, ran.out, ran.err) == (0, "", "no such pushes\n")
+    assert (ran.code, ran.out, ran.err) == (0, "", "no push matches\n")
     ran = tc("pushes", "list", "--state", "sideways")
     assert ran.code == 1
     assert "state" in ran.err
@@ -46,7 +46,7 @@ def test_a_push_is_shown_with_its_steps_and_tasks(tc: Run, pushed: Pushed) -> No
     assert [task["name"] for task in document["graph"]["tasks"]] == ["decision", "test"]
     broken = tc("pushes", "show", "try", str(pushed.broken)).out
     assert "error task " in broken
-    assert "  why " in broken
+    assert "  reason " in broken
 
 
 def test_there_is_no_such_push(tc: Run, pushed: Pushed) -> None:

@@ -4,7 +4,7 @@ from tests.service.commands.conftest import Pretended, Run
 
 
 def test_a_service_without_such_reports_says_so(tc: Run) -> None:
-    assert "no job report is like that" in tc("reports", "list", "--waiting-for-push").err
+    assert "no job report matches" in tc("reports", "list", "--waiting-for-push").err
     assert tc("reports", "list", "--state", "failed", "--json").json == []
     assert tc("reports", "list", "--state", "rejected").code == 2
 

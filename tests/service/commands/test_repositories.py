@@ -96,7 +96,10 @@ def test_what_destroys_data_needs_a_yes(system: System, tc: Run, command: str) -
     before = tc("repositories", "show", "keeping", "--json").json
     ran = tc("repositories", command, "keeping")
     assert ran.code == 2
-    assert "keeping, for good: add --yes" in ran.err or "cursor, for good: add --yes" in ran.err
+    assert (
+        "keeping, which cannot be undone: add --yes" in ran.err
+        or "cursor, which cannot be undone: add --yes" in ran.err
+    )
     after = tc("repositories", "show", "keeping", "--json").json
     assert (after["generation"], after["last_push_id"]) == (before["generation"], before["last_push_id"])
     assert tc("repositories", "remove", "keeping", "-y").code == 0
@@ -118,7 +121,7 @@ def test_reset_begins_a_new_generation(system: System, tc: Run) -> None:
 def test_a_removed_repository_is_gone(system: System, tc: Run) -> None:
     added(system, tc, "leaving")
     ran = tc("repositories", "remove", "leaving", "--yes")
-    assert (ran.code, ran.out) == (0, "leaving is monitored no more\n")
+    assert (ran.code, ran.out) == (0, "leaving is not monitored any more\n")
     assert tc("repositories", "remove", "leaving", "--yes").code == 4
     added(system, tc, "leaving")
     assert tc("repositories", "remove", "leaving", "--json", "--yes").json == {"removed": "leaving"}

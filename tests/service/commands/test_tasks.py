@@ -15,9 +15,9 @@ def test_a_task_shows_its_push_and_what_was_done_to_it(tc: Run, pushed: Pushed) 
     assert f"copy    {copy}  test" in lines
     shown = tc("tasks", "show", "--json", "--", copy).json
     assert (shown["copy_of"], shown["made_by"]) == (pushed.tasks[1], action["id"])
-    ran = tc("tasks", "show", "--", "AAAAAAAAQAyAAAAAAAAAAA")
+    ran = tc("tasks", "show", "--", "CCCCCCCCQAyAAAAAAAAAAA")
     assert ran.code == 4
-    assert "AAAAAAAAQAyAAAAAAAAAAA" in ran.err
+    assert "CCCCCCCCQAyAAAAAAAAAAA" in ran.err
     listed = tc("actions", "list", "--requester", "somebody", "--task-id", pushed.tasks[1], "--json").json
     assert [each["id"] for each in listed] == [action["id"]]
     assert tc("actions", "list", "--requester", "nobody", "--json").json == []

@@ -113,7 +113,7 @@ async def test_a_check_that_breaks_or_hangs_keeps_what_was_found_before() -> Non
     await limited(report, "all", 0.01, asyncio.sleep(5))
     first, second, third = report.findings
     assert (first.check, first.status) == ("first", "ok")
-    assert (second.check, second.status, second.detail) == ("all", "error", "the check broke: RuntimeError")
+    assert (second.check, second.status, second.detail) == ("all", "error", "the check failed: RuntimeError")
     assert (third.status, third.detail) == ("error", "no answer within 0.01 s")
 
 
@@ -211,13 +211,13 @@ def test_a_service_that_is_not_well(doctor: Doctor, pretend: Pretended) -> None:
     assert found.the("service", "heartbeat: worker")["detail"] == "the worker has ended"
     assert found.status("service", "heartbeat: worker") == "error"
     assert found.status("service", "version") == "warning"
-    assert "0.0.1 abc there" in found.the("service", "version")["detail"]
+    assert "the service has 0.0.1 abc, and this command" in found.the("service", "version")["detail"]
 
 
 def test_what_answers_is_no_service(doctor: Doctor, pretend: Pretended) -> None:
     found = doctor("--url", pretend.url)
     assert found.status("service", "answer") == "error"
-    assert "no list of checks" in found.the("service", "answer")["detail"]
+    assert "without a list of checks" in found.the("service", "answer")["detail"]
 
 
 def test_the_signed_probe_is_taken_and_changes_nothing(doctor: Doctor, system: System) -> None:
@@ -247,7 +247,7 @@ def test_a_signature_that_is_refused_for_the_clock(doctor: Doctor, pretend: Pret
 
 def test_a_service_that_takes_no_posts(doctor: Doctor, pretend: Pretended) -> None:
     found = doctor("--url", pretend.url).the("service", "signature")
-    assert (found["status"], found["detail"]) == ("error", "a signed, empty batch is answered 404")
+    assert (found["status"], found["detail"]) == ("error", "the service answers 404 to a signed, empty batch")
 
 
 def test_reports_that_wait_for_an_unknown_push(doctor: Doctor, variables: dict[str, str]) -> None:
@@ -266,5 +266,5 @@ def test_reports_that_wait_for_an_unknown_push(doctor: Doctor, variables: dict[s
     store(variables["DATABASE_URL"], report)
     found = doctor().the("database", "job reports")
     assert found["status"] == "warning"
-    assert found["detail"].startswith("1 wait for a push that their Treeherder does not know")
+    assert found["detail"].startswith("1 wait for a push that their Treeherder does not have")
     assert "reports list --waiting-for-push" in found["remedy"]

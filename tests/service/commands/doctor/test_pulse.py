@@ -71,7 +71,7 @@ def test_all_is_there(doctor: Doctor, amqp: Amqp, named: dict[str, str]) -> None
     exchanges = [each for each in found.findings if (each["system"], each["check"]) == (LISTENER, "exchange")]
     assert len(exchanges) == 7
     details = [each["detail"] for each in found.findings if each["check"] == "queue"]
-    assert details == [f"{queue}: 0 messages wait, 1 read it" for queue in queues]
+    assert details == [f"{queue}: 0 messages wait, 1 consumers" for queue in queues]
 
 
 def test_nothing_is_left_behind(
@@ -88,8 +88,8 @@ def test_what_nobody_reads(doctor: Doctor, amqp: Amqp, named: dict[str, str], mo
     idle, growing = declare(amqp, "job-actions", 1), declare(amqp, "tasks", 3)
     found = [each for each in doctor(**named).findings if each["check"] == "queue"]
     assert [(each["status"], each["detail"]) for each in found] == [
-        ("warning", f"{idle}: 1 messages wait, 0 read it"),
-        ("error", f"{growing}: 3 messages wait, 0 read it"),
+        ("warning", f"{idle}: 1 messages wait, 0 consumers"),
+        ("error", f"{growing}: 3 messages wait, 0 consumers"),
     ]
 
 
@@ -98,7 +98,7 @@ def test_queues_and_exchanges_that_are_not_there(doctor: Doctor, amqp: Amqp, nam
     found = doctor(**{**named, "PULSE_JOB_ACTIONS": missing})
     absent = [each for each in found.findings if each["check"] == "queue"]
     assert [each["status"] for each in absent] == ["warning", "warning"]
-    assert "is not there" in absent[0]["detail"]
+    assert "does not exist" in absent[0]["detail"]
     (bad,) = [each for each in found.findings if each["check"] == "exchange" and each["status"] == "error"]
     assert missing in bad["detail"]
     assert "NOT_FOUND" in bad["detail"]

@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.credentials import SCHEDULER, TRUST_DOMAIN
 from sandbox.stack import free_port
-from service.commands.doctor.finding import some
+from service.commands.doctor.finding import summarize_names
 from tests.service.commands.conftest import Pretended
 from tests.service.commands.doctor.conftest import Doctor, repository, store
 from tests.system.conftest import System
@@ -81,7 +81,7 @@ def test_taskcluster_is_away(doctor: Doctor) -> None:
     assert url in found.the("taskcluster", "ping")["detail"]
     assert "it cannot be reached" in found.the("taskcluster", "ping")["detail"]
     assert "cannot be reached" in found.the("taskcluster", "credentials")["detail"]
-    assert "could not be tried" in found.the("taskcluster", "credentials")["remedy"], "and may well be good"
+    assert "could not be checked" in found.the("taskcluster", "credentials")["remedy"], "and may well be good"
 
 
 def test_what_does_not_answer_is_told_from_what_is_not_there(doctor: Doctor, pretend: Pretended) -> None:
@@ -272,18 +272,18 @@ def test_scopes_that_may_not_be_expanded_are_said(doctor: Doctor, pretend: Prete
 
 
 def test_many_names_are_counted() -> None:
-    assert some(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+    assert summarize_names(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
 
 
 def test_an_answer_that_is_none(doctor: Doctor, pretend: Pretended) -> None:
     found = doctor(TASKCLUSTER__ROOT_URL=taskcluster(pretend, "all"))
-    assert "no list of scopes" in found.the("taskcluster", "credentials")["detail"]
+    assert "does not answer a list of scopes" in found.the("taskcluster", "credentials")["detail"]
     pretend.answers.clear()
     found = doctor(TASKCLUSTER__ROOT_URL=pretend.url)
     for check in ("ping", "credentials"):
         assert "404" in found.the("taskcluster", check)["detail"]
         assert "TASKCLUSTER__ROOT_URL" in found.the("taskcluster", check)["remedy"]
-    assert "no Taskcluster" in found.the("taskcluster", "ping")["detail"]
+    assert "is not Taskcluster" in found.the("taskcluster", "ping")["detail"]
 
 
 # --- clocks ------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_a_project_that_treeherder_does_not_know(doctor: Doctor, variables: dict
         repository(f"http://{hg}/b", "shown-nowhere", environments=[]),
     )
     found = doctor()
-    assert found.the(TREEHERDER, "projects")["detail"] == "it does not know unheard-of"
+    assert found.the(TREEHERDER, "projects")["detail"] == "it does not have unheard-of"
     assert found.status(TREEHERDER, "credentials") == "ok"
 
 
@@ -382,7 +382,7 @@ def test_answers_to_the_empty_list(
 
 def test_what_is_no_treeherder(doctor: Doctor, variables: dict[str, str], pretend: Pretended) -> None:
     found = doctor(ENVIRONMENTS=environment(variables, url=pretend.url))
-    assert "answers 404, and no list of repositories" in found.the(TREEHERDER, "answer")["detail"]
+    assert "answers 404, without a list of repositories" in found.the(TREEHERDER, "answer")["detail"]
     pretend.answers["/api/repository/"] = [(301, {"Location": "https://example.com/"}, b"")]
     found = doctor(ENVIRONMENTS=environment(variables, url=pretend.url))
     assert "https://example.com/" in found.the(TREEHERDER, "answer")["detail"]
