@@ -48,7 +48,7 @@ EMPTY = {"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"}
 
 
 class Services:
-    """The servers of this run, each looked for once, when first asked for. `found` is another process's `tell()`."""
+    """Servers of this run; each is looked for once, at its first use. `found` is the `tell()` of another process."""
 
     def __init__(self, found: str | None = None) -> None:
         self.used: dict[str, Server] = {}
@@ -59,7 +59,7 @@ class Services:
             self.missing = told["missing"]
 
     def get(self, name: str, find: Callable[[], Server]) -> Server:
-        """Raises MissingServiceError, each time with the same words."""
+        """Return a server. Raises MissingServiceError, each time with the same text."""
         if name in self.missing:
             raise MissingServiceError(self.missing[name])
         if name not in self.used:
@@ -77,7 +77,7 @@ class Services:
         return self.get("RabbitMQ", find_broker)
 
     def tell(self) -> str:
-        """Looks for all of them; what a process that shares the tests is told of them."""
+        """Find all servers; return them as JSON for a process that shares the tests."""
         for find in (self.postgres, self.broker):
             with contextlib.suppress(MissingServiceError):
                 find()
@@ -103,13 +103,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """pytest-xdist starts a process that shares the tests."""
+    """Tell a process that shares the tests (pytest-xdist) which servers there are."""
     node.workerinput["services"] = node.config.stash[SERVICES].tell()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is imported and collected stays: the garbage collector need not look through it again and again."""
+    """Exempt everything that is imported and collected from garbage collection, because it stays."""
     gc.disable()
     try:
         return (yield)
@@ -125,7 +125,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Finds the servers that the chosen tests will ask for: to start or install one can take longer than a test may."""
+    """Find the servers that the selected tests need in advance: a start may take longer than a test's timeout."""
     if session.config.option.collectonly:
         return
     services = session.config.stash[SERVICES]
@@ -164,7 +164,7 @@ def amqp_server(request: pytest.FixtureRequest) -> Server:
 
 @pytest.fixture(scope="session")
 def faketime() -> Path:
-    """The library that fakes the time of a process that it is preloaded into."""
+    """Return the library that fakes the time of a process that preloads it."""
     return _had(find_faketime)
 
 
@@ -203,7 +203,7 @@ def _migrate(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres_server: Server) -> Iterator[str]:
-    """The URL of a migrated database to copy. Nothing may connect to it."""
+    """Yield the URL of a migrated database to copy. Nothing may connect to it."""
     url = create_database(postgres_server.url)
     try:
         _migrate(url)
@@ -214,7 +214,7 @@ def postgres_template(postgres_server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database file to copy."""
+    """Return a migrated database file to copy."""
     path = tmp_path_factory.mktemp("template") / "template.sqlite"
     _migrate(_sqlite(path))
     with contextlib.closing(sqlite3.connect(path)) as connection:

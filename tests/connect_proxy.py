@@ -44,7 +44,7 @@ class ConnectProxy(TcpProxy):
 
 
 class _Joined(asyncio.StreamReader):
-    """What one reader holds, and then what comes from another."""
+    """A reader that first returns what one reader holds, and then what another one reads."""
 
     def __init__(self, first: asyncio.StreamReader, then: asyncio.StreamReader) -> None:
         super().__init__()

@@ -51,12 +51,12 @@ class MissingServiceError(Exception):
 
 
 def conninfo(url: str) -> str:
-    """`url` as libpq and psycopg read it: without SQLAlchemy's driver."""
+    """Return `url` in the form of libpq and psycopg: without SQLAlchemy's driver."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def check_postgres(url: str) -> None:
-    """Raises MissingServiceError unless a PostgreSQL server answers at `url` and lets us create databases."""
+    """Raise MissingServiceError unless a PostgreSQL server answers at `url` and its user may create databases."""
     try:
         with psycopg.connect(conninfo(url), connect_timeout=3) as connection:
             role = connection.execute(
@@ -69,7 +69,7 @@ def check_postgres(url: str) -> None:
 
 
 def check_broker(url: str) -> None:
-    """Raises MissingServiceError unless an AMQP 0-9-1 broker answers at `url` and takes its credentials and vhost."""
+    """Raise MissingServiceError unless an AMQP 0-9-1 broker answers at `url` and accepts its credentials and vhost."""
     parts = urlsplit(url)
     try:
         if parts.scheme == "amqp":
@@ -80,7 +80,7 @@ def check_broker(url: str) -> None:
 
 
 def _greet(host: str, port: int) -> None:
-    """Sees whether a broker is there, without the noise that pika logs when there is none."""
+    """Raise an error unless a broker is there, without the log that pika writes if there is none."""
     with socket.create_connection((host, port), timeout=GREETING_TIMEOUT) as connection:
         connection.sendall(b"AMQP\x00\x00\x09\x01")
         if connection.recv(1) != b"\x01":  # AMQP 0-9-1, 4.2.3: frame type 1 is a method, here Connection.Start
@@ -131,19 +131,19 @@ class PrivateServer:
 
     @classmethod
     def program(cls) -> str:
-        """The path of the server's program. Raises MissingServiceError where it is not installed."""
+        """Return the path of the server's program. Raises MissingServiceError if it is not installed."""
         raise NotImplementedError
 
     def _launch(self) -> psutil.Process:
         raise NotImplementedError
 
     def _check(self) -> None:
-        """Raises MissingServiceError while the server does not serve yet."""
+        """Raise MissingServiceError while the server does not answer yet."""
         raise NotImplementedError
 
     @classmethod
     def install(cls) -> str:
-        """Where it is missing, we are root and this is Debian: installs it. Returns what was done, for people."""
+        """Install the program if it is missing, as root on Debian; return what was done, for people."""
         try:
             cls.program()
         except MissingServiceError:
@@ -164,7 +164,7 @@ class PrivateServer:
         return self.folder / "log"
 
     def start(self) -> None:
-        """Returns once the server answers. Raises MissingServiceError with the end of its log when it does not."""
+        """Start the server and return once it answers. Raises MissingServiceError with the end of its log."""
         if self.running:
             return
         try:
@@ -190,11 +190,11 @@ class PrivateServer:
                 return
 
     def stop(self) -> None:
-        """Ends the server in good order."""
+        """Stop the server in an orderly way."""
         self._end(self.shutdown)
 
     def kill(self) -> None:
-        """Ends the server as a crash does: at once, with nothing written that was not on disk."""
+        """Kill the server as a crash does: at once, and nothing is written that was not on disk."""
         self._end(self.crash)
 
     def restart(self) -> None:
@@ -202,7 +202,7 @@ class PrivateServer:
         self.start()
 
     def close(self) -> None:
-        """Ends the server and removes its data."""
+        """Stop the server and remove its data."""
         self.kill()
         if self._helper:
             self._finish(self._helper, signal.SIGTERM)
@@ -222,7 +222,7 @@ class PrivateServer:
             self._process = None
 
     def _finish(self, process: psutil.Process, how: signal.Signals) -> None:
-        """Signals a process and waits for it and its children; kills what has not gone after STOP_TIMEOUT."""
+        """Signal a process and wait for it and its children; kill those that remain after STOP_TIMEOUT."""
         try:
             family = [process, *process.children(recursive=True)]
             process.send_signal(how)
@@ -256,7 +256,7 @@ class PrivateServer:
         return psutil.Process(child.pid)
 
     def save(self) -> dict[str, Any]:
-        """What another process needs to `load` it."""
+        """Return the state that another process needs to `load` the server."""
         processes = [process and (process.pid, process.create_time()) for process in (self._process, self._helper)]
         return {"ports": self.ports, "folder": str(self.folder), "processes": processes}
 
@@ -389,7 +389,7 @@ class PrivateBroker(PrivateServer):
         check_broker(self.url)
 
     def ctl(self, *arguments: str) -> str:
-        """Runs rabbitmqctl against this broker and returns what it prints. Raises MissingServiceError when it fails."""
+        """Run rabbitmqctl against this broker and return its output. Raises MissingServiceError if it fails."""
         program = str(Path(self.program()).with_name("rabbitmqctl"))
         return run_ctl(program, *arguments, env=self._environment(), cwd=self.folder, **self._as)
 
@@ -402,7 +402,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _installed(program: str, folders: Sequence[str], beside: str = "") -> str:
-    """The path of `program` in the newest of `folders` (globs) that has `beside` too, or else in PATH."""
+    """Return the path of `program` in the newest of `folders` (globs) that also has `beside`, otherwise in PATH."""
     for pattern in folders:
         found = list(Path("/").glob(f"{pattern.lstrip('/')}/{program}"))
         for path in sorted(found, key=_version, reverse=True):
@@ -414,7 +414,7 @@ def _installed(program: str, folders: Sequence[str], beside: str = "") -> str:
 
 
 def find_faketime() -> Path:
-    """The library that fakes the time of a process that it is preloaded into; installed if need be, as servers are."""
+    """Return the library that fakes the time of a process that preloads it; install it if needed, as servers are."""
     pattern = "usr/lib/*/faketime/libfaketimeMT.so.1"
     if not list(Path("/").glob(pattern)):
         apt = shutil.which("apt-get")
@@ -425,12 +425,12 @@ def find_faketime() -> Path:
 
 
 def _version(path: Path) -> list[int]:
-    """The numbers in a path, so that postgresql/17 comes after postgresql/9.6."""
+    """Return the numbers in a path, so that postgresql/17 sorts after postgresql/9.6."""
     return [int(word) for word in "".join(c if c.isdigit() else " " for c in str(path)).split()]
 
 
 def _unprivileged(users: Sequence[str]) -> dict[str, Any]:
-    """Arguments of Popen that give root's rights up: PostgreSQL refuses to run with them. Empty for anybody else."""
+    """Return arguments of Popen that drop root's rights, because PostgreSQL refuses to run with them."""
     if os.geteuid() != 0:
         return {}
     for user in users:
@@ -441,7 +441,7 @@ def _unprivileged(users: Sequence[str]) -> dict[str, Any]:
 
 
 def _apt_install(apt: str, packages: Sequence[str]) -> None:
-    """Installs Debian packages without letting their services start, now or at the next boot."""
+    """Install Debian packages without letting their services start, now or at the next boot."""
     say(f"tests: installing {' '.join(packages)} with apt-get")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     ours = not POLICY.exists()
@@ -472,7 +472,7 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _same_process(pid: int, started: float) -> psutil.Process | None:
-    """The process of that pid, unless the pid is another's by now."""
+    """Return the process of that pid, or None if the pid belongs to another process by now."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if abs(process.create_time() - started) < 1:
@@ -488,7 +488,7 @@ VARIABLES = {PrivatePostgres.name: "TEST_DATABASE_URL", PrivateBroker.name: "TES
 
 
 def load_state() -> dict[str, PrivateServer]:
-    """The servers that `bin/services start` started, by name."""
+    """Return the servers that `bin/services start` started, by name."""
     if not STATE.exists():
         return {}
     return {name: KINDS[name].load(saved) for name, saved in json.loads(STATE.read_text()).items()}
@@ -503,7 +503,7 @@ def _save_state(servers: Mapping[str, PrivateServer]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bin/services`: 0 when all is well (for status: both run), 1 when not, 2 for a wrong call."""
+    """Run `bin/services`; return 0 on success (for status: both servers run), 1 on failure, 2 for a wrong call."""
     actions: dict[str, Callable[[dict[str, PrivateServer]], int]] = {"start": _start, "stop": _stop, "status": _status}
     if len(arguments) != 1 or arguments[0] not in actions:
         say("usage: bin/services start|stop|status")
@@ -564,24 +564,24 @@ def _exports(servers: Mapping[str, PrivateServer]) -> None:
 
 
 def say(line: str, where: TextIO | None = None) -> None:
-    """Prints one line for people, on standard error unless told otherwise."""
+    """Print one line for people, by default on standard error."""
     print(line, file=where or sys.stderr, flush=True)
 
 
 def one_line(words: object) -> str:
-    """What an error says, or its name when it says nothing, fit for the middle of a sentence."""
+    """Return an error's text, or its name if it has none, in a form for the middle of a sentence."""
     return " ".join(str(words).split()) or type(words).__name__
 
 
 def without_password(url: str) -> str:
-    """A URL that may be shown."""
+    """Return the URL without its password, to be shown."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}{at}{host}", query=""))
 
 
 def run_ctl(program: str, *arguments: str, **options: Any) -> str:
-    """Runs a rabbitmqctl and returns what it prints. Raises MissingServiceError when it fails."""
+    """Run a rabbitmqctl and return its output. Raises MissingServiceError if it fails."""
     command = [program, "--quiet", *arguments]
     try:
         done = subprocess.run(

@@ -46,27 +46,27 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many clients are connected now."""
+        """Return the number of connected clients."""
         return len(self._relays)
 
     def cut(self) -> None:
-        """Resets every connection; new ones are taken."""
+        """Reset every connection; new ones are accepted."""
         self._do(self._cut())
 
     def refuse(self) -> None:
-        """Resets every connection and refuses new ones, as a host does on which nothing listens, until `accept`."""
+        """Reset every connection and refuse new ones, as a host without a listener does, until `accept`."""
         self._do(self._refuse())
 
     def accept(self) -> None:
-        """Takes connections again, on the same port."""
+        """Accept connections again, on the same port."""
         self._do(self._accept())
 
     def hold(self) -> None:
-        """Keeps and takes connections but passes nothing on, as a network that swallows packets, until `release`."""
+        """Keep and accept connections but forward nothing, as a network that drops packets, until `release`."""
         self._loop.call_soon_threadsafe(self._flowing.clear)
 
     def release(self) -> None:
-        """Passes on what was held, and all that follows."""
+        """Forward everything that was held, and everything that follows."""
         self._loop.call_soon_threadsafe(self._flowing.set)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
@@ -158,7 +158,7 @@ def make_certificate(folder: Path, *names: str) -> Path:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Closes a connection with a RST, so that the other end sees "connection reset" and not an orderly end."""
+    """Close a connection with a RST, so that the other end sees "connection reset" and not an orderly end."""
     connection = writer.get_extra_info("socket")
     if connection is not None and not writer.transport.is_closing():
         with contextlib.suppress(OSError):

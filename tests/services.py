@@ -1,4 +1,4 @@
-"""Where the tests get a real PostgreSQL and a real RabbitMQ from, and what they make in them.
+"""Find a real PostgreSQL and a real RabbitMQ for the tests, and create what tests need in them.
 
 A server is looked for in this order; the first that answers is used:
 
@@ -62,7 +62,7 @@ class Server:
     stop: Callable[[], None] = lambda: None
 
     def tell(self) -> dict[str, Any]:
-        """This server as JSON, for another process of the same run, whose `stop` then does nothing."""
+        """Return this server as JSON for another process of the same run, where `stop` does nothing."""
         private = self.private and [self.private.name, self.private.save()]
         return {"url": self.url, "how": self.how, "shared": self.shared, "private": private}
 
@@ -76,7 +76,7 @@ class Server:
 
 
 def find_postgres() -> Server:
-    """A PostgreSQL server whose user may create databases. Raises MissingServiceError."""
+    """Return a PostgreSQL server whose user may create databases. Raises MissingServiceError."""
     return _find(
         "PostgreSQL",
         "TEST_DATABASE_URL",
@@ -89,7 +89,7 @@ def find_postgres() -> Server:
 
 
 def find_broker() -> Server:
-    """A RabbitMQ broker. Raises MissingServiceError."""
+    """Return a RabbitMQ broker. Raises MissingServiceError."""
     return _find(
         "RabbitMQ",
         "TEST_AMQP_URL",
@@ -152,7 +152,7 @@ def _own(kind: type[PrivateServer]) -> Callable[[], Server]:
 
 @functools.cache
 def _engine() -> str:
-    """Why there is no container engine; empty when there is one."""
+    """Return the reason why there is no container engine, or an empty text if there is one."""
     from docker.errors import DockerException  # type: ignore[import-untyped] # it ships no types
     from requests import RequestException
     from testcontainers.core.docker_client import DockerClient
@@ -221,7 +221,7 @@ def _container_broker() -> Server:
 
 
 def _start_or_remove(container: Any) -> None:
-    """A container that starts but never gets ready must not stay."""
+    """Start a container; remove it if it does not get ready."""
     try:
         container.start()
     except BaseException:
@@ -230,7 +230,7 @@ def _start_or_remove(container: Any) -> None:
 
 
 def unique_name() -> str:
-    """A name that no other run uses, good for databases, vhosts, queues and exchanges."""
+    """Return a name that no other run uses, valid for databases, vhosts, queues and exchanges."""
     return f"tct_{secrets.token_hex(6)}"
 
 
@@ -238,7 +238,7 @@ def unique_name() -> str:
 
 
 def create_database(server: str, template: str | None = None) -> str:
-    """Makes the database `tct_<random>`, empty or as a copy of the one whose URL is `template`; returns its URL.
+    """Create the database `tct_<random>`, empty or as a copy of the database at `template`; return its URL.
 
     Nothing may be connected to the template meanwhile: PostgreSQL refuses to copy a database that is in use.
     """
@@ -254,14 +254,14 @@ def create_database(server: str, template: str | None = None) -> str:
 
 
 def drop_database(server: str, url: str) -> None:
-    """Drops what `create_database` made, and ends the connections to it."""
+    """Drop a database of `create_database`, and end the connections to it."""
     name = make_url(url).database or ""
     with psycopg.connect(conninfo(server), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def rename_database(server: str, url: str) -> str:
-    """Ends the connections to a database and gives it another name; returns its URL from now on."""
+    """End the connections to a database and give it another name; return its new URL."""
     old, new = make_url(url).database or "", unique_name()
     with psycopg.connect(conninfo(server), autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [old])
@@ -290,7 +290,7 @@ class Copies:
         self._idle: list[str] = []
 
     def take(self) -> str:
-        """The URL of a copy that nobody else uses."""
+        """Return the URL of a copy that nobody else uses."""
         if self._idle:
             return self._idle.pop()
         url = create_database(self._server, self._template)
@@ -302,7 +302,7 @@ class Copies:
         return url
 
     def give_back(self, url: str) -> None:
-        """Takes back what `take` gave, in whatever state it is, and ends the connections to it."""
+        """Take back a copy, in whatever state it is, and end the connections to it."""
         try:
             url = rename_database(self._server, url)
         except psycopg.errors.ObjectInUse:  # by something that connects anew faster than it is thrown out
@@ -319,13 +319,16 @@ class Copies:
             drop_database(self._server, self._idle.pop())
 
     def _look(self, connection: psycopg.Connection) -> Any:
-        """How many rows describe the schema, and the newest transaction behind them: a change alters one or both."""
+        """Return the number of rows that describe the schema, and their newest transaction.
+
+        Every change of the schema alters one of the two.
+        """
         counts = sql.SQL("SELECT count(*), max(xmin::text::bigint) FROM {}")
         each = sql.SQL(" UNION ALL ").join(counts.format(sql.Identifier(name)) for name in self.SCHEMA)
         return connection.execute(each).fetchall()
 
     def _empty(self, connection: psycopg.Connection) -> bool:
-        """Deletes every row and sets the sequences back; false when there is too much to be worth it."""
+        """Delete every row and reset the sequences; return False if there are too many rows to make that worth it."""
         found = connection.execute(
             "SELECT tablename, pg_table_size(quote_ident(tablename)::regclass) FROM pg_tables "
             "WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
@@ -347,10 +350,10 @@ class Copies:
 
 @contextlib.contextmanager
 def own_vhost(server: Server) -> Iterator[str]:
-    """The URL of a vhost of our own, removed with all that is in it at the end.
+    """Yield the URL of a vhost of our own; remove it with everything in it at the end.
 
-    Made through the management API (`TEST_AMQP_MANAGEMENT_URL`, otherwise port 15672 of the same host) or with
-    rabbitmqctl. Where neither is to be had, and where the broker ends with this run anyway, it is the server's own URL.
+    It is created through the management API (`TEST_AMQP_MANAGEMENT_URL`, otherwise port 15672 of the same host) or with
+    rabbitmqctl. If neither is available, or if the broker ends with this run anyway, it is the server's own URL.
     """
     if not server.shared:
         yield server.url
@@ -440,19 +443,19 @@ class Amqp:
         return unquote(urlsplit(self.url).username or "guest")
 
     def queue(self, name: str = "q") -> str:
-        """A queue name as Pulse wants it, `queue/<user>/<name>`, that no other test has."""
+        """Return a queue name in Pulse's form, `queue/<user>/<name>`, that no other test has."""
         queue = f"queue/{self.user}/{self.name}/{name}"
         self.queues.add(queue)
         return queue
 
     def exchange(self, name: str = "x") -> str:
-        """An exchange name as Pulse wants it, `exchange/<user>/<name>`, that no other test has."""
+        """Return an exchange name in Pulse's form, `exchange/<user>/<name>`, that no other test has."""
         exchange = f"exchange/{self.user}/{self.name}/{name}"
         self.exchanges.add(exchange)
         return exchange
 
     def clear(self) -> None:
-        """Deletes them; one that is not there, or no more, is none too many."""
+        """Delete all of them; one that does not exist is no error."""
         connection = pika.BlockingConnection(pika.URLParameters(self.url))
         channel = connection.channel()
         for queue in self.queues:

@@ -1,4 +1,4 @@
-"""The documents say what the code does."""
+"""Check the documents against the code."""
 
 import os
 import re

@@ -21,7 +21,7 @@ TUNNELS = {f"CONNECT {host}:443 HTTP/1.1" for host in (HG, TASKCLUSTER, TREEHERD
 
 
 def answer(request: Request) -> Answer:
-    """What each of the systems says, told apart by the path."""
+    """Answer as each of the systems does, by the path."""
     path = request.path.partition("?")[0]
     answers: dict[str, tuple[int, Any]] = {
         "json-pushes": (200, {"lastpushid": 7, "pushes": {}}),

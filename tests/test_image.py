@@ -1,4 +1,4 @@
-"""What the Dockerfile says, without building it, and what bin/build-image asks the engine for."""
+"""Check the Dockerfile, without building it, and what bin/build-image asks of the engine."""
 
 import json
 import os
@@ -17,7 +17,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Each instruction and its arguments on one line, without comments."""
+    """Yield each instruction with its arguments on one line, without comments."""
     lines = "\n".join(line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#"))
     joined = re.sub(r"\\\n\s*", " ", lines)
     return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in joined.splitlines() if line]

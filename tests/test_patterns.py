@@ -66,6 +66,6 @@ def hostile_texts(pattern: "re.Pattern[str]") -> Iterator[str]:
 
 
 def test_the_expression_that_found_missing_scopes_would_be_seen() -> None:
-    """It was quadratic in spaces: this is the text that it took minutes for."""
+    """It was quadratic in spaces: on this text it took minutes."""
     pattern = re.compile(r"missing the following scopes:\s*```\s*(.*?)\s*```", re.DOTALL)
     assert any(text.startswith("missing the following scopes:" + " " * 1000) for text in hostile_texts(pattern))

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def installed() -> Callable[[type[PrivateServer]], None]:
-    """Skips where a server is not installed; a run that needs one has installed it before."""
+    """Skip the test if a server is not installed; a run that needs one has installed it before."""
 
     def check(kind: type[PrivateServer]) -> None:
         try:
@@ -44,7 +44,7 @@ def installed() -> Callable[[type[PrivateServer]], None]:
 
 
 def left_in(folder: Path) -> list[str]:
-    """The processes that have anything to do with a folder."""
+    """Return the processes that use a folder."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -128,7 +128,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(
 
 @pytest.fixture
 def bin_services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """bin/services for PostgreSQL only and with a state of its own, in a process of its own."""
+    """Run bin/services for PostgreSQL only, with a state of its own, in a process of its own."""
     state = tmp_path / ".services" / "state.json"
     monkeypatch.setattr(private_servers, "STATE", state)
     program = (
@@ -197,7 +197,7 @@ def test_a_pid_that_is_another_process_by_now_is_left_alone(
 
 @pytest.fixture
 def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for apt-get and update-rc.d that write down how they were called, and what policy-rc.d said."""
+    """Replace apt-get and update-rc.d by programs that record their calls and the answer of policy-rc.d."""
     monkeypatch.setattr(private_servers, "POLICY", tmp_path / "policy-rc.d")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     update = tmp_path / "update-rc.d"

@@ -69,7 +69,7 @@ def test_the_first_step_that_has_one_wins_and_the_rest_is_not_tried(monkeypatch:
 
 
 def test_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named, container, already here, bin/services, private."""
+    """Test the order: named, container, already here, bin/services, private."""
     tried: list[str] = []
 
     def step(name: str) -> Server:
@@ -143,7 +143,7 @@ def copies(postgres_server: Server) -> Iterator[Copies]:
 
 
 def identity(url: str) -> object:
-    """What a database keeps whatever it is called."""
+    """Return what stays of a database when its name changes."""
     with psycopg.connect(conninfo(url)) as connection:
         return connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
 

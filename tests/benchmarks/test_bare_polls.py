@@ -1,4 +1,4 @@
-"""The bare loop asks each repository with the tag of its last answer."""
+"""Conditional requests of the bare loop."""
 
 import asyncio
 import socket

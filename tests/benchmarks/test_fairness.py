@@ -1,4 +1,4 @@
-"""The benchmark of fairness times a push and a cancel alone, and beside a hog."""
+"""Benchmark of fairness: a push and a cancel are timed alone, and beside a greedy user."""
 
 from tests.benchmarks.support import labels, run_benchmark
 

@@ -1,4 +1,4 @@
-"""The benchmark of a grown database fills it, and times each list, each claim, the sweep and /metrics."""
+"""Benchmark of a grown database: each list, each claim, the sweep and /metrics are timed."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The benchmark of the push path measures and prints all that docs/performance.md compares."""
+"""Benchmark of the push path: everything is printed that docs/performance.md compares."""
 
 import re
 

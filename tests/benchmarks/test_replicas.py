@@ -1,4 +1,4 @@
-"""The benchmark of several services works off a backlog and names the bound."""
+"""Benchmark of several services: a backlog is processed, and the bound is named."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The benchmark of reports brings a few events through the store, RabbitMQ and Treeherder."""
+"""Benchmark of reports: a few events go through the store, RabbitMQ and Treeherder."""
 
 from tests.benchmarks.support import labels, run_benchmark
 

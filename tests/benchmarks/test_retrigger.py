@@ -1,4 +1,4 @@
-"""The benchmark of retriggers times growing graphs, single leaves and presses, by turns with a bare loop."""
+"""Benchmark of retriggers: growing graphs, single leaves and presses, by turns with a bare loop."""
 
 import re
 

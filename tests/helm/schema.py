@@ -1,5 +1,4 @@
-"""Writes what `settings` may be into the chart's values.schema.json, from the settings' own models:
-`bin/chart-schema`."""
+"""Write the schema of `settings` into the chart's values.schema.json, from the settings' models: `bin/chart-schema`."""
 
 import json
 from pathlib import Path
@@ -18,7 +17,7 @@ _SHARED = {"pulse", "environments"}
 
 
 def written(text: str) -> str:
-    """The schema file with the settings' part made anew."""
+    """Return the schema file with the settings' part generated again."""
     schema = json.loads(text)
     service, listeners = _of(Settings), _of(ListenerSettings)
     listeners["properties"] = {name: its for name, its in listeners["properties"].items() if name not in _SHARED}
@@ -39,7 +38,7 @@ def _object(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, An
 
 
 def _value(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one setting without references, defaults and titles."""
+    """Return the schema of one setting without references, defaults and titles."""
     said = {key: schema[key] for key in ("description",) if key in schema}
     if "$ref" in schema:
         return said | _value(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)

@@ -1,4 +1,4 @@
-"""The chart, rendered by Helm's own engine: each manifest is one that Kubernetes takes, and starts what there is."""
+"""Check the chart, rendered by Helm's own engine: Kubernetes accepts each manifest, and each starts what exists."""
 
 import copy
 import json
@@ -127,7 +127,7 @@ EVERYTHING: Values = {
 
 
 def over(values: Values, changes: Values) -> Values:
-    """`values` with `changes`, mapping by mapping, as Helm does with one file of values over another."""
+    """Merge `changes` into `values`, mapping by mapping, as Helm does with one file of values over another."""
     merged = copy.deepcopy(values)
     for name, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
@@ -172,17 +172,17 @@ def render(values: Values) -> list[Manifest]:
 
 
 def of(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
-    """The manifests of that kind, by name."""
+    """Return the manifests of that kind, by name."""
     return {each["metadata"]["name"]: each for each in manifests if each["kind"] == kind}
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The pod templates' specs, by the name of what has them."""
+    """Return the specs of all pod templates, by the name of their owner."""
     return {name: each["spec"]["template"]["spec"] for name, each in of(manifests, "Deployment").items()}
 
 
 def containers(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """All containers by name: no two pods of ours have one of the same name."""
+    """Return all containers by name; no two pods have a container of the same name."""
     found = [each for pod in pods(manifests).values() for each in pod["containers"] + pod.get("initContainers", [])]
     assert len({each["name"] for each in found}) == len(found)
     return {each["name"]: each for each in found}
@@ -266,7 +266,7 @@ def test_notes_warn_of_one_replica() -> None:
 
 @every
 def test_pods_satisfy_the_restricted_profile(values: Values) -> None:
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    """See https://kubernetes.io/docs/concepts/security/pod-security-standards/ (restricted)."""
     manifests = render(values)
     for pod in pods(manifests).values():
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -297,7 +297,7 @@ def image_user() -> int:
 
 @every
 def test_kubernetes_sets_no_variables_that_the_settings_read(values: Values) -> None:
-    """Of a Service tc-treeherder it would set TC_TREEHERDER_PORT=tcp://…, which is no port."""
+    """For a Service tc-treeherder it would set TC_TREEHERDER_PORT=tcp://…, which is no port."""
     assert all(pod["enableServiceLinks"] is False for pod in pods(render(values)).values())
 
 
@@ -439,7 +439,7 @@ def test_a_pulse_listener_without_a_broker_is_not_restarted_ever_more_slowly() -
 
 
 def load(container: Manifest, manifests: list[Manifest], secret: dict[str, str] | None = None) -> BaseSettings:
-    """The settings that this container's process reads: its variables, its Secret and its file are real."""
+    """Return the settings that this container's process reads from its real variables, Secret and file."""
     variables = environment(container, manifests, secret)
     (config,) = of(manifests, "ConfigMap").values()
     path = Path(variables["TC_TREEHERDER_CONFIG"])
@@ -471,7 +471,7 @@ def _file(text: str) -> Path:
 
 
 def environment(container: Manifest, manifests: list[Manifest], secret: dict[str, str] | None = None) -> dict[str, str]:
-    """The variables of a container. `secret` is there instead of the chart's own."""
+    """Return the variables of a container. `secret` replaces the chart's own."""
     found = {}
     own = of(manifests, "Secret")
     for variable in container["env"]:
@@ -487,7 +487,7 @@ def environment(container: Manifest, manifests: list[Manifest], secret: dict[str
 
 
 def known(model: type[BaseModel], names: list[str]) -> bool:
-    """Whether a variable of these parts reaches a setting."""
+    """Return True if a variable of these parts reaches a setting."""
     field = model.model_fields.get(names[0])
     if field is None or len(names) == 1:
         return field is not None
@@ -605,7 +605,7 @@ def test_the_readme_lists_the_keys_of_an_existing_secret() -> None:
 
 
 def secret_fields(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of all settings that hold secrets; `*` stands for the keys of a mapping."""
+    """Return the paths of all settings that hold secrets; `*` stands for the keys of a mapping."""
     for name, field in model.model_fields.items():
         pending, kinds = [field.annotation], []
         while pending:

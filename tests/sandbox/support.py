@@ -1,4 +1,4 @@
-"""What is at a broker, and what else can listen where one is looked for."""
+"""List what exists at a broker, and start other listeners where a broker is expected."""
 
 import contextlib
 import socket
@@ -14,8 +14,8 @@ Behaves = Callable[[socket.socket, threading.Event], None]
 """Serves one connection, until the event at the latest."""
 
 
-def there(url: str, exchanges: list[str], queues: list[str]) -> set[str]:
-    """Those that are at the broker."""
+def existing(url: str, exchanges: list[str], queues: list[str]) -> set[str]:
+    """Return the exchanges and queues that exist at the broker."""
     found = set()
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         for name in (*exchanges, *queues):
@@ -51,7 +51,7 @@ def newer_amqp(accepted: socket.socket, _: threading.Event) -> None:
 
 @contextlib.contextmanager
 def listening(behaves: Behaves) -> Iterator[str]:
-    """The URL of something else than RabbitMQ."""
+    """Yield the URL of a listener that is not RabbitMQ."""
     end = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 

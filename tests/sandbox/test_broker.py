@@ -12,14 +12,14 @@ from listeners.settings import ListenerSettings
 from sandbox import broker
 from service.clients import pulse
 from tests.private_servers import MissingServiceError, PrivateBroker
-from tests.sandbox.support import Behaves, listening, newer_amqp, silent, there, web_server
+from tests.sandbox.support import Behaves, existing, listening, newer_amqp, silent, web_server
 
 
 def test_a_broker_that_can_be_used_is_left_as_it_was(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     user = broker.new_user()
     monkeypatch.setattr(broker, "new_user", lambda: user)
     broker.check(amqp_url, 5)
-    assert there(amqp_url, [f"exchange/{user}/check"], [f"queue/{user}/check"]) == set()
+    assert existing(amqp_url, [f"exchange/{user}/check"], [f"queue/{user}/check"]) == set()
 
 
 @pytest.mark.parametrize("behaves", [silent, web_server, newer_amqp])
@@ -89,8 +89,8 @@ def test_only_what_is_the_users_own_is_removed(amqp_url: str) -> None:
             for queue in broker.queues(user):
                 channel.queue_declare(queue, durable=True)
     broker.remove(amqp_url, one)
-    assert there(amqp_url, broker.exchanges(one), broker.queues(one)) == set()
+    assert existing(amqp_url, broker.exchanges(one), broker.queues(one)) == set()
     names = broker.exchanges(other), broker.queues(other)
-    assert there(amqp_url, *names) == {*names[0], *names[1]}
+    assert existing(amqp_url, *names) == {*names[0], *names[1]}
     broker.remove(amqp_url, other)
-    assert there(amqp_url, *names) == set()
+    assert existing(amqp_url, *names) == set()

@@ -1,4 +1,4 @@
-"""The command of the sandbox: what it says when it cannot do what it is asked for."""
+"""Command of the sandbox, and its errors."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The demo's folder: nobody's files are deleted."""
+"""Folder of the demo: only the demo's own files are deleted."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The sandbox as a process of its own, asked over real sockets."""
+"""Sandbox as a process of its own, used over real sockets."""
 
 import asyncio
 import hashlib
@@ -129,7 +129,7 @@ async def ask_hg(ready: dict[str, Any]) -> None:
 
 
 def ask_taskcluster(ready: dict[str, Any]) -> None:
-    """A task is made with the rights of a project only, seen to its end, and canceled with the one scope for it."""
+    """Create a task with the rights of a project only, wait for its end, and cancel it with the one scope for that."""
     role = f"assume:repo:{ready['repositories']['autoland'].removeprefix('http://')}:branch:default"
     own = {"rootUrl": ready["taskcluster"], "credentials": ready["credentials"]["taskcluster"], "maxRetries": 0}
     scopes = [role, "queue:route:notify.email.ada@example.com.*"]
@@ -167,7 +167,7 @@ def ask_taskcluster(ready: dict[str, Any]) -> None:
 
 
 def ask_anonymously(ready: dict[str, Any], task_id: str, definition: dict[str, Any]) -> None:
-    """Reads are public, and so is what a role brings; nothing else is."""
+    """Check that reads and the scopes of roles are public, and nothing else is."""
     nobody = {"rootUrl": ready["taskcluster"], "credentials": {}, "maxRetries": 0}
     queue = taskcluster.Queue(nobody)
     assert queue.task(task_id)["schedulerId"] == SCHEDULER

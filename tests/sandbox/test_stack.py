@@ -12,7 +12,7 @@ from sandbox import broker
 from sandbox.stack import Stack
 from sandbox.taskcluster.pulse import TASK_EXCHANGES
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
-from tests.sandbox.support import there
+from tests.sandbox.support import existing
 
 FOREIGN = [*TASK_EXCHANGES, JOB_ACTIONS_EXCHANGE]
 JOB = "8a8c9ee0-1b2e-4c8e-9d3f-0a1b2c3d4e5f/0"
@@ -20,12 +20,12 @@ PRESS = {"project": "try", "job_guid": JOB, "action": "cancel", "requester": "de
 
 
 def stand_ins(stack: Stack) -> list[str]:
-    """What the stack's sandbox makes at the broker."""
+    """Return the exchanges that the stack's sandbox declares at the broker."""
     return [broker.exchange_prefix(stack.pulse_user) + name for name in FOREIGN]
 
 
 def left(stack: Stack, amqp_url: str) -> set[str]:
-    return there(amqp_url, broker.exchanges(stack.pulse_user), broker.queues(stack.pulse_user))
+    return existing(amqp_url, broker.exchanges(stack.pulse_user), broker.queues(stack.pulse_user))
 
 
 def heard(stack: Stack) -> bool:
@@ -35,7 +35,7 @@ def heard(stack: Stack) -> bool:
 
 
 def test_two_stacks_at_one_broker_do_not_meet_and_leave_nothing(tmp_path: Path, amqp_url: str) -> None:
-    before = there(amqp_url, FOREIGN, [])
+    before = existing(amqp_url, FOREIGN, [])
     with Stack(tmp_path / "one", amqp_url=amqp_url) as one:
         assert left(one, amqp_url) == set(stand_ins(one))
         with (
@@ -49,7 +49,7 @@ def test_two_stacks_at_one_broker_do_not_meet_and_leave_nothing(tmp_path: Path, 
         assert left(other, amqp_url) == set()
         assert left(one, amqp_url) == set(stand_ins(one))
     assert left(one, amqp_url) == set()
-    assert there(amqp_url, FOREIGN, []) == before
+    assert existing(amqp_url, FOREIGN, []) == before
 
 
 def test_impatience_does_not_stop_the_clearing_up(

@@ -1,4 +1,4 @@
-"""The whole system as real processes, and what must be true of it in the end, whatever broke on the way."""
+"""Run the whole system as real processes, and check what must hold in the end, whatever failed on the way."""
 
 import time
 from collections import Counter
@@ -35,7 +35,7 @@ SHORT = {
 
 
 def graph_of(tasks: int, *, seconds: float = 0.0) -> str:
-    """A `.taskcluster.yml`: a decision task, and tasks that depend on it."""
+    """Return a `.taskcluster.yml` with a decision task, and tasks that depend on it."""
     return f"""\
 version: 1
 tasks:
@@ -95,20 +95,20 @@ class System:
         return any(push["push_id"] == push_id for push in self.pushes())
 
     def creations(self) -> int:
-        """Calls of createTask that were answered or are being worked on."""
+        """Return the number of calls of createTask, answered or in progress."""
         return int(self.taskcluster.get("/calls").json()["calls"].get("createTask", 0))
 
     def task_states(self) -> set[str]:
-        """The states that tasks in Taskcluster are in."""
+        """Return the states of all tasks in Taskcluster."""
         return {task["status"]["state"] for task in self.taskcluster.get("/tasks").json()["tasks"]}
 
     def polls(self, what: str = "statuses") -> int:
-        """Requests for json-pushes that were answered with a list; `requests`: all that came in."""
+        """Return the number of json-pushes requests that were answered with a list; `requests`: of all that came in."""
         counts = self.hg.get("/requests").json()["kinds"].get("json-pushes", {})
         return int(counts.get("statuses", {}).get("200", 0) if what == "statuses" else counts.get(what, 0))
 
     def settled(self, pushes: int) -> bool:
-        """Whether so many pushes are known, and every step of each has ended."""
+        """Return True if so many pushes are stored, and every step of each has ended."""
         known = self.pushes()
         return len(known) == pushes and all(
             push["graph"]["state"] != "pending" and all(r["state"] != "pending" for r in push["resultsets"])
@@ -146,7 +146,7 @@ class System:
 
 @pytest.fixture
 def systems(tmp_path: Path) -> Iterator[Callable[..., System]]:
-    """Makes systems; everything is stopped at the end."""
+    """Yield a factory of systems; stop everything at the end."""
     with ExitStack() as exits:
 
         def make(database_url: str | None = None, **arguments: Any) -> System:
@@ -163,7 +163,7 @@ def systems(tmp_path: Path) -> Iterator[Callable[..., System]]:
 
 @pytest.fixture
 def locked() -> Callable[[str], AbstractContextManager[None]]:
-    """While inside, nobody can write pushes to the database: a commit that was about to happen waits."""
+    """Keep everybody from writing pushes to the database while inside: a commit in progress waits."""
 
     @contextmanager
     def lock(database_url: str) -> Iterator[None]:

@@ -27,7 +27,7 @@ def task_id(name: str) -> str:
 
 
 def graph(size: int) -> dict[str, list[str]]:
-    """A decision task, and `size` tasks of which one fails, and the others wait for it: two by two in chains."""
+    """Return a decision task, and `size` tasks: one fails, and the others wait for it, two by two in chains."""
     names = [f"t{number}" for number in range(size - 1)]
     tasks: dict[str, list[str]] = {"decision": [], FAILED: ["decision"]}
     for number, name in enumerate(names):
@@ -36,7 +36,7 @@ def graph(size: int) -> dict[str, list[str]]:
 
 
 def put(system: System, tasks: dict[str, list[str]], seconds: float = 0) -> None:
-    """Have them stand in Taskcluster, as a push would have made them, and wait until the one has failed."""
+    """Create the tasks in Taskcluster, as a push would, and wait until the one has failed."""
     at = datetime.now(UTC)
     definitions = [
         {
@@ -76,7 +76,7 @@ def ask(system: System, name: str = FAILED, action: str = "retrigger", **headers
 
 
 def became(system: System, action_id: int, seconds: float = 60) -> dict[str, Any]:
-    """What became of an action, once it has ended."""
+    """Return an action, once it has ended."""
     found: dict[str, Any] = {}
 
     def ended() -> bool:
@@ -96,7 +96,7 @@ def became(system: System, action_id: int, seconds: float = 60) -> dict[str, Any
 
 
 def expect_copied(system: System, tasks: dict[str, list[str]], *actions: dict[str, Any]) -> None:
-    """Exactly the copies stand in Taskcluster, and nothing else but the originals."""
+    """Assert that Taskcluster has exactly the originals and the copies."""
     time.sleep(0.3)  # what is done twice would be done now
     there = {each["status"]["taskId"]: each["task"] for each in system.taskcluster.get("/tasks").json()["tasks"]}
     originals = {task_id(name) for name in tasks}
@@ -233,7 +233,7 @@ def message(press: int, channel: int, *, redelivered: bool = False, action: str 
 
 
 def post(system: System, *messages: dict[str, Any]) -> list[str]:
-    """Post a batch as the Pulse listener does; the verdicts."""
+    """Post a batch as the Pulse listener does; return the verdicts."""
     (secret,) = json.loads(system.stack.environment["TC_TREEHERDER_WEBHOOK_SECRETS"])
     raw, at = json.dumps({"events": messages}), datetime.now(UTC)
     headers = {

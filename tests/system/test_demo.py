@@ -1,4 +1,4 @@
-"""The demo does what it says, and says so when it does not."""
+"""Demo, and its errors."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ import pytest
 
 from sandbox import broker
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
-from tests.sandbox.support import listening, there, web_server
+from tests.sandbox.support import existing, listening, web_server
 from tests.services import Amqp
 
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
@@ -43,7 +43,7 @@ def start(folder: Path, *arguments: str, local: str = NOWHERE, **environment: st
 
 
 def demo(folder: Path, *arguments: str, local: str = NOWHERE, **environment: str) -> tuple[int, str, str]:
-    """Its exit code, what it said and what it complained of."""
+    """Run the demo; return its exit code, its output and its errors."""
     with start(folder, "--once", *arguments, local=local, **environment) as process:
         said, complained = process.communicate(timeout=90)
     return process.returncode, said, complained
@@ -60,14 +60,14 @@ def test_a_folder_with_somebodys_files_is_left_alone(tmp_path: Path) -> None:
 
 
 def left(said: str, amqp_url: str) -> set[str]:
-    """What the demo that said this has left at the broker."""
+    """Return what the demo with this output has left at the broker."""
     (user,) = set(re.findall(r"exchange/(sandbox-[0-9a-f]{8})/", said))
-    return there(amqp_url, broker.exchanges(user), broker.queues(user))
+    return existing(amqp_url, broker.exchanges(user), broker.queues(user))
 
 
 @pytest.fixture
 def neighbour(amqp: Amqp) -> Iterator[str]:
-    """The queue of somebody else at the same broker, who hears every button of the real name's."""
+    """Yield a queue of another user of the broker, who receives every press of the real exchange."""
     with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
         channel = connection.channel()
         channel.exchange_declare(JOB_ACTIONS_EXCHANGE, "topic", durable=True)

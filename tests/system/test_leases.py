@@ -1,4 +1,4 @@
-"""What a restart waits for, and what a wall clock that is wrong does to real processes."""
+"""Waiting at a restart, and wall clocks that are wrong, with real processes."""
 
 import subprocess
 import sys
@@ -91,7 +91,7 @@ def wrong(systems: Systems, database_url: str, faketime: Path, tmp_path: Path) -
 
 @pytest.mark.timeout(120)
 def test_a_wall_clock_that_steps(wrong: Wrong, database_url: str) -> None:
-    """On PostgreSQL it plays no part. On SQLite, whose clock it is, the step is noticed: intake goes on, work waits."""
+    """PostgreSQL does not use it. SQLite does, and the step is noticed: intake continues, work waits."""
     system = wrong.system
     sqlite = database_url.startswith("sqlite")
     if not sqlite:

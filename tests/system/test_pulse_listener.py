@@ -67,7 +67,7 @@ def test_each_press_is_one_action_whoever_is_killed_meanwhile(systems: Systems, 
 
 
 def test_equal_presses_that_a_killed_listener_held_are_each_one_action(systems: Systems, amqp_url: str) -> None:
-    """They come again to two others, in any order and beside new ones, and nothing in them tells one from the other."""
+    """They arrive again at two others, in any order and beside new ones, and nothing in them distinguishes them."""
     system = systems(amqp_url=amqp_url)
     service = system.stack.service()
     system.add_repository()

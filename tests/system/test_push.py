@@ -1,5 +1,7 @@
-"""From push to graph, with real processes that are killed and upstreams that break. Each ends with exactly one
-resultset per environment and exactly one graph, with the same task ids."""
+"""Pushes become graphs, with real processes that are killed and upstreams that fail.
+
+Each test ends with exactly one resultset per environment and exactly one graph, with the same task ids.
+"""
 
 import json
 import time
@@ -79,7 +81,7 @@ def test_killed_before_the_commit(
 def forwarding(
     system: System, database_url: str, locked: Callable[[str], AbstractContextManager[None]]
 ) -> Iterator[None]:
-    """While inside, the listener has sent three pushes, and the service has not committed them: it cannot."""
+    """Hold the listener after it has sent three pushes that the service cannot commit while inside."""
     slow = {"repository": PATH, "kind": "delay", "seconds": 0.7, "command": "json-pushes"}
     system.hg.post("/faults", json=slow).raise_for_status()
     for _ in range(3):
@@ -249,7 +251,7 @@ def test_two_listeners_and_two_services_one_killed_again_and_again(systems: Syst
 
 @pytest.mark.timeout(180)
 def test_a_rolling_update_under_load_loses_and_doubles_nothing(systems: Systems, postgres_url: str) -> None:
-    """As the chart does it: a new replica is ready before an old one is told to end what it has begun."""
+    """As in the chart, a new replica is ready before an old one is told to end what it has begun."""
     system = systems(postgres_url)
     system.stack.service()  # the address that listener and API ask stays; behind it replicas come and go
     ports = [free_port(), free_port()]

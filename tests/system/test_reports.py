@@ -99,7 +99,7 @@ class ReportHarness:
         return task_id
 
     def waiting(self) -> int:
-        """Messages that nobody has taken from the queue."""
+        """Return the number of messages that wait in the queue."""
         connection = pika.BlockingConnection(pika.URLParameters(self.amqp.url))
         count = connection.channel().queue_declare(self.queue, passive=True).method.message_count
         connection.close()
@@ -111,7 +111,7 @@ class ReportHarness:
         connection.close()
 
     def rows(self, database_url: str) -> int:
-        """Reports in the database."""
+        """Return the number of reports in the database."""
         engine = create_engine(database_url.replace("+aiosqlite", ""))
         with engine.connect() as connection:
             count = connection.execute(text("SELECT count(*) FROM job_report")).scalar_one()
@@ -119,11 +119,11 @@ class ReportHarness:
         return int(count)
 
     def ended(self) -> bool:
-        """Whether every task has come to an end that it does not leave by itself."""
+        """Return True if every task has reached an end that it does not leave by itself."""
         return self.on_queue(lambda: all(t.resolved or not t.runs for t in self.tc.queue.tasks.values()))
 
     def implied(self) -> dict[str, tuple[str, str]]:
-        """The jobs that the queue's own state implies."""
+        """Return the jobs that the queue's own state implies."""
         return self.on_queue(
             lambda: {
                 job_guid(task_id, run_id): job
@@ -148,7 +148,7 @@ class ReportHarness:
 
 
 def differing(jobs: dict[str, tuple[str, str]], wanted: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """Where the jobs are not those that are wanted. A run that was told as ended before it was rerun stays so."""
+    """Return the differences from the expected jobs; a run that was reported as ended before its rerun stays so."""
     found: dict[str, Any] = {}
     for guid in jobs.keys() | wanted.keys():
         told, right = jobs.get(guid), wanted.get(guid)
@@ -160,7 +160,7 @@ def differing(jobs: dict[str, tuple[str, str]], wanted: dict[str, tuple[str, str
 
 @contextmanager
 def serving(tc: taskcluster.Taskcluster) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
-    """The queue on a thread of its own."""
+    """Serve the queue on a thread of its own."""
     port, loop = free_port(), asyncio.new_event_loop()
     config = uvicorn.Config(taskcluster.create_app(tc), port=port, log_config=None, access_log=False)
     server = uvicorn.Server(config)
@@ -177,7 +177,7 @@ def serving(tc: taskcluster.Taskcluster) -> Iterator[tuple[str, asyncio.Abstract
 
 @pytest.fixture
 def newsrooms(tmp_path: Path, amqp: Amqp) -> Iterator[Callable[[str], ReportHarness]]:
-    """Makes one; everything is stopped at the end."""
+    """Yield a factory; stop everything at the end."""
     with ExitStack() as exits:
 
         def make(database_url: str) -> ReportHarness:
@@ -224,7 +224,7 @@ RESULTS = [
 
 
 def life(number: int) -> dict[str, Any]:
-    """What becomes of the task of that number."""
+    """Return the course of the task of that number."""
     result = RESULTS[number % len(RESULTS)]
     return {"payload": {"sandbox": {"result": result, "seconds": 0}}, "retries": number % 3}
 

@@ -35,7 +35,7 @@ Systems = Callable[..., System]
 
 
 def planted(name: str) -> str:
-    """A secret that is found nowhere by chance."""
+    """Return a secret that does not occur anywhere by chance."""
     return f"planted-{name}-{secrets.token_hex(12)}"
 
 
@@ -83,7 +83,7 @@ class Searched:
         self.add("the API", f"{answer.status_code} {dict(answer.headers)} {answer.text}")
 
     def client(self, url: str, **headers: str) -> httpx.Client:
-        """A client whose answers are searched."""
+        """Return a client whose answers are searched."""
         made = httpx.Client(base_url=url, headers=headers, event_hooks={"response": [self.heard]}, timeout=30)
         return self._exits.enter_context(made)
 
@@ -113,7 +113,7 @@ def searched() -> Iterator[Searched]:
 
 @pytest.fixture
 def sentry(searched: Searched) -> Iterator[str]:
-    """A Sentry, whose events are searched; its host and port."""
+    """Run a Sentry whose events are searched; yield its host and port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -137,7 +137,7 @@ def sentry(searched: Searched) -> Iterator[str]:
 
 @contextmanager
 def connections_lost(role: Role) -> Iterator[None]:
-    """Meanwhile the database ends every connection of ours."""
+    """End every connection of ours in the database while inside."""
     url = make_url(role.url).set(drivername="postgresql")
     with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
         for _ in range(5):

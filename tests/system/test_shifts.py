@@ -105,7 +105,7 @@ def test_the_budget_is_kept_by_four_listeners_that_are_killed_and_stopped(system
 
 
 def test_what_a_killed_listener_had_goes_to_another_within_a_shift(systems: Systems, sqlite_url: str) -> None:
-    """And while both run, each has its half."""
+    """While both run, each has its half."""
     system = systems(sqlite_url, settings=SETTINGS)
     system.stack.service()
     monitor(system, 10)

@@ -1,4 +1,4 @@
-"""The hgweb stand-in on a pushlog in memory, in the process of the test and on a socket."""
+"""Fixtures: the hgweb stand-in on a pushlog in memory, in the process of the test and on a socket."""
 
 import asyncio
 import socket
@@ -46,7 +46,7 @@ async def control(transport: httpx.ASGITransport) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def served(pushlog: MemoryPushlog) -> AsyncIterator[str]:
-    """The address of the stand-in on a real socket."""
+    """Serve the stand-in on a real socket; yield its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(create_app(pushlog), date_header=False, log_config=None, lifespan="off")
         server = uvicorn.Server(config)

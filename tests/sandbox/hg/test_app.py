@@ -1,4 +1,4 @@
-"""The hgweb stand-in's control endpoints, and its answers on a real socket."""
+"""Control endpoints of the hgweb stand-in, and its answers on a real socket."""
 
 import json
 from typing import Any

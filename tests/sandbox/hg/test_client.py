@@ -1,4 +1,4 @@
-"""The client does over HTTP what the pushlog does."""
+"""Changes of the pushlog over HTTP, by the client."""
 
 import json
 

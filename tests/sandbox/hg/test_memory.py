@@ -1,4 +1,4 @@
-"""The pushlog in memory loads recordings, is fast, and is safe for threads."""
+"""Recordings, speed and thread safety of the pushlog in memory."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The pushlog of real repositories does not block the event loop."""
+"""Real repositories do not block the event loop."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Holds both pushlogs to what a real Mercurial with the pushlog extension answered, and to a real hgweb."""
+"""Both pushlogs, compared with recorded answers of a real Mercurial with the pushlog extension and with hgweb."""
 
 import json
 import os
@@ -31,7 +31,7 @@ UNKNOWN = "ffffffffffffffffffffffffffffffffffffff00"
 
 @dataclass
 class Built:
-    """The recorded repositories, made anew."""
+    """A pushlog with the recorded repositories."""
 
     pushlog: Pushlog
     second_node: str  # the node of mozilla-central's push 2
@@ -86,7 +86,7 @@ def build(pushlog: Pushlog, clock: Clock) -> Built:
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[Built]:
-    """In Mercurial; not changed by any test."""
+    """Yield the repositories in Mercurial; no test may change them."""
     clock = Clock()
     with MercurialPushlog(clock) as pushlog:
         yield build(pushlog, clock)
@@ -94,7 +94,7 @@ def real() -> Iterator[Built]:
 
 @pytest.fixture(scope="module", params=["memory", "mercurial"])
 def built(request: pytest.FixtureRequest, real: Built) -> Built:
-    """Not changed by any test."""
+    """Return the repositories in memory and in Mercurial, in turn; no test may change them."""
     if request.param == "mercurial":
         return real
     clock = Clock()
@@ -102,8 +102,8 @@ def built(request: pytest.FixtureRequest, real: Built) -> Built:
 
 
 @pytest.fixture(params=[MemoryPushlog, MercurialPushlog])
-def fresh(request: pytest.FixtureRequest) -> Iterator[Built]:
-    """One empty repository "r", for tests that change it."""
+def empty(request: pytest.FixtureRequest) -> Iterator[Built]:
+    """Yield a pushlog with one empty repository "r", for tests that change it."""
     clock = Clock()
     with request.param(clock) as pushlog:
         pushlog.create("r")
@@ -112,21 +112,21 @@ def fresh(request: pytest.FixtureRequest) -> Iterator[Built]:
 
 @pytest.fixture
 async def web(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
-    name = "built" if "built" in request.fixturenames else "fresh"
+    name = "built" if "built" in request.fixturenames else "empty"
     app = create_app(request.getfixturevalue(name).pushlog)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://hg") as client:
         yield client
 
 
 async def ids(web: httpx.AsyncClient, path: str) -> list[str]:
-    """The ids that an answer lists, in its order."""
+    """Return the ids that an answer lists, in its order."""
     answer = await web.get(path)
     assert answer.status_code == 200, answer.text
     return list(answer.json()["pushes"])
 
 
 def normalized(text: str) -> str:
-    """An answer with its nodes numbered as they appear and without dates; all else must be the same, byte by byte."""
+    """Return an answer with its nodes numbered by appearance and without dates; the rest must match byte by byte."""
     nodes: dict[str, str] = {"0" * 40: "null", UNKNOWN: UNKNOWN}
     text = re.sub(r"\b[0-9a-f]{40}\b", lambda found: nodes.setdefault(found[0], f"node {len(nodes)}"), text)
     return re.sub(r'"date": \d+', '"date": 0', text)
@@ -212,7 +212,7 @@ async def test_unknown_repositories_are_404_in_html(built: Built, web: httpx.Asy
 
 @pytest.fixture(scope="module")
 def hgweb(real: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of Mercurial's own hgweb, on the repositories of `real`."""
+    """Run Mercurial's own hgweb on the repositories of `real`; yield its URL."""
     assert isinstance(real.pushlog, MercurialPushlog)
     folder = tmp_path_factory.mktemp("hgweb")
     paths = "".join(f"{name} = {real.pushlog.served(name)}\n" for name in real.pushlog.repositories())
@@ -291,80 +291,80 @@ async def test_a_tag_is_compared_as_a_real_hgweb_does(
                 assert again.status_code == 200
 
 
-async def test_the_tag_hides_a_second_push_in_the_same_second(fresh: Built, web: httpx.AsyncClient) -> None:
+async def test_the_tag_hides_a_second_push_in_the_same_second(empty: Built, web: httpx.AsyncClient) -> None:
     async def answer(tag: str = "") -> httpx.Response:
         return await web.get("/r/json-pushes?version=2&startID=0", headers={"If-None-Match": tag})
 
-    fresh.pushlog.push("r", [change("one", "a")])
+    empty.pushlog.push("r", [change("one", "a")])
     first = await answer()
-    fresh.clock.now += 0.5
-    fresh.pushlog.push("r", [change("two", "b")])
+    empty.clock.now += 0.5
+    empty.pushlog.push("r", [change("two", "b")])
     assert (await answer(first.headers["etag"])).status_code == 304
     assert list((await answer()).json()["pushes"]) == ["1", "2"]
-    fresh.clock.now += 0.5
-    fresh.pushlog.push("r", [change("three", "c")])
+    empty.clock.now += 0.5
+    empty.pushlog.push("r", [change("three", "c")])
     third = await answer(first.headers["etag"])
     assert third.json()["lastpushid"] == 3
-    assert parsedate_to_datetime(third.headers["date"]).timestamp() == int(fresh.clock.now)
-    for alter in fresh.pushlog.obsolete, fresh.pushlog.strip:
+    assert parsedate_to_datetime(third.headers["date"]).timestamp() == int(empty.clock.now)
+    for alter in empty.pushlog.obsolete, empty.pushlog.strip:
         tag = (await answer()).headers["etag"]
-        fresh.clock.now += 1
+        empty.clock.now += 1
         alter("r", 3)
         assert (await answer(tag)).status_code == 200
 
 
-async def test_ids_come_in_string_order_and_the_last_ten_by_default(fresh: Built, web: httpx.AsyncClient) -> None:
-    fresh.pushlog.create("integration/autoland", last_push_id=89)
+async def test_ids_come_in_string_order_and_the_last_ten_by_default(empty: Built, web: httpx.AsyncClient) -> None:
+    empty.pushlog.create("integration/autoland", last_push_id=89)
     for number in range(12):
-        fresh.pushlog.push("integration/autoland", [change(str(number), "a")])
+        empty.pushlog.push("integration/autoland", [change(str(number), "a")])
     newest = [*map(str, range(92, 100)), "100", "101"]
     assert await ids(web, "/integration/autoland/json-pushes?version=2") == sorted(newest)
     assert sorted(newest)[:2] == ["100", "101"]
     assert len(await ids(web, "/integration/autoland/json-pushes?version=2&startID=0")) == 12
     assert await ids(web, "/integration/autoland/json-pushes?version=2&startID=98&endID=100") == ["100", "99"]
-    fresh.pushlog.strip("integration/autoland", 92)
+    empty.pushlog.strip("integration/autoland", 92)
     emptied = await web.get("/integration/autoland/json-pushes?version=2&startID=91")
     assert emptied.json() == {"lastpushid": 101, "pushes": {}}
-    after = fresh.pushlog.push("integration/autoland", [change("after", "b")])
+    after = empty.pushlog.push("integration/autoland", [change("after", "b")])
     assert await ids(web, "/integration/autoland/json-pushes?version=2&startID=90") == ["102", "91"]
     assert after.id == 102
 
 
-async def test_a_reset_repository_is_away_and_begins_anew(fresh: Built, web: httpx.AsyncClient) -> None:
-    old = fresh.pushlog.push("r", [change("one", "a")])
-    fresh.pushlog.push("r", [change("two", "b")])
-    fresh.pushlog.reset("r", away=5)
+async def test_a_reset_repository_is_away_and_begins_anew(empty: Built, web: httpx.AsyncClient) -> None:
+    old = empty.pushlog.push("r", [change("one", "a")])
+    empty.pushlog.push("r", [change("two", "b")])
+    empty.pushlog.reset("r", away=5)
     for path in "/r/json-pushes?version=2", f"/r/raw-file/{old.nodes[0]}/a":
         assert (await web.get(path)).status_code == 404
-    fresh.clock.now += 5
+    empty.clock.now += 5
     assert (await web.get("/r/json-pushes?version=2")).json() == {"lastpushid": 0, "pushes": {}}
     assert (await web.get(f"/r/raw-file/{old.nodes[0]}/a")).status_code == 404
-    assert fresh.pushlog.push("r", [change("three", "c")]).id == 1
+    assert empty.pushlog.push("r", [change("three", "c")]).id == 1
 
 
-async def test_an_obsolete_changeset_stays_while_something_stands_on_it(fresh: Built, web: httpx.AsyncClient) -> None:
-    fresh.pushlog.push("r", [change("base", "a"), change("more", "b")])
-    fresh.pushlog.push("r", [change("on top", "c")])
+async def test_an_obsolete_changeset_stays_while_something_stands_on_it(empty: Built, web: httpx.AsyncClient) -> None:
+    empty.pushlog.push("r", [change("base", "a"), change("more", "b")])
+    empty.pushlog.push("r", [change("on top", "c")])
 
     async def shown() -> list[tuple[int, int]]:
         pushes = (await web.get("/r/json-pushes?version=2&startID=0")).json()["pushes"]
         return [(len(p["changesets"]), len(p.get("obsoletechangesets", []))) for p in pushes.values()]
 
-    fresh.pushlog.obsolete("r", 1)
+    empty.pushlog.obsolete("r", 1)
     assert await shown() == [(2, 0), (1, 0)]
-    fresh.pushlog.obsolete("r", 2)
+    empty.pushlog.obsolete("r", 2)
     assert await shown() == [(0, 2), (0, 1)]
     tips = (await web.get("/r/json-pushes?version=2&startID=0&tipsonly=1")).json()["pushes"]
     assert [len(p["obsoletechangesets"]) for p in tips.values()] == [1, 1]
     assert (await web.get("/r/raw-file/tip/a")).content == b"\n\n\n"
-    anew = fresh.pushlog.push("r", [change("anew", "d")])
+    anew = empty.pushlog.push("r", [change("anew", "d")])
     full = (await web.get("/r/json-pushes?version=2&full=1&startID=2")).json()["pushes"]["3"]["changesets"]
     assert [(c["node"], c["parents"], c["tags"]) for c in full] == [(anew.nodes[0], ["0" * 40], ["tip"])]
 
 
-def test_what_is_stored(fresh: Built) -> None:
+def test_what_is_stored(empty: Built) -> None:
     message = "one  \r\n\ntwo\t\nNUL \0 bell \x07 \n\n"
-    push = fresh.pushlog.push(
+    push = empty.pushlog.push(
         "r",
         [
             NewChangeset(message=message, files={"a": b"\xff\0", "d/b": "é", "gone": "x"}, branch="bränch"),
@@ -374,22 +374,22 @@ def test_what_is_stored(fresh: Built) -> None:
         user="müller",
         date=1_000_000_000,
     )
-    answer = json.loads(fresh.pushlog.json_pushes("r", Query(version=2, full=True)))["pushes"]["1"]
+    answer = json.loads(empty.pushlog.json_pushes("r", Query(version=2, full=True)))["pushes"]["1"]
     assert (answer["user"], answer["date"]) == ("müller", 1_000_000_000)
     assert [(c["desc"], c["files"], c["branch"], c["author"]) for c in answer["changesets"]] == [
         ("one\n\ntwo\nNUL \0 bell \x07", ["a", "d/b", "gone"], "bränch", "müller"),
         ("removes", ["gone"], "default", "müller"),
         ("nothing", [], "default", "müller"),
     ]
-    assert fresh.pushlog.raw_file("r", push.nodes[0], b"gone") == (b"x", False)
-    assert fresh.pushlog.raw_file("r", "tip", b"a") == (b"\xff\0", False)
-    assert fresh.pushlog.raw_file("r", "tip", b"") == (b"\ndrwxr-xr-x d\n-rw-r--r-- 2 a\n\n\n", True)
+    assert empty.pushlog.raw_file("r", push.nodes[0], b"gone") == (b"x", False)
+    assert empty.pushlog.raw_file("r", "tip", b"a") == (b"\xff\0", False)
+    assert empty.pushlog.raw_file("r", "tip", b"") == (b"\ndrwxr-xr-x d\n-rw-r--r-- 2 a\n\n\n", True)
     with pytest.raises(MissingFileError):
-        fresh.pushlog.raw_file("r", "tip", b"gone")
+        empty.pushlog.raw_file("r", "tip", b"gone")
 
 
-def test_what_is_refused(fresh: Built) -> None:
-    log = fresh.pushlog
+def test_what_is_refused(empty: Built) -> None:
+    log = empty.pushlog
     node = log.push("r", [change("one", "a")]).nodes[0]
     for new, why in [
         ([], "one changeset at least"),

@@ -1,4 +1,4 @@
-"""A stand-in, and calls to it."""
+"""Fixtures: a Taskcluster stand-in, its messages, and calls to it."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,7 +13,7 @@ from tests.sandbox.taskcluster.support import ROOT, Api, served, validate_messag
 
 @pytest.fixture
 def tc() -> Taskcluster:
-    """A stand-in whose clock stands still and whose claimWork does not wait."""
+    """Return a stand-in whose clock is frozen and whose claimWork does not wait."""
     stand_in = Taskcluster([ROOT], claim_wait=0.0)
     stand_in.clock.freeze()
     return stand_in
@@ -21,7 +21,7 @@ def tc() -> Taskcluster:
 
 @pytest.fixture
 def messages(tc: Taskcluster) -> list[Message]:
-    """The messages of the stand-in, each checked against its schema when it comes, where the schemas are at hand."""
+    """Return the list of messages, each validated as it arrives if the published schemas are available."""
     heard: list[Message] = []
     check = has_published_schemas()
 
@@ -36,7 +36,7 @@ def messages(tc: Taskcluster) -> list[Message]:
 
 @pytest.fixture
 async def api(tc: Taskcluster, messages: Any) -> AsyncIterator[Api]:
-    """Calls to the stand-in, in the process."""
+    """Yield a client of the stand-in, in the process of the test."""
     calls = Api(tc)
     async with calls.http:
         yield calls
@@ -44,5 +44,6 @@ async def api(tc: Taskcluster, messages: Any) -> AsyncIterator[Api]:
 
 @pytest.fixture
 async def root(tc: Taskcluster) -> AsyncIterator[str]:
+    """Serve the stand-in on a free port; yield its root URL."""
     async with served(tc) as url:
         yield url

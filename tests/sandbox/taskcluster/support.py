@@ -1,4 +1,4 @@
-"""Calls the stand-in as a client would, and holds every request and answer against the published schemas."""
+"""Call the stand-in as a client does, and validate every request and answer against the published schemas."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"
 
 @_FORMATS.checks("date-time", raises=ValueError)
 def _is_date_time(value: object) -> bool:
-    """Written apart from the stand-in's own reading of dates, so that one can show the other wrong."""
+    """Return True for a date-time; this is not the stand-in's parser, so that each can show the other wrong."""
     if not isinstance(value, str):
         return True
     return _RFC3339.fullmatch(value) is not None and datetime.fromisoformat(value) is not None
@@ -65,17 +65,18 @@ def validate(value: Any, schema: str) -> None:
 
 
 def is_valid(value: Any, schema: str) -> bool:
+    """Return True if the value is valid; see `validate`."""
     return _validator(f"/schemas/{schema.removesuffix('#')}").is_valid(value)
 
 
 def is_published(schema: str) -> bool:
-    """Whether the schema is among the facts at hand (some of auth's are not)."""
+    """Return True if the schema is available (some of auth's are not)."""
     return (published_folder() / "taskcluster" / "schemas" / schema.removesuffix("#")).is_file()
 
 
 @functools.cache
 def reference(service: str) -> dict[str, dict[str, Any]]:
-    """The published methods of a service by name."""
+    """Return the published methods of a service by name."""
     entries = read_published(f"taskcluster/references/{service}/v1/api.json")["entries"]
     return {entry["name"]: entry for entry in entries}
 
@@ -90,7 +91,7 @@ def validate_message(message: Message) -> None:
 
 
 class Refused(Exception):
-    """An answer that is no success."""
+    """An answer other than success."""
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:
         super().__init__(f"{status} {body['code']}: {body['message']}")
@@ -103,7 +104,7 @@ class Refused(Exception):
 def sign(
     client: Client, method: str, url: str, body: str = "", ext: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, str]:
-    """The headers of a request signed by mohawk."""
+    """Return the headers of a request that mohawk signed."""
     kind = "application/json" if body else ""
     packed = base64.b64encode(json.dumps(ext or {}).encode()).decode()
     sender = Sender(
@@ -119,9 +120,9 @@ def sign(
 
 
 class Api:
-    """`await api("status", task_id)`: a signed call by a method's name, its answer checked against its schema.
+    """A client: `await api("status", task_id)` signs a call by a method's name, and validates the answer.
 
-    `queue` below is the stand-in's clock: definitions are dated by it.
+    `tc` is the stand-in; definitions are dated by its clock.
     """
 
     def __init__(self, tc: Taskcluster, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -141,7 +142,7 @@ class Api:
         service: str = "queue",
         client: Client | None = ROOT,
     ) -> Any:
-        """The JSON of the answer; raises `Refused` for an error."""
+        """Return the JSON of the answer. Raises `Refused` for an error."""
         entry = reference(service)[method]
         route = entry["route"]
         for name, value in zip(entry["args"], args, strict=True):
@@ -168,7 +169,7 @@ class Api:
         return result
 
     def define(self, **more: Any) -> dict[str, Any]:
-        """A task definition dated now; a property given as None is left out."""
+        """Return a task definition dated now; a property given as None is left out."""
         now = self.tc.clock.now()
         definition = {
             "provisionerId": "prov",
@@ -187,7 +188,7 @@ class Api:
         return str((await self("status", task_id))["status"]["state"])
 
     async def claim(self, queue_id: str = "prov/w") -> dict[str, Any]:
-        """One task of the queue, running from here on."""
+        """Claim one task of the queue."""
         worker = {"workerGroup": "wg", "workerId": "w1", "tasks": 1}
         (claim,) = (await self("claimWork", queue_id, body=worker))["tasks"]
         return dict(claim)
@@ -222,13 +223,13 @@ async def finish(api: Api, task_id: str, how: str = "completed", queue_id: str =
 
 
 def kinds(messages: list[Message], task_id: str) -> list[str]:
-    """The exchanges, without their prefix, of the messages about a task."""
+    """Return the exchanges, without their prefix, of the messages about a task."""
     return [m.exchange.rpartition("/")[2] for m in messages if m.payload.get("status", {}).get("taskId") == task_id]
 
 
 @contextlib.asynccontextmanager
 async def served(tc: Taskcluster) -> AsyncIterator[str]:
-    """The root url of a real server on a free port."""
+    """Run a real server on a free port; yield its root URL."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(tc), log_config=None, lifespan="on", timeout_graceful_shutdown=2))

@@ -1,4 +1,4 @@
-"""The official client against a real server."""
+"""Calls of the official client to a real server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ CREDENTIALS = {"clientId": ROOT.client_id, "accessToken": ROOT.access_token}
 
 @pytest.fixture
 async def queue(root: str) -> AsyncIterator[Any]:
-    """The official client's async half, as the service uses it."""
+    """Yield the official client's async half, as the service uses it."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
         options = {"rootUrl": root, "credentials": dict(CREDENTIALS), "maxRetries": 0}
         yield taskcluster.aio.Queue(options, session=session)

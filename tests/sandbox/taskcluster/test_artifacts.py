@@ -1,4 +1,4 @@
-"""Artifacts: made, listed, followed and fetched."""
+"""Artifacts: created, listed, followed and fetched."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.sandbox.taskcluster.support import Api, refused
 
 @pytest.fixture
 async def running(api: Api) -> str:
-    """The id of a task whose run 0 is running."""
+    """Return the id of a task whose run 0 is running."""
     task_id = str(slugId())
     await api("createTask", task_id, body=api.define(projectId="proj"))
     await api.claim()

@@ -27,7 +27,7 @@ def tc(tc: Taskcluster) -> Taskcluster:
 
 
 async def scopes_of(api: Api, client: Client, ext: dict[str, Any] | None = None) -> list[str]:
-    """What `currentScopes` answers, without what everybody has."""
+    """Return the answer of `currentScopes`, without the scopes of everybody."""
     answer = await api.http.get(URL, headers=sign(client, "GET", URL, ext=ext))
     if answer.status_code != 200:
         raise Refused(answer.status_code, answer.json())
@@ -36,7 +36,7 @@ async def scopes_of(api: Api, client: Client, ext: dict[str, Any] | None = None)
 
 
 def temporary(client: Client, scopes: list[str], name: str | None = None, **times: dt.datetime) -> Client:
-    """Temporary credentials as the official client makes them; the certificate travels in `scopes`."""
+    """Return temporary credentials of the official client; `scopes` holds the certificate."""
     now = dt.datetime.now(dt.UTC)
     made = taskcluster.createTemporaryCredentials(
         client.client_id,

@@ -1,4 +1,4 @@
-"""The stand-in's own checks of requests, held against the published schemas."""
+"""Checks of requests, compared with the published schemas."""
 
 import math
 from typing import Any

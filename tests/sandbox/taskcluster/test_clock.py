@@ -1,4 +1,4 @@
-"""The stand-in's clock, and dates in the form of Taskcluster."""
+"""Clock and dates of the stand-in."""
 
 import doctest
 

@@ -14,7 +14,7 @@ from tests.sandbox.taskcluster.support import ROOT, Api, Refused, now_seconds, s
 
 
 async def put(api: Api, content: bytes, kind: str = "application/json") -> httpx.Response:
-    """createTask with any body, signed here, because mohawk takes seconds for a large one."""
+    """Call createTask with any body, signed here, because mohawk takes seconds for a large one."""
     resource = f"/api/queue/v1/task/{slugId()}"
     attributes = {"ts": str(now_seconds()), "nonce": "n", "hash": payload_hash(content, kind)}
     attributes["mac"] = mac("header", Request("PUT", resource, "taskcluster.example", 80), attributes, "root-secret")

@@ -1,4 +1,4 @@
-"""The parts of the stand-in run together."""
+"""Deadlines pass while the stand-in runs."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The API methods are the published ones."""
+"""API methods, compared with the published reference."""
 
 from sandbox.taskcluster import Taskcluster
 from tests.sandbox.taskcluster.support import Api, reference

@@ -26,7 +26,7 @@ def prefix() -> str:
 
 @pytest.fixture
 def publisher(amqp_url: str, prefix: str) -> Iterator[Publisher]:
-    """A publisher with exchanges of its own, which are gone afterwards."""
+    """Yield a publisher with exchanges of its own, which are deleted afterwards."""
     publisher = Publisher(amqp_url, prefix)
     publisher.start()
     yield publisher
@@ -42,14 +42,14 @@ def channel(amqp_url: str) -> Iterator[Any]:
 
 
 def bind(channel: Any, publisher: Publisher, exchange: str, key: str) -> str:
-    """A queue that ends with the connection, bound to one of the exchanges."""
+    """Return a queue that ends with the connection, bound to one of the exchanges."""
     queue = str(channel.queue_declare("", exclusive=True).method.queue)
     channel.queue_bind(queue, publisher.exchange(EXCHANGES + exchange), key)
     return queue
 
 
 def read(channel: Any, queue: str, count: int) -> list[tuple[Any, Any, Any]]:
-    """So many messages; fails when there are fewer after some seconds."""
+    """Return so many messages; fail if there are fewer after some seconds."""
     found: list[tuple[Any, Any, Any]] = []
     until = time.monotonic() + 10
     while len(found) < count:

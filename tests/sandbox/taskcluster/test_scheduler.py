@@ -145,7 +145,7 @@ async def test_what_has_expired_is_forgotten(api: Api) -> None:
 
 
 def shape(value: Any) -> Any:
-    """The value's form: its keys and kinds, without what is in them."""
+    """Return the value's form: its keys and types, without its contents."""
     if isinstance(value, dict):
         return {key: shape(each) for key, each in value.items() if key != "tags"}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What satisfies what, and what roles bring."""
+"""Scopes that satisfy each other, and the scopes of roles."""
 
 import pytest
 

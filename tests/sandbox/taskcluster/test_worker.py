@@ -1,4 +1,4 @@
-"""The toy worker, on tasks that tell it how to end."""
+"""Tasks that tell the worker how to end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def create(api: Api, sandbox: Any = None, **more: Any) -> str:
 
 
 async def ended(api: Api, task_id: str) -> str:
-    """The reason of its last run, once the task is resolved."""
+    """Return the reason of the last run, once the task is resolved."""
     for _ in range(500):
         task = api.tc.queue.tasks[task_id]
         if task.resolved:

@@ -1,4 +1,4 @@
-"""The Treeherder stand-in, in the process of the test."""
+"""Fixture: a client of the Treeherder stand-in, in the process of the test."""
 
 from collections.abc import AsyncIterator
 

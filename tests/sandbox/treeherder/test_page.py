@@ -1,4 +1,4 @@
-"""The page shows pushes and jobs."""
+"""Pushes and jobs on the page."""
 
 from tests.sandbox.treeherder.support import COMPLETED, GUID, JOBS, RESULTSET, Treeherder, entry, resultset
 
