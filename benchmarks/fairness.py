@@ -69,8 +69,8 @@ class Measured:
 
     def graph(self, repository: str, push_id: int) -> dict[str, Any]:
         answer = self.api.get(f"/pushes/{repository}/{push_id}")
-        found: dict[str, Any] = answer.json() if answer.status_code == 200 else {"graph": {"state": "unknown"}}
-        return found
+        push: dict[str, Any] = answer.json() if answer.status_code == 200 else {"graph": {"state": "unknown"}}
+        return push
 
     def notice_to_graph(self) -> float:
         """Push as another user and return the seconds from notice to graph, by the service's own times."""
@@ -87,7 +87,7 @@ class Measured:
 
 
 def pushes(
-    folder: Path, database_url: str | None, count: int, upstream: float, graphs: int, yml: str, what: str, warm_up: int
+    folder: Path, database_url: str | None, count: int, upstream: float, graphs: int, yml: str, hog: str, warm_up: int
 ) -> None:
     """Time a push of another user, alone and beside waiting graphs of the greedy one."""
     with Stack(folder, database_url=database_url, settings=FAST) as stack:
@@ -107,7 +107,7 @@ def pushes(
             if not measured.waiting(HOG):
                 break
         left = measured.waiting(HOG)
-    _say(f"a push beside {what}, {len(beside)} times, {upstream * 1000:g} ms a call of Taskcluster", alone, beside, 1.5)
+    _say(f"a push beside {hog}, {len(beside)} times, {upstream * 1000:g} ms a call of Taskcluster", alone, beside, 1.5)
     print(f"  of the hog's {graphs} graphs {left} still waited at the end")
 
 
@@ -148,9 +148,9 @@ def _cancel(measured: Measured, task_id: str) -> float:
     return time.perf_counter() - began
 
 
-def _say(what: str, alone: list[float], beside: list[float], aim: float | None = None) -> None:
+def _say(title: str, alone: list[float], beside: list[float], aim: float | None = None) -> None:
     ratio = p95(beside) / p95(alone)
-    print(f"{what}:")
+    print(f"{title}:")
     print(f"  alone    median {ms(statistics.median(alone))}, p95 {ms(p95(alone))}")
     slowest = ", ".join(ms(seconds) for seconds in sorted(beside)[-3:])
     print(f"  beside   median {ms(statistics.median(beside))}, p95 {ms(p95(beside))}, slowest {slowest}")

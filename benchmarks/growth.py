@@ -226,10 +226,10 @@ def fill_tables(database_url: str, rows: Iterable[tuple[str, Rows]]) -> None:
             connection.execute(text("SET session_replication_role = replica"))  # no look for each foreign key
         indexes = {index.name: index for table in SQLModel.metadata.sorted_tables for index in table.indexes}
         # in the order in which they were made: between equals, a SQLite without statistics goes by that
-        made = "SELECT indexrelid::regclass::text FROM pg_index ORDER BY indexrelid"
+        names_in_order = "SELECT indexrelid::regclass::text FROM pg_index ORDER BY indexrelid"
         if not postgresql:
-            made = "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY rowid"
-        in_order = [indexes[name] for name in connection.execute(text(made)).scalars() if name in indexes]
+            names_in_order = "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY rowid"
+        in_order = [indexes[name] for name in connection.execute(text(names_in_order)).scalars() if name in indexes]
         assert len(in_order) == len(indexes), "the migrations make each index of the models"
         for index in in_order:
             index.drop(connection)
@@ -335,7 +335,7 @@ async def time_of(call: Callable[[], Awaitable[Any]], times: int) -> list[float]
         began = time.perf_counter()
         await call()
         seconds.append(time.perf_counter() - began)
-    return [each * 1000 for each in seconds]
+    return [duration * 1000 for duration in seconds]
 
 
 def settings_for(database_url: str) -> Settings:
@@ -363,7 +363,7 @@ async def served(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, D
         yield client, app.state.services.database
 
 
-async def measure_push(database_url: str, what: str, first_id: int) -> None:
+async def measure_push(database_url: str, when: str, first_id: int) -> None:
     """Time pushes through the ingress, one after the other, and count their statements."""
     async with served(settings_for(database_url)) as (client, database):
         statements: list[str] = []
@@ -396,7 +396,7 @@ async def measure_push(database_url: str, what: str, first_id: int) -> None:
 
         await push()
         statements.clear()
-        report(f"a push through the ingress, {what}", await time_of(push, 50))
+        report(f"a push through the ingress, {when}", await time_of(push, 50))
         if statements:  # what goes to SQLite's thread in one hop is not seen here
             typer.echo(f"{'':45} {len(statements) / 51:9.1f} statements")
 
@@ -417,9 +417,9 @@ async def measure(database_url: str, times: int) -> None:
         await measure_sweep(database)
 
 
-def report(what: str, milliseconds: list[float]) -> None:
+def report(title: str, milliseconds: list[float]) -> None:
     """Print the median, and the minimum: the time on a machine that does nothing else."""
-    typer.echo(f"{what:45} {statistics.median(milliseconds):9.1f} ms, at best {min(milliseconds):.1f}")
+    typer.echo(f"{title:45} {statistics.median(milliseconds):9.1f} ms, at best {min(milliseconds):.1f}")
 
 
 async def measure_work(database: Database, settings: Settings, times: int) -> None:
@@ -464,8 +464,9 @@ async def measure_sweep(database: Database) -> None:
                 async with database.writing() as session:
                     _, more = await step(session, before)
                 longest.setdefault(name, []).append((time.perf_counter() - start) * 1000)
-    for name, each in longest.items():
-        typer.echo(f"{f'sweep: {name}, {len(each)}':45} {statistics.median(each):9.1f} ms, the longest {max(each):.1f}")
+    for name, durations in longest.items():
+        title, median = f"sweep: {name}, {len(durations)}", statistics.median(durations)
+        typer.echo(f"{title:45} {median:9.1f} ms, the longest {max(durations):.1f}")
     typer.echo(f"the whole sweep: {time.perf_counter() - began:.0f} s")
 
 

@@ -178,14 +178,14 @@ def latency(folder: Path, database_url: str | None, pushes: int, warm_up: int, u
             }
         )
         before = cpu_seconds(service)
-        ours, theirs = asyncio.run(_by_turns(stack, clients, settings, pushes, warm_up))
+        service_times, bare_times = asyncio.run(_by_turns(stack, clients, settings, pushes, warm_up))
         spent = (cpu_seconds(service) - before) / (pushes + warm_up)
         print(
             f"notice to graph, {pushes} pushes, {upstream * 1000:g} ms a call upstream, {database_name(database_url)}:"
         )
-        print(f"  tc-treeherder   median {ms(statistics.median(ours))}, p95 {ms(p95(ours))}")
-        print(f"  bare sequence   median {ms(statistics.median(theirs))}, p95 {ms(p95(theirs))}")
-        print(f"  ratio           {statistics.median(ours) / statistics.median(theirs):.2f} (aim: 2)")
+        print(f"  tc-treeherder   median {ms(statistics.median(service_times))}, p95 {ms(p95(service_times))}")
+        print(f"  bare sequence   median {ms(statistics.median(bare_times))}, p95 {ms(p95(bare_times))}")
+        print(f"  ratio           {statistics.median(service_times) / statistics.median(bare_times):.2f} (aim: 2)")
         print(f"  service         {ms(spent)} of CPU a push, polls and these looks with it")
         print(f"  memory          {memory(stack)}")
 
@@ -193,7 +193,7 @@ def latency(folder: Path, database_url: str | None, pushes: int, warm_up: int, u
 async def _by_turns(
     stack: Stack, clients: Clients, settings: TaskclusterSettings, pushes: int, warm_up: int
 ) -> tuple[list[float], list[float]]:
-    ours, theirs = [], []
+    service_times, bare_times = [], []
     queue = TaskclusterQueue(settings)
     store = _bare_store(stack.folder / "bare.sqlite")
     async with Http("treeherder") as http:
@@ -201,16 +201,16 @@ async def _by_turns(
             pushed = clients.push()
             await asyncio.sleep(0.4)  # whoever looks all the time measures himself
             wait_for(lambda pushed=pushed: _graph_at(clients, pushed) is not None, 20)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
-            listed = clients.hg.get("/requests").json()["listed"][f"{PATH} {pushed['id']}"]
-            took = _graph_at(clients, pushed)
-            assert took is not None
-            straight = await bare(stack, pushed, http, queue, store)
+            listed_at = clients.hg.get("/requests").json()["listed"][f"{PATH} {pushed['id']}"]
+            done_at = _graph_at(clients, pushed)
+            assert done_at is not None
+            bare_seconds = await bare(stack, pushed, http, queue, store)
             if number >= warm_up:
-                ours.append(took - listed)
-                theirs.append(straight)
+                service_times.append(done_at - listed_at)
+                bare_times.append(bare_seconds)
     store.close()
     await queue.close()
-    return ours, theirs
+    return service_times, bare_times
 
 
 def _graph_at(clients: Clients, pushed: dict[str, Any]) -> float | None:
@@ -248,13 +248,13 @@ def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
         calls = clients.taskcluster.get("/calls").json()["calls"]
         kinds = clients.hg.get("/requests").json()["kinds"]
         posts = sum(r["posts"] for r in clients.treeherder.get("/state").json()["resultsets"])
-        asked = {kind: counts["requests"] for kind, counts in kinds.items()}
-        total = sum(calls.values()) + asked.get("raw-file", 0) + posts + asked.get("json-pushes", 0)
+        requests = {kind: counts["requests"] for kind, counts in kinds.items()}
+        total = sum(calls.values()) + requests.get("raw-file", 0) + posts + requests.get("json-pushes", 0)
         print(f"{pushes} pushes waiting, {database_name(database_url)}:")
         print(f"  noticed and stored   {pushes / stored:.0f} a second (aim: 200)")
         print(f"  through              {pushes / through:.0f} a second (aim: 80)")
         print(f"  service              {ms(spent / pushes)} of CPU a push (aim: 10 ms)")
-        print(f"  upstream calls       {total / pushes:.2f} a push (aim: 4): {calls}, {asked}, resultsets {posts}")
+        print(f"  upstream calls       {total / pushes:.2f} a push (aim: 4): {calls}, {requests}, resultsets {posts}")
         print(f"  memory               {memory(stack)}")
 
 
@@ -288,7 +288,7 @@ def idle(
         listener = stack.listener()
         time.sleep(repositories / RATE + warm)  # once round without tags
         listener.stop()
-        asked = conditional = bare_asked = 0
+        polls_made = conditional = bare_polls = 0
         spent: defaultdict[str, float] = defaultdict(float)
         for _ in range(rounds):
             listener = stack.listener()
@@ -300,21 +300,21 @@ def idle(
             spent["service"] += after[0] - before[0]
             spent["listener"] += after[1] - before[1]
             polls = clients.hg.get("/requests").json()["kinds"].get("json-pushes", {"requests": 0, "conditional": 0})
-            asked, conditional = asked + polls["requests"], conditional + polls["conditional"]
-            told = memory(stack)
+            polls_made, conditional = polls_made + polls["requests"], conditional + polls["conditional"]
+            memory_used = memory(stack)
             listener.stop()
             before_bare = cpu_seconds(service)
             began = time.monotonic()
             requests, used = _run_bare_loop(stack.sandbox["hg"], repositories, seconds / rounds)
             idle_seconds = time.monotonic() - began
             spent["idle"] += (cpu_seconds(service) - before_bare) * seconds / rounds / idle_seconds
-            bare_asked += requests
+            bare_polls += requests
             spent["bare"] += used
-        a_poll = {name: ratio(spent[name] * 1000, asked) for name in ("service", "listener", "idle")}
-        bare = ratio(spent["bare"] * 1000, bare_asked)
+        a_poll = {name: ratio(spent[name] * 1000, polls_made) for name in ("service", "listener", "idle")}
+        bare = ratio(spent["bare"] * 1000, bare_polls)
         polling = a_poll["service"] - a_poll["idle"]
         print(f"{repositories} idle repositories, {seconds} s in {rounds} rounds, {database_name(database_url)}:")
-        print(f"  requests    {asked * 60 / seconds:.0f} a minute, {conditional} of {asked} conditional")
+        print(f"  requests    {polls_made * 60 / seconds:.0f} a minute, {conditional} of {polls_made} conditional")
         print(f"  bare loop   {bare:.2f} ms of CPU a poll, at the same pace")
         print(f"  listener    {a_poll['listener']:.2f} ms of CPU a poll")
         print(f"  service     {polling:.2f} ms of CPU a poll (aim: 0.2), beside what it takes without listeners:")
@@ -322,7 +322,7 @@ def idle(
         print(f"  ratio       {ratio(polling + a_poll['listener'], bare):.2f} (aim: 1.5)")
         whole = ratio(a_poll["service"] + a_poll["listener"], bare)
         print(f"              {whole:.2f} with what the service takes anyway")
-        print(f"  memory      {told}")
+        print(f"  memory      {memory_used}")
 
 
 def _run_bare_loop(hg: str, repositories: int, seconds: float) -> tuple[int, float]:

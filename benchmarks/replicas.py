@@ -50,13 +50,13 @@ def _round(folder: Path, database_url: str, services: int, pushes: int, upstream
         began = time.perf_counter()
         stack.listener()
         wait_for(lambda: _done(database_url) == pushes, 600)
-        took = time.perf_counter() - began
+        seconds = time.perf_counter() - began
         after = psutil.cpu_times()
         used = {name: seconds - spent.get(name, 0) for name, seconds in _cpu(stack, database_url).items()}
         deadlocks = _deadlocks(database_url) - deadlocks
-        rate = f"{services} services: {pushes / took:5.1f} pushes a second, {deadlocks} deadlocks"
-        each = sum(seconds for name, seconds in used.items() if name.startswith("service")) * 1000 / pushes
-        return f"{rate}, {each:.1f} ms of the services' CPU a push; {_bound(before, after, used, took)}"
+        rate = f"{services} services: {pushes / seconds:5.1f} pushes a second, {deadlocks} deadlocks"
+        cpu_per_push = sum(seconds for name, seconds in used.items() if name.startswith("service")) * 1000 / pushes
+        return f"{rate}, {cpu_per_push:.1f} ms of the services' CPU a push; {_bound(before, after, used, seconds)}"
 
 
 def _cpu(stack: Stack, database_url: str) -> dict[str, float]:
@@ -91,14 +91,14 @@ def _deadlocks(database_url: str) -> int:
     return number
 
 
-def _bound(before: Any, after: Any, used: dict[str, float], took: float) -> str:
+def _bound(before: Any, after: Any, used: dict[str, float], elapsed: float) -> str:
     """Describe the use of the machine's CPU, and whether the CPU bounds the throughput."""
-    all_ = took * (psutil.cpu_count() or 1)
+    all_ = elapsed * (psutil.cpu_count() or 1)
     busy = (sum(after) - sum(before) - (after.idle - before.idle) - (after.iowait - before.iowait)) / all_
     shares = {"services": 0.0, "PostgreSQL": used.pop("postgres") / all_, "stand-ins and listener": 0.0}
     for name, seconds in used.items():
         shares["services" if name.startswith("service") else "stand-ins and listener"] += seconds / all_
     shares["others"] = busy - sum(shares.values())
-    what = "its CPU" if busy > BUSY else "what the services wait for: upstreams, locks, slots"
-    told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    return f"the machine is {busy:.0%} busy ({told}), so the bound is {what}"
+    bound = "its CPU" if busy > BUSY else "what the services wait for: upstreams, locks, slots"
+    usage = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return f"the machine is {busy:.0%} busy ({usage}), so the bound is {bound}"

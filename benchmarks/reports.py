@@ -229,12 +229,12 @@ class Broker:
 @contextlib.contextmanager
 def broker(amqp_url: str, settings: dict[str, str]) -> Iterator[tuple[Broker, str]]:
     """Yield the broker, and the queue's name."""
-    made = Broker(amqp_url, settings["TC_TREEHERDER_PULSE_TASKS"])
+    connection = Broker(amqp_url, settings["TC_TREEHERDER_PULSE_TASKS"])
     queue = f"queue/{_user(amqp_url)}/{settings['TC_TREEHERDER_PULSE_QUEUE']}/tasks"
     try:
-        yield made, queue
+        yield connection, queue
     finally:
-        made.close(queue)
+        connection.close(queue)
 
 
 ONE = 1
@@ -263,10 +263,10 @@ def store(folder: Path, database_url: str | None, events: int) -> None:
                 answer = client.post(_PATH, content=body, headers=headers)
                 assert answer.status_code == 202, answer.text
                 assert b'"rejected"' not in answer.content, answer.text
-            took = time.perf_counter() - began
+            elapsed = time.perf_counter() - began
         spent = cpu_seconds_by_name({"service": service})["service"] - before["service"]
         print(f"{events} events into the store alone, {database_name(database_url)}:")
-        print(f"  {events / took:.0f} events a second (aim: 3,000), {spent * 1e6 / events:.0f} µs of CPU an event")
+        print(f"  {events / elapsed:.0f} events a second (aim: 3,000), {spent * 1e6 / events:.0f} µs of CPU an event")
 
 
 def _bodies(load: Load, events: int) -> Iterator[bytes]:
@@ -333,11 +333,11 @@ def intake(folder: Path, database_url: str | None, amqp_url: str, events: int) -
             wait_for(lambda: rabbit.waiting(queue) < events * 9 // 10, 60, listener)
             before, left, began = cpu_seconds_by_name(measured), rabbit.waiting(queue), time.perf_counter()
             wait_for(lambda: rabbit.waiting(queue) == 0, 300, listener)
-            took = time.perf_counter() - began
+            elapsed = time.perf_counter() - began
             time.sleep(0.5)  # the last are with the listener
             spent = cpu_seconds_by_name(measured)
             print(f"{events} events from RabbitMQ into the store, {database_name(database_url)}:")
-            print(f"  {ratio(left, took):.0f} events a second (aim: 8,000)")
+            print(f"  {ratio(left, elapsed):.0f} events a second (aim: 8,000)")
             for name, seconds in spent.items():
                 print(f"  {name:<9} {ratio((seconds - before[name]) * 1e6, left):.0f} µs of CPU an event")
 
@@ -354,10 +354,10 @@ def through(folder: Path, database_url: str | None, amqp_url: str, events: int, 
             fill_queue(stack, settings, rabbit, queue, load.events(events // 4), events)
             before, began = cpu_seconds_by_name(stack.processes), time.perf_counter()
             stack.listener("listener", "pulse", **settings)
-            emptied, took, counters = _until_told(stack, rabbit, queue, events // 4, began, quiet)
+            emptied, elapsed, counters = _wait_for_jobs(stack, rabbit, queue, events // 4, began, quiet)
             spent = cpu_seconds_by_name(stack.processes)
             print(f"{events} events from RabbitMQ to Treeherder, {database_name(database_url)}:")
-            print(f"  {events / took:.0f} events a second (aim: 1,000); the queue was empty after {emptied:.1f} s")
+            print(f"  {events / elapsed:.0f} events a second (aim: 1,000); the queue was empty after {emptied:.1f} s")
             received = counters["requests"].get("jobs received", 0)
             requests = counters["requests"].get("POST jobs 200", 0)
             print(f"  {received} jobs were posted in {requests} requests")
@@ -368,7 +368,7 @@ def through(folder: Path, database_url: str | None, amqp_url: str, events: int, 
             print(f"  memory    {memory(stack)}")
 
 
-def _until_told(
+def _wait_for_jobs(
     stack: Stack, rabbit: Broker, queue: str, runs: int, began: float, quiet: float
 ) -> tuple[float, float, Any]:
     """Wait for all jobs; return when the queue was empty, when the last job was posted, and the counters.
@@ -376,15 +376,15 @@ def _until_told(
     Times are seconds after `began`.
     """
     emptied = 0.0
-    told, counters, changed = -1, {}, began
+    previous, counters, changed = -1, {}, began
     with stack.control("treeherder") as treeherder:
         while time.perf_counter() - changed < quiet or not emptied:
             if not emptied and rabbit.waiting(queue) == 0:
                 emptied = time.perf_counter() - began
             counters = treeherder.get("/counters").json()
             received = counters["requests"].get("jobs received", 0)
-            if received != told:
-                told, changed = received, time.perf_counter()
+            if received != previous:
+                previous, changed = received, time.perf_counter()
             time.sleep(0.2)
         ended = [job["job"]["state"] for job in treeherder.get("/state").json()["jobs"]]
     assert ended == ["completed"] * runs, f"{len(ended)} jobs, {ended.count('completed')} of them completed"
@@ -444,8 +444,8 @@ def _waits(published: list[tuple[str, str, float]], jobs: list[dict[str, Any]]) 
     histories = {job["job"]["job_guid"]: job["history"] for job in jobs}
     for task_id, exchange, at in published:
         stage = _REACHED.get(exchange.rsplit("-", 1)[-1], 1)
-        told = [entry["at"] for entry in histories[job_guid(task_id, 0)] if _REACHED[entry["state"]] >= stage]
-        yield max(0.0, min(told) - at)
+        reached_at = [entry["at"] for entry in histories[job_guid(task_id, 0)] if _REACHED[entry["state"]] >= stage]
+        yield max(0.0, min(reached_at) - at)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -474,8 +474,8 @@ def flat(folder: Path, database_url: str | None, amqp_url: str, events: int, rat
             while rabbit.waiting(queue):
                 time.sleep(0.2)
             time.sleep(quiet)
-            took = time.perf_counter() - began
-            print(f"  at the end   : {memory(stack)} ({events / took:.0f} events a second)")
+            elapsed = time.perf_counter() - began
+            print(f"  at the end   : {memory(stack)} ({events / elapsed:.0f} events a second)")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

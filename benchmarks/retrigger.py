@@ -125,21 +125,21 @@ class Measured:
         self.taskcluster.post("/latency", json={"seconds": 0}).raise_for_status()
         self.taskcluster.post("/clear").raise_for_status()
         for start in range(0, len(tasks), BATCH):
-            some = [{"taskId": each, "task": task} for each, task in tasks[start : start + BATCH]]
-            self.taskcluster.post("/tasks", json={"tasks": some}, timeout=120).raise_for_status()
+            batch = [{"taskId": name, "task": task} for name, task in tasks[start : start + BATCH]]
+            self.taskcluster.post("/tasks", json={"tasks": batch}, timeout=120).raise_for_status()
         wait_for(lambda: self._state(task_id("failed")) == "failed", 60)
         self.taskcluster.delete("/calls").raise_for_status()
 
-    def _state(self, wanted: str) -> str:
-        (found,) = self.taskcluster.get("/tasks", params={"taskId": wanted}).json()["tasks"]
-        return str(found["status"]["state"])
+    def _state(self, wanted_id: str) -> str:
+        (task,) = self.taskcluster.get("/tasks", params={"taskId": wanted_id}).json()["tasks"]
+        return str(task["status"]["state"])
 
-    def retrigger(self, wanted: str, latency: float) -> Cost:
+    def retrigger(self, failed_id: str, latency: float) -> Cost:
         """Retrigger a task and wait until the action is done; return its cost."""
         self.taskcluster.post("/latency", json={"seconds": latency}).raise_for_status()
         with self._memory() as peak:
             cpu, began = self.cpu(), time.perf_counter()
-            body = {"action": "retrigger", "project": PROJECT, "task_id": wanted}
+            body = {"action": "retrigger", "project": PROJECT, "task_id": failed_id}
             action_id = self.api.post("/actions", json=body).raise_for_status().json()["id"]
             while not self._calls().get("createTask"):
                 time.sleep(0.005)
@@ -151,10 +151,10 @@ class Measured:
             raise typer.BadParameter(f"the retrigger is {state}: {self.api.get(f'/actions/{action_id}').json()}")
         return Cost(seconds, first, spent, plan_cpu, self._calls(), peak[0])
 
-    def hold_up(self, wanted: str, copies: int) -> None:
+    def hold_up(self, failed_id: str, copies: int) -> None:
         """Retrigger a task, and hold up all creations until the whole plan is stored."""
         self.taskcluster.post("/faults", json={"kind": "hang", "method": "createTask"}).raise_for_status()
-        body = {"action": "retrigger", "project": PROJECT, "task_id": wanted}
+        body = {"action": "retrigger", "project": PROJECT, "task_id": failed_id}
         self.api.post("/actions", json=body).raise_for_status()
         wait_for(lambda: self._definitions() == copies, 60)
         self.taskcluster.delete("/faults").raise_for_status()
@@ -191,7 +191,7 @@ class Measured:
         while len(creations := self._creations()) == created:
             time.sleep(0.02)
         (action,) = self.api.get("/actions", params={"limit": 1}).json()["items"]
-        if [action["id"]] == [each["id"] for each in before]:
+        if [action["id"]] == [earlier["id"] for earlier in before]:
             raise typer.BadParameter("a task was created, but no action is there")
         return _since(published, action["received_at"]), _since(published, creations[created]["time"])
 
@@ -269,19 +269,19 @@ async def bare(stack: Stack, tasks: list[tuple[str, Json]], connections: int = C
         )
         (group, decision), *others = tasks
         await queue.createTask(group, decision)
-        waits = {each: len(task["dependencies"]) - 1 for each, task in others}
+        waits = {current: len(task["dependencies"]) - 1 for current, task in others}
         needed_by: dict[str, list[tuple[str, Json]]] = defaultdict(list)
-        for each, task in others:
+        for current, task in others:
             for needed in task["dependencies"]:
-                needed_by[needed].append((each, task))
+                needed_by[needed].append((current, task))
         ready: asyncio.Queue[tuple[str, Json]] = asyncio.Queue()
         ready.put_nowait(others[0])
 
         async def work() -> None:
             while True:
-                each, task = await ready.get()
-                await queue.createTask(each, task)
-                for following in needed_by[each]:
+                current, task = await ready.get()
+                await queue.createTask(current, task)
+                for following in needed_by[current]:
                     waits[following[0]] -= 1
                     if not waits[following[0]]:
                         ready.put_nowait(following)
@@ -328,7 +328,7 @@ def _turn(
     one.hold_up(task_id("failed"), size)
     cpu = one.cpu()
     first, last = one.created(size)
-    stored, our_cpu = last - first, one.cpu() - cpu
+    stored, service_cpu = last - first, one.cpu() - cpu
 
     one.load(tasks)
     one.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
@@ -341,13 +341,13 @@ def _turn(
 
     one.taskcluster.post("/clear").raise_for_status()
     cpu = time.process_time()
-    theirs = asyncio.run(bare(stack, tasks, connections))
-    their_cpu = time.process_time() - cpu
+    bare_seconds = asyncio.run(bare(stack, tasks, connections))
+    bare_cpu = time.process_time() - cpu
     typer.echo(
-        f"  stored plan {stored:.2f} s, CPU {our_cpu:.2f} s; from the press on {pressed:.2f} s, first createTask "
-        f"{first:.2f} s; bare loop {theirs:.2f} s, CPU {their_cpu:.2f} s"
+        f"  stored plan {stored:.2f} s, CPU {service_cpu:.2f} s; from the press on {pressed:.2f} s, first createTask "
+        f"{first:.2f} s; bare loop {bare_seconds:.2f} s, CPU {bare_cpu:.2f} s"
     )
-    return stored / theirs, pressed / theirs, first, ratio(our_cpu, their_cpu)
+    return stored / bare_seconds, pressed / bare_seconds, first, ratio(service_cpu, bare_cpu)
 
 
 def growth(folder: Path, kind: str, sizes: list[int], latencies: list[float]) -> None:
@@ -377,14 +377,14 @@ def rate(folder: Path, size: int, rounds: int) -> None:
         for _ in range(rounds):
             one.load(tasks)
             cost = one.retrigger(task_id("failed"), 0)
-            ours, spent = ratio(size, cost.seconds - cost.first), (cost.cpu - cost.plan_cpu) / size
+            service_rate, spent = ratio(size, cost.seconds - cost.first), (cost.cpu - cost.plan_cpu) / size
             one.taskcluster.post("/clear").raise_for_status()
             cpu = time.process_time()
-            theirs = (size - 1) / asyncio.run(bare(stack, tasks))
+            bare_rate = (size - 1) / asyncio.run(bare(stack, tasks))
             cpu = (time.process_time() - cpu) / size
             typer.echo(
-                f"  service {ours:.0f} a second, {spent * 1000:.2f} ms of CPU each; bare loop {theirs:.0f}, "
-                f"{cpu * 1000:.2f} ms: {ours / theirs:.0%} of its rate, {ratio(cpu, spent):.0%} by CPU"
+                f"  service {service_rate:.0f} a second, {spent * 1000:.2f} ms of CPU each; bare loop {bare_rate:.0f}, "
+                f"{cpu * 1000:.2f} ms: {service_rate / bare_rate:.0%} of its rate, {ratio(cpu, spent):.0%} by CPU"
             )
 
 
@@ -453,21 +453,21 @@ def main(
     All benchmarks except `against` run on SQLite.
     """
     numbers = [int(number) for number in sizes.split(",")]
-    for each in what or ["fan", "chain", "against", "rate", "leaf", "press"]:
+    for benchmark in what or ["fan", "chain", "against", "rate", "leaf", "press"]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder)
-            if each in {"fan", "chain"}:
-                growth(path, each, [n for n in numbers if each == "fan" or n <= 1_000], [0, 0.02])
-            elif each == "against":
+            if benchmark in {"fan", "chain"}:
+                growth(path, benchmark, [n for n in numbers if benchmark == "fan" or n <= 1_000], [0, 0.02])
+            elif benchmark == "against":
                 against(path, kinds.split(","), size, database_url, rounds, connections)
-            elif each == "rate":
+            elif benchmark == "rate":
                 rate(path, max(numbers), rounds)
-            elif each == "leaf":
+            elif benchmark == "leaf":
                 leaf(path, group)
-            elif each == "press":
+            elif benchmark == "press":
                 press(path, amqp_url, presses)
             else:
-                raise typer.BadParameter(f"{each!r} is none of fan, chain, against, rate, leaf, press")
+                raise typer.BadParameter(f"{benchmark!r} is none of fan, chain, against, rate, leaf, press")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def exchange_prefix(user: str) -> str:
 
 def exchanges(user: str) -> list[str]:
     """Return the names of all exchanges that the sandbox and the service may declare for this user."""
-    ours = [exchange_name(user, name) for name in (HGPUSHES, ANNOUNCEMENTS, RETRIGGERS, JOBS)]
-    return [exchange_prefix(user) + name for name in (*TASK_EXCHANGES, JOB_ACTIONS_EXCHANGE)] + ours
+    service_exchanges = [exchange_name(user, name) for name in (HGPUSHES, ANNOUNCEMENTS, RETRIGGERS, JOBS)]
+    return [exchange_prefix(user) + name for name in (*TASK_EXCHANGES, JOB_ACTIONS_EXCHANGE)] + service_exchanges
 
 
 def queues(user: str) -> list[str]:

@@ -91,12 +91,12 @@ class Timeline:
     """Events with their times in milliseconds after the push; each event is printed once."""
 
     pushed_at: float
-    told: set[str] = field(default_factory=set)
+    printed: set[str] = field(default_factory=set)
 
-    def tell(self, what: str, at: float) -> None:
-        if what not in self.told:
-            self.told.add(what)
-            typer.echo(f"  {max(0, at - self.pushed_at) * 1000:7.0f} ms  {what}")
+    def print_once(self, event: str, at: float) -> None:
+        if event not in self.printed:
+            self.printed.add(event)
+            typer.echo(f"  {max(0, at - self.pushed_at) * 1000:7.0f} ms  {event}")
 
 
 def _seconds(iso: str) -> float:
@@ -128,7 +128,7 @@ class Demo:
         answer = self._hg.post("/push", json={"repository": PATH, "user": USER, "changesets": [changeset]})
         push_id = _expect(answer, 200)["id"]
         timeline = Timeline(pushed_at)
-        timeline.tell(f"push {push_id} stands in the pushlog", time.time())
+        timeline.print_once(f"push {push_id} stands in the pushlog", time.time())
         end = time.monotonic() + seconds
         while not (ended := self._look(timeline, push_id)):
             if time.monotonic() > end:
@@ -169,8 +169,8 @@ class Demo:
         created, statuses = self._in_taskcluster()
         for task in action["tasks"]:
             events += self._task({**task, "name": f"{task['name']} (copy)"}, created, statuses)
-        for at, what in sorted(events):
-            timeline.tell(what, at)
+        for at, event in sorted(events):
+            timeline.print_once(event, at)
         states = {statuses.get(task["task_id"], {}).get("state") for task in action["tasks"]}
         return action["state"] == "done" and states == {"completed"}
 
@@ -194,14 +194,20 @@ class Demo:
         created, statuses = self._in_taskcluster()
         for task in push["graph"]["tasks"]:
             events += self._task(task, created, statuses)
-        for at, what in sorted(events):
-            timeline.tell(what, at)
+        for at, event in sorted(events):
+            timeline.print_once(event, at)
         states = {resultset["state"] for resultset in push["resultsets"]} | {push["graph"]["state"]}
         if states & {"failed", "skipped"}:
             raise StackError(f"the push failed: {self._why(push_id)}")
-        mine = {task["task_id"]: statuses.get(task["task_id"], {}).get("state") for task in push["graph"]["tasks"]}
-        through = states == {"done", "created"} and set(mine.values()) == {"completed", "failed", "unscheduled"}
-        return mine if through else {}
+        states_by_task = {
+            task["task_id"]: statuses.get(task["task_id"], {}).get("state") for task in push["graph"]["tasks"]
+        }
+        through = states == {"done", "created"} and set(states_by_task.values()) == {
+            "completed",
+            "failed",
+            "unscheduled",
+        }
+        return states_by_task if through else {}
 
     def _task(self, task: dict[str, Any], created: dict[str, str], statuses: dict[str, Any]) -> list[tuple[float, str]]:
         events = []
@@ -246,8 +252,8 @@ def _broker(amqp_url: str | None, no_broker: bool) -> str | None:
             raise StackError(f"{error}: start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out") from error
         typer.echo(f"{error}: the retrigger goes over HTTP")
         return None
-    found = "as named" if amqp_url else "found there; --no-broker does without"
-    typer.echo(f"Broker: {broker.address(amqp_url or broker.LOCAL)} ({found})")
+    origin = "as named" if amqp_url else "found there; --no-broker does without"
+    typer.echo(f"Broker: {broker.address(amqp_url or broker.LOCAL)} ({origin})")
     return amqp_url or broker.LOCAL
 
 
@@ -319,7 +325,7 @@ def main(
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, signal.default_int_handler)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it meets is told here, in a line
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it meets is printed here, in a line
     ports = (0, 0, 0) if free_ports or once else (HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT)
     service_port = 0 if free_ports or once else SERVICE_PORT
     try:

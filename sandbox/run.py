@@ -192,8 +192,8 @@ async def _serving(servers: list[tuple[_Server, socket.socket]], stopping: async
 
 
 def _ready(urls: dict[str, str], repositories: tuple[str, ...]) -> dict[str, Any]:
-    def client(each: taskcluster.Client) -> dict[str, str]:
-        return {"clientId": each.client_id, "accessToken": each.access_token}
+    def client(credentials_of: taskcluster.Client) -> dict[str, str]:
+        return {"clientId": credentials_of.client_id, "accessToken": credentials_of.access_token}
 
     return {
         **urls,

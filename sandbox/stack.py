@@ -240,9 +240,9 @@ class Stack:
         process.start()
         wait_for(lambda: not process.running(), 30, process, may_end=True)
 
-    def listener(self, name: str = "listener", what: str = "pushlog", **settings: str) -> Process:
+    def listener(self, name: str = "listener", kind: str = "pushlog", **settings: str) -> Process:
         """Start a listener."""
-        process = self._add(name, ["listen", what], {**self.environment, **settings})
+        process = self._add(name, ["listen", kind], {**self.environment, **settings})
         process.start()
         return process
 
@@ -262,9 +262,9 @@ def _undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # no other is interrupted
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
+        number: signal.signal(number, lambda number, _: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
@@ -272,8 +272,8 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
 def free_port() -> int:

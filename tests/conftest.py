@@ -50,13 +50,13 @@ EMPTY = {"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"}
 class Services:
     """Servers of this run; each is looked for once, at its first use. `found` is the `tell()` of another process."""
 
-    def __init__(self, found: str | None = None) -> None:
+    def __init__(self, state: str | None = None) -> None:
         self.used: dict[str, Server] = {}
         self.missing: dict[str, str] = {}
-        if found is not None:
-            told = json.loads(found)
-            self.used = {name: Server.told(server) for name, server in told["used"].items()}
-            self.missing = told["missing"]
+        if state is not None:
+            saved = json.loads(state)
+            self.used = {name: Server.told(server) for name, server in saved["used"].items()}
+            self.missing = saved["missing"]
 
     def get(self, name: str, find: Callable[[], Server]) -> Server:
         """Return a server. Raises MissingServiceError, each time with the same text."""
@@ -280,7 +280,7 @@ def amqp_url(amqp_server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def amqp(amqp_url: str) -> Iterator[Amqp]:
-    ours = Amqp(amqp_url)
-    yield ours
-    if ours.queues or ours.exchanges:
-        ours.clear()
+    broker = Amqp(amqp_url)
+    yield broker
+    if broker.queues or broker.exchanges:
+        broker.clear()

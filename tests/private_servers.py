@@ -263,7 +263,9 @@ class PrivateServer:
     @classmethod
     def load(cls, saved: Mapping[str, Any]) -> Self:
         server = cls(saved["ports"], Path(saved["folder"]))
-        server._process, server._helper = (_same_process(*known) if known else None for known in saved["processes"])
+        server._process, server._helper = (
+            _same_process(*process) if process else None for process in saved["processes"]
+        )
         return server
 
 
@@ -292,7 +294,7 @@ class PrivatePostgres(PrivateServer):
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LC_ALL": "C"}
         data = self.folder / "data"
         if not data.exists():
-            made = self._spawn(
+            initialized = self._spawn(
                 str(bin_folder / "initdb"),
                 f"--pgdata={data}",
                 "--username=postgres",
@@ -302,7 +304,7 @@ class PrivatePostgres(PrivateServer):
                 "--no-sync",
                 environment=environment,
             )
-            if self._children.pop(made.pid).wait(timeout=START_TIMEOUT) != 0:
+            if self._children.pop(initialized.pid).wait(timeout=START_TIMEOUT) != 0:
                 raise MissingServiceError(f"initdb failed: {one_line(self.log.read_text(errors='replace'))}")
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -404,8 +406,8 @@ def free_ports(count: int) -> list[int]:
 def _installed(program: str, folders: Sequence[str], beside: str = "") -> str:
     """Return the path of `program` in the newest of `folders` (globs) that also has `beside`, otherwise in PATH."""
     for pattern in folders:
-        found = list(Path("/").glob(f"{pattern.lstrip('/')}/{program}"))
-        for path in sorted(found, key=_version, reverse=True):
+        paths = list(Path("/").glob(f"{pattern.lstrip('/')}/{program}"))
+        for path in sorted(paths, key=_version, reverse=True):
             if os.access(path, os.X_OK) and (not beside or path.with_name(beside).exists()):
                 return str(path)
     if path_of := shutil.which(program):
@@ -444,8 +446,8 @@ def _apt_install(apt: str, packages: Sequence[str]) -> None:
     """Install Debian packages without letting their services start, now or at the next boot."""
     say(f"tests: installing {' '.join(packages)} with apt-get")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    ours = not POLICY.exists()
-    if ours:
+    written_here = not POLICY.exists()
+    if written_here:
         POLICY.write_text("#!/bin/sh\nexit 101\n")
         POLICY.chmod(0o755)
     try:
@@ -457,7 +459,7 @@ def _apt_install(apt: str, packages: Sequence[str]) -> None:
                 words = one_line((done.stderr or done.stdout)[-600:])
                 raise MissingServiceError(f"apt-get {' '.join(step)} failed ({words})")
     finally:
-        if ours:
+        if written_here:
             POLICY.unlink()
     if disable := shutil.which("update-rc.d"):  # both services bear their packages' names
         for package in packages:

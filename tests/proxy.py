@@ -150,9 +150,9 @@ def make_certificate(folder: Path, *names: str) -> Path:
     if (openssl := shutil.which("openssl")) is None:
         pytest.skip("openssl is not installed, which makes the certificate")
     path = folder / "both.pem"
-    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    made += ["-addext", f"subjectAltName={','.join(names)}", "-keyout", str(path), "-out", f"{path}.cert"]
-    subprocess.run([openssl, *made], check=True, capture_output=True)
+    command = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    command += ["-addext", f"subjectAltName={','.join(names)}", "-keyout", str(path), "-out", f"{path}.cert"]
+    subprocess.run([openssl, *command], check=True, capture_output=True)
     path.write_text(path.read_text() + Path(f"{path}.cert").read_text())
     return path
 

@@ -324,19 +324,19 @@ class Copies:
         Every change of the schema alters one of the two.
         """
         counts = sql.SQL("SELECT count(*), max(xmin::text::bigint) FROM {}")
-        each = sql.SQL(" UNION ALL ").join(counts.format(sql.Identifier(name)) for name in self.SCHEMA)
-        return connection.execute(each).fetchall()
+        parts = sql.SQL(" UNION ALL ").join(counts.format(sql.Identifier(name)) for name in self.SCHEMA)
+        return connection.execute(parts).fetchall()
 
     def _empty(self, connection: psycopg.Connection) -> bool:
         """Delete every row and reset the sequences; return False if there are too many rows to make that worth it."""
-        found = connection.execute(
+        counts = connection.execute(
             "SELECT tablename, pg_table_size(quote_ident(tablename)::regclass) FROM pg_tables "
             "WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
         ).fetchall()
-        if sum(size for _, size in found) > self.SMALL:
+        if sum(size for _, size in counts) > self.SMALL:
             return False
         # In one statement, at the end of which the foreign keys are looked at.
-        deletes = [sql.SQL("{0} AS (DELETE FROM {0})").format(sql.Identifier(name)) for name, _ in found]
+        deletes = [sql.SQL("{0} AS (DELETE FROM {0})").format(sql.Identifier(name)) for name, _ in counts]
         connection.execute(
             sql.SQL("WITH {} SELECT setval(seqrelid, seqstart, false) FROM pg_sequence").format(
                 sql.SQL(", ").join(deletes)

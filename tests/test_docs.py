@@ -54,7 +54,7 @@ def test_the_commands_that_documents_and_messages_name_exist() -> None:
         if group in groups
     }
     assert len(named) > 20
-    assert not [each for each in sorted(named) if each[2] not in groups[each[1]]]
+    assert not [command for command in sorted(named) if command[2] not in groups[command[1]]]
 
 
 def test_the_tests_that_the_promises_name_exist() -> None:

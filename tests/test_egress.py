@@ -55,8 +55,8 @@ def ask(certificate: Path, service: str, **variables: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.all_clients", service]
     done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True, timeout=60)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"outcomes"')]
-    told: dict[str, Any] = json.loads(line)
-    return told
+    outcome: dict[str, Any] = json.loads(line)
+    return outcome
 
 
 GOOD = {
@@ -77,18 +77,18 @@ def test_every_client_goes_through_the_proxy(certificate: Path, service: str, va
         port = int(service.rpartition(":")[2])
         tls = stack.enter_context(TlsProxy("127.0.0.1", port, certificate))
         proxy = stack.enter_context(ConnectProxy("127.0.0.1", tls.port))
-        told = ask(certificate, service, NO_PROXY="127.0.0.1", **{variable: proxy.url})
-    assert told["outcomes"] == GOOD
+        outcome = ask(certificate, service, NO_PROXY="127.0.0.1", **{variable: proxy.url})
+    assert outcome["outcomes"] == GOOD
     assert set(proxy.asked) == TUNNELS, "and the service on loopback was asked directly"
     # each of hg, import and listing, queue and auth, treeherder has a connection of its own
     assert {line: proxy.asked.count(line) for line in TUNNELS} == dict.fromkeys(TUNNELS, 2)
-    assert told["counted"] == {"hg 200": 1, "taskcluster 404": 1, "taskcluster 200": 1, "treeherder 200": 1}
+    assert outcome["counted"] == {"hg 200": 1, "taskcluster 404": 1, "taskcluster 200": 1, "treeherder 200": 1}
 
 
 def test_a_service_is_asked_through_the_proxy_unless_no_proxy_names_it(certificate: Path, service: str) -> None:
     with ConnectProxy("127.0.0.1", int(service.rpartition(":")[2])) as proxy:
-        told = ask(certificate, "http://service.egress.test", HTTP_PROXY=proxy.url)
-    assert {name: told["outcomes"][name] for name in ("forward", "command")} == {"forward": "[]", "command": "[]"}
+        outcome = ask(certificate, "http://service.egress.test", HTTP_PROXY=proxy.url)
+    assert {name: outcome["outcomes"][name] for name in ("forward", "command")} == {"forward": "[]", "command": "[]"}
     assert sorted(line.split()[1] for line in proxy.asked) == [
         "http://service.egress.test/api/v1/polls/announced",
         "http://service.egress.test/api/v1/repositories?limit=100",
@@ -97,10 +97,10 @@ def test_a_service_is_asked_through_the_proxy_unless_no_proxy_names_it(certifica
 
 def test_a_proxy_that_refuses_is_said_and_counted(certificate: Path, service: str) -> None:
     with ConnectProxy("127.0.0.1", 1, refusal="502 Bad Gateway") as proxy:
-        told = ask(certificate, service, NO_PROXY="127.0.0.1", HTTPS_PROXY=proxy.url)
-    assert told["outcomes"] | {"forward": "[]", "command": "[]"} == told["outcomes"]
-    assert told["outcomes"]["hg"].endswith("the proxy answers 502 Bad Gateway")
-    assert told["outcomes"]["queue"] == "Unavailable: the proxy before Taskcluster answers 502"
-    assert told["outcomes"]["treeherder"].endswith("the proxy answers 502 Bad Gateway")
-    assert told["outcomes"]["auth"] == told["outcomes"]["queue"]
-    assert told["counted"] == {"hg error": 1, "taskcluster error": 2, "treeherder error": 1}
+        outcome = ask(certificate, service, NO_PROXY="127.0.0.1", HTTPS_PROXY=proxy.url)
+    assert outcome["outcomes"] | {"forward": "[]", "command": "[]"} == outcome["outcomes"]
+    assert outcome["outcomes"]["hg"].endswith("the proxy answers 502 Bad Gateway")
+    assert outcome["outcomes"]["queue"] == "Unavailable: the proxy before Taskcluster answers 502"
+    assert outcome["outcomes"]["treeherder"].endswith("the proxy answers 502 Bad Gateway")
+    assert outcome["outcomes"]["auth"] == outcome["outcomes"]["queue"]
+    assert outcome["counted"] == {"hg error": 1, "taskcluster error": 2, "treeherder error": 1}

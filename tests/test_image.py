@@ -31,8 +31,8 @@ def last_stage() -> list[tuple[str, str]]:
 
 def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
-    found = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (0, "")
+    run = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "")
 
 
 def test_all_that_is_installed_is_locked() -> None:
@@ -55,7 +55,7 @@ def test_the_build_tools_are_those_of_development() -> None:
 
 def test_the_build_gets_all_that_the_wheel_is_made_of_and_no_more() -> None:
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    wanted = {
+    expected = {
         "pyproject.toml",
         PROJECT["project"]["readme"],
         *PROJECT["project"]["license-files"],
@@ -68,7 +68,7 @@ def test_the_build_gets_all_that_the_wheel_is_made_of_and_no_more() -> None:
         for source in arguments.split()[:-1]
     }
     locks = {"requirements.lock", "requirements-build.lock"}
-    assert copied == wanted | locks
+    assert copied == expected | locks
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert next(line for line in ignored if line and not line.startswith("#")) == "*"
     assert {line[1:] for line in ignored if line.startswith("!")} == copied
@@ -76,11 +76,11 @@ def test_the_build_gets_all_that_the_wheel_is_made_of_and_no_more() -> None:
 
 def test_the_image_runs_the_command_as_nobody_in_particular() -> None:
     stage = last_stage()
-    said = dict(stage)
-    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", said["USER"])
-    assert json.loads(said["ENTRYPOINT"]) == ["tc-treeherder"]
+    instructions_by_name = dict(stage)
+    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", instructions_by_name["USER"])
+    assert json.loads(instructions_by_name["ENTRYPOINT"]) == ["tc-treeherder"]
     assert "tc-treeherder" in PROJECT["project"]["scripts"]
-    assert json.loads(said["CMD"]) == ["serve"]
+    assert json.loads(instructions_by_name["CMD"]) == ["serve"]
     assert [name for name, _ in stage].index("USER") > max(n for n, (name, _) in enumerate(stage) if name == "RUN")
     # nothing is installed into it: what builds stays in the stage before
     assert not [run for name, run in stage if name == "RUN" and re.search(r"\b(pip|apt-get|curl|wget)\b", run)]
@@ -128,44 +128,44 @@ def engine(tmp_path: Path) -> Engine:
     return Engine(tmp_path)
 
 
-def build_arguments(asked: list[str]) -> dict[str, str]:
-    pairs = [asked[number + 1] for number, word in enumerate(asked) if word == "--build-arg"]
+def build_arguments(command: list[str]) -> dict[str, str]:
+    pairs = [command[number + 1] for number, word in enumerate(command) if word == "--build-arg"]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 def test_the_image_is_told_what_it_is_made_of(engine: Engine) -> None:
-    asked = engine.asked(
+    command = engine.asked(
         SOURCE_URL="https://git.example.com/tc-treeherder",
         BUILD_URL="https://ci.example.com/7",
     )
-    told = build_arguments(asked)
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", told.pop("COMMIT"))
+    passed = build_arguments(command)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", passed.pop("COMMIT"))
     version = PROJECT["project"]["version"]
-    assert told == {
+    assert passed == {
         "VERSION": version,
         "SOURCE": "https://git.example.com/tc-treeherder",
         "BUILD": "https://ci.example.com/7",
     }
-    assert set(told) | {"COMMIT"} <= set(re.findall(r'^ARG (\w+)=""$', DOCKERFILE, re.M))
-    assert asked[0] == "build"
-    assert asked[-1] == "."
-    assert asked[asked.index("--tag") + 1] == f"tc-treeherder:{version}"
-    assert "--secret" not in asked
+    assert set(passed) | {"COMMIT"} <= set(re.findall(r'^ARG (\w+)=""$', DOCKERFILE, re.M))
+    assert command[0] == "build"
+    assert command[-1] == "."
+    assert command[command.index("--tag") + 1] == f"tc-treeherder:{version}"
+    assert "--secret" not in command
 
 
 def test_a_password_in_gits_url_is_not_told(engine: Engine) -> None:
-    asked = engine.asked(
+    command = engine.asked(
         GIT_CONFIG_COUNT="1",
         GIT_CONFIG_KEY_0="remote.origin.url",
         GIT_CONFIG_VALUE_0="https://user:password@git.example.com/tc-treeherder",
     )
-    assert build_arguments(asked)["SOURCE"] == "https://git.example.com/tc-treeherder"
-    assert "password" not in " ".join(asked)
+    assert build_arguments(command)["SOURCE"] == "https://git.example.com/tc-treeherder"
+    assert "password" not in " ".join(command)
 
 
 def test_pips_settings_are_secrets_of_the_build(engine: Engine) -> None:
-    asked = engine.asked(PIP_CONFIG_FILE="/my/pip.conf", PIP_CERT="/my/ca.pem")
-    secrets = [asked[number + 1] for number, word in enumerate(asked) if word == "--secret"]
+    command = engine.asked(PIP_CONFIG_FILE="/my/pip.conf", PIP_CERT="/my/ca.pem")
+    secrets = [command[number + 1] for number, word in enumerate(command) if word == "--secret"]
     assert secrets == ["id=pip,src=/my/pip.conf", "id=ca,src=/my/ca.pem"]
     mounted = set(re.findall(r"--mount=type=secret,id=(\w+)", DOCKERFILE))
     assert mounted == {"pip", "ca"}
@@ -175,9 +175,9 @@ def test_pips_settings_are_secrets_of_the_build(engine: Engine) -> None:
 
 @pytest.mark.parametrize("tag", [["--tag", "mine"], ["-t", "mine"], ["--tag=mine"]])
 def test_options_go_to_the_engine_and_a_tag_of_ones_own_is_the_only_one(engine: Engine, tag: list[str]) -> None:
-    asked = engine.asked(*tag, "--platform", "linux/arm64")
-    assert not [word for word in asked if word.startswith("tc-treeherder:")]
-    assert asked[-1 - len(tag) - 2 :] == [*tag, "--platform", "linux/arm64", "."]
+    command = engine.asked(*tag, "--platform", "linux/arm64")
+    assert not [word for word in command if word.startswith("tc-treeherder:")]
+    assert command[-1 - len(tag) - 2 :] == [*tag, "--platform", "linux/arm64", "."]
 
 
 def test_without_an_engine_it_says_what_to_do(tmp_path: Path) -> None:

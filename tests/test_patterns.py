@@ -20,9 +20,9 @@ CHARACTERS = ' a0@/.-_:%\\`"<>=,\n\u00e9'
 
 def patterns() -> Iterator[tuple[str, "re.Pattern[str]", bool]]:
     """Find each compiled pattern of a module, and whether it is searched for, or only matched from the start."""
-    names = ["events", "configuration"]
+    names: list[str] = []
     for package in (service, listeners):
-        names += [each.name for each in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+        names += [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     for name in names:
         if name in {"service.__main__", "service.engine.render_child"} or "_alembic" in name:
             continue

@@ -45,15 +45,15 @@ def installed() -> Callable[[type[PrivateServer]], None]:
 
 def left_in(folder: Path) -> list[str]:
     """Return the processes that use a folder."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             words = [process.cwd(), *process.cmdline(), *process.environ().values()]
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
         if any(str(folder) in word for word in words):
-            found.append(repr(process))
-    return found
+            processes.append(repr(process))
+    return processes
 
 
 def test_postgres_survives_stop_and_kill_and_leaves_nothing(

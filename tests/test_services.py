@@ -243,17 +243,17 @@ def test_a_vhost_of_our_own_goes_with_all_that_is_in_it(amqp_server: Server) -> 
 
 
 def test_amqp_names_its_own_and_clears_them(amqp_url: str) -> None:
-    ours, other = Amqp(amqp_url), Amqp(amqp_url)
-    queue, exchange = ours.queue("jobs"), ours.exchange("jobs")
-    assert queue.startswith(f"queue/{ours.user}/")
-    assert exchange.startswith(f"exchange/{ours.user}/")
-    assert queue != other.queue("jobs")
-    ours.exchanges.add(never_made := ours.name)
+    first, second = Amqp(amqp_url), Amqp(amqp_url)
+    queue, exchange = first.queue("jobs"), first.exchange("jobs")
+    assert queue.startswith(f"queue/{first.user}/")
+    assert exchange.startswith(f"exchange/{first.user}/")
+    assert queue != second.queue("jobs")
+    first.exchanges.add(never_made := first.name)
     connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
     channel = connection.channel()
     channel.queue_declare(queue, durable=True)
     channel.exchange_declare(exchange, "topic", durable=True)
-    ours.clear()
+    first.clear()
     with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
         connection.channel().queue_declare(queue, passive=True)
     for gone in (exchange, never_made):
@@ -265,11 +265,11 @@ def test_amqp_names_its_own_and_clears_them(amqp_url: str) -> None:
 def test_a_server_is_told_to_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PrivateBroker, "program", lambda *_: "rabbitmq-server")
     broker = PrivateBroker([1, 2, 3, 4], tmp_path)
-    told = Server.told(json.loads(json.dumps(Server("amqp://here", "here", False, broker, pytest.fail).tell())))
-    assert (told.url, told.how, told.shared) == ("amqp://here", "here", False)
-    assert isinstance(told.private, PrivateBroker)
-    assert told.private.save() == broker.save()
-    told.stop()  # is for who started it
+    loaded = Server.told(json.loads(json.dumps(Server("amqp://here", "here", False, broker, pytest.fail).tell())))
+    assert (loaded.url, loaded.how, loaded.shared) == ("amqp://here", "here", False)
+    assert isinstance(loaded.private, PrivateBroker)
+    assert loaded.private.save() == broker.save()
+    loaded.stop()  # is for who started it
     assert Server.told(Server("amqp://here", "here").tell()).private is None
 
 

@@ -28,9 +28,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "treeherders.md"
 
 def configuration(heading: str) -> dict[str, Any]:
     """Return what stands below a heading that begins so."""
-    found = re.search(rf"^## {re.escape(heading)}.*?^```yaml\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert found is not None, heading
-    settings: dict[str, Any] = yaml.safe_load(found[1])
+    match = re.search(rf"^## {re.escape(heading)}.*?^```yaml\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert match is not None, heading
+    settings: dict[str, Any] = yaml.safe_load(match[1])
     assert Settings(**settings).environments.keys() == {PREFIX}
     return settings
 

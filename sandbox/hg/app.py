@@ -70,19 +70,19 @@ class _Hgweb:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         path = unquote_to_bytes(scope["raw_path"].removeprefix(scope.get("root_path", "").encode()))
-        asked = _REQUEST.fullmatch(path.decode("utf-8", "surrogateescape"))
-        command = asked["command"] if asked else "other"
-        repository = (asked["repository"] or "") if asked else ""
-        status, began = 500, time.time()
+        match = _REQUEST.fullmatch(path.decode("utf-8", "surrogateescape"))
+        command = match["command"] if match else "other"
+        repository = (match["repository"] or "") if match else ""
+        status, began_at = 500, time.time()
         self._requests.begin(command, repository, conditional="if-none-match" in request.headers)
         try:
-            if asked is None:
+            if match is None:
                 response = _no_repository(path.decode(errors="replace").strip("/"))
             else:
-                response = await self._answer(request, repository, command, asked["rest"] or "")
+                response = await self._answer(request, repository, command, match["rest"] or "")
             status = response.status_code
             if command == "json-pushes" and status == 200:
-                self._requests.listed(repository, self._pushlog.last_push_id(repository), began)
+                self._requests.listed(repository, self._pushlog.last_push_id(repository), began_at)
             response.headers["Date"] = formatdate(self._pushlog.clock(), usegmt=True)
             await response(scope, receive, send)
         finally:
@@ -149,8 +149,8 @@ class _Hgweb:
         except UnknownRevisionError as error:
             name = error.name.encode("utf-8", "surrogateescape")
             # hgweb puts a node's 20 bytes, not their hex, into its answer
-            shown = bytes.fromhex(error.name) if re.fullmatch("[0-9a-f]{40}", error.name) else name
-            return _text(b"\nerror: revision not found: " + shown + b"\n", 404)
+            displayed_name = bytes.fromhex(error.name) if re.fullmatch("[0-9a-f]{40}", error.name) else name
+            return _text(b"\nerror: revision not found: " + displayed_name + b"\n", 404)
         except MissingFileError as error:
             return _text(b"\nerror: %s@%s: not found in manifest\n" % (error.path, error.node.encode()), 404)
         return _text(body, 200) if listing else Response(body, media_type="application/binary")
@@ -172,8 +172,8 @@ def _text(body: bytes, status: int) -> Response:
 
 
 def _no_repository(name: str) -> Response:
-    shown = html.escape(name.encode(errors="replace").decode())
-    return Response(_NO_REPOSITORY.format(shown), 404, media_type="text/html")
+    escaped_name = html.escape(name.encode(errors="replace").decode())
+    return Response(_NO_REPOSITORY.format(escaped_name), 404, media_type="text/html")
 
 
 def _control(pushlog: Pushlog, faults: Faults, requests: Requests) -> list[Route]:

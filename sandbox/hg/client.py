@@ -37,8 +37,8 @@ class Client:
 
     async def repositories(self) -> list[dict[str, Any]]:
         """Return `[{"repository", "last_push_id"}]`."""
-        told: list[dict[str, Any]] = await self._call("GET", "/repositories")
-        return told
+        repositories: list[dict[str, Any]] = await self._call("GET", "/repositories")
+        return repositories
 
     async def push(
         self,
@@ -50,10 +50,10 @@ class Client:
     ) -> dict[str, Any]:
         """Push changesets; return `{"id", "user", "date", "changesets": [node, ...]}`."""
         new = [{**asdict(changeset), "files": _files(changeset)} for changeset in changesets]
-        told: dict[str, Any] = await self._call(
+        push: dict[str, Any] = await self._call(
             "POST", "/push", repository=repository, changesets=new, user=user, date=date
         )
-        return told
+        return push
 
     async def obsolete(self, repository: str, push_id: int) -> None:
         await self._call("POST", "/obsolete", repository=repository, push_id=push_id)
@@ -72,8 +72,8 @@ class Client:
 
     async def requests(self) -> dict[str, Any]:
         """Return the counts of `Requests.report`."""
-        told: dict[str, Any] = await self._call("GET", "/requests")
-        return told
+        counts: dict[str, Any] = await self._call("GET", "/requests")
+        return counts
 
     async def clear_requests(self) -> None:
         await self._call("DELETE", "/requests")

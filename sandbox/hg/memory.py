@@ -23,17 +23,17 @@ class _Store:
 
         If both sides of a merge changed a file, the newer change therefore wins (with Mercurial, the first parent's).
         """
-        wanted = {node}
-        for at in reversed(self.history.changesets):
-            if at in wanted:
-                yield self.changes[at]
-                wanted.update(self.parents[at])
+        ancestors = {node}
+        for current in reversed(self.history.changesets):
+            if current in ancestors:
+                yield self.changes[current]
+                ancestors.update(self.parents[current])
 
     def find(self, node: str, path: bytes) -> bytes | None:
         """Return a file's bytes as of a changeset, or None."""
         if (node, path) not in self.contents:
-            found = next((changes[path] for changes in self.walk(node) if path in changes), None)
-            self.contents[node, path] = found
+            content = next((changes[path] for changes in self.walk(node) if path in changes), None)
+            self.contents[node, path] = content
         return self.contents[node, path]
 
     def hide(self) -> None:
@@ -104,8 +104,10 @@ class MemoryPushlog(Pushlog):
             for path, content in new.files.items()
         }
         author, message = raw(new.author or user, "author"), _strip_message(raw(new.message, "message"))
-        said = repr((sorted(parents), author, message, new.branch, date, sorted(changes.items(), key=lambda c: c[0])))
-        node = hashlib.sha1(said.encode()).hexdigest()
+        identity = repr(
+            (sorted(parents), author, message, new.branch, date, sorted(changes.items(), key=lambda c: c[0]))
+        )
+        node = hashlib.sha1(identity.encode()).hexdigest()
         if node in store.history.changesets:
             raise ValueError(f"{node} is there already: change its message, files or date")
         store.history.changesets[node] = {

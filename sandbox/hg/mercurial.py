@@ -41,8 +41,8 @@ _FIELDS = (
 class CommandError(RuntimeError):
     """An error of an `hg` command; `code` is its exit status."""
 
-    def __init__(self, arguments: Sequence[bytes], code: int, said: bytes) -> None:
-        super().__init__(f"hg {b' '.join(arguments)!r} ended with {code}: {said.decode(errors='replace').strip()}")
+    def __init__(self, arguments: Sequence[bytes], code: int, output: bytes) -> None:
+        super().__init__(f"hg {b' '.join(arguments)!r} ended with {code}: {output.decode(errors='replace').strip()}")
         self.code = code
 
 
@@ -68,18 +68,18 @@ class CommandServer:
         assert self._process.stdin is not None
         self._process.stdin.write(b"runcommand\n" + struct.pack(">I", len(line)) + line)
         self._process.stdin.flush()
-        said: dict[bytes, bytes] = {b"o": b"", b"e": b""}
+        outputs: dict[bytes, bytes] = {b"o": b"", b"e": b""}
         while True:
             channel, data = self._read()
             if channel == b"r":
                 break
-            if channel not in said:
+            if channel not in outputs:
                 raise CommandError(encoded, -1, b"it asks for input on channel " + channel)
-            said[channel] += data
+            outputs[channel] += data
         (code,) = struct.unpack(">i", data)
         if code:
-            raise CommandError(encoded, code, said[b"e"] or said[b"o"])
-        return said[b"o"]
+            raise CommandError(encoded, code, outputs[b"e"] or outputs[b"o"])
+        return outputs[b"o"]
 
     def _read(self) -> tuple[bytes, bytes]:
         assert self._process.stdout is not None
@@ -219,9 +219,9 @@ class MercurialPushlog(Pushlog):
         return self._hg.run("--cwd", str(self.served(repository)), "cat", "--rev", node, b"path:" + path)
 
 
-def _fields(told: dict[str, Any]) -> dict[str, Any]:
+def _fields(log_entry: dict[str, Any]) -> dict[str, Any]:
     """Return a changeset in the form of json-pushes; git nodes are null, as on servers without a git mirror."""
-    first, second, precursors = told.pop("p1"), told.pop("p2"), told.pop("precursors")
+    first, second, precursors = log_entry.pop("p1"), log_entry.pop("p2"), log_entry.pop("precursors")
     parents = [first] if second == NULL else [first, second]
-    fields = {**told, "parents": parents, "git_node": None, "git_parents": [None] * len(parents)}
+    fields = {**log_entry, "parents": parents, "git_node": None, "git_parents": [None] * len(parents)}
     return {**fields, "precursors": precursors} if precursors else fields

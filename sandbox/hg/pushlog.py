@@ -87,10 +87,10 @@ class History:
             return self.tip or NULL
         node = name
         if node not in self.changesets:
-            found = [node for node in self.changesets if name and node.startswith(name)]
-            if len(found) != 1:
+            matches = [node for node in self.changesets if name and node.startswith(name)]
+            if len(matches) != 1:
                 raise UnknownRevisionError(name)
-            node = found[0]
+            node = matches[0]
         if node in self.hidden:
             raise UnknownRevisionError(name, hidden=True)
         return node
@@ -270,8 +270,8 @@ class Pushlog(ABC):
         """Strip a push's changesets and their descendants, as `hg strip` does: emptied pushes are no longer listed."""
         with self._lock:
             log = self._log(repository)
-            known = self._history(repository).changesets
-            self._strip(repository, [node for node in self._push(log, push_id).nodes if node in known])
+            changesets = self._history(repository).changesets
+            self._strip(repository, [node for node in self._push(log, push_id).nodes if node in changesets])
             self._changed(log)
 
     def reset(self, repository: str, *, away: float = 0.0) -> None:
@@ -325,8 +325,10 @@ class Pushlog(ABC):
             key = (query, upto, ahead)
             if key not in log.answers:
                 history = self._view(repository, upto)
-                shown = [log.pushes[i] for i in log.window(query, history)]
-                pushes = {str(push.id): told for push in shown if (told := describe(push, query, history))}
+                selected = [log.pushes[i] for i in log.window(query, history)]
+                pushes = {
+                    str(push.id): description for push in selected if (description := describe(push, query, history))
+                }
                 last = log.last_push_id if upto is None or ahead else min(upto, log.last_push_id)
                 answer = pushes if query.version == 1 else {"lastpushid": last, "pushes": pushes}
                 if len(log.answers) >= ANSWERS_KEPT:
@@ -412,7 +414,7 @@ class Pushlog(ABC):
     def _content(self, repository: str, node: str, path: bytes) -> bytes: ...
 
 
-def raw(text: str | bytes, what: str) -> bytes:
+def raw(text: str | bytes, field: str) -> bytes:
     """Return the bytes that a text of a `NewChangeset` stands for."""
     if isinstance(text, bytes):
         return text
@@ -420,7 +422,7 @@ def raw(text: str | bytes, what: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{what} {text!r} holds a surrogate that stands for no byte: write a raw byte as U+DC80..U+DCFF"
+            f"{field} {text!r} holds a surrogate that stands for no byte: write a raw byte as U+DC80..U+DCFF"
         ) from error
 
 

@@ -111,8 +111,8 @@ class Artifacts:
         """Answer `listArtifacts`, or `listLatestArtifacts` without a run, with one page."""
         _may_list(task_id, run_id, caller)
         artifacts = self._of_run(task_id, run_id)
-        page, rest = paged(sorted(artifacts), token, limit)
-        return {"artifacts": [artifacts[name].describe() for name in page], **rest}
+        page, continuation = paged(sorted(artifacts), token, limit)
+        return {"artifacts": [artifacts[name].describe() for name in page], **continuation}
 
     def info(self, task_id: str, run_id: int | None, name: str, caller: Caller | None = None) -> Json:
         """Answer `artifactInfo`, or `latestArtifactInfo` without a run; links are not followed."""
@@ -223,7 +223,7 @@ class Artifacts:
                 )
             names.append(name)
             if caller is not None:
-                require(caller, {"AllOf": [f"queue:get-artifact:{each}" for each in names]})
+                require(caller, {"AllOf": [f"queue:get-artifact:{visited}" for visited in names]})
             artifact = self._find(task_id, run_id, name)
             if artifact.storage_type != "link":
                 break

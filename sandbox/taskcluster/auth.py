@@ -114,11 +114,11 @@ class Auth:
         """Return the caller of this request. Raises `AuthFailed` if its credentials are invalid."""
         if request.authorization:
             return self._by_header(request)
-        if (found := re.search(r"[?&]bewit=([^&]+)", request.resource)) and request.method.upper() in ("GET", "HEAD"):
-            stripped = request.resource[: found.start()] + request.resource[found.end() :]
-            if found[0].startswith("?") and "?" not in stripped:
+        if (bewit := re.search(r"[?&]bewit=([^&]+)", request.resource)) and request.method.upper() in ("GET", "HEAD"):
+            stripped = request.resource[: bewit.start()] + request.resource[bewit.end() :]
+            if bewit[0].startswith("?") and "?" not in stripped:
                 stripped = stripped.replace("&", "?", 1)
-            return self._by_bewit(request, found[1], stripped)
+            return self._by_bewit(request, bewit[1], stripped)
         return Caller(None, self.expand(["assume:anonymous"]), self.clock.now() + HOUR)
 
     def _by_header(self, request: Request) -> Caller:
@@ -133,7 +133,7 @@ class Auth:
 
     def _by_bewit(self, request: Request, bewit: str, stripped: str) -> Caller:
         try:
-            client_id, expires, theirs, ext = _unbase64(bewit).decode().split("\\")
+            client_id, expires, signature, ext = _unbase64(bewit).decode().split("\\")
             lasts = int(expires)
         except ValueError:
             raise AuthFailed("Invalid bewit structure") from None
@@ -141,7 +141,7 @@ class Auth:
             raise AuthFailed("Access expired")
         identity = self._identify(client_id, ext)
         plain = Request("GET", stripped, request.host, request.port)
-        if not _same(mac("bewit", plain, {"ts": expires, "ext": ext}, identity.key), theirs):
+        if not _same(mac("bewit", plain, {"ts": expires, "ext": ext}, identity.key), signature):
             raise AuthFailed("Bad mac")
         return Caller(identity.client_id, identity.scopes, identity.expires)
 
@@ -154,16 +154,16 @@ class Auth:
         certificate = extension.get("certificate")
         identity = self._client(client_id) if certificate is None else self._temporary(client_id, certificate)
         if "authorizedScopes" in extension:
-            wanted = extension["authorizedScopes"]
-            if not isinstance(wanted, list) or not all(is_valid(scope) for scope in wanted):
+            authorized_scopes = extension["authorizedScopes"]
+            if not isinstance(authorized_scopes, list) or not all(is_valid(scope) for scope in authorized_scopes):
                 raise AuthFailed("ext.authorizedScopes must be an array of valid scopes")
-            if not all(identity.scopes.satisfies(scope) for scope in wanted):
+            if not all(identity.scopes.satisfies(scope) for scope in authorized_scopes):
                 raise AuthFailed(
                     f"Supplied credentials, client ID {client_id}, do not satisfy ext.authorizedScopes; "
                     f"credentials have scopes [{', '.join(identity.scopes.scopes)}]; "
-                    f"authorizedScopes are [{', '.join(wanted)}]"
+                    f"authorizedScopes are [{', '.join(authorized_scopes)}]"
                 )
-            identity.scopes = self.expand([*wanted, "assume:anonymous"])
+            identity.scopes = self.expand([*authorized_scopes, "assume:anonymous"])
         if certificate is None:  # certificates are checked each time, for they begin and end
             if len(self._extensions) > 10_000:
                 self._extensions.clear()
@@ -294,15 +294,15 @@ def _parse(authorization: str) -> dict[str, str]:
     scheme, _, rest = authorization.partition(" ")
     if scheme.lower() != "hawk":
         raise AuthFailed("Unauthorized: the Authorization header is not a Hawk header")
-    found = dict(_ATTRIBUTE.findall(rest))
-    if _ATTRIBUTE.sub("", rest).strip() or not set(found) <= _KNOWN:
+    attributes = dict(_ATTRIBUTE.findall(rest))
+    if _ATTRIBUTE.sub("", rest).strip() or not set(attributes) <= _KNOWN:
         raise AuthFailed("Bad header format")
     for name in ("id", "ts", "nonce", "mac"):
-        if not found.get(name):
+        if not attributes.get(name):
             raise AuthFailed("Missing attributes")
-    if not found["ts"].isdigit():
+    if not attributes["ts"].isdigit():
         raise AuthFailed("Invalid timestamp")
-    return found
+    return attributes
 
 
 def _extension(ext: str) -> dict[str, Any]:

@@ -118,8 +118,8 @@ def _list(item: Check, most: int | None = None, unique: bool = False) -> Check:
             problems.append(f"{where} must NOT have more than {most} items")
             return
         before = len(problems)
-        for index, each in enumerate(value):
-            item(each, f"{where}[{index}]", problems)
+        for index, element in enumerate(value):
+            item(element, f"{where}[{index}]", problems)
         if unique and len(problems) == before and len(set(value)) < len(value):
             problems.append(f"{where} must NOT have duplicate items")
 
@@ -157,8 +157,8 @@ def _address(value: Any, where: str, problems: Problems) -> None:
 def _tags(value: Any, where: str, problems: Problems) -> None:
     _object(value, where, problems)
     if isinstance(value, dict):
-        for key, each in value.items():
-            _string(4096)(each, f"{where}[{key!r}]", problems)
+        for key, tag in value.items():
+            _string(4096)(tag, f"{where}[{key!r}]", problems)
 
 
 class Schema:
@@ -175,12 +175,12 @@ class Schema:
             problems.append(f"{where} must be object")
             return
         problems.extend(f"{where} must have required property '{name}'" for name in self._required if name not in value)
-        for name, each in value.items():
+        for name, field in value.items():
             check = self.properties.get(name)
             if check is None:
                 problems.append(f"{where} must NOT have additional properties: '{name}'")
             else:
-                check(each, f"{where}.{name}", problems)
+                check(field, f"{where}.{name}", problems)
 
     def check(self, value: Any) -> None:
         """Raise `InputValidationError` with all problems of the value, if there are any."""
@@ -364,21 +364,21 @@ def check_storable(task: dict[str, Any]) -> None:
 
 def _complete_queue(task: dict[str, Any]) -> None:
     """Derive `taskQueueId` from `provisionerId` and `workerType`, or the reverse; raise ApiError if they disagree."""
-    given = {name: task.get(name) for name in ("provisionerId", "workerType")}
+    parts = {name: task.get(name) for name in ("provisionerId", "workerType")}
     if "taskQueueId" in task:
         provisioner, worker_type = task["taskQueueId"].split("/")
         for name, value in (("provisionerId", provisioner), ("workerType", worker_type)):
-            if given[name] not in (None, value):
+            if parts[name] not in (None, value):
                 raise ApiError(
-                    "InputError", f"`{name}` {given[name]} does not match `taskQueueId` {task['taskQueueId']}"
+                    "InputError", f"`{name}` {parts[name]} does not match `taskQueueId` {task['taskQueueId']}"
                 )
             task[name] = value
-    elif None in given.values():
+    elif None in parts.values():
         raise ApiError(
             "InputError", "at least a `provisionerId` and a `workerType`, or a `taskQueueId`, must be provided"
         )
     else:
-        task["taskQueueId"] = f"{given['provisionerId']}/{given['workerType']}"
+        task["taskQueueId"] = f"{parts['provisionerId']}/{parts['workerType']}"
 
 
 def _moment(task: dict[str, Any], name: str) -> int:

@@ -26,15 +26,15 @@ def control_routes(tc: Taskcluster) -> list[Route]:
     async def tasks(request: HttpRequest) -> Response:
         if request.method == "POST":
             try:
-                for each in (await request.json())["tasks"]:
-                    tc.queue.create_task(each["taskId"], each["task"])
+                for entry in (await request.json())["tasks"]:
+                    tc.queue.create_task(entry["taskId"], entry["task"])
             except ApiError as error:
                 return JSONResponse({"code": error.code, "message": error.message}, error.status)
             return JSONResponse({"tasks": len(tc.queue.tasks)}, 201)
-        one = request.query_params.get("taskId")
-        wanted = [task for task in tc.queue.tasks.values() if one in {None, task.task_id}]
-        found = [{"status": task.status(), "task": task.definition} for task in wanted]
-        return JSONResponse({"tasks": found})
+        task_id = request.query_params.get("taskId")
+        selected = [task for task in tc.queue.tasks.values() if task_id in {None, task.task_id}]
+        descriptions = [{"status": task.status(), "task": task.definition} for task in selected]
+        return JSONResponse({"tasks": descriptions})
 
     async def calls(request: HttpRequest) -> Response:
         if request.method == "DELETE":
@@ -55,12 +55,12 @@ def control_routes(tc: Taskcluster) -> list[Route]:
 
     async def clock(request: HttpRequest) -> Response:
         if request.method == "POST":
-            wanted = await request.json()
-            if wanted.get("reset"):
+            changes = await request.json()
+            if changes.get("reset"):
                 tc.clock.reset()
-            if wanted.get("freeze"):
+            if changes.get("freeze"):
                 tc.clock.freeze()
-            tc.advance(wanted.get("advance", 0))
+            tc.advance(changes.get("advance", 0))
         return JSONResponse({"now": iso(tc.clock.now())})
 
     async def latency(request: HttpRequest) -> Response:
@@ -72,12 +72,12 @@ def control_routes(tc: Taskcluster) -> list[Route]:
         return JSONResponse({})
 
     async def content(request: HttpRequest) -> Response:
-        where = request.path_params["taskId"], request.path_params["runId"], request.path_params["name"]
+        location = request.path_params["taskId"], request.path_params["runId"], request.path_params["name"]
         try:
             if request.method == "PUT":
-                tc.artifacts.put(*where, await request.body())
+                tc.artifacts.put(*location, await request.body())
                 return Response()
-            body, kind = tc.artifacts.bytes_of(*where)
+            body, kind = tc.artifacts.bytes_of(*location)
         except ApiError as error:
             return JSONResponse({"code": error.code, "message": error.message}, error.status)
         return Response(body, media_type=kind)

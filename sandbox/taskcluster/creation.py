@@ -41,14 +41,14 @@ class Creation(Scheduler):
         """
         checks.CREATE_TASK.check(definition)
         now = self.clock.now()
-        wanted = checks.complete(task_id, definition, now)
-        require_scopes(caller, creation_scopes(wanted))
-        task = Task(task_id, wanted, _moment(wanted["deadline"]), _moment(wanted["expires"]))
+        completed = checks.complete(task_id, definition, now)
+        require_scopes(caller, creation_scopes(completed))
+        task = Task(task_id, completed, _moment(completed["deadline"]), _moment(completed["expires"]))
         group = self._enter_group(task)
         existing = self.tasks.get(task_id)
         if existing is not None:
-            return self._repeat(existing, wanted)
-        checks.check_storable(wanted)
+            return self._repeat(existing, completed)
+        checks.check_storable(completed)
         self._track_dependencies(task)
         self.tasks[task_id] = task
         insort(group.task_ids, task_id)
@@ -84,13 +84,13 @@ class Creation(Scheduler):
         group.expires = max(group.expires, task.expires + HOUR)
         return group
 
-    def _repeat(self, existing: Task, wanted: Json) -> Json:
+    def _repeat(self, existing: Task, completed: Json) -> Json:
         """Answer a repeated request as the first one and publish its messages again; raise the 409 for another body."""
-        if existing.definition != wanted:
+        if existing.definition != completed:
             differing = sorted(
                 key
-                for key in existing.definition.keys() | wanted.keys()
-                if existing.definition.get(key) != wanted.get(key)
+                for key in existing.definition.keys() | completed.keys()
+                if existing.definition.get(key) != completed.get(key)
             )
             raise ApiError(
                 "RequestConflict",

@@ -191,10 +191,10 @@ _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::(\d+))?")
 
 def _host(header: str, scheme: str) -> tuple[str, int]:
     """Parse host and port as mohawk signs them: the scheme's default port, and IPv6 without brackets."""
-    found = _HOST.fullmatch(header)
-    if found is None:
+    match = _HOST.fullmatch(header)
+    if match is None:
         return header, 0
-    return found[1].strip("[]"), int(found[2] or (443 if scheme == "https" else 80))
+    return match[1].strip("[]"), int(match[2] or (443 if scheme == "https" else 80))
 
 
 async def _until_gone(receive: Receive, removed: asyncio.Event) -> None:

@@ -39,4 +39,4 @@ def code_for(status: int) -> str:
     preferred = {400: "InputError"}
     if status in preferred:
         return preferred[status]
-    return next((code for code, known in STATUS.items() if known == status), "InternalServerError")
+    return next((code for code, code_status in STATUS.items() if code_status == status), "InternalServerError")

@@ -70,17 +70,17 @@ def api_methods(tc: Taskcluster) -> Iterable[tuple[str, Method]]:
         loop = asyncio.get_running_loop()
         until = loop.time() + tc.claim_wait
         while True:
-            claimed = queue.claim_work(call["taskQueueId"], call.body, call.caller)
-            left = until - loop.time()
-            if claimed["tasks"] or left <= 0:
-                return claimed
-            await queue.arrival(left)
+            claims = queue.claim_work(call["taskQueueId"], call.body, call.caller)
+            remaining = until - loop.time()
+            if claims["tasks"] or remaining <= 0:
+                return claims
+            await queue.arrival(remaining)
 
     def get_artifact(call: Call) -> Answer:
-        found = artifacts.get(call["taskId"], call.run_id, call["name"], call.base_url, call.caller)
-        if "url" not in found:
-            return Answer(424, found)
-        return Answer(303, found, ((b"location", found["url"].encode()),))
+        artifact = artifacts.get(call["taskId"], call.run_id, call["name"], call.base_url, call.caller)
+        if "url" not in artifact:
+            return Answer(424, artifact)
+        return Answer(303, artifact, ((b"location", artifact["url"].encode()),))
 
     def finish_artifact(call: Call) -> Answer:
         artifacts.finish(*call.run, call["name"], call.body, call.caller)

@@ -21,11 +21,11 @@ def paged(ids: list[str], token: str | None, limit: str | None) -> tuple[list[st
 
 
 def _untoken(token: str) -> str:
-    found = _TOKEN_FORM.fullmatch(token)
-    if found is None:
+    match = _TOKEN_FORM.fullmatch(token)
+    if match is None:
         raise ApiError(
             "InvalidRequestArguments",
             f'Query-string parameter: "continuationToken" given as "{token}" must match regular expression: '
             f'"/{_TOKEN_FORM.pattern}/"',
         )
-    return bytes.fromhex(found[1]).decode("utf-8", "replace")
+    return bytes.fromhex(match[1]).decode("utf-8", "replace")

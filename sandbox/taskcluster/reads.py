@@ -26,15 +26,15 @@ class Reads(Scheduler):
         self, body: Json, caller: Caller | None = None, token: str | None = None, limit: str | None = None
     ) -> Json:
         """Answer `tasks` with the definitions of many tasks; ids without a task are left out."""
-        found, rest = self._many(body, "queue:get-task", caller, token, limit)
-        return {"tasks": [{"taskId": task.task_id, "task": task.definition} for task in found], **rest}
+        tasks, continuation = self._many(body, "queue:get-task", caller, token, limit)
+        return {"tasks": [{"taskId": task.task_id, "task": task.definition} for task in tasks], **continuation}
 
     def statuses(
         self, body: Json, caller: Caller | None = None, token: str | None = None, limit: str | None = None
     ) -> Json:
         """Answer `statuses` with those of many tasks; ids without a task are left out."""
-        found, rest = self._many(body, "queue:status", caller, token, limit)
-        return {"statuses": [{"taskId": task.task_id, "status": task.status()} for task in found], **rest}
+        tasks, continuation = self._many(body, "queue:status", caller, token, limit)
+        return {"statuses": [{"taskId": task.task_id, "status": task.status()} for task in tasks], **continuation}
 
     def _many(
         self, body: Json, scope: str, caller: Caller | None, token: str | None, limit: str | None
@@ -42,8 +42,8 @@ class Reads(Scheduler):
         checks.TASKS.check(body)
         task_ids = sorted(set(body.get("taskIds", ())))
         require_scopes(caller, {"AllOf": [f"{scope}:{task_id}" for task_id in task_ids]})
-        page, rest = paged(task_ids, token, limit)
-        return [self.tasks[task_id] for task_id in page if task_id in self.tasks], rest
+        page, continuation = paged(task_ids, token, limit)
+        return [self.tasks[task_id] for task_id in page if task_id in self.tasks], continuation
 
     def list_task_group(
         self, group_id: str, caller: Caller | None = None, token: str | None = None, limit: str | None = None
@@ -51,16 +51,16 @@ class Reads(Scheduler):
         """Answer `listTaskGroup` with one page."""
         require_scopes(caller, f"queue:list-task-group:{group_id}")
         group = self.group(group_id)
-        page, rest = paged(group.task_ids, token, limit)
-        return {**group.describe(), "tasks": self._with_status(page), **rest}
+        page, continuation = paged(group.task_ids, token, limit)
+        return {**group.describe(), "tasks": self._with_status(page), **continuation}
 
     def list_dependent_tasks(
         self, task_id: str, caller: Caller | None = None, token: str | None = None, limit: str | None = None
     ) -> Json:
         """Answer `listDependentTasks` with one page; dependents of every group are included."""
         require_scopes(caller, f"queue:list-dependent-tasks:{task_id}")
-        page, rest = paged(self.find(task_id).dependents, token, limit)
-        return {"taskId": task_id, "tasks": self._with_status(page), **rest}
+        page, continuation = paged(self.find(task_id).dependents, token, limit)
+        return {"taskId": task_id, "tasks": self._with_status(page), **continuation}
 
     def _with_status(self, task_ids: Iterable[str]) -> list[Json]:
         tasks = (self.tasks[task_id] for task_id in task_ids)

@@ -42,11 +42,11 @@ class ScopeSet:
         if isinstance(expression, str):
             return None if self.satisfies(expression) else expression
         if "AllOf" in expression:
-            rest = [lack for each in expression["AllOf"] if (lack := self.missing(each)) is not None]
-            if not rest:
+            unsatisfied = [lack for part in expression["AllOf"] if (lack := self.missing(part)) is not None]
+            if not unsatisfied:
                 return None
-            return rest[0] if len(rest) == 1 else {"AllOf": rest}
-        lacks = [self.missing(each) for each in expression["AnyOf"]]
+            return unsatisfied[0] if len(unsatisfied) == 1 else {"AllOf": unsatisfied}
+        lacks = [self.missing(part) for part in expression["AnyOf"]]
         return None if None in lacks else {"AnyOf": lacks}
 
     def minimal(self) -> list[str]:
@@ -56,18 +56,18 @@ class ScopeSet:
 
 def expand(scopes: Iterable[str], roles: Roles) -> ScopeSet:
     """Return the scopes with those of their roles, and of the roles of these, and so on."""
-    found: set[str] = set()
+    expanded: set[str] = set()
     waiting = list(scopes)
     while waiting:
         scope = waiting.pop()
-        if scope in found:
+        if scope in expanded:
             continue
-        found.add(scope)
-        for role, brings in roles.items():
+        expanded.add(scope)
+        for role, role_scopes in roles.items():
             matched = _assumes(scope, f"assume:{role}")
             if matched is not None:
-                waiting.extend(_fill(each, matched) for each in brings)
-    return ScopeSet(found)
+                waiting.extend(_fill(role_scope, matched) for role_scope in role_scopes)
+    return ScopeSet(expanded)
 
 
 def _assumes(scope: str, role: str) -> str | None:

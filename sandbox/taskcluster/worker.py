@@ -82,16 +82,16 @@ class Worker:
         built_in = _BUILT_IN.get(task["taskQueueId"])
         if built_in is not None:
             return 0.0, MALFORMED if task["payload"] else built_in
-        told: Any = task["payload"].get("sandbox", {})
-        if not isinstance(told, dict):
+        instructions: Any = task["payload"].get("sandbox", {})
+        if not isinstance(instructions, dict):
             return 0.0, MALFORMED
-        seconds, result = told.get("seconds", self._seconds), told.get("result", "completed")
+        seconds, result = instructions.get("seconds", self._seconds), instructions.get("result", "completed")
         kind = (task["metadata"]["name"], *sorted(r for r in task["routes"] if r.startswith("tc-treeherder")))
         if kind not in self._seen:
             self._seen.add(kind)
-            result = told.get("once", result)
-        good = isinstance(seconds, int | float) and 0 <= seconds < MAX_SECONDS and result in RESULTS
-        return (seconds, result) if good else (0.0, MALFORMED)
+            result = instructions.get("once", result)
+        valid = isinstance(seconds, int | float) and 0 <= seconds < MAX_SECONDS and result in RESULTS
+        return (seconds, result) if valid else (0.0, MALFORMED)
 
     def _report(self, task_id: str, run_id: int, result: str) -> None:
         if result == "completed":

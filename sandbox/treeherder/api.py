@@ -74,13 +74,13 @@ class Api:
         if "revision" not in query and year in (2017, "today"):  # they ignore the parameter
             pushes = store.newest(project, 10)
         else:
-            found = store.push(
+            push = store.push(
                 project,
                 revision=query.get("revision"),
                 revision_hash=query.get("revision_hash"),
                 any_changeset=year != 2015,
             )
-            pushes = [] if found is None else [found]
+            pushes = [] if push is None else [push]
         results = [{"id": push.id, **push.body, "revision_count": len(push.body["revisions"])} for push in pushes]
         if year == "today":
             for result in results:

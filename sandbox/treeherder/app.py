@@ -78,24 +78,24 @@ class _Front:
         if scope["type"] != "http" or not scope["path"].startswith("/api/"):
             await self._app(scope, receive, send)
             return
-        asked = f"{scope['method']} {_kind(scope['path'])}"
+        call = f"{scope['method']} {_kind(scope['path'])}"
         behaviour = self._state.behaviour
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._state.counters[f"{asked} {message['status']}"] += 1
+                self._state.counters[f"{call} {message['status']}"] += 1
             await send(message)
 
         if behaviour.delay:
             await asyncio.sleep(behaviour.delay)
         if not behaviour.uses_up("down"):
-            years = _YEARS.get(asked, ANY_YEAR)
+            years = _YEARS.get(call, ANY_YEAR)
             gone = json_response({"detail": "Not found."}, 404)
             await (self._app if behaviour.year in years else gone)(scope, receive, counting)
         elif behaviour.down_how == "503":
             await json_response({"detail": "Service Unavailable"}, 503)(scope, receive, counting)
         else:
-            self._state.counters[f"{asked} dropped"] += 1
+            self._state.counters[f"{call} dropped"] += 1
             await _cut(receive, send)
 
 

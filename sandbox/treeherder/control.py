@@ -77,10 +77,10 @@ class Control:
         return json_response(self._state.behaviour.model_dump(mode="json"))
 
     async def add_repository(self, request: Request) -> Response:
-        given = require_object(parse_json(await request.body()))
-        if not isinstance(given.get("name"), str) or not re.fullmatch(r"[\w-]{1,50}", given["name"]):
-            raise HTTPException(400, f"name {given.get('name')!r} is not 1 to 50 letters, digits, _ and -")
-        repository = Repository(given["name"], str(given.get("url", "")))
+        fields = require_object(parse_json(await request.body()))
+        if not isinstance(fields.get("name"), str) or not re.fullmatch(r"[\w-]{1,50}", fields["name"]):
+            raise HTTPException(400, f"name {fields.get('name')!r} is not 1 to 50 letters, digits, _ and -")
+        repository = Repository(fields["name"], str(fields.get("url", "")))
         self._state.store.repositories[repository.name] = repository
         return json_response(describe_repository(repository), 201)
 
@@ -99,7 +99,7 @@ class Control:
             message["job_id"] = job.id
         routing_key = f"taskcluster.{press.project}.{press.action}{'.' if press.trailing_dot else ''}"
         try:
-            heard = await asyncio.to_thread(
+            routed = await asyncio.to_thread(
                 publish_job_action, self._state.amqp_url, routing_key, message, self._state.job_actions_exchange
             )
         except BROKER_ERRORS as error:
@@ -111,7 +111,7 @@ class Control:
                 "exchange": self._state.job_actions_exchange,
                 "routing_key": routing_key,
                 "message": message,
-                "heard": heard,
+                "heard": routed,
             }
         )
 

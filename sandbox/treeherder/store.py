@@ -191,7 +191,7 @@ class Store:
         dropped with `drop_unknown_push`; both occur on real installations. Anything else that is wrong raises
         SubmissionError.
         """
-        found: list[tuple[Push, dict[str, Any]]] = []
+        accepted: list[tuple[Push, dict[str, Any]]] = []
         dropped = 0
         for position, entry in enumerate(_list("the body", jobs)):
             where = f"[{position}]"
@@ -220,10 +220,10 @@ class Store:
                 raise SubmissionError(
                     f"{where}.revision {entry['revision']!r}: the job stands on push {stored.push.revision}"
                 )
-            found.append((push, job))
+            accepted.append((push, job))
         self.dropped_jobs += dropped
         now = time.time()
-        for push, job in found:
+        for push, job in accepted:
             self._store_job(now, push, job, keep_artifacts=old)
 
     def _store_job(self, now: float, push: Push, body: dict[str, Any], *, keep_artifacts: bool) -> None:
@@ -235,9 +235,9 @@ class Store:
             push.jobs.append(job)
         else:
             before = job.body["state"]
-            stays = before == "completed" or (before == "running" and body["state"] == "pending")
-            job.history.append((now, body["state"], body["result"], "ignored" if stays else "updated"))
-            if stays:
+            ignored = before == "completed" or (before == "running" and body["state"] == "pending")
+            job.history.append((now, body["state"], body["result"], "ignored" if ignored else "updated"))
+            if ignored:
                 return
             job.body = body
         for artifact in body.get("artifacts", []):

@@ -39,17 +39,17 @@ def _object(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, An
 
 def _value(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of one setting without references, defaults and titles."""
-    said = {key: schema[key] for key in ("description",) if key in schema}
+    described = {key: schema[key] for key in ("description",) if key in schema}
     if "$ref" in schema:
-        return said | _value(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+        return described | _value(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
     if "anyOf" in schema:  # a value or null
-        return said | {"anyOf": [_value(choice, definitions) for choice in schema["anyOf"]]}
+        return described | {"anyOf": [_value(choice, definitions) for choice in schema["anyOf"]]}
     if schema.get("writeOnly"):
-        return said  # a secret: templates/_checks.tpl says where it belongs
+        return described  # a secret: templates/_checks.tpl says where it belongs
     if schema.get("format") == "duration":
-        return said | _DURATION
+        return described | _DURATION
     if "properties" in schema:
-        return said | _object(schema, definitions)
+        return described | _object(schema, definitions)
     kept = {
         key: value
         for key, value in schema.items()
@@ -62,7 +62,7 @@ def _value(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         kept["items"] = _value(schema["items"], definitions)
     if isinstance(schema.get("additionalProperties"), dict):
         kept["additionalProperties"] = _value(schema["additionalProperties"], definitions)
-    return said | kept
+    return described | kept
 
 
 if __name__ == "__main__":

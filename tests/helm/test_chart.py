@@ -173,19 +173,21 @@ def render(values: Values) -> list[Manifest]:
 
 def of(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
     """Return the manifests of that kind, by name."""
-    return {each["metadata"]["name"]: each for each in manifests if each["kind"] == kind}
+    return {manifest["metadata"]["name"]: manifest for manifest in manifests if manifest["kind"] == kind}
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
     """Return the specs of all pod templates, by the name of their owner."""
-    return {name: each["spec"]["template"]["spec"] for name, each in of(manifests, "Deployment").items()}
+    return {name: deployment["spec"]["template"]["spec"] for name, deployment in of(manifests, "Deployment").items()}
 
 
 def containers(manifests: list[Manifest]) -> dict[str, Manifest]:
     """Return all containers by name; no two pods have a container of the same name."""
-    found = [each for pod in pods(manifests).values() for each in pod["containers"] + pod.get("initContainers", [])]
-    assert len({each["name"] for each in found}) == len(found)
-    return {each["name"]: each for each in found}
+    in_pods = [
+        container for pod in pods(manifests).values() for container in pod["containers"] + pod.get("initContainers", [])
+    ]
+    assert len({container["name"] for container in in_pods}) == len(in_pods)
+    return {container["name"]: container for container in in_pods}
 
 
 def refused(values: Values) -> str:
@@ -208,12 +210,12 @@ def test_lint_finds_nothing(values: Values) -> None:
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
 def test_kubernetes_takes_every_manifest(values: Values, version: str) -> None:
     manifests = render(values)
-    assert {"Deployment", "Service", "ConfigMap", "ServiceAccount"} <= {each["kind"] for each in manifests}
+    assert {"Deployment", "Service", "ConfigMap", "ServiceAccount"} <= {manifest["kind"] for manifest in manifests}
     for manifest in manifests:
         if manifest["apiVersion"].startswith("monitoring.coreos.com/"):
             continue  # of Prometheus' operator, which publishes no such schema
         kubernetes_validate.validate(manifest, version, strict=True)
-    assert len({(each["kind"], each["metadata"]["name"]) for each in manifests}) == len(manifests)
+    assert len({(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}) == len(manifests)
 
 
 def test_the_validation_is_strict() -> None:
@@ -312,19 +314,19 @@ def test_each_container_runs_a_command_that_exists(values: Values) -> None:
 def test_sidecars_start_after_the_migration_and_stay() -> None:
     manifests = render(MINIMAL)
     (pod,) = pods(manifests).values()
-    names = [each["name"] for each in pod["initContainers"]]
+    names = [container["name"] for container in pod["initContainers"]]
     assert names == ["db-upgrade", "pushlog-listener", "pulse-listener"]
-    assert [each.get("restartPolicy") for each in pod["initContainers"]] == [None, "Always", "Always"]
-    assert [each["name"] for each in pod["containers"]] == ["service"]
+    assert [container.get("restartPolicy") for container in pod["initContainers"]] == [None, "Always", "Always"]
+    assert [container["name"] for container in pod["containers"]] == ["service"]
 
 
 def test_listeners_of_their_own() -> None:
     manifests = render(ALL["deployment"])
-    found = pods(manifests)
-    assert set(found) == {"tc-treeherder", "tc-treeherder-pushlog-listener", "tc-treeherder-pulse-listener"}
-    assert [each["name"] for each in found["tc-treeherder"]["initContainers"]] == ["db-upgrade"]
+    specs = pods(manifests)
+    assert set(specs) == {"tc-treeherder", "tc-treeherder-pushlog-listener", "tc-treeherder-pulse-listener"}
+    assert [container["name"] for container in specs["tc-treeherder"]["initContainers"]] == ["db-upgrade"]
     for name in ("pushlog-listener", "pulse-listener"):
-        (container,) = found[f"tc-treeherder-{name}"]["containers"]
+        (container,) = specs[f"tc-treeherder-{name}"]["containers"]
         assert container["name"] == name
         assert "restartPolicy" not in container
     beside = containers(render(MINIMAL))
@@ -334,8 +336,8 @@ def test_listeners_of_their_own() -> None:
 
 @pytest.mark.parametrize("mode", ["sidecar", "deployment"])
 def test_a_listener_can_be_left_out(mode: str) -> None:
-    found = containers(render(over(WITHOUT_PULSE, {"listeners": {"mode": mode}})))
-    assert set(found) == {"db-upgrade", "service", "pushlog-listener"}
+    rendered = containers(render(over(WITHOUT_PULSE, {"listeners": {"mode": mode}})))
+    assert set(rendered) == {"db-upgrade", "service", "pushlog-listener"}
 
 
 @every
@@ -371,7 +373,9 @@ def test_an_update_ends_what_it_began(values: Values) -> None:
 def test_pods_roll_when_what_they_read_changes() -> None:
     def annotations(values: Values) -> dict[str, dict[str, str]]:
         deployments = of(render(values), "Deployment")
-        return {name: each["spec"]["template"]["metadata"]["annotations"] for name, each in deployments.items()}
+        return {
+            name: deployment["spec"]["template"]["metadata"]["annotations"] for name, deployment in deployments.items()
+        }
 
     base = ALL["deployment"]
     same, before = annotations(base), annotations(base)
@@ -397,8 +401,8 @@ def app_paths() -> set[str]:
 @every
 def test_probes_ask_what_answers(values: Values) -> None:
     manifests = render(values)
-    found = containers(manifests)
-    container = found["service"]
+    rendered = containers(manifests)
+    container = rendered["service"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": Settings.model_fields["port"].default}
     for name, path in {
@@ -417,16 +421,16 @@ def test_probes_ask_what_answers(values: Values) -> None:
 def test_the_pulse_listeners_probe_answers_where_it_is_asked() -> None:
     manifests = render(MINIMAL)
     container = containers(manifests)["pulse-listener"]
-    asked = container["livenessProbe"]["httpGet"]
+    request = container["livenessProbe"]["httpGet"]
     (port,) = container["ports"]
-    assert asked["port"] == port["name"]
+    assert request["port"] == port["name"]
     settings = load(container, manifests)
     assert isinstance(settings, ListenerSettings)
     assert (settings.probe_host, settings.probe_port) == ("0.0.0.0", port["containerPort"])
     with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
         import httpx
 
-        assert httpx.get(f"http://127.0.0.1:{probe.port}{asked['path']}", trust_env=False).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{probe.port}{request['path']}", trust_env=False).status_code == 200
 
 
 def test_a_pulse_listener_without_a_broker_is_not_restarted_ever_more_slowly() -> None:
@@ -472,18 +476,18 @@ def _file(text: str) -> Path:
 
 def environment(container: Manifest, manifests: list[Manifest], secret: dict[str, str] | None = None) -> dict[str, str]:
     """Return the variables of a container. `secret` replaces the chart's own."""
-    found = {}
+    variables = {}
     own = of(manifests, "Secret")
     for variable in container["env"]:
-        assert variable["name"] not in found
+        assert variable["name"] not in variables
         if "value" in variable:
-            found[variable["name"]] = variable["value"]
+            variables[variable["name"]] = variable["value"]
             continue
         source = variable["valueFrom"]["secretKeyRef"]
         data = secret if secret is not None else own[source["name"]]["stringData"]
         if source["key"] in data or not source.get("optional"):
-            found[variable["name"]] = data[source["key"]]
-    return found
+            variables[variable["name"]] = data[source["key"]]
+    return variables
 
 
 def known(model: type[BaseModel], names: list[str]) -> bool:
@@ -527,8 +531,8 @@ def test_every_process_starts_with_its_settings(values: Values) -> None:
 
 def test_everything_arrives() -> None:
     manifests = render(EVERYTHING)
-    found = containers(manifests)
-    of_service = load(found["service"], manifests)
+    rendered = containers(manifests)
+    of_service = load(rendered["service"], manifests)
     assert isinstance(of_service, Settings)
     assert of_service.database_url.get_secret_value() == PLANTED["database"]
     assert of_service.tokens[0].value.get_secret_value() == PLANTED["token"]
@@ -545,12 +549,12 @@ def test_everything_arrives() -> None:
     assert of_service.pulse.url.get_secret_value() == PLANTED["pulse"]
     assert of_service.max_push_age.total_seconds() == 1_000_000
     assert (of_service.log_level, of_service.database_pool) == ("DEBUG", 20)
-    assert load(found["db-upgrade"], manifests) == of_service
+    assert load(rendered["db-upgrade"], manifests) == of_service
 
-    of_pushlog = load(found["pushlog-listener"], manifests)
+    of_pushlog = load(rendered["pushlog-listener"], manifests)
     assert isinstance(of_pushlog, ListenerSettings)
     assert (of_pushlog.poll_workers, of_pushlog.max_listing, of_pushlog.log_level) == (4, 100_000_000, "WARNING")
-    of_pulse = load(found["pulse-listener"], manifests)
+    of_pulse = load(rendered["pulse-listener"], manifests)
     assert isinstance(of_pulse, ListenerSettings)
     assert of_pulse.environments == ["tc-treeherder"]
     assert of_pulse.pulse.url is not None
@@ -559,14 +563,14 @@ def test_everything_arrives() -> None:
 
 def test_a_listener_gets_no_secret_that_it_has_no_use_for() -> None:
     manifests = render(EVERYTHING)
-    found = containers(manifests)
+    rendered = containers(manifests)
     for name, its in {
         "pushlog-listener": {"webhook", "sentry"},
         "pulse-listener": {"webhook", "sentry", "pulse"},
         "service": set(PLANTED),
     }.items():
-        told = "\n".join(environment(found[name], manifests).values()).replace('\\"', '"')
-        assert {kind for kind, secret in PLANTED.items() if secret in told} == its, name
+        values = "\n".join(environment(rendered[name], manifests).values()).replace('\\"', '"')
+        assert {kind for kind, secret in PLANTED.items() if secret in values} == its, name
 
 
 @every
@@ -600,7 +604,7 @@ def test_the_readme_lists_the_keys_of_an_existing_secret() -> None:
                 source = variable["valueFrom"]["secretKeyRef"]
                 references[source["key"]] = references.get(source["key"], False) or not source.get("optional")
     assert set(dict(rows)) == set(references)
-    needed = {key for key, said in rows if said.startswith(("yes", "unless"))}
+    needed = {key for key, description in rows if description.startswith(("yes", "unless"))}
     assert needed == {key for key, must in references.items() if must} == set(OF_THE_SECRET)
 
 
@@ -651,8 +655,8 @@ def test_a_secret_among_the_settings_is_refused_without_showing_it(place: str, p
     if path[0] == "environments":
         value["environments"]["x"]["url"] = "https://treeherder.example.com"
     message = refused(over(MINIMAL, {"settings": value if place == "settings" else {"listeners": value}}))
-    shown = ".".join("x" if name == "*" else name for name in path if path[0] != "tokens" or name == "tokens")
-    assert f"{place}.{shown} does not belong there: put" in message
+    displayed = ".".join("x" if name == "*" else name for name in path if path[0] != "tokens" or name == "tokens")
+    assert f"{place}.{displayed} does not belong there: put" in message
     assert "planted" not in message
 
 
@@ -692,10 +696,10 @@ NONSENSE: dict[str, tuple[Values, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("changes", "said"), NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_is_refused_with_words_that_help(changes: Values, said: list[str]) -> None:
+@pytest.mark.parametrize(("changes", "expected"), NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_refused_with_words_that_help(changes: Values, expected: list[str]) -> None:
     message = refused(over(MINIMAL, changes))
-    for words in said:
+    for words in expected:
         assert words in message
     assert "planted" not in message
 
@@ -719,7 +723,7 @@ def test_sqlite_lies_on_the_volume() -> None:
     (claim,) = of(manifests, "PersistentVolumeClaim").values()
     assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     (pod,) = pods(manifests).values()
-    (volume,) = [each for each in pod["volumes"] if each["name"] == "data"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "data"]
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     for name in ("service", "db-upgrade"):
         container = containers(manifests)[name]
@@ -728,7 +732,9 @@ def test_sqlite_lies_on_the_volume() -> None:
         assert settings.database_url.get_secret_value() == "sqlite+aiosqlite:////data/tc-treeherder.sqlite"
         assert {"name": "data", "mountPath": "/data"} in container["volumeMounts"]
     (pod,) = pods(render(ALL["existing claim"])).values()
-    assert [each["persistentVolumeClaim"]["claimName"] for each in pod["volumes"] if each["name"] == "data"] == ["mine"]
+    assert [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if volume["name"] == "data"] == [
+        "mine"
+    ]
     assert not of(render(ALL["existing claim"]), "PersistentVolumeClaim")
 
 
@@ -737,7 +743,7 @@ def test_the_ingress_leads_to_all_but_what_is_the_clusters() -> None:
     hosts = [rule["host"] for rule in ingress["spec"]["rules"]]
     assert hosts == EVERYTHING["ingress"]["hosts"]
     for rule in ingress["spec"]["rules"]:
-        led = [each["path"] for each in rule["http"]["paths"]]
+        led = [entry["path"] for entry in rule["http"]["paths"]]
         open_to_all = app_paths() - {"/metrics", "/__readiness__"}
         assert not [path for path in open_to_all if not any(f"{path}/".startswith(f"{begin}/") for begin in led)]
         assert not [path for path in ("/metrics", "/__readiness__") if any(path.startswith(begin) for begin in led)]
@@ -750,13 +756,13 @@ def test_nobody_sets_the_replicas_that_the_autoscaler_sets() -> None:
     target = of(manifests, "Deployment")[scaler["spec"]["scaleTargetRef"]["name"]]
     assert "replicas" not in target["spec"]
     (metric,) = scaler["spec"]["metrics"]
-    containers_there = [each["name"] for each in target["spec"]["template"]["spec"]["containers"]]
+    containers_there = [container["name"] for container in target["spec"]["template"]["spec"]["containers"]]
     assert metric["containerResource"]["container"] in containers_there
     assert of(render(MINIMAL), "Deployment")["tc-treeherder"]["spec"]["replicas"] == 2
 
 
 def test_what_is_optional_is_off() -> None:
-    kinds = {each["kind"] for each in render(MINIMAL)}
+    kinds = {manifest["kind"] for manifest in render(MINIMAL)}
     assert kinds == {"ConfigMap", "Secret", "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget"}
 
 
@@ -766,14 +772,14 @@ def test_the_network_policy_lets_in_who_is_named_and_the_listeners() -> None:
     assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
     assert EVERYTHING["networkPolicy"]["from"][0] in rule["from"]
     assert {"podSelector": policy["spec"]["podSelector"]} in rule["from"]
-    ports = {port["port"] for each in policy["spec"]["egress"] for port in each["ports"]}
+    ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
     assert ports == {53, 443, 5432, 5671, 8080}
 
 
 def test_the_image_is_named_by_tag_or_digest() -> None:
-    (image,) = {each["image"] for each in containers(render(MINIMAL)).values()}
+    (image,) = {container["image"] for container in containers(render(MINIMAL)).values()}
     assert image == f"registry.example.com/tc-treeherder:{project_version()}"
-    (image,) = {each["image"] for each in containers(render(EVERYTHING)).values()}
+    (image,) = {container["image"] for container in containers(render(EVERYTHING)).values()}
     assert image == f"registry.example.com/tc-treeherder@sha256:{'a' * 64}"
 
 
@@ -791,7 +797,9 @@ def test_names_stay_short_enough() -> None:
         for manifest in yaml.load_all(text, LOADER)
         if manifest
     ]
-    assert max(len(each["metadata"]["name"]) for each in manifests) <= 63 + 4  # Deployments may be longer than Services
+    assert (
+        max(len(manifest["metadata"]["name"]) for manifest in manifests) <= 63 + 4
+    )  # Deployments may be longer than Services
     (service,) = of(manifests, "Service")
     assert len(service) <= 63
 
@@ -823,13 +831,13 @@ def test_the_readme_has_every_value_with_its_default() -> None:
     text = (CHART / "README.md").read_text().split("## Values")[1]
     rows = dict(re.findall(r"^\| `(\S+?)` \| (.*?) \|", text, re.M))
     assert list(rows) == list(leaves(defaults))
-    for name, said in rows.items():
+    for name, description in rows.items():
         value = defaults
         for part in name.split("."):
             value = value[part]
-        if said.startswith("`"):
-            shown = json.dumps(value) if value == "" or not isinstance(value, str) else value
-            assert said == f"`{shown}`", name
+        if description.startswith("`"):
+            default = json.dumps(value) if value == "" or not isinstance(value, str) else value
+            assert description == f"`{default}`", name
 
 
 def test_the_readmes_example_is_taken() -> None:
@@ -854,17 +862,17 @@ def test_alerts_ask_for_metrics_that_there_are() -> None:
     (rule,) = of(manifests, "PrometheusRule").values()
     (group,) = rule["spec"]["groups"]
     (service,) = of(manifests, "Service")
-    seen = set()
+    alert_names = set()
     for alert in group["rules"]:
         assert alert["labels"]["severity"] in {"critical", "warning"}
         assert {"summary", "description"} == set(alert["annotations"])
-        asked = set(re.findall(r"tc_treeherder_\w+", alert["expr"]))
-        assert asked <= names, alert["alert"]
+        mentioned = set(re.findall(r"tc_treeherder_\w+", alert["expr"]))
+        assert mentioned <= names, alert["alert"]
         assert alert["expr"].count(f'job="{service}", namespace="ci"') == max(
             1, len(re.findall(r"tc_treeherder_\w+", alert["expr"]))
         )
         assert "SELECTOR" not in alert["expr"]
         for other in re.findall(r"tc_treeherder_\w+", alert["annotations"]["description"]):
             assert other in names or f"{other}_count" in names, other
-        seen.add(alert["alert"])
-    assert len(seen) == len(group["rules"]) >= 5
+        alert_names.add(alert["alert"])
+    assert len(alert_names) == len(group["rules"]) >= 5

@@ -16,7 +16,7 @@ Behaves = Callable[[socket.socket, threading.Event], None]
 
 def existing(url: str, exchanges: list[str], queues: list[str]) -> set[str]:
     """Return the exchanges and queues that exist at the broker."""
-    found = set()
+    names = set()
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         for name in (*exchanges, *queues):
             channel = connection.channel()
@@ -28,8 +28,8 @@ def existing(url: str, exchanges: list[str], queues: list[str]) -> set[str]:
                     raise
             else:
                 channel.close()
-                found.add(name)
-    return found
+                names.add(name)
+    return names
 
 
 def silent(accepted: socket.socket, end: threading.Event) -> None:

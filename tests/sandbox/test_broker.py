@@ -28,10 +28,10 @@ def test_what_is_no_rabbitmq_is_told_in_time(
 ) -> None:
     with listening(behaves) as url:
         began = time.monotonic()
-        with pytest.raises(broker.BrokerError, match="does not answer as RabbitMQ does") as told:
+        with pytest.raises(broker.BrokerError, match="does not answer as RabbitMQ does") as raised:
             broker.check(url, 0.8)
         assert time.monotonic() - began < 0.8 + 1  # for a busy machine
-        assert str(told.value).startswith(f"no usable broker at {broker.address(url)} (")
+        assert str(raised.value).startswith(f"no usable broker at {broker.address(url)} (")
 
 
 def test_where_nothing_listens_that_is_told_in_time(unused_tcp_port: int) -> None:
@@ -44,18 +44,18 @@ def test_where_nothing_listens_that_is_told_in_time(unused_tcp_port: int) -> Non
 def test_a_broker_that_does_not_let_us_in_is_told_without_the_password(amqp_url: str) -> None:
     parts = urlsplit(amqp_url)
     stranger = urlunsplit(parts._replace(netloc=f"nobody:5ecret@{parts.hostname}:{parts.port or 5672}"))
-    with pytest.raises(broker.BrokerError, match="does not take this user and password") as told:
+    with pytest.raises(broker.BrokerError, match="does not take this user and password") as raised:
         broker.check(stranger, 5)
-    assert "5ecret" not in str(told.value)
+    assert "5ecret" not in str(raised.value)
     with pytest.raises(broker.BrokerError, match="vhost nowhere-at-all not found"):
         broker.check(urlunsplit(parts._replace(path="/nowhere-at-all")), 5)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "amqp://guest:5ec/ret@127.0.0.1/", "amqp://guest:5ecret@h/?colour=red"])
 def test_a_url_that_cannot_be_understood_is_told_without_the_password(url: str) -> None:
-    with pytest.raises(broker.BrokerError, match="URL cannot be understood") as told:
+    with pytest.raises(broker.BrokerError, match="URL cannot be understood") as raised:
         broker.check(url)
-    assert "5ec" not in str(told.value)
+    assert "5ec" not in str(raised.value)
 
 
 def test_a_broker_that_is_too_full_to_take_messages_is_not_used() -> None:
@@ -72,8 +72,8 @@ def test_a_broker_that_is_too_full_to_take_messages_is_not_used() -> None:
 
 
 def test_the_names_are_all_that_the_service_and_the_listener_make() -> None:
-    ours = (pulse.HGPUSHES, pulse.ANNOUNCEMENTS, pulse.RETRIGGERS, pulse.JOBS)
-    assert {f"exchange/u/{name}" for name in ours} < set(broker.exchanges("u"))
+    published = (pulse.HGPUSHES, pulse.ANNOUNCEMENTS, pulse.RETRIGGERS, pulse.JOBS)
+    assert {f"exchange/u/{name}" for name in published} < set(broker.exchanges("u"))
     fields = ListenerSettings.model_fields
     (kinds,) = get_args(fields["pulse_read"].annotation)
     assert broker.queues("u") == [f"queue/u/{fields['pulse_queue'].default}/{kind}" for kind in get_args(kinds)]

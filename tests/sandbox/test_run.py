@@ -66,11 +66,11 @@ class Sandbox:
 
     def stop(self, tell: Callable[[int], None]) -> str:
         tell(self.process.pid)
-        said, complained = self.process.communicate(timeout=PATIENCE)
-        assert (self.process.returncode, complained) == (0, "")
+        output, errors = self.process.communicate(timeout=PATIENCE)
+        assert (self.process.returncode, errors) == (0, "")
         assert not self.ready_file.exists()
         assert list(self.temporary.iterdir()) == []
-        return said
+        return output
 
 
 @pytest.fixture
@@ -102,9 +102,9 @@ async def test_each_part_answers_and_all_end_at_sigterm(start: Callable[..., San
     await ask_hg(ready)
     await asyncio.to_thread(ask_taskcluster, ready)
     await ask_treeherder(ready)
-    said = await asyncio.to_thread(sandbox.stop, terminate)
+    output = await asyncio.to_thread(sandbox.stop, terminate)
     for name in ("hg", "taskcluster", "treeherder"):
-        assert ready[name] in said
+        assert ready[name] in output
         with socket.socket() as closed:
             assert closed.connect_ex(("127.0.0.1", int(ready[name].rsplit(":", 1)[1]))) != 0
 
@@ -161,7 +161,7 @@ def ask_taskcluster(ready: dict[str, Any]) -> None:
     while (status := queue.status(task_id)["status"])["state"] != "completed":
         assert time.monotonic() < until, status
         time.sleep(0.05)
-    assert [each["task"]["routes"][0] for each in queue.listTaskGroup(task_id)["tasks"]] == [route]
+    assert [task["task"]["routes"][0] for task in queue.listTaskGroup(task_id)["tasks"]] == [route]
     cancel = f"queue:cancel-task:{status['schedulerId']}/{status['taskGroupId']}/{task_id}"
     assert taskcluster.Queue(own | {"authorizedScopes": [cancel]}).cancelTask(task_id)["status"]["state"] == "completed"
 
@@ -172,7 +172,7 @@ def ask_anonymously(ready: dict[str, Any], task_id: str, definition: dict[str, A
     queue = taskcluster.Queue(nobody)
     assert queue.task(task_id)["schedulerId"] == SCHEDULER
     assert queue.status(task_id)["status"]["taskId"] == task_id
-    assert [each["status"]["taskId"] for each in queue.listTaskGroup(task_id)["tasks"]] == [task_id]
+    assert [task["status"]["taskId"] for task in queue.listTaskGroup(task_id)["tasks"]] == [task_id]
     assert queue.listDependentTasks(task_id)["tasks"] == []
     wait_for_run(queue, task_id)
     queue.listArtifacts(task_id, "0")

@@ -109,10 +109,10 @@ class System:
 
     def settled(self, pushes: int) -> bool:
         """Return True if so many pushes are stored, and every step of each has ended."""
-        known = self.pushes()
-        return len(known) == pushes and all(
+        stored = self.pushes()
+        return len(stored) == pushes and all(
             push["graph"]["state"] != "pending" and all(r["state"] != "pending" for r in push["resultsets"])
-            for push in known
+            for push in stored
         )
 
     def wait(self, what: Callable[[], bool], seconds: float = 25) -> None:
@@ -125,23 +125,23 @@ class System:
         except Exception as error:
             raise AssertionError(f"not settled: {self.pushes()}") from error
         time.sleep(0.3)  # what is done twice would be done now
-        known = self.pushes()
-        assert [push["graph"]["state"] for push in known] == ["created"] * pushes, known
-        assert all(r["state"] == "done" for push in known for r in push["resultsets"]), known
-        assert all(len(push["resultsets"]) == environments for push in known)
+        stored = self.pushes()
+        assert [push["graph"]["state"] for push in stored] == ["created"] * pushes, stored
+        assert all(r["state"] == "done" for push in stored for r in push["resultsets"]), stored
+        assert all(len(push["resultsets"]) == environments for push in stored)
 
         resultsets = self.treeherder.get("/state").json()["resultsets"]
         revisions = Counter(resultset["resultset"]["revision"] for resultset in resultsets)
-        assert revisions == Counter(push["revision"] for push in known)
+        assert revisions == Counter(push["revision"] for push in stored)
 
         # a list shows the first tasks of each graph
-        whole = [self.api.get(f"/pushes/{push['repository']}/{push['push_id']}").json() for push in known]
+        whole = [self.api.get(f"/pushes/{push['repository']}/{push['push_id']}").json() for push in stored]
         planned = [task for push in whole for task in push["graph"]["tasks"]]
         assert len(planned) == pushes * tasks
         assert all(task["created"] for task in planned)
-        there = [task["status"]["taskId"] for task in self.taskcluster.get("/tasks").json()["tasks"]]
-        assert sorted(there) == sorted(task["task_id"] for task in planned)
-        return known
+        task_ids = [task["status"]["taskId"] for task in self.taskcluster.get("/tasks").json()["tasks"]]
+        assert sorted(task_ids) == sorted(task["task_id"] for task in planned)
+        return stored
 
 
 @pytest.fixture

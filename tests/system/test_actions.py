@@ -45,13 +45,13 @@ def put(system: System, tasks: dict[str, list[str]], seconds: float = 0) -> None
                 "taskQueueId": "sandbox/test",
                 "schedulerId": "sandbox-level-3",
                 "taskGroupId": task_id("decision"),
-                "dependencies": [task_id(each) for each in dependencies],
+                "dependencies": [task_id(name) for name in dependencies],
                 "created": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
                 "deadline": (at + timedelta(days=1)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
                 "routes": [f"tc-treeherder.v2.{REPOSITORY}.{'ab' * 20}.1"],
                 "payload": {
                     "sandbox": {"seconds": seconds, "once": "failed" if name == FAILED else "completed"},
-                    "needs": [task_id(each) for each in dependencies],
+                    "needs": [task_id(name) for name in dependencies],
                 },
                 "metadata": {"name": name, "description": "d", "owner": "d@example.com", "source": "https://x.org/"},
             },
@@ -63,9 +63,9 @@ def put(system: System, tasks: dict[str, list[str]], seconds: float = 0) -> None
         system.wait(lambda: state(system, task_id(FAILED)) == "failed")
 
 
-def state(system: System, wanted: str) -> str:
-    (found,) = system.taskcluster.get("/tasks", params={"taskId": wanted}).json()["tasks"]
-    return str(found["status"]["state"])
+def state(system: System, task_id: str) -> str:
+    (task,) = system.taskcluster.get("/tasks", params={"taskId": task_id}).json()["tasks"]
+    return str(task["status"]["state"])
 
 
 def ask(system: System, name: str = FAILED, action: str = "retrigger", **headers: str) -> int:
@@ -77,42 +77,42 @@ def ask(system: System, name: str = FAILED, action: str = "retrigger", **headers
 
 def became(system: System, action_id: int, seconds: float = 60) -> dict[str, Any]:
     """Return an action, once it has ended."""
-    found: dict[str, Any] = {}
+    action: dict[str, Any] = {}
 
     def ended() -> bool:
-        nonlocal found
+        nonlocal action
         try:
             answer = system.api.get(f"/actions/{action_id}")
         except httpx.TransportError:  # killed just now
             return False
-        found = answer.json() if answer.is_success else {}
-        return found.get("state") not in {None, "received", "planned"}
+        action = answer.json() if answer.is_success else {}
+        return action.get("state") not in {None, "received", "planned"}
 
     try:
         system.wait(ended, seconds)
     except Exception as error:
-        raise AssertionError(f"action {action_id} has not ended: { {**found, 'tasks': None} }") from error
-    return found
+        raise AssertionError(f"action {action_id} has not ended: { {**action, 'tasks': None} }") from error
+    return action
 
 
 def expect_copied(system: System, tasks: dict[str, list[str]], *actions: dict[str, Any]) -> None:
     """Assert that Taskcluster has exactly the originals and the copies."""
     time.sleep(0.3)  # what is done twice would be done now
-    there = {each["status"]["taskId"]: each["task"] for each in system.taskcluster.get("/tasks").json()["tasks"]}
+    created = {copy["status"]["taskId"]: copy["task"] for copy in system.taskcluster.get("/tasks").json()["tasks"]}
     originals = {task_id(name) for name in tasks}
-    made = [each["task_id"] for action in actions for each in action["tasks"]]
-    assert len(set(made)) == len(made)
-    assert there.keys() == originals | set(made)
+    copies = [copy["task_id"] for action in actions for copy in action["tasks"]]
+    assert len(set(copies)) == len(copies)
+    assert created.keys() == originals | set(copies)
     for action in actions:
         assert (action["state"], action["reason"]) == ("done", None)
-        new = {each["copy_of"]: each["task_id"] for each in action["tasks"]}
+        new = {copy["copy_of"]: copy["task_id"] for copy in action["tasks"]}
         assert new.keys() == originals - {task_id("decision")}
-        assert all(each["created"] for each in action["tasks"])
-        for each in action["tasks"]:
-            wanted = [new.get(task_id(old), task_id(old)) for old in tasks[each["name"]]]
-            assert there[each["task_id"]]["dependencies"] == wanted
-            assert there[each["task_id"]]["payload"]["needs"] == wanted
-            assert there[each["task_id"]]["taskGroupId"] == new[task_id(FAILED)]
+        assert all(copy["created"] for copy in action["tasks"])
+        for copy in action["tasks"]:
+            expected = [new.get(task_id(old), task_id(old)) for old in tasks[copy["name"]]]
+            assert created[copy["task_id"]]["dependencies"] == expected
+            assert created[copy["task_id"]]["payload"]["needs"] == expected
+            assert created[copy["task_id"]]["taskGroupId"] == new[task_id(FAILED)]
 
 
 @pytest.fixture
@@ -139,15 +139,15 @@ def test_killed_in_the_middle_of_a_plan_of_five_hundred(
     for reached in (150, 300):
         system.wait(lambda reached=reached: system.creations() - before >= reached)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
         system.stack.processes["service"].kill()
-        made = len(system.taskcluster.get("/tasks").json()["tasks"]) - len(tasks)
-        assert 0 < made < 500
+        created = len(system.taskcluster.get("/tasks").json()["tasks"]) - len(tasks)
+        assert 0 < created < 500
         system.stack.service()
     action = became(system, action_id)
     assert len(action["tasks"]) == 500
     expect_copied(system, tasks, action)
     # and they run: what failed does not fail again
     system.wait(lambda: system.task_states() == {"completed", "failed", "unscheduled"}, 60)
-    assert all(state(system, each["task_id"]) == "completed" for each in action["tasks"][:5])
+    assert all(state(system, copy["task_id"]) == "completed" for copy in action["tasks"][:5])
 
 
 @pytest.mark.timeout(180)
@@ -188,8 +188,8 @@ def test_a_taskcluster_that_fails_after_having_done_the_work(systems: Systems, s
     action = became(system, action_id, 120)
     system.taskcluster.delete("/faults")
     expect_copied(system, tasks, action)
-    for each in action["tasks"]:
-        system.wait(lambda wanted=each["task_id"]: state(system, wanted) == "completed", 60)  # type: ignore[misc]  # likewise
+    for copy in action["tasks"]:
+        system.wait(lambda wanted=copy["task_id"]: state(system, wanted) == "completed", 60)  # type: ignore[misc]  # likewise
 
 
 @pytest.mark.timeout(180)
@@ -202,16 +202,16 @@ def test_two_services_one_killed_again_and_again(systems: Systems, postgres_url:
     system.add_repository()
     put(system, tasks)
     system.taskcluster.post("/latency", json={"seconds": 0.01}).raise_for_status()
-    asked: list[int] = []
+    action_ids: list[int] = []
     for round_ in range(3):
-        asked += [ask(system, **{"Idempotency-Key": f"{round_}-{number}"}) for number in range(4)]
+        action_ids += [ask(system, **{"Idempotency-Key": f"{round_}-{number}"}) for number in range(4)]
         time.sleep(0.3)
         other.kill()
         other = system.stack.service("other", port=other_port)
         # the caller did not hear of it, and asks again
         again = [ask(system, **{"Idempotency-Key": f"{round_}-{number}"}) for number in range(4)]
-        assert again == asked[-4:]
-    expect_copied(system, tasks, *(became(system, action_id) for action_id in asked))
+        assert again == action_ids[-4:]
+    expect_copied(system, tasks, *(became(system, action_id) for action_id in action_ids))
 
 
 # --- from a listener ---------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_a_message_that_comes_again_after_a_crash_is_one_action(systems: Systems
     assert post(system, *again) == ["duplicate", "duplicate"]
     listed = system.api.get("/actions").json()["items"]
     assert len(listed) == 2
-    expect_copied(system, tasks, *(became(system, each["id"]) for each in listed))
+    expect_copied(system, tasks, *(became(system, action["id"]) for action in listed))
 
 
 def test_a_task_is_cancelled(systems: Systems, sqlite_url: str) -> None:

@@ -24,7 +24,7 @@ LIMITS = {
 @contextmanager
 def answering(url: str, most: float) -> Iterator[list[float]]:
     """Ask again and again; fail if any answer took longer than so many seconds."""
-    took: list[float] = []
+    durations: list[float] = []
     stop = threading.Event()
 
     def ask() -> None:
@@ -32,18 +32,18 @@ def answering(url: str, most: float) -> Iterator[list[float]]:
             while not stop.is_set():
                 began = time.monotonic()
                 answer = client.get(url)
-                took.append(time.monotonic() - began if answer.status_code == 200 else float("inf"))
+                durations.append(time.monotonic() - began if answer.status_code == 200 else float("inf"))
                 stop.wait(0.02)
 
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        yield took
+        yield durations
     finally:
         stop.set()
         asking.join()
-    assert len(took) > 20
-    assert max(took) < most
+    assert len(durations) > 20
+    assert max(durations) < most
 
 
 def push(system: System, message: str, text: str) -> int:
@@ -68,7 +68,7 @@ def test_bombs_end_in_error_tasks_and_the_service_answers(systems: Systems, sqli
     after = psutil.Process(service.pid).memory_info().rss
     assert after - before < 100 * 1024 * 1024, "what explodes does so elsewhere"
 
-    pushes = {each["push_id"]: each for each in system.pushes()}
+    pushes = {push["push_id"]: push for push in system.pushes()}
     assert pushes[good]["graph"]["state"] == "created"
     assert len(pushes[good]["graph"]["tasks"]) == 2
     tasks = {task["status"]["taskId"]: task for task in system.taskcluster.get("/tasks").json()["tasks"]}
@@ -139,7 +139,7 @@ def test_a_file_that_is_too_large_or_no_text_is_an_error_too(systems: Systems, s
     large = push(system, "large", "version: 1\ntasks: []\n#" + "x" * (2 * 1024 * 1024))
     odd = push(system, "odd", "version: 1\ntasks: ['\u0085\u2028\ufeff\x07']")
     system.wait(lambda: system.settled(2))
-    pushes = {each["push_id"]: each for each in system.pushes()}
+    pushes = {push["push_id"]: push for push in system.pushes()}
     assert "2,097,152" in pushes[large]["graph"]["reason"]
     for push_id in (large, odd):
         assert pushes[push_id]["graph"]["state"] == "failed"

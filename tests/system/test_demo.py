@@ -45,23 +45,23 @@ def start(folder: Path, *arguments: str, local: str = NOWHERE, **environment: st
 def demo(folder: Path, *arguments: str, local: str = NOWHERE, **environment: str) -> tuple[int, str, str]:
     """Run the demo; return its exit code, its output and its errors."""
     with start(folder, "--once", *arguments, local=local, **environment) as process:
-        said, complained = process.communicate(timeout=90)
-    return process.returncode, said, complained
+        output, errors = process.communicate(timeout=90)
+    return process.returncode, output, errors
 
 
 def test_a_folder_with_somebodys_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "thesis.tex").write_text("years of work")
-    code, _, complained = demo(tmp_path)
+    code, _, errors = demo(tmp_path)
     assert code == 1
-    assert "thesis.tex" in complained
-    assert "--folder" in complained
+    assert "thesis.tex" in errors
+    assert "--folder" in errors
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["thesis.tex"]
 
 
-def left(said: str, amqp_url: str) -> set[str]:
+def left(output: str, amqp_url: str) -> set[str]:
     """Return what the demo with this output has left at the broker."""
-    (user,) = set(re.findall(r"exchange/(sandbox-[0-9a-f]{8})/", said))
+    (user,) = set(re.findall(r"exchange/(sandbox-[0-9a-f]{8})/", output))
     return existing(amqp_url, broker.exchanges(user), broker.queues(user))
 
 
@@ -82,8 +82,8 @@ def neighbour(amqp: Amqp) -> Iterator[str]:
 
 
 def test_a_push_travels_and_a_failed_task_is_retriggered(tmp_path: Path) -> None:
-    code, said, complained = demo(tmp_path)
-    assert code == 0, complained
+    code, output, errors = demo(tmp_path)
+    assert code == 0, errors
     for line in (
         "no usable broker at 127.0.0.1:1 (ConnectionRefusedError: ",
         "): the retrigger goes over HTTP",
@@ -96,17 +96,17 @@ def test_a_push_travels_and_a_failed_task_is_retriggered(tmp_path: Path) -> None
         "task test (copy) completed",
         "task report (copy) completed",
     ):
-        assert line in said
-    assert complained == ""
+        assert line in output
+    assert errors == ""
 
 
 def test_a_broker_that_is_there_is_found_used_and_left_as_it_was(tmp_path: Path, amqp: Amqp, neighbour: str) -> None:
-    code, said, complained = demo(tmp_path, local=amqp.url)
-    assert (code, complained) == (0, "")
-    assert f"Broker: {broker.address(amqp.url)} (found there" in said
-    assert "Pressing retrigger on Treeherder's page" in said
-    assert "task test (copy) completed" in said
-    assert left(said, amqp.url) == set()
+    code, output, errors = demo(tmp_path, local=amqp.url)
+    assert (code, errors) == (0, "")
+    assert f"Broker: {broker.address(amqp.url)} (found there" in output
+    assert "Pressing retrigger on Treeherder's page" in output
+    assert "task test (copy) completed" in output
+    assert left(output, amqp.url) == set()
     with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
         channel = connection.channel()
         channel.exchange_declare(JOB_ACTIONS_EXCHANGE, passive=True)
@@ -115,31 +115,31 @@ def test_a_broker_that_is_there_is_found_used_and_left_as_it_was(tmp_path: Path,
 
 def test_where_something_else_listens_it_goes_on_without(tmp_path: Path) -> None:
     with listening(web_server) as url:
-        code, said, complained = demo(tmp_path, local=url)
-    assert (code, complained) == (0, "")
-    assert f"no usable broker at {broker.address(url)} (what listens there does not answer as RabbitMQ does" in said
-    assert "task test (copy) completed" in said
+        code, output, errors = demo(tmp_path, local=url)
+    assert (code, errors) == (0, "")
+    assert f"no usable broker at {broker.address(url)} (what listens there does not answer as RabbitMQ does" in output
+    assert "task test (copy) completed" in output
 
 
 @pytest.mark.parametrize("named", [["--amqp-url", NOWHERE], []], ids=["argument", "environment"])
 def test_a_broker_that_was_named_must_be_there(tmp_path: Path, amqp_url: str, named: list[str]) -> None:
-    code, said, complained = demo(tmp_path, *named, local=amqp_url, SANDBOX_AMQP_URL=NOWHERE)
-    assert (code, said) == (1, "")
-    assert "The demo failed: no usable broker at 127.0.0.1:1 (" in complained
-    assert "start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out" in complained
+    code, output, errors = demo(tmp_path, *named, local=amqp_url, SANDBOX_AMQP_URL=NOWHERE)
+    assert (code, output) == (1, "")
+    assert "The demo failed: no usable broker at 127.0.0.1:1 (" in errors
+    assert "start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out" in errors
 
 
 def test_a_push_that_is_not_through_in_time_is_a_failure_with_its_reason(tmp_path: Path, amqp_url: str) -> None:
-    code, said, complained = demo(tmp_path, "--seconds", "0.1", local=amqp_url)
+    code, output, errors = demo(tmp_path, "--seconds", "0.1", local=amqp_url)
     assert code == 1
-    assert "the push is not through after 0.1 s" in complained
-    assert left(said, amqp_url) == set()
+    assert "the push is not through after 0.1 s" in errors
+    assert left(output, amqp_url) == set()
 
 
 def test_no_broker_is_used_where_none_is_wanted(tmp_path: Path, amqp_url: str) -> None:
-    code, said, _ = demo(tmp_path, "--no-broker", "--seconds", "0.1", local=amqp_url, SANDBOX_AMQP_URL=amqp_url)
+    code, output, _ = demo(tmp_path, "--no-broker", "--seconds", "0.1", local=amqp_url, SANDBOX_AMQP_URL=amqp_url)
     assert code == 1
-    assert said.startswith("No broker, as asked for: the retrigger goes over HTTP\nStarting")
+    assert output.startswith("No broker, as asked for: the retrigger goes over HTTP\nStarting")
     assert not (tmp_path / "demo" / "pulse-listener.log").exists()
 
 
@@ -150,15 +150,15 @@ def test_no_broker_is_used_where_none_is_wanted(tmp_path: Path, amqp_url: str) -
 def test_nothing_is_left_when_it_is_ended(
     tmp_path: Path, amqp_url: str, number: signal.Signals, when: str, code: int
 ) -> None:
-    said = ""
+    output = ""
     with start(tmp_path, "--free-ports", "--amqp-url", amqp_url) as process:
         assert process.stdout is not None
-        while when not in said:
+        while when not in output:
             line = process.stdout.readline()
-            assert line, f"it ended before: {said}"
-            said += line
+            assert line, f"it ended before: {output}"
+            output += line
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == code
-    assert f"Broker: {broker.address(amqp_url)} (as named)" in said
-    assert left(said, amqp_url) == set()
+    assert f"Broker: {broker.address(amqp_url)} (as named)" in output
+    assert left(output, amqp_url) == set()

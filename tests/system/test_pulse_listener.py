@@ -72,8 +72,8 @@ def test_equal_presses_that_a_killed_listener_held_are_each_one_action(systems: 
     service = system.stack.service()
     system.add_repository()
     listeners = [system.stack.listener(f"pulse-{number}", "pulse") for number in range(3)]
-    for each in listeners:
-        system.wait(lambda: "connected" in each.tail())  # noqa: B023 - called at once
+    for listener in listeners:
+        system.wait(lambda: "connected" in listener.tail())  # noqa: B023 - called at once
     job = str(uuid.uuid4())
     press(system, job)
     system.wait(lambda: len(actions(system)) == 1)

@@ -241,7 +241,7 @@ def test_two_listeners_and_two_services_one_killed_again_and_again(systems: Syst
     for round_ in range(3):
         for _ in range(10):
             system.push(tasks=5)
-        system.wait(lambda known=10 * round_: len(system.pushes()) > known)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+        system.wait(lambda stored=10 * round_: len(system.pushes()) > stored)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
         other.kill()
         second.kill()
         other = system.stack.service("other", port=other_port)

@@ -50,12 +50,12 @@ class ReportHarness:
         hawk = stack.sandbox["credentials"]["treeherder"]
         environments = {
             prefix: {
-                "url": each.sandbox["treeherder"],
+                "url": environment.sandbox["treeherder"],
                 "client_id": hawk["id"],
                 "secret": hawk["key"],
                 "jobs_per_minute": 0,
             }
-            for prefix, each in ((PREFIX, stack), (STAGE, second))
+            for prefix, environment in ((PREFIX, stack), (STAGE, second))
         }
         self.settings: dict[str, Any] = {
             "TC_TREEHERDER_TASKCLUSTER__ROOT_URL": taskcluster_url,
@@ -143,19 +143,19 @@ class ReportHarness:
         try:
             wait_for(self.settled, seconds, self.stack.processes["sandbox"])
         except Exception as error:
-            told = {prefix: differing(self.jobs(prefix), self.implied()) for prefix in (PREFIX, STAGE)}
-            raise AssertionError(f"not settled: {told}\n{self.stack.processes['service'].tail()}") from error
+            differences = {prefix: differing(self.jobs(prefix), self.implied()) for prefix in (PREFIX, STAGE)}
+            raise AssertionError(f"not settled: {differences}\n{self.stack.processes['service'].tail()}") from error
 
 
-def differing(jobs: dict[str, tuple[str, str]], wanted: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def differing(jobs: dict[str, tuple[str, str]], expected: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """Return the differences from the expected jobs; a run that was reported as ended before its rerun stays so."""
-    found: dict[str, Any] = {}
-    for guid in jobs.keys() | wanted.keys():
-        told, right = jobs.get(guid), wanted.get(guid)
-        before_a_rerun = right == ("completed", "retry") and told is not None and told[0] == "completed"
-        if told != right and not before_a_rerun:
-            found[guid] = (told, right)
-    return found
+    differences: dict[str, Any] = {}
+    for guid in jobs.keys() | expected.keys():
+        reported, implied = jobs.get(guid), expected.get(guid)
+        before_a_rerun = implied == ("completed", "retry") and reported is not None and reported[0] == "completed"
+        if reported != implied and not before_a_rerun:
+            differences[guid] = (reported, implied)
+    return differences
 
 
 @contextmanager
@@ -237,9 +237,9 @@ def test_what_runs_fails_is_rerun_and_cancelled_stands_on_both_treeherders(
     ids = [room.create(**life(number)) for number in range(20)]
     hanging = room.create(payload={"sandbox": {"result": "hang"}})
     waiting = room.create(dependencies=[hanging])
-    wait_for(lambda: room.on_queue(lambda: all(room.tc.queue.tasks[each].resolved for each in ids)), 20)
-    for each in ids[1::5]:
-        room.on_queue(lambda each=each: room.tc.queue.rerun_task(each))  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+    wait_for(lambda: room.on_queue(lambda: all(room.tc.queue.tasks[task_id].resolved for task_id in ids)), 20)
+    for task_id in ids[1::5]:
+        room.on_queue(lambda task_id=task_id: room.tc.queue.rerun_task(task_id))  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
     room.on_queue(lambda: room.tc.queue.cancel_task(waiting))
     room.on_queue(lambda: room.tc.queue.cancel_task(hanging))
     room.wait_until_settled()

@@ -84,8 +84,8 @@ class Searched:
 
     def client(self, url: str, **headers: str) -> httpx.Client:
         """Return a client whose answers are searched."""
-        made = httpx.Client(base_url=url, headers=headers, event_hooks={"response": [self.heard]}, timeout=30)
-        return self._exits.enter_context(made)
+        client = httpx.Client(base_url=url, headers=headers, event_hooks={"response": [self.heard]}, timeout=30)
+        return self._exits.enter_context(client)
 
     def run(self, environment: dict[str, str], *arguments: str) -> int:
         """Run `tc-treeherder …`, and search what it prints."""
@@ -95,14 +95,14 @@ class Searched:
         return done.returncode
 
     def expect_none_of(self, names: dict[str, str]) -> None:
-        found = [
+        findings = [
             (name, where, text[max(text.find(secret) - 300, 0) : text.find(secret) + 100])
             for where, texts in self.said.items()
             for text in texts
             for name, secret in names.items()
             if secret in text and (name, where) != ("sentry key", "Sentry")  # who must know it
         ]
-        assert not found, found[:5]
+        assert not findings, findings[:5]
 
 
 @pytest.fixture
@@ -198,8 +198,8 @@ def test_no_secret_is_told_whatever_goes_wrong(
     service = stack.service(TC_TREEHERDER_ENVIRONMENTS=both)
     stack.listener(TC_TREEHERDER_ENVIRONMENTS=both)
     stack.listener("pulse", "pulse", TC_TREEHERDER_ENVIRONMENTS=both)
-    ours = f"{stack.service_url}/api/v1"
-    api = searched.client(ours, Authorization=f"Bearer {names['token']}")
+    api_url = f"{stack.service_url}/api/v1"
+    api = searched.client(api_url, Authorization=f"Bearer {names['token']}")
     repository = {
         "alias": REPOSITORY,
         "url": stack.sandbox["repositories"][REPOSITORY],
@@ -214,8 +214,8 @@ def test_no_secret_is_told_whatever_goes_wrong(
         system.hg.post("/push", json={"repository": PATH, "user": "dev", "changesets": [changeset]}).raise_for_status()
 
     def settled(pushes: int) -> bool:
-        found = api.get("/pushes").json()["items"]
-        return len(found) == pushes and all(push["graph"]["state"] != "pending" for push in found)
+        stored = api.get("/pushes").json()["items"]
+        return len(stored) == pushes and all(push["graph"]["state"] != "pending" for push in stored)
 
     push(graph_of(2))
     system.wait(lambda: settled(1))
@@ -251,7 +251,7 @@ def test_no_secret_is_told_whatever_goes_wrong(
     api.post("/actions", json={**action, "project": "other"})
 
     # callers of every kind
-    url = f"{ours}/repositories"
+    url = f"{api_url}/repositories"
     headers = [
         "Bearer " + names["a caller's wrong token"],
         hawk(url, credentials.PERSON.client_id, names["a caller's access token"]),
@@ -259,11 +259,11 @@ def test_no_secret_is_told_whatever_goes_wrong(
         hawk(f"{url}/elsewhere", credentials.PERSON.client_id, names["a caller's access token"]),
         "Hawk " + names["a caller's wrong key"],
     ]
-    statuses = [searched.client(ours, Authorization=header).get("/repositories").status_code for header in headers]
+    statuses = [searched.client(api_url, Authorization=header).get("/repositories").status_code for header in headers]
     assert statuses == [401, 200, 401, 401, 401]
     bewit = planted("bewit")
     names["a bewit"] = bewit
-    searched.client(ours).get("/repositories", params={"bewit": bewit})
+    searched.client(api_url).get("/repositories", params={"bewit": bewit})
     for path in (
         "/__heartbeat__",
         "/__lbheartbeat__",
@@ -344,14 +344,14 @@ def test_settings_show_no_secret(names: dict[str, str]) -> None:
         sentry_dsn=everything(names)["sentry_dsn"],
     )
     for settings in (service, listeners):
-        shown = [
+        outputs = [
             repr(settings),
             str(settings),
             f"{settings!r:>5}",
             settings.model_dump_json(),
             str(settings.model_dump()),
         ]
-        for text in shown:
+        for text in outputs:
             assert not [name for name, secret in names.items() if secret in text]
 
 

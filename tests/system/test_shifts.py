@@ -126,8 +126,8 @@ def test_a_listener_without_a_service_stops_polling(systems: Systems, sqlite_url
     system.wait(lambda: all_polled_since(system, 0))
     service.kill()
     time.sleep(SHIFT + 0.5)
-    asked = system.polls("requests")
+    requests = system.polls("requests")
     time.sleep(1)
-    assert system.polls("requests") == asked
+    assert system.polls("requests") == requests
     system.stack.service()
-    system.wait(lambda: system.polls("requests") > asked)
+    system.wait(lambda: system.polls("requests") > requests)

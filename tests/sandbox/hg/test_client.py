@@ -22,9 +22,9 @@ async def test_the_client_does_all_that_the_pushlog_does(web: httpx.AsyncClient,
     assert (push["id"], push["user"], push["date"]) == (7, "jörg", 1_700_000_000)
     full = await web.get("/integration/autoland/json-pushes?version=2&full=1")
     assert rb'"latin-\udce9"' in full.content
-    told = full.json()["pushes"]["7"]
-    assert [c["node"] for c in told["changesets"]] == push["changesets"]
-    first = told["changesets"][0]
+    listed = full.json()["pushes"]["7"]
+    assert [c["node"] for c in listed["changesets"]] == push["changesets"]
+    first = listed["changesets"][0]
     assert (first["desc"], first["author"], first["branch"]) == ("café", "a", "x")
     assert (await web.get("/integration/autoland/raw-file/tip/latin-%E9")).content == b"\xff\0"
     assert (await web.get("/integration/autoland/raw-file/tip/b")).status_code == 404

@@ -128,7 +128,7 @@ async def ids(web: httpx.AsyncClient, path: str) -> list[str]:
 def normalized(text: str) -> str:
     """Return an answer with its nodes numbered by appearance and without dates; the rest must match byte by byte."""
     nodes: dict[str, str] = {"0" * 40: "null", UNKNOWN: UNKNOWN}
-    text = re.sub(r"\b[0-9a-f]{40}\b", lambda found: nodes.setdefault(found[0], f"node {len(nodes)}"), text)
+    text = re.sub(r"\b[0-9a-f]{40}\b", lambda match: nodes.setdefault(match[0], f"node {len(nodes)}"), text)
     return re.sub(r'"date": \d+', '"date": 0', text)
 
 
@@ -258,14 +258,16 @@ async def test_raw_file_answers_as_a_real_hgweb_does(
     built: Built, web: httpx.AsyncClient, real: Built, hgweb: str, path: str
 ) -> None:
     async with httpx.AsyncClient(base_url=hgweb) as real_web:
-        told = []
-        for client, its in (web, built), (real_web, real):
-            line = path.format(second=its.second_node, hidden=its.hidden_node, latin=its.latin_node)
+        answers = []
+        for client, repositories in (web, built), (real_web, real):
+            line = path.format(
+                second=repositories.second_node, hidden=repositories.hidden_node, latin=repositories.latin_node
+            )
             answer = await client.get(f"/{line}")
-            body = answer.content.replace(bytes.fromhex(its.hidden_node), b"<hidden>")
+            body = answer.content.replace(bytes.fromhex(repositories.hidden_node), b"<hidden>")
             body = re.sub(rb"@[0-9a-f]{40}", b"@node", body)
-            told.append((answer.status_code, body, answer.headers["content-type"]))
-    assert told[0] == told[1]
+            answers.append((answer.status_code, body, answer.headers["content-type"]))
+    assert answers[0] == answers[1]
 
 
 async def test_a_file_with_an_odd_name_can_be_read(built: Built, web: httpx.AsyncClient) -> None:
@@ -279,8 +281,8 @@ async def test_a_tag_is_compared_as_a_real_hgweb_does(
 ) -> None:
     async with httpx.AsyncClient(base_url=hgweb) as real_web:
         for client in web, real_web:
-            given = await client.get("/mozilla-central/raw-file/tip/README")
-            tag = given.headers["etag"]
+            first = await client.get("/mozilla-central/raw-file/tip/README")
+            tag = first.headers["etag"]
             assert re.fullmatch(r'W/"\d+"', tag)
             for path in "README", "no-such-file":  # asked for before anything is looked up
                 same = await client.get(f"/mozilla-central/raw-file/tip/{path}", headers={"If-None-Match": tag})

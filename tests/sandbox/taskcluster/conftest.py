@@ -22,16 +22,16 @@ def tc() -> Taskcluster:
 @pytest.fixture
 def messages(tc: Taskcluster) -> list[Message]:
     """Return the list of messages, each validated as it arrives if the published schemas are available."""
-    heard: list[Message] = []
+    received: list[Message] = []
     check = has_published_schemas()
 
-    def hear(message: Message) -> None:
+    def receive(message: Message) -> None:
         if check:
             validate_message(message)
-        heard.append(message)
+        received.append(message)
 
-    tc.queue.listeners.append(hear)
-    return heard
+    tc.queue.listeners.append(receive)
+    return received
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def _is_date_time(value: object) -> bool:
 def _registry() -> Any:
     folder = published_folder() / "taskcluster" / "schemas"
     contents = [json.loads(path.read_text()) for path in folder.rglob("*.json")]
-    return Registry().with_resources((each["$id"], DRAFT7.create_resource(each)) for each in contents)
+    return Registry().with_resources((schema["$id"], DRAFT7.create_resource(schema)) for schema in contents)
 
 
 @functools.cache
@@ -155,8 +155,8 @@ class Api:
             headers = sign(signer, entry["method"], url, text, self.ext)
         answer = await self.http.request(entry["method"], url, content=text, headers=headers)
         if "input" in entry and answer.status_code not in (401, 429) and is_published(f"{service}/{entry['input']}"):
-            ours = answer.status_code != 400 or answer.json()["code"] != "InputValidationError"
-            assert ours == is_valid(body, f"{service}/{entry['input']}"), f"the schema disagrees: {answer.text}"
+            accepted = answer.status_code != 400 or answer.json()["code"] != "InputValidationError"
+            assert accepted == is_valid(body, f"{service}/{entry['input']}"), f"the schema disagrees: {answer.text}"
         if answer.status_code >= 400:
             failure = answer.json()
             assert set(failure) == {"code", "message", "requestInfo"}, failure

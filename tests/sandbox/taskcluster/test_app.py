@@ -85,11 +85,11 @@ async def test_an_artifact_put_by_its_url_is_there(root: str, queue: Any, api: A
     await queue.createTask(task_id, api.define())
     await queue.claimWork("prov/w", {"workerGroup": "g", "workerId": "w", "tasks": 1})
     body = {"storageType": "s3", "expires": api.define()["expires"], "contentType": "text/plain"}
-    made = await queue.createArtifact(task_id, 0, "public/logs/a b.log", body)
+    created = await queue.createArtifact(task_id, 0, "public/logs/a b.log", body)
     async with httpx.AsyncClient() as http:
-        assert (await http.put(made["putUrl"], content=b"x")).status_code == 200
-        found = await queue.getLatestArtifact(task_id, "public/logs/a b.log")
-        assert (await http.get(found["url"])).content == b"x"
+        assert (await http.put(created["putUrl"], content=b"x")).status_code == 200
+        latest = await queue.getLatestArtifact(task_id, "public/logs/a b.log")
+        assert (await http.get(latest["url"])).content == b"x"
 
 
 async def test_claim_work_waits_for_work(root: str, queue: Any, api: Api) -> None:

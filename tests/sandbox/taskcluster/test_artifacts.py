@@ -31,14 +31,14 @@ def request(api: Api, kind: str, **more: Any) -> dict[str, Any]:
 
 
 async def test_an_s3_artifact_is_put_and_fetched_where_the_answers_say(api: Api, running: str) -> None:
-    made = await api("createArtifact", running, 0, "public/logs/live.log", body=request(api, "s3"))
-    assert (await api.http.get(made["putUrl"])).status_code == 404
-    assert (await api.http.put(made["putUrl"], content=b"a log")).status_code == 200
-    found = await api("getArtifact", running, 0, "public/logs/live.log")
-    assert (await api("getLatestArtifact", running, "public/logs/live.log")) == found
-    fetched = await api.http.get(found["url"])
+    created = await api("createArtifact", running, 0, "public/logs/live.log", body=request(api, "s3"))
+    assert (await api.http.get(created["putUrl"])).status_code == 404
+    assert (await api.http.put(created["putUrl"], content=b"a log")).status_code == 200
+    artifact = await api("getArtifact", running, 0, "public/logs/live.log")
+    assert (await api("getLatestArtifact", running, "public/logs/live.log")) == artifact
+    fetched = await api.http.get(artifact["url"])
     assert (fetched.content, fetched.headers["content-type"]) == (b"a log", "text/plain; charset=utf-8")
-    assert (await api("artifact", running, 0, "public/logs/live.log"))["url"] == found["url"]
+    assert (await api("artifact", running, 0, "public/logs/live.log"))["url"] == artifact["url"]
     (listed,) = (await api("listLatestArtifacts", running))["artifacts"]
     assert listed["contentLength"] == 5
 
@@ -81,18 +81,18 @@ async def test_an_error_artifact_is_424(api: Api, running: str) -> None:
 
 
 async def test_an_object_is_there_once_it_is_finished(api: Api, running: str) -> None:
-    made = await api("createArtifact", running, 0, "public/o", body=request(api, "object"))
-    assert made["projectId"] == "proj"
+    created = await api("createArtifact", running, 0, "public/o", body=request(api, "object"))
+    assert created["projectId"] == "proj"
     await refused(api("getArtifact", running, 0, "public/o"), 404, "ResourceNotFound", "not finished")
     wrong = {"uploadId": slugId()}
     await refused(api("finishArtifact", running, 0, "public/o", body=wrong), 400, "InputError", "uploadId")
-    await api("finishArtifact", running, 0, "public/o", body={"uploadId": made["uploadId"]})
+    await api("finishArtifact", running, 0, "public/o", body={"uploadId": created["uploadId"]})
     assert (await api("getArtifact", running, 0, "public/o"))["storageType"] == "object"
     content = await api("artifact", running, 0, "public/o")
     assert content["name"] == f"t/{running}/0/public/o"
     assert (await api("latestArtifactInfo", running, "public/o"))["contentLength"] == 7
     await api("createArtifact", running, 0, "public/x", body=request(api, "s3"))
-    finish = api("finishArtifact", running, 0, "public/x", body={"uploadId": made["uploadId"]})
+    finish = api("finishArtifact", running, 0, "public/x", body={"uploadId": created["uploadId"]})
     await refused(finish, 400, "InputError", "not finished")
 
 
@@ -135,7 +135,7 @@ async def test_artifacts_are_listed_by_run_in_pages(api: Api, running: str) -> N
         await api("createArtifact", running, 0, name, body=request(api, "reference"))
     page = await api("listArtifacts", running, 0, query={"limit": 2})
     rest = await api("listArtifacts", running, 0, query={"continuationToken": page["continuationToken"]})
-    assert [each["name"] for each in page["artifacts"] + rest["artifacts"]] == ["a", "b", "c"]
+    assert [artifact["name"] for artifact in page["artifacts"] + rest["artifacts"]] == ["a", "b", "c"]
     await api("reportException", running, 0, body={"reason": "worker-shutdown"})
     assert (await api("listLatestArtifacts", running))["artifacts"] == []
     await refused(api("listArtifacts", running, 2), 404, "ResourceNotFound")

@@ -38,7 +38,7 @@ async def scopes_of(api: Api, client: Client, ext: dict[str, Any] | None = None)
 def temporary(client: Client, scopes: list[str], name: str | None = None, **times: dt.datetime) -> Client:
     """Return temporary credentials of the official client; `scopes` holds the certificate."""
     now = dt.datetime.now(dt.UTC)
-    made = taskcluster.createTemporaryCredentials(
+    credentials = taskcluster.createTemporaryCredentials(
         client.client_id,
         client.access_token,
         times.get("start", now - dt.timedelta(minutes=1)),
@@ -46,7 +46,7 @@ def temporary(client: Client, scopes: list[str], name: str | None = None, **time
         scopes,
         name=name,
     )
-    return Client(made["clientId"], made["accessToken"].decode(), (made["certificate"],))
+    return Client(credentials["clientId"], credentials["accessToken"].decode(), (credentials["certificate"],))
 
 
 def certificate(client: Client) -> dict[str, Any]:
@@ -142,20 +142,20 @@ async def test_a_header_that_cannot_be_read_is_401(api: Api, header: str, messag
 
 
 async def test_authorized_scopes_cut_down_what_the_caller_may(api: Api) -> None:
-    wanted = ["auth:current-scopes", "from-role"]
-    assert await scopes_of(api, LIMITED, {"authorizedScopes": wanted}) == wanted
+    scopes = ["auth:current-scopes", "from-role"]
+    assert await scopes_of(api, LIMITED, {"authorizedScopes": scopes}) == scopes
     with pytest.raises(Refused) as refused:
         await scopes_of(api, LIMITED, {"authorizedScopes": ["from-role"]})
     assert refused.value.status == 403
 
 
 @pytest.mark.parametrize(
-    "wanted", [["queue:*"], ["auth:current-scopes", "ä"], "auth:current-scopes", [1], ["assume:role-y"]]
+    "scopes", [["queue:*"], ["auth:current-scopes", "ä"], "auth:current-scopes", [1], ["assume:role-y"]]
 )
-async def test_authorized_scopes_that_the_client_has_not_or_that_are_none_are_401(api: Api, wanted: Any) -> None:
+async def test_authorized_scopes_that_the_client_has_not_or_that_are_none_are_401(api: Api, scopes: Any) -> None:
     for _ in range(2):  # the second answer must not come from a memory of the first
         with pytest.raises(Refused) as refused:
-            await scopes_of(api, LIMITED, {"authorizedScopes": wanted})
+            await scopes_of(api, LIMITED, {"authorizedScopes": scopes})
         assert refused.value.status == 401
         assert "authorizedScopes" in refused.value.message
 
@@ -256,10 +256,10 @@ async def test_a_certificate_may_last_31_days(api: Api) -> None:
 
 def test_credentials_made_here_are_like_those_of_the_official_client(tc: Taskcluster) -> None:
     now = tc.clock.now()
-    made = tc.auth.temporary_credentials("root", "root/x", ["a"], now - MINUTE, now + HOUR)
-    ours = Client(made["clientId"], made["accessToken"])
-    theirs = temporary(ROOT, ["a"], name="root/x")
-    for client, ext in ((ours, made["certificate"]), (theirs, theirs.scopes[0])):
+    issued = tc.auth.temporary_credentials("root", "root/x", ["a"], now - MINUTE, now + HOUR)
+    issued_here = Client(issued["clientId"], issued["accessToken"])
+    issued_by_client = temporary(ROOT, ["a"], name="root/x")
+    for client, ext in ((issued_here, issued["certificate"]), (issued_by_client, issued_by_client.scopes[0])):
         header = sign(client, "GET", URL, ext={"certificate": json.loads(ext)})["Authorization"]
         request = Request("GET", "/api/auth/v1/scopes/current", "taskcluster.example", 80, header)
         caller = tc.auth.authenticate(request)
@@ -279,18 +279,18 @@ async def hawk(api: Api, resource: str, authorization: str | None = None, **more
 
 async def test_authenticate_hawk_tells_who_signed_and_what_they_may(api: Api) -> None:
     url = "https://service.example/x?y=1"
-    found = await hawk(api, "/x?y=1", sign(LIMITED, "GET", url)["Authorization"], sourceIp="127.0.0.1")
-    assert (found["status"], found["scheme"], found["clientId"]) == ("auth-success", "hawk", "limited")
-    assert "from-role" in found["scopes"]
-    assert found["hash"] == payload_hash(b"", "")
+    verdict = await hawk(api, "/x?y=1", sign(LIMITED, "GET", url)["Authorization"], sourceIp="127.0.0.1")
+    assert (verdict["status"], verdict["scheme"], verdict["clientId"]) == ("auth-success", "hawk", "limited")
+    assert "from-role" in verdict["scopes"]
+    assert verdict["hash"] == payload_hash(b"", "")
     elsewhere = await hawk(api, "/x?y=2", sign(LIMITED, "GET", url)["Authorization"])
     assert elsewhere == {"status": "auth-failed", "message": "Bad mac"}
 
 
 async def test_authenticate_hawk_without_credentials_is_no_auth(api: Api) -> None:
-    found = await hawk(api, "/x")
-    assert (found["status"], found["scheme"]) == ("no-auth", "none")
-    assert "queue:get-task:*" in found["scopes"]
+    verdict = await hawk(api, "/x")
+    assert (verdict["status"], verdict["scheme"]) == ("no-auth", "none")
+    assert "queue:get-task:*" in verdict["scopes"]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ ODD: list[Any] = [
 ]
 
 
-def ours(schema: checks.Schema, value: Any) -> bool:
+def accepts(schema: checks.Schema, value: Any) -> bool:
     try:
         schema.check(value)
     except ApiError as error:
@@ -50,7 +50,9 @@ def test_the_properties_of_a_definition_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("name", ["provisionerId", "workerType", "schedulerId", "projectId"])
 def test_a_line_feed_at_the_end_is_no_part_of_a_name(name: str) -> None:
-    assert not ours(checks.CREATE_TASK, {**DEFINITION, name: "a\n"})  # as in JavaScript; Python's `$` would let it pass
+    assert not accepts(
+        checks.CREATE_TASK, {**DEFINITION, name: "a\n"}
+    )  # as in JavaScript; Python's `$` would let it pass
 
 
 @given(
@@ -59,31 +61,31 @@ def test_a_line_feed_at_the_end_is_no_part_of_a_name(name: str) -> None:
 )
 def test_definitions_are_valid_when_the_schema_says_so(changes: dict[str, Any], without: set[str]) -> None:
     definition = {key: value for key, value in {**DEFINITION, **changes}.items() if key not in without}
-    assert ours(checks.CREATE_TASK, definition) == is_valid(definition, "queue/v1/create-task-request.json")
+    assert accepts(checks.CREATE_TASK, definition) == is_valid(definition, "queue/v1/create-task-request.json")
 
 
 @given(changes=st.dictionaries(st.sampled_from(["name", "description", "owner", "source", "x"]), st.sampled_from(ODD)))
 def test_metadata_is_valid_when_the_schema_says_so(changes: dict[str, Any]) -> None:
     definition = {**DEFINITION, "metadata": {**DEFINITION["metadata"], **changes}}
-    assert ours(checks.CREATE_TASK, definition) == is_valid(definition, "queue/v1/create-task-request.json")
+    assert accepts(checks.CREATE_TASK, definition) == is_valid(definition, "queue/v1/create-task-request.json")
 
 
 @pytest.mark.parametrize("prop", PROPERTIES)
 def test_each_property_is_checked_with_each_odd_value(prop: str) -> None:
-    seen = set()
+    outcomes = set()
     for value in ODD:
         definition = {**DEFINITION, prop: value}
         expected = is_valid(definition, "queue/v1/create-task-request.json")
-        assert ours(checks.CREATE_TASK, definition) == expected, value
-        seen.add(expected)
-    assert seen == {True, False}
+        assert accepts(checks.CREATE_TASK, definition) == expected, value
+        outcomes.add(expected)
+    assert outcomes == {True, False}
 
 
 @pytest.mark.parametrize("count", [10_000, 10_001])
 def test_a_task_has_at_most_10000_dependencies(count: int) -> None:
     dependencies = [f"{n:08d}RaGLWb_o_S9cQA"[:22] for n in range(count)]
     assert len(set(dependencies)) == count
-    assert ours(checks.CREATE_TASK, {**DEFINITION, "dependencies": dependencies}) is (count == 10_000)
+    assert accepts(checks.CREATE_TASK, {**DEFINITION, "dependencies": dependencies}) is (count == 10_000)
 
 
 SMALL = [
@@ -106,18 +108,18 @@ def test_small_requests_are_valid_when_the_schema_says_so(
     schema: checks.Schema, name: str, good: dict[str, Any]
 ) -> None:
     validate(good, name)
-    assert ours(schema, good)
-    assert not ours(schema, [])
-    assert not ours(schema, {**good, "unknown": 1})
+    assert accepts(schema, good)
+    assert not accepts(schema, [])
+    assert not accepts(schema, {**good, "unknown": 1})
     for prop in good:
         for value in [*ODD, "127.0.0.1", 33, 65535, 65536, "superseded", "claim-expired", "internal-error"]:
             if (prop, value) == ("host", ""):
                 continue  # the schema asks for a host name, which the validator here does not know
             changed = {**good, prop: value}
-            assert ours(schema, changed) == is_valid(changed, name), (prop, value)
+            assert accepts(schema, changed) == is_valid(changed, name), (prop, value)
         missing = {key: value for key, value in good.items() if key != prop}
         if prop != "tasks":  # has a default, which the real queue fills in first
-            assert ours(schema, missing) == is_valid(missing, name), prop
+            assert accepts(schema, missing) == is_valid(missing, name), prop
 
 
 ARTIFACTS: list[dict[str, Any]] = [
@@ -299,4 +301,4 @@ def test_a_limit_is_a_number() -> None:
 
 
 def test_not_a_number_is_no_integer() -> None:
-    assert not ours(checks.CREATE_TASK, {**DEFINITION, "retries": math.nan})
+    assert not accepts(checks.CREATE_TASK, {**DEFINITION, "retries": math.nan})

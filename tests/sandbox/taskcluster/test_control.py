@@ -9,16 +9,16 @@ from tests.sandbox.taskcluster.support import Api, Refused
 
 
 async def test_faults_are_set_listed_and_removed_over_http(api: Api) -> None:
-    wanted = {"kind": "before", "method": "status", "status": 502, "times": 5, "probability": 1.0}
-    first = (await api.http.post("/__control__/faults", json=wanted)).json()
-    assert {key: first[key] for key in wanted} == wanted
+    fields = {"kind": "before", "method": "status", "status": 502, "times": 5, "probability": 1.0}
+    first = (await api.http.post("/__control__/faults", json=fields)).json()
+    assert {key: first[key] for key in fields} == fields
     await api.http.post("/__control__/faults", json={"kind": "throttle"})
     with pytest.raises(Refused, match="nothing was done"):
         await api("status", slugId())
     listed = (await api.http.get("/__control__/faults")).json()["faults"]
-    assert [(each["kind"], each["left"]) for each in listed] == [("before", 4), ("throttle", None)]
+    assert [(fault["kind"], fault["left"]) for fault in listed] == [("before", 4), ("throttle", None)]
     left = (await api.http.delete(f"/__control__/faults/{first['id']}")).json()["faults"]
-    assert [each["kind"] for each in left] == ["throttle"]
+    assert [fault["kind"] for fault in left] == ["throttle"]
     assert (await api.http.delete("/__control__/faults")).json() == {"faults": []}
 
 
@@ -30,10 +30,10 @@ async def test_calls_are_counted_and_creations_kept_in_order(api: Api) -> None:
         await api("createTask", ids[0], body=api.define(retries=1))
     with pytest.raises(Refused):
         await api("status", slugId())
-    seen = (await api.http.get("/__control__/calls")).json()
-    assert seen["calls"] == {"createTask": 5, "status": 1}
-    assert seen["answers"] == {"createTask": {"200": 4, "409": 1}, "status": {"404": 1}}
-    assert [(each["task_id"], each["status"]) for each in seen["creations"]] == [
+    journal = (await api.http.get("/__control__/calls")).json()
+    assert journal["calls"] == {"createTask": 5, "status": 1}
+    assert journal["answers"] == {"createTask": {"200": 4, "409": 1}, "status": {"404": 1}}
+    assert [(creation["task_id"], creation["status"]) for creation in journal["creations"]] == [
         *((task_id, 200) for task_id in ids),
         (ids[0], 200),
         (ids[0], 409),

@@ -131,11 +131,11 @@ async def test_the_project_none_needs_its_scope_too_and_a_higher_priority_covers
 
 
 async def test_dependencies_must_exist(api: Api) -> None:
-    there, missing = await create(api), slugId()
+    existing, missing = await create(api), slugId()
     task_id = slugId()
-    await refused(create(api, task_id, dependencies=[there, missing]), 400, "InputError", missing)
+    await refused(create(api, task_id, dependencies=[existing, missing]), 400, "InputError", missing)
     await refused(api("status", task_id), 404, "ResourceNotFound")
-    assert (await api("listDependentTasks", there))["tasks"] == []
+    assert (await api("listDependentTasks", existing))["tasks"] == []
 
 
 async def test_dependencies_must_not_expire_before_the_deadline(api: Api) -> None:

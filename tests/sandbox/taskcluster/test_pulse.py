@@ -50,17 +50,17 @@ def bind(channel: Any, publisher: Publisher, exchange: str, key: str) -> str:
 
 def read(channel: Any, queue: str, count: int) -> list[tuple[Any, Any, Any]]:
     """Return so many messages; fail if there are fewer after some seconds."""
-    found: list[tuple[Any, Any, Any]] = []
+    messages: list[tuple[Any, Any, Any]] = []
     until = time.monotonic() + 10
-    while len(found) < count:
+    while len(messages) < count:
         method, properties, body = channel.basic_get(queue, auto_ack=True)
         if method is not None:
-            found.append((method, properties, json.loads(body)))
+            messages.append((method, properties, json.loads(body)))
         elif time.monotonic() > until:
-            raise AssertionError(f"{len(found)} messages instead of {count}")
+            raise AssertionError(f"{len(messages)} messages instead of {count}")
         else:
             time.sleep(0.01)
-    return found
+    return messages
 
 
 def message(number: int = 0, exchange: str = "task-defined", cc: tuple[str, ...] = ()) -> Message:
@@ -69,8 +69,8 @@ def message(number: int = 0, exchange: str = "task-defined", cc: tuple[str, ...]
 
 def test_a_message_goes_to_those_who_bound_its_key_and_its_routes_once_each(publisher: Publisher, channel: Any) -> None:
     everything = bind(channel, publisher, "task-defined", "#")
-    ours = bind(channel, publisher, "task-defined", "route.tc-treeherder.#")
-    theirs = bind(channel, publisher, "task-defined", "route.other.#")
+    our_queue = bind(channel, publisher, "task-defined", "route.tc-treeherder.#")
+    other_queue = bind(channel, publisher, "task-defined", "route.other.#")
     publisher.publish(message(1, cc=("route.tc-treeherder.try.abc", "route.index.x")))
     ((method, properties, payload),) = read(channel, everything, 1)
     assert (method.exchange, method.routing_key) == (publisher.exchange(EXCHANGES + "task-defined"), "primary.x.1")
@@ -80,9 +80,9 @@ def test_a_message_goes_to_those_who_bound_its_key_and_its_routes_once_each(publ
     assert properties.content_encoding == recorded["content_encoding"]
     assert properties.delivery_mode == recorded["delivery_mode"]
     assert properties.headers == {"CC": ["route.tc-treeherder.try.abc", "route.index.x"]}
-    assert len(read(channel, ours, 1)) == 1
-    assert channel.basic_get(theirs)[0] is None
-    assert channel.basic_get(ours)[0] is None
+    assert len(read(channel, our_queue, 1)) == 1
+    assert channel.basic_get(other_queue)[0] is None
+    assert channel.basic_get(our_queue)[0] is None
 
 
 def test_messages_keep_their_order_over_many_batches(publisher: Publisher, channel: Any) -> None:

@@ -12,18 +12,18 @@ from tests.sandbox.taskcluster.support import Api, create, refused
 async def test_dependents_are_listed_in_pages_whatever_their_group(api: Api) -> None:
     root = await create(api)
     expected = {await create(api, dependencies=[root]) for _ in range(5)}
-    found: list[str] = []
+    listed: list[str] = []
     token: dict[str, str] = {}
     pages = 0
     while True:
         page = await api("listDependentTasks", root, query={"limit": 2, **token})
         assert page["taskId"] == root
-        found += [each["status"]["taskId"] for each in page["tasks"]]
+        listed += [task["status"]["taskId"] for task in page["tasks"]]
         pages += 1
         if "continuationToken" not in page:
             break
         token = {"continuationToken": page["continuationToken"]}
-    assert (pages, len(found), set(found)) == (3, 5, expected)
+    assert (pages, len(listed), set(listed)) == (3, 5, expected)
     await refused(api("listDependentTasks", slugId()), 404, "ResourceNotFound")
 
 
@@ -36,14 +36,14 @@ async def test_a_group_is_listed_in_pages_of_tasks_with_status_in_no_order(api: 
     large = queue.list_task_group(group)
     assert len(large["tasks"]) == 1000
     assert len(queue.list_task_group(group, None, large["continuationToken"])["tasks"]) == 5
-    found: list[str] = []
+    listed: list[str] = []
     token: dict[str, str] = {}
     for _ in range(3):
         page = await api("listTaskGroup", group, query={"limit": 50, **token})
-        found += [each["status"]["taskId"] for each in page["tasks"]]
+        listed += [task["status"]["taskId"] for task in page["tasks"]]
         token = {"continuationToken": page["continuationToken"]}
-    assert found == [each["status"]["taskId"] for each in large["tasks"][:150]]
-    assert found != ids[:150]
+    assert listed == [task["status"]["taskId"] for task in large["tasks"][:150]]
+    assert listed != ids[:150]
     first = page
     assert first["tasks"][0]["task"]["taskGroupId"] == group
     group_facts = {key: first[key] for key in ("taskGroupId", "schedulerId", "expires")}
@@ -61,13 +61,15 @@ async def test_a_group_that_is_not_there_is_404_and_a_strange_token_400(api: Api
 
 async def test_definitions_and_statuses_come_for_many_without_those_that_are_missing(api: Api) -> None:
     ids = [await create(api) for _ in range(3)]
-    asked = [*ids, ids[0], slugId(), "no slugid"]
-    tasks = await api("tasks", body={"taskIds": asked})
-    assert {each["taskId"]: each["task"]["metadata"]["name"] for each in tasks["tasks"]} == dict.fromkeys(ids, "a task")
+    requested = [*ids, ids[0], slugId(), "no slugid"]
+    tasks = await api("tasks", body={"taskIds": requested})
+    assert {entry["taskId"]: entry["task"]["metadata"]["name"] for entry in tasks["tasks"]} == dict.fromkeys(
+        ids, "a task"
+    )
     assert len(tasks["tasks"]) == 3
-    statuses = await api("statuses", body={"taskIds": asked})
-    assert {each["taskId"] for each in statuses["statuses"]} == set(ids)
-    assert {each["status"]["state"] for each in statuses["statuses"]} == {"pending"}
+    statuses = await api("statuses", body={"taskIds": requested})
+    assert {entry["taskId"] for entry in statuses["statuses"]} == set(ids)
+    assert {entry["status"]["state"] for entry in statuses["statuses"]} == {"pending"}
     assert await api("statuses", body={}) == {"statuses": []}
 
 

@@ -138,7 +138,7 @@ async def test_what_has_expired_is_forgotten(api: Api) -> None:
     assert (await api("listDependentTasks", second))["tasks"] == []
     api.tc.advance(HOUR / SECOND)
     await refused(api("status", first), 404, "ResourceNotFound")
-    assert [each["status"]["taskId"] for each in (await api("listTaskGroup", first))["tasks"]] == [second]
+    assert [task["status"]["taskId"] for task in (await api("listTaskGroup", first))["tasks"]] == [second]
     api.tc.advance(DAY / SECOND)
     await refused(api("listTaskGroup", first), 404, "ResourceNotFound")
     assert (api.tc.queue.tasks, api.tc.queue.groups) == ({}, {})
@@ -147,9 +147,9 @@ async def test_what_has_expired_is_forgotten(api: Api) -> None:
 def shape(value: Any) -> Any:
     """Return the value's form: its keys and types, without its contents."""
     if isinstance(value, dict):
-        return {key: shape(each) for key, each in value.items() if key != "tags"}
+        return {key: shape(element) for key, element in value.items() if key != "tags"}
     if isinstance(value, list):
-        return [shape(each) for each in value]
+        return [shape(element) for element in value]
     if isinstance(value, str) and parse(value) is not None:
         return "+00:00" if value.endswith("+00:00") else "Z"
     return type(value).__name__
@@ -193,6 +193,6 @@ async def test_messages_have_the_form_of_recorded_ones(api: Api, messages: list[
             await api(f"report{reason.title()}", task_id, run["runId"])
         elif reason is not None:
             await api("reportException", task_id, run["runId"], body={"reason": reason})
-    ours = [m for m in messages if (m.exchange, m.routing_key) == (recorded["exchange"], recorded["routingKey"])]
-    assert shape(recorded["payload"]) in [shape(m.payload) for m in ours]
-    assert list(ours[-1].cc) == recorded["CC"]
+    published = [m for m in messages if (m.exchange, m.routing_key) == (recorded["exchange"], recorded["routingKey"])]
+    assert shape(recorded["payload"]) in [shape(m.payload) for m in published]
+    assert list(published[-1].cc) == recorded["CC"]

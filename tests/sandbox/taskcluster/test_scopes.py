@@ -6,7 +6,7 @@ from sandbox.taskcluster.scopes import ScopeSet, expand, is_valid
 
 
 @pytest.mark.parametrize(
-    ("held", "asked", "satisfied"),
+    ("held", "required", "satisfied"),
     [
         ("queue:cancel", "queue:cancel", True),
         ("queue:cancel", "queue:cancel-task", False),
@@ -19,8 +19,8 @@ from sandbox.taskcluster.scopes import ScopeSet, expand, is_valid
         ("queue:*:x", "queue:y:x", False),
     ],
 )
-def test_a_star_at_the_end_satisfies_all_that_begins_like_it(held: str, asked: str, satisfied: bool) -> None:
-    assert ScopeSet([held]).satisfies(asked) is satisfied
+def test_a_star_at_the_end_satisfies_all_that_begins_like_it(held: str, required: str, satisfied: bool) -> None:
+    assert ScopeSet([held]).satisfies(required) is satisfied
 
 
 def test_what_is_missing_of_an_expression_keeps_its_shape() -> None:

@@ -77,16 +77,16 @@ async def test_an_intermittent_task_is_tried_again_until_its_retries_are_used_up
 
 
 async def test_once_holds_for_the_first_run_and_neither_for_reruns_nor_for_copies(api: Api) -> None:
-    told = {"once": "failed", "result": "completed"}
+    instructions = {"once": "failed", "result": "completed"}
     routes = ["tc-treeherder.try.abc", "index.x"]
-    first = await create(api, told, routes=routes)
+    first = await create(api, instructions, routes=routes)
     assert await ended(api, first) == "failed"
-    assert await ended(api, await create(api, told, routes=["tc-treeherder.try.abc"])) == "completed"
+    assert await ended(api, await create(api, instructions, routes=["tc-treeherder.try.abc"])) == "completed"
     api.tc.queue.rerun_task(first)
     assert await ended(api, first) == "completed"
-    assert await ended(api, await create(api, told, routes=["tc-treeherder.try.other-push"])) == "failed"
+    assert await ended(api, await create(api, instructions, routes=["tc-treeherder.try.other-push"])) == "failed"
     api.tc.clear()
-    assert await ended(api, await create(api, told, routes=routes)) == "failed"
+    assert await ended(api, await create(api, instructions, routes=routes)) == "failed"
 
 
 async def test_a_retried_run_counts_as_another(api: Api) -> None:
@@ -134,7 +134,7 @@ async def test_the_built_in_queues_end_tasks_at_once(
 async def test_a_run_leaves_its_log(api: Api) -> None:
     task_id = await create(api, {"result": "failed"})
     await ended(api, task_id)
-    assert [each["name"] for each in (await api("listArtifacts", task_id, 0))["artifacts"]] == [LOG]
+    assert [artifact["name"] for artifact in (await api("listArtifacts", task_id, 0))["artifacts"]] == [LOG]
     url = (await api("getArtifact", task_id, 0, LOG))["url"]
     assert (await api.http.get(url)).text.splitlines()[-1] == "[taskcluster] === Task finished: failed ==="
 

@@ -14,9 +14,9 @@ async def test_a_push_is_found_by_its_tip(th: Treeherder) -> None:
     for year in (2015, 2016, 2017, "today"):
         await th.behave(year=year)
         path = RESULTSET if year != "today" else PUSH
-        (found,) = (await th.get(path, params={"revision": REVISION})).json()["results"]
-        assert found["revision"] == REVISION
-        assert found.get("revision_hash") == (None if year == "today" else resultset()["revision_hash"])
+        (push,) = (await th.get(path, params={"revision": REVISION})).json()["results"]
+        assert push["revision"] == REVISION
+        assert push.get("revision_hash") == (None if year == "today" else resultset()["revision_hash"])
         assert (await th.get(path.replace("autoland", "try"), params={"revision": REVISION})).json()["results"] == []
         by_another = (await th.get(path, params={"revision": "1" * 40})).json()["results"]
         assert len(by_another) == (0 if year == 2015 else 1), "any of its changesets, since 2016"

@@ -16,7 +16,7 @@ from tests.sandbox.treeherder.support import (
 
 
 async def test_what_each_year_has(th: Treeherder) -> None:
-    there = {}
+    calls = {}
     for year in (2015, 2016, 2017, "today"):
         await th.behave(year=year)
         answers = {
@@ -25,9 +25,9 @@ async def test_what_each_year_has(th: Treeherder) -> None:
             "GET resultset": await th.get(RESULTSET, params={"revision": REVISION}),
             "GET push": await th.get(PUSH, params={"revision": REVISION}),
         }
-        there[year] = {call for call, answer in answers.items() if answer.status_code != 404}
+        calls[year] = {call for call, answer in answers.items() if answer.status_code != 404}
     submission = {"POST resultset", "POST jobs", "GET resultset"}
-    assert there == {2015: submission, 2016: submission, 2017: submission, "today": {"GET push"}}
+    assert calls == {2015: submission, 2016: submission, 2017: submission, "today": {"GET push"}}
 
 
 async def test_down_for_some_requests(th: Treeherder) -> None:

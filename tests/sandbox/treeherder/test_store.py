@@ -34,7 +34,7 @@ async def test_in_2015_jobs_need_a_hash_and_keep_their_first_artifacts(th: Treeh
     await th.submit(RESULTSET, [resultset()])
     assert (await th.submit(JOBS, [entry()])).status_code == 200
     assert (await th.inside())["jobs"] == []
-    for year, shown in ((2015, "{}"), (2016, '{"job_details": []}')):
+    for year, kept_blob in ((2015, "{}"), (2016, '{"job_details": []}')):
         await th.delete("/__control__/data")
         await th.behave(year=year)
         await th.submit(RESULTSET, [resultset()])
@@ -43,7 +43,7 @@ async def test_in_2015_jobs_need_a_hash_and_keep_their_first_artifacts(th: Treeh
             sent = entry(**changes, artifacts=[artifact]) | {"revision_hash": resultset()["revision_hash"]}
             assert (await th.submit(JOBS, [sent])).status_code == 200
         (job,) = (await th.inside())["jobs"]
-        assert [artifact["blob"] for artifact in job["artifacts"]] == [shown]
+        assert [artifact["blob"] for artifact in job["artifacts"]] == [kept_blob]
 
 
 def with_revision(**changes: Any) -> dict[str, Any]:
