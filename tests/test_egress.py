@@ -62,7 +62,7 @@ def ask(certificate: Path, service: str, **variables: str) -> dict[str, Any]:
 GOOD = {
     "hg": "7",
     "queue": "None",
-    "auth": "Refusal: a bad mac",
+    "auth": "PermanentUpstreamError: a bad mac",
     "treeherder": "None",
     "listing": "7",
     "forward": "[]",
