@@ -16,6 +16,7 @@ from service.api import (
     listeners,
     openapi,
     polls,
+    problems,
     pushes,
     render,
     reports,
@@ -77,6 +78,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         summary="Ties Mercurial's pushlog, Taskcluster and Treeherder together.",
         description=openapi.DESCRIPTION,
         openapi_tags=openapi.TAGS,
+        servers=[{"url": "/", "description": "this service"}],
         license_info={"name": "MPL-2.0", "identifier": "MPL-2.0"},
         version="1",
         lifespan=lifespan,
@@ -94,6 +96,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
     for module in (*for_people, *for_listeners):
         app.include_router(module.router, prefix="/api/v1")
     app.include_router(health.router)
+    app.include_router(problems.router)
     openapi.install(app)
     docs.install(app)
     return app

@@ -73,10 +73,20 @@ class PermanentUpstreamError(UpstreamError):
         self.status = status
 
 
+def problem_anchor(title: str) -> str:
+    """Return the anchor of the section of `docs/problems.md` that explains problems of this title."""
+    return title.lower().replace(" ", "-")
+
+
+def problem_type(title: str) -> str:
+    """Return the `type` of problems of this title: the address of their explanation, relative to this service."""
+    return f"/problems#{problem_anchor(title)}"
+
+
 def problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
     """Return a problem+json answer, sanitized."""
     return JSONResponse(
-        sanitize_json({"type": "about:blank", "title": title, "status": status, "detail": detail, **more}),
+        sanitize_json({"type": problem_type(title), "title": title, "status": status, "detail": detail, **more}),
         status_code=status,
         headers=headers,
         media_type="application/problem+json",

@@ -19,6 +19,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.errors import problem_type
+
 MAX_HEAD = 64 * 1024
 """Largest size of a request without its body, in bytes: first line, headers, chunk sizes and extensions, trailers."""
 
@@ -138,7 +140,7 @@ class Protocol(HttpToolsProtocol):
         self._cancel_head_timer()
         if self.cycle is None or self.cycle.response_complete:
             phrase = HTTPStatus(status).phrase
-            body = json.dumps({"type": "about:blank", "title": phrase, "status": status, "detail": detail})
+            body = json.dumps({"type": problem_type(phrase), "title": phrase, "status": status, "detail": detail})
             head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\n"
             head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write((head + body).encode())

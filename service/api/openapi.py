@@ -22,6 +22,7 @@ from service.contract.events import (
     QueueReport,
     ShiftRequest,
 )
+from service.errors import problem_type
 from service.settings import READ, REPOSITORIES_WRITE
 
 Json = dict[str, Any]
@@ -72,7 +73,7 @@ _PROBLEM: Json = {
     "description": "An error that says what is wrong, with which value, and what to do (RFC 9457).",
     "type": "object",
     "properties": {
-        "type": {"type": "string", "const": "about:blank"},
+        "type": {"type": "string", "format": "uri-reference", "description": "leads to an explanation"},
         "title": {"type": "string", "description": "the kind of error, in two or three words"},
         "status": {"type": "integer", "description": "HTTP's"},
         "detail": {"type": "string", "description": "what is wrong, and what to do"},
@@ -217,7 +218,11 @@ def _finish_operation(path: str, method: str, operation: Json) -> None:
     if "422" in responses:
         responses["422"] = _problem(422)
     if not path.startswith("/api/v1/"):
+        operation["security"] = []
+        operation["responses"]["422"] = {"$ref": "#/components/responses/422"}
         return
+    if method == "patch":  # a merge patch has a media type of its own; plain JSON is taken too
+        del operation["requestBody"]["content"]["application/json"]
     if "internal" in operation["tags"]:
         operation["security"] = [{name: [] for name in _WEBHOOK}]
         also = {400, 401, 408, 413, 422}
@@ -249,7 +254,7 @@ def _problem(status: int) -> Json:
 
 EXAMPLES: dict[str, Json] = {
     "Problem": {
-        "type": "about:blank",
+        "type": problem_type("Scope missing"),
         "title": "Scope missing",
         "status": 403,
         "detail": f"reader needs the scope {REPOSITORIES_WRITE} for this",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -16,8 +17,10 @@ from sqlalchemy import event
 from sqlmodel import select
 from standardwebhooks import Webhook
 
+from service.api.problems import source
 from service.app import create_app
 from service.clock import now
+from service.errors import problem_type
 from service.services import Services
 from service.settings import Settings
 from service.store.database import Database
@@ -26,6 +29,8 @@ from service.store.models import DeadLetter, Push, PushStep, Repository, State
 SECRETS = ["whsec_" + "bmV3" * 10, "whsec_" + "b2xk" * 10]
 ADMIN, WRITER, READER, RETRIER = (f"{name}-0123456789abcdef" for name in ("admin", "writer", "reader", "retrier"))
 TREEHERDER_SECRET = "treeherder-hawk-secret"
+EXPLAINED = set(re.findall(r"^## (.*)$", source().read_text(), re.M))
+
 NEVER_SHOWN = [*SECRETS, ADMIN, WRITER, READER, RETRIER, TREEHERDER_SECRET]
 
 LISTENER = "00000000-0000-4000-8000-000000000000"
@@ -257,8 +262,9 @@ def is_problem(answer: httpx.Response, status: int, *words: str) -> dict[str, An
     assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()
     assert body["status"] == status
-    assert body["type"] == "about:blank"
     assert body["title"]
+    assert body["type"] == problem_type(body["title"])
+    assert body["title"] in EXPLAINED or status == 418, "docs/problems.md has no section for it"
     for word in words:
         assert word in body["detail"], body["detail"]
     return body

@@ -45,7 +45,7 @@ async def test_a_problem_carries_what_it_was_given_and_can_always_be_sent(client
     body = is_problem(answer, 409, "alias '\\ud800\\u0000' is taken")
     assert answer.headers["retry-after"] == "5"
     assert body == {
-        "type": "about:blank",
+        "type": "/problems#taken",
         "title": "Taken",
         "status": 409,
         "detail": "alias '\\ud800\\u0000' is taken",

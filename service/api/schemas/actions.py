@@ -35,7 +35,7 @@ def _describe_inputs(schema: dict[str, Any]) -> None:
     schemas = [kind.input.model_json_schema() for kind in ACTIONS.values()]
     inputs = [schema for number, schema in enumerate(schemas) if schema not in schemas[:number]]
     del schema["additionalProperties"]
-    schema |= {"anyOf": inputs}
+    schema |= {"anyOf": inputs} if len(inputs) > 1 else {**inputs[0], **schema}
 
 
 class ActionCreate(Schema):
