@@ -126,9 +126,9 @@ def test_small_templates_with_huge_plans_take_neither_memory_nor_the_loop(system
         system.wait(lambda: system.settled(len(names) + 1), 90)
     assert peak[0] < 400 * 1024 * 1024
     reasons = {"nested": "more than 1,000,000 values", "full": "no task definition", "wide": "40,000 tasks: at most"}
-    for push_id, each in {each["push_id"]: each for each in system.pushes()}.items():
+    for push_id, stored in {stored["push_id"]: stored for stored in system.pushes()}.items():
         if push_id in names:
-            assert reasons[names[push_id]] in each["graph"]["reason"]
+            assert reasons[names[push_id]] in stored["graph"]["reason"]
 
 
 def test_a_file_that_is_too_large_or_no_text_is_an_error_too(systems: Systems, sqlite_url: str) -> None:

@@ -5,6 +5,7 @@ from tests.sandbox.taskcluster.support import Api, reference
 
 
 async def test_expand_scopes_brings_roles(api: Api) -> None:
+    api.tc.auth.set_roles({"role-x": ["from-role"]})
     answer = await api("expandScopes", body={"scopes": ["assume:role-x"]}, service="auth")
     assert answer["scopes"] == ["assume:role-x", "from-role"]
 
