@@ -26,7 +26,7 @@ PATIENCE = 10.0
 
 
 class BrokerError(RuntimeError):
-    """A broker cannot be used; the message says where and why, without the password."""
+    """An error of a broker that cannot be used; the message has its address and the reason, and no password."""
 
 
 def new_user() -> str:
@@ -91,7 +91,9 @@ def _connected(url: str, seconds: float) -> Iterator[pika.BlockingConnection]:
         with pika.BlockingConnection(parameters) as connection:
             yield connection
     except Exception as error:
-        raise BrokerError(f"no usable broker at {parameters.host}:{parameters.port} ({_why(error)})") from error
+        raise BrokerError(
+            f"The broker at {parameters.host}:{parameters.port} cannot be used ({_describe(error)})"
+        ) from error
 
 
 def _parameters(url: str, seconds: float) -> pika.URLParameters:
@@ -99,15 +101,15 @@ def _parameters(url: str, seconds: float) -> pika.URLParameters:
         parameters = pika.URLParameters(url)
     except Exception as error:  # noqa: BLE001 - pika raises whatever its parts do
         # its words may hold the password
-        raise BrokerError(f"the broker's URL cannot be understood ({type(error).__name__})") from None
+        raise BrokerError(f"The broker's URL cannot be parsed ({type(error).__name__})") from None
     parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = seconds
     parameters.connection_attempts = 1
     return parameters
 
 
-def _why(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, pika.exceptions.IncompatibleProtocolError | AMQPConnectorStackTimeout):
-        return f"what listens there does not answer as RabbitMQ does: {error_text(error)}"
+        return f"the server there does not speak RabbitMQ's protocol: {error_text(error)}"
     if isinstance(error, pika.exceptions.ProbableAuthenticationError):
-        return "it does not take this user and password"
+        return "it rejects this user and password"
     return error_text(error)

@@ -18,17 +18,19 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    hg_port: Annotated[int, typer.Option(help="where Mercurial's pushlog answers")] = HG_PORT,
-    taskcluster_port: Annotated[int, typer.Option(help="where Taskcluster answers")] = TASKCLUSTER_PORT,
-    treeherder_port: Annotated[int, typer.Option(help="where Treeherder answers")] = TREEHERDER_PORT,
+    hg_port: Annotated[int, typer.Option(help="Port of Mercurial's pushlog; 0 is any free one.")] = HG_PORT,
+    taskcluster_port: Annotated[int, typer.Option(help="Port of Taskcluster; 0 is any free one.")] = TASKCLUSTER_PORT,
+    treeherder_port: Annotated[int, typer.Option(help="Port of Treeherder; 0 is any free one.")] = TREEHERDER_PORT,
     amqp_url: Annotated[
-        str | None, typer.Option(help="publish to this RabbitMQ too", envvar="SANDBOX_AMQP_URL")
+        str | None, typer.Option(help="URL of a RabbitMQ to publish to.", envvar="SANDBOX_AMQP_URL")
     ] = None,
-    mercurial: Annotated[bool, typer.Option(help="Real repositories; else a pushlog in memory.")] = True,
-    ready_file: Annotated[Path | None, typer.Option(help="gets the addresses, as JSON, once all answer")] = None,
-    exchange_prefix: Annotated[str, typer.Option(help="goes before the names of the exchanges at the RabbitMQ")] = "",
+    mercurial: Annotated[bool, typer.Option(help="Keep real repositories, otherwise a pushlog in memory.")] = True,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="File to write the URLs to, as JSON, once all answer.")
+    ] = None,
+    exchange_prefix: Annotated[str, typer.Option(help="Prefix of the exchanges' names at the RabbitMQ.")] = "",
 ) -> None:
-    """Run the stand-ins as one process, each on a port of its own (0: any that is free), until Ctrl-C."""
+    """Run the stand-ins as one process, each on a port of its own, until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
     try:
@@ -41,11 +43,11 @@ def start(
 
 @app.command()
 def push(
-    repository: Annotated[str, typer.Argument(help="path, such as try")],
-    files: Annotated[list[Path] | None, typer.Argument(help="files to commit, under their names")] = None,
+    repository: Annotated[str, typer.Argument(help="Path of the repository, such as try.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="Files to commit, under their names.")] = None,
     message: Annotated[str, typer.Option("--message", "-m")] = "A change",
-    user: Annotated[str, typer.Option(help="who pushes")] = "dev@example.com",
-    hg_url: Annotated[str, typer.Option(help="where the sandbox's Mercurial is")] = f"http://{HOST}:{HG_PORT}",
+    user: Annotated[str, typer.Option(help="User who pushes.")] = "dev@example.com",
+    hg_url: Annotated[str, typer.Option(help="URL of the sandbox's Mercurial.")] = f"http://{HOST}:{HG_PORT}",
 ) -> None:
     """Commit files and push them to a running sandbox."""
     contents: dict[str, str | bytes] = {}
@@ -53,13 +55,15 @@ def push(
         try:
             contents[path.name] = path.read_bytes()
         except OSError as error:
-            _fail(f"{path} cannot be read: {error.strerror}")
+            _fail(f"The file {path} cannot be read: {error.strerror}.")
     try:
         tip, number = asyncio.run(_push(hg_url, repository, NewChangeset(files=contents, message=message), user))
     except RuntimeError as error:
-        _fail(f"{hg_url} refuses the push: {error}")
+        _fail(f"The sandbox at {hg_url} refuses the push: {error}")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(f"no sandbox answers at {hg_url} ({error}): start one with bin/sandbox, or name it with --hg-url")
+        _fail(
+            f"No sandbox answers at {hg_url} ({error}). Start one with bin/sandbox, or name another one with --hg-url."
+        )
     typer.echo(f"push {number} of {repository}: {tip}")
 
 

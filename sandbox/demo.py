@@ -132,9 +132,9 @@ class Demo:
         end = time.monotonic() + seconds
         while not (ended := self._look(timeline, push_id)):
             if time.monotonic() > end:
-                raise StackError(f"the push is not through after {seconds:g} s: {self._why(push_id)}")
+                raise StackError(f"The push is not complete after {seconds:g} s: {self._explain(push_id)}")
             time.sleep(0.05)
-        typer.echo("\nThe push is through; one of its tasks has failed, and what depends on it waits for good.")
+        typer.echo("\nThe push is complete. One of its tasks has failed, and its dependents stay unscheduled.")
         self._retrigger(next(task for task, state in ended.items() if state == "failed"), end)
 
     def _retrigger(self, task_id: str, end: float) -> None:
@@ -142,20 +142,20 @@ class Demo:
         timeline = Timeline(time.time())
         before = {action["id"] for action in self._api.get("/actions").json()["items"]}
         if self._stack.amqp_url:
-            typer.echo("Pressing retrigger on Treeherder's page\n")
+            typer.echo("Pressing the retrigger button of Treeherder's page\n")
             guid = f"{uuid.UUID(bytes=base64.urlsafe_b64decode(task_id + '=='))}/0"
             press = {"project": REPOSITORY, "job_guid": guid, "action": "retrigger", "requester": USER}
             while not _expect(self._treeherder.post("/job-action", json=press), 200)["heard"]:
                 if time.monotonic() > end:
-                    raise StackError("nobody hears the button: see pulse-listener.log")
+                    raise StackError("Nobody receives the press of the button: see pulse-listener.log.")
                 time.sleep(0.05)
         else:
-            typer.echo("Asking tc-treeherder to retrigger it (without a broker: over its API)\n")
+            typer.echo("Retriggering it over the API of tc-treeherder, because there is no broker\n")
             body = {"action": "retrigger", "project": REPOSITORY, "task_id": task_id, "requester": USER}
             _expect(self._api.post("/actions", json=body), 202)
         while not self._copies_ran(timeline, before):
             if time.monotonic() > end:
-                raise StackError(f"the retrigger is not through: {self._api.get('/actions').json()['items'][:1]}")
+                raise StackError(f"The retrigger is not complete: {self._api.get('/actions').json()['items'][:1]}")
             time.sleep(0.05)
 
     def _copies_ran(self, timeline: Timeline, before: set[int]) -> bool:
@@ -164,7 +164,7 @@ class Demo:
             return False
         (action,) = actions
         if action["state"] in {"failed", "rejected", "nothing-to-do"}:
-            raise StackError(f"the retrigger is {action['state']}: {action['reason']}")
+            raise StackError(f"The retrigger is {action['state']}: {action['reason']}")
         events = [(_seconds(action["received_at"]), "retrigger received")]
         created, statuses = self._in_taskcluster()
         for task in action["tasks"]:
@@ -182,7 +182,7 @@ class Demo:
         return {c["task_id"]: c["time"] for c in self._taskcluster.get("/calls").json()["creations"]}, statuses
 
     def _look(self, timeline: Timeline, push_id: int) -> dict[str, str]:
-        """Tell what is new; once the push is through, the state of each of its tasks, otherwise nothing."""
+        """Print new events; return the state of each task once the push is complete, otherwise nothing."""
         answer = self._api.get(f"/pushes/{REPOSITORY}/{push_id}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return {}
@@ -198,7 +198,7 @@ class Demo:
             timeline.print_once(event, at)
         states = {resultset["state"] for resultset in push["resultsets"]} | {push["graph"]["state"]}
         if states & {"failed", "skipped"}:
-            raise StackError(f"the push failed: {self._why(push_id)}")
+            raise StackError(f"The push failed: {self._explain(push_id)}")
         states_by_task = {
             task["task_id"]: statuses.get(task["task_id"], {}).get("state") for task in push["graph"]["tasks"]
         }
@@ -221,11 +221,11 @@ class Demo:
                 events.append((_seconds(run["resolved"]), f"task {name} {run['state']}"))
         return events
 
-    def _why(self, push_id: int) -> str:
+    def _explain(self, push_id: int) -> str:
         answer = self._api.get(f"/pushes/{REPOSITORY}/{push_id}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             repository = self._api.get(f"/repositories/{REPOSITORY}").json()
-            return f"it was not noticed; poll_error: {repository.get('poll_error')}"
+            return f"tc-treeherder has not noticed it; poll_error: {repository.get('poll_error')}"
         push = answer.json()
         reasons = [push["graph"]["reason"], *(resultset["error"] for resultset in push["resultsets"])]
         return "; ".join(reason for reason in reasons if reason) or f"graph is {push['graph']['state']}"
@@ -243,16 +243,16 @@ def _broker(amqp_url: str | None, no_broker: bool) -> str | None:
     Raises StackError if a broker was named and cannot be used.
     """
     if no_broker:
-        typer.echo("No broker, as asked for: the retrigger goes over HTTP")
+        typer.echo("No broker is used (--no-broker): the retrigger goes over HTTP.")
         return None
     try:
         broker.check(amqp_url or broker.LOCAL, broker.PATIENCE if amqp_url else LOOKED_FOR)
     except broker.BrokerError as error:
         if amqp_url:
-            raise StackError(f"{error}: start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out") from error
-        typer.echo(f"{error}: the retrigger goes over HTTP")
+            raise StackError(f"{error}. Start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out.") from error
+        typer.echo(f"{error}. The retrigger goes over HTTP.")
         return None
-    origin = "as named" if amqp_url else "found there; --no-broker does without"
+    origin = "as named" if amqp_url else "it answers there; --no-broker uses none"
     typer.echo(f"Broker: {broker.address(amqp_url or broker.LOCAL)} ({origin})")
     return amqp_url or broker.LOCAL
 
@@ -262,7 +262,7 @@ def _stay(stack: Stack) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         typer.echo(
             f"""
-Look around, and press Ctrl-C when you have seen enough:
+The system keeps running. Look at it, and press Ctrl-C to end it:
   Treeherder   {stack.sandbox["treeherder"]}/
   Taskcluster  {stack.sandbox["taskcluster"]}/__control__/tasks
   Mercurial    {hg}/{PATH}/json-pushes?version=2&full=1
@@ -291,8 +291,8 @@ def claim_folder(folder: Path) -> None:
         contents = list(folder.iterdir())
         if contents and not marker.is_file():
             raise StackError(
-                f"the folder {folder} holds files that are not the demo's ({contents[0].name}, ...): "
-                "name a new or an empty one with --folder"
+                f"The folder {folder} contains files that are not the demo's ({contents[0].name}, ...). "
+                "Name a new or an empty one with --folder."
             )
         marker.touch()
         for path in contents:
@@ -301,25 +301,25 @@ def claim_folder(folder: Path) -> None:
             elif path != marker:
                 path.unlink()
     except OSError as error:
-        raise StackError(f"the folder {folder} cannot be used ({error}): name another with --folder") from None
+        raise StackError(f"The folder {folder} cannot be used ({error}). Name another one with --folder.") from None
 
 
 def main(
-    once: Annotated[bool, typer.Option("--once", help="Leave when the push is through.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when push and retrigger are complete.")] = False,
     folder: Annotated[
-        Path, typer.Option(help="for the database and the logs: new or empty, or an earlier demo's")
+        Path, typer.Option(help="Folder for the database and the logs: new, empty, or an earlier demo's.")
     ] = Path(".demo"),
-    free_ports: Annotated[bool, typer.Option(help="Any free ports instead of the usual ones.")] = False,
+    free_ports: Annotated[bool, typer.Option(help="Use any free ports instead of the default ones.")] = False,
     amqp_url: Annotated[
         str | None,
         typer.Option(
-            help="the RabbitMQ that buttons and task events travel over; otherwise one with its default user on this "
-            "machine, and without one they go over HTTP",
+            help="URL of the RabbitMQ for buttons and task events. By default one on this machine with its default "
+            "user; without any, the demo uses HTTP.",
             envvar="SANDBOX_AMQP_URL",
         ),
     ] = None,
-    no_broker: Annotated[bool, typer.Option("--no-broker", help="Use none, whatever is there.")] = False,
-    seconds: Annotated[float, typer.Option(help="how long it all may take")] = 50,
+    no_broker: Annotated[bool, typer.Option("--no-broker", help="Use no broker, even if one answers.")] = False,
+    seconds: Annotated[float, typer.Option(help="Time limit for push and retrigger.")] = 50,
 ) -> None:
     """Push a commit through tc-treeherder, with stand-ins for the systems around it."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -334,7 +334,7 @@ def main(
         stack = Stack(folder.absolute(), mercurial=True, ports=ports, service_port=service_port, amqp_url=url)
         if url:
             user = stack.pulse_user
-            typer.echo(f"  exchange/{user}/… and queue/{user}/… are made there, and removed at the end")
+            typer.echo(f"  exchange/{user}/… and queue/{user}/… are created there, and removed at the end")
         typer.echo("Starting: sandbox (Mercurial, Taskcluster, Treeherder), service, listeners")
         with stack:
             stack.service()
@@ -342,11 +342,11 @@ def main(
             if url:
                 stack.listener("pulse-listener", "pulse")
             Demo(stack).run(seconds)
-            typer.echo("\nThe retrigger is through.")
+            typer.echo("\nThe retrigger is complete.")
             if not once:
                 _stay(stack)
     except (StackError, httpx.HTTPError) as error:
-        typer.echo(f"\nThe demo failed: {error}", err=True)
+        typer.echo(f"\nThe demo failed. {error}", err=True)
         if (folder / MARKER).exists():
             typer.echo(f"The logs are in {folder.absolute()}", err=True)
         sys.exit(1)

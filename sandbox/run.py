@@ -122,7 +122,7 @@ async def _run(
         except TimeoutError as error:
             raise SandboxError(str(error)) from error
         except BROKER_ERRORS as error:
-            raise SandboxError(f"the broker refuses {job_actions}: {error!r}") from error
+            raise SandboxError(f"The broker refuses the exchange {job_actions}: {error!r}") from error
         apps = {
             "hg": hg.create_app(pushlog),
             "taskcluster": taskcluster.create_app(tc),
@@ -232,4 +232,4 @@ def _say(urls: dict[str, str], repositories: tuple[str, ...], broker: bool) -> N
     typer.echo(f"  Taskcluster  {urls['taskcluster']}  (TASKCLUSTER_ROOT_URL; its tasks: /__control__/tasks)")
     typer.echo(f"  Treeherder   {urls['treeherder']}/  (a page: look here)")
     if not broker:
-        typer.echo("  No AMQP URL was given: task events and pressed buttons go nowhere.")
+        typer.echo("  No --amqp-url was given: task events and pressed buttons are not published.")

@@ -163,7 +163,7 @@ class Stack:
             broker.remove(amqp_url, self.pulse_user)
         except broker.BrokerError as error:
             left = f"exchange/{self.pulse_user}/… and queue/{self.pulse_user}/…"
-            sys.stderr.write(f"{error}: what is left there of {left} can be deleted\n")
+            sys.stderr.write(f"{error}. Delete what remains there of {left}.\n")
 
     def _start_sandbox(self) -> None:
         ready = self.folder / "sandbox.json"

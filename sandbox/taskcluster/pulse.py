@@ -64,8 +64,8 @@ class Publisher:
         if not self._ready.wait(self._patience):
             self._give_up.set()
             raise TimeoutError(
-                f"no RabbitMQ at {self._parameters.host}:{self._parameters.port} after {self._patience} s: start one, "
-                "or leave the AMQP url out"
+                f"No RabbitMQ answers at {self._parameters.host}:{self._parameters.port} within {self._patience} s. "
+                "Start one, or leave out --amqp-url."
             )
 
     def publish(self, message: Message) -> None:
@@ -85,7 +85,7 @@ class Publisher:
         while not self._waiting.empty():
             left += self._waiting.get() is not None
         if left:
-            raise TimeoutError(f"{left} messages were left that RabbitMQ at {self._parameters.host} did not take")
+            raise TimeoutError(f"RabbitMQ at {self._parameters.host} has not accepted {left} messages")
 
     def delete_exchanges(self) -> None:
         """Delete the exchanges, for tests that made their own by a prefix."""

@@ -45,7 +45,7 @@ async def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
     async with serving(hg.create_app(hg.MemoryPushlog())) as url:
         done = await asyncio.to_thread(invoke, "push", "nothing", "--hg-url", url)
     assert done.exit_code == 1
-    assert "refuses the push" in done.output
+    assert f"The sandbox at {url} refuses the push" in done.output
     assert "nothing" in done.output
 
 
@@ -53,7 +53,7 @@ def test_without_a_sandbox_it_says_how_to_start_one() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     done = invoke("push", "try", "--hg-url", url)
     assert done.exit_code == 1
-    assert f"no sandbox answers at {url}" in done.output
+    assert f"No sandbox answers at {url}" in done.output
     assert "bin/sandbox" in done.output
 
 
@@ -61,4 +61,4 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "missing.yml", "No such file"), (tmp_path, "Is a directory")):
         done = invoke("push", "try", str(path))
         assert done.exit_code == 1
-        assert f"{path} cannot be read: {why}" in done.output
+        assert f"The file {path} cannot be read: {why}" in done.output

@@ -34,7 +34,7 @@ def test_an_earlier_demos_folder_is_emptied_and_links_are_not_followed(tmp_path:
 def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / name).write_text("years of work")
-    with pytest.raises(StackError, match=r"holds files that are not the demo's .*--folder"):
+    with pytest.raises(StackError, match=r"contains files that are not the demo's .*--folder"):
         claim_folder(tmp_path)
     assert (tmp_path / name).read_text() == "years of work"
     assert {path.name for path in tmp_path.iterdir()} == {"sub", name}

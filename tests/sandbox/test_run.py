@@ -290,7 +290,7 @@ def test_without_mercurial_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_broker_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
     monkeypatch.setattr(Publisher.__init__, "__kwdefaults__", {"patience": 0.2})
-    with pytest.raises(SandboxError, match=f"no RabbitMQ at 127.0.0.1:{unused_tcp_port}"):
+    with pytest.raises(SandboxError, match=f"No RabbitMQ answers at 127.0.0.1:{unused_tcp_port} "):
         run(0, 0, 0, amqp_url=f"amqp://guest:guest@127.0.0.1:{unused_tcp_port}/", mercurial=False)
 
 
@@ -302,6 +302,6 @@ def test_a_broker_that_refuses_the_exchange_of_job_actions_is_told(monkeypatch: 
     monkeypatch.setattr(treeherder, "declare_job_actions", refuse)
     with pytest.raises(
         SandboxError,
-        match=r"refuses mine/exchange/treeherder/v1/job-actions.*ACCESS_REFUSED to mine/.* at amqp://broker.example/",
+        match=r"refuses the exchange mine/exchange/treeherder/v1/job-actions.*ACCESS_REFUSED to mine/.* at amqp://broker.example/",
     ):
         run(0, 0, 0, amqp_url="amqp://broker.example/", mercurial=False, exchange_prefix="mine/")

@@ -75,7 +75,7 @@ def test_what_is_left_at_a_broker_that_went_away_is_named(
     with Stack(tmp_path, amqp_url=amqp_url) as stack:
         stack.amqp_url = f"amqp://guest:guest@127.0.0.1:{unused_tcp_port}/"
     errors = capsys.readouterr().err
-    assert errors.startswith(f"no usable broker at 127.0.0.1:{unused_tcp_port} (")
+    assert errors.startswith(f"The broker at 127.0.0.1:{unused_tcp_port} cannot be used (")
     assert f"exchange/{stack.pulse_user}/…" in errors
     broker.remove(amqp_url, stack.pulse_user)
 

@@ -85,14 +85,14 @@ def test_a_push_travels_and_a_failed_task_is_retriggered(tmp_path: Path) -> None
     code, output, errors = demo(tmp_path)
     assert code == 0, errors
     for line in (
-        "no usable broker at 127.0.0.1:1 (ConnectionRefusedError: ",
-        "): the retrigger goes over HTTP",
+        "The broker at 127.0.0.1:1 cannot be used (ConnectionRefusedError: ",
+        "). The retrigger goes over HTTP.",
         "push noticed by tc-treeherder",
         "resultset in Treeherder",
         "task decision created",
         "task build completed",
         "task test failed",
-        "Asking tc-treeherder to retrigger it",
+        "Retriggering it over the API of tc-treeherder",
         "task test (copy) completed",
         "task report (copy) completed",
     ):
@@ -103,8 +103,8 @@ def test_a_push_travels_and_a_failed_task_is_retriggered(tmp_path: Path) -> None
 def test_a_broker_that_is_there_is_found_used_and_left_as_it_was(tmp_path: Path, amqp: Amqp, neighbour: str) -> None:
     code, output, errors = demo(tmp_path, local=amqp.url)
     assert (code, errors) == (0, "")
-    assert f"Broker: {broker.address(amqp.url)} (found there" in output
-    assert "Pressing retrigger on Treeherder's page" in output
+    assert f"Broker: {broker.address(amqp.url)} (it answers there" in output
+    assert "Pressing the retrigger button of Treeherder's page" in output
     assert "task test (copy) completed" in output
     assert left(output, amqp.url) == set()
     with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
@@ -117,7 +117,10 @@ def test_where_something_else_listens_it_goes_on_without(tmp_path: Path) -> None
     with listening(web_server) as url:
         code, output, errors = demo(tmp_path, local=url)
     assert (code, errors) == (0, "")
-    assert f"no usable broker at {broker.address(url)} (what listens there does not answer as RabbitMQ does" in output
+    assert (
+        f"The broker at {broker.address(url)} cannot be used (the server there does not speak RabbitMQ's protocol"
+        in output
+    )
     assert "task test (copy) completed" in output
 
 
@@ -125,21 +128,21 @@ def test_where_something_else_listens_it_goes_on_without(tmp_path: Path) -> None
 def test_a_broker_that_was_named_must_be_there(tmp_path: Path, amqp_url: str, named: list[str]) -> None:
     code, output, errors = demo(tmp_path, *named, local=amqp_url, SANDBOX_AMQP_URL=NOWHERE)
     assert (code, output) == (1, "")
-    assert "The demo failed: no usable broker at 127.0.0.1:1 (" in errors
-    assert "start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out" in errors
+    assert "The demo failed. The broker at 127.0.0.1:1 cannot be used (" in errors
+    assert "Start it, correct --amqp-url (SANDBOX_AMQP_URL), or leave it out" in errors
 
 
 def test_a_push_that_is_not_through_in_time_is_a_failure_with_its_reason(tmp_path: Path, amqp_url: str) -> None:
     code, output, errors = demo(tmp_path, "--seconds", "0.1", local=amqp_url)
     assert code == 1
-    assert "the push is not through after 0.1 s" in errors
+    assert "The push is not complete after 0.1 s" in errors
     assert left(output, amqp_url) == set()
 
 
 def test_no_broker_is_used_where_none_is_wanted(tmp_path: Path, amqp_url: str) -> None:
     code, output, _ = demo(tmp_path, "--no-broker", "--seconds", "0.1", local=amqp_url, SANDBOX_AMQP_URL=amqp_url)
     assert code == 1
-    assert output.startswith("No broker, as asked for: the retrigger goes over HTTP\nStarting")
+    assert output.startswith("No broker is used (--no-broker): the retrigger goes over HTTP.\nStarting")
     assert not (tmp_path / "demo" / "pulse-listener.log").exists()
 
 

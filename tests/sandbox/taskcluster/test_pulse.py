@@ -145,13 +145,13 @@ def test_stopping_sends_what_waits(amqp_url: str, prefix: str, channel: Any) -> 
 
 def test_without_a_broker_it_says_what_to_do() -> None:
     publisher = Publisher(NOWHERE, patience=0.3)
-    with pytest.raises(TimeoutError, match=r"no RabbitMQ at 127\.0\.0\.1:1 .* leave the AMQP url out"):
+    with pytest.raises(TimeoutError, match=r"No RabbitMQ answers at 127\.0\.0\.1:1 .* leave out --amqp-url"):
         publisher.start()
     publisher.stop()
     with pytest.raises(TimeoutError):
         publisher.start()
     publisher.publish(message())
-    with pytest.raises(TimeoutError, match="1 messages were left"):
+    with pytest.raises(TimeoutError, match="has not accepted 1 messages"):
         publisher.stop()
 
 
