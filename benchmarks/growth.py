@@ -135,7 +135,7 @@ class Filling:
             yield self.task(task_id("c", number), at, 0, action_id=number + 1, copy_of=task_id("t", number % 5_000))
 
     def task(self, name: str, at: datetime, position: int, **owner: Any) -> Row:
-        old = self.now - at > 8 * DAY  # what is a day older than retention.plans waits for the next sweep
+        old = self.now - at > 8 * DAY  # definitions older than retention.plans by a day wait for the next sweep
         definition = None if old else {"payload": {"command": ["x" * 500]}, "taskGroupId": name}
         common = {"step_id": None, "action_id": None, "copy_of": None, "plan_attempt": 0, "label": "task"}
         return {**common, "task_id": name, "position": position, "name": name, "definition": definition} | {
@@ -223,9 +223,9 @@ def fill_tables(database_url: str, rows: Iterable[tuple[str, Rows]]) -> None:
     postgresql = engine.dialect.name == "postgresql"
     with engine.begin() as connection:
         if postgresql:
-            connection.execute(text("SET session_replication_role = replica"))  # no look for each foreign key
+            connection.execute(text("SET session_replication_role = replica"))  # skips the checks of foreign keys
         indexes = {index.name: index for table in SQLModel.metadata.sorted_tables for index in table.indexes}
-        # in the order in which they were made: between equals, a SQLite without statistics goes by that
+        # in order of creation: SQLite without statistics prefers the earlier of equal indexes
         names_in_order = "SELECT indexrelid::regclass::text FROM pg_index ORDER BY indexrelid"
         if not postgresql:
             names_in_order = "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY rowid"
@@ -300,7 +300,7 @@ def sizes_on_disk(database_url: str) -> None:
     engine.dispose()
 
 
-# --- what is measured ----------------------------------------------------------------------------------------------
+# --- measurements -------------------------------------------------------------------------------------------------
 
 LISTS: dict[str, Row] = {
     "/pushes": {},
@@ -397,7 +397,7 @@ async def measure_push(database_url: str, when: str, first_id: int) -> None:
         await push()
         statements.clear()
         report(f"a push through the ingress, {when}", await time_of(push, 50))
-        if statements:  # what goes to SQLite's thread in one hop is not seen here
+        if statements:  # statements that SQLite's thread runs in one hop are not counted
             typer.echo(f"{'':45} {len(statements) / 51:9.1f} statements")
 
 

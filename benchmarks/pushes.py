@@ -199,7 +199,7 @@ async def _by_turns(
     async with Http("treeherder") as http:
         for number in range(pushes + warm_up):
             pushed = clients.push()
-            await asyncio.sleep(0.4)  # whoever looks all the time measures himself
+            await asyncio.sleep(0.4)  # constant polling would measure itself
             wait_for(lambda pushed=pushed: _graph_at(clients, pushed) is not None, 20)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
             listed_at = clients.hg.get("/requests").json()["listed"][f"{PATH} {pushed['id']}"]
             done_at = _graph_at(clients, pushed)
@@ -225,7 +225,7 @@ def _graph_at(clients: Clients, pushed: dict[str, Any]) -> float | None:
     return max(datetime.fromisoformat(end).timestamp() for end in ends)
 
 
-# --- a thousand waiting ----------------------------------------------------------------------------------------------
+# --- backlog ---------------------------------------------------------------------------------------------------------
 
 
 def backlog(folder: Path, database_url: str | None, pushes: int) -> None:
@@ -286,7 +286,7 @@ def idle(
             body = {"alias": f"r{number}", "url": f"{stack.sandbox['hg']}/r{number}", "level": "3", "last_push_id": 1}
             clients.api.post("/repositories", json=body).raise_for_status()
         listener = stack.listener()
-        time.sleep(repositories / RATE + warm)  # once round without tags
+        time.sleep(repositories / RATE + warm)  # one round without tags
         listener.stop()
         polls_made = conditional = bare_polls = 0
         spent: defaultdict[str, float] = defaultdict(float)

@@ -73,7 +73,7 @@ def _done(database_url: str) -> int:
     """Return the number of pushes whose graph and resultsets are all done."""
     engine = create_engine(sync_url(database_url))
     with engine.connect() as connection:
-        time.sleep(0.2)  # whoever looks all the time measures himself
+        time.sleep(0.2)  # constant polling would measure itself
         pushes = (
             "SELECT count(*) FROM (SELECT push_id FROM push_step GROUP BY push_id HAVING bool_and(state = 'done')) AS p"
         )

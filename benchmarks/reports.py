@@ -124,7 +124,7 @@ def taskcluster_id() -> str:
     import base64
 
     drawn = bytearray(uuid.uuid4().bytes)
-    drawn[0] &= 0x7F  # a "nice" one does not begin with a dash
+    drawn[0] &= 0x7F  # a "nice" slugid does not begin with a dash
     return base64.urlsafe_b64encode(bytes(drawn)).decode().rstrip("=")
 
 
@@ -311,7 +311,7 @@ def fill_queue(
     """Let all events wait in the queue, which a listener has declared and bound."""
     listener = stack.listener("listener", "pulse", **settings)
     wait_for(lambda: rabbit.waiting(queue) >= 0, 20, listener)
-    time.sleep(1)  # it binds after it has declared
+    time.sleep(1)  # the listener binds after it has declared
     listener.stop()
     for message in messages:
         rabbit.publish(message)
@@ -334,7 +334,7 @@ def intake(folder: Path, database_url: str | None, amqp_url: str, events: int) -
             before, left, began = cpu_seconds_by_name(measured), rabbit.waiting(queue), time.perf_counter()
             wait_for(lambda: rabbit.waiting(queue) == 0, 300, listener)
             elapsed = time.perf_counter() - began
-            time.sleep(0.5)  # the last are with the listener
+            time.sleep(0.5)  # the listener still has the last events
             spent = cpu_seconds_by_name(measured)
             print(f"{events} events from RabbitMQ into the store, {database_name(database_url)}:")
             print(f"  {ratio(left, elapsed):.0f} events a second (aim: 8,000)")
@@ -399,7 +399,7 @@ def _linked(stack: Stack) -> int:
     return sum(len(json.loads(blob)["job_details"]) > 1 for blob in blobs)
 
 
-# --- how long one takes ----------------------------------------------------------------------------------------------
+# --- latency -------------------------------------------------------------------------------------------------------
 
 
 def latency(
@@ -428,7 +428,7 @@ def latency(
             print(f"{rate} events a second over {projects} projects, {seconds} s, {database_name(database_url)}:")
             median, p95 = waits[len(waits) // 2], waits[len(waits) * 95 // 100]
             print(f"  message to posted job: median {median:.2f} s, p95 {p95:.2f} s")
-            # a project gets a request each `projects` * 60 / 220 s, and what comes in between waits for it
+            # a project gets a request every `projects` * 60 / 220 s, and events in between wait for it
             limit = 0.95 * projects * 60 / 220
             print(f"  (by the limit of requests alone: p95 {limit:.2f} s); the longest {waits[-1]:.2f} s")
             print(f"  429 answers: {state['requests'].get('POST jobs 429', 0)}")
@@ -498,7 +498,7 @@ def main(
 ) -> None:
     """Measure how task events become jobs."""
     configure("WARNING", as_json=None)
-    logging.getLogger("pika").setLevel(logging.ERROR)  # it warns of each look for a queue that is not declared yet
+    logging.getLogger("pika").setLevel(logging.ERROR)  # it warns of each query for a queue that is not declared yet
     measures = {
         "store": lambda folder: store(folder, database_url, events),
         "intake": lambda folder: intake(folder, database_url, amqp_url, events),

@@ -177,7 +177,7 @@ class Measured:
 
     def pressed(self, channel: Any, exchange: str, body: bytes) -> tuple[float, float]:
         """Publish a press; return the seconds until the action was stored and until its first task was created."""
-        time.sleep(0.25)  # so that it comes alone, as a press does
+        time.sleep(0.25)  # so that presses arrive one at a time
         before = self.api.get("/actions", params={"limit": 1}).json()["items"]
         created = len(self._creations())
         published = time.time()

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Sourced by the other commands: makes .venv and installs requirements-dev.lock and this project into it, only again
-# when the lock or pyproject.toml changed, and puts .venv/bin first in PATH. PYTHON names another interpreter to use.
+# Sourced by the other commands: creates .venv, installs requirements-dev.lock and this project into it, again only after
+# the lock or pyproject.toml changed, and puts .venv/bin first in PATH. PYTHON names another interpreter to use.
 
-# Prints the first Python that is new enough and can make a virtual environment; says what to install when there is none.
+# Prints the first Python that is new enough and can create a virtual environment; without one, says what to install.
 _env_python() {
     local candidate without_venv=""
     for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
-        # Only running it tells: version managers leave shims of interpreters that are not there.
+        # It has to be run: version managers leave shims of interpreters that are not installed.
         "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue
         if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
             echo "$candidate"
@@ -33,7 +33,7 @@ _env_prepare() {
     local root python wanted stamp
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P) || return 1
     stamp=$root/.venv/.installed
-    # The folder is part of it: the scripts in a virtual environment name the place where it was made.
+    # The folder is part of the stamp, because the scripts in a virtual environment contain its path.
     wanted=$({ echo "$root" && cat "$root/requirements-dev.lock" "$root/pyproject.toml"; } | cksum) || return 1
 
     if [ ! -x "$root/.venv/bin/python" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then

@@ -70,7 +70,7 @@ def check(url: str, seconds: float = PATIENCE) -> None:
         channel.queue_bind(queue, exchange, "#")
         channel.confirm_delivery()
         channel.basic_publish(exchange, "check", b"", mandatory=True)
-        channel.queue_delete(queue)  # and the exchange goes with its last queue
+        channel.queue_delete(queue)  # the exchange is deleted with its last queue
 
 
 def remove(url: str, user: str) -> None:
@@ -99,8 +99,8 @@ def _connected(url: str, seconds: float) -> Iterator[pika.BlockingConnection]:
 def _parameters(url: str, seconds: float) -> pika.URLParameters:
     try:
         parameters = pika.URLParameters(url)
-    except Exception as error:  # noqa: BLE001 - pika raises whatever its parts do
-        # its words may hold the password
+    except Exception as error:  # noqa: BLE001 - pika raises the errors of its parts, too
+        # its text may contain the password
         raise BrokerError(f"The broker's URL cannot be parsed ({type(error).__name__})") from None
     parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = seconds
     parameters.connection_attempts = 1

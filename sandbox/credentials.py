@@ -9,8 +9,8 @@ SERVICE = Client(
     "sandbox/tc-treeherder",
     "sandbox-service-token-that-is-no-secret-0000",
     (
-        # createTask is done with `authorizedScopes` of a project: its role, and mail to whoever pushed; a copy of a
-        # task may notify as its original did
+        # createTask is called with `authorizedScopes` of a project: its role, and mail to the pusher; a copy of a task
+        # may notify as its original does
         "assume:repo:*",
         "queue:route:notify.*",
         "queue:get-task:*",
@@ -19,8 +19,8 @@ SERVICE = Client(
         "queue:list-dependent-tasks:*",
         "queue:schedule-task:*",
         "queue:cancel-task:*",
-        "auth:expand-scopes",  # `tc-treeherder render` says which scopes a file's tasks lack
-        "auth:current-scopes",  # `tc-treeherder doctor` asks what the above amounts to
+        "auth:expand-scopes",  # for `tc-treeherder render`, which lists the scopes that a file's tasks lack
+        "auth:current-scopes",  # for `tc-treeherder doctor`, which checks all scopes
     ),
 )
 """The Taskcluster client of tc-treeherder itself."""
@@ -48,7 +48,7 @@ ROLES = {
         "queue:route:tc-treeherder-stage.v2.*",
         "queue:route:index.sandbox.*",
     ),
-    # As in the deployments of Mozilla: reads are public, and so is what a role brings.
+    # As in the deployments of Mozilla: reads and the scopes of roles are public.
     "anonymous": (
         "auth:expand-scopes",
         "queue:get-artifact:public/*",

@@ -272,7 +272,7 @@ Push again:
   bin/sandbox push {PATH} README.md -m "Bug 2 - another change" --hg-url {hg}
 """
         )
-        while True:  # pause() would sleep through a signal that came just before it
+        while True:  # pause() would miss a signal that arrived just before it
             time.sleep(0.5)
 
 
@@ -323,9 +323,9 @@ def main(
 ) -> None:
     """Push a commit through tc-treeherder, with stand-ins for the systems around it."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, signal.default_int_handler)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it meets is printed here, in a line
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # its errors are printed here, in one line
     ports = (0, 0, 0) if free_ports or once else (HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT)
     service_port = 0 if free_ports or once else SERVICE_PORT
     try:

@@ -108,7 +108,7 @@ async def _run(
 
     async with contextlib.AsyncExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGINT):
-            # uvloop leaves its own, and a closed loop hears nothing
+            # uvloop leaves its own handlers, which do nothing once the loop is closed
             stack.callback(signal.signal, number, signal.getsignal(number))
             stack.callback(loop.remove_signal_handler, number)
             loop.add_signal_handler(number, stopping.set)
@@ -166,7 +166,7 @@ def _server(name: str, app: Any) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
-            lifespan="off",  # `tc.running()` is entered here, where its errors can be told in plain words
+            lifespan="off",  # `tc.running()` is entered here, where its errors become SandboxError
             date_header=name != "hg",  # the pushlog dates its answers itself, by its own clock
             access_log=False,
             log_level="warning",
@@ -182,7 +182,7 @@ async def _serving(servers: list[tuple[_Server, socket.socket]], stopping: async
     for task in tasks:
         task.add_done_callback(lambda _: stopping.set())
     try:
-        while not all(server.started for server, _ in servers) and not stopping.is_set():  # noqa: ASYNC110 - uvicorn has a flag only
+        while not all(server.started for server, _ in servers) and not stopping.is_set():  # noqa: ASYNC110 - uvicorn has only a flag
             await asyncio.sleep(0.01)
         yield
     finally:

@@ -48,7 +48,7 @@ class Process:
         self._process: Running | None = None
 
     def start(self) -> None:
-        with _undisturbed():  # what was started and is not known yet would go on for ever
+        with _undisturbed():  # a started process without a handle would run for ever
             self._process = self._launch()
 
     def _launch(self) -> Running:
@@ -59,7 +59,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for whoever started the stack
+                start_new_session=True,  # Ctrl-C is for the process that started the stack
             )
 
     @property
@@ -173,7 +173,7 @@ class Stack:
         environment = {name: value for name, value in os.environ.items() if name != "SANDBOX_AMQP_URL"}
         if self.amqp_url:
             arguments += ["--exchange-prefix", broker.exchange_prefix(self.pulse_user)]
-            environment["SANDBOX_AMQP_URL"] = self.amqp_url  # it has a password, and arguments are for all to see
+            environment["SANDBOX_AMQP_URL"] = self.amqp_url  # it contains a password, and every user can read arguments
         process = self._add("sandbox", arguments, environment, module="sandbox")
         process.start()
         wait_for(ready.is_file, 30, process)
@@ -230,7 +230,7 @@ class Stack:
         process = self._add(name, ["serve", *arguments], environment, module)
         process.start()
         url = f"http://127.0.0.1:{environment['TC_TREEHERDER_PORT']}/__lbheartbeat__"
-        with httpx.Client(timeout=5) as client:  # one: each that is made reads all CA certificates
+        with httpx.Client(timeout=5) as client:  # one client, because each reads all CA certificates
             wait_for(lambda: _answers(client, url), 30, process)
         return process
 
@@ -259,7 +259,7 @@ class Stack:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Defer Ctrl-C and other signals while inside, so that an impatient second Ctrl-C leaves nothing half done."""
-    if threading.current_thread() is not threading.main_thread():  # no other is interrupted
+    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted
         yield
         return
     received: list[int] = []
@@ -279,7 +279,7 @@ def _undisturbed() -> Iterator[None]:
 def free_port() -> int:
     """Return a free port of 127.0.0.1, below the range of ports that systems assign by themselves."""
     while True:
-        port = 20_000 + secrets.randbelow(12_000)  # not by `random`, which tests that run beside each other seed alike
+        port = 20_000 + secrets.randbelow(12_000)  # not `random`, which parallel tests seed equally
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -114,7 +114,7 @@ class _Hgweb:
         try:
             if lag is not None and upto is None:
                 upto = self._pushlog.last_push_id(repository) - 1
-            # in whole seconds, and asked for first: what comes in the same second hides behind this tag
+            # whole seconds, read before the data: a later change in the same second has the same tag
             tag = f'W/"{int(self._pushlog.changed(repository, upto=upto))}"'
             if request.headers.get("if-none-match") == tag:
                 return Response(status_code=304)
@@ -163,7 +163,7 @@ class _HangUp(Response):
         self.headers["content-length"] = str(2 * len(self.body) + 1)
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        # uvicorn drops the connection; through httpx.ASGITransport the client sees what it would see on a socket
+        # uvicorn drops the connection; through httpx.ASGITransport the client gets the same error as on a socket
         raise httpx.RemoteProtocolError("hangup: a fault that was asked for")
 
 
@@ -215,7 +215,7 @@ def _endpoint(command: Callable[..., Any]) -> Callable[[Request], Awaitable[Resp
             done = await asyncio.to_thread(command, **(json.loads(body) if body else {}))
         except LookupError as error:
             return _json({"error": str(error)}, 404)
-        except (TypeError, ValueError) as error:  # TypeError: arguments that it does not know, or lacks
+        except (TypeError, ValueError) as error:  # TypeError: unknown or missing arguments
             return _json({"error": str(error)}, 400)
         return _json({} if done is None else done)
 

@@ -28,9 +28,9 @@ class Fault:
 
     repository: str
     kind: Kind
-    times: int | None = None  # how many requests it hits; None: no end but `lasts`
+    times: int | None = None  # number of requests that it hits; None: limited by `lasts` only
     lasts: float | None = None  # seconds from now on
-    command: Command | None = None  # which requests it hits; None: both
+    command: Command | None = None  # requests that it hits; None: both
     status: int = 503
     seconds: float = 0.0
     retry_after: int | None = None

@@ -13,10 +13,12 @@ from sandbox.hg.pushlog import History, NewChangeset, Push, Pushlog, raw
 @dataclass
 class _Store:
     history: History = field(default_factory=History)
-    changes: dict[str, dict[bytes, bytes | None]] = field(default_factory=dict)  # node to what it wrote or removed
+    changes: dict[str, dict[bytes, bytes | None]] = field(
+        default_factory=dict
+    )  # node to the files that it wrote or removed
     parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     obsolete: set[str] = field(default_factory=set)
-    contents: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)  # what `find` found
+    contents: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)  # results of `find`
 
     def walk(self, node: str) -> Iterator[dict[bytes, bytes | None]]:
         """Yield the changes of a changeset and of all its ancestors, newest first.

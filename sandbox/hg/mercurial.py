@@ -17,7 +17,7 @@ from sandbox.hg.pushlog import NULL, History, NewChangeset, Pushlog, raw
 
 HG = Path(sys.executable).parent / "hg"
 
-# Only draft changesets (publish = no) can be obsoleted; the wild has commits without any file; no person merges.
+# Only draft changesets (publish = no) can be obsoleted; real repositories have commits without files; no person merges.
 _CONFIG = """\
 [ui]
 username = nobody
@@ -59,7 +59,7 @@ class CommandServer:
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        self._read()  # the server's hello
+        self._read()  # the server's greeting
 
     def run(self, *arguments: str | bytes) -> bytes:
         """Run a command and return its output. Raises CommandError."""
@@ -124,7 +124,7 @@ class MercurialPushlog(Pushlog):
         self._hg = CommandServer(config)
         self._places: dict[str, Path] = {}
         self._made = 0
-        self._histories: dict[str, History] = {}  # as read from Mercurial, until something changes
+        self._histories: dict[str, History] = {}  # read from Mercurial, until the repository changes
 
     def close(self) -> None:
         with self._lock:

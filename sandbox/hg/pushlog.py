@@ -204,7 +204,7 @@ class Pushlog(ABC):
     `clock` returns epoch seconds; it dates pushes and changes.
     """
 
-    blocking: ClassVar[bool]  # whether reading can take long, so that an event loop must use a thread
+    blocking: ClassVar[bool]  # True if reading can take long, so that an event loop must use a thread
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
@@ -354,7 +354,7 @@ class Pushlog(ABC):
                 raise MissingFileError(path, node)
             return _listing(sizes, path), True
 
-    # For this class
+    # Helpers
 
     def _log(self, repository: str) -> Repository:
         if repository not in self._repositories:
@@ -383,7 +383,7 @@ class Pushlog(ABC):
             return history
         return history.without({n for p in self._log(repository).pushes.values() if p.id > upto for n in p.nodes})
 
-    # Where the changesets live
+    # Storage of changesets, in the subclasses
 
     @abstractmethod
     def _create(self, repository: str) -> None: ...

@@ -86,7 +86,7 @@ class Auth:
     clock: Clock
     clients: dict[str, Client] = field(default_factory=dict)
     roles: Roles = field(default_factory=dict)
-    wall_clock: Callable[[], float] = time.time  # signatures carry the caller's own time, whatever the clock says
+    wall_clock: Callable[[], float] = time.time  # signatures have the caller's time, which `clock` does not affect
     _expanded: dict[tuple[str, ...], ScopeSet] = field(default_factory=dict)
     _extensions: dict[tuple[str, str], _Identity] = field(default_factory=dict)
 
@@ -164,7 +164,7 @@ class Auth:
                     f"authorizedScopes are [{', '.join(authorized_scopes)}]"
                 )
             identity.scopes = self.expand([*authorized_scopes, "assume:anonymous"])
-        if certificate is None:  # certificates are checked each time, for they begin and end
+        if certificate is None:  # certificates are checked each time, because they have a start and an end
             if len(self._extensions) > 10_000:
                 self._extensions.clear()
             self._extensions[client_id, ext] = identity

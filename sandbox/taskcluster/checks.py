@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-zA-Z0-9-_]{1,38}")
 _PROJECT = re.compile(r"[a-zA-Z0-9._/-]{1,500}")
 _SOURCE = re.compile(r"(https?://|ssh://|git@)")
 _QUEUE = re.compile(rf"{_PROVISIONER.pattern}/{_WORKER_TYPE.pattern}")
-_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # a \u that is itself escaped is no NUL
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # an escaped \u is no NUL
 _RUN = re.compile(r"0|[1-9][0-9]{0,2}|1000")
 
 _PARAMETERS = {

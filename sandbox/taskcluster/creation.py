@@ -110,7 +110,7 @@ class Creation(Scheduler):
         any_end = task.definition["requires"] == "all-resolved"
         for task_id in task.definition["dependencies"]:
             if task_id == task.task_id:
-                task.unsatisfied.add(task_id)  # waits for itself, until it is scheduled by hand
+                task.unsatisfied.add(task_id)  # it waits for itself, until scheduleTask
                 continue
             dependency = self.tasks.get(task_id)
             if dependency is None:
@@ -134,5 +134,5 @@ class Creation(Scheduler):
 
 def _moment(text: str) -> int:
     moment = parse(text)
-    assert moment is not None  # complete() wrote it
+    assert moment is not None  # `complete` wrote it
     return moment

@@ -101,10 +101,10 @@ class _Front:
 
 async def _cut(receive: Receive, send: Send) -> None:
     """End the connection without an answer."""
-    # uvicorn hands out bound methods of the object that owns the connection; ASGI itself has no word for this
+    # uvicorn's `send` is a method of the object that owns the connection; ASGI has no way to drop one
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is None:
-        # called in-process: what httpx would make of a cut connection
+        # in-process: the error of httpx for a dropped connection
         raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
     transport.abort()
     while (await receive())["type"] != "http.disconnect":

@@ -139,5 +139,5 @@ def _job_inside(job: Job) -> dict[str, Any]:
             for at, state, result, outcome in job.history
         ],
         "job": job.body,
-        "artifacts": list(job.artifacts.values()),  # as they are shown
+        "artifacts": list(job.artifacts.values()),  # as the page shows them
     }

@@ -345,7 +345,7 @@ def _check_options(where: str, options: Any) -> None:
 def _texts(where: str, value: dict[str, Any], lengths: Lengths) -> None:
     for name, (shortest, longest) in lengths.items():
         text = value[name]
-        # the path is only built for the one that is refused: this runs a dozen times a job
+        # the path is built only for a refused value, because this runs a dozen times for each job
         if not isinstance(text, str) or len(text) < shortest or (longest is not None and len(text) > longest):
             _text(f"{where}.{name}", text, shortest, longest)
 

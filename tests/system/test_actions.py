@@ -189,7 +189,7 @@ def test_a_taskcluster_that_fails_after_having_done_the_work(systems: Systems, s
     system.taskcluster.delete("/faults")
     expect_copied(system, tasks, action)
     for copy in action["tasks"]:
-        system.wait(lambda wanted=copy["task_id"]: state(system, wanted) == "completed", 60)  # type: ignore[misc]  # likewise
+        system.wait(lambda wanted=copy["task_id"]: state(system, wanted) == "completed", 60)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
 
 
 @pytest.mark.timeout(180)
