@@ -1,4 +1,4 @@
-"""The app as a whole: how it starts and stops, and what holds for every route."""
+"""Start and stop of the app, and properties of all routes."""
 
 import asyncio
 
@@ -90,12 +90,12 @@ async def test_the_description_is_served_without_secrets(sqlite_api: Api) -> Non
 
 async def test_an_error_of_the_database_holds_no_values(api: Api) -> None:
     await api.add()
-    again = Repository(
+    duplicate = Repository(
         alias="x", url="https://hg.mozilla.org/mc", host="x", level="1", last_push_id=1, contains="hunter2"
     )
     with pytest.raises(IntegrityError) as error:
         async with api.database.writing() as session:
-            session.add(again)
+            session.add(duplicate)
     assert "INSERT INTO repository" in str(error.value)
     assert "hunter2" not in str(error.value)
 

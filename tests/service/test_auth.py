@@ -1,4 +1,4 @@
-"""Who may call, and what they are told when they may not."""
+"""Authentication and authorization of callers, and the errors that they get."""
 
 import hmac
 from typing import Any
@@ -20,7 +20,7 @@ def request(*authorization: bytes) -> Request:
     return Request({"type": "http", "headers": [(b"authorization", value) for value in authorization]})
 
 
-def known(**more: Any) -> Settings:
+def settings_with(**more: Any) -> Settings:
     return settings_for(DATABASE, **more)
 
 
@@ -55,7 +55,9 @@ def test_scopes_follow_taskclusters_rule(held: list[str], scope: str) -> None:
 
 @pytest.mark.parametrize("header", [f"Bearer {WRITER}", f"bearer {WRITER}", f"BEARER   {WRITER} "])
 def test_a_token_is_its_owner(header: str) -> None:
-    assert caller_of(known(), request(header.encode())) == Caller("writer", ("tc-treeherder:repositories:write",))
+    assert caller_of(settings_with(), request(header.encode())) == Caller(
+        "writer", ("tc-treeherder:repositories:write",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_a_token_is_its_owner(header: str) -> None:
 def test_anything_else_is_a_401_that_says_what_to_send(header: bytes) -> None:
     for public in (False, True):
         with pytest.raises(Problem) as refused:
-            caller_of(known(public_reads=public), request(header))
+            caller_of(settings_with(public_reads=public), request(header))
         assert refused.value.status == 401
         assert "Authorization: Bearer <token>" in refused.value.detail
         assert refused.value.headers == {"WWW-Authenticate": "Bearer"}
@@ -89,7 +91,7 @@ def test_anything_else_is_a_401_that_says_what_to_send(header: bytes) -> None:
 
 def test_a_token_may_have_any_characters() -> None:
     token = "schl\u00fcssel-\u20ac-0123456789"
-    those = known(tokens=[{"name": "x", "value": token}])
+    those = settings_with(tokens=[{"name": "x", "value": token}])
     assert caller_of(those, request(b"Bearer " + token.encode())).name == "x"
 
 
@@ -101,7 +103,7 @@ def test_every_token_is_compared_to_its_end(monkeypatch: pytest.MonkeyPatch) -> 
         return a == b
 
     monkeypatch.setattr(hmac, "compare_digest", count)
-    those = known()
+    those = settings_with()
     caller_of(those, request(f"Bearer {ADMIN}".encode()))
     assert len(compared) == len(those.tokens), "the first one's match took as long as any"
     with pytest.raises(Problem):
@@ -110,9 +112,9 @@ def test_every_token_is_compared_to_its_end(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_a_header_one_is_anybody_and_without_tokens_all_are_local() -> None:
-    assert caller_of(known(), request()) is ANYBODY
-    assert caller_of(known(tokens=[]), request()) is LOCAL
-    assert caller_of(known(tokens=[]), request(b"Bearer whatever")) is LOCAL
+    assert caller_of(settings_with(), request()) is ANYBODY
+    assert caller_of(settings_with(tokens=[]), request()) is LOCAL
+    assert caller_of(settings_with(tokens=[]), request(b"Bearer whatever")) is LOCAL
     assert LOCAL.has("anything")
     assert not ANYBODY.has("")
 
@@ -127,7 +129,7 @@ def called(host: str) -> Request:
 )
 def test_who_calls_this_machine_by_its_own_name_is_local(host: str) -> None:
     check_local("POST", called(host).headers)
-    assert caller_of(known(tokens=[]), called(host)) is LOCAL
+    assert caller_of(settings_with(tokens=[]), called(host)) is LOCAL
 
 
 @pytest.mark.parametrize(
@@ -147,12 +149,12 @@ def test_who_calls_this_machine_by_its_own_name_is_local(host: str) -> None:
     ],
 )
 def test_a_page_of_elsewhere_that_leads_here_is_not_local(host: str) -> None:
-    """A browser sends the name under which it found us (DNS rebinding)."""
+    """In DNS rebinding, a browser sends the host name of the foreign page."""
     with pytest.raises(Problem, match="loopback only") as refused:
         check_local("GET", called(host).headers)
     assert refused.value.status == 403
     assert "TC_TREEHERDER_TOKENS" in refused.value.detail
-    assert caller_of(known(), called(host)) is ANYBODY, "where callers are told apart, the name does not matter"
+    assert caller_of(settings_with(), called(host)) is ANYBODY, "where callers are told apart, the name does not matter"
 
 
 HERE = {"host": "127.0.0.1:8080"}
@@ -201,26 +203,26 @@ async def test_without_credentials_every_path_is_for_this_machine_alone(sqlite_u
 
 
 def test_logins_with_taskcluster_credentials_make_nobody_local() -> None:
-    those = known(tokens=[], taskcluster_logins=True, public_url="https://us.example.com")
+    those = settings_with(tokens=[], taskcluster_logins=True, public_url="https://us.example.com")
     assert those.has_credentials
     assert caller_of(those, called("localhost")) is ANYBODY
     with pytest.raises(ValueError, match="taskcluster_logins needs public_url"):
-        known(taskcluster_logins=True)
+        settings_with(taskcluster_logins=True)
 
 
 def test_what_is_missing_is_named() -> None:
-    require(known(), Caller("x", ("a",)), "a")
+    require(settings_with(), Caller("x", ("a",)), "a")
     with pytest.raises(Problem, match="x needs the scope b") as refused:
-        require(known(), Caller("x", ("a",)), "b")
+        require(settings_with(), Caller("x", ("a",)), "b")
     assert (refused.value.status, refused.value.more) == (403, {"missing_scope": "b"})
     with pytest.raises(Problem, match="the scope b") as refused:
-        require(known(), ANYBODY, "b")
+        require(settings_with(), ANYBODY, "b")
     assert (refused.value.status, refused.value.more) == (401, {"missing_scope": "b"})
 
 
 def test_reads_are_closed_unless_public() -> None:
-    may_read(known(), caller_of(known(), request(f"Bearer {READER}".encode())))
-    may_read(known(public_reads=True), ANYBODY)
+    may_read(settings_with(), caller_of(settings_with(), request(f"Bearer {READER}".encode())))
+    may_read(settings_with(public_reads=True), ANYBODY)
     with pytest.raises(Problem, match="public_reads") as refused:
-        may_read(known(), ANYBODY)
+        may_read(settings_with(), ANYBODY)
     assert refused.value.status == 401

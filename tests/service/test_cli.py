@@ -1,4 +1,4 @@
-"""The tc-treeherder command: what it refuses in which words, and the server as a process of its own."""
+"""Errors of the tc-treeherder command, and the server in a process of its own."""
 
 import json
 import os
@@ -33,7 +33,7 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs a command in this process, with these settings in the environment: its exit code and what it printed."""
+    """Return a function that runs a command with these settings in this process. It returns exit code and output."""
     monkeypatch.setattr("service.log.configure", lambda *_: None)  # it would set up logging for all tests
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("TC_TREEHERDER_")]:
@@ -161,7 +161,7 @@ def test_db_goes_up_and_down(run: Run, empty_database_url: str) -> None:
     assert go("upgrade")[0] == 0, "once more does nothing"
     code, output = go("downgrade", "base")
     assert code == 2
-    assert "for good: add --yes" in output
+    assert "cannot be undone: add --yes" in output
     check_schema(empty_database_url)
     assert go("downgrade", "0001", "--yes") == (0, "the schema is at 0001\n")
     assert go("downgrade", "base", "--yes")[0] == 0
@@ -185,7 +185,7 @@ def test_without_a_command_it_shows_help(run: Run) -> None:
 
 @contextmanager
 def serving(folder: Path, *arguments: str, **settings: str) -> Iterator[tuple[psutil.Popen, str, Path]]:
-    """A server process, its address and its log; killed in the end if it still runs."""
+    """Start a server process, and yield it with its address and its log. It is killed afterwards if it still runs."""
     (port,) = free_ports(1)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TC_TREEHERDER_")}
     environment |= {f"TC_TREEHERDER_{name}": value for name, value in {"PORT": str(port), **settings}.items()}
@@ -201,7 +201,7 @@ def serving(folder: Path, *arguments: str, **settings: str) -> Iterator[tuple[ps
 
 
 def wait_for(process: psutil.Popen, address: str, log: Path) -> httpx.Response:
-    """Its first answer."""
+    """Return the server's first answer."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()

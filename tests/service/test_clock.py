@@ -1,4 +1,4 @@
-"""The clock of a process, with simulated clocks below it that are off, step and stop; on both databases."""
+"""A process's clock over simulated clocks that are off, step and stop, on both databases."""
 
 import asyncio
 import time
@@ -99,7 +99,7 @@ def test_three_differences_in_a_row_are_reported() -> None:
         compare(clock, machine, 6)
         compare(clock, machine, 0)
         assert not clock.reported
-    assert [(each["event"], each["log_level"]) for each in logs] == [
+    assert [(line["event"], line["log_level"]) for line in logs] == [
         ("clock-differs", "error"),
         ("clock-agrees-again", "info"),
     ]
@@ -137,7 +137,7 @@ def test_a_difference_that_stays_is_followed() -> None:
         machine.wait(1)
     with capture_logs() as logs:
         compare(clock, machine, 3600)
-    assert [(each["event"], each["log_level"]) for each in logs] == [("clock-followed", "warning")]
+    assert [(line["event"], line["log_level"]) for line in logs] == [("clock-followed", "warning")]
     assert clock.usable
     assert clock.now() == machine.time + HOUR
 
@@ -178,7 +178,7 @@ async def steps_of(database: Database) -> list[PushStep]:
 async def test_a_replica_an_hour_ahead_steals_nothing(
     database: Database, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL's time is no machine's; on SQLite the wall clock steps, and the process notices."""
+    """PostgreSQL's time is independent of this machine. On SQLite the wall clock steps, and the process notices."""
     machine = Machine(now())
     if postgresql(database):
         machine.wall_is_off = HOUR
@@ -243,7 +243,7 @@ async def _none_is_buried(database: Database, count: int) -> None:
 async def test_not_even_when_the_database_is_two_days_ahead(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that was followed, as SQLite's is in the end: work must have failed often, too."""
+    """Here the clock was followed, as SQLite's is in the end. Work is only buried after several attempts, too."""
     await add_steps(database, since=now() - timedelta(days=2))
     for attempts in range(19):
         async with database.writing() as session:
@@ -255,7 +255,7 @@ async def test_not_even_when_the_database_is_two_days_ahead(
 
 
 async def test_what_is_due_later_than_the_longest_wait_is_due(database: Database, steps: Steps) -> None:
-    """A jump that pushed it there cannot hide it; what may be due then waits."""
+    """Work whose due time was written by a wrong clock is not hidden by it. Work that may be due later waits."""
     (hidden,) = await add_steps(database, due_at=now() + HOUR)
     await add_steps(database, lane="graph y", due_at=now() + timedelta(minutes=25))
     async with working(database, steps):

@@ -1,4 +1,4 @@
-"""The page of all settings: names, defaults and meanings, without any deployment's values."""
+"""Description of all settings: names, defaults and meanings, without any deployment's values."""
 
 from datetime import timedelta
 from typing import Any, Literal

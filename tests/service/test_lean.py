@@ -1,4 +1,4 @@
-"""What the processes that run for weeks leave out."""
+"""Libraries that long-running processes do not load."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 
 
 def loaded(module: str) -> set[str]:
-    """The libraries that a process has in memory which runs that."""
+    """Return the libraries that a process has loaded after running this code."""
     command = [sys.executable, "-c", PROGRAM.format(module=module, listener=module.startswith("listeners"))]
     return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
 

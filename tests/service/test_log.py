@@ -39,7 +39,7 @@ logging.getLogger("mohawk").debug("Authorization: Hawk hunter2")
 
 
 def written(level: str, form: str) -> list[str]:
-    """The lines that the script wrote to standard error, which is no terminal."""
+    """Return the lines that the script wrote to standard error, which is not a terminal."""
     command = [sys.executable, "-c", SCRIPT, level, form]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert done.stdout == b""

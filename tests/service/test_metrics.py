@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""Metrics that Prometheus reads."""
 
 import asyncio
 import re
@@ -24,8 +24,8 @@ from tests.service.asgi import Api, running, settings_for
 from tests.service.harness import FlowHarness, add_repository, push_event
 
 
-async def told(database: Database, name: str, **labels: str) -> float:
-    """The sum of the samples of that name that have these labels."""
+async def sample(database: Database, name: str, **labels: str) -> float:
+    """Return the sum of the samples of that name that have these labels."""
 
     def matches(sample: Sample) -> bool:
         return sample.name == f"tc_treeherder_{name}" and labels.items() <= sample.labels.items()
@@ -40,37 +40,39 @@ async def test_waiting_work_is_counted_by_lane_and_gone_when_done(database: Data
     async with database.writing() as session:
         await store(session, settings_for("sqlite+aiosqlite:///unused"), [push_event(1), push_event(2)])
     lane = "graph hg.mozilla.org"
-    assert await told(database, "work_waiting", work="push_step", lane=lane) == 2
-    assert 0 < await told(database, "work_oldest_seconds", lane=lane) < 60
-    assert 0 < await told(database, "last_good_poll_seconds") < 60
+    assert await sample(database, "work_waiting", work="push_step", lane=lane) == 2
+    assert 0 < await sample(database, "work_oldest_seconds", lane=lane) < 60
+    assert 0 < await sample(database, "last_good_poll_seconds") < 60
     async with database.writing() as session:
         await session.exec(update(PushStep).values(due_at=None, state=State.DONE))
-    assert await told(database, "work_waiting") == 0
+    assert await sample(database, "work_waiting") == 0
 
 
 async def test_an_attempt_and_every_call_upstream_are_counted(harness: FlowHarness) -> None:
     await harness.add_repository()
     await harness.store(push_event(1))
-    asked = await told(harness.database, "upstream_seconds_count", system="hg", method="raw-file")
-    ended = await told(harness.database, "work_attempts_total", work="graph")
+    requests_before = await sample(harness.database, "upstream_seconds_count", system="hg", method="raw-file")
+    attempts_before = await sample(harness.database, "work_attempts_total", work="graph")
     await Worker(harness.services)._do(await harness.lease(StepKind.GRAPH))
-    assert await told(harness.database, "upstream_seconds_count", system="hg", method="raw-file") == asked + 1
-    assert await told(harness.database, "work_attempts_total", work="graph") == ended + 1
+    assert (
+        await sample(harness.database, "upstream_seconds_count", system="hg", method="raw-file") == requests_before + 1
+    )
+    assert await sample(harness.database, "work_attempts_total", work="graph") == attempts_before + 1
 
 
 async def test_calls_of_taskcluster_are_counted_by_what_they_are_and_how_they_were_answered(
     harness: FlowHarness,
 ) -> None:
     labels = {"system": "taskcluster", "method": "GET task status", "status": "404"}
-    before = await told(harness.database, "upstream_seconds_count", **labels)
+    before = await sample(harness.database, "upstream_seconds_count", **labels)
     assert await harness.services.queue.status("Q47ciBXISJ-kc4l49EAI-A") is None
-    assert await told(harness.database, "upstream_seconds_count", **labels) == before + 1
+    assert await sample(harness.database, "upstream_seconds_count", **labels) == before + 1
 
 
 def test_labels_hold_no_ids() -> None:
     task = "Q47ciBXISJ-kc4l49EAI-A"
-    asked = metrics.method_of("taskcluster", "GET", f"/api/queue/v1/task/{task}/runs/0/artifacts")
-    assert asked == "GET task runs artifacts"
+    method = metrics.method_of("taskcluster", "GET", f"/api/queue/v1/task/{task}/runs/0/artifacts")
+    assert method == "GET task runs artifacts"
     assert metrics.method_of("taskcluster", "PUT", f"/api/queue/v1/task/{task}") == "PUT task"
     assert metrics.method_of("treeherder", "POST", "/api/project/try/resultset/") == "POST resultset"
     assert metrics.method_of("hg", "GET", "/try/raw-file/" + "a" * 40 + "/.taskcluster.yml") == "raw-file"
@@ -78,11 +80,11 @@ def test_labels_hold_no_ids() -> None:
 
 async def test_a_request_without_an_answer_is_counted_as_an_error(sqlite: Database) -> None:
     labels = {"system": "treeherder", "method": "GET jobs", "status": "error"}
-    before = await told(sqlite, "upstream_seconds_count", **labels)
+    before = await sample(sqlite, "upstream_seconds_count", **labels)
     async with Http("treeherder") as http:
         with pytest.raises(Unavailable):
             await http.send("GET", "http://127.0.0.1:1/api/project/try/jobs/", seconds=5, limit=1)
-    assert await told(sqlite, "upstream_seconds_count", **labels) == before + 1
+    assert await sample(sqlite, "upstream_seconds_count", **labels) == before + 1
 
 
 async def test_metrics_are_open_and_in_prometheus_form(sqlite_api: Api) -> None:
@@ -117,8 +119,8 @@ async def test_labels_are_bounded_and_name_no_repository(api: Api) -> None:
     assert checks["job tc-treeherder"] == 3
     assert f"lane {MAX_LABELS + 9}" in checks, "what waits longest is named"
     assert answer.text.count('pulse_queue_read_seconds{queue="') == MAX_LABELS
-    assert 3600 <= await told(api.database, "work_oldest_seconds", lane="others") < 12 * 3600
-    assert await told(api.database, "work_oldest_seconds", lane="job tc-treeherder") >= 3 * 86_400
+    assert 3600 <= await sample(api.database, "work_oldest_seconds", lane="others") < 12 * 3600
+    assert await sample(api.database, "work_oldest_seconds", lane="job tc-treeherder") >= 3 * 86_400
 
 
 async def test_one_request_computes_them_for_all_and_not_again_for_a_while(

@@ -1,4 +1,4 @@
-"""The door: nothing unstorable passes, and dead letters keep the bytes that came."""
+"""Sanitized input contains nothing unstorable, and dead letters keep the original bytes."""
 
 import json
 from typing import Any
@@ -35,18 +35,18 @@ def check_storable(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text.encode()
 
-    def each(item: Any) -> None:
+    def check(item: Any) -> None:
         if isinstance(item, str):
             assert "\0" not in item
         elif isinstance(item, list):
             for inner in item:
-                each(inner)
+                check(inner)
         elif isinstance(item, dict):
             for key, inner in item.items():
-                each(key)
-                each(inner)
+                check(key)
+                check(inner)
 
-    each(value)
+    check(value)
 
 
 @given(anything)
@@ -84,7 +84,7 @@ spaces = st.text(" \t\r\n", max_size=3)
 
 @st.composite
 def spelled(draw: st.DrawFn, value: Any) -> str:
-    """`value` as JSON in some spelling: odd whitespace, escaped or not, keys given twice."""
+    """Return a strategy for spellings of `value` in JSON: with odd whitespace, escapes, and repeated keys."""
     if isinstance(value, list):
         items = [draw(spelled(item)) for item in value]
         return "[" + (",".join(items) or draw(spaces)) + "]"
@@ -112,9 +112,9 @@ def test_originals_are_the_bytes_of_each_element(
     listed = data.draw(spaces) + ("[" + ",".join(spellings) + "]") + data.draw(spaces)
     name = data.draw(st.sampled_from(['"events"', '"\\u0065vents"']))
     raw = f'{data.draw(spaces)}{{{before}{name}{data.draw(spaces)}:{listed},{after}"z":0}}{data.draw(spaces)}'.encode()
-    found = raw_elements(raw, "events")
-    assert found == [spelling.strip(" \t\r\n").encode() for spelling in spellings]
-    assert [parse(each) for each in found] == parse(raw)["events"]
+    elements = raw_elements(raw, "events")
+    assert elements == [spelling.strip(" \t\r\n").encode() for spelling in spellings]
+    assert [parse(element) for element in elements] == parse(raw)["events"]
 
 
 @pytest.mark.parametrize(
@@ -152,16 +152,16 @@ class Shape(BaseModel):
 
 
 def test_what_is_wrong_is_told_with_its_place_and_without_its_value() -> None:
-    def told(value: Any) -> str:
+    def problems(value: Any) -> str:
         with pytest.raises(ValidationError) as error:
             Shape.model_validate(value)
         return problems_of(error.value)
 
-    several = told({"sides": ["secret", 2, *["secret"] * 1_000]})
+    several = problems({"sides": ["secret", 2, *["secret"] * 1_000]})
     assert several.startswith("sides.0: Input should be a valid integer")
     assert several.count("sides.") == 5
     assert "secret" not in several
-    assert told({"sides": [1]}) == "one side closes nothing"
+    assert problems({"sides": [1]}) == "one side closes nothing"
 
 
 def test_why_something_is_not_understood_is_told_of_any_error() -> None:

@@ -1,4 +1,4 @@
-"""The HTTP protocol's limits with a minimal app, and the parts of uvicorn that they rely on.
+"""Limits of the HTTP protocol with a minimal app, and the parts of uvicorn that they rely on.
 
 How the whole service behaves within them is in tests/service/api/test_limit.py.
 """

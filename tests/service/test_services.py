@@ -1,4 +1,4 @@
-"""The parts of a process, and that the stand-ins which the other tests use are really behind them."""
+"""Services of a process: opening them, and that the other tests' stand-ins are behind them."""
 
 import asyncio
 import threading

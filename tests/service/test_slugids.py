@@ -20,9 +20,9 @@ def test_ids_are_found_wherever_they_stand(names: list[int], pieces: list[int | 
     expected = "".join(new_ids[old[piece % len(old)]] if isinstance(piece, int) else piece for piece in pieces)
     replaced = replace_ids({"x": [text, 1, None], text: text}, new_ids)
     assert replaced == {"x": [expected, 1, None], expected: expected}
-    assert not any(each in json.dumps(replaced) for each in new_ids)
-    assert find_ids(text, new_ids) == {each for each in new_ids if each in text}
-    assert find_ids(json.dumps([text, {text: text}]), new_ids) == {each for each in new_ids if each in text}
+    assert not any(new_id in json.dumps(replaced) for new_id in new_ids)
+    assert find_ids(text, new_ids) == {new_id for new_id in new_ids if new_id in text}
+    assert find_ids(json.dumps([text, {text: text}]), new_ids) == {new_id for new_id in new_ids if new_id in text}
 
 
 def test_other_texts_stay_as_they_are() -> None:

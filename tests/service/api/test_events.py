@@ -25,7 +25,7 @@ from tests.service.asgi import (
     settings_for,
     signature,
 )
-from tests.service.strange import ANYTHING, api_in_a_loop
+from tests.service.odd_input import ANYTHING, api_in_a_loop
 
 PUSHES = "/api/v1/events/pushes"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.clock import now
 from tests.service.asgi import LISTENER, Api, is_problem, node, push_event, running, settings_for
-from tests.service.strange import ANYTHING, api_in_a_loop
+from tests.service.odd_input import ANYTHING, api_in_a_loop
 
 OTHER = LISTENER.replace("0", "1")
 

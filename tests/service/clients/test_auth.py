@@ -1,4 +1,4 @@
-"""Taskcluster's auth service through the official client: what each answer means, and that nothing else is a login."""
+"""Logins through the official client of Taskcluster's auth service: answers that are a login, and all others."""
 
 import asyncio
 import time
@@ -33,28 +33,28 @@ SUCCESS = {
 
 @asynccontextmanager
 async def logins_at(url: str, **more: Any) -> AsyncIterator[TaskclusterLogins]:
-    made = TaskclusterLogins(TaskclusterSettings(root_url=url, **more))
+    logins = TaskclusterLogins(TaskclusterSettings(root_url=url, **more))
     try:
-        yield made
+        yield logins
     finally:
-        await made.close()
+        await logins.close()
 
 
 @asynccontextmanager
 async def answering(answer: Response | Any, delay: float = 0) -> AsyncIterator[tuple[TaskclusterLogins, list[Request]]]:
-    """A Taskcluster with one answer, and what it was asked."""
-    asked: list[Request] = []
+    """Serve a Taskcluster with one answer, and record its requests."""
+    requests: list[Request] = []
 
     async def any_path(request: Request) -> Response:
-        asked.append(request)
+        requests.append(request)
         await request.body()
         await asyncio.sleep(delay)
         return answer if isinstance(answer, Response) else JSONResponse(answer)
 
     methods = ["GET", "POST"]
     app = Starlette(routes=[Route("/{path:path}", any_path, methods=methods)])
-    async with serving(app) as url, logins_at(url, timeout=1) as made:
-        yield made, asked
+    async with serving(app) as url, logins_at(url, timeout=1) as logins:
+        yield logins, requests
 
 
 def signed(url: str = URL, method: str = "GET", key: str = PERSON.access_token, **more: Any) -> SignedRequest:
@@ -93,9 +93,9 @@ async def test_who_signed_and_with_which_scopes() -> None:
 async def test_it_is_asked_without_any_credentials_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = {"clientId": "from", "accessToken": "the environment"}
     monkeypatch.setitem(asyncclient._defaultConfig, "credentials", elsewhere)
-    async with answering(SUCCESS) as (logins, asked):
+    async with answering(SUCCESS) as (logins, requests):
         assert await logins.check(signed()) == Login("person", ("a",), None)
-        (request,) = asked
+        (request,) = requests
         assert request.url.path == "/api/auth/v1/authenticate-hawk"
         assert "authorization" not in request.headers
 
@@ -129,10 +129,10 @@ async def test_it_is_asked_without_any_credentials_of_ours(monkeypatch: pytest.M
     ],
 )
 async def test_whatever_else_is_answered_is_no_login(answer: Any) -> None:
-    async with answering(answer) as (logins, asked):
+    async with answering(answer) as (logins, requests):
         with pytest.raises(Unavailable):
             await logins.check(signed())
-        assert len(asked) == 1
+        assert len(requests) == 1
 
 
 async def test_a_request_that_it_does_not_understand_is_the_callers() -> None:

@@ -1,4 +1,4 @@
-"""The two names of mohawk that we replace: both exist, both are used, and do what we replace them for."""
+"""Replacements in mohawk: the names exist, mohawk uses them, and their replacements work."""
 
 import inspect
 from datetime import UTC, datetime

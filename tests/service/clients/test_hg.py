@@ -24,17 +24,17 @@ FILE = ".taskcluster.yml"
 
 @asynccontextmanager
 async def client(seconds: float = 5) -> AsyncIterator[HttpHg]:
-    made = HttpHg(load(hg_timeout=seconds))
+    hg = HttpHg(load(hg_timeout=seconds))
     try:
-        yield made
+        yield hg
     finally:
-        await made.close()
+        await hg.close()
 
 
 @pytest.fixture
 async def hg() -> AsyncIterator[HttpHg]:
-    async with client() as made:
-        yield made
+    async with client() as opened:
+        yield opened
 
 
 class Server:
@@ -58,7 +58,7 @@ async def server() -> AsyncIterator[Server]:
 
 
 def answering(response: Response) -> Starlette:
-    """A server that always answers so."""
+    """Serve this answer to every request."""
 
     async def answer(_: Request) -> Response:
         return response
@@ -140,10 +140,10 @@ async def test_half_an_answer(server: Server, hg: HttpHg, kind: str) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 async def test_redirects_are_not_followed(hg: HttpHg, status: int) -> None:
-    asked: list[str] = []
+    paths: list[str] = []
 
     async def elsewhere(request: Request) -> Response:
-        asked.append(request.url.path)
+        paths.append(request.url.path)
         return Response(b'{"lastpushid": 1}')
 
     target = Starlette(routes=[Route("/{path:path}", elsewhere)])
@@ -155,7 +155,7 @@ async def test_redirects_are_not_followed(hg: HttpHg, status: int) -> None:
         assert refused.value.status == status
         with pytest.raises(PermanentUpstreamError, match="redirects to"):
             await hg.raw_file(url, "0" * 40, FILE)
-    assert asked == []
+    assert paths == []
 
 
 async def test_a_file_of_just_the_limit_and_one_beyond(server: Server, hg: HttpHg) -> None:

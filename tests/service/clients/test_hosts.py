@@ -28,19 +28,19 @@ Call = Callable[[], Awaitable[Any]]
 
 
 async def calls_of(url: str, exits: AsyncExitStack) -> dict[str, Call]:
-    """A call of each client, each in the ways that it makes requests, at a server there."""
-    ours = TaskclusterSettings.model_validate(
+    """Return calls of all clients to the server at `url`, one for each way in which a client sends requests."""
+    settings = TaskclusterSettings.model_validate(
         {"root_url": url, "client_id": "tc-treeherder", "access_token": SECRET, "timeout": 5}
     )
-    asked = hg.HttpHg(Settings(hg_timeout=5))
-    queue, logins = taskcluster.TaskclusterQueue(ours), TaskclusterLogins(ours)
-    for each in (asked, queue, logins):
-        exits.push_async_callback(each.close)
+    mercurial = hg.HttpHg(Settings(hg_timeout=5))
+    queue, logins = taskcluster.TaskclusterQueue(settings), TaskclusterLogins(settings)
+    for client in (mercurial, queue, logins):
+        exits.push_async_callback(client.close)
     environment = Environment.model_validate({"url": url, "client_id": "tc", "secret": SECRET, "timeout": 5})
     th = treeherder.RestTreeherder(environment, await exits.enter_async_context(Http("treeherder")))
     return {
-        "hg raw-file": lambda: asked.raw_file(f"{url}/mc", NODE, ".taskcluster.yml"),
-        "hg json-pushes": lambda: asked.last_push_id(f"{url}/mc"),
+        "hg raw-file": lambda: mercurial.raw_file(f"{url}/mc", NODE, ".taskcluster.yml"),
+        "hg json-pushes": lambda: mercurial.last_push_id(f"{url}/mc"),
         "queue get": lambda: queue.task(TASK),
         "queue put": lambda: queue.create_task(TASK, {}, ["a"]),
         "queue post": lambda: queue.statuses([TASK]),
@@ -87,10 +87,10 @@ def app_of(answer: Callable[[Request], Response]) -> Starlette:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_are_not_followed_nor_believed(name: str, status: int) -> None:
-    asked: list[Request] = []
+    requests: list[Request] = []
 
     def elsewhere(request: Request) -> Response:
-        asked.append(request)
+        requests.append(request)
         return JSONResponse(WELCOME)
 
     async with AsyncExitStack() as exits:
@@ -101,7 +101,7 @@ async def test_redirects_are_not_followed_nor_believed(name: str, status: int) -
         with pytest.raises(UpstreamError, match="redirects are not followed") as refused:
             await call()
     assert f"{other}/secret" in str(refused.value)
-    assert asked == []
+    assert requests == []
 
 
 @pytest.mark.parametrize("name", NAMES)

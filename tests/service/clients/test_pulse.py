@@ -1,4 +1,4 @@
-"""Publishing to a real RabbitMQ: what is confirmed is there, whatever became of connections meanwhile."""
+"""Publishing to a real RabbitMQ: confirmed messages are on the broker, even if connections are lost meanwhile."""
 
 import asyncio
 import json
@@ -24,17 +24,17 @@ KEY = "integration/\u00e4utoland"
 
 @pytest.fixture
 def user(amqp: Amqp) -> str:
-    """A Pulse user of the test's own, so that its exchanges are."""
-    made = f"{amqp.user}/{amqp.name}"
-    amqp.exchanges.add(f"exchange/{made}/{NAME}")
-    return made
+    """Return a Pulse user of this test only, so that no other test has its exchanges."""
+    name = f"{amqp.user}/{amqp.name}"
+    amqp.exchanges.add(f"exchange/{name}/{NAME}")
+    return name
 
 
 @pytest.fixture
 def proxy(amqp: Amqp) -> Iterator[TcpProxy]:
     services = urlsplit(amqp.url)
-    with TcpProxy(services.hostname or "127.0.0.1", services.port or 5672) as made:
-        yield made
+    with TcpProxy(services.hostname or "127.0.0.1", services.port or 5672) as opened:
+        yield opened
 
 
 def through(amqp: Amqp, proxy: TcpProxy) -> str:
@@ -47,11 +47,11 @@ def through(amqp: Amqp, proxy: TcpProxy) -> str:
 async def publisher_at(
     url: str, user: str, seconds: float = 10, names: Iterable[str] = ()
 ) -> AsyncIterator[PulsePublisher]:
-    made = PulsePublisher(PulseSettings(url=url, user=user, timeout=seconds, retry=0.05), names)
+    publisher = PulsePublisher(PulseSettings(url=url, user=user, timeout=seconds, retry=0.05), names)
     try:
-        yield made
+        yield publisher
     finally:
-        await made.close()
+        await publisher.close()
 
 
 class Listener:
@@ -67,13 +67,13 @@ class Listener:
         self._channel.queue_bind(self._queue, self.exchange, "#")
 
     def heard(self) -> list[tuple[str, Any, Any]]:
-        """Routing key, properties and message of each that has come."""
-        found: list[tuple[str, Any, Any]] = []
+        """Return routing key, properties and body of the messages that have arrived."""
+        messages: list[tuple[str, Any, Any]] = []
         while True:
             method, properties, body = self._channel.basic_get(self._queue, auto_ack=True)
             if method is None:
-                return found
-            found.append((method.routing_key, properties, json.loads(body)))
+                return messages
+            messages.append((method.routing_key, properties, json.loads(body)))
 
     def delete_exchange(self) -> None:
         self._channel.exchange_delete(self.exchange)
@@ -84,9 +84,9 @@ class Listener:
 
 @pytest.fixture
 def listener(amqp: Amqp, user: str) -> Iterator[Listener]:
-    made = Listener(amqp, user)
-    yield made
-    made.close()
+    opened = Listener(amqp, user)
+    yield opened
+    opened.close()
 
 
 async def test_what_is_confirmed_is_there(amqp: Amqp, user: str, listener: Listener) -> None:

@@ -1,4 +1,4 @@
-"""Taskcluster's queue through the official client: what each answer means, and how little it is asked."""
+"""Calls of Taskcluster's queue through the official client: the meaning of each answer, and the number of requests."""
 
 import asyncio
 import inspect
@@ -39,11 +39,11 @@ def settings_of(url: str, **more: Any) -> TaskclusterSettings:
 
 @asynccontextmanager
 async def queue_at(url: str, **more: Any) -> AsyncIterator[TaskclusterQueue]:
-    made = TaskclusterQueue(settings_of(url, **more))
+    queue = TaskclusterQueue(settings_of(url, **more))
     try:
-        yield made
+        yield queue
     finally:
-        await made.close()
+        await queue.close()
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def tc() -> Taskcluster:
 
 @pytest.fixture
 async def url(tc: Taskcluster) -> AsyncIterator[str]:
-    async with serving(create_app(tc)) as made:
-        yield made
+    async with serving(create_app(tc)) as address:
+        yield address
 
 
 @pytest.fixture
 async def queue(url: str) -> AsyncIterator[TaskclusterQueue]:
-    async with queue_at(url) as made:
-        yield made
+    async with queue_at(url) as opened:
+        yield opened
 
 
 def define(tc: Taskcluster, **more: Any) -> dict[str, Any]:
@@ -89,9 +89,9 @@ async def test_create_read_schedule_and_cancel(tc: Taskcluster, queue: Taskclust
     assert definition == tc.queue.task(TASK)
     assert definition is not None
     assert definition["payload"] == {"none": None, "\u00e4": 1.5}
-    found = await queue.status(TASK)
-    assert found is not None
-    assert found["state"] == "pending"
+    current = await queue.status(TASK)
+    assert current is not None
+    assert current["state"] == "pending"
     status = await queue.cancel_task(TASK, f"queue:cancel-task:test/{TASK}/{TASK}")
     assert status["state"] == "exception"
 
@@ -145,14 +145,14 @@ async def test_authorized_scopes_cut_our_rights_down(tc: Taskcluster, queue: Tas
 
 
 async def test_a_scope_that_cannot_be_sent_is_left_out(tc: Taskcluster, queue: TaskclusterQueue) -> None:
-    """It would make every call 401."""
+    """Otherwise every call would be a 401."""
     odd = ["queue:route:notify.email.\u00e4@example.com.*", "a\nb", "a\0", "\ud800"]
     status = await queue.create_task(TASK, define(tc), [*CREATE, *odd])
     assert status["state"] == "pending"
 
 
 async def test_credentials_stay_as_they_were(url: str, tc: Taskcluster) -> None:
-    """The client changes the dict that it is given: the certificate and the scopes of one call would stay in it."""
+    """Taskcluster's client changes its dict of credentials, so a shared dict would keep the scopes of another call."""
     settings = settings_of(url)
     before = settings.model_dump_json(), settings.access_token
     queue = TaskclusterQueue(settings)
@@ -166,9 +166,12 @@ async def test_credentials_stay_as_they_were(url: str, tc: Taskcluster) -> None:
 
 async def test_temporary_credentials(url: str, tc: Taskcluster) -> None:
     at = tc.clock.now()
-    made = tc.auth.temporary_credentials(ROOT.client_id, "temporary", ["*"], at - HOUR, at + HOUR)
+    temporary = tc.auth.temporary_credentials(ROOT.client_id, "temporary", ["*"], at - HOUR, at + HOUR)
     async with queue_at(
-        url, client_id=made["clientId"], access_token=made["accessToken"], certificate=made["certificate"]
+        url,
+        client_id=temporary["clientId"],
+        access_token=temporary["accessToken"],
+        certificate=temporary["certificate"],
     ) as queue:
         await queue.create_task(TASK, define(tc), CREATE)
         assert await queue.task(TASK) is not None
@@ -225,7 +228,7 @@ LATER: list[tuple[int, type[Exception]]] = [
 @pytest.mark.parametrize(("status", "error"), STATUSES + LATER)
 @pytest.mark.parametrize("body", ["ours", "nothing", "html"])
 async def test_each_status(status: int, error: type[Exception], body: str) -> None:
-    said = {
+    content = {
         "ours": json.dumps({"code": "Some", "message": "because\n---\nmore", "requestInfo": {}}),
         "nothing": "",
         "html": "<html>\0",
@@ -235,7 +238,7 @@ async def test_each_status(status: int, error: type[Exception], body: str) -> No
     async def answer(_: Request) -> Response:
         nonlocal calls
         calls += 1
-        return Response(said, status, media_type="application/json" if body == "ours" else "text/html")
+        return Response(content, status, media_type="application/json" if body == "ours" else "text/html")
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
     async with serving(app) as url, queue_at(url) as queue:
@@ -402,12 +405,12 @@ def test_missing_scopes(message: str, missing: list[str]) -> None:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("text", [" " * 1_000_000, "`" * 1_000_000, "missing the following scopes:" * 30_000])
 def test_missing_scopes_of_hostile_texts_takes_no_time(text: str) -> None:
-    """A scope of a stranger's task stands in the message: a megabyte of spaces took minutes."""
+    """The message contains scopes of a stranger's task. A megabyte of spaces once took minutes."""
     assert missing_scopes(f"missing the following scopes:\n\n```\n{text}x\n```") != []
     assert missing_scopes(f"missing the following scopes: {text}") == [] or "`" in text
 
 
 def test_aiohttp_keeps_what_was_read_in_body() -> None:
-    """`_LimitedResponse` relies on this name, which is not part of aiohttp's interface (3.14.5)."""
+    """Our `_LimitedResponse` relies on this name, which is not part of aiohttp's documented interface (3.14.5)."""
     source = inspect.getsource(aiohttp.ClientResponse.read)
     assert "if self._body is None" in source, "ClientResponse.read has no _body any more: see _LimitedResponse"

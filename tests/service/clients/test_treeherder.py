@@ -39,8 +39,8 @@ def state() -> treeherder.State:
 
 @pytest.fixture
 async def http() -> AsyncIterator[Http]:
-    async with Http("treeherder") as made:
-        yield made
+    async with Http("treeherder") as client:
+        yield client
 
 
 def client_of(http: Http, url: str, **more: Any) -> RestTreeherder:
@@ -55,7 +55,7 @@ async def th(state: treeherder.State, http: Http) -> AsyncIterator[RestTreeherde
 
 
 def resultset() -> dict[str, Any]:
-    """One that passes the stand-in's rules."""
+    """Return a resultset that the stand-in accepts."""
     revision = node(1)
     return {
         **RESULTSET,
@@ -211,7 +211,7 @@ async def test_a_treeherder_that_is_away(http: Http) -> None:
 
 
 def shape(value: Any) -> Any:
-    """The types of a JSON value, with the names of its fields."""
+    """Return the types of a JSON value, with the names of its fields."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -224,12 +224,12 @@ def test_the_message_has_the_form_of_hgpushes_v1() -> None:
     (push,) = real["pushlog_pushes"]
     push["push_json_url"] = push["push_json_url"].replace(" ", "")  # its own is broken
     at = datetime.fromtimestamp(push["time"], UTC)
-    made = hgpushes_message(real["repo_url"], "try", push["pushid"], push["user"], at, real["heads"][0])["payload"]
-    assert shape(made) == shape(real)
-    sent = made["_meta"].pop("sent")
+    message = hgpushes_message(real["repo_url"], "try", push["pushid"], push["user"], at, real["heads"][0])["payload"]
+    assert shape(message) == shape(real)
+    sent = message["_meta"].pop("sent")
     assert abs(datetime.fromisoformat(sent) - datetime.now(UTC)) < timedelta(minutes=1)
     del real["_meta"]["sent"]
-    assert made == real
+    assert message == real
 
 
 # --- which push it has ------------------------------------------------------------------------------------------------
@@ -241,11 +241,11 @@ async def test_a_push_is_found_in_each_year_of_the_submission(
 ) -> None:
     state.behaviour.year = year
     posted = resultset()
-    found = FoundPush(posted["revision"], posted["revision_hash"])
+    expected = FoundPush(posted["revision"], posted["revision_hash"])
     assert await th.find_push("mc", posted["revision"], None) is None
     await th.post_resultset("mc", posted)
-    assert await th.find_push("mc", posted["revision"], None) == found
-    assert await th.find_push("mc", None, posted["revision_hash"]) == found
+    assert await th.find_push("mc", posted["revision"], None) == expected
+    assert await th.find_push("mc", None, posted["revision_hash"]) == expected
     assert await th.find_push("mc", node("other"), None) is None
     assert await th.find_push("mc", None, node("other")) is None, "whatever is listed instead"
     assert state.counters["GET push 404"] == 0, "it is there, so nothing else is asked"

@@ -49,7 +49,7 @@ tasks:
 
 @dataclass
 class Ran:
-    """What a command said, and how it ended."""
+    """A command's output and exit code."""
 
     code: int
     out: str
@@ -62,7 +62,7 @@ class Ran:
 
     @property
     def rows(self) -> list[list[str]]:
-        """The lines of a table, in words."""
+        """Return the lines of a table, split into words."""
         return [line.split() for line in self.out.splitlines()[1:]]
 
 
@@ -73,12 +73,12 @@ Run = Callable[..., Ran]
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with ExitStack() as exits:
         stack = exits.enter_context(Stack(tmp_path_factory.mktemp("commands") / "stack", settings=SHORT))
-        made = System(stack)
-        for client in (made.api, made.hg, made.taskcluster, made.treeherder):
+        running = System(stack)
+        for client in (running.api, running.hg, running.taskcluster, running.treeherder):
             exits.enter_context(client)
         stack.service()
         stack.listener()
-        yield made
+        yield running
 
 
 @dataclass
@@ -110,7 +110,7 @@ def pushed(system: System) -> Pushed:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command with these variables alone, `url` and `token` those of the service unless given."""
+    """Return a function that runs a command with no other TC_TREEHERDER_ variables than the given ones."""
     for name in [name for name in os.environ if name.startswith("TC_TREEHERDER_")]:
         monkeypatch.delenv(name)
 
@@ -125,7 +125,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def tc(system: System, run: Run) -> Run:
-    """The same, as somebody who may do everything at the service."""
+    """Return a function that runs a command with a token that allows everything at the service."""
 
     def invoke(*arguments: str) -> Ran:
         return run(*arguments, SERVICE_URL=system.stack.service_url, TOKEN=system.stack.token)
@@ -160,11 +160,11 @@ def pretend() -> Iterator[Pretended]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             path = self.path.partition("?")[0]
-            made.asked.append((self.command, self.path, body))
-            queue = made.answers.get(path, [(404, {"Content-Type": "text/html"}, b"<h1>no such page</h1>")])
+            pretended.asked.append((self.command, self.path, body))
+            queue = pretended.answers.get(path, [(404, {"Content-Type": "text/html"}, b"<h1>no such page</h1>")])
             status, headers, content = queue.pop(0) if len(queue) > 1 else queue[0]
             if status == 0:
-                made.released.wait(30)
+                pretended.released.wait(30)
                 self.close_connection = True
                 return
             self.send_response_only(status)
@@ -180,11 +180,11 @@ def pretend() -> Iterator[Pretended]:
             """Say nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made = Pretended(f"http://127.0.0.1:{server.server_address[1]}")
+    pretended = Pretended(f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield made
-    made.released.set()
+    yield pretended
+    pretended.released.set()
     server.shutdown()
     thread.join()
     server.server_close()

@@ -15,15 +15,15 @@ TOKEN = "a-token-that-must-not-be-shown"
 
 
 def test_other_processes_load_no_command(run: Run) -> None:
-    """A listener is to stay small."""
+    """Otherwise listeners would need more memory."""
     large = ("rich", "httpx", "sqlalchemy", "service.commands.client")
     code = f"import sys, service.cli; print([m for m in sys.modules if m.startswith({large})])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_help_names_every_command(run: Run) -> None:
-    told = run("--help").out
-    assert all(noun in told for noun in ("serve", "repositories", "pushes", "actions", "dead-letters", "doctor"))
+    output = run("--help").out
+    assert all(noun in output for noun in ("serve", "repositories", "pushes", "actions", "dead-letters", "doctor"))
     assert run("no-such-command").code == 2
     assert run("pushes", "--no-such-option").code == 2
 

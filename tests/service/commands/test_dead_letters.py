@@ -23,7 +23,9 @@ def bury(system: System) -> Bury:
     def write(kind: str, *payloads: bytes | None) -> list[int]:
         async def run() -> list[int]:
             database = Database(system.stack.environment["TC_TREEHERDER_DATABASE_URL"])
-            letters = [DeadLetter(kind=kind, subject="x", reason="an old release", payload=each) for each in payloads]
+            letters = [
+                DeadLetter(kind=kind, subject="x", reason="an old release", payload=payload) for payload in payloads
+            ]
             async with database.writing() as session:
                 session.add_all(letters)
                 await session.flush()
@@ -38,14 +40,14 @@ def bury(system: System) -> Bury:
 
 def test_they_are_listed_and_shown(tc: Run, bury: Bury) -> None:
     first, second = bury("listed", b'{"a": 1}', b"two\x1b[2J")
-    assert [each["id"] for each in tc("dead-letters", "list", "--kind", "listed", "--json").json] == [second, first]
+    assert [letter["id"] for letter in tc("dead-letters", "list", "--kind", "listed", "--json").json] == [second, first]
     assert tc("dead-letters", "list", "--kind", "listed", "--limit", "1", "--json").json[0]["id"] == second
     row = tc("dead-letters", "list", "--kind", "listed").rows[1]
     assert row[:2] == [str(first), "listed"]
     assert row[-3:] == ["an", "old", "release"]
     assert tc("dead-letters", "show", str(first), "--json").json["payload"] == '{"a": 1}'
-    shown = tc("dead-letters", "show", str(second)).out
-    assert "payload      two\\x1b[2J" in shown.splitlines()
+    fields = tc("dead-letters", "show", str(second)).out
+    assert "payload      two\\x1b[2J" in fields.splitlines()
     assert tc("dead-letters", "list", "--kind", "none-such").err == "no dead letters\n"
 
 
@@ -94,7 +96,7 @@ def test_it_goes_on_after_one_that_is_refused(tc: Run, bury: Bury) -> None:
     ran = tc("dead-letters", "replay", "--all", "--kind", "job-action", "--json")
     assert ran.code == 1
     assert ran.json["replayed"] == []
-    assert [each["id"] for each in ran.json["failed"]] == ids
+    assert [letter["id"] for letter in ran.json["failed"]] == ids
     assert "2 of 2 could not be replayed" in ran.err
     ran = tc("dead-letters", "replay", str(ids[0]))
     assert ran.code == 1

@@ -30,8 +30,10 @@ def projects(tmp_path: Path) -> Any:
     return write
 
 
-def ours(tc: Run) -> list[Any]:
-    return [each for each in tc("repositories", "list", "--json").json if each["alias"].startswith("dry-")]
+def dry_run_repositories(tc: Run) -> list[Any]:
+    return [
+        repository for repository in tc("repositories", "list", "--json").json if repository["alias"].startswith("dry-")
+    ]
 
 
 def test_a_dry_run_shows_the_differences_and_changes_nothing(
@@ -39,7 +41,7 @@ def test_a_dry_run_shows_the_differences_and_changes_nothing(
 ) -> None:
     for alias, level in (("dry-there", "1"), ("dry-level", "1"), ("dry-kept", "2"), ("dry-alias", "1")):
         tc("repositories", "add", alias, hg(system, alias), "--last-push-id", "0", "--disabled", "--level", level)
-    before = ours(tc)
+    before = dry_run_repositories(tc)
     file = projects(f"""\
 dry-new: {{repo: {hg(system, "dry-new")}/, access: scm_level_2, trust_domain: gecko, artifacts: [a], {PUSH}}}
 dry-none: {{repo: {hg(system, "dry-none")}, access: scm_somebody, {PUSH}}}
@@ -71,8 +73,8 @@ dry-git: {{repo: "https://example.com/x.git", repo_type: git}}
         "dry-git": "left out",
     }
     role = f"assume:repo:{hg(system, 'dry-new').removeprefix('http://')}:branch:default"
-    shown = {alias: (row["level"], row["scopes"] and len(row["scopes"])) for alias, row in rows.items()}
-    assert {alias: shown[alias] for alias in ("dry-new", "dry-level", "dry-kept", "dry-none")} == {
+    lines_of_new = {alias: (row["level"], row["scopes"] and len(row["scopes"])) for alias, row in rows.items()}
+    assert {alias: lines_of_new[alias] for alias in ("dry-new", "dry-level", "dry-kept", "dry-none")} == {
         "dry-new": ("2", 1),
         "dry-level": ("3", 1),
         "dry-kept": ("2", 1),
@@ -88,14 +90,14 @@ dry-git: {{repo: "https://example.com/x.git", repo_type: git}}
     assert rows["dry-new"]["ignored"] == ["artifacts"]
     assert rows["dry-far"]["why"] == "hg.example.com"
     assert "no-such-prefix" in rows["dry-odd"]["why"]
-    assert ours(tc) == before
+    assert dry_run_repositories(tc) == before
 
-    told = tc("repositories", "import", "--from-projects", file)
-    lines = {line.split()[0]: line for line in told.out.splitlines()[1:12]}
+    table = tc("repositories", "import", "--from-projects", file)
+    lines = {line.split()[0]: line for line in table.out.splitlines()[1:12]}
     assert lines["dry-level"].endswith("contains - → try:; level 1 → 3")
     assert lines["dry-new"].split()[2:] == ["new", "2", role, "trust_domain", "gecko;", "ignored:", "artifacts"]
     assert lines["dry-second"].split()[2:] == ["known", "-", "-", "as", "dry-there"]
-    assert "Nothing was changed: add --apply to do it" in told.out
+    assert "Nothing was changed: add --apply to do it" in table.out
 
 
 def test_apply_does_it_once(system: System, tc: Run, projects: Any) -> None:
@@ -112,9 +114,9 @@ twice-old: {{repo: {hg(system, "twice-old")}, access: scm_level_3, {PUSH}}}
     new = tc("repositories", "show", "twice-new", "--json").json
     assert (new["level"], new["trust_domain"]) == ("2", "gecko")
     assert tc("repositories", "show", "twice-old", "--json").json["level"] == "3"
-    again = tc("repositories", "import", "--from-projects", file, "--apply", "--json")
-    assert again.code == 0
-    assert again.json["counts"] == {"there": 2}
+    second = tc("repositories", "import", "--from-projects", file, "--apply", "--json")
+    assert second.code == 0
+    assert second.json["counts"] == {"there": 2}
 
 
 def test_it_goes_on_after_a_failure_and_says_so(system: System, tc: Run, projects: Any) -> None:
@@ -148,8 +150,8 @@ def test_from_the_sandboxs_treeherder(system: System, tc: Run) -> None:
     (row,) = [row for row in ran.json["repositories"] if row["alias"] == "autoland"]
     assert (row["verdict"], row["level"], row["scopes"]) == ("needs a level", None, None), "a Treeherder knows none"
     options = ["--from-treeherder", system.stack.sandbox["treeherder"], "--level", "3", "--json"]
-    told = tc("repositories", "import", *options).json["repositories"]
-    (row,) = [row for row in told if row["alias"] == "autoland"]
+    summary = tc("repositories", "import", *options).json["repositories"]
+    (row,) = [row for row in summary if row["alias"] == "autoland"]
     assert (row["verdict"], row["level"], row["url"]) == ("new", "3", hg(system, "integration/autoland"))
 
 
@@ -197,7 +199,7 @@ def test_of_a_treeherder_only_active_hg_repositories_are_wanted(pretend: Pretend
         "https://hg.mozilla.org/mozilla-central",
         {},
     )
-    assert [each.alias for each in source.left_out] == ["old", "fenix", "empty", "no alias"]
+    assert [entry.alias for entry in source.left_out] == ["old", "fenix", "empty", "no alias"]
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def test_its_options_are_the_apis_filters(run: Run, pretend: Pretended) -> None:
     options = ["--state", "pending", "--waiting-for-push", "--limit", "7"]
     ran = run("reports", "list", *options, "--url", pretend.url)
     assert ran.code == 0, ran.err
-    (asked,) = [path for _, path, _ in pretend.asked]
-    assert asked == "/api/v1/reports?limit=7&state=pending&waiting=push"
+    (path,) = [path for _, path, _ in pretend.asked]
+    assert path == "/api/v1/reports?limit=7&state=pending&waiting=push"
     ((*row,),) = ran.rows
     assert row[:7] == ["A" * 22, "1", "tc-treeherder", "mc", "f" * 40, "running", "nothing"]
     assert row[-5:] == ["its", "push", "is", "not", "there"]

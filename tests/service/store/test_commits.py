@@ -134,12 +134,14 @@ async def test_a_write_whose_caller_has_gone_before_its_turn_does_not_happen(dat
     transactions = Transactions(database)
     first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
     await transactions.begin()
-    gone, stays = (asyncio.create_task(database.commit(transactions.write(name), "a")) for name in ("gone", "stays"))
+    cancelled, remaining = (
+        asyncio.create_task(database.commit(transactions.write(name), "a")) for name in ("gone", "stays")
+    )
     await asyncio.sleep(0)
-    gone.cancel()
+    cancelled.cancel()
     await asyncio.sleep(0)
     transactions.go.set()
-    assert [await first, await stays] == ["first", "stays"]
+    assert [await first, await remaining] == ["first", "stays"]
     assert await names(database) == {"first", "stays"}
 
 
@@ -202,7 +204,7 @@ async def test_holders_that_end_together_share_their_statements(database: Databa
     await asyncio.sleep(0)
     transactions.go.set()
     await asyncio.gather(first, *ends)
-    sent = [each for each in statements if each[0] != "BEGIN"]  # which psycopg does by itself
+    sent = [statement for statement in statements if statement[0] != "BEGIN"]  # which psycopg does by itself
     assert sent == [("INSERT", False), ("SELECT", False), ("UPDATE", True)]
     assert len(transactions.ran) == 2
     async with database.reading() as session:

@@ -93,9 +93,9 @@ async def test_writers_at_once_wait_for_each_other(database: Database) -> None:
     async def one() -> None:
         async with database.writing() as session:
             query = select(type(repository)).where(type(repository).id == repository.id).with_for_update()
-            found = (await session.exec(query)).one()
+            locked = (await session.exec(query)).one()
             await asyncio.sleep(0.01)
-            found.shift += 1
+            locked.shift += 1
 
     await asyncio.gather(*(one() for _ in range(15)))
     async with database.reading() as session:
@@ -135,8 +135,8 @@ async def test_references_are_checked(database: Database) -> None:
 async def test_none_in_json_is_null(database: Database) -> None:
     await add_repository(database, "mc", environments=None)
     async with database.engine.connect() as connection:
-        found = await connection.execute(text("SELECT count(*) FROM repository WHERE environments IS NULL"))
-        assert found.scalar() == 1
+        result = await connection.execute(text("SELECT count(*) FROM repository WHERE environments IS NULL"))
+        assert result.scalar() == 1
 
 
 async def test_a_schema_that_is_up_to_date_is_fine(database_url: str) -> None:

@@ -1,4 +1,4 @@
-"""The distinct values of a column, on both databases."""
+"""Distinct values of a column, on both databases."""
 
 from typing import Any
 

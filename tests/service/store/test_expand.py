@@ -52,15 +52,15 @@ def test_what_the_release_before_writes_and_reads_still_works(empty_database_url
     before = MetaData()
     before.reflect(engine)
     upgrade(empty_database_url, REVISIONS[position])
-    known: list[Table] = [table for table in before.sorted_tables if table.name != "alembic_version"]
-    assert known
+    tables: list[Table] = [table for table in before.sorted_tables if table.name != "alembic_version"]
+    assert tables
     with engine.begin() as connection:
-        for table in known:
+        for table in tables:
             row = {column.name: None if column.nullable else _value(column) for column in table.columns}
             if {"step_id", "action_id"} <= set(table.columns.keys()):
                 row["step_id"] = 1  # a plan has an owner, and so has a notice
             connection.execute(table.insert().values(row))
-        for table in known:
+        for table in tables:
             assert len(connection.execute(select_columns(*table.columns)).all()) == 1
     engine.dispose()
 

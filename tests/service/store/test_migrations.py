@@ -1,4 +1,4 @@
-"""The schema, up and down, in a checkout and in the wheel."""
+"""Migrations up and down, in a checkout and in the wheel."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def table_names(connection: Connection) -> set[str]:
 
 
 def drift(connection: Connection) -> list[Any]:
-    """What `alembic check` would find."""
+    """Return the differences that `alembic check` would report."""
     context = MigrationContext.configure(connection, opts={"compare_type": True})
     return list(compare_metadata(context, SQLModel.metadata))
 
@@ -51,7 +51,9 @@ def test_models_and_migrations_do_not_drift(database_url: str) -> None:
 def test_there_is_one_line_of_revisions() -> None:
     names = revisions()
     script = ScriptDirectory(str(migrations()))
-    assert names == [each.revision for each in reversed(list(script.walk_revisions()))], "a file is named for its own"
+    assert names == [revision.revision for revision in reversed(list(script.walk_revisions()))], (
+        "a file is named for its own"
+    )
     for name, below in zip(names[1:], names, strict=False):
         revision = script.get_revision(name)
         assert revision is not None
@@ -167,7 +169,7 @@ def test_actions_and_keys_of_before_are_kept_and_what_may_come_again_is_counted(
         "task_id": "t" * 22,
         "run_id": 0,
     }
-    asked: dict[str, Any] = {
+    api_call: dict[str, Any] = {
         "source": "api",
         "state": "done",
         "due_at": None,
@@ -178,8 +180,8 @@ def test_actions_and_keys_of_before_are_kept_and_what_may_come_again_is_counted(
     actions = [
         {**common, **pressed, "id": 1, "delivery": "k1", "acknowledged": False, "ahead": True},
         {**common, **pressed, "id": 2, "delivery": "k2", "acknowledged": True, "ahead": False},
-        {**common, **asked, "id": 3, "delivery": "api me k3", "acknowledged": False, "ahead": False},
-        {**common, **asked, "id": 4, "delivery": None, "acknowledged": False, "ahead": False},
+        {**common, **api_call, "id": 3, "delivery": "api me k3", "acknowledged": False, "ahead": False},
+        {**common, **api_call, "id": 4, "delivery": None, "acknowledged": False, "ahead": False},
     ]
     keys = [("k0", None), ("k1", None), ("k2", None), ("api me k3", "d" * 64)]
 
@@ -226,9 +228,9 @@ def test_actions_and_keys_of_before_are_kept_and_what_may_come_again_is_counted(
 
     def look_back(connection: Connection) -> None:
         old = tables_of(connection).tables
-        found = {row.id: row for row in connection.execute(old["action"].select())}
-        assert {number: row.delivery for number, row in found.items()} == {1: "k1", 2: "k2", 3: "api me k3", 4: None}
-        assert [(row.channel, row.acknowledged, row.ahead) for row in (found[1], found[2])] == [
+        rows = {row.id: row for row in connection.execute(old["action"].select())}
+        assert {number: row.delivery for number, row in rows.items()} == {1: "k1", 2: "k2", 3: "api me k3", 4: None}
+        assert [(row.channel, row.acknowledged, row.ahead) for row in (rows[1], rows[2])] == [
             ("c", False, True), ("c", True, False)
         ]  # fmt: skip
         kept = {row.key: row.digest for row in connection.execute(old["delivery"].select())}
@@ -266,8 +268,8 @@ def test_a_migration_that_breaks_leaves_the_schema_as_it_was(empty_database_url:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    (made,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
-    return Path(made)
+    (path,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    return Path(path)
 
 
 def test_the_wheel_has_the_migrations_and_what_both_sides_share(wheel: Path) -> None:
@@ -307,7 +309,7 @@ def test_the_wheel_migrates_by_itself(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_a_schema_of_a_newer_release_will_do_for_this_one(database_url: str) -> None:
-    """A roll-back, or an old pod that starts again while the new ones come: migrations expand first."""
+    """This happens in a roll-back, or if an old pod restarts during an update: migrations expand first."""
     engine = create_engine(database_url.replace("+aiosqlite", ""), poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

@@ -1,4 +1,4 @@
-"""The properties of the tables, and what work leaves behind when it fails."""
+"""Properties of the tables, and the dead letters and notices of failed work."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -56,7 +56,7 @@ def test_a_shift_ends_when_the_repository_is_due_and_only_if_a_listener_has_it()
 
 
 def test_the_next_attempt_is_not_before_the_work_was_due() -> None:
-    """A person's retry makes work due long ago, so that it goes first."""
+    """Work that a person retries is due long ago, so that it is done first."""
     step = PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", since=NOON, due_at=NOON + timedelta(minutes=1))
     assert step.next_attempt_at == NOON + timedelta(minutes=1)
     step.due_at = NOON - timedelta(days=365)
@@ -122,7 +122,7 @@ def test_a_secret_is_not_printed() -> None:
 
 
 async def test_work_that_is_stored_without_a_due_time_is_finished(database: Database) -> None:
-    """A column's default would replace the None, and the work would be due."""
+    """The column has no default, which would replace the None and make the work due."""
     async with database.writing() as session:
         session.add(GroupCheck(task_group_id="finished", lane="x", due_at=None))
         session.add(GroupCheck(task_group_id="due", lane="x"))

@@ -82,21 +82,21 @@ def scans_of_sqlite(connection: Connection, statement: str, parameters: Any) -> 
     wrong = [line for line in plan if re.match(rf"SCAN ({TABLE.pattern})\b", line)]
     if not KEYSET_ALONE.search(statement):
         by_key = rf"SEARCH ({TABLE.pattern}) USING .*?(\w+) \((rowid|\w*id)[<>]\?\)"
-        wrong += [line for line in plan if (found := re.match(by_key, line)) and found[4] not in PARTIAL]
+        wrong += [line for line in plan if (match := re.match(by_key, line)) and match[4] not in PARTIAL]
     if "LIMIT" in statement:  # otherwise what is sorted is the result
         wrong += [line for line in plan if line == "USE TEMP B-TREE FOR ORDER BY"]
     return wrong
 
 
 def believe_sqlite_large(connection: Connection) -> None:
-    """What ANALYZE writes of tables of a million rows."""
+    """Write the statistics that ANALYZE would write for tables of a million rows."""
     connection.exec_driver_sql("ANALYZE")
     connection.exec_driver_sql("DELETE FROM sqlite_stat1")
     indexes = connection.exec_driver_sql("SELECT tbl_name, name FROM sqlite_master WHERE type = 'index'").all()
     for table, index in indexes:
         columns = [row[2] for row in connection.exec_driver_sql(f"PRAGMA index_info('{index}')")]
-        found = [MILLION // 10 if set(columns[: n + 1]) <= COARSE else 10 for n in range(len(columns))]
-        values = (table, index, " ".join(str(number) for number in (MILLION, *found)))
+        counts = [MILLION // 10 if set(columns[: n + 1]) <= COARSE else 10 for n in range(len(columns))]
+        values = (table, index, " ".join(str(number) for number in (MILLION, *counts)))
         connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", values)
     for table in LARGE:  # of one that has partial indexes only, ANALYZE writes this
         connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, NULL, ?)", (table, str(MILLION)))
@@ -202,15 +202,25 @@ def reads(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for path, methods in document["paths"].items():
         if "get" not in methods:
             continue
-        parameters = [each for each in methods["get"].get("parameters", []) if each["in"] in {"path", "query"}]
-        in_path = {each["name"]: values_of(each, document)[0] for each in parameters if each["in"] == "path"}
-        page = {"limit": 2} if any(each["name"] == "limit" for each in parameters) else {}
-        filters = [each for each in parameters if each["in"] == "query" and each["name"] not in {"limit", "after"}]
+        parameters = [
+            parameter for parameter in methods["get"].get("parameters", []) if parameter["in"] in {"path", "query"}
+        ]
+        in_path = {
+            parameter["name"]: values_of(parameter, document)[0]
+            for parameter in parameters
+            if parameter["in"] == "path"
+        }
+        page = {"limit": 2} if any(parameter["name"] == "limit" for parameter in parameters) else {}
+        filters = [
+            parameter
+            for parameter in parameters
+            if parameter["in"] == "query" and parameter["name"] not in {"limit", "after"}
+        ]
         for count in range(3):
-            for some in itertools.combinations(filters, count):
-                for values in itertools.product(*(values_of(each, document) for each in some)):
-                    chosen = {each["name"]: value for each, value in zip(some, values, strict=True)}
-                    yield path.format(**in_path), {**page, **chosen}
+            for combination in itertools.combinations(filters, count):
+                for values in itertools.product(*(values_of(parameter, document) for parameter in combination)):
+                    query = {parameter["name"]: value for parameter, value in zip(combination, values, strict=True)}
+                    yield path.format(**in_path), {**page, **query}
 
 
 async def read_all(api: Api) -> None:
@@ -226,7 +236,7 @@ async def read_all(api: Api) -> None:
 
 
 async def write(api: Api) -> None:
-    """What people do."""
+    """Send the writing requests of people."""
     letters = (await api.get("/dead-letters", params={"limit": 500})).json()["items"]
     of_kind = {letter["kind"]: letter["id"] for letter in letters}
     for letter_id in of_kind.values():
@@ -235,13 +245,13 @@ async def write(api: Api) -> None:
     failed = (await api.get("/pushes", params={"state": "failed"})).json()["items"][0]
     assert (await api.post(f"/pushes/{failed['repository']}/{failed['push_id']}/retry")).status_code == 202
     assert (await api.patch(f"/repositories/{alias(1)}", {"enabled": True})).status_code == 200
-    asked = {"action": "cancel", "project": alias(1), "task_id": TASK}
+    body = {"action": "cancel", "project": alias(1), "task_id": TASK}
     for _ in range(2):
-        assert (await api.post("/actions", asked, headers={"Idempotency-Key": "k"})).status_code == 202
+        assert (await api.post("/actions", body, headers={"Idempotency-Key": "k"})).status_code == 202
 
 
 async def listen(api: Api) -> None:
-    """What listeners do."""
+    """Send the requests of listeners."""
     leases = (await api.lease())["leases"]
     assert len(leases) >= 3
     first, second, third = ({"id": lease["id"], "shift": lease["shift"]} for lease in leases[:3])
@@ -272,22 +282,22 @@ async def listen(api: Api) -> None:
         answer = await api.signed("/events/job-actions", sent)
         assert answer.status_code == 202, answer.text
     status = {"taskId": TASK, "taskGroupId": TASK, "deadline": now().isoformat(), "state": "pending", "runs": []}
-    told: dict[str, Any] = {
+    task_message: dict[str, Any] = {
         "exchange": "e",
         "routing_key": "k",
         "encoding": "utf-8",
         "body": json.dumps({"status": status}),
     }
-    told |= {**delivered, "cc": [f"route.{ENVIRONMENT}.v2.{alias(1)}.{revision(1)}.1"]}
-    answer = await api.signed("/events/tasks", {"events": [told, {**told, "body": "{"}]})
+    task_message |= {**delivered, "cc": [f"route.{ENVIRONMENT}.v2.{alias(1)}.{revision(1)}.1"]}
+    answer = await api.signed("/events/tasks", {"events": [task_message, {**task_message, "body": "{"}]})
     assert answer.status_code == 202, answer.text
-    for found in ("there", "deleted"):
-        report = {"queue": "q", "events": "tasks", "found": found}
+    for state in ("there", "deleted"):
+        report = {"queue": "q", "events": "tasks", "found": state}
         assert (await api.signed("/listeners/report", report)).status_code == 200
 
 
 async def serve(api: Api) -> None:
-    """What the worker and the reporter do, beside the work itself."""
+    """Run the queries of the worker and the reporter, beside the work itself."""
     database, settings = api.database, api.settings
     with pytest.raises(UpstreamError):  # no queue is there to be asked
         await reconcile.check_quiet(api.services)

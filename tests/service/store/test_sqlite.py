@@ -30,15 +30,15 @@ def test_aiosqlite_has_the_names_that_are_no_part_of_its_interface() -> None:
 @pytest.fixture
 def hops(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Count the functions that a connection's thread is given from now on."""
-    made: list[None] = []
+    calls: list[None] = []
     execute = aiosqlite.Connection._execute
 
     async def counted(self: aiosqlite.Connection, *arguments: object, **more: object) -> object:
-        made.append(None)
+        calls.append(None)
         return await execute(self, *arguments, **more)  # type: ignore[no-untyped-call]  # aiosqlite's own
 
     monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
-    return made
+    return calls
 
 
 async def test_a_statement_is_one_hop_and_so_is_each_end_of_a_transaction(sqlite: Database, hops: list[None]) -> None:
@@ -62,8 +62,8 @@ async def test_rows_counts_and_errors_are_sqlites(sqlite: Database) -> None:
     async with sqlite.writing() as session:
         changed = await session.exec(update(Budget).where(col(Budget.name) > "a").values(tokens=2.0))
         assert changed.rowcount == 2
-        told = await session.exec(update(Budget).values(tokens=3.0).returning(col(Budget.name)))
-        assert sorted(told.scalars()) == ["a", "b", "c"]
+        result = await session.exec(update(Budget).values(tokens=3.0).returning(col(Budget.name)))
+        assert sorted(result.scalars()) == ["a", "b", "c"]
     with pytest.raises(IntegrityError, match="UNIQUE constraint failed"):
         async with sqlite.writing() as session:
             session.add(bucket("b"))

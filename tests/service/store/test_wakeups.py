@@ -17,7 +17,7 @@ from tests.service.engine.test_leases import hold_one
 
 
 class Woken:
-    """What was woken since the last look."""
+    """A record of the topics that were woken since the last look."""
 
     def __init__(self, database: Database) -> None:
         self._events = {topic: database.wakeups.subscribe(topic) for topic in Topic}
@@ -59,9 +59,9 @@ async def test_a_retried_push_and_a_replayed_dead_letter(api: Api) -> None:
 async def test_an_action(api: Api) -> None:
     await api.add()
     woken = Woken(api.database)
-    asked = {"action": "cancel", "project": "mc", "task_id": "Q47ciBXISJ-kc4l49EAI-A"}
+    body = {"action": "cancel", "project": "mc", "task_id": "Q47ciBXISJ-kc4l49EAI-A"}
     for expected in ({Topic.WORK}, set()):
-        answer = await api.post("/actions", asked, headers={"Idempotency-Key": "once"})
+        answer = await api.post("/actions", body, headers={"Idempotency-Key": "once"})
         assert answer.status_code == 202, answer.text
         assert woken.look() == expected
 
@@ -70,8 +70,10 @@ async def test_the_notices_of_what_has_ended(database: Database) -> None:
     for notices, expected in ((1, {Topic.WORK}), (0, set())):
         lease = await hold_one(database, alias=f"x{notices}")
         woken = Woken(database)
-        told = [Notice(kind=NoticeKind.PULSE, lane="x", target="x", key="x", step_id=lease.item.id, body={})] * notices
-        await lease.finish(State.DONE, notices=told)
+        notices_of_step = [
+            Notice(kind=NoticeKind.PULSE, lane="x", target="x", key="x", step_id=lease.item.id, body={})
+        ] * notices
+        await lease.finish(State.DONE, notices=notices_of_step)
         assert woken.look() == expected
 
 

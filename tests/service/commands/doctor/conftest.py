@@ -1,7 +1,7 @@
-"""The doctor, with the settings of the running service: each test breaks what it is about.
+"""Fixtures that run the doctor with the settings of the running service, of which each test breaks one thing.
 
 variables   the environment of a healthy installation, with a database of the test's own that has the repository `try`
-doctor      runs it with these
+doctor      runs the doctor with these variables
 """
 
 import asyncio
@@ -42,45 +42,54 @@ def repository(url: str, alias: str, **more: Any) -> Repository:
 @pytest.fixture
 def variables(system: System, sqlite_url: str) -> dict[str, str]:
     store(sqlite_url, repository(system.stack.sandbox["repositories"]["try"], "try", trust_domain=TRUST_DOMAIN))
-    mine = {
+    environment = {
         name.removeprefix(PREFIX): value for name, value in system.stack.environment.items() if name.startswith(PREFIX)
     }
-    return {**mine, "DATABASE_URL": sqlite_url}
+    return {**environment, "DATABASE_URL": sqlite_url}
 
 
 @dataclass
-class Examined:
+class DoctorReport:
+    """Output of `doctor --json`."""
+
     ran: Ran
 
     def __post_init__(self) -> None:
         self.findings: list[dict[str, str]] = self.ran.json["checks"]
 
     def status(self, system: str, check: str) -> str:
-        """The status of the one finding of that name."""
-        return self.the(system, check)["status"]
+        """Return the status of the only finding of that check."""
+        return self.finding(system, check)["status"]
 
-    def the(self, system: str, check: str) -> dict[str, str]:
-        (found,) = [each for each in self.findings if (each["system"], each["check"]) == (system, check)]
-        return found
+    def finding(self, system: str, check: str) -> dict[str, str]:
+        (only,) = [finding for finding in self.findings if (finding["system"], finding["check"]) == (system, check)]
+        return only
 
-    def wrong(self) -> list[tuple[str, str, str]]:
-        return [(each["system"], each["check"], each["status"]) for each in self.findings if each["status"] != "ok"]
+    def problems(self) -> list[tuple[str, str, str]]:
+        return [
+            (finding["system"], finding["check"], finding["status"])
+            for finding in self.findings
+            if finding["status"] != "ok"
+        ]
 
 
-Doctor = Callable[..., Examined]
+Doctor = Callable[..., DoctorReport]
 
 
 @pytest.fixture
 def doctor(run: Run, variables: dict[str, str]) -> Doctor:
-    """Runs it with other values of some variables (None: not set); what is wrong says what to do, and 1 is an error."""
+    """Return a function that runs the doctor with changed variables (None: unset).
 
-    def examine(*arguments: str, **changed: str | None) -> Examined:
-        chosen = {name: value for name, value in (variables | changed).items() if value is not None}
-        made = Examined(run("doctor", "--json", *arguments, **chosen))
-        statuses = {each["status"] for each in made.findings}
-        assert made.ran.code == (1 if "error" in statuses else 0)
-        assert made.ran.json["status"] == next(s for s in ("error", "warning", "ok") if s in statuses)
-        assert all(each["remedy"] for each in made.findings if each["status"] != "ok")
-        return made
+    It checks that each problem has a remedy, and that the exit code is 1 if there is an error.
+    """
+
+    def examine(*arguments: str, **changed: str | None) -> DoctorReport:
+        environment = {name: value for name, value in (variables | changed).items() if value is not None}
+        report = DoctorReport(run("doctor", "--json", *arguments, **environment))
+        statuses = {finding["status"] for finding in report.findings}
+        assert report.ran.code == (1 if "error" in statuses else 0)
+        assert report.ran.json["status"] == next(s for s in ("error", "warning", "ok") if s in statuses)
+        assert all(finding["remedy"] for finding in report.findings if finding["status"] != "ok")
+        return report
 
     return examine

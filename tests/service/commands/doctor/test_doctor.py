@@ -1,4 +1,4 @@
-"""The doctor as a whole, and what is our own: settings, database, service."""
+"""All checks together, and those of settings, database and service."""
 
 import asyncio
 import json
@@ -26,9 +26,9 @@ PLANTED = "planted-secret-0123456789abcdefghijklmnopqrstuv"
 
 
 def test_all_is_well(doctor: Doctor) -> None:
-    found = doctor()
-    assert found.wrong() == [NO_LISTENER]
-    systems = list(dict.fromkeys(each["system"] for each in found.findings))
+    report = doctor()
+    assert report.problems() == [NO_LISTENER]
+    systems = list(dict.fromkeys(finding["system"] for finding in report.findings))
     assert systems == [
         "settings",
         "database",
@@ -38,7 +38,7 @@ def test_all_is_well(doctor: Doctor) -> None:
         "treeherder tc-treeherder",
         "pulse listener",
     ]
-    assert found.ran.err == ""
+    assert report.ran.err == ""
 
 
 def test_people_get_a_table_and_what_to_do(run: Run, variables: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ def test_no_secret_is_shown_however_broken_all_is(run: Run, variables: dict[str,
     port = free_port()
     environments = json.loads(variables["ENVIRONMENTS"])
     environments["tc-treeherder"]["secret"] = f"{PLANTED}-hawk"
-    # somebody who tells others what it was told
+    # servers that repeat what was sent to them
     pretend.json("/__heartbeat__", {"checks": [{"name": "x", "status": "error", "detail": f"said {PLANTED}-token!"}]})
     pretend.json("/api/auth/v1/scopes/current", {"message": f"no such token: {PLANTED}-access", "code": "x"}, 401)
     broken = {
@@ -96,9 +96,9 @@ def test_every_secret_is_known_and_no_word_of_ours_is_one() -> None:
             "taskcluster": {"client_id": "c", "access_token": "access", "certificate": "{}"},
         }
     )
-    found = secrets_of(settings, None)
-    assert set(found) >= {"pass/word", "pass%2Fword", "scheme:token-0123456789", "access"}
-    assert not {"guest", "", "{}"} & set(found)
+    secrets = secrets_of(settings, None)
+    assert set(secrets) >= {"pass/word", "pass%2Fword", "scheme:token-0123456789", "access"}
+    assert not {"guest", "", "{}"} & set(secrets)
     assert secrets_of(Settings(database_url="sqlite+aiosqlite:////data/x.sqlite")) == []
 
 
@@ -122,25 +122,26 @@ def test_one_that_hangs_holds_up_nobody(doctor: Doctor, pretend: Pretended) -> N
     pretend.hang("/api/auth/v1/scopes/current")
     pretend.hang("/__heartbeat__")
     began = time.monotonic()
-    found = doctor("--seconds", "2", "--url", pretend.url, TASKCLUSTER__ROOT_URL=pretend.url)
+    report = doctor("--seconds", "2", "--url", pretend.url, TASKCLUSTER__ROOT_URL=pretend.url)
     assert time.monotonic() - began < 8
     assert (
-        "ReadTimeout" in found.the("service", "answer")["detail"] or "2 s" in found.the("service", "answer")["detail"]
+        "ReadTimeout" in report.finding("service", "answer")["detail"]
+        or "2 s" in report.finding("service", "answer")["detail"]
     )
-    assert found.status("taskcluster", "ping") == "error"
-    assert found.status("treeherder tc-treeherder", "credentials") == "ok"
+    assert report.status("taskcluster", "ping") == "error"
+    assert report.status("treeherder tc-treeherder", "credentials") == "ok"
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_set_that_matters(doctor: Doctor) -> None:
-    found = doctor(WEBHOOK_SECRETS=None, TOKENS=None, ENVIRONMENTS=None)
-    assert found.status("settings", "webhook_secrets") == "error"
-    assert found.status("settings", "listeners") == "error"
-    assert found.status("settings", "credentials") == "warning"
-    assert found.status("settings", "environments") == "warning"
-    assert "TC_TREEHERDER_WEBHOOK_SECRETS" in found.the("settings", "webhook_secrets")["remedy"]
+    report = doctor(WEBHOOK_SECRETS=None, TOKENS=None, ENVIRONMENTS=None)
+    assert report.status("settings", "webhook_secrets") == "error"
+    assert report.status("settings", "listeners") == "error"
+    assert report.status("settings", "credentials") == "warning"
+    assert report.status("settings", "environments") == "warning"
+    assert "TC_TREEHERDER_WEBHOOK_SECRETS" in report.finding("settings", "webhook_secrets")["remedy"]
 
 
 # --- database ----------------------------------------------------------------------------------------------------
@@ -148,9 +149,9 @@ def test_nothing_is_set_that_matters(doctor: Doctor) -> None:
 
 def test_a_database_that_is_not_there_is_not_made(doctor: Doctor, tmp_path: Path) -> None:
     path = tmp_path / "nowhere.sqlite"
-    found = doctor(DATABASE_URL=f"sqlite+aiosqlite:///{path}")
-    assert found.status("database", "connection") == "warning"
-    assert str(path) in found.the("database", "connection")["detail"]
+    report = doctor(DATABASE_URL=f"sqlite+aiosqlite:///{path}")
+    assert report.status("database", "connection") == "warning"
+    assert str(path) in report.finding("database", "connection")["detail"]
     assert not path.exists()
 
 
@@ -158,21 +159,21 @@ def test_a_schema_that_is_behind(doctor: Doctor, tmp_path: Path) -> None:
     path = tmp_path / "old.sqlite"
     sqlite3.connect(path).close()
     path.touch()
-    found = doctor(DATABASE_URL=f"sqlite+aiosqlite:///{path}")
-    assert found.status("database", "schema") == "error"
-    assert "db upgrade" in found.the("database", "schema")["remedy"]
+    report = doctor(DATABASE_URL=f"sqlite+aiosqlite:///{path}")
+    assert report.status("database", "schema") == "error"
+    assert "db upgrade" in report.finding("database", "schema")["remedy"]
 
 
 def test_a_database_that_is_away(doctor: Doctor) -> None:
-    found = doctor(DATABASE_URL=f"postgresql+psycopg://me:{PLANTED}@127.0.0.1:{free_port()}/x")
-    assert found.status("database", "connection") == "error"
-    assert "refused" in found.the("database", "connection")["detail"]
+    report = doctor(DATABASE_URL=f"postgresql+psycopg://me:{PLANTED}@127.0.0.1:{free_port()}/x")
+    assert report.status("database", "connection") == "error"
+    assert "refused" in report.finding("database", "connection")["detail"]
 
 
 def test_on_postgresql(doctor: Doctor, postgres_url: str) -> None:
-    found = doctor(DATABASE_URL=postgres_url)
-    assert found.status("database", "schema") == "ok"
-    assert found.status("database", "repositories") == "warning"
+    report = doctor(DATABASE_URL=postgres_url)
+    assert report.status("database", "schema") == "ok"
+    assert report.status("database", "repositories") == "warning"
 
 
 # --- service -----------------------------------------------------------------------------------------------------
@@ -180,21 +181,21 @@ def test_on_postgresql(doctor: Doctor, postgres_url: str) -> None:
 
 def test_no_service_answers(doctor: Doctor) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    found = doctor("--url", url)
-    assert found.status("service", "answer") == "error"
-    assert url in found.the("service", "answer")["detail"]
-    assert "serve" in found.the("service", "answer")["remedy"]
+    report = doctor("--url", url)
+    assert report.status("service", "answer") == "error"
+    assert url in report.finding("service", "answer")["detail"]
+    assert "serve" in report.finding("service", "answer")["remedy"]
 
 
 def test_a_variable_that_is_no_setting_is_named(doctor: Doctor) -> None:
-    found = doctor(POL__INTERVAL="1")
-    finding = found.the("settings", "TC_TREEHERDER_POL__INTERVAL")
+    report = doctor(POL__INTERVAL="1")
+    finding = report.finding("settings", "TC_TREEHERDER_POL__INTERVAL")
     assert finding["status"] == "warning"
     assert "TC_TREEHERDER_POLL" in finding["remedy"]
 
 
 def test_the_service_is_looked_for_where_the_settings_have_it(doctor: Doctor, system: System) -> None:
-    assert doctor(SERVICE_URL=None, HOST="0.0.0.0").the("service", "answer")["detail"] == system.stack.service_url
+    assert doctor(SERVICE_URL=None, HOST="0.0.0.0").finding("service", "answer")["detail"] == system.stack.service_url
 
 
 def test_a_service_that_is_not_well(doctor: Doctor, pretend: Pretended) -> None:
@@ -205,19 +206,19 @@ def test_a_service_that_is_not_well(doctor: Doctor, pretend: Pretended) -> None:
     ]
     pretend.json("/__heartbeat__", {"status": "error", "checks": checks}, 503)
     pretend.json("/__version__", {"version": "0.0.1", "commit": "abc"})
-    found = doctor("--url", pretend.url)
-    assert found.status("service", "heartbeat: database") == "ok"
-    assert found.status("service", "heartbeat: polls") == "warning"
-    assert found.the("service", "heartbeat: worker")["detail"] == "the worker has ended"
-    assert found.status("service", "heartbeat: worker") == "error"
-    assert found.status("service", "version") == "warning"
-    assert "the service has 0.0.1 abc, and this command" in found.the("service", "version")["detail"]
+    report = doctor("--url", pretend.url)
+    assert report.status("service", "heartbeat: database") == "ok"
+    assert report.status("service", "heartbeat: polls") == "warning"
+    assert report.finding("service", "heartbeat: worker")["detail"] == "the worker has ended"
+    assert report.status("service", "heartbeat: worker") == "error"
+    assert report.status("service", "version") == "warning"
+    assert "the service has 0.0.1 abc, and this command" in report.finding("service", "version")["detail"]
 
 
 def test_what_answers_is_no_service(doctor: Doctor, pretend: Pretended) -> None:
-    found = doctor("--url", pretend.url)
-    assert found.status("service", "answer") == "error"
-    assert "without a list of checks" in found.the("service", "answer")["detail"]
+    report = doctor("--url", pretend.url)
+    assert report.status("service", "answer") == "error"
+    assert "without a list of checks" in report.finding("service", "answer")["detail"]
 
 
 def test_the_signed_probe_is_taken_and_changes_nothing(doctor: Doctor, system: System) -> None:
@@ -228,26 +229,26 @@ def test_the_signed_probe_is_taken_and_changes_nothing(doctor: Doctor, system: S
 
 def test_a_listener_with_another_webhook_secret_is_found_out(doctor: Doctor) -> None:
     other = "whsec_" + "b3RoZXIh" * 5
-    found = doctor(WEBHOOK_SECRETS=json.dumps([other])).the("service", "signature")
-    assert found["status"] == "error"
-    assert "the secrets differ" in found["detail"]
-    assert "TC_TREEHERDER_WEBHOOK_SECRETS" in found["remedy"]
-    assert other not in found["detail"] + found["remedy"]
+    finding = doctor(WEBHOOK_SECRETS=json.dumps([other])).finding("service", "signature")
+    assert finding["status"] == "error"
+    assert "the secrets differ" in finding["detail"]
+    assert "TC_TREEHERDER_WEBHOOK_SECRETS" in finding["remedy"]
+    assert other not in finding["detail"] + finding["remedy"]
 
 
 def test_a_signature_that_is_refused_for_the_clock(doctor: Doctor, pretend: Pretended) -> None:
     problem = {"title": "Not signed", "detail": "too old"}
     pretend.json(local.PROBE, problem, 401, {"Date": formatdate(time.time() + 400, usegmt=True)})
-    found = doctor("--url", pretend.url).the("service", "signature")
-    assert re.search(r"\b(399|400) s away", found["detail"])
-    assert "clocks" in found["remedy"]
+    finding = doctor("--url", pretend.url).finding("service", "signature")
+    assert re.search(r"\b(399|400) s away", finding["detail"])
+    assert "clocks" in finding["remedy"]
     (asked,) = [(method, body) for method, path, body in pretend.asked if path == local.PROBE]
     assert asked == ("POST", b'{"events":[]}')
 
 
 def test_a_service_that_takes_no_posts(doctor: Doctor, pretend: Pretended) -> None:
-    found = doctor("--url", pretend.url).the("service", "signature")
-    assert (found["status"], found["detail"]) == ("error", "the service answers 404 to a signed, empty batch")
+    finding = doctor("--url", pretend.url).finding("service", "signature")
+    assert (finding["status"], finding["detail"]) == ("error", "the service answers 404 to a signed, empty batch")
 
 
 def test_reports_that_wait_for_an_unknown_push(doctor: Doctor, variables: dict[str, str]) -> None:
@@ -264,7 +265,7 @@ def test_reports_that_wait_for_an_unknown_push(doctor: Doctor, variables: dict[s
         no_push_since=since,
     )
     store(variables["DATABASE_URL"], report)
-    found = doctor().the("database", "job reports")
-    assert found["status"] == "warning"
-    assert found["detail"].startswith("1 wait for a push that their Treeherder does not have")
-    assert "reports list --waiting-for-push" in found["remedy"]
+    finding = doctor().finding("database", "job reports")
+    assert finding["status"] == "warning"
+    assert finding["detail"].startswith("1 wait for a push that their Treeherder does not have")
+    assert "reports list --waiting-for-push" in finding["remedy"]

@@ -1,4 +1,4 @@
-"""What the doctor says of Pulse, with a real broker."""
+"""Checks of Pulse, with a real broker."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def channel_of(amqp: Amqp) -> Iterator[object]:
 
 @pytest.fixture
 def named(amqp: Amqp) -> dict[str, str]:
-    """Names of the test's own, and the exchanges that others make."""
+    """Declare the exchanges of other users, and return settings with names of this test only."""
     actions = amqp.exchange("job-actions")
     tasks = amqp.exchange("task-")
     names = [actions, *(f"{tasks}{event}" for event in TASK_EVENTS)]
@@ -64,13 +64,15 @@ def test_all_is_there(doctor: Doctor, amqp: Amqp, named: dict[str, str]) -> None
     channel = connection.channel()
     for queue in queues:
         channel.basic_consume(queue, lambda *_: None)
-    found = doctor(**named)
+    report = doctor(**named)
     connection.close()
-    assert found.wrong() == []
-    assert found.status(LISTENER, "declare") == "ok"
-    exchanges = [each for each in found.findings if (each["system"], each["check"]) == (LISTENER, "exchange")]
+    assert report.problems() == []
+    assert report.status(LISTENER, "declare") == "ok"
+    exchanges = [
+        finding for finding in report.findings if (finding["system"], finding["check"]) == (LISTENER, "exchange")
+    ]
     assert len(exchanges) == 7
-    details = [each["detail"] for each in found.findings if each["check"] == "queue"]
+    details = [finding["detail"] for finding in report.findings if finding["check"] == "queue"]
     assert details == [f"{queue}: 0 messages wait, 1 consumers" for queue in queues]
 
 
@@ -86,8 +88,8 @@ def test_nothing_is_left_behind(
 def test_what_nobody_reads(doctor: Doctor, amqp: Amqp, named: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse, "TOO_MANY", 3)
     idle, growing = declare(amqp, "job-actions", 1), declare(amqp, "tasks", 3)
-    found = [each for each in doctor(**named).findings if each["check"] == "queue"]
-    assert [(each["status"], each["detail"]) for each in found] == [
+    queues = [finding for finding in doctor(**named).findings if finding["check"] == "queue"]
+    assert [(finding["status"], finding["detail"]) for finding in queues] == [
         ("warning", f"{idle}: 1 messages wait, 0 consumers"),
         ("error", f"{growing}: 3 messages wait, 0 consumers"),
     ]
@@ -95,11 +97,11 @@ def test_what_nobody_reads(doctor: Doctor, amqp: Amqp, named: dict[str, str], mo
 
 def test_queues_and_exchanges_that_are_not_there(doctor: Doctor, amqp: Amqp, named: dict[str, str]) -> None:
     missing = amqp.exchange("nowhere")
-    found = doctor(**{**named, "PULSE_JOB_ACTIONS": missing})
-    absent = [each for each in found.findings if each["check"] == "queue"]
-    assert [each["status"] for each in absent] == ["warning", "warning"]
+    report = doctor(**{**named, "PULSE_JOB_ACTIONS": missing})
+    absent = [finding for finding in report.findings if finding["check"] == "queue"]
+    assert [finding["status"] for finding in absent] == ["warning", "warning"]
     assert "does not exist" in absent[0]["detail"]
-    (bad,) = [each for each in found.findings if each["check"] == "exchange" and each["status"] == "error"]
+    (bad,) = [finding for finding in report.findings if finding["check"] == "exchange" and finding["status"] == "error"]
     assert missing in bad["detail"]
     assert "NOT_FOUND" in bad["detail"]
 
@@ -108,26 +110,26 @@ def test_a_wrong_password(doctor: Doctor, amqp: Amqp) -> None:
     services = urlsplit(amqp.url)
     secret = "a-wrong-password"
     url = amqp.url.replace(services.netloc, f"{services.username}:{secret}@{services.hostname}:{services.port}")
-    found = doctor(PULSE_URL=url, PULSE__URL=url)
-    assert "user and password" in found.the(LISTENER, "connection")["remedy"]
-    assert found.status(PUBLISHER, "connection") == "error"
-    assert secret not in found.ran.out
+    report = doctor(PULSE_URL=url, PULSE__URL=url)
+    assert "user and password" in report.finding(LISTENER, "connection")["remedy"]
+    assert report.status(PUBLISHER, "connection") == "error"
+    assert secret not in report.ran.out
 
 
 def test_nobody_is_there(doctor: Doctor) -> None:
     port = free_port()
-    found = doctor(PULSE_URL=f"amqp://u:p@127.0.0.1:{port}/%2F", PULSE__URL=f"amqps://u:p@127.0.0.1:{port}/%2F")
+    report = doctor(PULSE_URL=f"amqp://u:p@127.0.0.1:{port}/%2F", PULSE__URL=f"amqps://u:p@127.0.0.1:{port}/%2F")
     for system in (LISTENER, PUBLISHER):
-        assert found.status(system, "connection") == "error"
-        assert f"127.0.0.1:{port}" in found.the(system, "connection")["detail"]
+        assert report.status(system, "connection") == "error"
+        assert f"127.0.0.1:{port}" in report.finding(system, "connection")["detail"]
 
 
 def test_a_url_that_is_none(doctor: Doctor) -> None:
-    found = doctor(PULSE_URL="amqp://u:secret-part@h:secret-port/x", PULSE__URL="https://secret-host:x")
+    report = doctor(PULSE_URL="amqp://u:secret-part@h:secret-port/x", PULSE__URL="https://secret-host:x")
     for system in (LISTENER, PUBLISHER):
-        assert found.status(system, "connection") == "error"
-        assert "amqps://user:password@" in found.the(system, "connection")["remedy"]
-    assert "secret-" not in found.ran.out
+        assert report.status(system, "connection") == "error"
+        assert "amqps://user:password@" in report.finding(system, "connection")["remedy"]
+    assert "secret-" not in report.ran.out
 
 
 def test_where_the_service_publishes(doctor: Doctor, amqp: Amqp) -> None:
@@ -140,14 +142,14 @@ def test_where_the_service_publishes(doctor: Doctor, amqp: Amqp) -> None:
     wanted["ENVIRONMENTS"] = json.dumps(environments)
 
     def exchanges() -> dict[str, str]:
-        findings = [each for each in doctor(**wanted).findings if each["check"] == "exchange"]
-        return {each["detail"]: each["status"] for each in findings if each["system"] == PUBLISHER}
+        findings = [finding for finding in doctor(**wanted).findings if finding["check"] == "exchange"]
+        return {finding["detail"]: finding["status"] for finding in findings if finding["system"] == PUBLISHER}
 
     assert exchanges() == dict.fromkeys(names, "ok")
     with channel_of(amqp) as channel:
         channel.exchange_delete(exchange)  # type: ignore[attr-defined]  # as above
         channel.exchange_declare(exchange, "fanout")  # type: ignore[attr-defined]  # as above
-    ((detail, _),) = [each for each in exchanges().items() if each[1] == "error"]
+    ((detail, _),) = [finding for finding in exchanges().items() if finding[1] == "error"]
     assert detail.startswith(f"{exchange}: ")
     assert "PRECONDITION_FAILED" in detail
 
@@ -165,9 +167,9 @@ def test_tls(url: str, status: str, words: str) -> None:
     report = Report("pulse")
     parameters = pika.URLParameters(url)
     pulse.judge_tls(report, parameters, parameters.host)
-    (found,) = report.findings
-    assert found.status == status
-    assert words in found.detail
+    (finding,) = report.findings
+    assert finding.status == status
+    assert words in finding.detail
 
 
 def test_tls_that_believes_everybody() -> None:
@@ -175,14 +177,14 @@ def test_tls_that_believes_everybody() -> None:
     parameters = pika.URLParameters("amqps://u:p@pulse.example.com/x")
     parameters.ssl_options = pika.SSLOptions(ssl._create_unverified_context())  # what `protocol` in the URL can lead to
     pulse.judge_tls(report, parameters, parameters.host)
-    assert [(each.status, "is not verified" in each.detail) for each in report.findings] == [("error", True)]
+    assert [(finding.status, "is not verified" in finding.detail) for finding in report.findings] == [("error", True)]
 
 
 def test_what_takes_the_connection_and_says_nothing_is_an_error(doctor: Doctor) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        found = doctor("--seconds", "2", PULSE_URL=f"amqp://u:p@127.0.0.1:{port}/%2F")
-    assert found.status(LISTENER, "connection") == "error"
-    detail = found.the(LISTENER, "connection")["detail"]
+        report = doctor("--seconds", "2", PULSE_URL=f"amqp://u:p@127.0.0.1:{port}/%2F")
+    assert report.status(LISTENER, "connection") == "error"
+    detail = report.finding(LISTENER, "connection")["detail"]
     assert f"127.0.0.1:{port}: " in detail
     assert "Timeout" in detail

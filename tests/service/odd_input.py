@@ -1,4 +1,4 @@
-"""What strangers may send: for property tests, which hypothesis calls many times within one test."""
+"""Odd input from strangers, for property tests, in which hypothesis calls the API many times within one test."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,12 +20,15 @@ ANYTHING = st.recursive(
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=8), children),
     max_leaves=6,
 )
-"""Values that JSON as Python writes it can carry."""
+"""Values that Python can write as JSON."""
 
 
 @contextmanager
 def api_in_a_loop(database_url: str) -> Iterator[tuple[Api, Callable[[Coroutine[Any, Any, Any]], Any]]]:
-    """The API with one repository, `mc` at push 100, and a `run` for its calls: hypothesis wants plain functions."""
+    """Yield an API with one repository, `mc` at push 100, and a function that runs its coroutines.
+
+    Hypothesis needs plain functions.
+    """
     with asyncio.Runner() as runner:
         context = running(settings_for(database_url))
         api = runner.run(context.__aenter__())
