@@ -20,6 +20,12 @@ from tests.system.conftest import System
 
 PREFIX = "TC_TREEHERDER_"
 
+TREEHERDER = "treeherder tc-treeherder"
+"""Name of the system in findings about the Treeherder of the sandbox."""
+
+PLANTED = "planted-secret-0123456789abcdefghijklmnopqrstuv"
+"""A secret that no output may contain."""
+
 
 def store(database_url: str, *rows: SQLModel) -> None:
     async def run() -> None:

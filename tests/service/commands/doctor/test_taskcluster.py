@@ -1,4 +1,4 @@
-"""Checks of Mercurial's hosts, of Taskcluster and of each Treeherder."""
+"""Checks of Taskcluster: its clock, our credentials, and their scopes."""
 
 import json
 import time
@@ -9,69 +9,9 @@ import pytest
 
 from sandbox.credentials import SCHEDULER, TRUST_DOMAIN
 from sandbox.stack import free_port
-from service.commands.doctor.finding import summarize_names
 from tests.service.commands.conftest import Pretended
-from tests.service.commands.doctor.conftest import Doctor, repository, store
+from tests.service.commands.doctor.conftest import TREEHERDER, Doctor, repository, store
 from tests.system.conftest import System
-
-TREEHERDER = "treeherder tc-treeherder"
-
-
-# --- hosts -------------------------------------------------------------------------------------------------------
-
-
-def test_hosts_that_do_not_answer(doctor: Doctor, pretend: Pretended) -> None:
-    pretend.answers["/"] = [(503, {}, b"")]
-    away, ill = f"127.0.0.1:{free_port()}", pretend.url.removeprefix("http://")
-    report = doctor(ALLOWED_HOSTS=json.dumps([away, ill, "no host"]))
-    assert report.status("hg", away) == "error"
-    assert report.finding("hg", ill)["detail"] == "it answers 503"
-    assert report.status("hg", "no host") == "error"
-
-
-def test_a_repository_on_a_host_that_is_not_allowed(doctor: Doctor, variables: dict[str, str]) -> None:
-    store(variables["DATABASE_URL"], repository("https://hg.example.com/x", "stray", environments=[]))
-    report = doctor()
-    assert report.problems()[0] == ("hg", "allowed_hosts", "error")
-    assert "stray" in report.finding("hg", "allowed_hosts")["detail"]
-
-
-def test_repositories_whose_polls_fail_are_named(doctor: Doctor, variables: dict[str, str]) -> None:
-    host = json.loads(variables["ALLOWED_HOSTS"])[0]
-    failing = repository(
-        f"http://{host}/gone", "gone", poll_error="404: there is no repository", poll_failures=7, graph=False
-    )
-    store(variables["DATABASE_URL"], failing)
-    finding = doctor().finding("hg", "polls")
-    assert finding["status"] == "warning"
-    assert finding["detail"] == "gone: 404: there is no repository (7 polls in a row)"
-    assert "repositories show gone" in finding["remedy"]
-
-
-def test_a_host_with_another_clock(doctor: Doctor, pretend: Pretended) -> None:
-    pretend.answers["/"] = [(200, {"Date": formatdate(time.time() + 90, usegmt=True)}, b"")]
-    host = pretend.url.removeprefix("http://")
-    report = doctor(ALLOWED_HOSTS=json.dumps([host]))
-    assert report.status("hg", f"clock of {host}") == "error"
-
-
-def test_urls_of_an_earlier_release_that_pass_for_another_repository(doctor: Doctor, variables: dict[str, str]) -> None:
-    host = json.loads(variables["ALLOWED_HOSTS"])[0]
-    store(
-        variables["DATABASE_URL"], repository(f"http://{host}/try%2Fx", "hidden"), repository(f"http://{host}/x", "x")
-    )
-    report = doctor()
-    assert report.status("hg", "urls") == "error"
-    assert f"hidden has the url http://{host}/try%2Fx" in report.finding("hg", "urls")["detail"]
-    assert "repositories remove hidden" in report.finding("hg", "urls")["remedy"]
-
-
-def test_a_repository_that_is_off_matters_to_nobody(doctor: Doctor, variables: dict[str, str]) -> None:
-    store(variables["DATABASE_URL"], repository("https://hg.example.com/x", "off", enabled=False, scopes=["assume:y"]))
-    assert len(doctor().problems()) == 1
-
-
-# --- Taskcluster -------------------------------------------------------------------------------------------------
 
 
 def test_taskcluster_is_away(doctor: Doctor) -> None:
@@ -275,10 +215,6 @@ def test_scopes_that_may_not_be_expanded_are_said(doctor: Doctor, pretend: Prete
     assert "auth:expand-scopes" in finding["remedy"]
 
 
-def test_many_names_are_counted() -> None:
-    assert summarize_names(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
-
-
 def test_an_answer_that_is_none(doctor: Doctor, pretend: Pretended) -> None:
     report = doctor(TASKCLUSTER__ROOT_URL=taskcluster(pretend, "all"))
     assert "does not answer a list of scopes" in report.finding("taskcluster", "credentials")["detail"]
@@ -288,9 +224,6 @@ def test_an_answer_that_is_none(doctor: Doctor, pretend: Pretended) -> None:
         assert "404" in report.finding("taskcluster", check)["detail"]
         assert "TASKCLUSTER__ROOT_URL" in report.finding("taskcluster", check)["remedy"]
     assert "is not Taskcluster" in report.finding("taskcluster", "ping")["detail"]
-
-
-# --- clocks ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -315,91 +248,3 @@ def test_clocks_that_drift(doctor: Doctor, pretend: Pretended, off: int | None, 
     for system in ("taskcluster", TREEHERDER):
         assert report.status(system, "clock") == status
         assert words in report.finding(system, "clock")["detail"]
-
-
-# --- Treeherder --------------------------------------------------------------------------------------------------
-
-
-def environment(variables: dict[str, str], **changed: Any) -> str:
-    given = json.loads(variables["ENVIRONMENTS"])["tc-treeherder"]
-    return json.dumps({"tc-treeherder": {**given, **changed}})
-
-
-def test_proving_the_credentials_stores_nothing(doctor: Doctor, system: System) -> None:
-    before = system.treeherder.get("/state").json()
-    assert doctor().status(TREEHERDER, "credentials") == "ok"
-    after = system.treeherder.get("/state").json()
-    assert after["resultsets"] == before["resultsets"]
-    asked = "POST resultset 200"
-    assert after["requests"][asked] == before["requests"].get(asked, 0) + 1
-
-
-def test_a_treeherder_is_away(doctor: Doctor, variables: dict[str, str]) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    report = doctor(ENVIRONMENTS=environment(variables, url=url))
-    assert url in report.finding(TREEHERDER, "answer")["detail"]
-    assert report.status(TREEHERDER, "answer") == "error"
-
-
-def test_wrong_hawk_credentials(doctor: Doctor, variables: dict[str, str]) -> None:
-    for wrong in ({"secret": "wrong-secret"}, {"client_id": "nobody"}):
-        finding = doctor(ENVIRONMENTS=environment(variables, **wrong)).finding(TREEHERDER, "credentials")
-        assert finding["status"] == "error"
-        assert "403" in finding["detail"]
-        assert "environments.tc-treeherder.secret" in finding["remedy"]
-
-
-def test_a_project_that_treeherder_does_not_know(doctor: Doctor, variables: dict[str, str]) -> None:
-    hg = json.loads(variables["ALLOWED_HOSTS"])[0]
-    store(
-        variables["DATABASE_URL"],
-        repository(f"http://{hg}/a", "unheard-of"),
-        repository(f"http://{hg}/b", "shown-nowhere", environments=[]),
-    )
-    report = doctor()
-    assert report.finding(TREEHERDER, "projects")["detail"] == "it does not have unheard-of"
-    assert report.status(TREEHERDER, "credentials") == "ok"
-
-
-def test_a_treeherder_that_takes_nothing_from_us_needs_no_credentials(
-    doctor: Doctor, variables: dict[str, str]
-) -> None:
-    url = json.loads(variables["ENVIRONMENTS"])["tc-treeherder"]["url"]
-    report = doctor(ENVIRONMENTS=json.dumps({"tc-treeherder": {"url": url, "pushes": "off"}}))
-    assert [finding["check"] for finding in report.findings if finding["system"] == TREEHERDER] == [
-        "answer",
-        "clock",
-        "projects",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("status", "expected", "words"),
-    [(429, "warning", "429"), (500, "error", "500"), (400, "error", "by REST"), (404, "error", "docs/treeherders.md")],
-)
-def test_answers_to_the_empty_list(
-    doctor: Doctor, variables: dict[str, str], pretend: Pretended, status: int, expected: str, words: str
-) -> None:
-    pretend.json("/api/repository/", {"results": [{"name": "try"}]}, headers={"Date": formatdate(usegmt=True)})
-    pretend.json("/api/project/try/resultset/", {"detail": "no"}, status)
-    finding = doctor(ENVIRONMENTS=environment(variables, url=pretend.url)).finding(TREEHERDER, "credentials")
-    assert finding["status"] == expected
-    assert words in finding["detail"] + finding["remedy"]
-    assert pretend.asked[-1] == ("POST", "/api/project/try/resultset/", b"[]")
-
-
-def test_what_is_no_treeherder(doctor: Doctor, variables: dict[str, str], pretend: Pretended) -> None:
-    report = doctor(ENVIRONMENTS=environment(variables, url=pretend.url))
-    assert "answers 404, without a list of repositories" in report.finding(TREEHERDER, "answer")["detail"]
-    pretend.answers["/api/repository/"] = [(301, {"Location": "https://example.com/"}, b"")]
-    report = doctor(ENVIRONMENTS=environment(variables, url=pretend.url))
-    assert "https://example.com/" in report.finding(TREEHERDER, "answer")["detail"]
-    pretend.answers["/api/repository/"] = [(200, {}, b'[{"id": 1}]')]
-    assert doctor(ENVIRONMENTS=environment(variables, url=pretend.url)).status(TREEHERDER, "answer") == "error"
-
-
-def test_a_treeherder_without_any_project(doctor: Doctor, variables: dict[str, str], pretend: Pretended) -> None:
-    pretend.json("/api/repository/", [], headers={"Date": formatdate(usegmt=True)})
-    report = doctor(ENVIRONMENTS=environment(variables, url=pretend.url))
-    assert report.status(TREEHERDER, "projects") == "error"
-    assert report.status(TREEHERDER, "credentials") == "warning"
