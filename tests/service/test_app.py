@@ -105,14 +105,14 @@ async def test_nothing_shows_a_secret(sqlite_api: Api, capfd: pytest.CaptureFixt
     bad = await sqlite_api.call("GET", "/api/v1/pushes", token=ADMIN + "x")
     with sqlite_api.commits_fail():
         broken = await sqlite_api.signed("/events/pushes", {"events": [push_event(101)]})
-    shown = [
+    outputs = [
         repr(sqlite_api.settings),
         str(sqlite_api.settings),
         bad.text,
         broken.text,
         repr(sqlite_api.services.settings),
     ]
-    shown += [repr(sqlite_api.settings.tokens), repr(sqlite_api.settings.environments), "".join(capfd.readouterr())]
+    outputs += [repr(sqlite_api.settings.tokens), repr(sqlite_api.settings.environments), "".join(capfd.readouterr())]
     for secret in NEVER_SHOWN:
-        assert not any(secret in text for text in shown)
-    assert repr(sqlite_api.services.secret) not in "".join(shown)
+        assert not any(secret in text for text in outputs)
+    assert repr(sqlite_api.services.secret) not in "".join(outputs)

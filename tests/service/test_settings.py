@@ -175,10 +175,10 @@ def test_repr_shows_no_secret() -> None:
         environments={"t": {"url": "https://t.example.com", "client_id": "me", "secret": SECRET}},
         pulse={"url": f"amqps://me:{SECRET}@pulse/%2F"},
     )
-    for shown in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())):
-        assert SECRET not in shown
-        assert WEBHOOK not in shown
-        assert "127.0.0.1" in shown
+    for text in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())):
+        assert SECRET not in text
+        assert WEBHOOK not in text
+        assert "127.0.0.1" in text
 
 
 @pytest.mark.parametrize(

@@ -266,11 +266,11 @@ async def test_a_reason_without_an_end_is_cut() -> None:
     assert str(raised.value).endswith("… (1,000,000 characters)")
 
 
-@pytest.mark.parametrize("said", ["", "<html>", "[1]", "null", '"x"'])
+@pytest.mark.parametrize("content", ["", "<html>", "[1]", "null", '"x"'])
 @pytest.mark.parametrize("kind", ["application/json", "text/html"])
-async def test_a_success_that_is_none(said: str, kind: str) -> None:
+async def test_a_success_that_is_none(content: str, kind: str) -> None:
     async def answer(_: Request) -> Response:
-        return Response(said, media_type=kind)
+        return Response(content, media_type=kind)
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT"])])
     async with serving(app) as url, queue_at(url) as queue:
@@ -321,7 +321,7 @@ async def test_a_list_that_never_ends(listed: str, token: Any, ends: bool) -> No
 
 @pytest.mark.parametrize(("kind", "calls"), [("drop", 2), ("drop-after", 2), ("hang", 1)])
 async def test_a_call_without_an_answer_ends(url: str, tc: Taskcluster, kind: str, calls: int) -> None:
-    """aiohttp sends it once more when the connection went away, which does no harm: it is the same request."""
+    """A request whose connection was lost is sent again by aiohttp, which does no harm: it is the same request."""
     tc.faults.add(kind, "createTask")
     async with queue_at(url, timeout=0.3) as queue:
         with pytest.raises(Unavailable, match="cannot be reached"):
@@ -405,7 +405,7 @@ def test_missing_scopes(message: str, missing: list[str]) -> None:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("text", [" " * 1_000_000, "`" * 1_000_000, "missing the following scopes:" * 30_000])
 def test_missing_scopes_of_hostile_texts_takes_no_time(text: str) -> None:
-    """The message contains scopes of a stranger's task. A megabyte of spaces once took minutes."""
+    """A message contains scopes of a stranger's task. A megabyte of spaces once took minutes."""
     assert missing_scopes(f"missing the following scopes:\n\n```\n{text}x\n```") != []
     assert missing_scopes(f"missing the following scopes: {text}") == [] or "`" in text
 

@@ -100,12 +100,12 @@ async def test_a_project_that_is_not_there_yet(th: RestTreeherder) -> None:
         await th.post_resultset("other", resultset())
 
 
-@pytest.mark.parametrize("told", [True, False])
-async def test_throttled(th: RestTreeherder, state: treeherder.State, told: bool) -> None:
-    state.behaviour.too_many, state.behaviour.retry_after = 1, told
+@pytest.mark.parametrize("with_header", [True, False])
+async def test_throttled(th: RestTreeherder, state: treeherder.State, with_header: bool) -> None:
+    state.behaviour.too_many, state.behaviour.retry_after = 1, with_header
     with pytest.raises(Unavailable, match="answers 429") as refused:
         await th.post_resultset("mc", resultset())
-    if told:
+    if with_header:
         assert refused.value.retry_after is not None
         assert timedelta() < refused.value.retry_after <= timedelta(minutes=1)
     else:
@@ -137,7 +137,7 @@ def answering(response: Response) -> Starlette:
 
 
 @pytest.mark.parametrize(
-    ("response", "error", "said"),
+    ("response", "error", "message"),
     [
         (JSONResponse({"detail": "because"}, 400), PermanentUpstreamError, "answers 400: because"),
         (JSONResponse({"message": "because"}, 422), PermanentUpstreamError, "answers 422: because"),
@@ -152,9 +152,11 @@ def answering(response: Response) -> Starlette:
         (RedirectResponse("http://127.0.0.1:9/login", 302), Unavailable, "answers 302"),
     ],
 )
-async def test_what_other_answers_mean(http: Http, response: Response, error: type[UpstreamError], said: str) -> None:
+async def test_what_other_answers_mean(
+    http: Http, response: Response, error: type[UpstreamError], message: str
+) -> None:
     async with serving(answering(response)) as url:
-        with pytest.raises(error, match=said) as raised:
+        with pytest.raises(error, match=message) as raised:
             await client_of(http, url).post_resultset("mc", resultset())
     assert len(str(raised.value)) < 800
     assert raised.value.system == "treeherder"

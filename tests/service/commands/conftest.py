@@ -1,4 +1,4 @@
-"""The commands as an operator runs them, against a service that runs.
+"""Fixtures that run commands as an operator does, against a running service.
 
 system    sandbox, service and listener as processes, one for all tests here: each test keeps to aliases of its own
 pushed    two pushes to `try`: one whose graph was created, one whose `.taskcluster.yml` is broken

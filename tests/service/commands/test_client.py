@@ -1,7 +1,4 @@
-"""What every command has in common: how it finds the service, what it says when that fails, and its exit codes."""
-
-import subprocess
-import sys
+"""Calls of the service by commands: errors if it cannot be reached or refuses, waiting, and exit codes."""
 
 import httpx
 import pytest
@@ -12,20 +9,6 @@ from tests.service.commands.conftest import Pretended, Run
 from tests.system.conftest import System
 
 TOKEN = "a-token-that-must-not-be-shown"
-
-
-def test_other_processes_load_no_command(run: Run) -> None:
-    """Otherwise listeners would need more memory."""
-    large = ("rich", "httpx", "sqlalchemy", "service.commands.client")
-    code = f"import sys, service.cli; print([m for m in sys.modules if m.startswith({large})])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_help_names_every_command(run: Run) -> None:
-    output = run("--help").out
-    assert all(noun in output for noun in ("serve", "repositories", "pushes", "actions", "dead-letters", "doctor"))
-    assert run("no-such-command").code == 2
-    assert run("pushes", "--no-such-option").code == 2
 
 
 def test_nobody_answers(run: Run) -> None:

@@ -18,7 +18,7 @@ Bury = Callable[..., list[int]]
 
 @pytest.fixture
 def bury(system: System) -> Bury:
-    """Makes dead letters of a kind, one a payload, and returns their ids."""
+    """Return a function that stores a dead letter for each payload, and returns their ids."""
 
     def write(kind: str, *payloads: bytes | None) -> list[int]:
         async def run() -> list[int]:

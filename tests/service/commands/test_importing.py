@@ -16,7 +16,7 @@ def hg(system: System, alias: str) -> str:
 
 @pytest.fixture
 def projects(tmp_path: Path) -> Any:
-    """Writes a projects.yml."""
+    """Return a function that writes a projects.yml."""
 
     def write(text: str) -> str:
         path = tmp_path / "projects.yml"

@@ -1,4 +1,4 @@
-"""Tables that are cut nowhere, and nothing that steers a terminal."""
+"""Tables that are not cut off, and output that cannot control a terminal."""
 
 import io
 import json
@@ -18,7 +18,7 @@ class Terminal(io.TextIOWrapper):
     def isatty(self) -> bool:
         return True
 
-    def shown(self) -> str:
+    def content(self) -> str:
         self.flush()
         assert isinstance(self.buffer, io.BytesIO)
         return self.buffer.getvalue().decode()
@@ -38,10 +38,10 @@ def test_on_a_narrow_terminal_all_of_it_is_there_too(monkeypatch: pytest.MonkeyP
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     output.table(("NAME", "WHY"), [("mc", "x" * 200), ("try", "error")], "none")
-    shown = terminal.shown()
-    assert shown.count("x") >= 200
-    assert max(len(line) for line in shown.splitlines() if "\x1b" not in line) <= 40
-    assert "\x1b[31merror" in shown  # red
+    printed = terminal.content()
+    assert printed.count("x") >= 200
+    assert max(len(line) for line in printed.splitlines() if "\x1b" not in line) <= 40
+    assert "\x1b[31merror" in printed  # red
 
 
 def test_an_empty_table_says_so_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_an_empty_table_says_so_elsewhere(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("text", "printed"),
     [
         ("plain é 😀", "plain é 😀"),
         ("\x1b[2Jcleared", "\\x1b[2Jcleared"),
@@ -63,15 +63,15 @@ def test_an_empty_table_says_so_elsewhere(capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_what_comes_from_outside_is_shown_as_it_is_and_does_nothing(
-    capsys: pytest.CaptureFixture[str], given: str, shown: str
+    capsys: pytest.CaptureFixture[str], text: str, printed: str
 ) -> None:
-    output.table(("A",), [(given,)], "none")
-    output.fields([("a", given)])
-    output.say(given)
-    output.warn(given)
-    printed = capsys.readouterr()
-    assert printed.out.splitlines() == ["A", shown, f"a  {shown}", shown]
-    assert printed.err == f"{shown}\n"
+    output.table(("A",), [(text,)], "none")
+    output.fields([("a", text)])
+    output.say(text)
+    output.warn(text)
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["A", printed, f"a  {printed}", printed]
+    assert captured.err == f"{printed}\n"
 
 
 def test_lists_and_lines_stand_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,5 +105,5 @@ def test_progress_is_shown_on_a_terminal_only(
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     assert list(output.progress([1, 2], "importing")) == [1, 2]
-    assert "importing" in terminal.shown()
-    assert "2/2" in terminal.shown()
+    assert "importing" in terminal.content()
+    assert "2/2" in terminal.content()

@@ -21,7 +21,7 @@ def added(system: System, tc: Run, alias: str, *options: str) -> Ran:
 def test_a_repository_is_added_and_shown(system: System, tc: Run) -> None:
     options = ["--level", "nss", "--scope", "assume:a", "--scope", "assume:b", "--contains", "[ci]", "--no-graph"]
     ran = added(system, tc, "added", *options, "--environment", "tc-treeherder", "--json")
-    wanted = {
+    expected = {
         "alias": "added",
         "level": "nss",
         "scopes": ["assume:a", "assume:b"],
@@ -31,12 +31,12 @@ def test_a_repository_is_added_and_shown(system: System, tc: Run) -> None:
         "environments": ["tc-treeherder"],
         "last_push_id": 7,
     }
-    assert {name: ran.json[name] for name in wanted} == wanted
+    assert {name: ran.json[name] for name in expected} == expected
     assert tc("repositories", "show", "added", "--json").json == ran.json
-    shown = tc("repositories", "show", "added").out.splitlines()
-    assert "scopes          assume:a" in shown
-    assert "                assume:b" in shown
-    assert "cursor          push 7 of generation 0" in shown
+    lines = tc("repositories", "show", "added").out.splitlines()
+    assert "scopes          assume:a" in lines
+    assert "                assume:b" in lines
+    assert "cursor          push 7 of generation 0" in lines
     (row,) = [row for row in tc("repositories", "list").rows if row[0] == "added"]
     assert row == ["added", ran.json["url"], "nss", "no", "no", "7", "-"]
     assert ran.json in tc("repositories", "list", "--json").json
@@ -77,8 +77,8 @@ def test_set_changes_what_is_given_and_leaves_the_rest(system: System, tc: Run) 
     assert after["contains"] is None
     assert after["scopes"] == [f"assume:repo:{host}:branch:default"]
     assert {name for name in after if after[name] != before[name]} == {"level", "contains", "scopes"}
-    there = tc("repositories", "set", "setting", "--environment", "tc-treeherder", "--graph", "--json").json
-    assert there["environments"] == ["tc-treeherder"]
+    changed = tc("repositories", "set", "setting", "--environment", "tc-treeherder", "--graph", "--json").json
+    assert changed["environments"] == ["tc-treeherder"]
     assert tc("repositories", "set", "setting", "--all-environments", "--json").json["environments"] is None
 
 

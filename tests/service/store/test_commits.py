@@ -70,9 +70,9 @@ class Transactions:
 
 async def test_writes_that_come_meanwhile_share_a_transaction(database: Database) -> None:
     transactions = Transactions(database)
-    wanted = [str(number) for number in range(20)]
-    assert await transactions.ask(*(("a", name, 1) for name in wanted)) == wanted
-    assert await names(database) == set(wanted)
+    written = [str(number) for number in range(20)]
+    assert await transactions.ask(*(("a", name, 1) for name in written)) == written
+    assert await names(database) == set(written)
     assert [len(ran) for ran in transactions.ran] == [1, 19]
 
 

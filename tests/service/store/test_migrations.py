@@ -309,7 +309,7 @@ def test_the_wheel_migrates_by_itself(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_a_schema_of_a_newer_release_will_do_for_this_one(database_url: str) -> None:
-    """This happens in a roll-back, or if an old pod restarts during an update: migrations expand first."""
+    """After a roll-back, or if an old pod restarts during an update, the schema is newer: migrations expand first."""
     engine = create_engine(database_url.replace("+aiosqlite", ""), poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))

@@ -122,7 +122,7 @@ def test_a_secret_is_not_printed() -> None:
 
 
 async def test_work_that_is_stored_without_a_due_time_is_finished(database: Database) -> None:
-    """The column has no default, which would replace the None and make the work due."""
+    """Without a default of the column, which would replace the None and make the work due."""
     async with database.writing() as session:
         session.add(GroupCheck(task_group_id="finished", lane="x", due_at=None))
         session.add(GroupCheck(task_group_id="due", lane="x"))

@@ -194,7 +194,7 @@ def test_an_error_task_that_a_project_cannot_create(
 
 
 def test_a_repository_without_a_trust_domain_is_named(doctor: Doctor, variables: dict[str, str]) -> None:
-    """The role has the scopes of a real project's role: in the sandbox it has one scheduler."""
+    """A project's role in the sandbox has one scheduler, as a real one has."""
     host = json.loads(variables["ALLOWED_HOSTS"])[0]
     store(variables["DATABASE_URL"], repository(f"http://{host}/plain", "plain"))
     finding = doctor().finding("taskcluster", "error tasks")
