@@ -40,7 +40,7 @@ class _Schema:
         for key_node, _ in node.value:
             if key_node.tag == _MERGE or not isinstance(key_node, yaml.ScalarNode):
                 continue
-            key = key_text(self.construct_object(key_node))  # type: ignore[attr-defined]  # likewise
+            key = key_text(self.construct_object(key_node))  # type: ignore[attr-defined]  # of the loader, too
             line = key_node.start_mark.line + 1
             if key in lines:
                 reason = f"the key {key!r} is repeated, in lines {lines[key]} and {line}"

@@ -29,7 +29,7 @@ class Cursor(aiosqlite.Cursor):
         return await self._run(lambda connection: connection.execute(sql, parameters or ()))  # type: ignore[arg-type]  # aiosqlite's type is wider than sqlite3's
 
     async def executemany(self, sql: str, parameters: Iterable[Iterable[Any]]) -> Self:
-        return await self._run(lambda connection: connection.executemany(sql, parameters))  # type: ignore[arg-type]  # likewise
+        return await self._run(lambda connection: connection.executemany(sql, parameters))  # type: ignore[arg-type]  # as above: aiosqlite's type is wider
 
     async def _run(self, statement: Callable[[sqlite3.Connection], sqlite3.Cursor]) -> Self:
         def run() -> tuple[sqlite3.Cursor, Sequence[Any]]:

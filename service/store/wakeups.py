@@ -18,7 +18,7 @@ log = structlog.get_logger()
 CHANNEL = "tc_treeherder_work"
 
 FIRST_RETRY, MAX_RETRY = 0.5, 10.0
-"""Seconds between two attempts to listen, while the database is away."""
+"""Seconds between two attempts to listen, while the database cannot be reached."""
 
 
 class Topic(StrEnum):
