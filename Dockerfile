@@ -38,7 +38,21 @@ RUN mkdir /app && python3 -c 'import json, os; \
     > /app/version.json
 
 
-FROM ${BASE_IMAGE}
+# Stand-ins for Mercurial, Taskcluster and Treeherder, to try the service with: `--target sandbox`. Not in the last image.
+FROM build AS sandbox
+COPY requirements-sandbox.lock ./
+RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi \
+    && /build/bin/pip --python /opt/tc-treeherder/bin/python install \
+        --require-hashes --only-binary :all: --requirement requirements-sandbox.lock
+COPY sandbox sandbox/
+USER 10001:10001
+ENV PATH=/opt/tc-treeherder/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+EXPOSE 7801 7802 7803
+ENTRYPOINT ["python3", "-m", "sandbox"]
+
+
+FROM ${BASE_IMAGE} AS service
 # The number is what Kubernetes' runAsNonRoot looks at; the name is for programs that ask who they are.
 RUN groupadd --gid 10001 tc-treeherder \
     && useradd --uid 10001 --gid 10001 --no-log-init --home-dir /tmp --shell /usr/sbin/nologin tc-treeherder \

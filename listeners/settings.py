@@ -3,6 +3,7 @@
 Service and listeners can share one environment and one file: each reads its own settings.
 """
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -202,10 +203,10 @@ def load(**overrides: Any) -> ListenerSettings:
     return read(ListenerSettings, _describe_problem, **overrides)
 
 
-def _describe_problem(problem: Any) -> str:
+def _describe_problem(problem: Any, names: Collection[str]) -> str:
     if problem["loc"] == ("webhook_secrets",) and problem["type"] in {"missing", "too_short"}:
         return (
             "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREEHERDER_WEBHOOK_SECRETS to "
             'the same JSON list as the service\'s, ["whsec_…"]'
         )
-    return problem_text(problem)
+    return problem_text(problem, names)

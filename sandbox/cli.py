@@ -29,13 +29,21 @@ def start(
         Path | None, typer.Option(help="File to write the URLs to, as JSON, once all answer.")
     ] = None,
     exchange_prefix: Annotated[str, typer.Option(help="Prefix of the exchanges' names at the RabbitMQ.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a container.")] = HOST,
 ) -> None:
     """Run the stand-ins as one process, each on a port of its own, until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
     try:
         run(
-            hg_port, taskcluster_port, treeherder_port, amqp_url, mercurial, ready_file, exchange_prefix=exchange_prefix
+            hg_port,
+            taskcluster_port,
+            treeherder_port,
+            amqp_url,
+            mercurial,
+            ready_file,
+            exchange_prefix=exchange_prefix,
+            host=host,
         )
     except SandboxError as error:
         _fail(str(error))

@@ -57,6 +57,7 @@ def run(
     ready_file: Path | None = None,
     repositories: Iterable[str] = REPOSITORIES,
     exchange_prefix: str = "",
+    host: str = HOST,
 ) -> None:
     """Run the sandbox until SIGTERM or SIGINT; a port of 0 is any free one. Raises SandboxError.
 
@@ -64,22 +65,22 @@ def run(
     `exchange_prefix` is put before the names of the exchanges, which stay until somebody deletes them. Without
     `mercurial`, repositories are kept in memory, which is faster and needs no `hg`. `ready_file` is written once all
     three accept connections, and removed at the end: JSON with `hg`, `taskcluster` and `treeherder` (URLs),
-    `repositories` and `credentials`.
+    `repositories` and `credentials`. `host` is the address to listen on; the URLs name 127.0.0.1 in any case.
     """
     ports = {"hg": hg_port, "taskcluster": taskcluster_port, "treeherder": treeherder_port}
     with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(_listen(name, port)) for name, port in ports.items()}
+        sockets = {name: stack.enter_context(_listen(name, host, port)) for name, port in ports.items()}
         loop_factory = uvicorn.Config(app="").get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(_run(sockets, amqp_url, exchange_prefix, mercurial, ready_file, tuple(repositories)))
 
 
-def _listen(name: str, port: int) -> socket.socket:
+def _listen(name: str, host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((HOST, port))
+        return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         raise SandboxError(
-            f"The stand-in for {STAND_INS[name]} cannot listen on port {port} of {HOST} ({error}). Stop the program "
+            f"The stand-in for {STAND_INS[name]} cannot listen on port {port} of {host} ({error}). Stop the program "
             f"that uses the port, or choose another one: --{name}-port 0 takes any free port."
         ) from error
 

@@ -24,7 +24,9 @@ app = typer.Typer(
 )
 db = typer.Typer(no_args_is_help=True, help="Migrate the database's schema.")
 listen = typer.Typer(no_args_is_help=True, help="Run a listener, which forwards events and keeps no state.")
+settings = typer.Typer(help="Print all settings, or check those of this deployment.")
 app.add_typer(db, name="db")
+app.add_typer(settings, name="settings")
 app.add_typer(listen, name="listen")
 
 
@@ -186,14 +188,56 @@ async def _work(settings: "Settings") -> None:
         await database.close()
 
 
-@app.command()
-def settings() -> None:
+@settings.callback(invoke_without_command=True)
+def describe_settings(
+    context: typer.Context,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of the YAML file instead, for editors.")
+    ] = False,
+) -> None:
     """Print every setting with its default and meaning, as Markdown."""
+    import json
+
     from listeners.settings import ListenerSettings
-    from service.describe import describe
+    from service.describe import describe, describe_file
     from service.settings import Settings
 
+    if context.invoked_subcommand is not None:
+        return
+    if schema:
+        typer.echo(json.dumps(describe_file(Settings, ListenerSettings), indent=2, ensure_ascii=False))
+        return
     typer.echo(describe(service=Settings, listeners=ListenerSettings), nl=False)
+
+
+@settings.command("check")
+def check_settings(
+    listeners: Annotated[bool, typer.Option(help="Check what the listeners need, too.")] = True,
+) -> None:
+    """Check the settings of the environment and of the file that TC_TREEHERDER_CONFIG names; start nothing."""
+    from listeners.settings import ListenerSettings
+    from listeners.settings import load as load_listeners
+    from service.auth import loopback
+    from service.contract.configuration import SettingsError, unknown
+    from service.settings import Settings, load
+
+    problems = []
+    try:
+        found = load()
+        if not found.has_credentials and not loopback(found.host):
+            problems.append(f"host: {found.host} is not on loopback, and nobody could be told apart: set tokens")
+    except SettingsError as error:
+        problems.append(f"service: {error}")
+    if listeners:
+        try:
+            load_listeners()
+        except SettingsError as error:
+            problems.append(f"listeners: {error}")
+    for variable, remedy in unknown(Settings, ListenerSettings).items():
+        problems.append(f"{variable} is no setting: {remedy}")
+    if problems:
+        _fail("\n".join(problems))
+    typer.echo("the settings are good")
 
 
 @app.command()

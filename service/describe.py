@@ -1,4 +1,4 @@
-"""Describe every setting with its default and meaning, as Markdown for `tc-treeherder settings`."""
+"""Describe all settings: as Markdown, and as JSON Schema of the YAML file, for `tc-treeherder settings`."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -79,3 +79,41 @@ def _meaning(field: FieldInfo) -> str:
         alternatives = " \\| ".join(choices)
         text = f"{alternatives}. {text}".strip()
     return text
+
+
+_DURATION = {"type": ["number", "string"], "minimum": 0, "pattern": r"^P|^[0-9.]+$"}
+
+
+def describe_file(service: type[BaseModel], listeners: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON Schema of a file that service and listeners share, for editors.
+
+    Nothing is required, because any setting may come from the environment.
+    """
+    document, of_listeners = service.model_json_schema(), listeners.model_json_schema()
+    shared = document["properties"].keys() & of_listeners["properties"].keys()
+    only = {name: schema for name, schema in of_listeners["properties"].items() if name not in shared}
+    document["$defs"] = document.get("$defs", {}) | of_listeners.get("$defs", {})
+    document["properties"]["listeners"] = {
+        "type": "object",
+        "description": "settings that only the listeners have",
+        "additionalProperties": False,
+        "properties": only,
+    }
+    document |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tc-treeherder settings"}
+    _loosen(document)
+    return document
+
+
+def _loosen(schema: Any) -> None:
+    """Let durations be numbers too, and let a file leave out what the environment has."""
+    if isinstance(schema, list):
+        for element in schema:
+            _loosen(element)
+    elif isinstance(schema, dict):
+        if schema.get("format") == "duration":
+            del schema["format"]
+            schema |= _DURATION
+        schema.pop("required", None)
+        schema.pop("default", None) if schema.get("writeOnly") else None
+        for element in list(schema.values()):
+            _loosen(element)

@@ -39,7 +39,7 @@ def test_all_that_is_installed_is_locked() -> None:
     installs = re.findall(
         r"pip(?: --python \S+)? (?:install|wheel) .*?(?=&&|$)", "\n".join(map(" ".join, instructions())), re.M
     )
-    assert len(installs) == 4
+    assert len(installs) == 5
     for install in installs:
         assert "--no-index" in install or {"--require-hashes", "--only-binary"} <= set(install.split()), install
 
@@ -68,7 +68,8 @@ def test_the_build_gets_all_that_the_wheel_is_made_of_and_no_more() -> None:
         for source in arguments.split()[:-1]
     }
     locks = {"requirements.lock", "requirements-build.lock"}
-    assert copied == expected | locks
+    of_the_sandbox = {"requirements-sandbox.lock", "sandbox"}
+    assert copied == expected | locks | of_the_sandbox
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert next(line for line in ignored if line and not line.startswith("#")) == "*"
     assert {line[1:] for line in ignored if line.startswith("!")} == copied
@@ -95,7 +96,19 @@ def test_the_base_is_a_slim_python_that_the_project_takes() -> None:
     version = re.search(r"python:3\.(\d+)-slim$", base)
     assert version is not None
     assert int(version[1]) >= int(PROJECT["project"]["requires-python"].removeprefix(">=3."))
-    assert {arguments.split()[0] for name, arguments in instructions() if name == "FROM"} == {"${BASE_IMAGE}"}
+    assert {arguments.split()[0] for name, arguments in instructions() if name == "FROM"} == {
+        "${BASE_IMAGE}",
+        "build",
+    }
+
+
+def test_the_image_has_nothing_of_the_sandbox() -> None:
+    named = [
+        number for number, (name, arguments) in enumerate(instructions()) if name == "FROM" and " AS " in arguments
+    ]
+    targets = [instructions()[number][1].split(" AS ")[1] for number in named]
+    assert targets == ["build", "sandbox", "service"], "the last one is what is built by default"
+    assert not [arguments for name, arguments in last_stage() if "sandbox" in arguments]
 
 
 def test_labels_are_those_of_oci() -> None:

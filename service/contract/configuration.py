@@ -8,15 +8,18 @@ Lists and mappings in a variable are JSON. Durations are seconds or ISO 8601. Pr
 import base64
 import binascii
 import difflib
+import itertools
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import SettingsError as PydanticSettingsError
 
 PREFIX = "TC_TREEHERDER_"
 
@@ -89,14 +92,50 @@ class Configuration(BaseSettings):
 AnyConfiguration = TypeVar("AnyConfiguration", bound=Configuration)
 
 
-def problem_text(problem: Any) -> str:
-    """Return the text of one of pydantic's errors, without the value."""
-    name = ".".join(str(part) for part in problem["loc"]) or "settings"
+def problem_text(problem: Any, names: Collection[str] = ()) -> str:
+    """Return the text of one of pydantic's errors, with the setting's name and the remedy, and without a secret value.
+
+    `names` are those of all settings.
+    """
+    name = _setting_name(problem["loc"])
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "extra_forbidden":
+            matches = difflib.get_close_matches(name, names, 1)
+            suggestion = f"did you mean {matches[0]}? " if matches else ""
+            return f"there is no setting {name}; {suggestion}`tc-treeherder settings` lists all settings"
+        case "time_delta_parsing" | "time_delta_type":
+            return f"{name}: {problem['input']!r} is no duration: give seconds, such as 5, or ISO 8601, such as PT5S"
+        case "too_short" | "string_too_short" if context.get("field_type") not in {"List", "Set", "Dictionary"}:
+            length, least = context.get("actual_length"), context["min_length"]
+            has = "it is shorter" if length is None else f"it has {length}"
+            return f"{name}: at least {least} characters are needed, and {has}"
+        case "missing":
+            return f"{name} is missing: set {variable_of(problem['loc'])}"
     return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
 
 
+def _setting_name(location: tuple[str | int, ...]) -> str:
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return name.removeprefix(".") or "settings"
+
+
+def variable_of(location: tuple[str | int, ...]) -> str:
+    """Return the variable that sets what is at this place of the settings."""
+    names = itertools.takewhile(lambda part: isinstance(part, str), location)
+    return PREFIX + "__".join(str(name).upper() for name in names)
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the names of all settings of a model, and of the models in it."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from setting_names(field.annotation, f"{prefix}{name}.")
+
+
 def read(
-    settings: type[AnyConfiguration], text_of: Callable[[Any], str] = problem_text, **overrides: Any
+    settings: type[AnyConfiguration], text_of: Callable[[Any, Collection[str]], str] = problem_text, **overrides: Any
 ) -> AnyConfiguration:
     """Return the settings of this process. `text_of` makes the text of one of pydantic's errors.
 
@@ -105,16 +144,52 @@ def read(
     try:
         return settings(**overrides)
     except ValidationError as error:
-        lines = [text_of(problem) for problem in error.errors(include_input=False, include_url=False)]
+        names = list(setting_names(settings))
+        # a default that another wrong setting prevents is no error of its own
+        problems = [it for it in error.errors(include_url=False) if it["type"] != "default_factory_not_called"]
+        lines = [text_of(problem, names) for problem in problems]
         raise SettingsError(
             "invalid settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  "
             + "\n  ".join(lines)
         ) from None
     except SettingsError:
         raise
+    except PydanticSettingsError as error:
+        raise SettingsError(_unparsable(error)) from None
     except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
         # without the cause, which may contain a value
-        raise SettingsError(f"the settings cannot be read: {type(error).__name__} ({_position(error)})") from None
+        raise SettingsError(f"{_place(error)}: {_yaml_problem(error)}") from None
+
+
+_EXAMPLES = {
+    "tokens": '[{"name": "release-engineering", "value": "A-LONG-RANDOM-TOKEN", "scopes": ["tc-treeherder:*"]}]',
+    "environments": '{"tc-treeherder": {"url": "https://treeherder.mozilla.org", "pushes": "pulse"}}',
+    "webhook_secrets": '["whsec_…"]',
+}
+"""Values of variables that are JSON, for people who wrote something else."""
+
+
+def _unparsable(error: PydanticSettingsError) -> str:
+    """Return what to write into a variable that is no JSON; pydantic-settings names only the setting."""
+    name = re.search(r'field "(\w+)"', str(error))
+    if name is None:
+        return f"the settings cannot be read: {type(error).__name__}"
+    example = _EXAMPLES.get(name[1], '["…"]')
+    return f"{PREFIX}{name[1].upper()} is not JSON; for example: {PREFIX}{name[1].upper()}='{example}'"
+
+
+def _place(error: Exception) -> str:
+    """Return the file, and the line if the error has one."""
+    mark = getattr(error, "problem_mark", None)
+    file = os.environ.get(f"{PREFIX}CONFIG", "the settings")
+    return f"{file}, line {mark.line + 1}" if mark else file
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return PyYAML's words for an error of syntax, which name only characters; those of others can quote a secret."""
+    if type(error).__name__ in {"ScannerError", "ParserError"} and (problem := getattr(error, "problem", None)):
+        return str(problem)
+    return f"it cannot be read ({type(error).__name__})"
 
 
 def unknown(*programs: type[Configuration]) -> dict[str, str]:
@@ -128,8 +203,3 @@ def unknown(*programs: type[Configuration]) -> dict[str, str]:
             suggestion = f"did you mean {PREFIX}{matches[0]}? " if matches else ""
             remedies[variable] = f"{suggestion}`tc-treeherder settings` lists all settings"
     return remedies
-
-
-def _position(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}" if mark else str(error).split("\n", 1)[0] if "field" in str(error) else "unreadable"
