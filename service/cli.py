@@ -19,15 +19,30 @@ if TYPE_CHECKING:
 
 # Each command imports what it needs, so that a listener does not load the service's modules.
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
-)
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 db = typer.Typer(no_args_is_help=True, help="Migrate the database's schema.")
 listen = typer.Typer(no_args_is_help=True, help="Run a listener, which forwards events and keeps no state.")
 settings = typer.Typer(help="Print all settings, or check those of this deployment.")
 app.add_typer(db, name="db")
 app.add_typer(settings, name="settings")
 app.add_typer(listen, name="listen")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tc-treeherder {version('tc-treeherder')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and leave.")
+    ] = False,
+) -> None:
+    """Tie Mercurial's pushlog, Taskcluster and Treeherder together."""
 
 
 def _fail(message: str) -> NoReturn:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -38,16 +39,29 @@ def document(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], nothing: str) -> None:
-    """Print a table, with one line per row unless on a terminal. Without rows, print `nothing` on standard error."""
+    """Print a table with one line per row. Without rows, print `nothing` on standard error.
+
+    On a terminal that is too narrow, each row becomes a block of lines, so that no id is folded or cut.
+    """
     grid = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in grid.columns:
-        column.overflow = "fold"
-    for row in rows:
+    cells = [list(row) for row in rows]
+    for row in cells:
         grid.add_row(*(_cell(value) for value in row))
-    if grid.rows:
-        _print(grid)
-    else:
+    console = Console()
+    if not cells:
         typer.echo(nothing, err=True)
+    elif sys.stdout.isatty() and _width(console, grid) > console.width:
+        for number, row in enumerate(cells):
+            if number:
+                typer.echo()
+            fields([(column.lower(), value) for column, value in zip(columns, row, strict=True)])
+    else:
+        _print(grid)
+
+
+def _width(console: Console, grid: Table) -> int:
+    """Return the width of a table that is neither cut nor wrapped."""
+    return Measurement.get(console, console.options.update(width=WIDE), grid).maximum
 
 
 def fields(pairs: Iterable[tuple[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -130,8 +130,10 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield the names of all settings of a model, and of the models in it."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from setting_names(field.annotation, f"{prefix}{name}.")
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                element = "" if inner is field.annotation else "[]" if get_origin(field.annotation) is list else ".…"
+                yield from setting_names(inner, f"{prefix}{name}{element}.")
 
 
 def read(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -56,10 +57,13 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 WRONG_SETTINGS: list[tuple[dict[str, str], list[str]]] = [
     ({"PORT": "x"}, ["port"]),
     ({"PORT": "70000"}, ["port", "65535"]),
-    ({"TOKENS": json.dumps([{"name": "me", "value": SECRET[:9]}])}, ["tokens.0.value", "16"]),
-    ({"TOKENS": json.dumps([{"name": "me", "value": SECRET, "scope": []}])}, ["tokens.0.scope"]),
-    ({"TOKENS": f'[{{"name": "me", "value": "{SECRET}"'}, ["tokens"]),
-    ({"WEBHOOK_SECRETS": json.dumps([SECRET])}, ["webhook_secrets.0", "openssl"]),
+    ({"TOKENS": json.dumps([{"name": "me", "value": SECRET[:9]}])}, ["tokens[0].value", "16"]),
+    (
+        {"TOKENS": json.dumps([{"name": "me", "value": SECRET, "scope": []}])},
+        ["tokens[0].scope", "did you mean tokens[].scopes?"],
+    ),
+    ({"TOKENS": f'[{{"name": "me", "value": "{SECRET}"'}, ["TC_TREEHERDER_TOKENS is not JSON"]),
+    ({"WEBHOOK_SECRETS": json.dumps([SECRET])}, ["webhook_secrets[0]", "openssl"]),
     ({"DATABASE_URL": f"mysql://me:{SECRET}@db/x"}, ["database_url", "postgresql+psycopg://"]),
     ({"DATABASE_URL": f"postgresql://me:{SECRET}@db/x"}, ["database_url", "postgresql+psycopg://"]),
     ({"DATABASE_URL": f"sqlite:///{SECRET}"}, ["database_url", "sqlite+aiosqlite:///"]),
@@ -270,3 +274,19 @@ def test_the_installed_program_shows_its_commands() -> None:
     done = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, timeout=60, check=True)
     for command in ("serve", "work", "db", "listen"):
         assert command in done.stdout
+
+
+def test_it_says_its_version() -> None:
+    done = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    assert re.fullmatch(r"tc-treeherder \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("tc-treeherder pus", "pushes"), ("tc-treeherder settings ch", "check")]
+)
+def test_a_shell_completes_commands(typed: str, offered: str) -> None:
+    position = str(len(typed.split()) - 1)
+    variables = {"_TC_TREEHERDER_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": position}
+    command = [PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | variables, check=False)
+    assert offered in done.stdout.split()

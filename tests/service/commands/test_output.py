@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -42,6 +43,19 @@ def test_on_a_narrow_terminal_all_of_it_is_there_too(monkeypatch: pytest.MonkeyP
     assert printed.count("x") >= 200
     assert max(len(line) for line in printed.splitlines() if "\x1b" not in line) <= 40
     assert "\x1b[31merror" in printed  # red
+
+
+def test_on_eighty_columns_no_id_is_folded_and_a_table_that_fits_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    ids = [f"{letter * 21}A" for letter in "abcd"]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    output.table(("ID", "COPY", "GROUP", "MADE FROM"), [ids, ids], "none")
+    output.table(("ID", "STATE"), [(ids[0], "done")], "none")
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in terminal.content().splitlines()]
+    block = [f"id         {ids[0]}", f"copy       {ids[1]}", f"group      {ids[2]}", f"made from  {ids[3]}"]
+    assert lines == [*block, "", *block, "ID                      STATE", f"{ids[0]}  done"]
 
 
 def test_an_empty_table_says_so_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
