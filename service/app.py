@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from service import errors
+from service import errors, metrics
 from service.api import (
     actions,
     dead_letters,
@@ -45,6 +45,8 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         url = used_settings.database_url.get_secret_value()
         await check_schema_async(url)
+        build = await health.get_version()
+        metrics.running(str(build.get("version", "")), str(build.get("commit", "")))
         database = Database(url, used_settings.database_pool)
         try:
             async with open_services(used_settings, database, alone=alone) as services:

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from service.clock import now
 from service.contract.events import Verdict
@@ -21,6 +21,7 @@ from service.contract.events import Verdict
 log = structlog.get_logger()
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)  # process_cpu_seconds_total, process_resident_memory_bytes and the like
 PREFIX = "tc_treeherder_"
 _LONG = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200)
 
@@ -64,6 +65,14 @@ _slots = Gauge(
     "or throttles",
     registry=REGISTRY,
 )
+
+
+_build = Info(PREFIX + "build", "what is running", registry=REGISTRY)
+
+
+def running(version: str, commit: str) -> None:
+    """Tell which version of the service is running, and of which commit."""
+    _build.info({"version": version, "commit": commit})
 
 
 def event_in(kind: str, verdicts: Iterable[Verdict]) -> None:

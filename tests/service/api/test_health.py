@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -273,3 +274,13 @@ async def test_the_checks_are_made_once_for_all_who_ask(sqlite_url: str, monkeyp
     async with running(settings_for(sqlite_url, health_cache=600)) as api:
         await asyncio.gather(*(heartbeat(api) for _ in range(20)))
     assert made == 1
+
+
+async def test_metrics_have_the_process_and_what_is_running(sqlite_api: Api) -> None:
+    text = (await sqlite_api.call("GET", "/metrics", token=None)).text
+    memory = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.M)
+    assert memory is not None
+    assert 20e6 < float(memory[1]) < 2e9
+    assert re.search(r"^process_cpu_seconds_total \S+$", text, re.M)
+    version = (await sqlite_api.call("GET", "/__version__", token=None)).json()["version"]
+    assert f'tc_treeherder_build_info{{commit="",version="{version}"}} 1.0' in text
