@@ -23,6 +23,9 @@ from service.sanitize import sanitize_json
 
 log = structlog.get_logger()
 
+_TITLES = {413: "Content Too Large"}
+"""Titles that Python has other words for before 3.13."""
+
 _MAX_ERRORS = 20
 """Errors of one request that an answer lists: a list can have a million of them."""
 
@@ -114,10 +117,11 @@ def install(app: FastAPI) -> None:
             # not request.url, which raises if the query is not UTF-8
             detail = f"the API has no path {request.scope['path']}: see /docs for all paths"
         headers = dict(error.headers or {})
+        title = _TITLES.get(error.status_code, HTTPStatus(error.status_code).phrase)
         if error.status_code == 405:  # Starlette only names the methods of the first route with that path
             headers["Allow"] = _methods(app, request.scope["path"])
             detail = f"{request.scope['path']} accepts {headers['Allow']}, and not {request.method}: see /docs"
-        return problem(error.status_code, HTTPStatus(error.status_code).phrase, detail, headers)
+        return problem(error.status_code, title, detail, headers)
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> Response:

@@ -48,6 +48,10 @@ async def test_it_adds_a_repository_lists_pushes_plans_and_runs_an_action(packag
         client = of("client").AuthenticatedClient(base_url=f"http://127.0.0.1:{port}", token=ADMIN)
 
         def use() -> None:
+            with client:
+                call()
+
+        def call() -> None:
             repository = models.RepositoryCreate(
                 alias="mc", url="https://hg.mozilla.org/mozilla-central", level="3", last_push_id=100
             )

@@ -8,6 +8,7 @@ from service.settings import Settings
 
 
 def test_variables_that_are_no_setting_are_named_with_what_they_may_have_been(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TC_TREEHERDER_FACTS", raising=False)  # which the tests themselves read
     for name in ("DATABASE_URL", "POLL__INTERVAL", "PULSE_USER", "pulse__url", "CONFIG", "TOKEN"):
         monkeypatch.setenv(f"TC_TREEHERDER_{name}", "x")
     assert unknown(Settings, ListenerSettings) == {}
