@@ -21,7 +21,7 @@ from sandbox.stack import Stack, wait_for
 from service.clients.http import Http
 from service.clients.taskcluster import TaskclusterQueue
 from service.clients.treeherder import RestTreeherder
-from service.flow.tasks.definition import stamp
+from service.flow.tasks.definition import format_date
 from service.flow.tasks.ids import slugid
 from service.log import configure
 from service.settings import Environment, TaskclusterSettings
@@ -115,8 +115,8 @@ async def bare(
     definition = {
         "taskQueueId": "sandbox/measure",
         "schedulerId": "sandbox-level-3",
-        "created": stamp(now),
-        "deadline": stamp(now + timedelta(days=1)),
+        "created": format_date(now),
+        "deadline": format_date(now + timedelta(days=1)),
         "payload": {"sandbox": {"seconds": 0}},
         "metadata": {"name": "decision", "description": "d", "owner": "dev@example.com", "source": url},
     }

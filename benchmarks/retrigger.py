@@ -28,7 +28,7 @@ from benchmarks.figures import DatabaseUrl, prepare, ratio
 from sandbox import broker
 from sandbox.stack import Process, Stack, wait_for
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
-from service.flow.tasks.definition import stamp
+from service.flow.tasks.definition import format_date
 from service.flow.tasks.ids import slugid
 from service.store.database import sync_url
 
@@ -57,9 +57,9 @@ def definition(name: str, group: str, dependencies: list[str]) -> Json:
         "schedulerId": "sandbox-level-3",
         "taskGroupId": group,
         "dependencies": [group, *dependencies] if group != task_id(name) else [],
-        "created": stamp(at),
-        "deadline": stamp(at + timedelta(days=1)),
-        "expires": stamp(at + timedelta(days=365)),
+        "created": format_date(at),
+        "deadline": format_date(at + timedelta(days=1)),
+        "expires": format_date(at + timedelta(days=365)),
         "routes": [f"tc-treeherder.v2.{PROJECT}.{'ab' * 20}.7"],
         "payload": {
             # the first run of a name ends as `once` says; copies hang, so that nothing runs while it is measured
@@ -69,7 +69,11 @@ def definition(name: str, group: str, dependencies: list[str]) -> Json:
             | {f"SETTING_{number}": "some value of a variable, as there are many" for number in range(15)},
             "command": ["/builds/worker/bin/run-task", "--", "/builds/worker/bin/test.sh", f"--suite={name}"],
             "artifacts": {
-                f"public/logs/{number}": {"type": "directory", "path": "/x", "expires": stamp(at + timedelta(days=365))}
+                f"public/logs/{number}": {
+                    "type": "directory",
+                    "path": "/x",
+                    "expires": format_date(at + timedelta(days=365)),
+                }
                 for number in range(3)
             },
             "maxRunTime": 5400,

@@ -10,9 +10,9 @@ from service.clock import now
 from service.engine.render import Renderer
 from service.flow.pushes.template import FILE, context_of, plan_of
 from service.flow.tasks.definition import needed_scopes
-from service.flow.tasks.facts import Facts
+from service.flow.tasks.facts import TaskFacts
 from service.flow.tasks.ids import slugid
-from service.flow.tasks.routes import parse
+from service.flow.tasks.routes import parse_route
 from service.settings import Settings, load
 from service.store.models import Push, PushStep, Repository, StepKind
 
@@ -65,10 +65,10 @@ async def test_a_push_of_ours_gets_a_task_that_runs_what_ci_runs() -> None:
 
 async def test_treeherder_shows_it_on_the_push() -> None:
     ((task_id, definition),) = await tasks_of()
-    (route,) = [parse("tc-treeherder", route) for route in definition["routes"]]
+    (route,) = [parse_route("tc-treeherder", route) for route in definition["routes"]]
     assert route is not None
     assert (route.full_project, route.revision) == ("tc-treeherder", REVISION)
-    assert Facts(task_id, definition).symbol == "CI"
+    assert TaskFacts(task_id, definition).symbol == "CI"
 
 
 async def test_the_scopes_that_the_file_names_are_enough_and_none_is_idle() -> None:

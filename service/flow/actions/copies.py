@@ -14,14 +14,14 @@ from service.flow.actions.dependents import Found
 from service.flow.actions.kinds import Copy
 from service.flow.actions.subject import ActionFailedError
 from service.flow.tasks.definition import (
-    CircleError,
+    CycleError,
     complete,
-    date,
-    in_order,
     is_complete,
-    move,
+    move_dates,
     name_of,
-    shortened,
+    parse_date,
+    shorten_deadline,
+    sort_by_dependencies,
 )
 from service.flow.tasks.status import RESOLVED
 from service.sanitize import escape_unstorable, problems_of
@@ -103,8 +103,8 @@ def _originals_first(found: Found, order: list[str], ancestors: Mapping[str, str
         for task_id in order
     }
     try:
-        return in_order(behind)
-    except CircleError:
+        return sort_by_dependencies(behind)
+    except CycleError:
         return order  # an original that waits for its own copy: nobody knows which is to be first
 
 
@@ -159,7 +159,7 @@ class Draft:
     def stored(self, old_id: str, copy: Definition) -> None:
         """Leave out a copy that is stored already."""
         self.done.add(old_id)
-        self.expire[self.new_ids[old_id]] = date(copy["expires"])
+        self.expire[self.new_ids[old_id]] = parse_date(copy["expires"])
 
     def build(self) -> Iterator[Copy]:
         """Make the copies, one after the other. Raises FailedError."""
@@ -177,7 +177,7 @@ class Draft:
                     f"the deadline of the copy of {self.names[new_id]} is only {definition['deadline']}, "
                     f"for {needed} expires then"
                 )
-            self.expire[new_id] = date(definition["expires"])
+            self.expire[new_id] = parse_date(definition["expires"])
             yield Copy(old_id, new_id, self.names[new_id], definition)
 
     def _refuse_missing(self, old: Definition) -> None:
@@ -201,8 +201,8 @@ def _copy(
     kept: Definition = {name: old[name] for name in ("taskGroupId", "schedulerId") if name in old}
     try:
         replaced: Definition = {**replace_ids(old, new_ids), **kept, "taskGroupId": group}
-        moved = move(replaced, at - date(replaced["created"]))
-        definition, decided_by = shortened(moved, expire, at)
+        moved = move_dates(replaced, at - parse_date(replaced["created"]))
+        definition, decided_by = shorten_deadline(moved, expire, at)
         return definition if is_complete(definition) else complete(new_id, definition), decided_by
     except ValidationError as error:
         why = f"the copy of {escape_unstorable(name_of(old))} would be no task definition: {problems_of(error)}"

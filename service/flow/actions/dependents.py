@@ -9,7 +9,7 @@ from typing import Any
 from service.clients.taskcluster import Definition, Page, Queue, Status, validate_definition, validate_status
 from service.flow.actions.subject import ActionFailedError, ActionRejectedError
 from service.flow.tasks.definition import (
-    CircleError,
+    CycleError,
     name_of,
 )
 from service.sanitize import escape_unstorable
@@ -127,9 +127,9 @@ async def _read_group(queue: Queue, found: Found) -> None:
     found.definitions |= definitions
 
 
-def circle_error(definitions: Mapping[str, Definition], error: CircleError) -> ActionRejectedError:
-    named = [f"{each} ({escape_unstorable(name_of(definitions[each]))})" for each in error.circle[:10]]
-    if len(error.circle) == 1:
+def cycle_error(definitions: Mapping[str, Definition], error: CycleError) -> ActionRejectedError:
+    named = [f"{each} ({escape_unstorable(name_of(definitions[each]))})" for each in error.cycle[:10]]
+    if len(error.cycle) == 1:
         return ActionRejectedError(f"task {named[0]} depends on itself: no copy of it could ever run")
     return ActionRejectedError(f"{error}: {', '.join(named)}")
 

@@ -19,8 +19,8 @@ from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions.subject import Subject
-from service.flow.tasks.definition import stamp
-from service.flow.tasks.facts import Facts, UnshowableTaskError
+from service.flow.tasks.definition import format_date
+from service.flow.tasks.facts import TaskFacts, UnshowableTaskError
 from service.flow.tasks.ids import derive
 from service.services import Services
 from service.settings import Environment
@@ -98,12 +98,12 @@ def _beside(subject: Subject) -> dict[str, Any]:
     """Where the job of the task itself stands; of a task that is not shown, a place by its worker type."""
     definition = subject.definition
     try:
-        facts = Facts(subject.status["taskId"], definition)
+        facts = TaskFacts(subject.status["taskId"], definition)
     except (UnshowableTaskError, KeyError, TypeError, ValueError):
         shown = {"symbol": "?", "machine": {"platform": definition["workerType"]}}
         metadata = {"name": subject.name, "description": "", "owner": "unknown"}
-        bare = {**definition, "metadata": metadata, "extra": {"treeherder": shown}, "created": stamp(now())}
-        facts = Facts(subject.status["taskId"], bare)
+        bare = {**definition, "metadata": metadata, "extra": {"treeherder": shown}, "created": format_date(now())}
+        facts = TaskFacts(subject.status["taskId"], bare)
     return {
         "job_symbol": facts.symbol,
         "group_name": facts.group_name,

@@ -31,10 +31,10 @@ from service.flow.actions.search import Search, explaining_refusals
 from service.flow.actions.subject import ActionFailedError, ActionRejectedError, Subject, repository_of, subject_of
 from service.flow.tasks.create import MAX_REASON, PlanRefusedError, cancel_created, create_as_planned
 from service.flow.tasks.definition import (
-    expiries,
+    parse_expiries,
 )
 from service.flow.tasks.ids import copy_ids
-from service.flow.tasks.plan import read_plan, record, store_definitions, store_plan
+from service.flow.tasks.plan import mark_created, read_plan, store_definitions, store_plan
 from service.services import Services
 from service.store.models import Action, PlannedTask, Repository, State
 
@@ -64,7 +64,7 @@ async def run(services: Services, lease: Lease[Action]) -> None:
     log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
     unrecorded, not_cancelled = await cancel_created(services, lease, await _stored(services, action))
     reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_REASON]
-    await lease.finish(State.FAILED, reason, record(unrecorded))
+    await lease.finish(State.FAILED, reason, mark_created(unrecorded))
 
 
 async def _stored(services: Services, action: Action) -> list[PlannedTask]:
@@ -83,7 +83,7 @@ async def _carry_out(services: Services, lease: Lease[Action], planning: "Planni
     if services.publisher is not None:
         group = (first.definition or {})["taskGroupId"]
         notices.append(notice.retriggered(action, action.task_id, first.task_id, group))
-    await lease.finish(State.DONE, also=record(made), notices=notices, rows=len(made))
+    await lease.finish(State.DONE, also=mark_created(made), notices=notices, rows=len(made))
     log.info("retriggered", action=action.id, task_id=action.task_id, copies=copies, requester=action.requester)
 
 
@@ -117,7 +117,7 @@ class Planning:
 
     def __init__(self, services: Services, lease: Lease[Action], stored: list[PlannedTask]) -> None:
         self.tasks = stored
-        self._services, self._hold, self._action = services, lease, lease.item
+        self._services, self._lease, self._action = services, lease, lease.item
         self._new_id = copy_ids(services.secret, lease.item, lease.item.plan_attempt)
 
     async def stored_parts(self) -> AsyncGenerator[list[PlannedTask], None]:
@@ -139,7 +139,7 @@ class Planning:
             if not self.tasks and (first := await search.first_copy()) is not None:
                 self.tasks = self._rows([(first.old_id, first.new_id, first.name)])
                 self.tasks[0].definition = first.definition
-                await store_plan(self._hold, self.tasks, failure_jobs=self._action.failure_jobs)
+                await store_plan(self._lease, self.tasks, failure_jobs=self._action.failure_jobs)
                 yield list(self.tasks)
             draft = await search.draft(self.tasks[0].definition if self.tasks else None)
             copies = draft.build()
@@ -181,7 +181,7 @@ class Planning:
             "failure_jobs": self._action.failure_jobs,
             "planned_at": now(),
         }
-        await store_plan(self._hold, rows, **values)
+        await store_plan(self._lease, rows, **values)
         for name, value in values.items():
             setattr(self._action, name, value)
         self._action.notes = draft.notes  # which grows while definitions are made
@@ -195,7 +195,7 @@ class Planning:
         rows = [task for task in self.tasks if task.task_id in definitions]
         for row in rows:
             row.definition = definitions[row.task_id]
-        await store_definitions(self._hold, rows, notes=list(self._action.notes))
+        await store_definitions(self._lease, rows, notes=list(self._action.notes))
         return rows
 
     async def _draft_anew(self, missing: list[PlannedTask]) -> "Draft":
@@ -212,7 +212,9 @@ class Planning:
                     f"{task.name} ({task.copy_of}) has expired: Taskcluster has no definition to copy"
                 )
         stored = {task.task_id: task.definition for task in self.tasks if task.definition is not None}
-        draft = Draft(new_ids, definitions, set(statuses), expiries(statuses | stored), "", [], self._action.notes)
+        draft = Draft(
+            new_ids, definitions, set(statuses), parse_expiries(statuses | stored), "", [], self._action.notes
+        )
         draft.group = (self.tasks[0].definition or {})["taskGroupId"]
         return draft
 

@@ -11,14 +11,14 @@ from sqlmodel import col, select
 from service.clients.taskcluster import Definition, Page, Status, validate_definition, validate_status
 from service.errors import PermanentUpstreamError
 from service.flow.actions.copies import BAD_ENDS, Draft, choose_copies, read_originals
-from service.flow.actions.dependents import WALK_CALLS, Found, circle_error, dependents
+from service.flow.actions.dependents import WALK_CALLS, Found, cycle_error, dependents
 from service.flow.actions.kinds import Copy
 from service.flow.actions.subject import ActionFailedError, Subject, run_of
 from service.flow.tasks.definition import (
     SLUGID,
-    CircleError,
-    expiries,
-    in_order,
+    CycleError,
+    parse_expiries,
+    sort_by_dependencies,
 )
 from service.flow.tasks.ids import DeriveId
 from service.services import Services
@@ -130,9 +130,9 @@ class Search:
                 f"other groups were not searched for dependents: more than {WALK_CALLS} calls would have been needed"
             )
         try:
-            order = in_order(found.definitions)
-        except CircleError as error:
-            raise circle_error(found.definitions, error) from None
+            order = sort_by_dependencies(found.definitions)
+        except CycleError as error:
+            raise cycle_error(found.definitions, error) from None
         ancestors = await read_originals(services, order)
         await self._ask_statuses(
             {d for task_id in order for d in found.definitions[task_id]["dependencies"]} - found.definitions.keys()
@@ -155,7 +155,7 @@ class Search:
     def _draft(self, new_ids: dict[str, str], group: str) -> "Draft":
         definitions = self._found.definitions
         known = definitions.keys() | self._statuses.keys()
-        expire = expiries(definitions | self._statuses)
+        expire = parse_expiries(definitions | self._statuses)
         return Draft(new_ids, definitions, known, expire, group, [], self._notes)
 
 

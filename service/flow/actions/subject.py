@@ -10,8 +10,7 @@ from sqlmodel import col, select
 from service.clients.taskcluster import Definition, Status, validate_definition, validate_status
 from service.errors import PermanentUpstreamError
 from service.flow.tasks.definition import SLUGID, name_of
-from service.flow.tasks.routes import Route
-from service.flow.tasks.routes import parse as parse_route
+from service.flow.tasks.routes import Route, parse_route
 from service.services import Services
 from service.store.models import Repository
 

@@ -30,7 +30,7 @@ from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.jobs.pulse import pulse_message
 from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links
-from service.flow.tasks.facts import Facts, UnshowableTaskError
+from service.flow.tasks.facts import TaskFacts, UnshowableTaskError
 from service.services import Services
 from service.store.models import JobReport, Push, PushStep, Repository, Stage, State, StepKind
 
@@ -118,7 +118,7 @@ class Deliverer:
         self._environment = services.settings.environments[environment]
         self._settings = services.settings.reports
         self._root = services.settings.taskcluster.root
-        self._facts: Recent[str, Facts | str] = Recent(self._settings.definitions)
+        self._facts: Recent[str, TaskFacts | str] = Recent(self._settings.definitions)
         self._known: Recent[PushKey, FoundPush] = Recent(5_000)
         self._unknown: Recent[PushKey, float] = Recent(5_000)
         self._suspects: Recent[int, tuple[int, float]] = Recent(5_000)  # how often answered 500 alone, and when last
@@ -169,15 +169,15 @@ class Deliverer:
 
     # --- what is needed to know ----------------------------------------------------------------------------------
 
-    async def _ready(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, Facts, FoundPush]]:
+    async def _ready(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, TaskFacts, FoundPush]]:
         """Those that can be sent, with the facts of their task and their push."""
         known = await self._definitions(reports, done)
         pushes = await self._pushes([report for report, _ in known], done)
         return [(report, facts, pushes[_push(report)]) for report, facts in known if _push(report) in pushes]
 
-    async def _definitions(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, Facts]]:
+    async def _definitions(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, TaskFacts]]:
         missing = {report.task_id for report in reports if self._facts.get(report.task_id) is None}
-        fetched: dict[str, Facts | str] = {}
+        fetched: dict[str, TaskFacts | str] = {}
         if missing:
             try:
                 fetched = await self._fetch(sorted(missing))
@@ -193,7 +193,7 @@ class Deliverer:
         known = []
         for report in reports:
             facts = fetched.get(report.task_id) or self._facts.get(report.task_id)
-            if isinstance(facts, Facts):
+            if isinstance(facts, TaskFacts):
                 known.append((report, facts))
             elif facts == NO_TASK and (self._no_task.get(report.task_id) or 0) < NEGATIVE_CONFIRMATIONS:
                 done.outcomes.append(self.later(report, facts))
@@ -201,7 +201,7 @@ class Deliverer:
                 done.outcomes.append(Outcome(report, End.SKIPPED, facts))
         return known
 
-    async def _fetch(self, task_ids: list[str]) -> dict[str, Facts | str]:
+    async def _fetch(self, task_ids: list[str]) -> dict[str, TaskFacts | str]:
         """Return the facts of tasks, or why one is not shown: a task that is too large hides no other's."""
         try:
             definitions = await self._services.queue.tasks(task_ids)
@@ -212,12 +212,12 @@ class Deliverer:
             return await self._fetch(task_ids[:half]) | await self._fetch(task_ids[half:])
         return {task_id: self._understand(task_id, definitions.get(task_id)) for task_id in task_ids}
 
-    def _understand(self, task_id: str, definition: dict[str, Any] | None) -> Facts | str:
+    def _understand(self, task_id: str, definition: dict[str, Any] | None) -> TaskFacts | str:
         """The facts of a task, or why it is not shown."""
         if definition is None:
             return NO_TASK
         try:
-            facts = Facts(task_id, definition)
+            facts = TaskFacts(task_id, definition)
         except UnshowableTaskError as error:
             metrics.task_unusable(self._prefix)
             return str(error)
@@ -351,7 +351,7 @@ class Deliverer:
 
     # --- sending -------------------------------------------------------------------------------------------------
 
-    def _job(self, report: JobReport, facts: Facts, push: FoundPush, links: list[dict[str, str]]) -> dict[str, Any]:
+    def _job(self, report: JobReport, facts: TaskFacts, push: FoundPush, links: list[dict[str, str]]) -> dict[str, Any]:
         environment, root = self._environment, self._root
         if environment.jobs == "rest":
             return rest_entry(report, facts, root, environment.log, push, links)

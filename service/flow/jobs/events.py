@@ -19,7 +19,7 @@ from sqlalchemy import JSON, Integer, Table, Text, bindparam, case, cast, column
 from service.clock import now
 from service.contract.events import PulseMessage, Verdict
 from service.flow.tasks.definition import SlugId
-from service.flow.tasks.routes import parse
+from service.flow.tasks.routes import parse_route
 from service.settings import Settings
 from service.store.database import INSERT, Session, Utc
 from service.store.models import NOBODY, JobReport, Stage, State, job_lane
@@ -125,7 +125,7 @@ def targets(settings: Settings, routes: Iterable[str]) -> list[Target]:
 @lru_cache(maxsize=1_000)  # all tasks of a push have the same
 def _target(prefix: str, ours: tuple[str, ...]) -> Target:
     """Return where the routes of this prefix lead."""
-    said = {found for route in ours if (found := parse(prefix, route))}
+    said = {found for route in ours if (found := parse_route(prefix, route))}
     if not said:
         wanted = f"{prefix}.<project>.<revision_hash> or {prefix}.v2.<project>.<revision>"
         return Target(prefix, refused=f"the route {ours[0]} is not of the form {wanted}")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from service.clients.treeherder import FoundPush
 from service.flow.jobs.run import ended_at, job_guid, log_of, result_of, state_of, task_link
-from service.flow.tasks.facts import Facts, UnshowableTaskError
+from service.flow.tasks.facts import TaskFacts, UnshowableTaskError
 from service.sanitize import problems_of
 from service.store.models import JobReport, Stage
 
@@ -87,7 +87,7 @@ _RESULTS = {"testfailed": "fail", "busted": "fail", "usercancel": "canceled"}
 
 def pulse_message(
     report: JobReport,
-    facts: Facts,
+    facts: TaskFacts,
     root: str,
     log_name: str,
     push: FoundPush,

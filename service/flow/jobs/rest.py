@@ -7,7 +7,7 @@ import structlog
 
 from service.clients.treeherder import FoundPush
 from service.flow.jobs.run import ended_at, error_summaries, job_guid, log_of, state_of, task_link
-from service.flow.tasks.facts import LENGTHS, Facts, cut
+from service.flow.tasks.facts import LENGTHS, TaskFacts, cut
 from service.store.models import JobReport, Stage
 
 log = structlog.get_logger()
@@ -21,7 +21,7 @@ def job_info(guid: str, links: list[dict[str, str]]) -> dict[str, str]:
 
 def rest_entry(
     report: JobReport,
-    facts: Facts,
+    facts: TaskFacts,
     root: str,
     log_name: str,
     push: FoundPush,

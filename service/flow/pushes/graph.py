@@ -21,7 +21,7 @@ from service.flow.pushes.show_error import show_error
 from service.flow.pushes.template import FILE, context_of, message_of, plan_of, scopes_of
 from service.flow.tasks.create import MAX_REASON, PlanRefusedError, cancel_created, create_tasks
 from service.flow.tasks.ids import DeriveId, graph_ids
-from service.flow.tasks.plan import read_plan, record, store_plan
+from service.flow.tasks.plan import mark_created, read_plan, store_plan
 from service.services import Services
 from service.settings import Settings
 from service.store.models import PlannedTask, Push, PushStep, Repository, State, StepKind
@@ -64,7 +64,7 @@ async def _make_graph(
             return
         plan = await store_plan(lease, tasks)
     made = await create_tasks(services, lease, plan, scopes_of(services.settings, repository, push))
-    await lease.finish(State.DONE, also=record(made), rows=len(made))
+    await lease.finish(State.DONE, also=mark_created(made), rows=len(made))
     metrics.graph_created(push.noticed_at)
     log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
 
@@ -175,7 +175,7 @@ async def _give_up(services: Services, lease: Lease[PushStep], push: Push, repos
     await lease.finish(
         State.FAILED,
         "; ".join(reasons)[:MAX_REASON],
-        also=record([*unrecorded, *shown.created]),
+        also=mark_created([*unrecorded, *shown.created]),
         notices=shown.notices,
         error_task=shown.task_id,
         error_task_refused=shown.refused,

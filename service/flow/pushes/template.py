@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from service.clients.taskcluster import Definition
 from service.clock import now
 from service.engine.render import TemplateError
-from service.flow.tasks.definition import MAX_BODY, CircleError, complete, creation_order, name_of, stamp
+from service.flow.tasks.definition import MAX_BODY, CycleError, complete, creation_order, format_date, name_of
 from service.sanitize import problems_of
 from service.settings import Settings
 from service.slugids import replace_ids
@@ -56,7 +56,7 @@ def context_of(settings: Settings, repository: Repository, push: Push) -> dict[s
             "level": repository.level,
             "type": "hg",
         },
-        "now": stamp(now()),
+        "now": format_date(now()),
         "taskcluster_root_url": settings.taskcluster.root,
     }
 
@@ -108,8 +108,8 @@ def plan_of(rendered: list[Any], ids: Collection[str], step: PushStep) -> list[P
         definitions[task_id] = definition
     try:
         order = creation_order(definitions)
-    except CircleError as error:
-        names = ", ".join(name_of(definitions[task_id]) for task_id in error.circle[:10])
+    except CycleError as error:
+        names = ", ".join(name_of(definitions[task_id]) for task_id in error.cycle[:10])
         raise TemplateError(f"{FILE}: {error}: {names}") from None
     return [
         PlannedTask(

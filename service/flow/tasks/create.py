@@ -1,9 +1,9 @@
-"""A stored plan becomes tasks in Taskcluster: each exactly once, whatever breaks on the way.
+"""Create the tasks of a stored plan in Taskcluster, each exactly once, whatever breaks on the way.
 
 The queue takes a repeated `createTask` with the same body as the same request, until the body's `created` is 15
 minutes old: then it is 400, although the task exists. After any 400 or 409 the plan and the task are therefore read
-again. A task that exists under a planned id is adopted if it has the plan's authority: an earlier attempt made it, of
-which the answer was lost, or the database was restored from a backup since. Any other is left alone, and the plan is
+again. A task that exists under a planned id is adopted if it has the plan's authority: then an earlier attempt created
+it and lost the answer, or the database was restored from a backup since. Any other task is left alone, and the plan is
 refused.
 """
 
@@ -25,13 +25,13 @@ from service.errors import PermanentUpstreamError, Unavailable, UpstreamError
 from service.flow.tasks.definition import (
     MAX_BODY,
     authority_differences,
-    date,
-    expiries,
-    move,
-    needed_first,
-    shortened,
+    move_dates,
+    parse_date,
+    parse_expiries,
+    prerequisites_of,
+    shorten_deadline,
 )
-from service.flow.tasks.plan import Plan, record
+from service.flow.tasks.plan import PlannedIds, mark_created
 from service.flow.tasks.status import RESOLVED, exact_scope, schedule_if_forgotten, was_cancelled
 from service.services import Services
 from service.store.models import PlannedTask
@@ -39,27 +39,27 @@ from service.store.models import PlannedTask
 log = structlog.get_logger()
 
 LATE = timedelta(minutes=10)
-"""A body older than this is not sent before the queue was asked whether it has the task: it refuses it at 15."""
+"""Age of a body from which on it is only sent if the queue does not have the task: the queue refuses it at 15."""
 
 MINUTES = timedelta(minutes=1)
 
 MAX_REASON = 8_000
-"""Characters that are kept of why a plan was given up."""
+"""Characters that are kept of the reason why a plan was given up."""
 
 RECORD_TASKS = 500
-"""Created tasks that a crash may leave unrecorded: they are asked for again, which changes nothing."""
+"""Most created tasks that a crash may leave unrecorded: they are requested again, which changes nothing."""
 
 RECORD_SECONDS = 1.0
-"""How long they may be unrecorded."""
+"""Seconds for which created tasks may be unrecorded."""
 
 AT_ONCE = 5_000
-"""Tasks and their dependencies that are looked at before the event loop goes on with other work."""
+"""Tasks and their dependencies that are queued before the event loop does other work."""
 
 
 class PlanRefusedError(Exception):
     """Taskcluster will never take this plan; the message names the task, and says why.
 
-    `missing`: the scopes that the project lacks, if that is why.
+    `missing` are the scopes that the project lacks, if that is the reason.
     """
 
     def __init__(self, message: str, missing: Sequence[str] = ()) -> None:
@@ -70,107 +70,108 @@ class PlanRefusedError(Exception):
 async def create_tasks(
     services: Services, lease: Lease[Any], tasks: list[PlannedTask], scopes: list[str]
 ) -> list[PlannedTask]:
-    """Create those of `tasks` (in dependency order, and stored) that are not there yet.
+    """Create those of the stored `tasks`, which are in dependency order, that do not exist yet.
 
-    Returns the last ones made; the caller puts them on `record` in the transaction that ends its work. Raises
-    RefusedError, and Unavailable when it should go on later; what was created by then is on record.
+    Returns the last created ones; the caller records them (`mark_created`) in the transaction that ends its work.
+    Raises PlanRefusedError, and Unavailable if it is to be continued later; what was created until then is recorded.
     """
-    return await create_as_planned(services, lease, _whole(tasks), scopes)
+    return await create_as_planned(services, lease, _as_one_part(tasks), scopes)
 
 
 async def create_as_planned(
     services: Services, lease: Lease[Any], plan: AsyncIterator[list[PlannedTask]], scopes: list[str]
 ) -> list[PlannedTask]:
-    """Create, as `create_tasks` does, what `plan` yields part by part, while it makes and stores what follows.
+    """Create the tasks that `plan` yields part by part, while it makes and stores the following parts.
 
-    Raises what `plan` raises, too, once what is under way is through and on record. Of a plan that fails before
-    Taskcluster does no more is asked for; of one that Taskcluster fails, one part at most.
+    Otherwise this is `create_tasks`. It also raises what `plan` raises, after calls under way have ended and are
+    recorded. No task is created any more once `plan` fails; if Taskcluster fails, `plan` is read one part further at
+    most.
     """
     return await _Creation(services, lease, scopes).run(plan)
 
 
-async def _whole(tasks: list[PlannedTask]) -> AsyncIterator[list[PlannedTask]]:
+async def _as_one_part(tasks: list[PlannedTask]) -> AsyncIterator[list[PlannedTask]]:
     yield tasks
 
 
 class _Creation:
     """Creates the tasks of a plan, each as soon as those that it needs exist, and records them meanwhile.
 
-    At most `RECORD_TASKS` are under way or created and not recorded: a crash leaves no more than these unrecorded.
+    At most `RECORD_TASKS` tasks are under way, or created and not recorded: a crash leaves no more unrecorded.
     """
 
     def __init__(self, services: Services, lease: Lease[Any], scopes: list[str]) -> None:
-        self._services, self._hold, self._scopes, self._plan = services, lease, scopes, Plan()
+        self._services, self._lease, self._scopes, self._plan = services, lease, scopes, PlannedIds()
         self._share = f"{lease.item.lane} {lease.item.share}"
         self._ready: deque[PlannedTask] = deque()
-        self._waits: dict[str, int] = {}  # for each task that is not created: how many it needs that are not, either
+        self._unmet: dict[str, int] = {}  # for each missing task, the number of missing tasks that it needs
         self._needed_by: defaultdict[str, list[PlannedTask]] = defaultdict(list)
         self._under_way = 0
-        self._created: list[PlannedTask] = []  # and not recorded
+        self._created: list[PlannedTask] = []  # created and not recorded
         self._recording = 0
         self._progress = False
-        self._planned = False  # the whole plan is here
+        self._plan_complete = False
         self._errors: list[Exception] = []
         self._ended = False
         self._to_record, self._idle = asyncio.Event(), asyncio.Event()
 
     async def run(self, plan: AsyncIterator[list[PlannedTask]]) -> list[PlannedTask]:
-        """Create what `plan` yields; see `create_as_planned`."""
+        """Create the tasks that `plan` yields; see `create_as_planned`."""
         async with asyncio.TaskGroup() as self._group:
             self._group.create_task(self._record())
             try:
-                await self._take(plan)
+                await self._receive_parts(plan)
                 await self._idle.wait()
             finally:
-                self._ended = True  # nothing begins in a group that is being cancelled
+                self._ended = True  # no task starts in a group that is being cancelled
             self._to_record.set()
         if self._errors:
             await self._fail()
         return self._created
 
-    async def _take(self, plan: AsyncIterator[list[PlannedTask]]) -> None:
+    async def _receive_parts(self, plan: AsyncIterator[list[PlannedTask]]) -> None:
         try:
             async for part in plan:
-                await self._add(part)
+                await self._queue_part(part)
                 if self._errors:
                     break
             else:
-                self._planned = True
-        except Exception as error:  # noqa: BLE001 - raised by `run`, once what is under way is through
+                self._plan_complete = True
+        except Exception as error:  # noqa: BLE001 - raised by `run`, after the calls under way
             self._errors.append(error)
-        self._begin()
+        self._start_ready()
 
-    async def _add(self, part: list[PlannedTask]) -> None:
-        """Take a part of the plan, which comes after all that it needs."""
+    async def _queue_part(self, part: list[PlannedTask]) -> None:
+        """Queue a part of the plan, which comes after everything that it needs."""
         self._plan.add(part)
-        looked_at = 0
+        count = 0
         for task in part:
             if task.created or task.definition is None:
                 continue
-            needed = {each for each in needed_first(task.definition) if each in self._waits}
-            self._waits[task.task_id] = len(needed)
-            for each in needed:
-                self._needed_by[each].append(task)
+            needed = {task_id for task_id in prerequisites_of(task.definition) if task_id in self._unmet}
+            self._unmet[task.task_id] = len(needed)
+            for task_id in needed:
+                self._needed_by[task_id].append(task)
             if not needed:
                 self._ready.append(task)
-            looked_at += len(task.definition["dependencies"]) + 1
-            if looked_at > AT_ONCE:  # a plan can be large: others go on meanwhile
-                looked_at = 0
-                self._begin()
+            count += len(task.definition["dependencies"]) + 1
+            if count > AT_ONCE:
+                count = 0
+                self._start_ready()
                 await asyncio.sleep(0)
-        self._begin()
+        self._start_ready()
 
-    def _begin(self) -> None:
-        """Begin to create what is ready, as far as there is room."""
+    def _start_ready(self) -> None:
+        """Start to create tasks that are ready, within the limits."""
         while (
             self._ready
             and not (self._errors or self._ended)
-            and self._under_way < 2 * self._services.connections.slots  # half of them wait, so that more slots find use
+            and self._under_way < 2 * self._services.connections.slots  # half of them wait, to use slots that are added
             and self._under_way + len(self._created) + self._recording < RECORD_TASKS
         ):
             self._under_way += 1
             self._group.create_task(self._create_one(self._ready.popleft()))
-        if not self._under_way and (self._errors or (self._planned and not self._ready)):
+        if not self._under_way and (self._errors or (self._plan_complete and not self._ready)):
             self._idle.set()
 
     async def _create_one(self, task: PlannedTask) -> None:
@@ -178,27 +179,27 @@ class _Creation:
             async with self._services.connections.use(self._share):
                 if self._errors:
                     return
-                await _create(self._services, self._hold, task, self._scopes, self._plan)
-            self._exists(task)
-        except Exception as error:  # noqa: BLE001 - raised by `run`, once the others are through
+                await _create(self._services, self._lease, task, self._scopes, self._plan)
+            self._release_dependents(task)
+        except Exception as error:  # noqa: BLE001 - raised by `run`, after the calls under way
             self._errors.append(error)
         finally:
             self._under_way -= 1
-            self._begin()
+            self._start_ready()
 
-    def _exists(self, task: PlannedTask) -> None:
+    def _release_dependents(self, task: PlannedTask) -> None:
         self._progress = True
         self._created.append(task)
         if len(self._created) >= max(1, RECORD_TASKS // 2):
             self._to_record.set()
-        del self._waits[task.task_id]
+        del self._unmet[task.task_id]
         for following in self._needed_by.pop(task.task_id, ()):
-            self._waits[following.task_id] -= 1
-            if not self._waits[following.task_id]:
+            self._unmet[following.task_id] -= 1
+            if not self._unmet[following.task_id]:
                 self._ready.append(following)
 
     async def _record(self) -> None:
-        """Record what was created while the creation goes on, and give way to others between two parts of that."""
+        """Record created tasks meanwhile, and let others who wait have their turn between two records."""
         while not self._errors:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._to_record.wait(), RECORD_SECONDS)
@@ -210,40 +211,42 @@ class _Creation:
             created, self._created = self._created, []
             self._recording = len(created)
             try:
-                await self._hold.commit(record(created), len(created))
+                await self._lease.commit(mark_created(created), len(created))
                 self._recording = 0
-                if self._planned:
-                    self._hold.give_way()
-            except Exception as error:  # noqa: BLE001 - raised by `run`, once what is under way is through
+                if self._plan_complete:
+                    self._lease.give_way()
+            except Exception as error:  # noqa: BLE001 - raised by `run`, after the calls under way
                 if self._recording:
                     self._created = [*created, *self._created]
                 self._errors.append(error)
             self._recording = 0
-            self._begin()
+            self._start_ready()
 
     async def _fail(self) -> None:
-        """Record what was created, and raise the error that decides."""
+        """Record created tasks, and raise the error that decides."""
         if self._progress:
-            # the waits between attempts begin anew: a long plan meets many a 429
-            await self._hold.commit(record(self._created), len(self._created), attempts=1)
-            self._hold.item.attempts = 1
-        error = min(self._errors, key=_weight)
+            # the backoff begins anew: a long plan gets many answers of 429
+            await self._lease.commit(mark_created(self._created), len(self._created), attempts=1)
+            self._lease.item.attempts = 1
+        error = min(self._errors, key=_error_rank)
         error.args = tuple(self._plan.hide_ids(text) if isinstance(text, str) else text for text in error.args)
         raise error
 
 
-def _weight(error: Exception) -> int:
-    """Of several errors the lowest decides: one that is refused for good does, whatever else went wrong meanwhile."""
+def _error_rank(error: Exception) -> int:
+    """Return the rank of an error: of several the lowest is raised, so a permanent refusal comes before all others."""
     return 0 if isinstance(error, PlanRefusedError) else 2 if isinstance(error, YieldedError) else 1
 
 
-async def _create(services: Services, lease: Lease[Any], task: PlannedTask, scopes: list[str], plan: Plan) -> None:
+async def _create(
+    services: Services, lease: Lease[Any], task: PlannedTask, scopes: list[str], plan: PlannedIds
+) -> None:
     assert task.definition is not None, "retention keeps the definitions of unfinished plans"
     queue = services.queue
-    if now() - date(task.definition["created"]) > LATE:
+    if now() - parse_date(task.definition["created"]) > LATE:
         if await _adopt(queue, task, plan):
             return
-        await _stamp_anew(services, lease, task)
+        await _restamp(services, lease, task)
     for repeat in (False, True):
         try:
             with services.connections.watch():
@@ -251,31 +254,31 @@ async def _create(services: Services, lease: Lease[Any], task: PlannedTask, scop
         except PermanentUpstreamError as refusal:
             if refusal.status not in {400, 409}:
                 lacking = refusal.missing if isinstance(refusal, ScopesRefusal) and refusal.status == 403 else []
-                raise PlanRefusedError(_readable(task, refusal), lacking) from None
-            await _read_again(services, task)
+                raise PlanRefusedError(_refusal_text(task, refusal), lacking) from None
+            await _reload_definition(services, task)
             if await _adopt(queue, task, plan):
                 return
-            if repeat or now() - date(task.definition["created"]) < MINUTES:
-                raise PlanRefusedError(_readable(task, refusal)) from None
-            await _stamp_anew(services, lease, task)  # not there, and stale
+            if repeat or now() - parse_date(task.definition["created"]) < MINUTES:
+                raise PlanRefusedError(_refusal_text(task, refusal)) from None
+            await _restamp(services, lease, task)  # it does not exist, and the body is too old
         except Unavailable:
             size = len(json.dumps(task.definition, separators=(",", ":")))
-            if size > MAX_BODY:  # then it is 500 each time; and what is no ASCII takes more room as it is sent
+            if size > MAX_BODY:  # then the answer is 500 each time; escapes of what is no ASCII count too
                 why = f"it is {size:,} bytes as it is sent, and {MAX_BODY:,} bytes at most are taken"
                 raise PlanRefusedError(f"Taskcluster refuses task {task.name}: {why}") from None
             raise
         else:
             _refuse_cancelled(task, status)
-            if lease.item.fencing_token > 1 or repeat:  # somebody may have tried before
+            if lease.item.fencing_token > 1 or repeat:  # an earlier attempt may have created it
                 await schedule_if_forgotten(queue, status, task.definition)
             return
 
 
-async def _adopt(queue: Queue, task: PlannedTask, plan: Plan) -> bool:
-    """Take the task that exists under the planned id for the plan's; return False if none exists.
+async def _adopt(queue: Queue, task: PlannedTask, plan: PlannedIds) -> bool:
+    """Adopt the task that exists under the planned id; return False if none exists.
 
-    Raises RefusedError for a task that is not the plan's, which is not touched, and for one that has been cancelled
-    or has expired.
+    Raises PlanRefusedError for a task with another authority than the plan's, which is not touched, and for one that
+    was cancelled or has expired.
     """
     existing = await queue.task(task.task_id)
     status = await queue.status(task.task_id) if existing is not None else None
@@ -289,8 +292,8 @@ async def _adopt(queue: Queue, task: PlannedTask, plan: Plan) -> bool:
             f"{_foreign(task)}, which an earlier task of the plan names: anybody can have made it. {_ANEW}"
         )
     _refuse_cancelled(task, status)
-    with suppress(ValueError):  # no date that a calendar has
-        if date(existing["expires"]) <= now():
+    with suppress(ValueError):  # it has no valid date
+        if parse_date(existing["expires"]) <= now():
             raise PlanRefusedError(
                 f"task {task.name} was created before, and expired on {existing['expires']}. {_ANEW}"
             )
@@ -311,21 +314,21 @@ def _refuse_cancelled(task: PlannedTask, status: Status) -> None:
         raise PlanRefusedError(f"task {task.name} was created before, and somebody has cancelled it. {_ANEW}")
 
 
-async def _read_again(services: Services, task: PlannedTask) -> None:
-    """The plan as it stands: an earlier holder may have stamped it anew."""
+async def _reload_definition(services: Services, task: PlannedTask) -> None:
+    """Read the stored definition again: an earlier holder of the lease may have moved its dates."""
     async with services.database.reading() as session:
         stored = (await session.exec(select(PlannedTask).where(PlannedTask.task_id == task.task_id))).one()
     task.definition = stored.definition
 
 
-async def _stamp_anew(services: Services, lease: Lease[Any], task: PlannedTask) -> None:
+async def _restamp(services: Services, lease: Lease[Any], task: PlannedTask) -> None:
     """Move the task's dates to the present, and commit that before it is sent."""
     assert task.definition is not None
     needed = task.definition["dependencies"]
     statuses = await services.queue.statuses(needed) if needed else {}
     try:
-        moved = move(task.definition, now() - date(task.definition["created"]))
-        task.definition, _ = shortened(moved, expiries(statuses), now())
+        moved = move_dates(task.definition, now() - parse_date(task.definition["created"]))
+        task.definition, _ = shorten_deadline(moved, parse_expiries(statuses), now())
     except ValueError as error:
         raise PlanRefusedError(f"task {task.name} ({task.task_id}) {error}") from None
     async with lease.writing() as session:
@@ -335,7 +338,7 @@ async def _stamp_anew(services: Services, lease: Lease[Any], task: PlannedTask) 
     log.info("task-stamped-anew", task_id=task.task_id)
 
 
-def _readable(task: PlannedTask, refusal: PermanentUpstreamError) -> str:
+def _refusal_text(task: PlannedTask, refusal: PermanentUpstreamError) -> str:
     where = f"Taskcluster refuses task {task.name} with {refusal.status}: "
     if not isinstance(refusal, ScopesRefusal) or refusal.status != 403:
         return where + str(refusal)
@@ -352,21 +355,21 @@ _FOR = {
 
 
 def _reason_for(scope: str) -> str:
-    """Return what of a task's definition asks for a scope."""
+    """Return the part of a task's definition that needs a scope."""
     return next((why for start, why in _FOR.items() if scope.startswith(start)), "the task's own scopes")
 
 
 MAX_CANCEL_ATTEMPTS = 5
-"""Attempts at a step after which it is given up although Taskcluster does not answer whether tasks were cancelled."""
+"""Attempts at a step after which it is given up, even if Taskcluster does not answer requests to cancel tasks."""
 
 
 async def cancel_created(
     services: Services, lease: Lease[Any], tasks: list[PlannedTask]
 ) -> tuple[list[PlannedTask], list[str]]:
-    """Cancel what this plan's own `createTask` created; a task that it found is not touched, whoever made it.
+    """Cancel the tasks that this plan's own `createTask` created; an adopted task is not touched.
 
-    Return the tasks that were created without our having had the answer, to be recorded, and what could not be
-    cancelled and why. Raises Unavailable while it is worth to try again.
+    Return the tasks of which the answer to `createTask` was lost, to be recorded, and a sentence for each that could
+    not be cancelled. Raises Unavailable until `MAX_CANCEL_ATTEMPTS`.
     """
     final = lease.item.attempts >= MAX_CANCEL_ATTEMPTS
 
@@ -384,7 +387,7 @@ async def cancel_created(
     try:
         statuses = await services.queue.statuses([task.task_id for task in tasks if not task.adopted])
         unrecorded = await _created_without_answer(
-            services, [t for t in tasks if not t.created and t.task_id in statuses]
+            services, [task for task in tasks if not task.created and task.task_id in statuses]
         )
     except UpstreamError as error:
         if isinstance(error, Unavailable) and not final:
@@ -397,9 +400,9 @@ async def cancel_created(
 
 
 async def _created_without_answer(services: Services, tasks: list[PlannedTask]) -> list[PlannedTask]:
-    """Return those of the existing `tasks` that are to the letter what we sent.
+    """Return those of the existing `tasks` whose definition is exactly the one that we sent.
 
-    The queue too takes that for the proof that a `createTask` is the same: it answers a repeated one with success.
+    The queue uses the same proof: it answers a repeated `createTask` with success if the body is equal.
     """
     if not tasks:
         return []

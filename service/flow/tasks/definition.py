@@ -1,6 +1,6 @@
-"""A task's definition: what may be in it, and what the queue makes of what is left out.
+"""Task definitions: validate and complete them as the queue does, move their dates, sort them by dependencies.
 
-The rules are those of the queue's create-task-request schema; the tests hold this model against it.
+The rules are those of the queue's create-task-request schema; the tests compare this model with it.
 """
 
 import functools
@@ -12,29 +12,32 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 
 SLUGID = r"^[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]$"
 
 MAX_BODY = 10 * 1024 * 1024
-"""The queue answers 500 to a larger body, and always will."""
+"""Bytes of the largest body that the queue takes; it answers 500 to a larger one, however often that is sent."""
 
 MAX_SCOPES, MAX_SCOPE = 1_000, 4_096
-"""Scopes of one task, and characters of one of them. The queue knows no limit; real tasks have some dozens."""
+"""Scopes of one task, and characters of one of them. The queue has no limit; real tasks have some dozens."""
 
 MAX_LIFE = timedelta(days=5)
-"""From `created` to `deadline`."""
+"""Longest time from `created` to `deadline` that the queue takes."""
 
 SHORTEST_LIFE = timedelta(hours=1)
-"""A deadline is shortened to this at most, where a dependency expires before it."""
+"""Shortest time that is left to a task whose deadline is shortened, because a dependency expires before it."""
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,30})?(Z|[+-]\d\d:\d\d)", re.ASCII)
-"""With fewer digits of a second than RFC 3339 has: dates are kept in caches, and one could be megabytes long."""
+"""With fewer digits of a second than RFC 3339 allows: dates are cached, and one could be megabytes long."""
 
 SlugId = Annotated[str, Field(pattern=SLUGID)]
 DATES = ("created", "deadline", "expires")
 
 
 class Metadata(BaseModel):
+    """The `metadata` of a definition."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(max_length=255)
@@ -44,16 +47,16 @@ class Metadata(BaseModel):
 
 
 class TaskDefinition(BaseModel):
-    """A definition as `createTask` takes it. Dates stay the texts they are: the queue compares them as such."""
+    """A definition as `createTask` takes it. Dates stay texts, because the queue compares them as texts."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)
 
-    taskQueueId: str | None = Field(None, pattern=r"^[a-zA-Z0-9-_]{1,38}/[a-z]([-a-z0-9]{0,36}[a-z0-9])?$")  # noqa: N815 - the queue's names
-    provisionerId: str | None = Field(None, pattern=r"^[a-zA-Z0-9-_]{1,38}$")  # noqa: N815 - likewise
-    workerType: str | None = Field(None, pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$")  # noqa: N815 - likewise
-    schedulerId: str = Field("-", pattern=r"^[a-zA-Z0-9-_]{1,38}$")  # noqa: N815 - likewise
-    projectId: str = Field("none", min_length=1, max_length=500, pattern=r"^[a-zA-Z0-9._/-]*$")  # noqa: N815 - likewise
-    taskGroupId: SlugId | None = None  # noqa: N815 - likewise
+    task_queue_id: str | None = Field(None, pattern=r"^[a-zA-Z0-9-_]{1,38}/[a-z]([-a-z0-9]{0,36}[a-z0-9])?$")
+    provisioner_id: str | None = Field(None, pattern=r"^[a-zA-Z0-9-_]{1,38}$")
+    worker_type: str | None = Field(None, pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$")
+    scheduler_id: str = Field("-", pattern=r"^[a-zA-Z0-9-_]{1,38}$")
+    project_id: str = Field("none", min_length=1, max_length=500, pattern=r"^[a-zA-Z0-9._/-]*$")
+    task_group_id: SlugId | None = None
     dependencies: list[SlugId] = Field([], max_length=10_000)
     requires: Literal["all-completed", "all-resolved"] = "all-completed"
     routes: list[Annotated[str, Field(min_length=1, max_length=249)]] = Field([], max_length=64)
@@ -70,71 +73,80 @@ class TaskDefinition(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> "TaskDefinition":
-        nulls = [name for name in self.model_fields_set if getattr(self, name) is None]
+        nulls = [_alias(name) for name in self.model_fields_set if getattr(self, name) is None]
         if nulls:
             raise ValueError(f"{', '.join(sorted(nulls))} is null: leave it out")
-        if self.taskQueueId is None and not (self.provisionerId and self.workerType):
+        if self.task_queue_id is None and not (self.provisioner_id and self.worker_type):
             raise ValueError("it needs taskQueueId, or provisionerId and workerType")
-        if self.taskQueueId is not None:
-            parts = zip(("provisionerId", "workerType"), self.taskQueueId.split("/"), strict=True)
+        if self.task_queue_id is not None:
+            parts = zip(("provisioner_id", "worker_type"), self.task_queue_id.split("/"), strict=True)
             for name, part in parts:
-                if getattr(self, name) not in {None, part}:
-                    raise ValueError(f"{name} {getattr(self, name)} is not that of taskQueueId {self.taskQueueId}")
+                if (value := getattr(self, name)) not in {None, part}:
+                    raise ValueError(f"{_alias(name)} {value} is not that of taskQueueId {self.task_queue_id}")
         if starred := [scope for scope in self.scopes if scope.endswith("**")]:
             raise ValueError(f"scope {starred[0]} ends in more than one *")
         for name in ("dependencies", "routes"):
             items = getattr(self, name)
             if len(set(items)) < len(items):
                 raise ValueError(f"{name} names something twice")
-        created, deadline = date(self.created), date(self.deadline)
+        created, deadline = parse_date(self.created), parse_date(self.deadline)
         if not timedelta() <= deadline - created <= MAX_LIFE:
             raise ValueError(f"deadline {self.deadline} must be within 5 days after created {self.created}")
-        if self.expires is not None and date(self.expires) < deadline:
+        if self.expires is not None and parse_date(self.expires) < deadline:
             raise ValueError(f"expires {self.expires} is before deadline {self.deadline}")
         return self
 
 
-@functools.lru_cache(maxsize=10_000)  # the tasks of a group have most of their dates in common
-def date(text: str) -> datetime:
-    """A date of a definition. Raises ValueError.
+def _alias(name: str) -> str:
+    """Return the name that a field of TaskDefinition has in a definition."""
+    return TaskDefinition.model_fields[name].alias or name
 
-    Of the years 9998 and 9999 none is taken: what is moved on, or given a year more, would have no date then.
+
+@functools.lru_cache(maxsize=10_000)  # the tasks of a group have most of their dates in common
+def parse_date(text: str) -> datetime:
+    """Parse a date of a definition. Raises ValueError.
+
+    The years 9998 and 9999 are refused: such a date could not be moved, or be given another year.
     """
     try:
         # RFC 3339, as the schema asks; fromisoformat alone takes more
-        found = datetime.fromisoformat(text).astimezone(UTC) if _RFC3339.fullmatch(text) else None
+        parsed = datetime.fromisoformat(text).astimezone(UTC) if _RFC3339.fullmatch(text) else None
     except (ValueError, OverflowError):
-        found = None
-    if found is None or found.year >= 9998:
+        parsed = None
+    if parsed is None or parsed.year >= 9998:
         raise ValueError(f"{text!r} is no date-time such as 2030-01-31T00:00:00.000Z")
-    return found
+    return parsed
 
 
-def stamp(at: datetime) -> str:
-    """A date as Taskcluster writes it: milliseconds and Z."""
+def format_date(at: datetime) -> str:
+    """Format a date as Taskcluster does, with milliseconds and Z."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
 
 
 def is_complete(definition: dict[str, Any]) -> bool:
-    """Whether every key is there, as in what the queue gives back."""
-    return definition.keys() >= TaskDefinition.model_fields.keys()
+    """Return True if the definition has every key, as one that comes from the queue."""
+    return definition.keys() >= _KEYS
+
+
+_KEYS = frozenset(map(_alias, TaskDefinition.model_fields))
 
 
 def complete(task_id: str, definition: dict[str, Any]) -> dict[str, Any]:
-    """`definition` as the queue will store it, so that what stands there under our id can be compared with our plan.
+    """Return `definition` as the queue will store it, so that an existing task can be compared with the plan.
 
     Raises pydantic's ValidationError.
     """
     task = TaskDefinition.model_validate(definition)
     left_out = set(TaskDefinition.model_fields) - task.model_fields_set
-    whole = {**(task.model_dump(include=left_out, exclude_none=True) if left_out else {}), **definition}
-    if task.taskQueueId is None:
-        whole["taskQueueId"] = f"{task.provisionerId}/{task.workerType}"
+    defaults = task.model_dump(include=left_out, exclude_none=True, by_alias=True) if left_out else {}
+    whole = {**defaults, **definition}
+    if task.task_queue_id is None:
+        whole["taskQueueId"] = f"{task.provisioner_id}/{task.worker_type}"
     else:
-        whole["provisionerId"], whole["workerType"] = task.taskQueueId.split("/", 1)
+        whole["provisionerId"], whole["workerType"] = task.task_queue_id.split("/", 1)
     whole.setdefault("taskGroupId", task_id)
     if task.expires is None:
-        whole["expires"] = stamp(_year_after(date(task.deadline)))
+        whole["expires"] = format_date(_year_after(parse_date(task.deadline)))
     return whole
 
 
@@ -149,9 +161,10 @@ _PRIORITIES = ("highest", "very-high", "high", "medium", "low", "very-low", "low
 
 
 def needed_scopes(definition: Mapping[str, Any]) -> list[list[str]]:
-    """Return what createTask needs for a complete definition: of each list any scope will do, the last is the least.
+    """Return the scopes that createTask needs for a complete definition, each as a list of alternatives.
 
-    The queue takes the scope of the task's priority or of any higher one.
+    One scope of each list is enough; the last one grants least. The alternatives for the priority are the scopes of
+    the task's priority and of any higher one.
     """
     priorities = _PRIORITIES[: _PRIORITIES.index(definition["priority"]) + 1]
     return [
@@ -164,11 +177,11 @@ def needed_scopes(definition: Mapping[str, Any]) -> list[list[str]]:
 
 
 AUTHORITY = ("schedulerId", "taskGroupId", "projectId", "taskQueueId", "routes", "scopes")
-"""What a task may do, and who may act on it. Other keys of an earlier attempt's task may differ: dates, tags, ..."""
+"""Keys that say what a task may do and who may act on it. Others may differ in a task of an earlier attempt."""
 
 
 def authority_differences(plan: dict[str, Any], existing: dict[str, Any]) -> list[str]:
-    """Return the keys that stand for authority in which an existing task is not the planned one."""
+    """Return the keys of `AUTHORITY` in which an existing task differs from the planned one."""
     return [key for key in AUTHORITY if _unordered(plan.get(key)) != _unordered(existing.get(key))]
 
 
@@ -176,8 +189,8 @@ def _unordered(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, list) else value
 
 
-def _each_artifact(payload: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """`payload` with `change` made to each artifact; workers take them as a mapping by name, or as a list."""
+def _change_artifacts(payload: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return `payload` with `change` applied to each artifact; workers take them as a mapping by name, or as a list."""
     artifacts = payload.get("artifacts") if isinstance(payload, dict) else None
     if isinstance(artifacts, dict):
         changed: Any = {name: change(item) if isinstance(item, dict) else item for name, item in artifacts.items()}
@@ -188,64 +201,65 @@ def _each_artifact(payload: Any, change: Callable[[dict[str, Any]], dict[str, An
     return {**payload, "artifacts": changed}
 
 
-@functools.lru_cache(maxsize=10_000)  # likewise
-def _moved(text: str, delta: timedelta) -> str:
-    """A date moved by `delta`. Raises ValueError."""
+@functools.lru_cache(maxsize=10_000)
+def _move_date(text: str, delta: timedelta) -> str:
+    """Return a date moved by `delta`. Raises ValueError."""
     try:
-        return stamp(date(text) + delta)
+        return format_date(parse_date(text) + delta)
     except OverflowError:
         raise ValueError(f"{text} cannot be moved by {delta}: no calendar goes so far") from None
 
 
-def move(definition: dict[str, Any], delta: timedelta) -> dict[str, Any]:
-    """`definition` with all its dates moved by `delta`: created, deadline, expires and payload.artifacts.*.expires.
+def move_dates(definition: dict[str, Any], delta: timedelta) -> dict[str, Any]:
+    """Return `definition` with its dates moved: created, deadline, expires and payload.artifacts.*.expires.
 
     Raises ValueError.
     """
     moved = dict(definition)
     for name in DATES:
-        moved[name] = _moved(moved[name], delta)
-    moved["payload"] = _each_artifact(moved["payload"], lambda artifact: _moved_artifact(artifact, delta))
+        moved[name] = _move_date(moved[name], delta)
+    moved["payload"] = _change_artifacts(moved["payload"], lambda artifact: _move_artifact(artifact, delta))
     return moved
 
 
-def expiries(known: Mapping[str, Mapping[str, Any]]) -> dict[str, datetime]:
-    """When tasks expire, by their definitions or statuses; without those that do at no date that a calendar has."""
-    found = {}
-    for task_id, each in known.items():
+def parse_expiries(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, datetime]:
+    """Return when tasks expire, by their definitions or statuses; a task without a valid date is left out."""
+    expiries = {}
+    for task_id, task in tasks.items():
         with suppress(ValueError):
-            found[task_id] = date(each["expires"])
-    return found
+            expiries[task_id] = parse_date(task["expires"])
+    return expiries
 
 
-def shortened(
+def shorten_deadline(
     definition: dict[str, Any], expire: Mapping[str, datetime], at: datetime
 ) -> tuple[dict[str, Any], str | None]:
-    """`definition` with a deadline that none of its dependencies expires before, and the one that decided, if any did.
+    """Return `definition` with a deadline before which no dependency expires, and the dependency that shortened it.
 
-    The queue refuses any other. Raises ValueError when that leaves less than an hour.
+    The queue refuses a later deadline. The second value is None if the deadline stays as it is. Raises ValueError if
+    less than `SHORTEST_LIFE` is left.
     """
     soonest = min((d for d in definition["dependencies"] if d in expire), key=lambda d: expire[d], default=None)
-    if soonest is None or expire[soonest] >= date(definition["deadline"]):
+    if soonest is None or expire[soonest] >= parse_date(definition["deadline"]):
         return definition, None
     if expire[soonest] - at < SHORTEST_LIFE:
         raise ValueError(
-            f"depends on {soonest}, which expires at {stamp(expire[soonest])}: too soon for a new task to run"
+            f"depends on {soonest}, which expires at {format_date(expire[soonest])}: too soon for a new task to run"
         )
-    return {**definition, "deadline": stamp(expire[soonest])}, soonest
+    return {**definition, "deadline": format_date(expire[soonest])}, soonest
 
 
-def _moved_artifact(artifact: dict[str, Any], delta: timedelta) -> dict[str, Any]:
+def _move_artifact(artifact: dict[str, Any], delta: timedelta) -> dict[str, Any]:
     if not isinstance(artifact.get("expires"), str):
         return artifact
     try:
-        return {**artifact, "expires": _moved(artifact["expires"], delta)}
+        return {**artifact, "expires": _move_date(artifact["expires"], delta)}
     except ValueError:
-        return artifact  # no date: the worker's business, as it was
+        return artifact  # no date: left to the worker, as it was
 
 
 def name_of(definition: Mapping[str, Any]) -> str:
-    """What people call the task."""
+    """Return the name of the task, "nameless" if it has none."""
     metadata = definition.get("metadata")
     return str(metadata.get("name", "nameless"))[:255] if isinstance(metadata, dict) else "nameless"
 
@@ -253,49 +267,51 @@ def name_of(definition: Mapping[str, Any]) -> str:
 # --- the order of creation -------------------------------------------------------------------------------------------
 
 
-class CircleError(ValueError):
-    """Tasks that each wait for another of them: `circle`, in order. One alone depends on itself."""
+class CycleError(ValueError):
+    """Tasks depend on each other in a `cycle`, which has their ids in order; a single one depends on itself."""
 
-    def __init__(self, circle: list[str]) -> None:
-        super().__init__("tasks depend on each other in a circle, so none can be the first")
-        self.circle = circle
+    def __init__(self, cycle: list[str]) -> None:
+        super().__init__("tasks depend on each other in a cycle, so none can be the first")
+        self.cycle = cycle
 
 
 def creation_order(definitions: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return task ids so that each comes after its dependencies and, where these allow it, its group's first task.
+    """Sort task ids so that each comes after its dependencies and, where these allow it, its group's first task.
 
-    Once a task has been created, everybody can read its taskGroupId, and could create that task first. A task may
-    depend on itself; the queue takes it, and it waits until somebody schedules it. Raises CircleError.
+    After a task is created, everybody can read its taskGroupId, and could create the task of that id first. A task
+    may depend on itself: the queue takes it, and it waits until somebody schedules it. Raises CycleError.
     """
-    behind = {task_id: {"dependencies": needed_first(definition)} for task_id, definition in definitions.items()}
+    prerequisites = {
+        task_id: {"dependencies": prerequisites_of(definition)} for task_id, definition in definitions.items()
+    }
     try:
-        return in_order(behind, but_itself=True)
-    except CircleError:
-        return in_order(definitions, but_itself=True)
+        return sort_by_dependencies(prerequisites, allow_self=True)
+    except CycleError:
+        return sort_by_dependencies(definitions, allow_self=True)
 
 
-def needed_first(definition: Mapping[str, Any]) -> list[str]:
-    """Return the ids of the tasks that are created before this one, where they are in its plan."""
+def prerequisites_of(definition: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the tasks that are created before this one, if they are in its plan."""
     return [*definition["dependencies"], definition["taskGroupId"]]
 
 
-def in_order(definitions: Mapping[str, Mapping[str, Any]], *, but_itself: bool = False) -> list[str]:
-    """Task ids so that each comes after its dependencies, otherwise as they stood. Raises CircleError.
+def sort_by_dependencies(definitions: Mapping[str, Mapping[str, Any]], *, allow_self: bool = False) -> list[str]:
+    """Sort task ids so that each comes after its dependencies, and keep their order otherwise. Raises CycleError.
 
-    `but_itself`: a task may depend on itself; the queue takes it, and it waits until somebody schedules it.
+    With `allow_self`, a task may depend on itself: the queue takes it, and it waits until somebody schedules it.
     """
-    waits: dict[str, int] = {}
+    unmet: dict[str, int] = {}
     needed_by: dict[str, list[str]] = defaultdict(list)
     for task_id, definition in definitions.items():
-        inside = [d for d in definition["dependencies"] if d in definitions and not (but_itself and d == task_id)]
-        waits[task_id] = len(inside)
+        inside = [d for d in definition["dependencies"] if d in definitions and not (allow_self and d == task_id)]
+        unmet[task_id] = len(inside)
         for dependency in inside:
             needed_by[dependency].append(task_id)
-    ready = [task_id for task_id, count in waits.items() if not count]
-    for task_id in ready:  # grows meanwhile
+    ready = [task_id for task_id, count in unmet.items() if not count]
+    for task_id in ready:  # the loop appends to it
         for following in needed_by[task_id]:
-            waits[following] -= 1
-            if not waits[following]:
+            unmet[following] -= 1
+            if not unmet[following]:
                 ready.append(following)
     if len(ready) < len(definitions):
         stuck = definitions.keys() - set(ready)
@@ -303,7 +319,7 @@ def in_order(definitions: Mapping[str, Mapping[str, Any]], *, but_itself: bool =
         task_id = min(stuck)
         while task_id not in trail:
             trail[task_id] = None
-            own = task_id if but_itself else None
+            own = task_id if allow_self else None
             task_id = next(d for d in definitions[task_id]["dependencies"] if d in stuck and d != own)
-        raise CircleError(list(trail)[list(trail).index(task_id) :])
+        raise CycleError(list(trail)[list(trail).index(task_id) :])
     return ready

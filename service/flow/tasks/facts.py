@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
-from service.flow.tasks.definition import date
+from service.flow.tasks.definition import parse_date
 from service.sanitize import problems_of
 
 log = structlog.get_logger()
@@ -24,15 +25,15 @@ LENGTHS = {
     "architecture": 25,
     "machine": 100,
 }
-"""Characters that Treeherder stores of each."""
+"""Characters that Treeherder stores of each field."""
 
 
 class UnshowableTaskError(Exception):
-    """The task cannot be shown; the message says why, and what would make it showable."""
+    """The task cannot be shown in Treeherder; the message says why, and what would make it showable."""
 
 
 def _numeric(value: Any) -> Any:
-    """The older form has numbers for symbols."""
+    """Return a number as text: the older form of the section has numbers for symbols."""
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value) if whole else value) if type(value) in {int, float} else value
 
@@ -41,25 +42,27 @@ Symbol = Annotated[str, BeforeValidator(_numeric)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True, alias_generator=to_camel)
 
 
 class Machine(_Section):
+    """The `machine` or `build` of a section: a platform."""
+
     platform: str | None = None
     os: str | None = None
     architecture: str | None = None
 
 
 class TreeherderSection(_Section):
-    """`task.extra.treeherder`: task-treeherder-config.yml, and the older form of it that is still found."""
+    """`task.extra.treeherder` as task-treeherder-config.yml has it, and the older form that tasks still have."""
 
     symbol: Symbol
-    groupSymbol: Symbol = "?"  # noqa: N815 - its names
-    groupName: str = "unknown"  # noqa: N815 - likewise
-    productName: str = "unknown"  # noqa: N815 - likewise
+    group_symbol: Symbol = "?"
+    group_name: str = "unknown"
+    product_name: str = "unknown"
     reason: str = "scheduled"
     tier: int = Field(1, ge=1, le=3)
-    jobKind: Literal["build", "test", "other"] | None = None  # noqa: N815 - likewise
+    job_kind: Literal["build", "test", "other"] | None = None
     labels: list[Annotated[str, StringConstraints(min_length=1)]] = []
     collection: dict[str, Any] = {}
     machine: Machine = Machine()
@@ -67,19 +70,19 @@ class TreeherderSection(_Section):
 
     @model_validator(mode="after")
     def _one_collection(self) -> "TreeherderSection":
-        true = [name for name, value in self.collection.items() if value is True]
-        if len(true) > 1:
-            raise ValueError(f"collection has {len(true)} true keys ({', '.join(sorted(true))}): it may have one")
+        names = [name for name, value in self.collection.items() if value is True]
+        if len(names) > 1:
+            raise ValueError(f"collection has {len(names)} true keys ({', '.join(sorted(names))}): it may have one")
         return self
 
     @property
     def options(self) -> list[str]:
-        """The labels; in the older form the one collection; else opt."""
+        """Return the labels; in the older form the one collection; otherwise opt."""
         return self.labels or [name for name, value in self.collection.items() if value is True] or ["opt"]
 
 
-class Facts:
-    """What is needed of a task's definition, cut to what Treeherder stores."""
+class TaskFacts:
+    """The values of a task's definition that its jobs need, cut to what Treeherder stores."""
 
     __slots__ = (
         "build",
@@ -99,21 +102,21 @@ class Facts:
     )
 
     def __init__(self, task_id: str, definition: dict[str, Any]) -> None:
-        """Raises UnusableError when there is no usable treeherder section."""
+        """Read a definition. Raises UnshowableTaskError if it has no usable `extra.treeherder`."""
         section = _section(definition)
         metadata = definition["metadata"]
 
-        def fit(field: str, value: str, instead: str = "unknown") -> str:
-            return cut(value, LENGTHS[field], task_id, field) or instead
+        def fit(field: str, value: str, default: str = "unknown") -> str:
+            return cut(value, LENGTHS[field], task_id, field) or default
 
         def platform(first: Machine, second: Machine) -> dict[str, str]:
-            named = (
+            name = (
                 first.platform
                 or second.platform
                 or str(definition.get("workerType") or definition["taskQueueId"].split("/")[-1])
             )
             return {
-                "platform": fit("platform", named),
+                "platform": fit("platform", name),
                 "os_name": fit("os", first.os or second.os or "-"),
                 "architecture": fit("architecture", first.architecture or second.architecture or "-"),
             }
@@ -121,14 +124,14 @@ class Facts:
         self.name = fit("name", metadata["name"])
         self.description: str = metadata["description"]
         self.owner = fit("owner", metadata["owner"])
-        self.created = int(date(definition["created"]).timestamp())
+        self.created = int(parse_date(definition["created"]).timestamp())
         self.symbol = fit("symbol", section.symbol, "")
-        self.group_symbol = fit("group_symbol", section.groupSymbol, "?")
-        self.group_name = fit("group_name", section.groupName)
-        self.product = fit("product", section.productName)
+        self.group_symbol = fit("group_symbol", section.group_symbol, "?")
+        self.group_name = fit("group_name", section.group_name)
+        self.product = fit("product", section.product_name)
         self.reason = fit("reason", section.reason, "scheduled")
         self.tier = section.tier
-        self.job_kind = section.jobKind
+        self.job_kind = section.job_kind
         self.options = section.options
         self.machine = platform(section.machine, section.build)
         self.build = platform(section.build, section.machine)
@@ -146,7 +149,7 @@ def _section(definition: dict[str, Any]) -> TreeherderSection:
 
 
 def cut(text: str, length: int, task_id: str, field: str) -> str:
-    """`text` cut to so many characters, never between a letter and what combines with it; a cut is logged."""
+    """Return `text` cut to `length` characters, never between a letter and what combines with it, and log a cut."""
     if len(text) <= length:
         return text
     end = length

@@ -1,4 +1,4 @@
-"""A plan: tasks with their exact definitions, stored before the first of them is created, and what is known of them."""
+"""Stored plans: tasks with their exact definitions, which are committed before the first of them is created."""
 
 import asyncio
 import json
@@ -9,15 +9,17 @@ from sqlalchemy import Text, bindparam, cast, null, update
 from sqlmodel import SQLModel, col, select
 
 from service.engine.leases import Lease
-from service.flow.tasks.definition import needed_first
+from service.flow.tasks.definition import prerequisites_of
 from service.slugids import find_ids, replace_ids
 from service.store.commits import Statement
 from service.store.database import Database
 from service.store.models import PlannedTask
 
 CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
-"""What is stored of a large plan before the event loop goes on with other work. A plan of so few tasks is stored in a
-transaction that it may share."""
+"""Parts in which a large plan is stored, so that the event loop does other work between two of them.
+
+A plan of up to `CHUNK_TASKS` tasks is stored in a transaction that it may share.
+"""
 
 _PLANNED = SQLModel.metadata.tables["planned_task"]
 _OTHERS = [column for column in _PLANNED.c if column.key != "definition"]
@@ -28,14 +30,14 @@ _SET_DEFINITION = (
 
 
 async def store_plan(lease: Lease[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
-    """Store a plan, or a part of it, with `values` on its work: a large one in a transaction of its own, in pieces."""
+    """Store a plan or a part of it, and set `values` on its work. A large one gets a transaction of its own."""
     rows = [{column.key: getattr(task, column.key) for column in _PLANNED.c} for task in plan]
     await _execute(lease, _INSERT, rows, values)
     return plan
 
 
 async def store_definitions(lease: Lease[Any], tasks: list[PlannedTask], **values: Any) -> None:
-    """Store the definitions of tasks that were stored without, likewise."""
+    """Store the definitions of tasks that were stored without them, and set `values` on the work."""
     rows = [{"its_id": task.task_id, "definition": task.definition} for task in tasks]
     await _execute(lease, _SET_DEFINITION, rows, values)
 
@@ -51,7 +53,7 @@ async def _execute(lease: Lease[Any], statement: Any, rows: list[dict[str, Any]]
 
 
 def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield what is stored before the event loop goes on with other work."""
+    """Yield the rows in chunks; the event loop does other work after each."""
     chunk: list[dict[str, Any]] = []
     size = 0
     for row in rows:
@@ -65,9 +67,10 @@ def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 async def read_plan(database: Database, *own: Any, bodies: bool = True) -> list[PlannedTask]:
-    """Return the stored tasks that `own` selects, in the order of creation; without `bodies`, without definitions.
+    """Return the stored tasks that the conditions `own` select, in the order of creation.
 
-    They are read piece by piece and made in a thread: for a large plan that takes seconds.
+    Without `bodies`, the tasks have no definitions. Rows are read in chunks and parsed in a thread, because that takes
+    seconds for a large plan.
     """
     definition: Any = cast(PlannedTask.definition, Text) if bodies else null()
     query = select(*_OTHERS, definition.label("definition")).where(*own).order_by(col(PlannedTask.position))  # type: ignore[call-overload]  # SQLModel has types for four columns
@@ -96,28 +99,28 @@ _CREATED = (
 )
 
 
-def record(made: list[PlannedTask]) -> list[Statement]:
-    """Return what writes down that these tasks exist in Taskcluster, and which this plan did not create."""
-    for task in made:
+def mark_created(tasks: list[PlannedTask]) -> list[Statement]:
+    """Mark tasks as created or adopted, and return the statements that record this."""
+    for task in tasks:
         task.created = True
-    return [(_CREATED, [{"its_id": task.task_id, "was_adopted": task.adopted} for task in made])] if made else []
+    return [(_CREATED, [{"its_id": task.task_id, "was_adopted": task.adopted} for task in tasks])] if tasks else []
 
 
-class Plan:
-    """What a plan says of its tasks as a whole: of those that were added so far, in the order of creation."""
+class PlannedIds:
+    """The ids of the tasks of a plan that were added so far, in the order of creation: which are still secret."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, PlannedTask] = {}
         self._parts = 0
-        self._revealed: tuple[int, set[str]] = (0, set())  # of how many parts
+        self._revealed: tuple[int, set[str]] = (0, set())  # the number of parts, and their revealed ids
 
     def add(self, part: list[PlannedTask]) -> None:
-        """Add a part of the plan that was stored; of a task whose definition was not, the name is known then."""
+        """Add a stored part of the plan; a task without a definition is added once more when it has one."""
         self._tasks |= {task.task_id: task for task in part}
         self._parts += 1
 
     def hide_ids(self, text: str) -> str:
-        """Return `text` with the names of tasks in place of their ids, where these were not created yet.
+        """Return `text` with the ids of tasks that were not created yet replaced by the tasks' names.
 
         Whoever learns such an id can create a task under it before we do.
         """
@@ -125,9 +128,9 @@ class Plan:
         return str(replace_ids(text, hidden))
 
     async def revealed(self) -> set[str]:
-        """Return the ids that stand in a task which may be created before the task of that id.
+        """Return the ids that appear in a task which may be created before the task of that id.
 
-        Everybody can read the definition of a task that was created, so anybody can have used them first.
+        Everybody can read the definition of a created task, so anybody can have used such an id first.
         """
         parts, revealed = self._revealed
         if parts < self._parts:
@@ -139,11 +142,11 @@ class Plan:
 
 def _find_revealed(tasks: list[PlannedTask]) -> set[str]:
     number_of = {task.task_id: number for number, task in enumerate(tasks)}
-    before: list[int] = []  # for each task a set of bits: those that exist once it is created
+    before: list[int] = []  # for each task a bit set of the tasks that exist once it is created
     revealed: set[str] = set()
     for number, task in enumerate(tasks):
         exist = 1 << number
-        for task_id in needed_first(task.definition) if task.definition else ():
+        for task_id in prerequisites_of(task.definition) if task.definition else ():
             if (needed := number_of.get(task_id, number)) < number:
                 exist |= before[needed]
         before.append(exist)

@@ -13,7 +13,7 @@ _V2 = re.compile(r"v2\.(?:(?P<user>[^/]+)/)?(?P<project>[^/]+?)\.(?P<revision>[0
 
 @dataclass(frozen=True)
 class Route:
-    """What a route says: the project, and its push by revision (v2) or by revision_hash (v1)."""
+    """The contents of a route: the project, and its push by revision (v2) or by revision_hash (v1)."""
 
     project: str
     revision: str | None = None
@@ -22,15 +22,15 @@ class Route:
 
     @property
     def full_project(self) -> str:
-        """The project as it stands in the route, with the user where there is one."""
+        """Return the project as it stands in the route, with the user if there is one."""
         return self.project if self.user is None else f"{self.user}/{self.project}"
 
 
-def parse(prefix: str, route: str) -> Route | None:
-    """The route of that prefix; None for any other route, and for one of another form."""
+def parse_route(prefix: str, route: str) -> Route | None:
+    """Parse a route of this prefix; return None for any other route, and for one of another form."""
     if not route.startswith(f"{prefix}."):
         return None
     rest = route[len(prefix) + 1 :]
-    if found := _V2.fullmatch(rest) or _V1.fullmatch(rest):
-        return Route(**found.groupdict())
+    if match := _V2.fullmatch(rest) or _V1.fullmatch(rest):
+        return Route(**match.groupdict())
     return None

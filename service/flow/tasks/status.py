@@ -1,4 +1,4 @@
-"""What a task's status says, and what is done with the one scope for the one task."""
+"""The status of a task: read it, schedule a forgotten task, and name the scope for exactly one task."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from service.clients.taskcluster import Definition, Queue, Status
 log = structlog.get_logger()
 
 RESOLVED = frozenset({"completed", "failed", "exception"})
-"""States in which a task stays."""
+"""States that a task never leaves by itself."""
 
 
-def exact_scope(what: str, status: Status) -> str:
-    """The one scope for the one task."""
-    return f"queue:{what}:{status['schedulerId']}/{status['taskGroupId']}/{status['taskId']}"
+def exact_scope(operation: str, status: Status) -> str:
+    """Return the scope for an operation, such as `cancel-task`, on exactly this task."""
+    return f"queue:{operation}:{status['schedulerId']}/{status['taskGroupId']}/{status['taskId']}"
 
 
 def was_cancelled(status: Status) -> bool:
@@ -24,7 +24,7 @@ def was_cancelled(status: Status) -> bool:
 
 
 async def schedule_if_forgotten(queue: Queue, status: Status, definition: Definition) -> None:
-    """Schedule what a crash inside `createTask` left: a task that waits for nothing and was never scheduled.
+    """Schedule a task that waits for nothing and was never scheduled: a crash inside `createTask` leaves such tasks.
 
     `definition` is that of the existing task: its own dependencies decide, whatever the plan says.
     """

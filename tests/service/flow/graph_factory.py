@@ -20,7 +20,7 @@ from service.engine.leases import Lease, claim
 from service.engine.registry import WORK
 from service.engine.worker import Worker
 from service.errors import PermanentUpstreamError
-from service.flow.tasks.definition import stamp
+from service.flow.tasks.definition import format_date
 from service.store.models import Action, Notice, PlannedTask, Source, State, Work
 from tests.service.harness import FlowHarness, node
 
@@ -45,9 +45,9 @@ def definition_of(name: str, dependencies: Iterable[str] = (), **fields: Any) ->
         "schedulerId": "test",
         "taskGroupId": GROUP,
         "dependencies": [slug(each) for each in dependencies],
-        "created": stamp(at),
-        "deadline": stamp(at + timedelta(days=1)),
-        "expires": stamp(at + timedelta(days=30)),
+        "created": format_date(at),
+        "deadline": format_date(at + timedelta(days=1)),
+        "expires": format_date(at + timedelta(days=30)),
         "routes": [f"tc-treeherder.v2.mc.{node('tip')}.1"],
         "payload": {},
         "metadata": {"name": name, "description": "d", "owner": "dev@example.com", "source": "https://example.com/x"},

@@ -22,7 +22,7 @@ from service.contract.events import Verdict
 from service.engine.reporter import Reporter
 from service.flow.jobs import events
 from service.flow.jobs.events import TaskEvent
-from service.flow.tasks.definition import stamp
+from service.flow.tasks.definition import format_date
 from service.flow.tasks.ids import slugid
 from service.services import Services, open_services
 from service.settings import Settings
@@ -75,8 +75,8 @@ def definition(**changes: Any) -> dict[str, Any]:
     at = changes.pop("at", datetime.now(UTC))
     return {
         "taskQueueId": "prov/linux",
-        "created": stamp(at),
-        "deadline": stamp(at + timedelta(days=1)),
+        "created": format_date(at),
+        "deadline": format_date(at + timedelta(days=1)),
         "payload": {},
         "routes": [route(PREFIX), route(STAGE)],
         "metadata": {"name": "build", "description": "Builds", "owner": "dev@example.com", "source": "https://x.y"},

@@ -10,7 +10,7 @@ from service.clients.taskcluster import TaskclusterQueue
 from service.clock import now
 from service.errors import Unavailable
 from service.flow.actions import cancel
-from service.flow.tasks.definition import stamp
+from service.flow.tasks.definition import format_date
 from service.settings import TaskclusterSettings
 from service.store.models import Action
 from tests.service.flow.graph_factory import (
@@ -108,7 +108,7 @@ async def test_what_ended_long_past_its_deadline_is_nothing_to_do_too(monitored:
 
 async def test_a_task_past_its_deadline_cannot_be_cancelled_any_more(monitored: FlowHarness) -> None:
     at = now()
-    monitored.tc.queue.create_task(slug("late"), definition_of("late", deadline=stamp(at + timedelta(minutes=1))))
+    monitored.tc.queue.create_task(slug("late"), definition_of("late", deadline=format_date(at + timedelta(minutes=1))))
     monitored.tc.queue.clock.advance(120)  # nobody has looked at deadlines yet
     action = await carry_out(monitored, slug("late"), "cancel")
     assert action.state == "failed"

@@ -27,7 +27,7 @@ from service.flow.actions.copies import MAX_NOTES
 from service.flow.actions.kinds import Plan
 from service.flow.actions.subject import ActionRejectedError, Subject
 from service.flow.tasks import create, plan
-from service.flow.tasks.definition import stamp
+from service.flow.tasks.definition import format_date
 from service.flow.tasks.ids import copy_ids
 from service.services import Services
 from service.settings import Settings, TaskclusterSettings
@@ -311,7 +311,7 @@ async def test_no_more_than_a_few_such_notes_are_made(monitored: FlowHarness) ->
     assert len((await carry_out(monitored, slug("b"))).notes) == MAX_NOTES
 
 
-# --- circles -----------------------------------------------------------------------------------------------------
+# --- cycles ------------------------------------------------------------------------------------------------------
 
 
 def tie(queue: Queue, name: str, needs: str) -> None:
@@ -335,7 +335,7 @@ async def test_a_task_that_depends_on_itself_is_rejected(monitored: FlowHarness)
 
 
 @pytest.mark.parametrize("calls", [0, 20])
-async def test_a_circle_is_rejected(monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+async def test_a_cycle_is_rejected(monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     monkeypatch.setattr(dependents, "WALK_CALLS", calls)
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"], "c": ["b"], "d": ["c"]})
@@ -343,7 +343,7 @@ async def test_a_circle_is_rejected(monitored: FlowHarness, monkeypatch: pytest.
     tie(queue, "b", "d")
     action = await carry_out(monitored, slug("a"))
     assert action.state == "rejected"
-    assert "circle" in str(action.error)
+    assert "cycle" in str(action.error)
     assert all(slug(name) in str(action.error) for name in "bcd")
     assert slug("a") not in str(action.error)
 
@@ -428,14 +428,14 @@ async def test_only_ids_and_dates_of_a_copy_differ(monitored: FlowHarness) -> No
         "near": a[:-1],
         "hash": "0123456789abcdef" * 4,
         "empty": ["", {}, []],
-        "artifacts": {"public/x": {"type": "file", "path": "/x", "expires": stamp(past + timedelta(days=2))}},
+        "artifacts": {"public/x": {"type": "file", "path": "/x", "expires": format_date(past + timedelta(days=2))}},
     }
     old = definition_of(
         "b",
         ["a"],
-        created=stamp(past),
-        deadline=stamp(past + timedelta(days=1)),
-        expires=stamp(past + timedelta(days=3)),
+        created=format_date(past),
+        deadline=format_date(past + timedelta(days=1)),
+        expires=format_date(past + timedelta(days=3)),
         payload=payload,
         extra={"parent": GROUP, "upstream": {a: b}},
         routes=[f"tc-treeherder.v2.mc.{'ab' * 20}.1", f"index.by-task.{b}"],
@@ -475,12 +475,12 @@ IDS = st.text("AbcdefgQRST-_0123", min_size=8, max_size=8)
 
 async def test_a_dependency_that_expires_soon_shortens_the_deadline(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
-    soon = stamp(now() + timedelta(hours=25))
+    soon = format_date(now() + timedelta(hours=25))
     queue.create_task(slug("group"), definition_of("group"))
     queue.create_task(slug("short"), definition_of("short", expires=soon))
     early = now() - timedelta(hours=23)
     queue.clock.advance(-23 * 3600)
-    dates = {"created": stamp(early), "deadline": stamp(early + timedelta(hours=47))}
+    dates = {"created": format_date(early), "deadline": format_date(early + timedelta(hours=47))}
     queue.create_task(slug("a"), definition_of("a", ["short"], **dates))
     queue.clock.reset()
     action = await carry_out(monitored, slug("a"))
@@ -494,12 +494,12 @@ async def test_a_dependency_that_expires_within_the_hour_fails_the_action(monito
     queue = monitored.tc.queue
     queue.create_task(slug("group"), definition_of("group"))
     at = now()
-    soon = {"deadline": stamp(at + timedelta(minutes=20)), "expires": stamp(at + timedelta(minutes=50))}
+    soon = {"deadline": format_date(at + timedelta(minutes=20)), "expires": format_date(at + timedelta(minutes=50))}
     queue.create_task(slug("short"), definition_of("short", **soon))
-    queue.create_task(slug("a"), definition_of("a", ["short"], deadline=stamp(at + timedelta(minutes=40))))
+    queue.create_task(slug("a"), definition_of("a", ["short"], deadline=format_date(at + timedelta(minutes=40))))
     queue.clock.advance(30 * 60)  # what the copy's deadline is counted from is our own clock
     task = queue.find(slug("a"))
-    task.definition = {**task.definition, "deadline": stamp(at + timedelta(hours=3))}
+    task.definition = {**task.definition, "deadline": format_date(at + timedelta(hours=3))}
     action = await carry_out(monitored, slug("a"))
     assert action.state == "failed"
     assert slug("short") in str(action.error)
@@ -512,7 +512,7 @@ async def test_dates_that_no_calendar_has_fail_the_action_or_stay_in_artifacts(m
     build(queue, {"group": []})
     last = "9999-12-31T23:59:59.000Z"
     artifacts = {"artifacts": {"public/x": {"expires": last}, "public/y": {"expires": "never"}}}
-    past = {"created": stamp(now() - timedelta(minutes=10))}
+    past = {"created": format_date(now() - timedelta(minutes=10))}
     queue.create_task(slug("artifact"), definition_of("artifact", payload=artifacts, **past))
     queue.create_task(slug("task"), definition_of("task", **past))
     task = queue.find(slug("task"))
@@ -1204,10 +1204,10 @@ async def test_exactly_the_dependents_are_copied_in_their_shape(
     assert {task_id: json.dumps(queue.tasks[task_id].definition) for task_id in before} == before
 
 
-async def test_a_circle_raises_before_anything_is_computed(parts_of: Any) -> None:
+async def test_a_cycle_raises_before_anything_is_computed(parts_of: Any) -> None:
     queue = Taskcluster().queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
     end(queue, "a")
     tie(queue, "a", "b")
-    with pytest.raises(ActionRejectedError, match="circle"):
+    with pytest.raises(ActionRejectedError, match="cycle"):
         await asyncio.wait_for(plan_for(parts_of(queue), queue, "a"), 5)

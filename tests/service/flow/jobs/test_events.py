@@ -21,7 +21,7 @@ from service.engine.leases import Lease, LeaseLostError, claim
 from service.engine.reporter import Reporter
 from service.flow.jobs import events, reconcile
 from service.flow.jobs.events import TaskEvent
-from service.flow.tasks.routes import parse
+from service.flow.tasks.routes import parse_route
 from service.metrics import REGISTRY
 from service.store.database import Session
 from service.store.models import (
@@ -660,4 +660,4 @@ async def test_values_that_no_database_takes_are_not_understood(sqlite_room: Rep
 
 
 def test_a_definition_of_the_tests_has_routes_that_are_ours() -> None:
-    assert all(parse(prefix, each) for prefix, each in zip((PREFIX, STAGE), definition()["routes"], strict=True))
+    assert all(parse_route(prefix, each) for prefix, each in zip((PREFIX, STAGE), definition()["routes"], strict=True))

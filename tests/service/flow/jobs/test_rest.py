@@ -17,7 +17,7 @@ from service.flow.jobs.events import Target, TaskStatus, rows_of
 from service.flow.jobs.pulse import pulse_message
 from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links, job_guid, log_of, state_of
-from service.flow.tasks.facts import Facts, UnshowableTaskError, cut
+from service.flow.tasks.facts import TaskFacts, UnshowableTaskError, cut
 from service.store.models import JobReport, Stage
 from tests.published_schemas import published_folder, read_published
 from tests.service.flow.report_harness import definition
@@ -51,9 +51,9 @@ def report(stage: Stage = Stage.RESOLVED, **run: Any) -> JobReport:
     return JobReport(task_id=TASK, run_id=0, task_group_id=TASK, stage=stage, run=known, **target)
 
 
-def facts_of(**section: Any) -> Facts:
+def facts_of(**section: Any) -> TaskFacts:
     extra = {"treeherder": {"symbol": "B", **section}}
-    return Facts(TASK, {**definition(extra=extra), "workerType": "linux"})
+    return TaskFacts(TASK, {**definition(extra=extra), "workerType": "linux"})
 
 
 # --- recordings ------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> Non
         # the recording is older than two keys that the queue's status has by now; we need neither
         (made,) = reports_of(event["message"]["payload"])
         entry = rest_entry(
-            made, Facts(made.task_id, event["task"]), ROOT, "live_backing_log", FoundPush(event["revision"], None)
+            made, TaskFacts(made.task_id, event["task"]), ROOT, "live_backing_log", FoundPush(event["revision"], None)
         )
         job = entry["job"]
         assert {key: value for key, value in job.items() if key not in OURS} == {
@@ -338,7 +338,7 @@ def test_options(section: dict[str, Any], options: list[str]) -> None:
 )
 def test_sections_that_are_not_usable_and_why(extra: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnshowableTaskError, match=reason):
-        Facts(TASK, {**definition(extra=extra), "workerType": "linux"})
+        TaskFacts(TASK, {**definition(extra=extra), "workerType": "linux"})
 
 
 def _word(longest: int, shortest: int = 1) -> st.SearchStrategy[str]:
@@ -373,7 +373,7 @@ def test_whatever_the_published_config_allows_becomes_a_job_that_fits(
     jsonschema.validate(config, schema)
     metadata = {"name": "n" * 100 * names, "description": "", "owner": "o" * 30 * names, "source": "https://x.y"}
     task = {**definition(extra={"treeherder": config}, metadata=metadata), "workerType": "linux"}
-    told = Facts(TASK, task)
+    told = TaskFacts(TASK, task)
     made = report(stage)
     check_job_entry("entry", "mc", rest_entry(made, told, ROOT, "builds-4h", PUSH))
     for form in SCHEMAS:
@@ -421,7 +421,7 @@ def test_cuts_leave_whole_characters(text: str, kept: str) -> None:
 def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
     for event in recorded():
         (made,) = reports_of(event["message"]["payload"])
-        told = Facts(made.task_id, event["task"])
+        told = TaskFacts(made.task_id, event["task"])
         for form in SCHEMAS:
             message = pulse_message(
                 made, told, ROOT, "live_backing_log", FoundPush(event["revision"], None), schema=form

@@ -23,7 +23,7 @@ from service.flow.pushes.graph import why_not
 from service.flow.pushes.resultset import resultset_of
 from service.flow.pushes.template import context_of, owner_of, plan_of, scopes_of
 from service.flow.tasks import create, plan
-from service.flow.tasks.definition import stamp
+from service.flow.tasks.definition import format_date
 from service.flow.tasks.ids import graph_ids, slugid
 from service.settings import Settings, load
 from service.store.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
@@ -265,7 +265,7 @@ def test_the_first_task_of_a_group_is_created_before_those_that_name_it() -> Non
         ([task(created="tomorrow")], r"definition: 'tomorrow' is no date-time"),
         ([task(routes=["a"] * 2)], "definition: routes names something twice"),
         ([task(extra={"x": "y" * 10_500_000})], "is 10,500,.* bytes: Taskcluster takes 10,485,760 at most"),
-        ([task(0, dependencies=[ids(2)[1]]), task(1, dependencies=[ids(2)[0]])], "in a circle.*: t"),
+        ([task(0, dependencies=[ids(2)[1]]), task(1, dependencies=[ids(2)[0]])], "in a cycle.*: t"),
     ],
 )
 def test_what_is_no_plan_is_told(tasks: list[Any], why: str) -> None:
@@ -530,8 +530,8 @@ async def test_somebody_elses_task_in_a_template_is_not_touched(harness: FlowHar
     definition = {
         "taskQueueId": "prov/w",
         "schedulerId": "test",
-        "created": stamp(now()),
-        "deadline": stamp(now() + timedelta(days=1)),
+        "created": format_date(now()),
+        "deadline": format_date(now() + timedelta(days=1)),
         "payload": {},
         "metadata": {"name": "build", "description": "d", "owner": "o", "source": "https://example.com"},
     }
@@ -575,8 +575,8 @@ async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(har
     found = {
         "taskQueueId": "prov/w",
         "schedulerId": "test",
-        "created": stamp(now()),
-        "deadline": stamp(now() + timedelta(days=1)),
+        "created": format_date(now()),
+        "deadline": format_date(now() + timedelta(days=1)),
         "routes": [f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}"],
         "payload": {},
         "metadata": {"name": "d", "description": "d", "owner": "o", "source": "https://example.com"},

@@ -16,9 +16,9 @@ from service.engine.leases import Lease, LeaseLostError
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.tasks import create
 from service.flow.tasks.create import MAX_CANCEL_ATTEMPTS, PlanRefusedError, cancel_created, create_tasks
-from service.flow.tasks.definition import authority_differences, complete, stamp
+from service.flow.tasks.definition import authority_differences, complete, format_date
 from service.flow.tasks.ids import slugid
-from service.flow.tasks.plan import record
+from service.flow.tasks.plan import mark_created
 from service.store.models import PlannedTask, PushStep, StepKind
 from tests.service.engine.test_worker import until
 from tests.service.harness import SCOPES, FlowHarness, open_harness, push_event
@@ -38,7 +38,7 @@ class Plan:
 
     async def create(self, scopes: Sequence[str] = SCOPES) -> None:
         made = await create_tasks(self.harness.services, self.lease, self.tasks, list(scopes))
-        await self.lease.commit(record(made))
+        await self.lease.commit(mark_created(made))
 
     async def again(self) -> None:
         """The next holder, who reads the plan anew: after a crash, or a wait."""
@@ -76,9 +76,9 @@ async def plan_of(
             "schedulerId": "test",
             "taskGroupId": task_id(next(iter(graph))),
             "dependencies": [task_id(each) for each in dependencies],
-            "created": stamp(created),
-            "deadline": stamp(created + timedelta(days=1)),
-            "payload": {"artifacts": {"a": {"expires": stamp(created + timedelta(days=2))}}, "none": None},
+            "created": format_date(created),
+            "deadline": format_date(created + timedelta(days=1)),
+            "payload": {"artifacts": {"a": {"expires": format_date(created + timedelta(days=2))}}, "none": None},
             "metadata": {"name": name, "description": "d", "owner": "o", "source": "https://example.com"},
             **fields,
         }
@@ -462,7 +462,7 @@ async def test_what_an_earlier_holder_stamped_anew_is_sent(harness: FlowHarness)
     stale = plan.tasks
     definition = stale[0].definition
     assert definition is not None
-    newer = {**definition, "created": stamp(now())}
+    newer = {**definition, "created": format_date(now())}
     async with harness.database.writing() as session:
         await session.exec(update(PlannedTask).values(definition=newer))
     harness.tc.queue.create_task(task_id("d"), newer)
@@ -477,10 +477,10 @@ async def test_a_dependency_that_expires_too_soon_shortens_the_life(harness: Flo
     assert first is not None
     soon = now() + timedelta(hours=23)
     harness.tc.clock.advance(-2 * 3600)
-    harness.tc.queue.create_task(task_id("d"), {**first, "expires": stamp(soon)})
+    harness.tc.queue.create_task(task_id("d"), {**first, "expires": format_date(soon)})
     harness.tc.clock.reset()
     await plan.create()
-    assert plan.stands("a")["deadline"] == stamp(soon)
+    assert plan.stands("a")["deadline"] == format_date(soon)
 
 
 # Refused for good
@@ -521,7 +521,7 @@ async def test_an_earlier_attempts_task_is_adopted_whatever_else_differs(harness
     plan = await plan_of(harness, {"d": []})
     definition = plan["d"].definition
     assert definition is not None
-    earlier = {**definition, "tags": {"a": "b"}, "payload": {}, "priority": "high", "created": stamp(now())}
+    earlier = {**definition, "tags": {"a": "b"}, "payload": {}, "priority": "high", "created": format_date(now())}
     harness.tc.queue.create_task(task_id("d"), earlier)
     await plan.create()
     assert plan.stands("d") == earlier
@@ -539,7 +539,7 @@ async def test_a_task_that_was_cancelled_meanwhile_fails_the_plan(harness: FlowH
         harness.tc.clock.advance(age)
         await plan.again()
         if age:
-            old = {**(plan["d"].definition or {}), "created": stamp(now() - timedelta(minutes=12))}
+            old = {**(plan["d"].definition or {}), "created": format_date(now() - timedelta(minutes=12))}
             plan["d"].definition = old
         with pytest.raises(PlanRefusedError, match="task d was created before, and somebody has cancelled it"):
             await plan.create()
@@ -551,7 +551,8 @@ async def test_a_task_that_has_expired_meanwhile_fails_the_plan(harness: FlowHar
     definition = plan["d"].definition
     assert definition is not None
     past = {
-        name: stamp(now() - timedelta(days=days)) for name, days in (("created", 9), ("deadline", 8), ("expires", 1))
+        name: format_date(now() - timedelta(days=days))
+        for name, days in (("created", 9), ("deadline", 8), ("expires", 1))
     }
     harness.tc.clock.advance(-9 * 24 * 3600)
     harness.tc.queue.create_task(task_id("d"), {**definition, **past})
@@ -695,7 +696,7 @@ async def test_reads_that_are_refused_are_tried_again_and_leave_nothing_running(
     harness.tc.clock.advance(-12 * 60)
     harness.tc.queue.create_task(task_id("0"), first)
     harness.tc.clock.reset()
-    await plan.lease.commit(record([plan["0"]]))
+    await plan.lease.commit(mark_created([plan["0"]]))
     harness.tc.faults.add("before", "task", status=403, times=1)
     harness.tc.faults.add("delay", "createTask", seconds=0.1)
     with pytest.raises(PermanentUpstreamError) as refused:
@@ -751,7 +752,7 @@ async def test_what_was_made_of_a_plan_is_cancelled(harness: FlowHarness) -> Non
     made = await create_tasks(
         harness.services, plan.lease, [task for task in plan.tasks if task is not missing], SCOPES
     )
-    await plan.lease.commit(record(made))
+    await plan.lease.commit(mark_created(made))
     queue: Stand = harness.tc.queue
     queue.claim_task(task_id("e"), 0, {"workerGroup": "g", "workerId": "w"})
     queue.report_completed(task_id("e"), 0)

@@ -17,14 +17,14 @@ from sandbox.taskcluster import checks
 from sandbox.taskcluster.clock import parse
 from service.flow.tasks.definition import (
     SLUGID,
-    CircleError,
+    CycleError,
     TaskDefinition,
     authority_differences,
     complete,
-    date,
-    in_order,
-    move,
-    stamp,
+    format_date,
+    move_dates,
+    parse_date,
+    sort_by_dependencies,
 )
 from service.flow.tasks.ids import slugid
 from tests.published_schemas import read_published
@@ -55,7 +55,7 @@ def accepts(definition: Any) -> bool:
 names = st.text("abcXYZ019-_", min_size=1, max_size=38)
 types = st.from_regex(r"[a-z]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
 slugs = st.from_regex(SLUGID.strip("^$"), fullmatch=True)
-moments = st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)).map(lambda at: stamp(at.replace(tzinfo=UTC)))  # noqa: DTZ001 - hypothesis wants naive bounds
+moments = st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)).map(lambda at: format_date(at.replace(tzinfo=UTC)))  # noqa: DTZ001 - hypothesis wants naive bounds
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -99,9 +99,9 @@ def definitions(draw: st.DrawFn, spoil: bool = False) -> dict[str, Any]:
     if "expires" in chosen or "deadline" in chosen or "created" in chosen:
         start = draw(st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1))).replace(tzinfo=UTC)  # noqa: DTZ001 - likewise
         life = draw(st.timedeltas(timedelta(), timedelta(days=5)))
-        definition["created"], definition["deadline"] = stamp(start), stamp(start + life)
+        definition["created"], definition["deadline"] = format_date(start), format_date(start + life)
         if "expires" in chosen:
-            definition["expires"] = stamp(start + life + draw(st.timedeltas(timedelta(), timedelta(days=400))))
+            definition["expires"] = format_date(start + life + draw(st.timedeltas(timedelta(), timedelta(days=400))))
     if "taskQueueId" in chosen:
         provisioner, worker_type = definition["taskQueueId"].split("/")
         definition |= {"provisionerId": provisioner} if "provisionerId" in chosen else {}
@@ -207,8 +207,9 @@ def test_what_is_missing_is_named(missing: str) -> None:
 
 
 def test_every_field_of_the_schema_is_known() -> None:
-    assert set(TaskDefinition.model_fields) == set(read_published(f"taskcluster/schemas/{SCHEMA}")["properties"])
-    assert set(fields) == set(TaskDefinition.model_fields)
+    keys = {field.alias for field in TaskDefinition.model_fields.values()}
+    assert keys == set(read_published(f"taskcluster/schemas/{SCHEMA}")["properties"])
+    assert keys == set(fields)
 
 
 def test_real_definitions_are_complete_already() -> None:
@@ -235,12 +236,12 @@ def test_a_leap_day_expires_on_the_first_of_march() -> None:
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9997, 1, 1)))  # noqa: DTZ001 - hypothesis wants naive bounds
 def test_stamps_are_dates_in_milliseconds(at: datetime) -> None:
     at = at.replace(tzinfo=UTC)
-    assert timedelta() <= at - date(stamp(at)) < timedelta(milliseconds=1)
-    assert len(stamp(at)) == 24
+    assert timedelta() <= at - parse_date(format_date(at)) < timedelta(milliseconds=1)
+    assert len(format_date(at)) == 24
 
 
 def test_dates_with_an_offset() -> None:
-    assert stamp(date("2030-01-30T12:00:00.1239+05:30")) == "2030-01-30T06:30:00.123Z"
+    assert format_date(parse_date("2030-01-30T12:00:00.1239+05:30")) == "2030-01-30T06:30:00.123Z"
 
 
 # What stands there, and moving on
@@ -281,7 +282,7 @@ def test_move_moves_every_date_and_nothing_else() -> None:
     }
     plan = complete(TASK, {**BASE, "payload": payload})
     before = json.dumps(plan)
-    moved = move(plan, timedelta(minutes=20))
+    moved = move_dates(plan, timedelta(minutes=20))
     assert json.dumps(plan) == before
     assert moved["created"] == "2030-01-30T12:20:00.000Z"
     assert moved["deadline"] == "2030-01-31T12:20:00.000Z"
@@ -300,7 +301,7 @@ def test_move_moves_every_date_and_nothing_else() -> None:
 
 @given(delta=st.timedeltas(timedelta(), timedelta(days=30)))
 def test_what_was_moved_is_still_a_definition(delta: timedelta) -> None:
-    assert complete(TASK, move(WHOLE, delta))["schedulerId"] == "-"
+    assert complete(TASK, move_dates(WHOLE, delta))["schedulerId"] == "-"
 
 
 # The order of creation
@@ -321,7 +322,7 @@ def test_each_task_comes_after_its_dependencies(count: int, chance: random.Rando
     }
     for definition in definitions.values():
         definition["dependencies"].append(OTHER)
-    found = in_order(definitions)
+    found = sort_by_dependencies(definitions)
     assert sorted(found) == sorted(definitions)
     place = {task_id: position for position, task_id in enumerate(found)}
     for task_id, definition in definitions.items():
@@ -330,23 +331,26 @@ def test_each_task_comes_after_its_dependencies(count: int, chance: random.Rando
 
 def test_otherwise_as_they_stood() -> None:
     order = ids(20)
-    assert in_order({task_id: {"dependencies": []} for task_id in order}) == order
+    assert sort_by_dependencies({task_id: {"dependencies": []} for task_id in order}) == order
     assert (
-        in_order({task_id: {"dependencies": [order[0]] if task_id != order[0] else []} for task_id in order}) == order
+        sort_by_dependencies(
+            {task_id: {"dependencies": [order[0]] if task_id != order[0] else []} for task_id in order}
+        )
+        == order
     )
 
 
 @given(st.integers(2, 10), st.randoms(use_true_random=False))
-def test_a_circle_is_named(count: int, chance: random.Random) -> None:
+def test_a_cycle_is_named(count: int, chance: random.Random) -> None:
     order = ids(count + 5)
     definitions: dict[str, dict[str, Any]] = {task_id: {"dependencies": []} for task_id in order}
-    circle = chance.sample(order, count)
-    for one, other in zip(circle, circle[1:] + circle[:1], strict=True):
+    cycle = chance.sample(order, count)
+    for one, other in zip(cycle, cycle[1:] + cycle[:1], strict=True):
         definitions[one]["dependencies"] = [other]
-    with pytest.raises(CircleError, match="depend on each other in a circle") as refused:
-        in_order(definitions, but_itself=chance.random() < 0.5)
-    named = refused.value.circle
-    assert set(named) == set(circle)
+    with pytest.raises(CycleError, match="depend on each other in a cycle") as refused:
+        sort_by_dependencies(definitions, allow_self=chance.random() < 0.5)
+    named = refused.value.cycle
+    assert set(named) == set(cycle)
     assert all(definitions[one]["dependencies"] == [other] for one, other in itertools.pairwise(named))
 
 
@@ -354,10 +358,10 @@ def test_a_task_may_wait_for_itself_where_that_is_wanted() -> None:
     """Until it is scheduled by hand; the queue takes it."""
     (one,) = ids(1)
     waiting = {one: {"dependencies": [one]}}
-    assert in_order(waiting, but_itself=True) == [one]
-    with pytest.raises(CircleError) as refused:
-        in_order(waiting)
-    assert refused.value.circle == [one]
+    assert sort_by_dependencies(waiting, allow_self=True) == [one]
+    with pytest.raises(CycleError) as refused:
+        sort_by_dependencies(waiting)
+    assert refused.value.cycle == [one]
 
 
 def test_long_chains_and_wide_graphs_are_ordered_at_once() -> None:
@@ -366,6 +370,6 @@ def test_long_chains_and_wide_graphs_are_ordered_at_once() -> None:
     chain[order[-1]] = {"dependencies": []}
     wide = {task_id: {"dependencies": order[:1]} for task_id in order[1:]} | {order[0]: {"dependencies": []}}
     began = time.thread_time()
-    assert in_order(chain) == order[::-1]
-    assert in_order(wide)[0] == order[0]
+    assert sort_by_dependencies(chain) == order[::-1]
+    assert sort_by_dependencies(wide)[0] == order[0]
     assert time.thread_time() - began < 3

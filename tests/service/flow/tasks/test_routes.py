@@ -1,6 +1,6 @@
 import pytest
 
-from service.flow.tasks.routes import Route, parse
+from service.flow.tasks.routes import Route, parse_route
 
 A, B = "a1" * 20, "b2" * 20
 
@@ -33,4 +33,4 @@ A, B = "a1" * 20, "b2" * 20
     ],
 )
 def test_routes(route: str, said: Route | None) -> None:
-    assert parse("tc-treeherder", route) == said
+    assert parse_route("tc-treeherder", route) == said
