@@ -35,7 +35,7 @@ from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
 from service.flow.actions.kinds import ACTIONS, scope_of
 from service.flow.actions.receive import new_action, store_idempotent
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, subject_of
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError, fetch_subject
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Session
@@ -128,7 +128,7 @@ async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerD
 
 
 async def _plan(services: Services, body: ActionCreate, plan: ActionPlan) -> None:
-    subject = await subject_of(services, body.project, body.task_id)
+    subject = await fetch_subject(services, body.project, body.task_id)
     preview = await ACTIONS[body.action].plan(services, subject, _action_of(body, ""))
     if preview.nothing_to_do is not None:
         plan.state, plan.reason = ActionState.NOTHING_TO_DO, preview.nothing_to_do

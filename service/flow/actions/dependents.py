@@ -1,4 +1,4 @@
-"""Find the tasks that depend on a task, from it upwards, or by reading the whole task group."""
+"""Find the tasks that depend on a task: ask each task for its dependents, or read the whole task group."""
 
 import asyncio
 from collections import defaultdict
@@ -8,19 +8,19 @@ from typing import Any
 
 from service.clients.taskcluster import Definition, Page, Queue, Status, validate_definition, validate_status
 from service.flow.actions.subject import ActionFailedError, ActionRejectedError
-from service.flow.tasks.definition import (
-    CycleError,
-    name_of,
-)
+from service.flow.tasks.definition import CycleError, name_of
 from service.sanitize import escape_unstorable
 
 WALK_CALLS = 20
-"""Calls of `listDependentTasks` before the whole group is read instead: most retriggers are of leaves."""
+"""Calls of `listDependentTasks` after which the whole group is read instead: most retriggers are of leaves."""
+
+MAX_VALUES = 4_000_000
+"""Values of all definitions that one retrigger holds in memory; each takes up to some hundred bytes."""
 
 
 @dataclass
-class Found:
-    """The task that is retriggered, and what was found to depend on it: in its group, and what is left out."""
+class DependencySearch:
+    """The task that is retriggered, and its dependents: those of its group, and those that are left out."""
 
     target: str
     group: str
@@ -33,8 +33,8 @@ class Found:
         self.definitions = {self.target: self.definition}
         self._values = 0
 
-    def weigh(self, definition: Definition) -> None:
-        """Count the values of a definition that is about to be held. Raises FailedError if they are too many."""
+    def count_values(self, definition: Definition) -> None:
+        """Count the values of a definition that is to be held. Raises ActionFailedError beyond `MAX_VALUES`."""
         waiting: list[Any] = [definition]
         while waiting and self._values <= MAX_VALUES:
             value = waiting.pop()
@@ -42,46 +42,47 @@ class Found:
             waiting.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
         if self._values > MAX_VALUES:
             raise ActionFailedError(
-                f"the definitions of what depends on task {self.target} have more than {MAX_VALUES:,} values: copies "
-                "of so much are not made. Retrigger tasks that less depends on"
+                f"the definitions of the tasks that depend on task {self.target} have more than {MAX_VALUES:,} values, "
+                "too many to copy. Retrigger tasks with fewer dependents"
             )
 
     def leave_out(self, task_id: str, definition: Definition, reason: str) -> None:
+        """Record that a task is not copied, and why."""
         self.skipped[task_id] = {"task_id": task_id, "name": escape_unstorable(name_of(definition)), "reason": reason}
 
     def add(self, status: Status, definition: Definition) -> bool:
-        """Note a dependent; whether it is a new one of the group. Raises Unavailable for what is no task."""
+        """Add a dependent; return True if it is a new one of the group. Raises Unavailable if it is invalid."""
         task_id: str = validate_status(status)["taskId"]
         if validate_definition(definition)["taskGroupId"] != self.group:
             self.leave_out(task_id, definition, f"it is in another task group, {definition['taskGroupId']}")
             return False
         if task_id in self.definitions:
             return False
-        self.weigh(definition)
+        self.count_values(definition)
         self.definitions[task_id], self.states[task_id] = definition, status["state"]
         return True
 
 
-async def dependents(queue: Queue, found: Found, first: Page | None = None) -> bool:
-    """Find what depends on the target, through any number of steps; whether other groups were searched, too.
+async def find_dependents(queue: Queue, search: DependencySearch, first: Page | None = None) -> bool:
+    """Find the direct and indirect dependents of the target; return True if other groups were searched too.
 
-    `first` is the first page of what depends on the target itself, if it was asked for already.
+    `first` is the first page of the target's direct dependents, if it was requested already.
     """
-    walked = await _walk(queue, found, first)
+    walked = await _walk(queue, search, first)
     if not walked:
-        await _read_group(queue, found)
+        await _read_group(queue, search)
     return walked
 
 
-async def _walk(queue: Queue, found: Found, start: Page | None) -> bool:
-    """Ask each task what depends on it, level by level; False when that takes more than `WALK_CALLS`."""
+async def _walk(queue: Queue, search: DependencySearch, start: Page | None) -> bool:
+    """Request the dependents of each task, level by level; return False if that takes more than `WALK_CALLS`."""
     calls = 0
-    level = [found.target]
+    level = [search.target]
     while level:
         calls += len(level)
         if calls > WALK_CALLS:
             return False
-        if start is not None and level == [found.target]:
+        if start is not None and level == [search.target]:
             pages = [start]
         else:
             pages = await asyncio.gather(*(queue.dependents(task_id) for task_id in level))
@@ -89,7 +90,7 @@ async def _walk(queue: Queue, found: Found, start: Page | None) -> bool:
         for task_id, first in zip(level, pages, strict=True):
             page = first
             while True:
-                following += [status["taskId"] for status, definition in page.tasks if found.add(status, definition)]
+                following += [status["taskId"] for status, definition in page.tasks if search.add(status, definition)]
                 if page.token is None:
                     break
                 calls += 1
@@ -100,39 +101,36 @@ async def _walk(queue: Queue, found: Found, start: Page | None) -> bool:
     return True
 
 
-async def _read_group(queue: Queue, found: Found) -> None:
-    """Compute it from the whole group, of which only what depends on what is kept, and what is known to be copied."""
+async def _read_group(queue: Queue, search: DependencySearch) -> None:
+    """Compute the dependents from the whole group; definitions are only kept of tasks that are certainly dependents."""
     needs: dict[str, list[str]] = {}
-    async for page in queue.group(found.group):
+    async for page in queue.group(search.group):
         for status, definition in page:
             dependencies = validate_definition(definition)["dependencies"]
             needs[validate_status(status)["taskId"]] = dependencies
-            if any(dependency in found.definitions for dependency in dependencies):
-                found.add(status, definition)
-            found.states[status["taskId"]] = status["state"]
+            if any(dependency in search.definitions for dependency in dependencies):
+                search.add(status, definition)
+            search.states[status["taskId"]] = status["state"]
     needed_by: dict[str, list[str]] = defaultdict(list)
     for task_id, dependencies in needs.items():
         for dependency in dependencies:
             needed_by[dependency].append(task_id)
-    reached = dict.fromkeys([found.target])
-    level = [found.target]
+    reached = dict.fromkeys([search.target])
+    level = [search.target]
     while level:
-        following = [each for task_id in level for each in needed_by.get(task_id, ()) if each not in reached]
+        following = [task for task_id in level for task in needed_by.get(task_id, ()) if task not in reached]
         level = list(dict.fromkeys(following))
         reached.update(dict.fromkeys(level))
-    missing = [task_id for task_id in reached if task_id not in found.definitions]
+    missing = [task_id for task_id in reached if task_id not in search.definitions]
     definitions = await queue.tasks(missing) if missing else {}
     for definition in definitions.values():
-        found.weigh(definition)
-    found.definitions |= definitions
+        search.count_values(definition)
+    search.definitions |= definitions
 
 
 def cycle_error(definitions: Mapping[str, Definition], error: CycleError) -> ActionRejectedError:
-    named = [f"{each} ({escape_unstorable(name_of(definitions[each]))})" for each in error.cycle[:10]]
+    """Return the error for tasks that depend on each other in a cycle, with their names."""
+    tasks = [f"{task_id} ({escape_unstorable(name_of(definitions[task_id]))})" for task_id in error.cycle[:10]]
     if len(error.cycle) == 1:
-        return ActionRejectedError(f"task {named[0]} depends on itself: no copy of it could ever run")
-    return ActionRejectedError(f"{error}: {', '.join(named)}")
-
-
-MAX_VALUES = 4_000_000
-"""Values of all definitions that are held for one retrigger; each takes up to some hundred bytes."""
+        return ActionRejectedError(f"task {tasks[0]} depends on itself: no copy of it could ever run")
+    return ActionRejectedError(f"{error}: {', '.join(tasks)}")

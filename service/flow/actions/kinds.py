@@ -1,7 +1,7 @@
-"""The actions that this service does. Each registers itself in its module; a new one is one module more.
+"""Registry of the actions. Each action registers itself in its module.
 
-What an action is called, what it needs to be asked for with, what it would do and how it is done stand together, so
-that the API, the commands, the scopes and the metrics know of it at once.
+Name, input, plan and execution of an action are registered together, so that the API, the commands, the scopes and the
+metrics know of it at once.
 """
 
 from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ class NoInput(BaseModel):
 
 @dataclass
 class Copy:
-    """A task that is to be made, and the one that it is a copy of."""
+    """A task that is to be created, and the id of the task that it is a copy of."""
 
     old_id: str
     new_id: str
@@ -35,9 +35,9 @@ class Copy:
 
 @dataclass
 class Plan:
-    """What an action would do now: the copies in dependency order, what is left out and why, and what else to say.
+    """The effect that an action would have now: copies in dependency order, tasks left out with reasons, and notes.
 
-    `nothing_to_do` says why it would do nothing at all.
+    `nothing_to_do` is the reason why it would do nothing at all.
     """
 
     copies: list[Copy] = field(default_factory=list)
@@ -50,9 +50,9 @@ class Plan:
 class ActionKind:
     """An action that people can ask for.
 
-    `run` carries out a stored action, and continues one that a process was killed in the middle of. `plan` returns
-    what the action would do on its subject, and changes nothing; the action that it gets is never stored. Both may
-    raise ActionRejectedError and ActionFailedError, and what a client raises.
+    `run` carries out a stored action, and continues one during which a process was killed. `plan` returns what the
+    action would do, and changes nothing; the action that it gets is never stored. Both may raise ActionRejectedError,
+    ActionFailedError, and the errors of clients.
     """
 
     name: str
@@ -63,11 +63,11 @@ class ActionKind:
 
     @property
     def lane(self) -> str:
-        """Return the lane of its work: each kind has slots of its own, so that a cancel never waits for copies."""
+        """Return the lane of its work. Each kind has its own slots, so that a cancel never waits for a retrigger."""
         return f"action {self.name}"
 
     def scope(self, project: str) -> str:
-        """Return the scope that asks for this action on tasks of a project."""
+        """Return the scope that a caller needs for this action on tasks of a project."""
         return scope_of(self.name, project)
 
 
@@ -82,12 +82,12 @@ def scope_of(name: str, project: str) -> str:
 
 def register(kind: ActionKind) -> None:
     """Add an action. Raises ValueError if there is one of its name."""
-    WORK.add_kind(Action, kind.name, _ending(kind))
+    WORK.add_kind(Action, kind.name, _run_to_end(kind))
     ACTIONS[kind.name] = kind
 
 
-def _ending(kind: ActionKind) -> Callable[[Services, Lease[Action]], Awaitable[None]]:
-    """Return what carries out an action of this kind, and ends it when it is not to be done or cannot be."""
+def _run_to_end(kind: ActionKind) -> Callable[[Services, Lease[Action]], Awaitable[None]]:
+    """Return the function that carries out an action of this kind, and ends it if it is rejected or fails."""
 
     async def run(services: Services, lease: Lease[Action]) -> None:
         try:

@@ -1,6 +1,6 @@
-"""What others are told of an action that has ended: a message on Pulse, or a job in Treeherder that shows a failure.
+"""Notices of ended work: a message on Pulse, or a job in Treeherder that shows a failure.
 
-At least once: a message may go out twice, and a job that Treeherder has completed stays as it is.
+Each is sent at least once: a message may be sent twice, and Treeherder does not change a job that is completed.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ from service.settings import Environment
 from service.store.models import Action, Notice, NoticeKind, Push, PushStep, Repository, State
 
 LONGEST_TURN = 10.0
-"""Seconds that a job waits for a request of the budget; then it is tried again later."""
+"""Seconds that a job waits for its turn in the budget of requests; if it would take longer, it is tried later."""
 
 
 async def run(services: Services, lease: Lease[Notice]) -> None:
-    """Tell it once more, until it was heard."""
+    """Send the notice, or skip it if the settings or the work have changed since."""
     notice = lease.item
     try:
         if notice.kind == NoticeKind.PULSE:
             if services.publisher is None:
                 await lease.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
                 return
-            await services.publisher.publish(notice.target, notice.key, notice.body)  # nobody has to listen
+            await services.publisher.publish(notice.target, notice.key, notice.body)  # it need not reach a queue
         else:
             skipped = await _post_job(services, notice)
             if skipped is not None:
@@ -50,8 +50,8 @@ async def run(services: Services, lease: Lease[Notice]) -> None:
     await lease.finish(State.DONE)
 
 
-def retriggered(action: Action, old_id: str, new_id: str, group_id: str) -> Notice:
-    """The announcement of a retrigger that was carried out."""
+def retrigger_notice(action: Action, old_id: str, new_id: str, group_id: str) -> Notice:
+    """Return the announcement of a retrigger that was carried out."""
     body = {"requester": action.requester, "taskGroupId": group_id, "taskId": old_id, "newTaskId": new_id}
     return Notice(
         kind=NoticeKind.PULSE,
@@ -68,11 +68,11 @@ def retriggered(action: Action, old_id: str, new_id: str, group_id: str) -> Noti
 
 
 def failure_jobs(services: Services, action: Action, subject: Subject) -> list[dict[str, Any]]:
-    """Where a failure of this action is to be shown: the pushes that the task's routes name, and the job but for why.
+    """Return the job that shows a failure of this action, without the reason, for each Treeherder of the task's routes.
 
-    One a Treeherder; only where it takes jobs over REST.
+    Treeherders that do not take jobs over REST are left out.
     """
-    shown: dict[str, dict[str, Any]] = {}
+    jobs: dict[str, dict[str, Any]] = {}
     for prefix, route in subject.routes:
         environment = services.settings.environments.get(prefix)
         if environment is None or environment.jobs != "rest":
@@ -81,28 +81,28 @@ def failure_jobs(services: Services, action: Action, subject: Subject) -> list[d
             "project": route.project,
             "revision": route.revision,
             "revision_hash": route.revision_hash,
-            "job": _job(services.secret, action, subject),
+            "job": _failure_job(services.secret, action, subject),
         }
-        if prefix not in shown or route.revision is not None:  # a version 2 route needs no looking up
-            shown[prefix] = {"environment": prefix, "project": route.project, "entry": entry}
-    return list(shown.values())
+        if prefix not in jobs or route.revision is not None:  # a version 2 route needs no lookup of the push
+            jobs[prefix] = {"environment": prefix, "project": route.project, "entry": entry}
+    return list(jobs.values())
 
 
-def _job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:
-    """A completed job beside the one that was to be retriggered: the same platform, options, group and symbol."""
+def _failure_job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:
+    """Return a completed job beside the one of the task: the same platform, options, group and symbol."""
     digest = derive(secret, "failure job", action.key)
-    return failed_job(digest, f"{action.kind}: {subject.name}"[:100], action.requester, _beside(subject))
+    return failed_job(digest, f"{action.kind}: {subject.name}"[:100], action.requester, _place_beside(subject))
 
 
-def _beside(subject: Subject) -> dict[str, Any]:
-    """Where the job of the task itself stands; of a task that is not shown, a place by its worker type."""
+def _place_beside(subject: Subject) -> dict[str, Any]:
+    """Return the fields that place the job of the task; a task that is not shown is placed by its worker type."""
     definition = subject.definition
     try:
         facts = TaskFacts(subject.status["taskId"], definition)
     except (UnshowableTaskError, KeyError, TypeError, ValueError):
-        shown = {"symbol": "?", "machine": {"platform": definition["workerType"]}}
+        section = {"symbol": "?", "machine": {"platform": definition["workerType"]}}
         metadata = {"name": subject.name, "description": "", "owner": "unknown"}
-        bare = {**definition, "metadata": metadata, "extra": {"treeherder": shown}, "created": format_date(now())}
+        bare = {**definition, "metadata": metadata, "extra": {"treeherder": section}, "created": format_date(now())}
         facts = TaskFacts(subject.status["taskId"], bare)
     return {
         "job_symbol": facts.symbol,
@@ -117,22 +117,21 @@ def _beside(subject: Subject) -> dict[str, Any]:
 
 
 async def _post_job(services: Services, notice: Notice) -> str | None:
-    """Post the job with the reason; or return why it is no longer to be posted."""
+    """Post the job with the reason, or return why it is no longer to be posted."""
     environment = services.settings.environments.get(notice.target)
     if environment is None or environment.jobs != "rest":
         return f"environment {notice.target} takes no jobs over REST by the present settings"
-    failure = await _failure(services, notice)
+    failure = await _load_failure(services, notice)
     if failure is None:
-        return "it was taken up again"
+        return "the work was retried"
     treeherder = services.treeherders[notice.target]
     entry = notice.body
-    own = entry["revision"] or await _tip(services, notice)
-    # a Treeherder of that time answers 200 to jobs of a push that it does not know, and drops them
-    push = await treeherder.find_push(notice.key, own, entry["revision_hash"])
+    revision = entry["revision"] or await _find_tip(services, notice)
+    # an old Treeherder answers 200 to jobs of a push that it does not know, and drops them
+    push = await treeherder.find_push(notice.key, revision, entry["revision_hash"])
     if push is None:
-        raise Unavailable(
-            "treeherder", f"{notice.target} knows no push {own or entry['revision_hash']} of {notice.key}"
-        )
+        name = revision or entry["revision_hash"]
+        raise Unavailable("treeherder", f"{notice.target} does not have the push {name} of {notice.key}")
     details = [{"content_type": "text", "title": title, "value": value} for title, value in failure.details.items()]
     job = {
         **entry["job"],
@@ -146,14 +145,14 @@ async def _post_job(services: Services, notice: Notice) -> str | None:
     posted = {"project": entry["project"], "revision": push.revision, "superseded": [], "job": job}
     if push.revision_hash:  # without it, a Treeherder before 2016-03 drops the job
         posted["revision_hash"] = push.revision_hash
-    await _turn(services, environment)
+    await _take_turn(services, environment)
     await treeherder.post_jobs(notice.key, [posted])
     return None
 
 
 @dataclass
 class _Failure:
-    """What failed, as its job shows it; times in epoch seconds."""
+    """The failure as its job shows it; times in epoch seconds."""
 
     what: str
     reason: str
@@ -162,8 +161,8 @@ class _Failure:
     details: dict[str, str]
 
 
-async def _failure(services: Services, notice: Notice) -> _Failure | None:
-    """Return what the notice is about; None if that has not failed any more."""
+async def _load_failure(services: Services, notice: Notice) -> _Failure | None:
+    """Return the failure that the notice is about, None if the work is not failed any more."""
     async with services.database.reading() as session:
         if notice.action_id is not None:
             action = await session.get_one(Action, notice.action_id)
@@ -181,8 +180,8 @@ async def _failure(services: Services, notice: Notice) -> _Failure | None:
     return _Failure(what, reason, int(began.timestamp()), ended, {f"{what} failed": reason, **details})
 
 
-async def _turn(services: Services, environment: Environment) -> None:
-    """Take a request of the credential's budget for jobs, and wait until it may be made. Raises Unavailable."""
+async def _take_turn(services: Services, environment: Environment) -> None:
+    """Take one request of the credential's budget for jobs, and wait until it may be made. Raises Unavailable."""
     name, rate = jobs_budget(environment, services.settings.reports.links_wait)
     async with services.database.writing() as session:
         at = now()
@@ -193,20 +192,20 @@ async def _turn(services: Services, environment: Environment) -> None:
         if pause > LONGEST_TURN:
             reason = f"no request with jobs is left for {environment.url} in the next {LONGEST_TURN:g} s"
             raise Unavailable("treeherder", reason, timedelta(seconds=pause))
-        bucket.tokens -= 1  # taken in advance: others see it
+        bucket.tokens -= 1  # before the wait, so that others see it
     await asyncio.sleep(pause)
 
 
-async def _tip(services: Services, notice: Notice) -> str | None:
-    """The tip of our own push with the hash that a version 1 route has."""
+async def _find_tip(services: Services, notice: Notice) -> str | None:
+    """Return the tip of the stored push with the revision hash of a version 1 route."""
+    query = (
+        select(Push.revision)
+        .join(Repository, col(Repository.id) == Push.repository_id)
+        .where(Push.revision_hash == notice.body["revision_hash"], Repository.alias == notice.key)
+        .order_by(col(Push.id).desc())
+    )
     async with services.database.reading() as session:
-        found = await session.exec(
-            select(Push.revision)
-            .join(Repository, col(Repository.id) == Push.repository_id)
-            .where(Push.revision_hash == notice.body["revision_hash"], Repository.alias == notice.key)
-            .order_by(col(Push.id).desc())
-        )
-        return found.first()
+        return (await session.exec(query)).first()
 
 
 WORK.add_table(WorkTable(Notice, "the log says why a notice is not sent"))

@@ -1,11 +1,21 @@
-"""A pressed button, or a call of our API, becomes a stored action; and what every action begins with.
+"""Store pressed buttons and calls of the API as actions, once for each press however often it is delivered.
 
-A message may come again: under the same delivery key when a listener posts it once more, and as `redelivered` under
-a new key when the listener's channel was lost before the broker had the acknowledgement. Of equal presses nobody can
-say which redelivered message is which original, but how many presses there were can be counted: see `count_presses`.
+A press makes no action of its own in two cases, which `store` decides. Its verdict, and the row in the table
+`delivery`, say which:
 
-Listeners report what the broker has confirmed. Until then a delivery may come again; a press that is counted only after
-such a report is carried out then. All deliveries are kept, each on one action.
+    known key           a listener posted the delivery before: "this delivery is known"
+    not another press   it may be a redelivery of an equal press, so it is listed on that press's action: "it came
+                        before, as action N". `count_presses` counts how many presses equal deliveries stand for
+
+Every other press makes an action. It creates no copy if the action's kind is unknown (`new_action`), or for the reason
+that `GET /api/v1/actions/{id}` shows as its `error`, `left_out` or `notes`: see `subject`, `search` and `copies`.
+
+A message may come again: under the same delivery key if a listener posts it once more, and as `redelivered` under a
+new key if the listener's channel was lost before the broker had the acknowledgement. Which redelivered message is
+which of several equal originals cannot be known, but the number of presses can be counted.
+
+Listeners report which acknowledgements the broker has confirmed. Until then a delivery may come again. A press that can
+only be counted after such a report is carried out then. All deliveries are kept, each on one action.
 """
 
 import base64
@@ -36,21 +46,20 @@ from service.store.models import REDELIVERED_WITHIN, UNSETTLED, Action, Delivery
 
 log = structlog.get_logger()
 
-
 CLOCK_SKEW = 300.0
-"""Seconds; how far a listener's clock may be off: the service takes no signature that is older or newer."""
+"""Seconds by which a listener's clock may be wrong: the service takes no signature that is older or newer."""
 
 _LOCKS = 0x7C7B
-"""The first of the two numbers of our advisory locks on PostgreSQL; alembic/env.py takes another."""
+"""First of the two numbers of these advisory locks on PostgreSQL; alembic/env.py uses another."""
 
 _STRIPES = 256
-"""Locks there are for all presses together: a transaction may need one for each event, and PostgreSQL's are few."""
+"""Number of locks for all presses: a transaction may need one for each event, and PostgreSQL has few."""
 
 _TAKE_LOCKS = text("SELECT pg_advisory_xact_lock(:space, stripe) FROM unnest(CAST(:stripes AS integer[])) AS stripe")
 
 
-def _job(guid: Any) -> tuple[str, int]:
-    """taskId and runId of a `job_guid`."""
+def _parse_job_guid(guid: Any) -> tuple[str, int]:
+    """Return the taskId and runId of a `job_guid`. Raises ValueError."""
     name, _, run = guid.partition("/") if isinstance(guid, str) else ("", "", "")
     try:
         task = uuid.UUID(name)
@@ -62,20 +71,20 @@ def _job(guid: Any) -> tuple[str, int]:
 
 
 class JobAction(BaseModel):
-    """A button pressed in Treeherder: its job-action-message schema, further fields allowed, any action taken."""
+    """A button pressed in Treeherder, by its job-action-message schema, with any action and any further fields."""
 
     model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
 
     version: Literal[1]
     project: str = Field(max_length=1_000)
-    job: Annotated[tuple[str, int], PlainValidator(_job)] = Field(alias="job_guid")
+    job: Annotated[tuple[str, int], PlainValidator(_parse_job_guid)] = Field(alias="job_guid")
     action: str = Field(max_length=100)
     requester: str = Field(max_length=1_000)
     job_id: int | float | None = None
 
 
 def parse_press(message: PulseMessage) -> JobAction:
-    """What a message says. Raises NonsenseError and pydantic's ValidationError."""
+    """Parse the press in a message. Raises InvalidJSONError and pydantic's ValidationError."""
     if message.encoding == "base64":
         try:
             raw = base64.b64decode(message.body, validate=True)
@@ -87,7 +96,7 @@ def parse_press(message: PulseMessage) -> JobAction:
 
 
 def new_action(kind: str, project: str, task_id: str, run_id: int | None, requester: str, source: Source) -> Action:
-    """An action that is to be done; one of an unknown kind is rejected from the start."""
+    """Return an action that is to be done; one of an unknown kind is rejected at once."""
     action = Action(
         kind=kind,
         project=project,
@@ -100,25 +109,25 @@ def new_action(kind: str, project: str, task_id: str, run_id: int | None, reques
     )
     if kind not in ACTIONS:
         action.state, action.due_at, action.done_at = State.REJECTED, None, now()
-        action.error = f"there is no action {kind!r} here: {known_names()} are what this service does"
+        action.error = f"there is no action {kind!r}: this service does {known_names()}"
     return action
 
 
 @dataclass
 class Arrival:
-    """A message, and what it says."""
+    """A message, and the press that it carries."""
 
     message: JobActionMessage
     press: JobAction
 
     @cached_property
     def identity(self) -> str:
-        """A hash of what is the same in equal presses."""
+        """Return a hash of the values that equal presses have in common."""
         values = [*self.press.job, self.press.action, self.press.project, self.press.requester]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def delivery(self) -> Delivery:
-        """A row for it, not listed on an action yet."""
+        """Return a row for the message, not listed on an action yet."""
         columns = self.message.model_dump(include={"channel", "redelivered", "stamp"})
         return Delivery(key=self.message.delivery, digest=self.identity, made_action=False, **columns)
 
@@ -126,10 +135,10 @@ class Arrival:
 async def store(
     session: Session, arrivals: Sequence[Arrival], acknowledged: Collection[str] = ()
 ) -> tuple[list[Verdict], list[Action]]:
-    """Store what is new, in the caller's transaction: a verdict for each, and the actions that are to be done.
+    """Store new deliveries in the caller's transaction; return a verdict for each, and the actions that are to be done.
 
-    `acknowledged`: deliveries that the broker is now known not to bring again. An equal one may thereby turn out to be
-    another press: it becomes an action here, too.
+    `acknowledged` are deliveries that the broker is certain not to bring again. An equal delivery may thereby turn
+    out to be another press: then it makes an action here, too. The module's docstring lists what makes no action.
     """
     acknowledged = set(acknowledged)
     reported = await session.exec(
@@ -137,28 +146,28 @@ async def store(
     )
     identities = {*filter(None, reported), *(arrival.identity for arrival in arrivals)}
     await _lock(session, identities)
-    groups = await _unsettled(session, identities)
-    # never less than they were counted as before: with the days, deliveries leave the groups
-    enough = {
+    groups = await _load_unsettled(session, identities)
+    # never fewer than counted before, because old deliveries leave the groups
+    counted_before = {
         identity: max(count_presses(group), sum(delivery.made_action for delivery in group))
         for identity, group in groups.items()
     }
     for delivery in chain.from_iterable(groups.values()):
         delivery.acknowledged = delivery.acknowledged or delivery.key in acknowledged
     arrived = {arrival.message.delivery: arrival for arrival in arrivals}
-    known = set(await session.exec(select(Delivery.key).where(col(Delivery.key).in_(arrived))))
-    new = {key: arrival.delivery() for key, arrival in arrived.items() if key not in known}
+    stored = set(await session.exec(select(Delivery.key).where(col(Delivery.key).in_(arrived))))
+    new = {key: arrival.delivery() for key, arrival in arrived.items() if key not in stored}
     for delivery in new.values():
         groups[delivery.digest or ""].append(delivery)
 
-    pressed_now: list[Delivery] = []
+    to_make: list[Delivery] = []
     for identity, group in groups.items():
-        more = count_presses(group) - enough.get(identity, 0)
+        new_presses = count_presses(group) - counted_before.get(identity, 0)
         spare = [delivery for delivery in group if not delivery.made_action]
-        # what has no action yet goes first, and of that what is certainly a press of its own
+        # deliveries without an action come first, and of these the ones that are certainly not redelivered
         spare.sort(key=lambda delivery: (delivery.action_id is not None, delivery.redelivered))
-        pressed_now += spare[: max(more, 0)]
-    actions = await _make_actions(session, pressed_now, arrived)
+        to_make += spare[: max(new_presses, 0)]
+    actions = await _make_actions(session, to_make, arrived)
     for group in groups.values():
         _list_others(group)
     session.add_all(new.values())
@@ -167,22 +176,22 @@ async def store(
 
 
 async def _lock(session: Session, names: Iterable[str]) -> None:
-    """Wait for every transaction that stores under one of `names`: what it has not committed yet, nobody else can see.
+    """Lock `names` until the end of the transaction: uncommitted deliveries of another one could not be seen.
 
-    SQLite has one writer, so there is nothing to wait for.
+    SQLite has one writer, so it needs no lock.
     """
     if session.get_bind().dialect.name != "postgresql":
         return
     stripes = sorted({zlib.crc32(name.encode()) % _STRIPES for name in names})
-    if stripes:  # sorted, so that two never wait in a circle
+    if stripes:  # sorted, so that two transactions cannot deadlock
         connection = await session.connection()
         await connection.execute(_TAKE_LOCKS, {"space": _LOCKS, "stripes": stripes})
 
 
-async def _unsettled(session: Session, identities: Collection[str]) -> defaultdict[str, list[Delivery]]:
-    """The equal deliveries of which not each is certainly the only one of its press, and has made its action.
+async def _load_unsettled(session: Session, identities: Collection[str]) -> defaultdict[str, list[Delivery]]:
+    """Return deliveries by identity, without those that are certainly the only one of their press and made its action.
 
-    However often a button is pressed, these are few: those of the last moments, and those of lost channels.
+    These are few, however often a button is pressed: those of the last moments, and those of lost channels.
     """
     groups: defaultdict[str, list[Delivery]] = defaultdict(list)
     deliveries = await session.exec(
@@ -196,21 +205,22 @@ async def _unsettled(session: Session, identities: Collection[str]) -> defaultdi
 
 
 def may_come_again_as(earlier: Delivery, later: Delivery) -> bool:
-    """Return True if both may be the same message."""
+    """Return True if both deliveries may be of the same message."""
     in_time = earlier.stamp - 2 * CLOCK_SKEW < later.stamp
     return later.redelivered and not earlier.acknowledged and earlier.channel != later.channel and in_time
 
 
 def count_presses(deliveries: Collection[Delivery]) -> int:
-    """Return how many presses there were at least, of equal deliveries.
+    """Return the smallest number of presses that can have led to these equal deliveries.
 
-    That is their number without the largest one-to-one matching of what `may_come_again_as` what. By König's theorem,
-    the matching has as many pairs as there are ends, less those of the largest set of ends without a pair among them.
-    In the order of time, a pair is an `earlier` end before a `later` end on another channel. So such a set is: later
-    ends, up to some time; then both kinds on one channel, up to another time; then earlier ends.
+    It is the number of deliveries minus the largest one-to-one matching of deliveries that `may_come_again_as` each
+    other. By König's theorem, the number of pairs in that matching is the number of ends minus the size of the largest
+    set of ends without a pair among them. In the order of time, a pair is an `earlier` end before a `later` end on
+    another channel. So such a set consists of later ends, up to some time; then of both kinds on one channel, up to
+    another time; then of earlier ends.
     """
-    ends = [(each.stamp, False, each.channel) for each in deliveries if each.redelivered]
-    ends += [(each.stamp - 2 * CLOCK_SKEW, True, each.channel) for each in deliveries if not each.acknowledged]
+    ends = [(d.stamp, False, d.channel) for d in deliveries if d.redelivered]
+    ends += [(d.stamp - 2 * CLOCK_SKEW, True, d.channel) for d in deliveries if not d.acknowledged]
     later_ends = largest = 0
     on_channel: defaultdict[str, int] = defaultdict(int)
     for _, is_earlier, channel in sorted(ends):
@@ -223,16 +233,16 @@ def count_presses(deliveries: Collection[Delivery]) -> int:
 async def _make_actions(
     session: Session, deliveries: Sequence[Delivery], arrived: Mapping[str, Arrival]
 ) -> dict[str, Action]:
-    """Make an action of each delivery, by its key; of one that was listed on another action, the same once more."""
+    """Make an action of each delivery, and return them by its key; one listed on another action repeats that action."""
     ids = {delivery.action_id for delivery in deliveries} - {None}
-    listed = {action.id: action for action in await session.exec(select(Action).where(col(Action.id).in_(ids)))}
+    listed_on = {action.id: action for action in await session.exec(select(Action).where(col(Action.id).in_(ids)))}
     actions: dict[str, Action] = {}
     for delivery in deliveries:
         if delivery.action_id is None:
             press = arrived[delivery.key].press
             action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
         else:
-            same = listed[delivery.action_id]
+            same = listed_on[delivery.action_id]
             action = new_action(same.kind, same.project, same.task_id, same.run_id, same.requester, Source.PULSE)
             log.info("press-counted-late", delivery=delivery.key, listed_on=same.id, task_id=same.task_id)
         actions[delivery.key] = action
@@ -244,15 +254,15 @@ async def _make_actions(
 
 
 def _list_others(group: Sequence[Delivery]) -> None:
-    """List each delivery that made no action on one that it may belong to: of several, on the one that has fewest."""
+    """List each delivery without an action on one that it may belong to, of several on the one with fewest."""
     listed = [delivery for delivery in group if delivery.action_id is not None]
     deliveries = Counter(delivery.action_id or 0 for delivery in listed)
-    alike: defaultdict[tuple[str, bool], list[Delivery]] = defaultdict(list)  # of one batch: seconds are no matter
+    alike: defaultdict[tuple[str, bool], list[Delivery]] = defaultdict(list)  # of one batch, so times do not matter
     for delivery in [delivery for delivery in group if delivery.action_id is None]:
         alike[delivery.channel, delivery.redelivered].append(delivery)
     for others in alike.values():
         one = others[0]
-        same = {each.action_id or 0 for each in listed if may_come_again_as(each, one) or may_come_again_as(one, each)}
+        same = {d.action_id or 0 for d in listed if may_come_again_as(d, one) or may_come_again_as(one, d)}
         fewest = [(deliveries[action_id], action_id) for action_id in same or deliveries]
         heapq.heapify(fewest)
         for delivery in others:
@@ -263,7 +273,7 @@ def _list_others(group: Sequence[Delivery]) -> None:
 
 def _verdicts(arrivals: Iterable[Arrival], new: dict[str, Delivery], actions: dict[str, Action]) -> Iterator[Verdict]:
     for arrival in arrivals:
-        delivery = new.pop(arrival.message.delivery, None)  # the same key once more in this batch is a duplicate too
+        delivery = new.pop(arrival.message.delivery, None)  # a key that occurs twice in this batch is a duplicate too
         if delivery is None:
             yield Verdict(verdict="duplicate", reason="this delivery is known")
         elif delivery.made_action:
@@ -275,14 +285,14 @@ def _verdicts(arrivals: Iterable[Arrival], new: dict[str, Delivery], actions: di
 
 
 async def store_idempotent(session: Session, action: Action, key: str, digest: str) -> Action | None:
-    """Store an action that a program asks for under its own key; the earlier one's, when the key is known.
+    """Store an action under the idempotency key of a program; return the earlier action if the key is known.
 
-    None: the key is known, and was used for something else.
+    Returns None if the key was used for something else before, by `digest`.
     """
     await _lock(session, [key])
-    known = await session.get(Delivery, key)
-    if known is not None:
-        return await session.get(Action, known.action_id) if known.digest == digest else None
+    delivery = await session.get(Delivery, key)
+    if delivery is not None:
+        return await session.get(Action, delivery.action_id) if delivery.digest == digest else None
     session.add(action)
     await session.flush()
     session.add(Delivery(key=key, digest=digest, action_id=action.id, acknowledged=True))

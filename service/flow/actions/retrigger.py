@@ -1,17 +1,18 @@
-"""A retrigger: copies of a task, and of what waits in vain for it, planned, stored, and then created.
+"""The action `retrigger`: plan copies of a task and of its dependents, store the plan, and create the copies.
 
-A task that failed is copied with everything in its group that depends on it, as a new graph. Any other is copied alone.
+A failed task is copied with everything in its group that depends on it, as a new graph. Any other is copied alone.
 
-    dependents    walks from the task upwards, or reads the whole group, to find what is to be copied
-    choose_copies       leaves out what could not run, or is a copy itself
-    Draft.build   new ids, new dates, and old ids replaced by new ones wherever they stand
+    find_dependents     asks each task for its dependents, or reads the whole group
+    choose_copies       leaves out tasks that could not run, and copies of tasks that are copied
+    choose_group        the task group of the copies
+    CopyDraft.build     new ids, new dates, and old ids replaced by new ones wherever they stand
 
-What was stored of the plan is created while the rest is still being made. It is stored in this order:
+Parts of the plan that are stored are created while the rest is still being built. It is stored in this order:
 
-    the first copy      as soon as it is sure that others follow, while these are still being looked for
+    the first copy      as soon as it is certain that others follow, while these are still being searched for
     the outline         which tasks are copied, and the definitions of the first of them; from here on nothing that
                         happens to the group changes the plan
-    the definitions     of the others, part by part: after a crash they are made anew from the tasks of the outline
+    the definitions     of the others, part by part: after a crash they are built again from the tasks of the outline
 """
 
 from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -25,14 +26,12 @@ from service.clock import now
 from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError
 from service.flow.actions import notice
-from service.flow.actions.copies import Draft
+from service.flow.actions.copies import CopyDraft
 from service.flow.actions.kinds import ActionKind, Copy, Plan, register
-from service.flow.actions.search import Search, explaining_refusals
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, Subject, repository_of, subject_of
+from service.flow.actions.search import CopySearch, explain_refusals
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError, Subject, fetch_subject, find_repository
 from service.flow.tasks.create import MAX_REASON, PlanRefusedError, cancel_created, create_as_planned
-from service.flow.tasks.definition import (
-    parse_expiries,
-)
+from service.flow.tasks.definition import parse_expiries
 from service.flow.tasks.ids import copy_ids
 from service.flow.tasks.plan import mark_created, read_plan, store_definitions, store_plan
 from service.services import Services
@@ -40,80 +39,79 @@ from service.store.models import Action, PlannedTask, Repository, State
 
 log = structlog.get_logger()
 
-
 FIRST_PART, PART = 50, 200
-"""Copies whose definitions are made before the outline is stored, and at a time from then on."""
+"""Copies whose definitions are built before the outline is stored, and in each part after that."""
 
 
 async def run(services: Services, lease: Lease[Action]) -> None:
-    """Plan the copies, as far as they are not planned, and create what is not there yet."""
+    """Plan the copies that are not planned yet, and create those that do not exist yet."""
     action = lease.item
     while action.refused is None:
-        planning = Planning(services, lease, await _stored(services, action))
+        writer = PlanWriter(services, lease, await _stored_plan(services, action))
         try:
-            await _carry_out(services, lease, planning)
+            await _carry_out(services, lease, writer)
             return
         except PlanRefusedError as error:
-            if not await _sealed_meanwhile(services, lease, planning.tasks):
+            if not await _replan_if_sealed(services, lease, writer.tasks):
                 action.refused = str(error)
         except (ActionRejectedError, ActionFailedError) as error:
-            if not planning.tasks:
+            if not writer.tasks:
                 raise
-            action.refused = str(error)  # and what was created of the plan is cancelled
+            action.refused = str(error)  # created tasks of the plan are cancelled below
     await lease.commit(refused=action.refused)
     log.warning("retrigger-refused", action=action.id, task_id=action.task_id, why=action.refused)
-    unrecorded, not_cancelled = await cancel_created(services, lease, await _stored(services, action))
+    unrecorded, not_cancelled = await cancel_created(services, lease, await _stored_plan(services, action))
     reason = "; ".join([action.refused or "", *not_cancelled])[:MAX_REASON]
     await lease.finish(State.FAILED, reason, mark_created(unrecorded))
 
 
-async def _stored(services: Services, action: Action) -> list[PlannedTask]:
+async def _stored_plan(services: Services, action: Action) -> list[PlannedTask]:
     return await read_plan(
         services.database, PlannedTask.action_id == action.id, PlannedTask.plan_attempt == action.plan_attempt
     )
 
 
-async def _carry_out(services: Services, lease: Lease[Action], planning: "Planning") -> None:
+async def _carry_out(services: Services, lease: Lease[Action], writer: "PlanWriter") -> None:
     action = lease.item
-    repository = await repository_of(services, action.project)  # as it is now, whatever it was when this was planned
-    async with aclosing(planning.stored_parts()) as plan:
-        made = await create_as_planned(services, lease, plan, scopes_of(repository))
-    first, copies = planning.tasks[0], len(planning.tasks)
+    repository = await find_repository(services, action.project)  # as it is now
+    async with aclosing(writer.stored_parts()) as plan:
+        created = await create_as_planned(services, lease, plan, scopes_of(repository))
+    first, copies = writer.tasks[0], len(writer.tasks)
     notices = []
     if services.publisher is not None:
         group = (first.definition or {})["taskGroupId"]
-        notices.append(notice.retriggered(action, action.task_id, first.task_id, group))
-    await lease.finish(State.DONE, also=mark_created(made), notices=notices, rows=len(made))
+        notices.append(notice.retrigger_notice(action, action.task_id, first.task_id, group))
+    await lease.finish(State.DONE, also=mark_created(created), notices=notices, rows=len(created))
     log.info("retriggered", action=action.id, task_id=action.task_id, copies=copies, requester=action.requester)
 
 
-async def _sealed_meanwhile(services: Services, lease: Lease[Action], planned: list[PlannedTask]) -> bool:
-    """Whether the group of a single copy was sealed after it was planned: then it is planned anew, for a new group."""
+async def _replan_if_sealed(services: Services, lease: Lease[Action], planned: list[PlannedTask]) -> bool:
+    """Plan a single copy anew, for a new group, if its group was sealed after it was planned; return True if so."""
     action, first = lease.item, planned[0]
     group = (first.definition or {})["taskGroupId"]
-    unmade = len(planned) == 1 and not first.created and group != first.task_id
-    if not unmade or services.settings.retrigger_group != "auto":
+    replaceable = len(planned) == 1 and not first.created and group != first.task_id
+    if not replaceable or services.settings.retrigger_group != "auto":
         return False
     try:
         if not await services.queue.group_sealed(group):
             return False
     except PermanentUpstreamError:
-        return False  # then the reason stands that the copy was refused for
+        return False  # then the copy fails for the reason it was refused for
     await lease.commit(plan_attempt=action.plan_attempt + 1, planned_at=None)
     action.plan_attempt, action.planned_at = action.plan_attempt + 1, None
     return True
 
 
 def scopes_of(repository: Repository) -> list[str]:
-    """`authorizedScopes` of the project, and that a copy may notify as its original did. Nothing of our own."""
+    """Return `authorizedScopes`: those of the project, and that a copy may notify as its original. None of our own."""
     return [*repository.scopes, "queue:route:notify.*"]
 
 
 # --- the stored plan ---------------------------------------------------------------------------------------------
 
 
-class Planning:
-    """Makes and stores the plan of an action; `tasks` are those that are stored, in dependency order."""
+class PlanWriter:
+    """Builds and stores the plan of an action; `tasks` are the stored ones, in dependency order."""
 
     def __init__(self, services: Services, lease: Lease[Action], stored: list[PlannedTask]) -> None:
         self.tasks = stored
@@ -121,9 +119,9 @@ class Planning:
         self._new_id = copy_ids(services.secret, lease.item, lease.item.plan_attempt)
 
     async def stored_parts(self) -> AsyncGenerator[list[PlannedTask], None]:
-        """Yield the plan, part by part, each once it is stored.
+        """Yield the plan part by part, each after it was stored.
 
-        A task whose definition is still to be made is yielded without, and once more with it.
+        A task whose definition is not built yet is yielded without it, and later once more with it.
         """
         if self.tasks:
             yield list(self.tasks)
@@ -131,11 +129,11 @@ class Planning:
             missing = [task for task in self.tasks if task.definition is None]
             if not missing:
                 return
-            copies = (await self._draft_anew(missing)).build()
+            copies = (await self._restore_draft(missing)).build()
         else:
-            subject = await subject_of(self._services, self._action.project, self._action.task_id)
+            subject = await fetch_subject(self._services, self._action.project, self._action.task_id)
             self._action.failure_jobs = notice.failure_jobs(self._services, self._action, subject)
-            search = Search(self._services, subject, self._action.run_id, self._new_id, self._action.share)
+            search = CopySearch(self._services, subject, self._action.run_id, self._new_id, self._action.share)
             if not self.tasks and (first := await search.first_copy()) is not None:
                 self.tasks = self._rows([(first.old_id, first.new_id, first.name)])
                 self.tasks[0].definition = first.definition
@@ -143,16 +141,16 @@ class Planning:
                 yield list(self.tasks)
             draft = await search.draft(self.tasks[0].definition if self.tasks else None)
             copies = draft.build()
-            yield await self._store_outline(draft, await self._next(copies, FIRST_PART))
-        while part := await self._next(copies, PART):
+            yield await self._store_outline(draft, await self._build_next(copies, FIRST_PART))
+        while part := await self._build_next(copies, PART):
             yield await self._store_definitions(part)
 
-    async def _next(self, copies: Iterator[Copy], count: int) -> list[Copy]:
-        """Return the next copies; they are made in a thread, for thousands take seconds."""
+    async def _build_next(self, copies: Iterator[Copy], count: int) -> list[Copy]:
+        """Return the next copies, built in a thread because thousands take seconds."""
         return await self._services.compute(self._action.share, list, islice(copies, count))
 
     def _rows(self, copies: Iterable[tuple[str, str, str]], first: int = 0) -> list[PlannedTask]:
-        """Return rows without definitions of these (old id, new id, name)."""
+        """Return rows without definitions for copies, each given as (old id, new id, name)."""
         return [
             PlannedTask(
                 task_id=new_id,
@@ -167,11 +165,11 @@ class Planning:
             for position, (old_id, new_id, name) in enumerate(copies, first)
         ]
 
-    async def _store_outline(self, draft: "Draft", copies: list[Copy]) -> list[PlannedTask]:
-        """Store what is copied, and the first definitions: from now on, this is the plan."""
-        known = len(self.tasks)
+    async def _store_outline(self, draft: CopyDraft, copies: list[Copy]) -> list[PlannedTask]:
+        """Store which tasks are copied, and the first definitions. From now on, the plan does not change."""
+        stored = len(self.tasks)
         names = [(old_id, new_id, draft.names[new_id]) for old_id, new_id in draft.new_ids.items()]
-        rows = self._rows(names[known:], known)
+        rows = self._rows(names[stored:], stored)
         definitions = {copy.new_id: copy.definition for copy in copies}
         for row in rows:
             row.definition = definitions.get(row.task_id)
@@ -184,7 +182,7 @@ class Planning:
         await store_plan(self._lease, rows, **values)
         for name, value in values.items():
             setattr(self._action, name, value)
-        self._action.notes = draft.notes  # which grows while definitions are made
+        self._action.notes = draft.notes  # the draft appends to it while it builds definitions
         self.tasks = [*self.tasks, *rows]
         action = self._action
         log.info("retrigger-planned", action=action.id, task_id=action.task_id, copies=len(self.tasks))
@@ -198,21 +196,22 @@ class Planning:
         await store_definitions(self._lease, rows, notes=list(self._action.notes))
         return rows
 
-    async def _draft_anew(self, missing: list[PlannedTask]) -> "Draft":
-        """Return what the definitions of an outline are made from that a crash has left without. Raises FailedError."""
+    async def _restore_draft(self, missing: list[PlannedTask]) -> CopyDraft:
+        """Return the draft of a stored outline, for definitions that a crash left out. Raises ActionFailedError."""
         new_ids = {task.copy_of: task.task_id for task in self.tasks if task.copy_of is not None}
-        with explaining_refusals(self._action.task_id):
+        with explain_refusals(self._action.task_id):
             old = await self._services.queue.tasks([task.copy_of for task in missing if task.copy_of is not None])
             definitions = {task_id: validate_definition(definition) for task_id, definition in old.items()}
-            outside = {d for definition in old.values() for d in definition["dependencies"]} - new_ids.keys()
+            dependencies = {d for definition in old.values() for d in definition["dependencies"]}
+            outside = dependencies - new_ids.keys()
             statuses = await self._services.queue.statuses(sorted(outside)) if outside else {}
         for task in missing:
             if task.copy_of not in definitions:
                 raise ActionFailedError(
-                    f"{task.name} ({task.copy_of}) has expired: Taskcluster has no definition to copy"
+                    f"{task.name} ({task.copy_of}) has expired: Taskcluster no longer has its definition"
                 )
         stored = {task.task_id: task.definition for task in self.tasks if task.definition is not None}
-        draft = Draft(
+        draft = CopyDraft(
             new_ids, definitions, set(statuses), parse_expiries(statuses | stored), "", [], self._action.notes
         )
         draft.group = (self.tasks[0].definition or {})["taskGroupId"]
@@ -223,9 +222,9 @@ class Planning:
 
 
 async def plan(services: Services, subject: Subject, action: Action) -> Plan:
-    """Return the copies that a retrigger of this task's run makes now."""
+    """Return the copies that a retrigger of this task's run would make now."""
     new_id = copy_ids(services.secret, action, 0)
-    draft = await Search(services, subject, action.run_id, new_id, action.share).draft()
+    draft = await CopySearch(services, subject, action.run_id, new_id, action.share).draft()
     return Plan(await services.compute(action.share, list, draft.build()), draft.left_out, draft.notes)
 
 

@@ -1,4 +1,4 @@
-"""What every action begins with: the task that it names, as it stands now, and the repository that it belongs to."""
+"""Fetch what an action is about: the task that it names, as it is now, and the repository that it belongs to."""
 
 import asyncio
 import re
@@ -15,11 +15,11 @@ from service.services import Services
 from service.store.models import Repository
 
 KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
-"""Those of Mozilla's Treeherders, for a service that no environments are configured for."""
+"""Route prefixes of Mozilla's Treeherders, for a service without configured environments."""
 
 
 class ActionRejectedError(Exception):
-    """The action is not to be done; the message says why."""
+    """The action must not be done; the message says why."""
 
 
 class ActionFailedError(Exception):
@@ -28,25 +28,23 @@ class ActionFailedError(Exception):
 
 @dataclass
 class Subject:
-    """What an action is about, as it stands now."""
+    """The task that an action is about, as it is now, and its repository."""
 
     repository: Repository
     definition: Definition
     status: Status
-    routes: list[tuple[str, Route]]  # prefix and what it says, of those that name the project
+    routes: list[tuple[str, Route]]  # each with its prefix; only those that name the project
 
     @property
     def name(self) -> str:
         return name_of(self.definition)
 
 
-async def repository_of(services: Services, project: str) -> Repository:
-    """The monitored repository of that alias. Raises RejectedError."""
+async def find_repository(services: Services, project: str) -> Repository:
+    """Return the monitored repository of this alias. Raises ActionRejectedError if there is none, or it is disabled."""
+    query = select(Repository).where(Repository.alias == project, col(Repository.deleted_at).is_(None))
     async with services.database.reading() as session:
-        found = await session.exec(
-            select(Repository).where(Repository.alias == project, col(Repository.deleted_at).is_(None))
-        )
-        repository = found.first()
+        repository = (await session.exec(query)).first()
     if repository is None:
         raise ActionRejectedError(f"no repository {project!r} is monitored here: add it first")
     if not repository.enabled:
@@ -54,11 +52,11 @@ async def repository_of(services: Services, project: str) -> Repository:
     return repository
 
 
-async def subject_of(services: Services, project: str, task_id: str) -> Subject:
-    """The task, fetched anew, for a message is only a hint. Raises RejectedError and FailedError."""
-    repository = await repository_of(services, project)
+async def fetch_subject(services: Services, project: str, task_id: str) -> Subject:
+    """Fetch the task anew, because a message is only a hint. Raises ActionRejectedError and ActionFailedError."""
+    repository = await find_repository(services, project)
     if re.fullmatch(SLUGID, task_id) is None:
-        raise ActionRejectedError(f"there is no task {task_id} in Taskcluster: no taskId looks like this")
+        raise ActionRejectedError(f"there is no task {task_id} in Taskcluster: this is not the form of a taskId")
     try:
         definition, status = await asyncio.gather(services.queue.task(task_id), services.queue.status(task_id))
     except PermanentUpstreamError as refusal:
@@ -69,27 +67,27 @@ async def subject_of(services: Services, project: str, task_id: str) -> Subject:
         raise ActionRejectedError(f"there is no task {task_id} in Taskcluster: it may have expired")
     definition, status = validate_definition(definition), validate_status(status)
     prefixes = tuple(services.settings.environments) or KNOWN_PREFIXES
-    named = [
-        (prefix, found)
-        for route in definition["routes"]
+    routes = [
+        (prefix, route)
+        for text in definition["routes"]
         for prefix in prefixes
-        if (found := parse_route(prefix, route)) and found.full_project in {project, repository.route_project}
+        if (route := parse_route(prefix, text)) and route.full_project in {project, repository.route_project}
     ]
-    if not named:
+    if not routes:
         raise ActionRejectedError(
             f"none of the {' and '.join(prefixes)} routes of task {task_id} ({name_of(definition)}) names {project}: "
-            "it is no task of that project"
+            "it is not a task of that project"
         )
-    return Subject(repository, definition, status, named)
+    return Subject(repository, definition, status, routes)
 
 
-def run_of(status: Status, run_id: int | None) -> dict[str, Any] | None:
-    """The run that an action names, the latest when it names none; None when the task has never run.
+def find_run(status: Status, run_id: int | None) -> dict[str, Any] | None:
+    """Return the run that an action names, the latest if it names none; None if the task has never run.
 
-    Raises RejectedError.
+    Raises ActionRejectedError if there is no such run.
     """
     runs: list[dict[str, Any]] = status["runs"]
-    if run_id is None or (not runs and run_id == 0):  # Treeherder shows a task that waits as run 0
+    if run_id is None or (not runs and run_id == 0):  # Treeherder shows a waiting task as run 0
         return runs[-1] if runs else None
     for run in runs:
         if run["runId"] == run_id:

@@ -58,7 +58,7 @@ async def test_a_route_of_another_users_repository_does_not_name_ours(harness: F
     await harness.add_repository()
     action = await carry_out(harness, slug("theirs"), kind)
     assert action.state == "rejected"
-    assert "names mc: it is no task of that project" in str(action.error)
+    assert "names mc: it is not a task of that project" in str(action.error)
     assert harness.tc.queue.find(slug("theirs")).state == "pending"
     assert len(harness.tc.queue.tasks) == 1
     # ...and the repository that says so is named by it
@@ -81,7 +81,7 @@ async def test_what_has_ended_is_nothing_to_do(monitored: FlowHarness, state: st
     end(monitored.tc.queue, "a", state)
     action = await carry_out(monitored, slug("a"), "cancel")
     assert action.state == "nothing-to-do"
-    assert f"{slug('a')} (a) is {state} already" in str(action.error)
+    assert f"{slug('a')} (a) is already {state}" in str(action.error)
     assert not monitored.tc.journal.calls["cancelTask"]
 
 
@@ -97,7 +97,7 @@ async def test_what_ends_before_the_cancel_arrives_is_nothing_to_do(
     monkeypatch.setattr(monitored.services.queue, "cancel_task", late)
     action = await carry_out(monitored, slug("a"), "cancel")
     assert action.state == "nothing-to-do"
-    assert f"{slug('a')} (a) is completed already" in str(action.error)
+    assert f"{slug('a')} (a) is already completed" in str(action.error)
 
 
 async def test_what_ended_long_past_its_deadline_is_nothing_to_do_too(monitored: FlowHarness) -> None:

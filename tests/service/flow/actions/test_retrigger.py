@@ -75,7 +75,7 @@ def there(harness: FlowHarness, task_id: str) -> Definition:
 
 async def make_plan(harness: FlowHarness, lease: Lease[Action]) -> list[PlannedTask]:
     """Plan and store all, and create nothing."""
-    planning = retrigger.Planning(harness.services, lease, [])
+    planning = retrigger.PlanWriter(harness.services, lease, [])
     async for _ in planning.stored_parts():
         pass
     return planning.tasks
@@ -237,7 +237,7 @@ async def test_that_other_groups_were_not_searched_is_said(
     action = await carry_out(monitored, slug("a"))
     assert set(await copies(monitored, action)) == {"a", "b", "c"}
     assert [each["name"] for each in action.left_out] == ["near"], "which the walk came across"
-    assert any("other groups were not searched for dependents" in note for note in action.notes)
+    assert any("other task groups were not searched for dependents" in note for note in action.notes)
     monkeypatch.setattr(dependents, "WALK_CALLS", 20)
     action = await carry_out(monitored, slug("a"))
     assert {each["name"] for each in action.left_out} == {"near", "far"}
@@ -272,7 +272,7 @@ async def test_the_copy_of_a_task_that_is_not_in_the_plan_is_copied(sqlite_url: 
         reasons = {each["task_id"]: each["reason"] for each in action.left_out}
         assert reasons == {
             slug("b"): f"it needs {slug('x')}, which is failed and not copied",
-            slug("c"): "it depends on tasks that are left out only",
+            slug("c"): "it depends only on tasks that are left out",
         }
 
 
@@ -364,7 +364,7 @@ async def test_dependents_that_hold_too_much_are_not_copied(
     build(monitored.tc.queue, {"large": ["small"]}, payload={"a": [{}] * 1_000})
     action = await carry_out(monitored, slug("root"))
     assert action.state == "failed"
-    assert "have more than 1,000 values: copies of so much are not made" in str(action.error)
+    assert "have more than 1,000 values, too many to copy" in str(action.error)
 
 
 async def test_the_copy_of_a_single_task_leaves_a_sealed_group(monitored: FlowHarness) -> None:
