@@ -20,7 +20,7 @@ async def report_queue(request: Request, services: ServicesDep) -> QueueState:
     """Take note that a queue is read, and of whether it was there: one that was deleted has lost what was sent."""
     report = await signed_model(request, services.settings, QueueReport)
     async with services.database.writing() as session:
-        state = await queues.note(session, report)
+        state = await queues.record_queue(session, report)
     if state.deleted:
         services.database.wakeups.wake(Topic.WORK)
         log.error(

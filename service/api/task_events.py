@@ -39,7 +39,7 @@ class _Judged:
     """The verdicts to answer, and the rows and dead letters to store."""
 
     verdicts: list[Verdict]
-    rows: list[events.Row]
+    rows: list[events.ReportRow]
     letters: list[DeadLetter]
 
 
@@ -62,9 +62,9 @@ def _judge(settings: Settings, raw: bytes) -> _Judged:
     if (batch := _understood(raw)) is None:
         return _judge_one_by_one(settings, raw)
     verdicts: list[Verdict] = []
-    rows: list[events.Row] = []
+    rows: list[events.ReportRow] = []
     for event in batch.events:
-        judged, noted = events.judge(settings, event)
+        judged, noted = events.judge_event(settings, event)
         verdicts.append(judged)
         rows += noted
     return _Judged(verdicts, rows, [])
@@ -82,13 +82,13 @@ def _understood(raw: bytes) -> _Batch | None:
 
 def _judge_one_by_one(settings: Settings, raw: bytes) -> _Judged:
     batch = understand_each("task-event", raw, events_of(parsed(raw)), TaskEvent.model_validate)
-    judged = [events.judge(settings, event) for event in batch.understood.values()]
+    judged = [events.judge_event(settings, event) for event in batch.understood.values()]
     rows = [row for _, of_event in judged for row in of_event]
     return _Judged(batch.verdicts(verdict for verdict, _ in judged), rows, batch.letters())
 
 
 async def _replay(session: Session, services: Services, payload: bytes) -> None:
-    verdict, rows = events.judge(services.settings, understood(TaskEvent.model_validate, payload))
+    verdict, rows = events.judge_event(services.settings, understood(TaskEvent.model_validate, payload))
     if verdict.verdict == "rejected":
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
     await events.upsert(session, rows, now())

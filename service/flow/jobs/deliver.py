@@ -36,10 +36,10 @@ from service.store.models import JobReport, Push, PushStep, Repository, Stage, S
 
 log = structlog.get_logger()
 
-MAX_LONE_FAILURES_IN_A_ROW = 4
+MAX_LONE_FAILURES_IN_SEQUENCE = 4
 """What is answered 500 holds a bad job, or Treeherder is ill: so many single jobs, none taken between, tell that."""
 
-MAX_LONE_500S = 3
+MAX_LONE_FAILURES = 3
 """A job is bad that is answered 500 by itself so many times in a row, and Treeherder took others before each."""
 
 HEALTHY_WINDOW = 60.0
@@ -48,7 +48,7 @@ HEALTHY_WINDOW = 60.0
 NEGATIVE_CONFIRMATIONS = 3
 """Answers in a row that there is no such task until it is so and not of the moment."""
 
-LISTS = 40
+ARTIFACT_LISTS = 40
 """Lists of artifacts that are asked for at a time; the session has a hundred connections for all calls to the queue."""
 
 MAX_LINKS = 2_000
@@ -64,7 +64,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Recent(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """The `size` most recently used of what was found out."""
 
     def __init__(self, size: int) -> None:
@@ -87,7 +87,7 @@ class Recent(Generic[K, V]):
 PushKey = tuple[str, str | None, str | None]
 """Project, revision, revision_hash: what the routes say of a push."""
 
-OwnPush = tuple[str, str, str | None, State | None]
+StoredPush = tuple[str, str, str | None, State | None]
 """Project, revision_hash, revision, and the state of the resultset here, of a push of our own."""
 
 Item = tuple[JobReport, Any]
@@ -95,7 +95,7 @@ Post = Callable[[list[Any]], Awaitable[None]]
 
 
 @dataclass
-class _Lacking:
+class MissingPush:
     """Why a push is not there, and what that means for a job of it."""
 
     then: Callable[[JobReport, str], Outcome]
@@ -109,7 +109,7 @@ def _skip(report: JobReport, reason: str) -> Outcome:
     return Outcome(report, End.SKIPPED, reason)
 
 
-class Deliverer:
+class TreeherderDeliverer:
     """Delivers to one Treeherder, and remembers what it found out."""
 
     def __init__(self, services: Services, environment: str) -> None:
@@ -118,18 +118,20 @@ class Deliverer:
         self._environment = services.settings.environments[environment]
         self._settings = services.settings.reports
         self._root = services.settings.taskcluster.root
-        self._facts: Recent[str, TaskFacts | str] = Recent(self._settings.definitions)
-        self._known: Recent[PushKey, FoundPush] = Recent(5_000)
-        self._unknown: Recent[PushKey, float] = Recent(5_000)
-        self._suspects: Recent[int, tuple[int, float]] = Recent(5_000)  # how often answered 500 alone, and when last
+        self._facts: LruCache[str, TaskFacts | str] = LruCache(self._settings.definitions)
+        self._known: LruCache[PushKey, FoundPush] = LruCache(5_000)
+        self._unknown: LruCache[PushKey, float] = LruCache(5_000)
+        self._lone_failures: LruCache[int, tuple[int, float]] = LruCache(
+            5_000
+        )  # how often answered 500 alone, and when last
         self._failures = 0
-        self._took_at = float("-inf")
-        self._lists = asyncio.Semaphore(LISTS)
+        self.accepted_at = float("-inf")
+        self._lists = asyncio.Semaphore(ARTIFACT_LISTS)
         self._requests = asyncio.Semaphore(self._settings.at_a_time)
         self.sending = 0  # batches that are ready, and posted or about to be
         self._away_at = float("-inf")  # when Treeherder was last away, by time.monotonic()
         self._away_why, self._away_pause = "", timedelta()
-        self._no_task: Recent[str, int] = Recent(5_000)  # how often Taskcluster had no such task
+        self._no_task: LruCache[str, int] = LruCache(5_000)  # how often Taskcluster had no such task
 
     async def deliver(self, reports: list[JobReport]) -> Delivered:
         """Tell Treeherder of these runs of one project."""
@@ -143,18 +145,18 @@ class Deliverer:
                 done.outcomes.append(Outcome(report, End.DONE))
             else:
                 rest.append(report)
-        ready = await self._ready(rest, done)
-        artifacts = await self._artifacts([report for report, _, _ in ready])
+        ready = await self._prepare(rest, done)
+        artifacts = await self._list_artifacts([report for report, _, _ in ready])
         items: list[Item] = []
         for report, facts, push in ready:
             links = artifact_links(report, self._root, artifacts.get(report.id or 0, []))
             try:
-                items.append((report, self._job(report, facts, push, links)))
+                items.append((report, self._build_job(report, facts, push, links)))
             except UnshowableTaskError as error:
                 done.outcomes.append(Outcome(report, End.SKIPPED, str(error)))
         if items:
             # so that many bad ones together never keep a good one from being tried
-            items.sort(key=lambda item: self._suspects.get(item[0].id or 0) is not None)
+            items.sort(key=lambda item: self._lone_failures.get(item[0].id or 0) is not None)
             self.sending += 1
             try:
                 async with self._requests:
@@ -169,18 +171,18 @@ class Deliverer:
 
     # --- what is needed to know ----------------------------------------------------------------------------------
 
-    async def _ready(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, TaskFacts, FoundPush]]:
+    async def _prepare(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, TaskFacts, FoundPush]]:
         """Those that can be sent, with the facts of their task and their push."""
-        known = await self._definitions(reports, done)
-        pushes = await self._pushes([report for report, _ in known], done)
-        return [(report, facts, pushes[_push(report)]) for report, facts in known if _push(report) in pushes]
+        known = await self._find_facts(reports, done)
+        pushes = await self._find_pushes([report for report, _ in known], done)
+        return [(report, facts, pushes[_push_key(report)]) for report, facts in known if _push_key(report) in pushes]
 
-    async def _definitions(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, TaskFacts]]:
+    async def _find_facts(self, reports: list[JobReport], done: Delivered) -> list[tuple[JobReport, TaskFacts]]:
         missing = {report.task_id for report in reports if self._facts.get(report.task_id) is None}
         fetched: dict[str, TaskFacts | str] = {}
         if missing:
             try:
-                fetched = await self._fetch(sorted(missing))
+                fetched = await self._fetch_facts(sorted(missing))
             except (Unavailable, PermanentUpstreamError) as error:
                 done.outcomes += [self.later(r, str(error)) for r in reports if r.task_id in missing]
                 reports = [r for r in reports if r.task_id not in missing]
@@ -201,7 +203,7 @@ class Deliverer:
                 done.outcomes.append(Outcome(report, End.SKIPPED, facts))
         return known
 
-    async def _fetch(self, task_ids: list[str]) -> dict[str, TaskFacts | str]:
+    async def _fetch_facts(self, task_ids: list[str]) -> dict[str, TaskFacts | str]:
         """Return the facts of tasks, or why one is not shown: a task that is too large hides no other's."""
         try:
             definitions = await self._services.queue.tasks(task_ids)
@@ -209,10 +211,10 @@ class Deliverer:
             if len(task_ids) == 1:
                 return {task_ids[0]: f"its definition is too large: {error}"}
             half = len(task_ids) // 2
-            return await self._fetch(task_ids[:half]) | await self._fetch(task_ids[half:])
-        return {task_id: self._understand(task_id, definitions.get(task_id)) for task_id in task_ids}
+            return await self._fetch_facts(task_ids[:half]) | await self._fetch_facts(task_ids[half:])
+        return {task_id: self._read_facts(task_id, definitions.get(task_id)) for task_id in task_ids}
 
-    def _understand(self, task_id: str, definition: dict[str, Any] | None) -> TaskFacts | str:
+    def _read_facts(self, task_id: str, definition: dict[str, Any] | None) -> TaskFacts | str:
         """The facts of a task, or why it is not shown."""
         if definition is None:
             return NO_TASK
@@ -229,38 +231,38 @@ class Deliverer:
             return f"its platform {platform} is none of the platforms configured for {self._prefix}"
         return facts
 
-    async def _pushes(self, reports: list[JobReport], done: Delivered) -> dict[PushKey, FoundPush]:
+    async def _find_pushes(self, reports: list[JobReport], done: Delivered) -> dict[PushKey, FoundPush]:
         """The pushes that are there."""
-        wanted = {_push(report) for report in reports}
+        wanted = {_push_key(report) for report in reports}
         pushes = {key: push for key in wanted if (push := self._known.get(key))}
         missing = wanted - pushes.keys()
-        lacking: dict[PushKey, _Lacking] = {}
+        lacking: dict[PushKey, MissingPush] = {}
         if missing:
-            own = await self._own(missing)
+            own = await self._read_stored_pushes(missing)
             for key in sorted(missing, key=str):
-                found = await self._look(key, own, done)
-                if isinstance(found, _Lacking):
+                found = await self._find_push(key, own, done)
+                if isinstance(found, MissingPush):
                     lacking[key] = found
                 else:
                     pushes[key] = found
                     self._known.put(key, found)
-        done.outcomes += [lacking[key].outcome(report) for report in reports if (key := _push(report)) in lacking]
+        done.outcomes += [lacking[key].outcome(report) for report in reports if (key := _push_key(report)) in lacking]
         return pushes
 
-    async def _look(self, push: PushKey, own: list[OwnPush], done: Delivered) -> "FoundPush | _Lacking":
+    async def _find_push(self, push: PushKey, own: list[StoredPush], done: Delivered) -> FoundPush | MissingPush:
         """The push, or why its jobs cannot be posted."""
         if done.pause is not None:
-            return _Lacking(self.later, "Treeherder cannot be asked for its push now")
+            return MissingPush(self.later, "Treeherder cannot be asked for its push now")
         try:
-            return await self._find(push, own, done)
+            return await self._decide_push(push, own, done)
         except (Unavailable, PermanentUpstreamError) as error:
             if error.status == 404:  # it has no such project, so none of its pushes
-                return _Lacking(self._until_push, str(error))
+                return MissingPush(self._wait_for_push, str(error))
             if isinstance(error, Unavailable):
-                done.pause = self._pause(error)
-            return _Lacking(self.later, str(error))
+                done.pause = self._record_away(error)
+            return MissingPush(self.later, str(error))
 
-    async def _own(self, pushes: Iterable[PushKey]) -> list[OwnPush]:
+    async def _read_stored_pushes(self, pushes: Iterable[PushKey]) -> list[StoredPush]:
         """Our own pushes among these."""
         pushes = list(pushes)
         step = (
@@ -284,7 +286,7 @@ class Deliverer:
         async with self._services.database.reading() as session:
             return list(await session.exec(query))  # type: ignore[arg-type]  # of a join that may find no step
 
-    async def _find(self, push: PushKey, own: list[OwnPush], done: Delivered) -> "FoundPush | _Lacking":
+    async def _decide_push(self, push: PushKey, own: list[StoredPush], done: Delivered) -> FoundPush | MissingPush:
         project, revision, revision_hash = push
         ours = [
             (hash_, tip, state)
@@ -292,27 +294,27 @@ class Deliverer:
             if alias == project and (tip == revision if revision else hash_ == revision_hash)
         ]
         if revision and revision_hash and ours and all(hash_ != revision_hash for hash_, _, _ in ours):
-            return _Lacking(_skip, f"its routes disagree: {revision} is the push {ours[0][0]}, not {revision_hash}")
+            return MissingPush(_skip, f"its routes disagree: {revision} is the push {ours[0][0]}, not {revision_hash}")
         tip = (ours[0][1] if ours else None) or revision or revision_hash or ""
         known = FoundPush(tip, ours[0][0] if ours else revision_hash)
         states = {state for _, _, state in ours}
         if State.PENDING in states and State.DONE not in states:
             reason = f"push {tip} of {project} is not in Treeherder yet: we are about to create it"
-            return _Lacking(self.later, reason)
+            return MissingPush(self.later, reason)
         if self._environment.jobs == "pulse":  # whoever reads them knows best what to do with jobs that come early
-            nameless = _Lacking(self._until_push, f"no push of ours in {project} has the hash {revision_hash}")
+            nameless = MissingPush(self._wait_for_push, f"no push of ours in {project} has the hash {revision_hash}")
             return known if ours or revision else nameless
         if State.DONE in states and self._environment.pushes == "rest":
             return known
         async with self._requests:
             if self._away_at >= done.began:
                 done.pause = self._away_pause
-                return _Lacking(self.later, self._away_why)
-            return await self._ask(push)
+                return MissingPush(self.later, self._away_why)
+            return await self._ask_treeherder(push)
 
-    async def _ask(self, push: PushKey) -> "FoundPush | _Lacking":
+    async def _ask_treeherder(self, push: PushKey) -> FoundPush | MissingPush:
         project, revision, revision_hash = push
-        unknown = _Lacking(self._until_push, f"Treeherder has no push {revision or revision_hash} of {project}")
+        unknown = MissingPush(self._wait_for_push, f"Treeherder has no push {revision or revision_hash} of {project}")
         asked_at = self._unknown.get(push)
         if asked_at is not None and time.monotonic() - asked_at < PUSH_LOOKUP_PAUSE:
             return unknown
@@ -322,7 +324,7 @@ class Deliverer:
             return unknown
         return found
 
-    async def _artifacts(self, reports: list[JobReport]) -> dict[int, list[dict[str, Any]]]:
+    async def _list_artifacts(self, reports: list[JobReport]) -> dict[int, list[dict[str, Any]]]:
         """Return what the ended ones of these runs have uploaded, by report, as far as Taskcluster lists it in time."""
         ended = [report for report in reports if report.stage >= Stage.RESOLVED and "started" in report.run]
         if not self._environment.artifact_links:
@@ -351,7 +353,9 @@ class Deliverer:
 
     # --- sending -------------------------------------------------------------------------------------------------
 
-    def _job(self, report: JobReport, facts: TaskFacts, push: FoundPush, links: list[dict[str, str]]) -> dict[str, Any]:
+    def _build_job(
+        self, report: JobReport, facts: TaskFacts, push: FoundPush, links: list[dict[str, str]]
+    ) -> dict[str, Any]:
         environment, root = self._environment, self._root
         if environment.jobs == "rest":
             return rest_entry(report, facts, root, environment.log, push, links)
@@ -360,7 +364,7 @@ class Deliverer:
     async def _send(self, project: str, items: list[Item], done: Delivered) -> None:
         if self._environment.jobs == "rest":
             treeherder = self._services.treeherders[self._prefix]
-            await self._split(items, lambda each: treeherder.post_jobs(project, each), done)
+            await self._post_in_halves(items, lambda each: treeherder.post_jobs(project, each), done)
         else:
             await self._publish(project, items, done)
 
@@ -381,7 +385,7 @@ class Deliverer:
             else:
                 raise error
 
-    async def _split(self, items: list[Item], post: Post, done: Delivered) -> None:
+    async def _post_in_halves(self, items: list[Item], post: Post, done: Delivered) -> None:
         """Post `items` together; what is refused is halved until the bad one stands alone."""
         # depth first: so a good job goes out, or a bad one stands alone, after as many requests as there are halvings
         waiting = deque([items])
@@ -393,41 +397,41 @@ class Deliverer:
             try:
                 await post([each for _, each in chunk])
             except PermanentUpstreamError as refusal:
-                if not _halved(chunk, waiting):
+                if not _push_halves(chunk, waiting):
                     done.outcomes.append(Outcome(chunk[0][0], End.BURIED, str(refusal)))
             except Unavailable as error:
-                if error.status == 500 and _halved(chunk, waiting):
+                if error.status == 500 and _push_halves(chunk, waiting):
                     continue
                 in_a_row += 1
-                if error.status != 500 or in_a_row == MAX_LONE_FAILURES_IN_A_ROW:
+                if error.status != 500 or in_a_row == MAX_LONE_FAILURES_IN_SEQUENCE:
                     rest = [item for more in (chunk, *waiting) for item in more]
-                    self._away(error, [*(item for item, _ in alone), *rest], done)
+                    self._postpone_all(error, [*(item for item, _ in alone), *rest], done)
                     return
                 alone.append((chunk[0], str(error)))
             else:
-                in_a_row, self._failures, self._took_at = 0, 0, time.monotonic()
+                in_a_row, self._failures, self.accepted_at = 0, 0, time.monotonic()
                 done.outcomes += [Outcome(report, End.DONE) for report, _ in chunk]
-        done.outcomes += [self._suspected(report, reason) for (report, _), reason in alone]
+        done.outcomes += [self._record_lone_failure(report, reason) for (report, _), reason in alone]
 
-    def _suspected(self, report: JobReport, reason: str) -> Outcome:
+    def _record_lone_failure(self, report: JobReport, reason: str) -> Outcome:
         """Of a job that was answered 500 by itself: it is bad when that happens again and again while Treeherder takes
         others. Where no others come, it is given up like everything else."""
         at = time.monotonic()
-        times, before = self._suspects.get(report.id or 0) or (0, at - HEALTHY_WINDOW)
-        if self._took_at > before:
+        times, before = self._lone_failures.get(report.id or 0) or (0, at - HEALTHY_WINDOW)
+        if self.accepted_at > before:
             times += 1
-        self._suspects.put(report.id or 0, (times, at))
-        return Outcome(report, End.BURIED, reason) if times >= MAX_LONE_500S else self.later(report, reason)
+        self._lone_failures.put(report.id or 0, (times, at))
+        return Outcome(report, End.BURIED, reason) if times >= MAX_LONE_FAILURES else self.later(report, reason)
 
-    def _away(self, error: Unavailable, items: list[Item], done: Delivered) -> None:
+    def _postpone_all(self, error: Unavailable, items: list[Item], done: Delivered) -> None:
         """Treeherder cannot take anything now, or nothing of this project (404)."""
         if error.status == 404:
             done.outcomes += [self.later(report, str(error)) for report, _ in items]
             return
-        done.pause = self._pause(error)
+        done.pause = self._record_away(error)
         done.outcomes += [self.later(report, str(error), done.pause) for report, _ in items]
 
-    def _pause(self, error: Unavailable) -> timedelta:
+    def _record_away(self, error: Unavailable) -> timedelta:
         """How long to leave a Treeherder alone that is away, or has had enough."""
         self._failures += 1
         pause = timedelta(
@@ -445,7 +449,7 @@ class Deliverer:
         pause = min(backoff(work, report.attempts), self._settings.max_pause) if wait is None else wait
         return Outcome(report, End.LATER, reason, min(pause, work.longest_wait))
 
-    def _until_push(self, report: JobReport, reason: str) -> Outcome:
+    def _wait_for_push(self, report: JobReport, reason: str) -> Outcome:
         """Wait until Treeherder has answered for `push_wait` that it has no such push: what it could not answer in an
         outage counts for nothing."""
         since = report.no_push_since or now()
@@ -457,11 +461,11 @@ class Deliverer:
 
 
 WORK.add_table(
-    WorkTable(JobReport, "GET /api/v1/reports?state=pending says why", deliverer=Deliverer),
+    WorkTable(JobReport, "GET /api/v1/reports?state=pending says why", deliverer=TreeherderDeliverer),
 )
 
 
-def _halved(chunk: list[Item], waiting: deque[list[Item]]) -> bool:
+def _push_halves(chunk: list[Item], waiting: deque[list[Item]]) -> bool:
     """Put both halves of what was not taken next, unless it stands alone."""
     if len(chunk) == 1:
         return False
@@ -470,5 +474,5 @@ def _halved(chunk: list[Item], waiting: deque[list[Item]]) -> bool:
     return True
 
 
-def _push(report: JobReport) -> PushKey:
+def _push_key(report: JobReport) -> PushKey:
     return report.project, report.revision, report.revision_hash

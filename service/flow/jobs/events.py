@@ -1,8 +1,8 @@
-"""A task event becomes job reports: what is known of each run, for each Treeherder that the task's routes name.
+"""Store task events as job reports: the newest state of each run, for each Treeherder that the task's routes name.
 
-Every message of the queue carries the status of the whole task, so each run of it is noted, whichever message comes
-first or last, or never. A run only ever goes forward (`Stage`), so a later stage replaces an earlier one that waits,
-and what comes late is dropped. Nobody is called here.
+Every message of the queue has the status of the whole task, so all of its runs are recorded, whichever message comes
+first, last or never. A run only goes forward (`Stage`): a later stage replaces an earlier one that waits, and an
+earlier one that comes late is dropped. No upstream is called here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Json
+from pydantic.alias_generators import to_camel
 from pydantic_core import to_json
 from sqlalchemy import JSON, Integer, Table, Text, bindparam, case, cast, column, func, literal, null, select, true
 
@@ -27,13 +28,13 @@ from service.store.models import NOBODY, JobReport, Stage, State, job_lane
 log = structlog.get_logger()
 
 _ROUTE = "route."
-_WORD = r"^[!-~]*$"  # no NUL and nothing else that a database refuses; the queue's own words are narrower
+_WORD = r"^[!-~]*$"  # no NUL or anything else that a database refuses; the queue uses fewer characters
 
 Word = Annotated[str, Field(max_length=200, pattern=_WORD)]
 
 
-class Row(NamedTuple):
-    """What is to be noted of a run; the first three are the key."""
+class ReportRow(NamedTuple):
+    """The values to record of a run for one Treeherder; the first three fields are the key."""
 
     task_id: str
     run_id: int
@@ -46,53 +47,53 @@ class Row(NamedTuple):
     run: dict[str, Any]
     lane: str
     share: str
-    refused: str | None  # why it is skipped
+    refused: str | None  # the reason why it is skipped
 
 
 class _Queue(BaseModel):
-    # ignore: the queue adds fields now and then, and may add reasons
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    # ignore, because the queue adds fields now and then
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, alias_generator=to_camel)
 
 
-class Run(_Queue):
+class TaskRun(_Queue):
     """A run as `task-status.json` has it."""
 
-    runId: int = Field(ge=0, le=1000)  # noqa: N815 - the queue's names
+    run_id: int = Field(ge=0, le=1000)
     state: Literal["pending", "running", "completed", "failed", "exception"]
-    reasonCreated: Word  # noqa: N815 - likewise
-    reasonResolved: Word | None = None  # noqa: N815 - likewise
+    reason_created: Word
+    reason_resolved: Word | None = None
     scheduled: AwareDatetime | None = None
     started: AwareDatetime | None = None
     resolved: AwareDatetime | None = None
-    workerId: Word | None = None  # noqa: N815 - likewise
+    worker_id: Word | None = None
 
 
 class TaskStatus(_Queue):
-    """A task's status, of which we need only so much."""
+    """The part of a task's status that is used here."""
 
-    taskId: SlugId  # noqa: N815 - likewise
-    taskGroupId: SlugId  # noqa: N815 - likewise
+    task_id: SlugId
+    task_group_id: SlugId
     deadline: AwareDatetime
     state: Literal["unscheduled", "pending", "running", "completed", "failed", "exception"]
-    runs: list[Run] = Field(max_length=1001)
+    runs: list[TaskRun] = Field(max_length=1001)
 
 
 class TaskMessage(_Queue):
-    """What all messages of `task-*` exchanges have; the run that a message is about is one of the status's."""
+    """The part that the messages of all `task-*` exchanges share. The status has the run that the message is about."""
 
     status: TaskStatus
 
 
 class TaskEvent(PulseMessage):
-    """A message of a `task-*` exchange as a listener forwards it, together with what its body says."""
+    """A message of a `task-*` exchange as a listener forwards it, with its parsed body."""
 
-    body: Json[TaskMessage]  # type: ignore[assignment]  # of the text, what it says
-    encoding: Literal["utf-8"] = "utf-8"  # other bytes are no JSON of the queue's
+    body: Json[TaskMessage]  # type: ignore[assignment]  # the text, parsed
+    encoding: Literal["utf-8"] = "utf-8"  # other bytes are not JSON of the queue
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the routes of one prefix send a task's jobs. `refused` says why they cannot go there."""
+    """The push to which the routes of one prefix send a task's jobs; `refused` says why they cannot go there."""
 
     environment: str
     project: str = ""
@@ -106,46 +107,46 @@ class Target:
 
     @property
     def share(self) -> str:
-        """A push stands for its pusher."""
+        """Return the share of the jobs: a push stands for its pusher."""
         return self.revision or self.revision_hash or NOBODY
 
 
-def targets(settings: Settings, routes: Iterable[str]) -> list[Target]:
-    """Return where the task with these routes is to be shown; a Treeherder that takes no jobs from us is left out."""
+def find_targets(settings: Settings, routes: Iterable[str]) -> list[Target]:
+    """Return the targets of a task with these routes; a Treeherder that takes no jobs from this service is left out."""
     routes = list(routes)
-    found = []
+    targets = []
     for prefix, environment in settings.environments.items():
         if environment.jobs != "off":
             start = f"{prefix}."
-            if ours := tuple([route for route in routes if route.startswith(start)]):
-                found.append(_target(prefix, ours))
-    return found
+            if matching := tuple([route for route in routes if route.startswith(start)]):
+                targets.append(_target(prefix, matching))
+    return targets
 
 
-@lru_cache(maxsize=1_000)  # all tasks of a push have the same
-def _target(prefix: str, ours: tuple[str, ...]) -> Target:
-    """Return where the routes of this prefix lead."""
-    said = {found for route in ours if (found := parse_route(prefix, route))}
-    if not said:
-        wanted = f"{prefix}.<project>.<revision_hash> or {prefix}.v2.<project>.<revision>"
-        return Target(prefix, refused=f"the route {ours[0]} is not of the form {wanted}")
-    projects = {route.project for route in said}
-    revisions = {route.revision for route in said if route.revision}
-    hashes = {route.revision_hash for route in said if route.revision_hash}
+@lru_cache(maxsize=1_000)  # all tasks of a push have the same routes
+def _target(prefix: str, texts: tuple[str, ...]) -> Target:
+    """Return the target of all routes of this prefix."""
+    routes = {route for text in texts if (route := parse_route(prefix, text))}
+    if not routes:
+        form = f"{prefix}.<project>.<revision_hash> or {prefix}.v2.<project>.<revision>"
+        return Target(prefix, refused=f"the route {texts[0]} is not of the form {form}")
+    projects = {route.project for route in routes}
+    revisions = {route.revision for route in routes if route.revision}
+    hashes = {route.revision_hash for route in routes if route.revision_hash}
     if max(len(projects), len(revisions), len(hashes)) > 1:
-        return Target(prefix, min(projects), refused=f"its routes disagree: {', '.join(sorted(ours))}")
+        return Target(prefix, min(projects), refused=f"its routes disagree: {', '.join(sorted(texts))}")
     return Target(prefix, projects.pop(), next(iter(revisions), None), next(iter(hashes), None))
 
 
-def rows_of(status: TaskStatus, wanted: Iterable[Target]) -> list[Row]:
+def build_rows(status: TaskStatus, targets: Iterable[Target]) -> list[ReportRow]:
     """Return a row for each run of the task and each target."""
     runs = _runs(status)
     return [
-        Row(
-            status.taskId, run_id, target.environment, int(stage), target.project, target.revision,
-            target.revision_hash, status.taskGroupId, run, target.lane, target.share, target.refused,
+        ReportRow(
+            status.task_id, run_id, target.environment, int(stage), target.project, target.revision,
+            target.revision_hash, status.task_group_id, run, target.lane, target.share, target.refused,
         )
-        for target in wanted
+        for target in targets
         for run_id, stage, run in runs
     ]  # fmt: skip
 
@@ -156,12 +157,12 @@ def _runs(status: TaskStatus) -> list[tuple[int, Stage, dict[str, Any]]]:
             ended = {"state": "exception", "reason": "deadline-exceeded", "resolved": _epoch(status.deadline)}
             return [(0, Stage.RESOLVED, ended)]
         return [(0, Stage.UNSCHEDULED, {})]
-    last = max(run.runId for run in status.runs)
-    return [(run.runId, _stage(run, last), _known(run, status)) for run in status.runs]
+    last = max(run.run_id for run in status.runs)
+    return [(run.run_id, _stage(run, last), _run_values(run, status)) for run in status.runs]
 
 
-def _stage(run: Run, last: int) -> Stage:
-    if run.runId < last:
+def _stage(run: TaskRun, last: int) -> Stage:
+    if run.run_id < last:
         return Stage.FOLLOWED
     return _STAGES.get(run.state, Stage.RESOLVED)
 
@@ -169,32 +170,35 @@ def _stage(run: Run, last: int) -> Stage:
 _STAGES = {"pending": Stage.PENDING, "running": Stage.RUNNING}
 
 
-def _known(run: Run, status: TaskStatus) -> dict[str, Any]:
-    """What the row keeps of a run; times in seconds since 1970."""
-    known: dict[str, Any] = {"state": run.state}
-    if run.reasonResolved:
-        known["reason"] = run.reasonResolved
-    if run.workerId:
-        known["worker"] = run.workerId
+def _run_values(run: TaskRun, status: TaskStatus) -> dict[str, Any]:
+    """Return the values of a run that its row keeps; times in seconds since 1970."""
+    values: dict[str, Any] = {"state": run.state}
+    if run.reason_resolved:
+        values["reason"] = run.reason_resolved
+    if run.worker_id:
+        values["worker"] = run.worker_id
     if run.scheduled:
-        known["scheduled"] = _epoch(run.scheduled)
+        values["scheduled"] = _epoch(run.scheduled)
     if run.started:
-        known["started"] = _epoch(run.started)
+        values["started"] = _epoch(run.started)
     if run.resolved:
-        known["resolved"] = _epoch(run.resolved)
+        values["resolved"] = _epoch(run.resolved)
     elif run.state not in _STAGES:
-        known["resolved"] = _epoch(status.deadline)
-    return known
+        values["resolved"] = _epoch(status.deadline)
+    return values
 
 
 def _epoch(time: datetime) -> int:
     return int(time.timestamp())
 
 
-async def upsert(session: Session, rows: Iterable[Row], at: datetime) -> None:
-    """Note what was heard at a time: one statement with the rows in it as JSON, for a parameter for each value costs
-    several times as much. They are sorted, each key once, so that batches at the same time cannot deadlock."""
-    newest: dict[tuple[str, int, str], Row] = {}
+async def upsert(session: Session, rows: Iterable[ReportRow], at: datetime) -> None:
+    """Record rows that were seen at this time, in one statement that takes them as JSON.
+
+    A parameter for each value would cost several times as much. The rows are sorted and have each key once, so that
+    concurrent batches cannot deadlock.
+    """
+    newest: dict[tuple[str, int, str], ReportRow] = {}
     for row in rows:
         key = row[:3]
         if key not in newest or newest[key].stage < row.stage:
@@ -209,11 +213,11 @@ async def upsert(session: Session, rows: Iterable[Row], at: datetime) -> None:
 
 
 def _upsert(insert: Any, given: Any) -> Any:
-    """Return the statement; `given` are the rows, with the fields of `Row` as columns."""
+    """Return the statement for rows in `given`, whose columns are the fields of `ReportRow`."""
     table: Table = JobReport.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
     at, skipped = bindparam("at", type_=Utc), given.refused.is_not(None)
     values = {
-        **{name: given[name] for name in Row._fields if name != "refused"},
+        **{name: given[name] for name in ReportRow._fields if name != "refused"},
         "version": literal(1),
         "last_event_at": at,
         "state": case((skipped, State.SKIPPED), else_=State.PENDING),
@@ -236,7 +240,7 @@ def _upsert(insert: Any, given: Any) -> Any:
             "run": new.run,
             "last_event_at": new.last_event_at,
             "version": old.version + 1,
-            # due or leased: whoever holds it finds the new version, and a pause after a failure goes on
+            # if it is due or leased, its holder sees the new version, and a backoff continues
             "due_at": case((idle, new.due_at), else_=old.due_at),
             "since": case((idle, new.since), else_=old.since),
             "attempts": case((idle, 0), else_=old.attempts),
@@ -252,16 +256,16 @@ def _upsert(insert: Any, given: Any) -> Any:
 
 
 def _of_sqlite() -> Any:
-    """Return the rows of a list of lists."""
+    """Return the columns of rows that are given as a list of lists."""
     row = func.json_each(bindparam("rows")).table_valued("value").c.value
-    fields = [func.json_extract(row, f"$[{number}]").label(name) for number, name in enumerate(Row._fields)]
+    fields = [func.json_extract(row, f"$[{number}]").label(name) for number, name in enumerate(ReportRow._fields)]
     return select(*fields).subquery("given").c
 
 
 def _of_postgresql() -> Any:
-    """Return the rows of a list of objects."""
+    """Return the columns of rows that are given as a list of objects."""
     types = {"run_id": Integer, "stage": Integer, "run": JSON}
-    columns: list[Any] = [column(name, types.get(name, Text)) for name in Row._fields]
+    columns: list[Any] = [column(name, types.get(name, Text)) for name in ReportRow._fields]
     rows = func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
     return rows.table_valued(*columns, name="given").render_derived(with_types=True).c
 
@@ -275,14 +279,14 @@ _UPSERT: Mapping[str, Any] = {
 _ACCEPTED = Verdict(verdict="accepted")
 
 
-def judge(settings: Settings, event: TaskEvent) -> tuple[Verdict, list[Row]]:
-    """Return the verdict on a message, and what is to be noted."""
-    wanted = targets(settings, (key[len(_ROUTE) :] for key in event.cc if key.startswith(_ROUTE)))
-    if not wanted:
-        return Verdict(verdict="rejected", reason="no route of a Treeherder that takes jobs from us"), []
-    return _ACCEPTED, rows_of(event.body.status, wanted)
+def judge_event(settings: Settings, event: TaskEvent) -> tuple[Verdict, list[ReportRow]]:
+    """Return the verdict on a message, and the rows to record."""
+    targets = find_targets(settings, (key[len(_ROUTE) :] for key in event.cc if key.startswith(_ROUTE)))
+    if not targets:
+        return Verdict(verdict="rejected", reason="no route names a Treeherder that takes jobs from this service"), []
+    return _ACCEPTED, build_rows(event.body.status, targets)
 
 
-async def note(session: Session, statuses: Iterable[tuple[TaskStatus, Iterable[Target]]]) -> None:
-    """Note statuses that were asked for, as if messages had told of them."""
-    await upsert(session, [row for status, wanted in statuses for row in rows_of(status, wanted)], now())
+async def record_seen(session: Session, statuses: Iterable[tuple[TaskStatus, Iterable[Target]]]) -> None:
+    """Record statuses that were looked up, as if they had come in events."""
+    await upsert(session, [row for status, targets in statuses for row in build_rows(status, targets)], now())

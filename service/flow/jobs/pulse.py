@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.alias_generators import to_camel
 
 from service.clients.treeherder import FoundPush
 from service.flow.jobs.run import ended_at, job_guid, log_of, result_of, state_of, task_link
@@ -11,73 +12,85 @@ from service.flow.tasks.facts import TaskFacts, UnshowableTaskError
 from service.sanitize import problems_of
 from service.store.models import JobReport, Stage
 
-Plain = r"^[\w-]+$"
+PLAIN = r"^[\w-]+$"
 
 
 class _PulseJob(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
 
 
 class Origin(_PulseJob):
+    """The push of a job."""
+
     kind: Literal["hg.mozilla.org"] | None = None
-    project: str = Field(pattern=Plain, min_length=1, max_length=50)
+    project: str = Field(pattern=PLAIN, min_length=1, max_length=50)
     revision: str = Field(pattern=r"^[0-9a-f]{40}$")
 
 
 class Display(_PulseJob):
-    jobSymbol: str = Field(max_length=25)  # noqa: N815 - the schema's names
-    groupSymbol: str = Field(min_length=1, max_length=25)  # noqa: N815 - likewise
-    jobName: str = Field(min_length=1, max_length=140)  # noqa: N815 - likewise
-    groupName: str = Field(min_length=1, max_length=255)  # noqa: N815 - likewise
+    """Names and symbols of a job and its group."""
+
+    job_symbol: str = Field(max_length=25)
+    group_symbol: str = Field(min_length=1, max_length=25)
+    job_name: str = Field(min_length=1, max_length=140)
+    group_name: str = Field(min_length=1, max_length=255)
 
 
 class PulseMachine(_PulseJob):
-    name: str = Field(pattern=Plain, min_length=1, max_length=50)
-    platform: str = Field(pattern=Plain, min_length=1, max_length=100)
-    os: str = Field(pattern=Plain, min_length=1, max_length=25)
-    architecture: str = Field(pattern=Plain, min_length=1, max_length=25)
+    """A machine and its platform."""
+
+    name: str = Field(pattern=PLAIN, min_length=1, max_length=50)
+    platform: str = Field(pattern=PLAIN, min_length=1, max_length=100)
+    os: str = Field(pattern=PLAIN, min_length=1, max_length=25)
+    architecture: str = Field(pattern=PLAIN, min_length=1, max_length=25)
 
 
 class Link(_PulseJob):
+    """A link that is shown beside a job."""
+
     url: str = Field(max_length=512)
-    linkText: str = Field(min_length=1, max_length=125)  # noqa: N815 - likewise
+    link_text: str = Field(min_length=1, max_length=125)
     label: str = Field(min_length=1, max_length=70)
 
 
 class JobInfo(_PulseJob):
+    """A description and links that are shown beside a job."""
+
     summary: str
     links: list[Link]
 
 
 class Log(_PulseJob):
+    """A log that Treeherder parses."""
+
     url: str = Field(min_length=1, max_length=255)
     name: str = Field(min_length=1, max_length=50)
 
 
 class PulseJob(_PulseJob):
-    """A message for whoever reads jobs from an exchange of ours; the tests hold it against `pulse-job.yml`."""
+    """A message that announces a job on an exchange of this service; the tests compare it with `pulse-job.yml`."""
 
-    taskId: str = Field(pattern=r"^[A-Za-z0-9/+-]+$", max_length=50)  # noqa: N815 - likewise
-    retryId: int = Field(ge=0)  # noqa: N815 - likewise
-    isRetried: bool  # noqa: N815 - likewise
-    buildSystem: Literal["taskcluster"] = "taskcluster"  # noqa: N815 - likewise
+    task_id: str = Field(pattern=r"^[A-Za-z0-9/+-]+$", max_length=50)
+    retry_id: int = Field(ge=0)
+    is_retried: bool
+    build_system: Literal["taskcluster"] = "taskcluster"
     origin: Origin
     display: Display
     state: Literal["pending", "running", "completed"]
     result: Literal["success", "fail", "exception", "retry", "canceled", "superseded", "unknown"]
-    jobKind: Literal["build", "test", "other"]  # noqa: N815 - likewise
+    job_kind: Literal["build", "test", "other"]
     tier: int = Field(ge=1, le=3)
     coalesced: list[str] = []
-    timeScheduled: str | None = None  # noqa: N815 - likewise
-    timeStarted: str | None = None  # noqa: N815 - likewise
-    timeCompleted: str | None = None  # noqa: N815 - likewise
-    labels: list[Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=Plain)]]
+    time_scheduled: str | None = None
+    time_started: str | None = None
+    time_completed: str | None = None
+    labels: list[Annotated[str, StringConstraints(min_length=1, max_length=50, pattern=PLAIN)]]
     owner: str = Field(min_length=1, max_length=50)
     reason: str = Field(min_length=1, max_length=125)
-    productName: str = Field(min_length=1, max_length=125)  # noqa: N815 - likewise
-    buildMachine: PulseMachine  # noqa: N815 - likewise
-    runMachine: PulseMachine  # noqa: N815 - likewise
-    jobInfo: JobInfo | None = None  # noqa: N815 - likewise
+    product_name: str = Field(min_length=1, max_length=125)
+    build_machine: PulseMachine
+    run_machine: PulseMachine
+    job_info: JobInfo | None = None
     logs: list[Log] = []
     version: Literal[1] = 1
 
@@ -95,12 +108,12 @@ def pulse_message(
     *,
     schema: Literal["2015", "2026"] = "2015",
 ) -> dict[str, Any]:
-    """Return the message for a report, as that version of `pulse-job.yml` has it.
+    """Return the message for a report in this version of `pulse-job.yml`.
 
-    Raises UnusableError for what the format has no room for.
+    Raises UnshowableTaskError if a value does not fit into the format.
     """
     state, result = state_of(report, facts.job_kind)
-    if schema == "2015" and result == "retry":  # which it does not know: readers make it of `isRetried`
+    if schema == "2015" and result == "retry":  # this version has no such result; readers derive it from `isRetried`
         result = result_of(report, facts.job_kind)
     origin = {"project": report.project, "revision": push.revision}
     run = report.run
@@ -119,7 +132,7 @@ def pulse_message(
     def linked(link: dict[str, str]) -> dict[str, str]:
         return {"url": link["url"], "linkText": link["value"][-125:], "label": link["title"]}
 
-    # readers make log references of links to error summaries by themselves
+    # readers derive log references from links to error summaries
     all_links = [task_link(report, root), *(links or [])]
     job_info = {
         "summary": facts.description,
@@ -140,7 +153,7 @@ def pulse_message(
                 },
                 "state": state,
                 "result": _RESULTS.get(result, result),
-                # who reads it takes a failure of any other kind for `busted`
+                # readers show a failure of any other kind as `busted`
                 "jobKind": facts.job_kind or "test",
                 "tier": facts.tier,
                 "timeScheduled": _iso(facts.created),
@@ -157,12 +170,12 @@ def pulse_message(
             }
         )
     except ValidationError as error:
-        raise UnshowableTaskError(f"it does not fit into a job message: {problems_of(error)}") from None
-    return message.model_dump(exclude_none=True)
+        raise UnshowableTaskError(f"it does not fit into a job message on Pulse: {problems_of(error)}") from None
+    return message.model_dump(exclude_none=True, by_alias=True)
 
 
 def _plain(text: str) -> str:
-    """`text` with what the schema does not take replaced."""
+    """Return `text` with "-" in place of each character that the schema does not take."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Build the entry of a job in a bulk of Treeherder's REST submission. Pure: a report and facts in, JSON out."""
+"""Build the entry of a job for a bulk of Treeherder's REST submission, from a report and the facts of its task."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ log = structlog.get_logger()
 
 
 def job_info(guid: str, links: list[dict[str, str]]) -> dict[str, str]:
-    """Links as the artifact that Treeherder shows beside a job."""
+    """Return links as the artifact that Treeherder shows beside a job."""
     details = [{"content_type": "link", **link} for link in links]
     return {"type": "json", "name": "Job Info", "job_guid": guid, "blob": json.dumps({"job_details": details})}
 
@@ -27,10 +27,10 @@ def rest_entry(
     push: FoundPush,
     links: list[dict[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """Return an entry of a bulk. `links` are shown beside the one to the task.
+    """Return an entry of a bulk; `links` are shown beside the link to the task.
 
-    A Treeherder before 2016-05 keeps the first artifact of each name, and none takes anything of a job that it knows as
-    completed: so a job has links once its run has ended, and all of them.
+    A job has links only once its run has ended, and then all of them: a Treeherder before 2016-05 keeps the first
+    artifact of each name, and no Treeherder changes a completed job.
     """
     state, result = state_of(report, facts.job_kind)
     run = report.run
@@ -56,7 +56,7 @@ def rest_entry(
         "tier": facts.tier,
         "log_references": [],
         "artifacts": [],
-        # what the job's buttons go by, in a Treeherder since 2017-02
+        # the job's buttons use these, in a Treeherder since 2017-02
         "taskcluster_task_id": report.task_id,
         "taskcluster_retry_id": report.run_id,
     }

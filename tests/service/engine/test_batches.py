@@ -32,7 +32,7 @@ async def hear(database: Database, ids: list[str], stage: Stage) -> None:
     target = Target("tc-treeherder", "mc", "a1" * 20)
     async with database.writing() as session:
         await events.upsert(
-            session, [row for each in ids for row in events.rows_of(status(each, stage), [target])], now()
+            session, [row for each in ids for row in events.build_rows(status(each, stage), [target])], now()
         )
 
 

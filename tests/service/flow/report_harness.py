@@ -171,7 +171,7 @@ class ReportHarness:
 
     async def take(self, messages: Iterable[Message]) -> list[Verdict]:
         """Take messages in as one batch."""
-        judged = [events.judge(self.services.settings, pulse(message)) for message in messages]
+        judged = [events.judge_event(self.services.settings, pulse(message)) for message in messages]
         async with self.database.writing() as session:
             await events.upsert(session, [row for _, rows in judged for row in rows], now())
         return [verdict for verdict, _ in judged]

@@ -300,12 +300,12 @@ async def serve(api: Api) -> None:
     """Run the queries of the worker and the reporter, beside the work itself."""
     database, settings = api.database, api.settings
     with pytest.raises(UpstreamError):  # no queue is there to be asked
-        await reconcile.check_quiet(api.services)
+        await reconcile.reconcile_quiet_runs(api.services)
     async with database.writing() as session:
         for model in work_tables():
             await session.exec(update(model).where(col(model.id).in_(range(10))).values(due_at=now()))
         session.add(lost := GroupCheck(task_group_id=reconcile.EVERYTHING, lane="lost", fencing_token=1))
-    await reconcile.list_group(api.services, Lease(database, settings.work, lost))
+    await reconcile.check_group(api.services, Lease(database, settings.work, lost))
     async with database.reading() as session:
         lanes = await leases.due_lanes(session, tuple(work_tables()))
         reports = await batches.due(session, ENVIRONMENT, 10)
@@ -322,7 +322,7 @@ async def serve(api: Api) -> None:
         lambda connection: connection.execute(*leases.due_now(JobReport, job_lane(ENVIRONMENT, alias(1)))), NOBODY
     )
     async with database.writing() as session:
-        await reconcile.skip(session, [task_id("r", 1)], "gone")
+        await reconcile.skip_reports(session, [task_id("r", 1)], "gone")
         await leases.take_over(session, "me", but="you")
         await leases.take_over(session, None, but="you")
 

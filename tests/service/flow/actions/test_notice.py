@@ -19,7 +19,7 @@ from service.engine.registry import WORK
 from service.engine.reporter import EnvironmentReporter
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions import notice
-from service.flow.jobs.deliver import Deliverer
+from service.flow.jobs.deliver import TreeherderDeliverer
 from service.store.models import Action, Notice, PushStep, State, StepKind
 from tests.service.flow.graph_factory import (
     build,
@@ -199,7 +199,10 @@ async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: Flow
 
 async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed: FlowHarness) -> None:
     name, rate = jobs_budget(pushed.settings.environments[ENVIRONMENT], pushed.settings.reports.links_wait)
-    assert name == EnvironmentReporter(pushed.services, ENVIRONMENT, Deliverer(pushed.services, ENVIRONMENT))._budget
+    assert (
+        name
+        == EnvironmentReporter(pushed.services, ENVIRONMENT, TreeherderDeliverer(pushed.services, ENVIRONMENT))._budget
+    )
 
     async def left(tokens: float | None = None, blocked: datetime | None = None) -> float:
         async with pushed.database.writing() as session:

@@ -20,7 +20,7 @@ from service.engine.batches import End
 from service.engine.budget import burst, jobs_budget
 from service.engine.leases import Lease, claim
 from service.engine.reporter import EnvironmentReporter, Reporter
-from service.flow.jobs.deliver import MAX_LONE_500S, NEGATIVE_CONFIRMATIONS, Deliverer, Recent
+from service.flow.jobs.deliver import MAX_LONE_FAILURES, NEGATIVE_CONFIRMATIONS, LruCache, TreeherderDeliverer
 from service.flow.jobs.run import job_guid
 from service.flow.pushes.push import store
 from service.flow.pushes.resultset import run as post_resultset
@@ -142,10 +142,10 @@ async def test_a_treeherder_that_is_ill_buries_nobody(sqlite_room: ReportHarness
     ids = [harness.create() for _ in range(16)]
     harness.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(each, 0) for each in ids)
     harness.th[PREFIX].behaviour.bad_job_status = 500
-    deliverer = Deliverer(harness.services, PREFIX)
+    deliverer = TreeherderDeliverer(harness.services, PREFIX)
     await harness.take_all()
-    deliverer._took_at = time.monotonic()
-    for _ in range(MAX_LONE_500S + 1):
+    deliverer.accepted_at = time.monotonic()
+    for _ in range(MAX_LONE_FAILURES + 1):
         done = await deliverer.deliver(await harness.reports())
         assert {outcome.end for outcome in done.outcomes} == {End.LATER}
         assert len(done.outcomes) == 16
@@ -161,7 +161,7 @@ async def test_a_job_is_bad_only_when_others_are_taken_between_its_failures(sqli
     await harness.take_all()
     (bad,) = await harness.reports()
     bad.attempts = 50  # waited long for something else
-    deliverer = Deliverer(harness.services, PREFIX)
+    deliverer = TreeherderDeliverer(harness.services, PREFIX)
 
     async def ends(*reports: JobReport) -> list[End]:
         done = await deliverer.deliver(list(reports))
@@ -204,14 +204,14 @@ async def test_a_report_that_a_bug_trips_over_stands_alone_and_is_given_up_in_th
 ) -> None:
     harness = sqlite_room
     ids = [harness.create() for _ in range(20)]
-    make = Deliverer._job
+    make = TreeherderDeliverer._build_job
 
-    def trips(self: Deliverer, report: JobReport, *more: Any) -> dict[str, Any]:
+    def trips(self: TreeherderDeliverer, report: JobReport, *more: Any) -> dict[str, Any]:
         if report.task_id == ids[7]:
             raise ZeroDivisionError
         return make(self, report, *more)
 
-    monkeypatch.setattr(Deliverer, "_job", trips)
+    monkeypatch.setattr(TreeherderDeliverer, "_build_job", trips)
     harness.services.settings.work.give_up = timedelta(seconds=give_up)
     await harness.take_all()
     await harness.report(until_due=1 if give_up else 0)
@@ -590,7 +590,7 @@ async def test_what_was_made_ready_while_treeherder_went_away_waits_for_it(sqlit
             harness.end(harness.create(), "completed")
         harness.tc.faults.add("delay", "listArtifacts", seconds=0.3)
         await harness.take_all()
-        deliverer = Deliverer(harness.services, PREFIX)
+        deliverer = TreeherderDeliverer(harness.services, PREFIX)
         harness.th[PREFIX].behaviour.down = -1
         harness.th[PREFIX].behaviour.delay = 0.2
         batches = await asyncio.gather(*(deliverer.deliver([report]) for report in await harness.reports()))
@@ -605,12 +605,12 @@ async def test_a_task_that_is_not_there_yet_is_asked_for_again(sqlite_room: Repo
     await harness.take_all()
     (report,) = await harness.reports()
     task = harness.tc.queue.tasks.pop(report.task_id)
-    deliverer = Deliverer(harness.services, PREFIX)
+    deliverer = TreeherderDeliverer(harness.services, PREFIX)
     assert [outcome.end for outcome in (await deliverer.deliver([report])).outcomes] == [End.LATER]
     harness.tc.queue.tasks[report.task_id] = task
     assert [outcome.end for outcome in (await deliverer.deliver([report])).outcomes] == [End.DONE]
     del harness.tc.queue.tasks[report.task_id]
-    other = Deliverer(harness.services, PREFIX)
+    other = TreeherderDeliverer(harness.services, PREFIX)
     ends = [(await other.deliver([report])).outcomes[0].end for _ in range(NEGATIVE_CONFIRMATIONS)]
     assert ends == [End.LATER] * (NEGATIVE_CONFIRMATIONS - 1) + [End.SKIPPED]
 
@@ -677,14 +677,14 @@ async def test_a_job_that_no_queue_takes_waits_until_somebody_listens(sqlite_url
         harness.create()
         await harness.take_all()
         (report,) = await harness.reports()
-        (outcome,) = (await Deliverer(harness.services, PREFIX).deliver([report])).outcomes
+        (outcome,) = (await TreeherderDeliverer(harness.services, PREFIX).deliver([report])).outcomes
         assert outcome.end == End.LATER
         assert f"no queue is bound to exchange/{user}/v1/jobs for '{PREFIX}.mc._'" in (outcome.reason or "")
         with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
             channel = connection.channel()
             channel.queue_declare(amqp.queue())
             channel.queue_bind(amqp.queue(), f"exchange/{user}/v1/jobs", "#")
-        (outcome,) = (await Deliverer(harness.services, PREFIX).deliver([report])).outcomes
+        (outcome,) = (await TreeherderDeliverer(harness.services, PREFIX).deliver([report])).outcomes
         assert outcome.end == End.DONE
 
 
@@ -759,7 +759,7 @@ def test_the_rate_leaves_room_for_a_full_bucket_and_late_requests_at_the_start_o
 
 async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: str) -> None:
     async with only_first(sqlite_url, reports={"turn": 1, "gather": 0.1}) as harness:
-        desk = EnvironmentReporter(harness.services, PREFIX, Deliverer(harness.services, PREFIX))
+        desk = EnvironmentReporter(harness.services, PREFIX, TreeherderDeliverer(harness.services, PREFIX))
         small, large = f"job {PREFIX} try", f"job {PREFIX} mc"
         at = time.monotonic()
         desk._served = {small: at - 0.5, large: at - 0.5}
@@ -814,7 +814,7 @@ async def test_stopping_gives_back_what_takes_too_long(sqlite_room: ReportHarnes
 
 
 def test_recent_keeps_the_most_recently_used() -> None:
-    recent: Recent[str, int] = Recent(2)
+    recent: LruCache[str, int] = LruCache(2)
     recent.put("a", 1)
     recent.put("b", 2)
     assert recent.get("a") == 1

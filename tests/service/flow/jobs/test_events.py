@@ -280,7 +280,7 @@ async def test_the_final_jobs_are_the_same_whatever_order_the_messages_come_in(
         await harness.take(messages[start : start + size])  # nothing is told in between: nothing is immutable yet
     if drop:
         async with harness.database.writing() as session:
-            await reconcile.queue_was_deleted(session)
+            await reconcile.request_full_check(session)
             session.add(GroupCheck(task_group_id=task_id, lane="task-groups"))
         await heal_now(harness)
     await harness.report()
@@ -290,7 +290,7 @@ async def test_the_final_jobs_are_the_same_whatever_order_the_messages_come_in(
 async def heal_now(harness: ReportHarness) -> None:
     """What worker and reporter do in their time."""
     await list_groups(harness)
-    while await reconcile.check_quiet(harness.services):
+    while await reconcile.reconcile_quiet_runs(harness.services):
         pass
 
 
@@ -302,7 +302,7 @@ async def list_groups(harness: ReportHarness, most: int = 100) -> None:
             checks_due = await claim(session, GroupCheck, "task-groups", 1, harness.services.settings.work.lease)
         if not checks_due:
             return
-        await reconcile.list_group(
+        await reconcile.check_group(
             harness.services, Lease(harness.database, harness.services.settings.work, checks_due[0])
         )
         listed += 1
@@ -335,10 +335,10 @@ async def test_a_run_that_is_silent_for_long_is_asked_after(harness: ReportHarne
     harness.tc.queue.rerun_task(first)
     harness.claim(second)
     harness.messages.clear()  # lost
-    await reconcile.check_quiet(harness.services)
+    await reconcile.reconcile_quiet_runs(harness.services)
     assert harness.tc.journal.calls["statuses"] == 0, "it was heard of a moment ago"
     await age(harness)
-    await reconcile.check_quiet(harness.services)
+    await reconcile.reconcile_quiet_runs(harness.services)
     await harness.report()
     assert harness.jobs() == harness.jobs(STAGE) == harness.implied()
     assert harness.tc.journal.calls["statuses"] == 1, "one call for all of them"
@@ -365,7 +365,7 @@ async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_room: ReportHa
     sqlite_room.create(extra={})
     await sqlite_room.told()
     await age(sqlite_room)
-    assert await reconcile.check_quiet(sqlite_room.services) == 0
+    assert await reconcile.reconcile_quiet_runs(sqlite_room.services) == 0
 
 
 async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever(harness: ReportHarness) -> None:
@@ -377,7 +377,7 @@ async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever
         held = await claim(session, JobReport, f"job {PREFIX} mc", 1, harness.services.settings.work.lease)
     harness.tc.queue.clear()
     await age(harness)
-    assert await reconcile.check_quiet(harness.services) == 2
+    assert await reconcile.reconcile_quiet_runs(harness.services) == 2
     for report in held:
         with pytest.raises(LeaseLostError):
             await Lease(harness.database, harness.services.settings.work, report).release()
@@ -394,8 +394,8 @@ async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(ha
     harness.claim(member)
     harness.messages.clear()  # lost, with the only word of the second task
     async with harness.database.writing() as session:
-        await reconcile.queue_was_deleted(session)
-        await reconcile.queue_was_deleted(session)
+        await reconcile.request_full_check(session)
+        await reconcile.request_full_check(session)
     await heal_now(harness)
     await harness.report()
     assert harness.jobs() == harness.jobs(STAGE) == harness.implied()
@@ -406,12 +406,12 @@ async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(ha
 async def test_after_a_deleted_queue_more_than_one_calls_worth_is_asked_after(
     harness: ReportHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconcile, "ONE_CALL", 2)
+    monkeypatch.setattr(reconcile, "STATUSES_PER_CALL", 2)
     for _ in range(3):
         harness.create()
     await harness.take_all()
     async with harness.database.writing() as session:
-        await reconcile.queue_was_deleted(session)
+        await reconcile.request_full_check(session)
         later = now() + timedelta(hours=1)
         newest = max(report.id or 0 for report in await harness.reports())
         await session.exec(update(JobReport).where(col(JobReport.id) == newest).values(last_event_at=later))
@@ -454,14 +454,14 @@ async def test_a_run_that_ends_while_its_task_is_found_gone_keeps_its_end(
 
     monkeypatch.setattr(reconcile, "lock_reports", late)
     async with harness.database.writing() as session:
-        await reconcile.skip(session, [task_id], "gone")
+        await reconcile.skip_reports(session, [task_id], "gone")
     states = {report.environment: report.state for report in await harness.reports()}
     assert states == {PREFIX: State.PENDING, STAGE: State.SKIPPED}
 
 
 async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(harness: ReportHarness) -> None:
     async with harness.database.writing() as session:
-        for number, since in enumerate((now(), now() - 2 * reconcile.GRAPHS_OF)):
+        for number, since in enumerate((now(), now() - 2 * reconcile.LOOK_BACK)):
             who: dict[str, Any] = {"project": "mc", "task_id": "x", "requester": "me", "source": Source.API}
             action = Action(kind="retrigger", lane="taskcluster", since=since, **who)
             session.add(action)
@@ -470,7 +470,7 @@ async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(harness
             plan |= {"action_id": action.id, "definition": {"taskGroupId": f"group{number}"}}
             session.add(PlannedTask(task_id=f"copy{number}", **plan))
     async with harness.database.writing() as session:
-        await reconcile.queue_was_deleted(session)
+        await reconcile.request_full_check(session)
     await list_groups(harness, most=1)
     async with harness.database.reading() as session:
         checks = await session.exec(select(GroupCheck.task_group_id).where(col(GroupCheck.due_at).is_not(None)))
@@ -606,11 +606,11 @@ async def test_routes_of_nobody_are_no_reports(sqlite_room: ReportHarness) -> No
 def test_our_models_know_what_the_schemas_say() -> None:
     status = read_published(f"{SCHEMAS}/task-status.json")
     run = status["properties"]["runs"]["items"]
-    assert set(events.Run.model_fields) <= set(run["properties"])
-    assert set(events.TaskStatus.model_fields) <= set(status["required"])
-    required = {name for name, field in events.Run.model_fields.items() if field.is_required()}
+    assert {field.alias for field in events.TaskRun.model_fields.values()} <= set(run["properties"])
+    assert {field.alias for field in events.TaskStatus.model_fields.values()} <= set(status["required"])
+    required = {field.alias for field in events.TaskRun.model_fields.values() if field.is_required()}
     assert required <= set(run["required"])
-    assert schema_enum(events.Run, "state") == set(run["properties"]["state"]["enum"])
+    assert schema_enum(events.TaskRun, "state") == set(run["properties"]["state"]["enum"])
     assert schema_enum(events.TaskStatus, "state") == set(status["properties"]["state"]["enum"])
     for name in ("defined", "pending", "running", "completed", "failed", "exception"):
         message = read_published(f"{SCHEMAS}/task-{name}-message.json")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sandbox.treeherder.store import check_job_entry
 from service.clients.treeherder import FoundPush
 from service.clock import now
-from service.flow.jobs.events import Target, TaskStatus, rows_of
+from service.flow.jobs.events import Target, TaskStatus, build_rows
 from service.flow.jobs.pulse import pulse_message
 from service.flow.jobs.rest import rest_entry
 from service.flow.jobs.run import artifact_links, job_guid, log_of, state_of
@@ -36,7 +36,7 @@ THEIRS = {"perfherder_data_references"}
 
 def reports_of(payload: dict[str, Any], project: str = "mc", revision: str | None = TIP) -> list[JobReport]:
     status = TaskStatus.model_validate(payload["status"])
-    rows = rows_of(status, [Target("tc-treeherder", project, revision)])
+    rows = build_rows(status, [Target("tc-treeherder", project, revision)])
     return [JobReport(**row._asdict(), last_event_at=now()) for row in rows]
 
 
