@@ -7,17 +7,17 @@
 
     actions    receive ──┬─▶ retrigger ─▶ tasks.create ─▶ Taskcluster       a pressed button becomes copies of a task
                          ├─▶ cancel ─▶ Taskcluster
-                         └─▶ notice ─▶ Pulse, Treeherder                    others are told how it ended
+                         └─▶ notice ─▶ Pulse, Treeherder                    its end is announced
 
     jobs       events ──▶ deliver ──▶ Treeherder                            runs become jobs, in bulk
                  ▲          └─▶ rest, pulse                                 the two forms of a job
-                 └─ reconcile ─▶ Taskcluster                                runs that no event told of are asked about
+                 └─ reconcile ─▶ Taskcluster                                runs without a recent event are looked up
 
-    tasks      definition, ids, routes, facts, status, plan, create         what a task is, and how tasks are created
+    tasks      definition, ids, routes, facts, status, plan, create         definitions of tasks, and their creation
 
 `pushes`, `actions` and `jobs` use `tasks`, and never each other. The API calls `shift`, `push`, `receive` and `events`;
-the worker and the reporter of `service.engine` run everything else. They know no step by name: each module says at its
-end what kind of work it does, and importing any module of this package imports all of them.
+the worker and the reporter of `service.engine` run everything else. They know no step by name: each module registers
+its kind of work at its end, and importing any module of this package imports all of them.
 """
 
 import importlib

@@ -1,10 +1,10 @@
-"""From a pressed button, or a call of the API, to what is done about a task.
+"""From a pressed button, or a call of the API, to an action on a task.
 
-kinds            the registry of actions: what each is called, needs, would do, and does
-receive          store what was pressed, once for each press however often it is delivered
-subject          the task that an action names, as it stands now
-retrigger        create copies; `search` looks for what to copy, `dependents` for what depends on the task,
-                 `copies` chooses and builds the definitions
+kinds            registry of the actions: name, input, plan and execution of each
+receive          store presses as actions, once for each press however often it is delivered
+subject          fetch the task that an action names, as it is now
+retrigger        create copies of a task; `search` searches for what to copy and chooses the task group, `dependents`
+                 finds what depends on the task, `copies` chooses the copies and builds their definitions
 cancel           cancel a task
-notice           tell others how it ended: a message on Pulse, a job in Treeherder
+notice           announce the end of an action: a message on Pulse, a job in Treeherder
 """

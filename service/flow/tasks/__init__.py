@@ -1,10 +1,10 @@
-"""What a task is, and how tasks are created. The other packages of the flow share it.
+"""Tasks: their definitions, ids and status, and how they are created. The other packages of the flow share this one.
 
-definition       what the queue makes of a definition: completed, checked, ordered by dependencies
-ids              task ids derived with the key of this deployment
-routes           what a `tc-treeherder` route says
-facts            what a task says of itself for Treeherder
+definition       validate, complete and move definitions as the queue does, and sort them by dependencies
+ids              derive task ids with the key of this deployment
+routes           parse `tc-treeherder` routes
+facts            read what a task says of itself for Treeherder
 status           the states of tasks, and the scope for exactly one task
-plan             the stored plan: definitions that are committed before the first `createTask`
-create           create planned tasks, each as soon as its dependencies exist; give up what cannot be created
+plan             store plans: definitions that are committed before the first `createTask`
+create           create planned tasks, each as soon as its dependencies exist; cancel those of a refused plan
 """

@@ -20,7 +20,9 @@ from service.engine.batches import End
 from service.engine.budget import burst, jobs_budget
 from service.engine.leases import Lease, claim
 from service.engine.reporter import EnvironmentReporter, Reporter
-from service.flow.jobs.deliver import MAX_LONE_FAILURES, NEGATIVE_CONFIRMATIONS, LruCache, TreeherderDeliverer
+from service.flow.jobs.deliver import TreeherderDeliverer
+from service.flow.jobs.facts_lookup import NEGATIVE_CONFIRMATIONS
+from service.flow.jobs.retries import MAX_LONE_FAILURES
 from service.flow.jobs.run import job_guid
 from service.flow.pushes.push import store
 from service.flow.pushes.resultset import run as post_resultset
@@ -144,7 +146,7 @@ async def test_a_treeherder_that_is_ill_buries_nobody(sqlite_room: ReportHarness
     harness.th[PREFIX].behaviour.bad_job_status = 500
     deliverer = TreeherderDeliverer(harness.services, PREFIX)
     await harness.take_all()
-    deliverer.accepted_at = time.monotonic()
+    deliverer.retries.record_accepted()
     for _ in range(MAX_LONE_FAILURES + 1):
         done = await deliverer.deliver(await harness.reports())
         assert {outcome.end for outcome in done.outcomes} == {End.LATER}
@@ -619,7 +621,7 @@ async def test_of_any_number_of_artifacts_some_are_linked(
     harness: ReportHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task can upload a million: to read, keep and post them all would hold up everybody's jobs."""
-    monkeypatch.setattr("service.flow.jobs.deliver.MAX_LINKS", 1_100)
+    monkeypatch.setattr("service.flow.jobs.artifacts.MAX_LINKS", 1_100)
     task_id = harness.create()
     harness.claim(task_id)
     upload(harness, task_id, *(f"public/{n:04}.txt" for n in range(2_500)))
@@ -695,7 +697,7 @@ async def test_a_job_by_pulse_names_a_revision_and_never_a_hash(sqlite_url: str,
         harness.create(routes=[f"{PREFIX}.mc.{OTHER}"])
         await harness.told()
         (letter,) = await harness.letters()
-        assert f"no push of ours in mc has the hash {OTHER}" in letter.reason
+        assert f"this service has no push in mc with the hash {OTHER}" in letter.reason
 
 
 async def test_a_broker_that_is_away_delays_and_loses_nothing(sqlite_url: str, unused_tcp_port: int) -> None:
@@ -811,12 +813,3 @@ async def test_stopping_gives_back_what_takes_too_long(sqlite_room: ReportHarnes
     (report,) = await sqlite_room.reports()
     assert report.due_at is not None
     assert report.due_at <= now()
-
-
-def test_recent_keeps_the_most_recently_used() -> None:
-    recent: LruCache[str, int] = LruCache(2)
-    recent.put("a", 1)
-    recent.put("b", 2)
-    assert recent.get("a") == 1
-    recent.put("c", 3)
-    assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 3)
