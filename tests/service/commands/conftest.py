@@ -1,6 +1,6 @@
 """Fixtures that run commands as an operator does, against a running service.
 
-system    sandbox, service and listener as processes, one for all tests here: each test keeps to aliases of its own
+system    sandbox, service and listener as processes, one for all tests here: each test keeps to aliases of its own.
 pushed    two pushes to `try`: one whose graph was created, one whose `.taskcluster.yml` is broken
 run       a command in this process
 pretend   a web server that gives the answers that a test wants, for what the sandbox does not do
@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from sandbox.stack import Stack
 from service.cli import app
 from tests.system.conftest import SHORT, System
+from tests.system.warm import WarmProcess
 
 GRAPH = """\
 version: 1
@@ -72,7 +73,9 @@ Run = Callable[..., Ran]
 @pytest.fixture(scope="package")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with ExitStack() as exits:
-        stack = exits.enter_context(Stack(tmp_path_factory.mktemp("commands") / "stack", settings=SHORT))
+        stack = exits.enter_context(
+            Stack(tmp_path_factory.mktemp("commands") / "stack", settings=SHORT, process=WarmProcess)
+        )
         running = System(stack)
         for client in (running.api, running.hg, running.taskcluster, running.treeherder):
             exits.enter_context(client)
