@@ -6,6 +6,7 @@ database_url            both in turn
 empty_database_url      both in turn, without any table: for the migrations
 amqp                    a RabbitMQ for the test: `amqp.url`, and names that are its own
 amqp_url                just the URL
+private_broker          a RabbitMQ that a test may break: one for the run, which each test leaves as it was
 faketime                a library that fakes the time of a process
 
 A server that cannot be had skips the tests that need it, or fails them with REQUIRE_SERVICES=1; tests/services.py says
@@ -26,7 +27,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.private_servers import MissingServiceError, find_faketime
+from tests.private_servers import MissingServiceError, PrivateBroker, find_faketime
 from tests.services import (
     Amqp,
     Copies,
@@ -117,6 +118,24 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+SHARED = ("system", "private_broker")
+"""Fixtures that take seconds to start, and that several modules share."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gather the tests that share an expensive fixture at the place of the first one.
+
+    pytest-randomly has shuffled all modules before. A package's fixture ends when a test of another package comes, and
+    would start anew for almost every module; a session's would start in every process that shares the tests.
+    """
+    for name in SHARED:
+        sharing = [item for item in items if name in getattr(item, "fixturenames", ())]
+        if sharing:
+            first = items.index(sharing[0])
+            others = [item for item in items[first:] if item not in sharing]
+            items[first:] = [*sharing, *others]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -284,3 +303,20 @@ def amqp(amqp_url: str) -> Iterator[Amqp]:
     yield broker
     if broker.queues or broker.exchanges:
         broker.clear()
+
+
+@pytest.fixture(scope="session")
+def private_broker_process() -> Iterator[PrivateBroker]:
+    try:
+        broker = PrivateBroker()
+        broker.start()
+    except MissingServiceError as error:
+        pytest.skip(str(error))
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def private_broker(private_broker_process: PrivateBroker) -> PrivateBroker:
+    private_broker_process.start()  # a test may have stopped it
+    return private_broker_process

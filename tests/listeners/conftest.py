@@ -14,7 +14,7 @@ from listeners import consumer as consumer_module
 from tests.listeners.broker_harness import BrokerHarness, FakeEventService
 from tests.listeners.fakes import serving
 from tests.listeners.pushlog_harness import PushlogHarness
-from tests.private_servers import MissingServiceError, PrivateBroker
+from tests.private_servers import PrivateBroker
 from tests.proxy import TcpProxy, TlsProxy, make_certificate
 from tests.services import Amqp
 
@@ -60,22 +60,10 @@ def opened_channels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     return opened
 
 
-@pytest.fixture(scope="module")
-def private_broker() -> Iterator[PrivateBroker]:
-    try:
-        broker = PrivateBroker()
-        broker.start()
-    except MissingServiceError as error:
-        pytest.skip(str(error))
-    yield broker
-    broker.close()
-
-
 @pytest.fixture
 def private_harness(private_broker: PrivateBroker, check_often: None) -> Iterator[BrokerHarness]:
     """Return a harness with a broker that a test may break."""
     service = FakeEventService()
-    private_broker.start()
     with serving(service.answer) as url, capture_logs() as logs:
         broker_harness = BrokerHarness(Amqp(private_broker.url), url, service, logs)
         yield broker_harness

@@ -1,6 +1,5 @@
 """A broker is judged before it is used, and nothing is left on it."""
 
-import contextlib
 import time
 from typing import get_args
 from urllib.parse import urlsplit, urlunsplit
@@ -11,7 +10,7 @@ import pytest
 from listeners.settings import ListenerSettings
 from sandbox import broker
 from service.clients import pulse
-from tests.private_servers import MissingServiceError, PrivateBroker
+from tests.private_servers import PrivateBroker
 from tests.sandbox.support import Behaves, existing, listening, newer_amqp, silent, web_server
 
 
@@ -60,17 +59,14 @@ def test_a_url_that_cannot_be_understood_is_told_without_the_password(url: str) 
     assert "5ec" not in str(raised.value)
 
 
-def test_a_broker_that_is_too_full_to_take_messages_is_not_used() -> None:
+def test_a_broker_that_is_too_full_to_take_messages_is_not_used(private_broker: PrivateBroker) -> None:
+    broker.check(private_broker.url)
+    private_broker.ctl("set_vm_memory_high_watermark", "0.00001")
     try:
-        private = PrivateBroker()
-        private.start()
-    except MissingServiceError as why:
-        pytest.skip(str(why))
-    with contextlib.closing(private):
-        broker.check(private.url)
-        private.ctl("set_vm_memory_high_watermark", "0.00001")
         with pytest.raises(broker.BrokerError, match="Blocked"):
-            broker.check(private.url, 0.8)
+            broker.check(private_broker.url, 0.8)
+    finally:  # otherwise the broker would block the following tests
+        private_broker.ctl("set_vm_memory_high_watermark", "0.8")
 
 
 def test_the_names_are_all_that_the_service_and_the_listener_make() -> None:
