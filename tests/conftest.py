@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.private_servers import MissingServiceError, PrivateBroker, find_faketime
+from tests.published_schemas import VARIABLE, has_published_schemas, published_folder
 from tests.services import (
     Amqp,
     Copies,
@@ -92,12 +93,15 @@ class Services:
 
 
 SERVICES = pytest.StashKey[Services]()
+LEFT_OUT = pytest.StashKey[int]()
+"""Number of comparisons with other projects' published files that the run goes without."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # who tests behind a proxy reaches it for packages; everything that tests start is on loopback
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"
     config.stash[SERVICES] = Services(getattr(config, "workerinput", {}).get("services"))
+    config.stash[LEFT_OUT] = 0
     # CI ends a run with SIGTERM: as Ctrl-C it lets fixtures and servers end in good order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -106,6 +110,24 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell a process that shares the tests (pytest-xdist) which servers there are."""
     node.workerinput["services"] = node.config.stash[SERVICES].tell()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the comparisons with other projects' published files if their folder is missing."""
+    if has_published_schemas():
+        return
+    left_out = [item for item in items if item.get_closest_marker("published")]
+    items[:] = [item for item in items if not item.get_closest_marker("published")]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = len(left_out)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out"] = len(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Note what a process that shares the tests (pytest-xdist) left out: each collects all of them."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -190,7 +212,8 @@ def faketime() -> Path:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     services = config.stash[SERVICES]
     skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
-    if not (services.used or services.missing or skipped):
+    left_out = config.stash[LEFT_OUT]
+    if not (services.used or services.missing or skipped or left_out):
         return
     terminalreporter.section("services")
     for name, server in services.used.items():
@@ -204,6 +227,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(
                 f"SKIPPED {count} for want of it: this run does not show that the project works", red=True
             )
+    if left_out:
+        terminalreporter.line(
+            f"LEFT OUT {left_out} comparisons with other projects' published files: no folder {published_folder()}"
+            f" (set {VARIABLE})",
+            yellow=True,
+        )
 
 
 def _reason(report: object) -> str:

@@ -1,35 +1,25 @@
-"""Read the published schemas and recorded answers of other projects, which are never in this repository."""
+"""Read the published schemas and recorded answers of other projects, which are never in this repository.
+
+A test that needs them has the marker `published`: without the folder it is left out (tests/conftest.py).
+"""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+VARIABLE = "TC_TREEHERDER_FACTS"
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("TC_TREEHERDER_FACTS", _BESIDE))
+def published_folder() -> Path:
+    """Return the folder `TC_TREEHERDER_FACTS`, or `shared/data` beside the clone."""
+    return Path(os.environ.get(VARIABLE, _BESIDE))
 
 
 def has_published_schemas() -> bool:
-    """Return True if the folder exists.
-
-    Code that runs outside a test, as in a server's answer, asks this and must not call `published_folder`.
-    """
-    return _folder().is_dir()
-
-
-def published_folder() -> Path:
-    """Return the folder `TC_TREEHERDER_FACTS`, or `shared/data` beside the clone.
-
-    Skips the calling test if the folder is missing, and names the variable to set.
-    """
-    if not has_published_schemas():
-        pytest.skip(f"no published schemas at {_folder()}: set TC_TREEHERDER_FACTS to a folder that has them")
-    return _folder()
+    """Return True if the folder exists."""
+    return published_folder().is_dir()
 
 
 def read_published(name: str) -> Any:

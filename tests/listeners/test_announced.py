@@ -43,6 +43,7 @@ def parse_url(body: bytes) -> str:
     return parse_announcement("channel", METHOD, None, body)
 
 
+@pytest.mark.published
 def test_v1_and_v2_messages_name_the_repository() -> None:
     assert parse_url(make_announcement("https://hg.mozilla.org/try/")) == "https://hg.mozilla.org/try"
     assert parse_url(json.dumps(read_published("pulse/hgpushes-v1.json")).encode()) == "https://hg.mozilla.org/try"

@@ -55,6 +55,7 @@ def test_pushes_are_in_numerical_order() -> None:
     assert listing.between(9, 100) == [(91, 3), (100, 1)]
 
 
+@pytest.mark.published
 @pytest.mark.parametrize(
     "name",
     [

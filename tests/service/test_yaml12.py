@@ -70,6 +70,7 @@ def test_not_a_number() -> None:
     assert math.isnan(load("key: .nan")["key"])
 
 
+@pytest.mark.published
 def test_the_published_scalars() -> None:
     for text, value in read_published("cases/yaml-scalars.json"):
         read = load(f"key: {text}")["key"]

@@ -35,6 +35,7 @@ def test_a_push_becomes_a_resultset_and_a_graph(systems: Systems, database_url: 
     assert service.stop(10) == 0
 
 
+@pytest.mark.published
 def test_the_real_pushes_of_2013_give_ten_resultsets(systems: Systems, sqlite_url: str) -> None:
     system = systems(sqlite_url, settings={"TC_TREEHERDER_MAX_PUSH_AGE": "P10000D"})
     recorded = read_published("hg/json-pushes-ten-full.json")["pushes"]

@@ -16,6 +16,7 @@ from tests.published_schemas import read_published
 from tests.sandbox.hg.support import change
 
 
+@pytest.mark.published
 @pytest.mark.parametrize(
     ("recorded", "repository", "query"),
     [
@@ -44,6 +45,7 @@ async def test_a_loaded_recording_is_answered_as_it_was(recorded: str, repositor
                 assert (await web.get(f"{prefix}/raw-file/{node}/README")).status_code == 404
 
 
+@pytest.mark.published
 def test_a_loaded_repository_takes_more_pushes() -> None:
     pushlog = MemoryPushlog()
     pushlog.load("r", read_published("hg/json-pushes-ten-full.json"))

@@ -132,6 +132,7 @@ def normalized(text: str) -> str:
     return re.sub(r'"date": \d+', '"date": 0', text)
 
 
+@pytest.mark.published
 @pytest.mark.parametrize(
     ("recorded", "request_line", "status"),
     [

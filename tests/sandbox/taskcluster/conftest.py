@@ -7,7 +7,6 @@ import pytest
 
 from sandbox.taskcluster import Taskcluster
 from sandbox.taskcluster.tasks import Message
-from tests.published_schemas import has_published_schemas
 from tests.sandbox.taskcluster.support import ROOT, Api, served, validate_message
 
 
@@ -21,13 +20,11 @@ def tc() -> Taskcluster:
 
 @pytest.fixture
 def messages(tc: Taskcluster) -> list[Message]:
-    """Return the list of messages, each validated as it arrives if the published schemas are available."""
+    """Return the list of messages, each validated as it arrives."""
     received: list[Message] = []
-    check = has_published_schemas()
 
     def receive(message: Message) -> None:
-        if check:
-            validate_message(message)
+        validate_message(message)
         received.append(message)
 
     tc.queue.listeners.append(receive)

@@ -1,4 +1,7 @@
-"""Call the stand-in as a client does, and validate every request and answer against the published schemas."""
+"""Call the stand-in as a client does, and validate every request and answer.
+
+They are held against our own schemas (`models.py`), and against the published ones where those are available.
+"""
 
 import asyncio
 import base64
@@ -24,10 +27,13 @@ from taskcluster import slugId
 
 from sandbox.taskcluster import Client, Taskcluster, create_app
 from sandbox.taskcluster.clock import DAY, HOUR, iso
-from sandbox.taskcluster.tasks import Message
-from tests.published_schemas import published_folder, read_published
+from sandbox.taskcluster.methods import Method, api_methods
+from sandbox.taskcluster.tasks import EXCHANGES, Message
+from tests.published_schemas import published_folder
+from tests.sandbox.taskcluster.models import ANSWERS, MESSAGES, REQUESTS, SCHEMAS
 
 ROOT = Client("root", "root-secret", ("*",))
+_PARAMETER = re.compile(r"{(\w+)(?::path)?}")
 
 
 _FORMATS = jsonschema.FormatChecker(["ipv4", "ipv6"])
@@ -43,51 +49,61 @@ def _is_date_time(value: object) -> bool:
 
 
 @functools.cache
-def _registry() -> Any:
+def _published_registry() -> Any:
     folder = published_folder() / "taskcluster" / "schemas"
     contents = [json.loads(path.read_text()) for path in folder.rglob("*.json")]
     return Registry().with_resources((schema["$id"], DRAFT7.create_resource(schema)) for schema in contents)
 
 
 @functools.cache
-def _validator(schema: str) -> jsonschema.protocols.Validator:
-    resource: Resource[Any] = _registry()[schema]
+def _published_validator(schema: str) -> jsonschema.protocols.Validator:
+    resource: Resource[Any] = _published_registry()[f"/schemas/{schema}"]
     return jsonschema.Draft7Validator(
         {**resource.contents, "$schema": "http://json-schema.org/draft-07/schema#"},
-        registry=_registry(),
+        registry=_published_registry(),
         format_checker=_FORMATS,
     )
 
 
-def validate(value: Any, schema: str) -> None:
-    """Raise unless the value is valid; `schema` as references write it: `queue/v1/task.json`."""
-    _validator(f"/schemas/{schema.removesuffix('#')}").validate(value)
-
-
-def is_valid(value: Any, schema: str) -> bool:
-    """Return True if the value is valid; see `validate`."""
-    return _validator(f"/schemas/{schema.removesuffix('#')}").is_valid(value)
-
-
-def is_published(schema: str) -> bool:
-    """Return True if the schema is available (some of auth's are not)."""
-    return (published_folder() / "taskcluster" / "schemas" / schema.removesuffix("#")).is_file()
+@functools.cache
+def _validator(schema: str) -> jsonschema.protocols.Validator:
+    return jsonschema.Draft7Validator(SCHEMAS[schema], format_checker=_FORMATS)
 
 
 @functools.cache
-def reference(service: str) -> dict[str, dict[str, Any]]:
-    """Return the published methods of a service by name."""
-    entries = read_published(f"taskcluster/references/{service}/v1/api.json")["entries"]
-    return {entry["name"]: entry for entry in entries}
+def is_published(schema: str) -> bool:
+    """Return True if the published schema is available (some of auth's are not)."""
+    return (published_folder() / "taskcluster" / "schemas" / schema).is_file()
+
+
+def validate(value: Any, schema: str) -> None:
+    """Raise unless the value is valid; `schema` is a name of `SCHEMAS`: `queue/v1/task.json`.
+
+    Where the published schema is available, the value must be valid by that too.
+    """
+    _validator(schema).validate(value)
+    if is_published(schema):
+        _published_validator(schema).validate(value)
+
+
+def is_valid(value: Any, schema: str) -> bool:
+    """Return True if the value is valid; see `validate`. Raises if the published schema disagrees with ours."""
+    valid = _validator(schema).is_valid(value)
+    if is_published(schema):
+        assert valid == _published_validator(schema).is_valid(value), f"{schema} disagrees with the published one"
+    return valid
+
+
+@functools.cache
+def _methods(service: str) -> dict[str, Method]:
+    return {method.name: method for owner, method in api_methods(Taskcluster([])) if owner == service}
 
 
 def validate_message(message: Message) -> None:
-    """Raise unless the message has the published form of its exchange."""
-    for entry in read_published("taskcluster/references/queue/v1/exchanges.json")["entries"]:
-        if message.exchange == f"exchange/taskcluster-queue/v1/{entry['exchange']}":
-            validate(message.payload, f"queue/{entry['schema']}")
-            return
-    raise AssertionError(f"no exchange {message.exchange} is published")
+    """Raise unless the message has the form of its exchange."""
+    name = message.exchange.removeprefix(EXCHANGES)
+    assert name in MESSAGES, f"no exchange {message.exchange}"
+    validate(message.payload, MESSAGES[name])
 
 
 class Refused(Exception):
@@ -143,20 +159,20 @@ class Api:
         client: Client | None = ROOT,
     ) -> Any:
         """Return the JSON of the answer. Raises `Refused` for an error."""
-        entry = reference(service)[method]
-        route = entry["route"]
-        for name, value in zip(entry["args"], args, strict=True):
-            route = route.replace(f"<{name}>", quote(str(value), safe=""))
+        entry = _methods(service)[method]
+        names = _PARAMETER.findall(entry.path)
+        values = {name: quote(str(value), safe="") for name, value in zip(names, args, strict=True)}
+        route = _PARAMETER.sub(lambda match: values[match[1]], entry.path)
         url = f"http://taskcluster.example/api/{service}/v1{route}" + (f"?{urlencode(query)}" if query else "")
         text = "" if body is None else json.dumps(body)
         signer = self.client if client is ROOT else client
         headers = {"Content-Type": "application/json"} if text else {}
         if signer is not None:
-            headers = sign(signer, entry["method"], url, text, self.ext)
-        answer = await self.http.request(entry["method"], url, content=text, headers=headers)
-        if "input" in entry and answer.status_code not in (401, 429) and is_published(f"{service}/{entry['input']}"):
+            headers = sign(signer, entry.verb, url, text, self.ext)
+        answer = await self.http.request(entry.verb, url, content=text, headers=headers)
+        if method in REQUESTS and answer.status_code not in (401, 429):
             accepted = answer.status_code != 400 or answer.json()["code"] != "InputValidationError"
-            assert accepted == is_valid(body, f"{service}/{entry['input']}"), f"the schema disagrees: {answer.text}"
+            assert accepted == is_valid(body, REQUESTS[method]), f"the schema disagrees: {answer.text}"
         if answer.status_code >= 400:
             failure = answer.json()
             assert set(failure) == {"code", "message", "requestInfo"}, failure
@@ -164,8 +180,8 @@ class Api:
         if answer.status_code == 204:
             return None
         result = answer.json()
-        if "output" in entry and is_published(f"{service}/{entry['output']}"):
-            validate(result, f"{service}/{entry['output']}")
+        if method in ANSWERS:
+            validate(result, ANSWERS[method])
         return result
 
     def define(self, **more: Any) -> dict[str, Any]:

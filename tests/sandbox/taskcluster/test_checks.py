@@ -1,4 +1,4 @@
-"""Checks of requests, compared with the published schemas."""
+"""Checks of requests, compared with our own schemas and, where they are available, with the published ones."""
 
 import math
 from typing import Any
@@ -11,6 +11,7 @@ from sandbox.taskcluster import checks
 from sandbox.taskcluster.clock import DAY, HOUR, MINUTE, iso, parse
 from sandbox.taskcluster.errors import ApiError
 from tests.published_schemas import read_published
+from tests.sandbox.taskcluster.models import CREATE_TASK
 from tests.sandbox.taskcluster.support import is_valid, validate
 
 NOW = parse("2026-11-24T12:00:00.000Z") or 0
@@ -44,6 +45,11 @@ def accepts(schema: checks.Schema, value: Any) -> bool:
 PROPERTIES = sorted(checks.CREATE_TASK.properties)
 
 
+def test_the_properties_of_a_definition_are_those_of_the_schema() -> None:
+    assert sorted(CREATE_TASK["properties"]) == PROPERTIES
+
+
+@pytest.mark.published
 def test_the_properties_of_a_definition_are_the_published_ones() -> None:
     assert sorted(read_published("taskcluster/schemas/queue/v1/create-task-request.json")["properties"]) == PROPERTIES
 
@@ -172,6 +178,11 @@ def test_a_definition_is_completed_as_the_queue_does() -> None:
         "extra": {},
         "expires": "2027-11-24T13:00:00.000Z",
     }
+
+
+@pytest.mark.published
+def test_defaults_are_the_published_ones() -> None:
+    completed = checks.complete(SLUG, DEFINITION, NOW)
     defaults = read_published("taskcluster/schemas/queue/v1/create-task-request.json")["properties"]
     for name, prop in defaults.items():
         if "default" in prop and name != "payload":

@@ -7,7 +7,6 @@ from sandbox.taskcluster import Client
 from sandbox.taskcluster.clock import iso
 from sandbox.taskcluster.queue import MAX_RUNS
 from sandbox.taskcluster.tasks import Message
-from tests.published_schemas import read_published
 from tests.sandbox.taskcluster.support import WORKER, Api, create, finish, kinds, refused
 
 # --- groups ---
@@ -165,8 +164,7 @@ async def test_a_new_priority_counts_at_once_and_makes_the_repeat_a_conflict(api
     other = await create(api, priority="medium")
     assert (await api("changeTaskPriority", task_id, body={"newPriority": "high"}))["status"]["priority"] == "high"
     changed = messages[-1]
-    recorded = read_published("pulse/queue-messages/task-priority-changed-0.json")
-    assert changed.payload.keys() == recorded["payload"].keys()
+    assert changed.payload.keys() == {"status", "oldPriority", "newPriority", "version"}
     assert (changed.payload["oldPriority"], changed.payload["newPriority"]) == ("lowest", "high")
     assert changed.routing_key == f"primary.{task_id}._._._.prov.w.sched.{task_id}._"
     await refused(api("createTask", task_id, body=definition), 409, "RequestConflict", "priority")

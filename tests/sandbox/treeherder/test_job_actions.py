@@ -33,6 +33,7 @@ async def test_a_button_with_a_broker_that_is_away_says_so(th: Treeherder, unuse
     assert (answer.status_code, "press again" in answer.json()["detail"]) == (503, True)
 
 
+@pytest.mark.published
 @pytest.mark.parametrize(("dot", "suffix"), [(False, ""), (True, ".")])
 async def test_a_button_publishes_the_message_of_the_published_schema(
     th: Treeherder, monkeypatch: pytest.MonkeyPatch, dot: bool, suffix: str

@@ -99,6 +99,7 @@ async def test_of_200_revisions_the_hash_is_taken_as_it_is(th: Treeherder) -> No
     assert (await th.submit(RESULTSET, [whole])).status_code == 200
 
 
+@pytest.mark.published
 async def test_jobs_that_a_real_treeherder_made_are_taken(th: Treeherder) -> None:
     for recorded in read_published("pulse/task-events.json"):
         tip = [resultset()["revisions"][1] | {"revision": recorded["revision"]}]

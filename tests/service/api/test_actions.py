@@ -479,6 +479,7 @@ MESSAGES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.published
 @given(sent=MESSAGES)
 def test_our_model_takes_what_the_published_schema_takes(sent: dict[str, Any]) -> None:
     schema = jsonschema.Draft4Validator(read_published("treeherder/job-action-message.json"))

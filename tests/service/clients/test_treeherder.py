@@ -221,6 +221,7 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
+@pytest.mark.published
 def test_the_message_has_the_form_of_hgpushes_v1() -> None:
     real = read_published("pulse/hgpushes-v1.json")["payload"]
     (push,) = real["pushlog_pushes"]

@@ -603,6 +603,7 @@ async def test_routes_of_nobody_are_no_reports(sqlite_room: ReportHarness) -> No
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.published
 def test_our_models_know_what_the_schemas_say() -> None:
     status = read_published(f"{SCHEMAS}/task-status.json")
     run = status["properties"]["runs"]["items"]

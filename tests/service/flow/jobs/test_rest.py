@@ -64,6 +64,7 @@ def recorded() -> list[dict[str, Any]]:
     return events
 
 
+@pytest.mark.published
 def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> None:
     assert len(recorded()) == 24
     for event in recorded():
@@ -83,6 +84,7 @@ def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> Non
         check_job_entry("entry", "mc", entry)
 
 
+@pytest.mark.published
 def test_the_real_messages_of_a_queue_pass() -> None:
     folder = published_folder() / "pulse" / "queue-messages"
     told = {}
@@ -364,6 +366,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.published
 @settings(max_examples=150, deadline=None)
 @given(CONFIGS, st.integers(1, 5), st.sampled_from(list(Stage)))
 def test_whatever_the_published_config_allows_becomes_a_job_that_fits(
@@ -418,6 +421,7 @@ def test_cuts_leave_whole_characters(text: str, kept: str) -> None:
 # --- pulse-job.yml ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.published
 def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
     for event in recorded():
         (made,) = reports_of(event["message"]["payload"])
@@ -433,6 +437,7 @@ def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
         assert message["display"]["jobSymbol"] == event["job"]["job_symbol"]
 
 
+@pytest.mark.published
 @pytest.mark.parametrize(
     ("stage", "run", "told"),
     [

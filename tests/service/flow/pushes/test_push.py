@@ -95,6 +95,7 @@ def test_revision_hash_is_over_node_and_branch_in_order(named: list[tuple[int, s
         assert revision_hash(made[::-1]) != revision_hash(made)
 
 
+@pytest.mark.published
 async def test_ten_real_pushes(database: Database, settings: Settings) -> None:
     """Recorded ones; the stand-in's rules for resultsets check the hash anew."""
     recorded = read_published("hg/json-pushes-ten-full.json")

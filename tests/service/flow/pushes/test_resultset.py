@@ -91,6 +91,7 @@ def test_always_as_treeherder_takes_it(entry: dict[str, Any]) -> None:
     check_resultset("it", "mc", json.loads(json.dumps(made)))
 
 
+@pytest.mark.published
 def test_ten_real_pushes_in_order() -> None:
     for push_id, entry in read_published("hg/json-pushes-ten-full.json")["pushes"].items():
         made = resultset_of(push_of(push_event(int(push_id), **entry)), REPOSITORY)

@@ -206,12 +206,14 @@ def test_what_is_missing_is_named(missing: str) -> None:
         complete(TASK, {key: value for key, value in BASE.items() if key != missing})
 
 
+@pytest.mark.published
 def test_every_field_of_the_schema_is_known() -> None:
     keys = {field.alias for field in TaskDefinition.model_fields.values()}
     assert keys == set(read_published(f"taskcluster/schemas/{SCHEMA}")["properties"])
     assert keys == set(fields)
 
 
+@pytest.mark.published
 def test_real_definitions_are_complete_already() -> None:
     """But for two keys that the queue of 2019, when they were recorded, did not have."""
     for event in read_published("pulse/task-events.json"):

@@ -5,6 +5,7 @@ import re
 import uuid
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import select
@@ -16,6 +17,7 @@ from service.services import make_secret
 from service.store.database import Database
 from service.store.models import Action, Push, Repository, Secret, Source
 from tests.published_schemas import read_published
+from tests.sandbox.taskcluster.models import TASK
 
 NICE = re.compile(r"[A-Za-f][A-Za-z0-9_-]{7}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]")
 
@@ -23,6 +25,11 @@ keys = st.binary(min_size=32, max_size=32)
 labels = st.text(st.characters(exclude_categories=()))
 
 
+def test_the_pattern_is_that_of_the_schema() -> None:
+    assert TASK["properties"]["taskGroupId"]["pattern"] == SLUGID
+
+
+@pytest.mark.published
 def test_the_pattern_is_the_published_one() -> None:
     assert read_published("taskcluster/schemas/queue/v1/task.json")["properties"]["taskGroupId"]["pattern"] == SLUGID
 
