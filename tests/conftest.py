@@ -113,6 +113,11 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_out_comparisons(config, items)
+    _gather_sharing(items)
+
+
+def _leave_out_comparisons(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the comparisons with other projects' published files if their folder is missing."""
     if has_published_schemas():
         return
@@ -146,7 +151,7 @@ SHARED = ("system", "private_broker")
 """Fixtures that take seconds to start, and that several modules share."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _gather_sharing(items: list[pytest.Item]) -> None:
     """Gather the tests that share an expensive fixture at the place of the first one.
 
     pytest-randomly has shuffled all modules before. A package's fixture ends when a test of another package comes, and
