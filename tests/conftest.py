@@ -114,6 +114,7 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     _leave_out_comparisons(config, items)
+    _leave_out_long(config, items)
     _gather_sharing(items)
 
 
@@ -149,6 +150,15 @@ def pytest_collection() -> Generator[None, object, object]:
 
 SHARED = ("system", "private_broker")
 """Fixtures that take seconds to start, and that several modules share."""
+
+
+def _leave_out_long(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only `bin/soak` runs."""
+    if os.environ.get("LONG"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def _gather_sharing(items: list[pytest.Item]) -> None:

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from tests.benchmarks.support import labels, run_benchmark
 
 
+@pytest.mark.long
 def test_latency_compares_the_service_with_the_bare_sequence() -> None:
     title, *lines = run_benchmark("pushes", "latency", "--pushes", "1", "--warm-up", "0")
     assert title == "notice to graph, 1 pushes, 0 ms a call upstream, SQLite:"
@@ -13,6 +16,7 @@ def test_latency_compares_the_service_with_the_bare_sequence() -> None:
     assert re.search(r"service \d+ MB.*, listener \d+ MB", lines[-1])
 
 
+@pytest.mark.long
 def test_backlog_counts_the_upstream_calls_of_all_pushes() -> None:
     title, *lines = run_benchmark("pushes", "backlog", "--waiting", "3")
     assert title == "3 pushes waiting, SQLite:"

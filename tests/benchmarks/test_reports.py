@@ -1,20 +1,25 @@
 """Benchmark of reports: a few events go through the store, RabbitMQ and Treeherder."""
 
+import pytest
+
 from tests.benchmarks.support import labels, run_benchmark
 
 
+@pytest.mark.long
 def test_events_are_sent_into_the_store() -> None:
     title, line = run_benchmark("reports", "store", "--events", "40")
     assert title == "40 events into the store alone, SQLite:"
     assert "events a second" in line
 
 
+@pytest.mark.long
 def test_events_are_taken_from_rabbitmq_into_the_store(amqp_url: str) -> None:
     title, *lines = run_benchmark("reports", "intake", "--events", "40", "--amqp-url", amqp_url)
     assert title == "40 events from RabbitMQ into the store, SQLite:"
     assert labels(lines)[1:] == ["service", "listener"]
 
 
+@pytest.mark.long
 def test_events_become_jobs_in_treeherder(amqp_url: str) -> None:
     options = ("--events", "40", "--quiet", "2", "--amqp-url", amqp_url)
     title, *lines = run_benchmark("reports", "through", *options)
@@ -32,6 +37,7 @@ def test_the_time_from_a_message_to_its_job_is_measured(amqp_url: str) -> None:
     assert refused == "  429 answers: 0"
 
 
+@pytest.mark.long
 def test_memory_is_printed_ten_times_and_at_the_end(amqp_url: str) -> None:
     options = ("--many", "40", "--quiet", "0.1", "--amqp-url", amqp_url)
     title, *lines = run_benchmark("reports", "memory", *options)

@@ -7,7 +7,7 @@ import pytest
 from tests.benchmarks.support import run_benchmark
 
 
-@pytest.mark.parametrize("kind", ["fan", "chain"])
+@pytest.mark.parametrize("kind", [pytest.param("fan", marks=pytest.mark.long), "chain"])
 def test_a_graph_is_retriggered_with_and_without_latency(kind: str) -> None:
     title, *lines = run_benchmark("retrigger", kind, "--sizes", "4")
     assert title.startswith(f"{kind}: tasks, ms a call: ")
@@ -15,6 +15,7 @@ def test_a_graph_is_retriggered_with_and_without_latency(kind: str) -> None:
     assert [match[1] for line in lines if (match := re.fullmatch(pattern, line))] == ["0", "20"]
 
 
+@pytest.mark.long
 def test_copies_are_compared_with_the_bare_loop() -> None:
     title, turn, median = run_benchmark("retrigger", "against", "--kinds", "random", "--size", "4", "--rounds", "1")
     assert title == "against: random of 4, 20 ms a call, 10 connections, SQLite"
@@ -22,12 +23,14 @@ def test_copies_are_compared_with_the_bare_loop() -> None:
     assert re.match(r"  median: [\d.]+ and [\d.]+ times, first createTask [\d.]+ s, CPU ", median)
 
 
+@pytest.mark.long
 def test_the_rate_is_compared_with_the_bare_loop() -> None:
     title, line = run_benchmark("retrigger", "rate", "--sizes", "4", "--rounds", "1")
     assert title == "rate: 4 tasks, 10 connections, 0 ms a call"
     assert re.match(r"  service .* a second, .* ms of CPU each; bare loop \d+, ", line)
 
 
+@pytest.mark.long
 def test_a_leaf_in_a_group_is_retriggered() -> None:
     lines = run_benchmark("retrigger", "leaf", "--group", "4")
     assert [line.partition(":")[0] for line in lines] == [
@@ -36,6 +39,7 @@ def test_a_leaf_in_a_group_is_retriggered() -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_press_is_timed_until_its_first_task(amqp_url: str) -> None:
     lines = run_benchmark("retrigger", "press", "--presses", "1", "--amqp-url", amqp_url)
     assert [line.partition(":")[0] for line in lines] == ["press, 0 ms a call", "press, 20 ms a call"]
