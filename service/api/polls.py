@@ -43,4 +43,4 @@ async def announce_pushes(request: Request, services: ServicesDep) -> AnnouncedL
     """Return which of the repositories with an announced push may be polled now, beside their shifts."""
     body = await signed_model(request, services.settings, AnnouncedPushes)
     async with services.database.writing() as session:
-        return await shift.announced(session, services.settings.poll, services.settings.allowed_hosts, body.urls)
+        return await shift.lease_announced(session, services.settings.poll, services.settings.allowed_hosts, body.urls)

@@ -11,7 +11,7 @@ from service.api.pushes import find_push
 from service.api.repositories import find
 from service.api.route import Route
 from service.api.schemas.pushes import RenderedTask, RenderRequest, RenderResult
-from service.flow.pushes.preview import Preview, made_up_push, preview
+from service.flow.pushes.preview import Preview, make_up_push, preview_file
 from service.settings import RENDER
 
 log = structlog.get_logger()
@@ -31,10 +31,10 @@ async def render_file(
     async with services.database.reading() as session:
         repository = await find(session, alias)
         known = None if body.push_id is None else await find_push(session, alias, body.push_id, None)
-    push = known or made_up_push(repository, body.message, body.user)
+    push = known or make_up_push(repository, body.message, body.user)
     # a small file can make a plan of a hundred megabytes, which stays until it is an answer
     async with services.previews.use(caller.key):
-        result = await preview(services, repository, push, body.file, f"render {caller.key}")
+        result = await preview_file(services, repository, push, body.file, f"render {caller.key}")
         log.info("file-rendered", repository=alias, tasks=len(result.tasks), error=result.error, by=caller.name)
         return Response(await asyncio.to_thread(_answer, result), media_type="application/json")
 

@@ -1,6 +1,6 @@
-"""A push becomes a task graph: its `.taskcluster.yml`, rendered, stored as a plan, and then created.
+"""Create the task graph of a push: render its `.taskcluster.yml`, store the tasks as a plan, and create them.
 
-What keeps a push from a graph for good is shown where people look: a task on the push that carries the error.
+An error that keeps a push from a graph for good is shown on the push by a task that carries it.
 """
 
 from contextlib import AsyncExitStack
@@ -16,7 +16,7 @@ from service.engine.leases import Lease
 from service.engine.registry import WORK
 from service.engine.render import Rendered, TemplateError
 from service.errors import PermanentUpstreamError
-from service.flow.pushes.push import push_of
+from service.flow.pushes.push import load_push
 from service.flow.pushes.show_error import show_error
 from service.flow.pushes.template import FILE, context_of, message_of, plan_of, scopes_of
 from service.flow.tasks.create import MAX_REASON, PlanRefusedError, cancel_created, create_tasks
@@ -30,9 +30,9 @@ log = structlog.get_logger()
 
 
 async def run(services: Services, lease: Lease[PushStep]) -> None:
-    """Plan the graph unless there is a plan, then create what is not there yet."""
+    """Plan the graph unless it is planned, then create the tasks that do not exist yet."""
     step = lease.item
-    push, repository = await push_of(services, lease)
+    push, repository = await load_push(services, lease)
     structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
     if step.refused is None:
         try:
@@ -49,13 +49,13 @@ async def run(services: Services, lease: Lease[PushStep]) -> None:
 async def _make_graph(
     services: Services, lease: Lease[PushStep], push: Push, repository: Repository, stack: AsyncExitStack
 ) -> None:
-    """Make the graph, or end the step because the push gets none; a large plan is in `stack` while it is in memory.
+    """Create the graph, or end the step because the push gets none.
 
-    Raises TemplateError and RefusedError.
+    `stack` holds the slot for a large plan while it is in memory. Raises TemplateError and PlanRefusedError.
     """
     plan = await _stored_plan(services, lease, stack)
     if not plan:
-        reason, tasks = await _planned(services, lease, push, repository, stack)
+        reason, tasks = await _plan_tasks(services, lease, push, repository, stack)
         if reason is not None:
             await lease.finish(State.SKIPPED, reason)
             return
@@ -63,25 +63,25 @@ async def _make_graph(
             await lease.finish(State.SKIPPED, f"{FILE}: the template has no tasks for this push")
             return
         plan = await store_plan(lease, tasks)
-    made = await create_tasks(services, lease, plan, scopes_of(services.settings, repository, push))
-    await lease.finish(State.DONE, also=mark_created(made), rows=len(made))
+    created = await create_tasks(services, lease, plan, scopes_of(services.settings, repository, push))
+    await lease.finish(State.DONE, also=mark_created(created), rows=len(created))
     metrics.graph_created(push.noticed_at)
     log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
 
 
 LARGE = 1024 * 1024
-"""Characters of a plan's definitions; of larger plans one is in memory at a time."""
+"""Characters of the definitions of a plan that is large; only one large plan is in memory at a time."""
 
 
-async def _alone(services: Services, lease: Lease[PushStep], stack: AsyncExitStack) -> None:
-    """Wait until no other large plan is in memory; this one then gives way to those of others who wait."""
+async def _wait_for_large_plan_slot(services: Services, lease: Lease[PushStep], stack: AsyncExitStack) -> None:
+    """Wait until no other large plan is in memory, and let this one give way to waiting ones of other shares."""
     share = lease.item.share
     await stack.enter_async_context(services.large_plans.use(share))
     lease.also_wanted = lambda: services.large_plans.others_wait(share)
 
 
-def _own(step: PushStep) -> tuple[Any, ...]:
-    """Select the tasks of the step's present plan; the error task is none of them."""
+def _plan_conditions(step: PushStep) -> tuple[Any, ...]:
+    """Return the conditions that select the tasks of the step's present plan, without the error task."""
     return (
         PlannedTask.step_id == step.id,
         PlannedTask.plan_attempt == step.plan_attempt,
@@ -91,22 +91,22 @@ def _own(step: PushStep) -> tuple[Any, ...]:
 
 async def _stored_plan(services: Services, lease: Lease[PushStep], stack: AsyncExitStack) -> list[PlannedTask]:
     step = lease.item
-    if step.fencing_token == 1:  # nobody can have planned it before
+    if step.fencing_token == 1:  # no earlier attempt can have planned it
         return []
-    own = _own(step)
-    size = select(func.sum(func.length(cast(PlannedTask.definition, Text)))).where(*own)
+    conditions = _plan_conditions(step)
+    size = select(func.sum(func.length(cast(PlannedTask.definition, Text)))).where(*conditions)
     async with services.database.reading() as session:
         large = ((await session.exec(size)).one() or 0) > LARGE
     if large:
-        await _alone(services, lease, stack)
-    return await read_plan(services.database, *own)
+        await _wait_for_large_plan_slot(services, lease, stack)
+    return await read_plan(services.database, *conditions)
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------
 
 
-def why_not(settings: Settings, repository: Repository, push: Push) -> str | None:
-    """Why this push gets no graph, in plain words; None: it gets one, if it has a `.taskcluster.yml`."""
+def reason_for_no_graph(settings: Settings, repository: Repository, push: Push) -> str | None:
+    """Return the reason why this push gets no graph; None if it gets one, provided it has a `.taskcluster.yml`."""
     if not repository.graph:
         return f"graphs are off for {repository.alias}"
     if push.revision is None:
@@ -117,16 +117,16 @@ def why_not(settings: Settings, repository: Repository, push: Push) -> str | Non
     if repository.contains is not None and repository.contains not in message:
         return f"the tip's message does not contain {repository.contains!r}"
     if now() - push.date > settings.max_push_age:
-        return f"pushed on {push.date:%F %T}Z, longer ago than max_push_age ({settings.max_push_age})"
+        return f"the push is older than max_push_age ({settings.max_push_age}): it was pushed on {push.date:%F %R} UTC"
     return None
 
 
-async def _planned(
+async def _plan_tasks(
     services: Services, lease: Lease[PushStep], push: Push, repository: Repository, stack: AsyncExitStack
 ) -> tuple[str | None, list[PlannedTask]]:
-    """Return the plan of a push; or the reason why it gets none. Raises TemplateError."""
+    """Return the reason why a push gets no graph, or None and its plan. Raises TemplateError."""
     step = lease.item
-    reason = why_not(services.settings, repository, push)
+    reason = reason_for_no_graph(services.settings, repository, push)
     if reason is not None:
         return reason, []
     assert push.revision is not None
@@ -147,13 +147,13 @@ async def _planned(
         raise TemplateError(f"{FILE} {error}") from None
     ids = graph_ids(services.secret, services.settings.deployment, repository, push, step.plan_attempt, "graph")
     if rendered.small:
-        return None, _checked(rendered, ids, step)
+        return None, _parse_rendered(rendered, ids, step)
     if len(rendered.answer) > LARGE:
-        await _alone(services, lease, stack)
-    return None, await services.compute(step.share, _checked, rendered, ids, step)
+        await _wait_for_large_plan_slot(services, lease, stack)
+    return None, await services.compute(step.share, _parse_rendered, rendered, ids, step)
 
 
-def _checked(rendered: Rendered, ids: DeriveId, step: PushStep) -> list[PlannedTask]:
+def _parse_rendered(rendered: Rendered, ids: DeriveId, step: PushStep) -> list[PlannedTask]:
     try:
         rendering = rendered.parse(ids)
     except TemplateError as error:
@@ -165,9 +165,9 @@ def _checked(rendered: Rendered, ids: DeriveId, step: PushStep) -> list[PlannedT
 
 
 async def _give_up(services: Services, lease: Lease[PushStep], push: Push, repository: Repository) -> None:
-    """Cancel what was made of the plan, show the error as a task on the push, and end the step."""
+    """Cancel the tasks that were created of the plan, show the error on the push, and end the step."""
     step = lease.item
-    unrecorded, not_cancelled = await cancel_created(services, lease, await _outline(services, step))
+    unrecorded, not_cancelled = await cancel_created(services, lease, await _read_outline(services, step))
     shown = await show_error(services, lease, push, repository)
     reasons = [step.refused or "", *not_cancelled]
     if shown.task_id is None:
@@ -182,9 +182,9 @@ async def _give_up(services: Services, lease: Lease[PushStep], push: Push, repos
     )
 
 
-async def _outline(services: Services, step: PushStep) -> list[PlannedTask]:
+async def _read_outline(services: Services, step: PushStep) -> list[PlannedTask]:
     """Return the plan without its definitions, which can be large."""
-    return await read_plan(services.database, *_own(step), bodies=False)
+    return await read_plan(services.database, *_plan_conditions(step), bodies=False)
 
 
 WORK.add_kind(PushStep, StepKind.GRAPH, run)

@@ -1,4 +1,4 @@
-"""What a `.taskcluster.yml` would make of a push: rendered, completed and checked, and nothing created."""
+"""Preview a `.taskcluster.yml` for a push: render, complete and check its tasks, and create nothing."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from service.clients.taskcluster import satisfies
 from service.clock import now
 from service.engine.render import Rendered, TemplateError
 from service.errors import UpstreamError
-from service.flow.pushes.graph import why_not
+from service.flow.pushes.graph import reason_for_no_graph
 from service.flow.pushes.template import FILE, context_of, plan_of, scopes_of
 from service.flow.tasks.definition import needed_scopes
 from service.flow.tasks.ids import slugid
@@ -17,17 +17,17 @@ from service.store.models import PlannedTask, Push, PushStep, Repository, StepKi
 
 @dataclass
 class Preview:
-    """What a push with this file would get. The ids of `tasks` are made up."""
+    """The tasks that a push with this file would get, with random ids."""
 
     tasks: list[PlannedTask] = field(default_factory=list)
     error: str | None = None  # why the file cannot be used
     skipped: str | None = None  # why this push gets no graph, whatever the file says
-    lacking: list[list[str]] = field(default_factory=list)  # of each task the scopes that the project lacks
+    lacking: list[list[str]] = field(default_factory=list)  # for each task the scopes that the project lacks
     unchecked: str | None = None  # why scopes could not be checked
 
 
-def made_up_push(repository: Repository, message: str, user: str) -> Push:
-    """Return a push that never was: of one changeset with this message, by this user."""
+def make_up_push(repository: Repository, message: str, user: str) -> Push:
+    """Return an invented push of one changeset with this message, by this user."""
     node = secrets.token_hex(20)
     changeset = {"node": node, "branch": "default", "desc": message, "author": user, "parents": ["0" * 40]}
     return Push(
@@ -43,9 +43,9 @@ def made_up_push(repository: Repository, message: str, user: str) -> Push:
     )
 
 
-async def preview(services: Services, repository: Repository, push: Push, text: str, share: str) -> Preview:
-    """Render `text` for this push of the repository. Stores nothing; asks Taskcluster for the scopes of the role."""
-    result = Preview(skipped=why_not(services.settings, repository, push))
+async def preview_file(services: Services, repository: Repository, push: Push, text: str, share: str) -> Preview:
+    """Render `text` for this push and look up which scopes the project lacks; store nothing."""
+    result = Preview(skipped=reason_for_no_graph(services.settings, repository, push))
     try:
         rendered = await services.renderer.taskcluster_yml(text, context_of(services.settings, repository, push), share)
         result.tasks = await services.compute(share, _plan, rendered)
@@ -57,17 +57,17 @@ async def preview(services: Services, repository: Repository, push: Push, text: 
     except UpstreamError as error:
         result.unchecked = f"the scopes of the project could not be looked up: {error}"
         return result
-    result.lacking = await services.compute(share, _lacking, result.tasks, held)
+    result.lacking = await services.compute(share, _find_missing_scopes, result.tasks, held)
     return result
 
 
 def _plan(rendered: Rendered) -> list[PlannedTask]:
-    key = secrets.token_bytes(32)  # nobody can create these ids later
+    key = secrets.token_bytes(32)  # so that nobody can create tasks of these ids later
     rendering = rendered.parse(lambda label: slugid(key, label))
     return plan_of(rendering.result, rendering.ids, PushStep(push_id=0, kind=StepKind.GRAPH, lane="none"))
 
 
-def _lacking(tasks: list[PlannedTask], held: list[str]) -> list[list[str]]:
+def _find_missing_scopes(tasks: list[PlannedTask], held: list[str]) -> list[list[str]]:
     return [
         [
             alternatives[-1]

@@ -1,4 +1,4 @@
-"""A pushlog entry becomes a stored push, with the steps that are to be done for it."""
+"""Store pushlog entries as pushes, each with the steps that are to be done for it."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 def revision_hash(changesets: Iterable[Changeset]) -> str:
-    """SHA-1 over node and branch of every changeset in order: Treeherder's key of a resultset."""
+    """Return the SHA-1 over node and branch of every changeset in order: Treeherder's key of a resultset."""
     digest = hashlib.sha1(usedforsecurity=False)
     for changeset in changesets:
         digest.update(changeset.node.encode())
@@ -35,90 +35,93 @@ def base_revision(changesets: Sequence[Changeset]) -> str | None:
 
 
 @dataclass
-class _Arrivals:
-    """What came for one repository in a batch."""
+class _RepositoryBatch:
+    """The pushes of one repository in a batch: those that are stored already, by id, and those to be stored."""
 
     repository: Repository
-    known: dict[int, Push]
-    fresh: list[Push] = field(default_factory=list)
+    stored: dict[int, Push]
+    new: list[Push] = field(default_factory=list)
 
 
 Stored = tuple[list[Verdict], list[PushStep], dict[int, tuple[Push, Repository]]]
-"""A verdict for each event, the steps that are to do, and what these belong to, by `push_id`."""
+"""A verdict for each event, the steps that are to be done, and the pushes and repositories of these by push id."""
 
 
 async def store(
     session: Session, settings: Settings, events: list[PushEvent | OversizedPush], *, replayed: bool = False
 ) -> Stored:
-    """Store what is new of `events`, as `store_new`."""
+    """Store the new pushes of `events`; see `store_new`."""
     return await session.run_sync(store_new, settings, events, replayed=replayed)
 
 
 def store_new(
     session: SyncSession, settings: Settings, events: list[PushEvent | OversizedPush], *, replayed: bool = False
 ) -> Stored:
-    """Store what is new of `events`, in the caller's transaction.
+    """Store the new pushes of `events`, in the caller's transaction.
 
-    A push of the present shift is always stored; one that is `replayed` was listed in an old one, and the generation
-    counts. The cursor moves only for events that were listed from it or from before it (`since`), so that a push which
-    came by another way skips nothing.
+    An event must be of the present generation, and of the present shift unless it is `replayed`. The cursor moves only
+    for events that were listed from it or from before it (`since`), so that a push which came by another way skips
+    nothing.
     """
-    arrivals = _arrivals(session, events)
-    verdicts = [_judge(session, arrivals.get(event.repository_id), event, replayed=replayed) for event in events]
-    fresh = [(arrival.repository, push) for arrival in arrivals.values() for push in arrival.fresh]
-    steps = _insert(session, settings, fresh)
+    batches = _lock_repositories(session, events)
+    verdicts = [_store_event(session, batches.get(event.repository_id), event, replayed=replayed) for event in events]
+    new = [(batch.repository, push) for batch in batches.values() for push in batch.new]
+    steps = _insert_pushes(session, settings, new)
     for event, verdict in zip(events, verdicts, strict=True):
-        if arrival := arrivals.get(event.repository_id):
-            repository = arrival.repository
+        if batch := batches.get(event.repository_id):
+            repository = batch.repository
             verdict.repository, verdict.cursor = repository.alias, repository.last_push_id
             verdict.shift = repository.shift
-    return verdicts, steps, {push.id or 0: (push, repository) for repository, push in fresh}
+    return verdicts, steps, {push.id or 0: (push, repository) for repository, push in new}
 
 
-def _arrivals(session: SyncSession, events: list[PushEvent | OversizedPush]) -> dict[int, _Arrivals]:
-    """The repositories of a batch, locked in the order of their ids, so that two batches never wait in a circle."""
+def _lock_repositories(session: SyncSession, events: list[PushEvent | OversizedPush]) -> dict[int, _RepositoryBatch]:
+    """Lock the repositories of a batch and read their stored pushes.
+
+    They are locked in the order of their ids, so that two batches cannot deadlock.
+    """
     repositories = session.scalars(
         select(Repository)
         .where(col(Repository.id).in_({event.repository_id for event in events}), col(Repository.deleted_at).is_(None))
         .order_by(col(Repository.id))
         .with_for_update()
     )
-    arrivals = {repository.id or 0: _Arrivals(repository, {}) for repository in repositories}
-    for repository_id, arrival in arrivals.items():
+    batches = {repository.id or 0: _RepositoryBatch(repository, {}) for repository in repositories}
+    for repository_id, batch in batches.items():
         ids = {
             event.push.id for event in events if isinstance(event, PushEvent) and event.repository_id == repository_id
         }
-        known = session.scalars(
+        pushes = session.scalars(
             select(Push).where(
                 Push.repository_id == repository_id,
-                Push.generation == arrival.repository.generation,
+                Push.generation == batch.repository.generation,
                 col(Push.push_id).in_(ids),
             )
         )
-        arrival.known = {push.push_id: push for push in known}
-    return arrivals
+        batch.stored = {push.push_id: push for push in pushes}
+    return batches
 
 
-def _judge(
-    session: SyncSession, arrival: _Arrivals | None, event: PushEvent | OversizedPush, *, replayed: bool
+def _store_event(
+    session: SyncSession, batch: _RepositoryBatch | None, event: PushEvent | OversizedPush, *, replayed: bool
 ) -> Verdict:
-    if arrival is None:
+    if batch is None:
         return Verdict(verdict="rejected", reason=f"no repository {event.repository} is monitored: add it first")
-    repository = arrival.repository
+    repository = batch.repository
     if reason := _out_of_date(repository, event, replayed=replayed):
         return Verdict(verdict="rejected", reason=reason)
     if isinstance(event, OversizedPush):
-        return _too_large(session, repository, event)
+        return _store_oversized(session, repository, event)
 
     entry = event.push
     revision = entry.changesets[-1].node if entry.changesets else None
-    if known := arrival.known.get(entry.id):
+    if stored := batch.stored.get(entry.id):
         nodes = {changeset.node for changeset in entry.changesets}
-        if nodes and known.nodes and not nodes & set(known.nodes):
-            suspect_reset(repository, f"push {entry.id} was {known.revision}, is now {revision}")
-            reason = f"push {entry.id} is known with revision {known.revision}: the repository may have been reset"
+        if nodes and stored.nodes and not nodes & set(stored.nodes):
+            suspect_reset(repository, f"push {entry.id} was {stored.revision}, is now {revision}")
+            reason = f"push {entry.id} is known with revision {stored.revision}: the repository may have been reset"
             return Verdict(verdict="rejected", reason=reason)
-        _advance(repository, event.since, entry.id, known.revision)
+        _advance_cursor(repository, event.since, entry.id, stored.revision)
         return Verdict(verdict="duplicate")
 
     push = Push(
@@ -133,10 +136,10 @@ def _judge(
         changesets=[c.model_dump(exclude_none=True) for c in entry.changesets[-MAX_CHANGESETS_IN_FULL:]],
         nodes=[c.node for c in entry.changesets],
     )
-    arrival.known[entry.id] = push
-    arrival.fresh.append(push)
+    batch.stored[entry.id] = push
+    batch.new.append(push)
     repository.last_push_at = now()
-    _advance(repository, event.since, entry.id, revision)
+    _advance_cursor(repository, event.since, entry.id, revision)
     return Verdict(verdict="accepted")
 
 
@@ -150,34 +153,34 @@ def _out_of_date(repository: Repository, event: ListedPush, *, replayed: bool) -
     return None
 
 
-def _too_large(session: SyncSession, repository: Repository, event: OversizedPush) -> Verdict:
+def _store_oversized(session: SyncSession, repository: Repository, event: OversizedPush) -> Verdict:
     if event.push_id <= repository.last_push_id:
         return Verdict(verdict="duplicate")
     subject = f"{repository.alias}, push {event.push_id}"
     payload = event.model_dump_json().encode()
     session.add(DeadLetter(kind="push-event", subject=subject, reason=event.reason, payload=payload))
-    _advance(repository, event.since, event.push_id, None)
+    _advance_cursor(repository, event.since, event.push_id, None)
     return Verdict(verdict="accepted", reason="kept as a dead letter: too large")
 
 
-def _advance(repository: Repository, since: int, push_id: int, revision: str | None) -> None:
+def _advance_cursor(repository: Repository, since: int, push_id: int, revision: str | None) -> None:
     if since <= repository.last_push_id < push_id:
         repository.last_push_id, repository.last_changeset = push_id, revision
 
 
 def suspect_reset(repository: Repository, why: str) -> None:
-    """Count a sign that the repository was reset; `poll` decides when there were enough of them."""
+    """Count a sign that the repository was reset; `poll` decides when there are enough of them."""
     repository.reset_suspicions += 1
     repository.reset_suspected_at = repository.reset_suspected_at or now()
     log.warning("reset-suspected", repository=repository.alias, why=why, times=repository.reset_suspicions)
 
 
-def _insert(session: SyncSession, settings: Settings, fresh: list[tuple[Repository, Push]]) -> list[PushStep]:
-    session.add_all([push for _, push in fresh])
+def _insert_pushes(session: SyncSession, settings: Settings, new: list[tuple[Repository, Push]]) -> list[PushStep]:
+    session.add_all([push for _, push in new])
     session.flush()
-    steps = [step for repository, push in fresh for step in _steps(settings, repository, push)]
+    steps = [step for repository, push in new for step in _steps(settings, repository, push)]
     session.add_all(steps)
-    for repository, push in fresh:
+    for repository, push in new:
         log.info("push-stored", repository=repository.alias, push=push.push_id, revision=push.revision)
     return [step for step in steps if step.due_at is not None]
 
@@ -201,27 +204,27 @@ def _steps(settings: Settings, repository: Repository, push: Push) -> list[PushS
     return steps
 
 
-async def push_of(services: Services, lease: Lease[PushStep]) -> tuple[Push, Repository]:
+async def load_push(services: Services, lease: Lease[PushStep]) -> tuple[Push, Repository]:
     """Return the push that a step belongs to, and its repository."""
     if lease.loaded is None:
         async with services.database.reading() as session:
-            lease.loaded = (await pushes_of(session, [lease.item]))[lease.item.push_id]
+            lease.loaded = (await load_pushes(session, [lease.item]))[lease.item.push_id]
     push, repository = lease.loaded
     return push, repository
 
 
-async def pushes_of(session: Session, steps: Iterable[PushStep]) -> dict[int, tuple[Push, Repository]]:
+async def load_pushes(session: Session, steps: Iterable[PushStep]) -> dict[int, tuple[Push, Repository]]:
     """Return the pushes that steps belong to, and their repositories, by the ids of the pushes."""
     ids = {step.push_id for step in steps}
-    found = await session.exec(
+    rows = await session.exec(
         select(Push, Repository).where(col(Push.id).in_(ids), col(Repository.id) == Push.repository_id)
     )
-    return {push.id or 0: (push, repository) for push, repository in found}
+    return {push.id or 0: (push, repository) for push, repository in rows}
 
 
 async def _load(session: Session, steps: Sequence[PushStep]) -> dict[int, tuple[Push, Repository]]:
     """Return the pushes of steps that are claimed together, and their repositories, by the ids of the steps."""
-    pushes = await pushes_of(session, steps)
+    pushes = await load_pushes(session, steps)
     return {step.id or 0: pushes[step.push_id] for step in steps}
 
 

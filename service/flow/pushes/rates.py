@@ -1,10 +1,10 @@
-"""How many requests a second each listener may send to a host.
+"""Grant each listener a rate of requests per second to a host.
 
-The rates given out, of all listeners together, and the reserve for announced pushes stay within
-`poll.max_requests_per_host`. Each listener keeps to its rate by itself, so nobody has to ask before each request.
+The rates of all listeners and the reserve for announced pushes together stay within `poll.max_requests_per_host`. Each
+listener keeps to its rate by itself, so it need not ask before each request.
 
-A rate holds until the listener's shift ends. One that is cut goes on to count as it was until the listener has shown
-that it has the answer which cut it, by naming that answer's number; or until its shift has ended.
+A rate holds until the listener's shift ends. A rate that is reduced counts as it was before until the listener names
+the number of the answer that reduced it, or until its shift has ended.
 """
 
 from collections.abc import Collection
@@ -20,9 +20,9 @@ from service.store.models import RateGrant
 
 _TABLE: Any = RateGrant.__table__  # type: ignore[attr-defined]  # SQLModel's own
 
-# written once: to make a statement takes as long as to execute it
+# made once: compiling a statement takes as long as executing it
 _OF_HOSTS = select(_TABLE).where(_TABLE.c.host.in_(bindparam("hosts", expanding=True)))
-_ENDED = delete(_TABLE).where(_TABLE.c.listener == bindparam("gone"), _TABLE.c.host == bindparam("there"))
+_ENDED = delete(_TABLE).where(_TABLE.c.listener == bindparam("of_listener"), _TABLE.c.host == bindparam("of_host"))
 
 
 def _upsert(insert: Any) -> Any:
@@ -34,19 +34,19 @@ def _upsert(insert: Any) -> Any:
 _GRANTED = {dialect: _upsert(insert) for dialect, insert in INSERT.items()}
 
 
-def reserve(settings: PollSettings) -> float:
-    """Return the requests a second to a host that are kept for announced pushes."""
+def reserved_rate(settings: PollSettings) -> float:
+    """Return the requests per second to a host that are reserved for announced pushes."""
     return settings.max_requests_per_host * settings.announced_share
 
 
-def shared(settings: PollSettings) -> float:
-    """Return the requests a second to a host that listeners share."""
-    return settings.max_requests_per_host - reserve(settings)
+def shared_rate(settings: PollSettings) -> float:
+    """Return the requests per second to a host that listeners share."""
+    return settings.max_requests_per_host - reserved_rate(settings)
 
 
 @dataclass
 class Grant:
-    """What one listener may ask of a host; see `RateGrant`."""
+    """The rate of one listener for a host; see `RateGrant`."""
 
     rate: float
     counted: float
@@ -56,22 +56,22 @@ class Grant:
 
 @dataclass
 class Rates:
-    """The rates of one listener, and what it has to know of the others'. The caller holds the hosts' budgets."""
+    """The rates of one listener, and those of the others. The caller holds the locks of the hosts' budgets."""
 
     listener: str
     grants: dict[str, Grant]  # this listener's, by host
     others: dict[str, list[Grant]]  # those of other listeners whose shifts have not ended
 
     def sharers(self, host: str) -> int:
-        """Return the number of listeners that share the host's budget, this one too."""
+        """Return the number of listeners that share the host's budget, including this one."""
         return 1 + len(self.others.get(host, []))
 
     def next_end(self, hosts: Collection[str]) -> datetime | None:
-        """Return when the first of the others' shifts ends."""
+        """Return when the first shift of another listener ends."""
         return min((grant.ends_at for host in hosts for grant in self.others.get(host, [])), default=None)
 
     def grant(self, host: str, rate: float, answer: int, ends_at: datetime) -> float:
-        """Grant the listener its share of `rate` requests a second, as far as others leave it, and return that."""
+        """Grant the listener its share of `rate` requests per second, at most what others leave, and return it."""
         others = sum(other.counted for other in self.others.get(host, []))
         granted = max(min(rate / self.sharers(host), rate - others), 0.0)
         before = self.grants.get(host)
@@ -83,15 +83,15 @@ class Rates:
 def read(connection: Connection, listener: str, answer: int, hosts: list[str], at: datetime, latest: datetime) -> Rates:
     """Read the rates of `hosts`, and delete those of shifts that have ended.
 
-    `answer` is the number of the last answer that the listener has: what it cut is free from now on. No shift ends
-    after `latest`, whatever a clock that had jumped wrote.
+    `answer` is the number of the last answer that the listener has: a rate that it reduced counts less from now on. No
+    shift ends after `latest`, whatever a wrong clock wrote.
     """
     rates = Rates(listener, {}, {})
     ended = []
     for row in connection.execute(_OF_HOSTS, {"hosts": hosts}):
         grant = Grant(row.rate, row.counted, row.answer, min(row.ends_at, latest))
         if grant.ends_at <= at:
-            ended.append({"gone": row.listener, "there": row.host})
+            ended.append({"of_listener": row.listener, "of_host": row.host})
         elif row.listener != listener:
             rates.others.setdefault(row.host, []).append(grant)
         else:
@@ -104,7 +104,7 @@ def read(connection: Connection, listener: str, answer: int, hosts: list[str], a
 
 
 def write(connection: Connection, rates: Rates, hosts: Collection[str]) -> None:
-    """Write down what the listener was granted for `hosts`."""
+    """Write the rates that the listener was granted for `hosts`."""
     rows = [
         {
             "listener": rates.listener,
@@ -122,6 +122,6 @@ def write(connection: Connection, rates: Rates, hosts: Collection[str]) -> None:
 
 
 def give_back(connection: Connection, rates: Rates) -> None:
-    """Free what the listener was granted: it sends nothing more."""
+    """Free the rates of the listener, which sends nothing more."""
     if rates.grants:
-        connection.execute(_ENDED, [{"gone": rates.listener, "there": host} for host in rates.grants])
+        connection.execute(_ENDED, [{"of_listener": rates.listener, "of_host": host} for host in rates.grants])

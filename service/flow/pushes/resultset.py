@@ -1,4 +1,4 @@
-"""A push becomes a Treeherder resultset."""
+"""Post a push to Treeherder as a resultset, or announce it on Pulse."""
 
 import json
 from typing import Any
@@ -13,16 +13,17 @@ from service.engine import leases
 from service.engine.leases import Lease
 from service.engine.registry import WORK
 from service.errors import PermanentUpstreamError
-from service.flow.pushes.push import push_of
+from service.flow.pushes.push import load_push
 from service.services import Services
 from service.store.models import JobReport, Push, PushStep, Repository, State, StepKind, job_lane
 from service.store.wakeups import Topic
 
 MAX_AUTHOR = 150
+"""Characters of the author that Treeherder stores."""
 
 
 def resultset_of(push: Push, repository: Repository) -> dict[str, Any]:
-    """The resultset in the form of Treeherder's REST submission."""
+    """Return the resultset in the form of Treeherder's REST submission."""
     return {
         "revision": push.revision,
         "revision_hash": push.revision_hash,
@@ -45,8 +46,8 @@ def resultset_of(push: Push, repository: Repository) -> dict[str, Any]:
 
 
 async def run(services: Services, lease: Lease[PushStep]) -> None:
-    """Post or announce the push in the step's environment."""
-    push, repository = await push_of(services, lease)
+    """Post the push to the step's environment, or publish it on the exchange that this Treeherder reads."""
+    push, repository = await load_push(services, lease)
     structlog.contextvars.bind_contextvars(repository=repository.alias, push=push.push_id)
     prefix = lease.item.environment
     environment = services.settings.environments.get(prefix)
@@ -63,30 +64,30 @@ async def run(services: Services, lease: Lease[PushStep]) -> None:
             assert services.publisher is not None, "the settings require pulse.url"
             path = urlsplit(repository.url).path.strip("/")
             message = hgpushes_message(repository.url, path, push.push_id, push.user, push.date, push.revision)
-            # a Treeherder has to hear it: without a queue of one the push would show nowhere
+            # mandatory: without a queue of a Treeherder, the push would be shown nowhere
             exchange = environment.pushes_exchange or HGPUSHES
             await services.publisher.publish(exchange, path, message, mandatory=True)
     except PermanentUpstreamError as refusal:
         await lease.finish(State.FAILED, str(refusal))
         return
-    (waited,) = await lease.finish(State.DONE, also=[leases.due_now(JobReport, job_lane(prefix, repository.alias))])
-    if waited:
+    (reports,) = await lease.finish(State.DONE, also=[leases.due_now(JobReport, job_lane(prefix, repository.alias))])
+    if reports:
         services.database.wakeups.wake(Topic.REPORTS)
 
 
 _MAX_CHANGESETS = 1_000_000
-"""Bytes of JSON of the changesets in one message; of more their files are left out."""
+"""Characters of JSON of the changesets in one message; if they are more, files are left out."""
 
 
 async def announce(services: Services, lease: Lease[PushStep]) -> None:
-    """Tell everybody of the push, on Pulse: at least once. Nobody has to listen."""
+    """Announce the push on Pulse, at least once; the message need not reach a queue."""
     if services.publisher is None:
         await lease.finish(State.SKIPPED, "publishing is off by the present settings (pulse.url)")
         return
-    push, repository = await push_of(services, lease)
+    push, repository = await load_push(services, lease)
     changesets = push.changesets
     if len(json.dumps(changesets)) > _MAX_CHANGESETS:
-        changesets = [{name: value for name, value in each.items() if name != "files"} for each in changesets]
+        changesets = [{name: value for name, value in changeset.items() if name != "files"} for changeset in changesets]
     message = {
         "id": push.push_id,
         "url": repository.url,

@@ -1,11 +1,11 @@
-"""Who polls which repository, and how often.
+"""Lease repositories to listeners, which poll them.
 
-Listeners are leased repositories for a shift, which they renew a few times before it ends. Within it they poll by
-themselves; with each renewal they say what they polled. A listener that dies keeps nothing beyond its shift.
+A listener gets repositories for a shift, which it renews a few times before it ends. Within a shift it polls by itself;
+with each renewal it reports what it polled. A listener that dies keeps nothing beyond its shift.
 
-A repository is free to be leased when it is due, and `due_at` of one that has a holder is the end of its shift. Where
-the host's budget is enough for all repositories, a listener keeps those that it has polled since the last renewal.
-Where it is not, each goes to the end of the queue once it was polled, so that all have their turn.
+A repository can be leased when it is due; `due_at` of one that has a holder is the end of its shift. If the host's
+budget is enough for all repositories, a listener keeps those that it has polled since the last renewal. Otherwise each
+goes to the end of the queue after it was polled, so that all have their turn.
 """
 
 import math
@@ -33,16 +33,16 @@ from service.store.models import MONITORED, Repository
 log = structlog.get_logger()
 
 MARGIN = 0.99
-"""The part of a shift that a listener is told of: the clocks of two replicas may differ by the rest."""
+"""Part of a shift that a listener may use: the clocks of two replicas may differ by the rest."""
 
 HORIZON = 1.5
-"""Repositories are leased that are due within so many times `renew`: enough until the next renewal, if that is late."""
+"""Multiple of `renew` within which leased repositories are due: enough even if the next renewal is late."""
 
 _TABLE: Any = Repository.__table__  # type: ignore[attr-defined]  # SQLModel's own
 
 _AT, _SOON, _BUSY_SINCE = (bindparam(name, type_=Utc) for name in ("at", "soon", "busy_since"))
 
-# written once: to make a statement takes as long as to execute it
+# made once: compiling a statement takes as long as executing it
 _HELD = (
     select(
         _TABLE.c.id, _TABLE.c.shift, _TABLE.c.host, _TABLE.c.alias, _TABLE.c.poll_failures,
@@ -69,7 +69,7 @@ _DUE = (
     .where(
         text(MONITORED),
         _TABLE.c.host == bindparam("host"),
-        _TABLE.c.turn <= _SOON,  # never later than due_at: it is what the index is in the order of
+        _TABLE.c.turn <= _SOON,  # never later than due_at, and the order of the index
         _TABLE.c.due_at <= _SOON,
         or_(_TABLE.c.holder.is_(None), _TABLE.c.due_at <= _AT),
     )
@@ -101,60 +101,62 @@ _GIVEN = update(_TABLE).where(_IDS).values(shift=_TABLE.c.shift + 1, holder=bind
 
 
 @dataclass
-class _Host:
-    """What a listener may have of one host."""
+class _HostShare:
+    """A listener's share of one host."""
 
-    rate: float  # requests a second
+    rate: float  # requests per second
     at_a_time: int
     most: int  # repositories
     interval: float  # seconds between two polls of each
     crowded: bool  # more repositories than the budget is enough for
-    has: int = 0
+    held: int = 0  # repositories
 
 
 @dataclass
 class _Renewal:
+    """A renewal of a shift in progress."""
+
     at: datetime
     ends_at: datetime
-    hosts: dict[str, _Host]
+    hosts: dict[str, _HostShare]
     held: dict[int, Any]  # this listener's rows, by id
     rows: list[dict[str, Any]] = field(default_factory=list)  # parameters of _POLLED
     renewed: list[int] = field(default_factory=list)
 
 
 def renew(
-    connection: Connection, settings: PollSettings, hosts: list[str], asked: ShiftRequest, news: list[PollNews]
+    connection: Connection, settings: PollSettings, hosts: list[str], request: ShiftRequest, news: list[PollNews]
 ) -> Shift:
-    """Write down what a listener has polled, renew its shift, and lease it what is due, as far as budgets go.
+    """Record what a listener has polled, renew its shift, and lease it due repositories within the budgets.
 
     The number of statements depends on the number of hosts and of news, not on the number of repositories.
     """
     at = now()
-    hosts = sorted(hosts)  # two replicas lock the budgets in one order
+    hosts = sorted(hosts)  # so that two replicas lock the budgets in one order
     budget.lock(connection, [_bucket(host) for host in hosts], at)
-    granted = rates.read(connection, asked.listener, asked.answer, hosts, at, at + settings.shift)
-    mine = {"listener": asked.listener, "at": at, "busy_since": at - poll.BUSY}
-    held = {row.id: row for row in connection.execute(_HELD, mine)}
-    number = max((mine.answer for mine in granted.grants.values()), default=asked.answer) + 1
+    granted = rates.read(connection, request.listener, request.answer, hosts, at, at + settings.shift)
+    of_listener = {"listener": request.listener, "at": at, "busy_since": at - poll.BUSY_FOR}
+    held = {row.id: row for row in connection.execute(_HELD, of_listener)}
+    number = max((grant.answer for grant in granted.grants.values()), default=request.answer) + 1
     renewal = _Renewal(at, at + settings.shift, {}, held)
-    if not asked.ends:
+    if not request.ends:
         for host in hosts:
-            if given := _host(connection, settings, granted, host, number, renewal.ends_at):
-                renewal.hosts[host] = given
-    _hear(connection, settings, renewal, news)
-    _count_idle(renewal, asked)
-    _judge(settings, renewal, asked)
+            if share := _share_of_host(connection, settings, granted, host, number, renewal.ends_at):
+                renewal.hosts[host] = share
+    _record_news(connection, settings, renewal, news)
+    _count_unpolled(renewal, request)
+    _record_polled(settings, renewal, request)
     if renewal.rows:
         connection.execute(_POLLED, renewal.rows)
-    if asked.ends:
+    if request.ends:
         rates.give_back(connection, granted)
-        _give_back(connection, renewal)
+        _release_rest(connection, renewal)
         return Shift(answer=number, seconds=0, renew=0, full_every=0, hosts={}, renewed=[], leases=[])
     rates.write(connection, granted, renewal.hosts)
-    _renew_under_way(connection, renewal, asked)
+    _renew_under_way(connection, renewal, request)
     leases = []
     for host in renewal.hosts:
-        leases += _lease(connection, settings, renewal, host, asked.listener)
+        leases += _lease_due(connection, settings, renewal, host, request.listener)
     return Shift(
         answer=number,
         seconds=settings.shift.total_seconds() * MARGIN,
@@ -170,90 +172,90 @@ def _bucket(host: str) -> str:
     return f"hg {host}"
 
 
-def _host(
+def _share_of_host(
     connection: Connection, settings: PollSettings, granted: rates.Rates, host: str, number: int, ends_at: datetime
-) -> _Host | None:
-    """Grant the listener a rate for a host, and say how many repositories it may have; None: there are none."""
-    rate, interval = rates.shared(settings), settings.interval.total_seconds()
+) -> _HostShare | None:
+    """Grant the listener a rate for a host and a number of repositories; return None if the host has none."""
+    rate, interval = rates.shared_rate(settings), settings.interval.total_seconds()
     horizon = settings.renew.total_seconds() * HORIZON
-    enough = math.ceil(rate * max(interval, horizon)) + 1  # how many there are beyond these makes no difference
+    enough = math.ceil(rate * max(interval, horizon)) + 1  # more than these make no difference
     repositories = (connection.execute(_MONITORED_OF_HOST, {"host": host, "most": enough})).scalar_one()
     if not repositories:
         return None
-    mine = granted.grant(host, rate, number, ends_at)
+    granted_rate = granted.grant(host, rate, number, ends_at)
     sharers = granted.sharers(host)
     crowded = repositories > rate * interval
     share = math.ceil(repositories / sharers)
-    most = min(share, math.ceil(mine * horizon)) if crowded else min(share, math.ceil(mine * max(interval, horizon)))
-    return _Host(
-        rate=mine,
+    most = min(share, math.ceil(granted_rate * (horizon if crowded else max(interval, horizon))))
+    return _HostShare(
+        rate=granted_rate,
         at_a_time=max(settings.at_a_time // sharers, 1),
         most=most,
-        interval=max(interval, most / mine) if mine else interval,
+        interval=max(interval, most / granted_rate) if granted_rate else interval,
         crowded=crowded,
     )
 
 
-def _hear(connection: Connection, settings: PollSettings, renewal: _Renewal, news: list[PollNews]) -> None:
-    """Take in news, of repositories that are this listener's in the shift that it says."""
-    current = [each for each in news if (row := renewal.held.get(each.repository_id)) and row.shift == each.shift]
+def _record_news(connection: Connection, settings: PollSettings, renewal: _Renewal, news: list[PollNews]) -> None:
+    """Record news of repositories that the listener holds in the shift that it names."""
+    current = [item for item in news if (row := renewal.held.get(item.repository_id)) and row.shift == item.shift]
     if not current:
         return
-    ids = {each.repository_id for each in current}
+    ids = {item.repository_id for item in current}
     with SyncSession(connection) as session:
-        found = session.exec(sqlmodel_select(Repository).where(col(Repository.id).in_(ids)))
-        repositories = {repository.id: repository for repository in found}
-        for each in current:
-            repository = repositories[each.repository_id]
-            if repository.holder is not None and repository.shift == each.shift:
-                poll.take_news(session, settings, repository, each, renewal.at)
+        rows = session.exec(sqlmodel_select(Repository).where(col(Repository.id).in_(ids)))
+        repositories = {repository.id: repository for repository in rows}
+        for item in current:
+            repository = repositories[item.repository_id]
+            if repository.holder is not None and repository.shift == item.shift:
+                poll.record_poll(session, settings, repository, item, renewal.at)
             if repository.holder is None:
-                renewal.held.pop(each.repository_id, None)
+                renewal.held.pop(item.repository_id, None)
         session.flush()
 
 
-def _count_idle(renewal: _Renewal, asked: ShiftRequest) -> None:
-    """Count what the listener has and did not ask for since the last renewal: it is the listener's until it ends."""
-    named = {each[0] for each in asked.polled}
-    idle = Counter(row.host for row in renewal.held.values() if row.id not in named and row.current)
+def _count_unpolled(renewal: _Renewal, request: ShiftRequest) -> None:
+    """Count the repositories that the listener holds and has not polled since the last renewal: it keeps them."""
+    polled = {repository_id for repository_id, *_ in request.polled}
+    unpolled = Counter(row.host for row in renewal.held.values() if row.id not in polled and row.current)
     for name, host in renewal.hosts.items():
-        host.has = idle[name]
+        host.held = unpolled[name]
 
 
-def _judge(settings: PollSettings, renewal: _Renewal, asked: ShiftRequest) -> None:
-    """Decide of each repository that was polled whether it stays the listener's, and when it is due."""
+def _record_polled(settings: PollSettings, renewal: _Renewal, request: ShiftRequest) -> None:
+    """Decide for each polled repository whether the listener keeps it, and when it is due."""
     spare = (settings.shift - settings.renew).total_seconds()
-    for row, ago, slowest in _own(renewal, asked.polled):
+    for row, ago, slowest in _current_rows(renewal, request.polled):
         if row.poll_failures:
             log.info("poll-recovered", repository=row.alias, failures=row.poll_failures)
         polled_at = renewal.at - timedelta(seconds=ago)
         host = renewal.hosts.get(row.host)
-        interval = max(settings.interval.total_seconds(), slowest)  # a slow one is asked less often
-        if host and not host.crowded and host.has < host.most and max(interval, host.interval) - ago <= spare:
-            host.has += 1
+        interval = max(settings.interval.total_seconds(), slowest)  # a slow one is polled less often
+        if host and not host.crowded and host.held < host.most and max(interval, host.interval) - ago <= spare:
+            host.held += 1
             renewal.renewed.append(row.id)
-            times = {"next_at": renewal.ends_at, "next_turn": renewal.ends_at, "by": asked.listener}
+            times = {"next_at": renewal.ends_at, "next_turn": renewal.ends_at, "by": request.listener}
         else:
             due_at = polled_at + timedelta(seconds=interval * random.uniform(0.9, 1.1))  # noqa: S311 - jitter, no secret
-            times = {"next_at": due_at, "next_turn": poll.turn_of(settings, due_at, busy=bool(row.busy)), "by": None}
+            times = {"next_at": due_at, "next_turn": poll.order_key(settings, due_at, busy=bool(row.busy)), "by": None}
         renewal.rows.append({"row": row.id, "polled_at": polled_at, **times})
 
 
-def _own(renewal: _Renewal, polled: Sequence[PolledRepository]) -> list[tuple[Any, float, float]]:
-    """Return rows of what was polled in the shift that is the present one, in the order in which rows are locked."""
-    own = {}
+def _current_rows(renewal: _Renewal, polled: Sequence[PolledRepository]) -> list[tuple[Any, float, float]]:
+    """Return the rows of repositories that were polled in their present shift, in the order of locking."""
+    current = {}
     for repository_id, shift, ago, slowest in polled:
         row = renewal.held.get(repository_id)
         if row is not None and row.shift == shift:
-            own[repository_id] = row, ago, slowest
-    return [own[repository_id] for repository_id in sorted(own)]
+            current[repository_id] = row, ago, slowest
+    return [current[repository_id] for repository_id in sorted(current)]
 
 
-def _renew_under_way(connection: Connection, renewal: _Renewal, asked: ShiftRequest) -> None:
-    """Renew what was asked and has not answered yet."""
+def _renew_under_way(connection: Connection, renewal: _Renewal, request: ShiftRequest) -> None:
+    """Renew the leases of repositories whose polls are under way."""
     ids = [
         repository_id
-        for repository_id, shift in asked.under_way
+        for repository_id, shift in request.under_way
         if (row := renewal.held.get(repository_id)) and row.shift == shift and repository_id not in renewal.renewed
     ]
     if ids:
@@ -261,18 +263,20 @@ def _renew_under_way(connection: Connection, renewal: _Renewal, asked: ShiftRequ
         renewal.renewed += ids
 
 
-def _give_back(connection: Connection, renewal: _Renewal) -> None:
-    """Free what is left of the listener's repositories: they are due now."""
+def _release_rest(connection: Connection, renewal: _Renewal) -> None:
+    """Release the listener's other repositories, which are due now."""
     ids = renewal.held.keys() - {row["row"] for row in renewal.rows}
     if ids:
         values = {"due_at": renewal.at, "turn": renewal.at, "holder": None}
         connection.execute(update(_TABLE).where(_TABLE.c.id.in_(ids)).values(values))
 
 
-def _lease(connection: Connection, settings: PollSettings, renewal: _Renewal, name: str, listener: str) -> list[Lease]:
-    """Lease repositories of a host that are due before long, those first whose turn it is."""
+def _lease_due(
+    connection: Connection, settings: PollSettings, renewal: _Renewal, name: str, listener: str
+) -> list[Lease]:
+    """Lease repositories of a host that are due within the horizon, in the order of their turns."""
     host = renewal.hosts[name]
-    room = host.most - host.has
+    room = host.most - host.held
     if room <= 0:
         return []
     soon = renewal.at + settings.renew * HORIZON
@@ -280,10 +284,10 @@ def _lease(connection: Connection, settings: PollSettings, renewal: _Renewal, na
     if rows:
         values = {"ids": [row.id for row in rows], "by": listener, "ends_at": renewal.ends_at}
         connection.execute(_GIVEN, values)
-    return [_leased(settings, row, renewal.at, row.shift + 1, host.interval) for row in rows]
+    return [_lease_of(settings, row, renewal.at, row.shift + 1, host.interval) for row in rows]
 
 
-def _leased(settings: PollSettings, row: Any, at: datetime, shift: int, interval: float) -> Lease:
+def _lease_of(settings: PollSettings, row: Any, at: datetime, shift: int, interval: float) -> Lease:
     usable = row.last_full_poll_at is not None and row.etag_cursor == row.last_push_id
     full_in = (row.last_full_poll_at + settings.full_every - at).total_seconds() if usable else 0
     return Lease(
@@ -307,21 +311,21 @@ def _next_renewal(settings: PollSettings, renewal: _Renewal, granted: rates.Rate
     """Return the seconds until the next renewal: sooner when another listener's shift ends before that."""
     usual = settings.renew.total_seconds()
     if any(not host.rate for host in renewal.hosts.values()):
-        return usual / 5  # another listener has it all, until it renews
+        return usual / 5  # another listener has the whole rate until it renews
     ends_at = granted.next_end(renewal.hosts)
     if ends_at is None:
         return usual
     return min((ends_at - renewal.at).total_seconds() + usual / 100, usual)
 
 
-async def announced(
+async def lease_announced(
     session: Session, settings: PollSettings, hosts: list[str], urls: Collection[str]
 ) -> AnnouncedLeases:
-    """Let the repositories at these urls be polled once, now, as far as the reserves of their hosts go.
+    """Lease the repositories at these URLs for one poll now, within the reserves of their hosts.
 
-    What a reserve does not reach for is due at once, if it is nobody's; whoever has it polls it before long.
+    A repository that exceeds the reserve is due at once if it has no holder; otherwise its holder polls it soon.
     """
-    at, rate = now(), rates.reserve(settings)
+    at, rate = now(), rates.reserved_rate(settings)
     connection = await session.connection()
     named = select(*_LEASED).where(text(MONITORED), _TABLE.c.url.in_(urls), _TABLE.c.host.in_(hosts))
     rows = (await connection.execute(named.order_by(_TABLE.c.id))).all()
@@ -333,7 +337,7 @@ async def announced(
                 continue
             if bucket.tokens >= 1:
                 bucket.tokens -= 1
-                leases.append(_leased(settings, row, at, row.shift, settings.interval.total_seconds()))
+                leases.append(_lease_of(settings, row, at, row.shift, settings.interval.total_seconds()))
             else:
                 late.append(row.id)
                 waits += [(1 - bucket.tokens) / rate] if rate else []

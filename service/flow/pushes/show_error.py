@@ -1,4 +1,4 @@
-"""A push that gets no graph shows why: by a task on the push, or by a job where the project may create no such task."""
+"""Show on a push why it gets no graph: by a task, or by a job if the project may not create such a task."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +25,8 @@ _ROUTE = "queue:route:"
 
 
 @dataclass
-class Shown:
-    """How a push shows its error; `refused` is what was left out of the task, or why there is none."""
+class ErrorDisplay:
+    """The task or the jobs that show an error; `refused` says what was left out of the task, or why there is none."""
 
     task_id: str | None = None
     created: list[PlannedTask] = field(default_factory=list)
@@ -34,13 +34,13 @@ class Shown:
     notices: list[Notice] = field(default_factory=list)
 
 
-async def show_error(services: Services, lease: Lease[PushStep], push: Push, repository: Repository) -> Shown:
-    """Create the error task with what the project may do; prepare a job in each Treeherder if it may not create one.
+async def show_error(services: Services, lease: Lease[PushStep], push: Push, repository: Repository) -> ErrorDisplay:
+    """Create the error task with the routes that the project may use; if it may create none, return jobs instead.
 
     Raises Unavailable.
     """
     try:
-        task = await _error_task(services, lease, push, repository)
+        task = await _make_error_task(services, lease, push, repository)
         scopes = scopes_of(services.settings, repository, push)
         left_out = []
         while True:
@@ -51,24 +51,24 @@ async def show_error(services: Services, lease: Lease[PushStep], push: Push, rep
                 if not routes:
                     raise
                 left_out += routes
-                await _leave_out(lease, task, routes)
+                await _drop_routes(lease, task, routes)
             else:
                 why = f"the project's scopes lack {named([_ROUTE + route for route in left_out])}" if left_out else None
-                return Shown(task.task_id, created, why)
+                return ErrorDisplay(task.task_id, created, why)
     except (TemplateError, PlanRefusedError) as error:
         log.warning("error-task-refused", repository=repository.alias, push=push.push_id, why=str(error))
-        return Shown(refused=str(error), notices=_jobs(services, lease.item, push, repository))
+        return ErrorDisplay(refused=str(error), notices=_error_jobs(services, lease.item, push, repository))
 
 
 def _missing_routes(error: PlanRefusedError, task: PlannedTask) -> list[str]:
-    """Return the routes of the task that it was refused for; none, if it was refused for anything else too."""
+    """Return the routes for which the task was refused; none if it was also refused for anything else."""
     missing = [scope.removeprefix(_ROUTE) for scope in error.missing]
     routes = set((task.definition or {})["routes"])
     return missing if missing and all(route in routes for route in missing) else []
 
 
-async def _leave_out(lease: Lease[PushStep], task: PlannedTask, routes: list[str]) -> None:
-    """Take routes out of a task that was refused, so does not exist; the change is committed before it is sent."""
+async def _drop_routes(lease: Lease[PushStep], task: PlannedTask, routes: list[str]) -> None:
+    """Remove routes from a task that was refused and so does not exist; commit that before the task is sent."""
     assert task.definition is not None
     kept = [route for route in task.definition["routes"] if route not in routes]
     task.definition = {**task.definition, "routes": kept}
@@ -78,17 +78,17 @@ async def _leave_out(lease: Lease[PushStep], task: PlannedTask, routes: list[str
         )
 
 
-async def _error_task(services: Services, lease: Lease[PushStep], push: Push, repository: Repository) -> PlannedTask:
+async def _make_error_task(
+    services: Services, lease: Lease[PushStep], push: Push, repository: Repository
+) -> PlannedTask:
     step = lease.item
+    query = select(PlannedTask).where(
+        PlannedTask.step_id == step.id,
+        PlannedTask.plan_attempt == step.plan_attempt,
+        PlannedTask.label == "error",
+    )
     async with services.database.reading() as session:
-        found = await session.exec(
-            select(PlannedTask).where(
-                PlannedTask.step_id == step.id,
-                PlannedTask.plan_attempt == step.plan_attempt,
-                PlannedTask.label == "error",
-            )
-        )
-        stored = found.first()
+        stored = (await session.exec(query)).first()
     if stored is not None:
         return stored
     ids = graph_ids(services.secret, services.settings.deployment, repository, push, step.plan_attempt, "error")
@@ -115,7 +115,7 @@ async def render_error_task(
     try:
         (task,) = plan_of([{**rendering.result[0], "taskId": task_id}], rendering.ids, step)
     except TypeError:
-        raise TemplateError("the setting error_task renders to something that is no task") from None
+        raise TemplateError("the setting error_task renders to something that is not a task") from None
     task.label = "error"
     return task
 
@@ -129,7 +129,7 @@ def _environments(settings: Settings, repository: Repository) -> list[str]:
     ]
 
 
-def _jobs(services: Services, step: PushStep, push: Push, repository: Repository) -> list[Notice]:
+def _error_jobs(services: Services, step: PushStep, push: Push, repository: Repository) -> list[Notice]:
     """Return a completed job for each Treeherder that takes jobs over REST; `notice` adds the reason."""
     digest = derive(services.secret, "error job", push.id, step.plan_attempt)
     platform = {"platform": "taskcluster-decision", "os_name": "-", "architecture": "-"}

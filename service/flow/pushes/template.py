@@ -1,4 +1,4 @@
-"""What a `.taskcluster.yml` is rendered with, and the plan that its tasks are."""
+"""Build the context that a `.taskcluster.yml` is rendered with, and make a plan of the rendered tasks."""
 
 import json
 import re
@@ -19,6 +19,8 @@ from service.store.models import PlannedTask, Push, PushStep, Repository
 FILE = ".taskcluster.yml"
 _ADDRESS = re.compile(r"[!-?A-~]+@[!-?A-~]+")
 MAX_ADDRESS = 254
+"""Characters of a mail address."""
+
 MAX_OWNER = 255
 """Characters of `metadata.owner`."""
 
@@ -29,16 +31,16 @@ def message_of(push: Push) -> str:
 
 
 def try_line(message: str) -> str:
-    """Return what follows `try:` in the message, to the end of that line and with it; one blank if there is none.
+    """Return `try:` and the rest of its line in the message, or one blank if there is none.
 
     Chain of trust renders the file with exactly this.
     """
-    _, found, rest = message.partition("try:")
-    return found + re.split(r"[\r\n\u2028\u2029]", rest, maxsplit=1)[0] if found else " "
+    _, marker, rest = message.partition("try:")
+    return marker + re.split(r"[\r\n\u2028\u2029]", rest, maxsplit=1)[0] if marker else " "
 
 
 def context_of(settings: Settings, repository: Repository, push: Push) -> dict[str, Any]:
-    """What a `.taskcluster.yml` may use. `as_slugid` and `ownTaskId` are added where it is rendered."""
+    """Return the context of a `.taskcluster.yml`, to which rendering adds `as_slugid` and `ownTaskId`."""
     return {
         "tasks_for": "hg-push",
         "push": {
@@ -62,18 +64,18 @@ def context_of(settings: Settings, repository: Repository, push: Push) -> dict[s
 
 
 def owner_of(settings: Settings, push: Push) -> str:
-    """Return the pushlog's user as it stands; where `owner_domain` is set, a bare user name becomes an address."""
+    """Return the pushlog's user unchanged; if `owner_domain` is set, a bare user name becomes an address."""
     return f"{push.user}@{settings.owner_domain}" if settings.owner_domain and "@" not in push.user else push.user
 
 
 def address_of(settings: Settings, push: Push) -> str | None:
-    """Return the owner if that is an address of printable ASCII: any other would make the scope for it invalid."""
+    """Return the owner if it is an address of printable ASCII: any other would make the scope for it invalid."""
     owner = owner_of(settings, push)
     return owner if len(owner) <= MAX_ADDRESS and _ADDRESS.fullmatch(owner) else None
 
 
 def scopes_of(settings: Settings, repository: Repository, push: Push) -> list[str]:
-    """`authorizedScopes` of the project, and that its pusher may be told by mail. Nothing of our own."""
+    """Return `authorizedScopes`: those of the project, and that its pusher may be notified by mail. None of our own."""
     address = address_of(settings, push)
     return repository.scopes if address is None else [*repository.scopes, f"queue:route:notify.email.{address}.*"]
 
@@ -81,7 +83,7 @@ def scopes_of(settings: Settings, repository: Repository, push: Push) -> list[st
 def plan_of(rendered: list[Any], ids: Collection[str], step: PushStep) -> list[PlannedTask]:
     """Return rendered tasks as the queue completes them, in the order of creation.
 
-    Each must have one of `ids`, which were derived for this attempt: a task under any other id may be somebody else's.
+    Each must have one of `ids`, which were derived for this attempt, because a task of any other id may be foreign.
     Raises TemplateError.
     """
     definitions: dict[str, Definition] = {}
@@ -97,7 +99,7 @@ def plan_of(rendered: list[Any], ids: Collection[str], step: PushStep) -> list[P
                 "use {$eval: as_slugid('a label')}"
             )
         if task_id in definitions:
-            raise TemplateError(f"{where} has the taskId of an earlier one: each needs a label of its own")
+            raise TemplateError(f"{where} has the taskId of an earlier task: give each a label of its own")
         try:
             definition = complete(task_id, {key: value for key, value in task.items() if key != "taskId"})
         except ValidationError as error:

@@ -1,18 +1,19 @@
-"""Repository urls: one spelling for one repository, so that none passes for another."""
+"""The canonical spelling of repository URLs, so that one repository cannot pass for another."""
 
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 _PLAIN = "~!$&'()*+,;=:@"
-"""Characters beside letters, digits and -._ that a path segment holds as they are (RFC 3986)."""
+"""Characters beside letters, digits and -._ that need no percent-encoding in a path segment (RFC 3986)."""
 
 
 def canonical_url(url: str) -> tuple[str, str]:
-    """Return the url as it is stored, and its host with the port where that is not the default.
+    """Return the URL as it is stored, and its host with the port if that is not the default.
 
-    Raises ValueError, whose message goes on after "url: '…' ". A url is refused where servers or programs differ in
-    what it names: an empty segment, `.` or `..`, also percent-encoded, and an encoded slash or control character.
+    Raises ValueError, whose message continues after "url: '…' ". A URL is refused if servers or programs may take it
+    for different resources: with an empty segment, `.` or `..`, also percent-encoded, or with an encoded slash or
+    control character.
     """
     try:
         parts = urlsplit(url)

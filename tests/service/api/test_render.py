@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.flow.pushes.preview import preview
+from service.flow.pushes.preview import preview_file
 from tests.service.asgi import READER, WRITER, Api, is_problem, push_event
 
 FILE = "version: 1\ntasks: []"
@@ -55,11 +55,11 @@ async def test_one_caller_has_one_file_at_a_time_in_memory(sqlite_api: Api, monk
         most = max(most, under_way)
         await asyncio.sleep(0.01)
         try:
-            return await preview(*arguments)
+            return await preview_file(*arguments)
         finally:
             under_way -= 1
 
-    monkeypatch.setattr("service.api.render.preview", counted)
+    monkeypatch.setattr("service.api.render.preview_file", counted)
     async with sqlite_api.services.previews.use("another"):
         answers = [sqlite_api.post("/repositories/mc/render", {"file": FILE}) for _ in range(4)]
         assert [answer.status_code for answer in await asyncio.gather(*answers)] == [200] * 4

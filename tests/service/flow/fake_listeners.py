@@ -55,7 +55,7 @@ class Polls:
 
     async def announce(self, *urls: str) -> AnnouncedLeases:
         async with self.database.writing() as session:
-            return await shift.announced(session, self.settings, self.hosts, urls)
+            return await shift.lease_announced(session, self.settings, self.hosts, urls)
 
     async def row(self, alias: str = "mc") -> Repository:
         async with self.database.reading() as session:

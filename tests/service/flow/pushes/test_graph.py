@@ -19,7 +19,7 @@ from service.engine.render import Rendered, TemplateError
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions import notice
 from service.flow.pushes import graph
-from service.flow.pushes.graph import why_not
+from service.flow.pushes.graph import reason_for_no_graph
 from service.flow.pushes.resultset import resultset_of
 from service.flow.pushes.template import context_of, owner_of, plan_of, scopes_of
 from service.flow.tasks import create, plan
@@ -38,12 +38,12 @@ def ids(count: int) -> list[str]:
     return [slugid(KEY, str(number)) for number in range(count)]
 
 
-def repository_of(**fields: Any) -> Repository:
+def make_repository(**fields: Any) -> Repository:
     values = {"alias": "mc", "url": "https://hg.mozilla.org/mc", "host": "hg.mozilla.org", "level": "3", **fields}
     return Repository(**{"last_push_id": 0, "scopes": ["assume:repo:x"], **values})
 
 
-def push_of(changesets: int = 1, kept: int | None = None, **fields: Any) -> Push:
+def make_push(changesets: int = 1, kept: int | None = None, **fields: Any) -> Push:
     nodes = [node(number) for number in range(changesets)]
     full = [
         {"node": each, "branch": "default", "desc": f"Bug {number}", "parents": [node(f"parent {number}"), node("p2")]}
@@ -72,7 +72,7 @@ def settings() -> Settings:
 
 
 def described(text: str | None) -> Push:
-    push = push_of()
+    push = make_push()
     push.changesets[-1]["desc"] = text
     return push
 
@@ -80,22 +80,24 @@ def described(text: str | None) -> Push:
 @pytest.mark.parametrize(
     ("repository", "push", "reason"),
     [
-        ({}, push_of(), None),
-        ({"graph": False}, push_of(), "graphs are off for mc"),
-        ({}, push_of(0), "no changesets are left"),
+        ({}, make_push(), None),
+        ({"graph": False}, make_push(), "graphs are off for mc"),
+        ({}, make_push(0), "no changesets are left"),
         ({}, described("Bug 1 - fix DONTBUILD"), "DONTBUILD in the tip's message"),
         ({}, described("Bug 1 - dontbuild"), None),
         ({"contains": "try:"}, described("Bug 1"), "does not contain 'try:'"),
         ({"contains": "try:"}, described("try: -b do"), None),
         ({"contains": "try:"}, described(None), "does not contain 'try:'"),
         ({"contains": ""}, described(None), None),
-        ({}, push_of(date=now() - timedelta(days=2, hours=23)), None),
-        ({}, push_of(date=now() - timedelta(days=3, seconds=1)), r"longer ago than max_push_age \(3 days"),
-        ({}, push_of(date=now() + timedelta(days=30)), None),
+        ({}, make_push(date=now() - timedelta(days=2, hours=23)), None),
+        ({}, make_push(date=now() - timedelta(days=3, seconds=1)), r"the push is older than max_push_age \(3 days"),
+        ({}, make_push(date=now() + timedelta(days=30)), None),
     ],
 )
-def test_why_not(settings: Settings, repository: dict[str, Any], push: Push, reason: str | None) -> None:
-    found = why_not(settings, repository_of(**repository), push)
+def test_the_reason_why_a_push_gets_no_graph(
+    settings: Settings, repository: dict[str, Any], push: Push, reason: str | None
+) -> None:
+    found = reason_for_no_graph(settings, make_repository(**repository), push)
     if reason is None:
         assert found is None
     else:
@@ -104,17 +106,17 @@ def test_why_not(settings: Settings, repository: dict[str, Any], push: Push, rea
 
 
 def test_only_the_tip_decides(settings: Settings) -> None:
-    push = push_of(3)
+    push = make_push(3)
     push.changesets[0]["desc"] = "DONTBUILD"
-    assert why_not(settings, repository_of(), push) is None
+    assert reason_for_no_graph(settings, make_repository(), push) is None
 
 
 # What the template sees
 
 
 def test_context(settings: Settings) -> None:
-    push = push_of(2, date=now().replace(microsecond=999_999), base_revision=node("parent 0"))
-    context = context_of(settings, repository_of(level="nss"), push)
+    push = make_push(2, date=now().replace(microsecond=999_999), base_revision=node("parent 0"))
+    context = context_of(settings, make_repository(level="nss"), push)
     assert context.pop("now").endswith("Z")
     assert context == {
         "tasks_for": "hg-push",
@@ -134,7 +136,7 @@ def test_context(settings: Settings) -> None:
 
 
 def test_a_push_without_a_parent_has_zeros_for_a_base(settings: Settings) -> None:
-    assert context_of(settings, repository_of(), push_of())["push"]["base_revision"] == "0" * 40
+    assert context_of(settings, make_repository(), make_push())["push"]["base_revision"] == "0" * 40
 
 
 @pytest.mark.parametrize(
@@ -152,9 +154,9 @@ def test_a_push_without_a_parent_has_zeros_for_a_base(settings: Settings) -> Non
     ],
 )
 def test_the_comment_is_the_try_line(settings: Settings, message: str, comment: str) -> None:
-    push = push_of(2)
+    push = make_push(2)
     push.changesets[-1]["desc"] = message
-    assert context_of(settings, repository_of(), push)["push"]["comment"] == comment
+    assert context_of(settings, make_repository(), push)["push"]["comment"] == comment
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_the_comment_is_the_try_line(settings: Settings, message: str, comment: 
     ],
 )
 def test_the_owner_is_the_user_as_it_stands(settings: Settings, user: str, added: str) -> None:
-    push = push_of(user=user)
+    push = make_push(user=user)
     assert owner_of(settings, push) == user
     assert owner_of(settings.model_copy(update={"owner_domain": "example.org"}), push) == added
 
@@ -189,7 +191,7 @@ def test_the_owner_is_the_user_as_it_stands(settings: Settings, user: str, added
 )
 def test_only_an_address_is_authorised_to_be_notified(settings: Settings, user: str, notified: str | None) -> None:
     more = [] if notified is None else [f"queue:route:notify.email.{notified}.*"]
-    assert scopes_of(settings, repository_of(scopes=["a", "b"]), push_of(user=user)) == ["a", "b", *more]
+    assert scopes_of(settings, make_repository(scopes=["a", "b"]), make_push(user=user)) == ["a", "b", *more]
 
 
 # The plan
@@ -256,7 +258,7 @@ def test_the_first_task_of_a_group_is_created_before_those_that_name_it() -> Non
         ([task(taskId=slugid(KEY, "0") + "\n")], "did not return"),
         ([task(taskId=slugid(b"other", "0"))], "did not return"),
         ([task(2)], "did not return"),
-        ([task(), task()], "task 2 has the taskId of an earlier one"),
+        ([task(), task()], "task 2 has the taskId of an earlier task"),
         ([task(scopes=["x"] * 1001)], "scopes: .*at most 1000"),
         ([task(scopes=["x" * 4097])], r"scopes\.0: .*at most 4096"),
         ([task(payload=None)], r"task 1 \(t0\) is no task definition: payload: "),

@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import select
 
 from sandbox.taskcluster import Client
-from service.flow.pushes.preview import Preview, made_up_push, preview
+from service.flow.pushes.preview import Preview, make_up_push, preview_file
 from service.store.models import PlannedTask, Push, Repository
 from tests.service.harness import FlowHarness, push_event
 
@@ -41,7 +41,7 @@ async def tried(
     harness: FlowHarness, text: str, *, message: str = "try: a", user: str = "me", **repository: Any
 ) -> Preview:
     stored = await harness.add_repository(**{"scopes": ROLE, "level": "3", **repository})
-    return await preview(harness.services, stored, made_up_push(stored, message, user), text, "share")
+    return await preview_file(harness.services, stored, make_up_push(stored, message, user), text, "share")
 
 
 async def test_the_tasks_of_a_file_with_what_the_project_lacks(harness: FlowHarness) -> None:
@@ -69,7 +69,7 @@ async def test_the_ids_are_nobodys(harness: FlowHarness) -> None:
     first = await tried(harness, YML)
     async with harness.database.reading() as session:
         repository = (await session.exec(select(Repository))).one()
-    second = await preview(harness.services, repository, made_up_push(repository, "", "me"), YML, "share")
+    second = await preview_file(harness.services, repository, make_up_push(repository, "", "me"), YML, "share")
     assert first.tasks[0].task_id != second.tasks[0].task_id
 
 
@@ -79,7 +79,7 @@ async def test_a_push_that_is_known(harness: FlowHarness) -> None:
     (push,) = await harness.pushes()
     async with harness.database.reading() as session:
         repository = (await session.exec(select(Repository))).one()
-    result = await preview(harness.services, repository, push, YML, "share")
+    result = await preview_file(harness.services, repository, push, YML, "share")
     (task,) = result.tasks
     assert task.definition is not None
     assert task.definition["routes"][0] == f"tc-treeherder.v2.mc.{push.revision}.7"

@@ -25,7 +25,7 @@ from tests.services import Amqp
 REPOSITORY = Repository(alias="mc", url="https://hg.mozilla.org/integration/mc", host="h", level="1", last_push_id=0)
 
 
-def push_of(event: PushEvent) -> Push:
+def make_push(event: PushEvent) -> Push:
     """As `push.store` makes it."""
     entry = event.push
     return Push(
@@ -42,7 +42,7 @@ def push_of(event: PushEvent) -> Push:
 
 
 def test_the_form() -> None:
-    push = push_of(push_event(7, date=1_700_000_000.9))
+    push = make_push(push_event(7, date=1_700_000_000.9))
     assert resultset_of(push, REPOSITORY) == {
         "revision": node("mc 7"),
         "revision_hash": push.revision_hash,
@@ -87,14 +87,14 @@ entries = st.fixed_dictionaries(
 @settings(max_examples=30, deadline=None)
 @given(entries)
 def test_always_as_treeherder_takes_it(entry: dict[str, Any]) -> None:
-    made = resultset_of(push_of(push_event(1, **entry)), REPOSITORY)
+    made = resultset_of(make_push(push_event(1, **entry)), REPOSITORY)
     check_resultset("it", "mc", json.loads(json.dumps(made)))
 
 
 @pytest.mark.published
 def test_ten_real_pushes_in_order() -> None:
     for push_id, entry in read_published("hg/json-pushes-ten-full.json")["pushes"].items():
-        made = resultset_of(push_of(push_event(int(push_id), **entry)), REPOSITORY)
+        made = resultset_of(make_push(push_event(int(push_id), **entry)), REPOSITORY)
         check_resultset("it", "mc", made)
         assert [each["revision"] for each in made["revisions"]] == [each["node"] for each in entry["changesets"]]
         assert made["revision"] == entry["changesets"][-1]["node"]
@@ -103,7 +103,7 @@ def test_ten_real_pushes_in_order() -> None:
 
 def test_a_large_push_has_its_last_200_and_the_hash_of_all() -> None:
     many = [{"node": node(n), "branch": "default", "desc": str(n)} for n in range(2_000)]
-    push = push_of(push_event(1, changesets=many))
+    push = make_push(push_event(1, changesets=many))
     made = resultset_of(push, REPOSITORY)
     assert [each["comment"] for each in made["revisions"]] == [str(n) for n in range(1_800, 2_000)]
     assert made["revision"] == node(1_999)
@@ -111,12 +111,12 @@ def test_a_large_push_has_its_last_200_and_the_hash_of_all() -> None:
 
 
 def test_a_long_author_is_cut() -> None:
-    made = resultset_of(push_of(push_event(1, user="\u00e4" * 151)), REPOSITORY)
+    made = resultset_of(make_push(push_event(1, user="\u00e4" * 151)), REPOSITORY)
     assert made["author"] == "\u00e4" * 150
 
 
 def test_what_is_not_known_of_a_changeset() -> None:
-    made = resultset_of(push_of(push_event(1, changesets=[{"node": node(1), "branch": "b"}])), REPOSITORY)
+    made = resultset_of(make_push(push_event(1, changesets=[{"node": node(1), "branch": "b"}])), REPOSITORY)
     (revision,) = made["revisions"]
     assert (revision["author"], revision["comment"], revision["files"]) == ("dev@example.com", "", [])
 

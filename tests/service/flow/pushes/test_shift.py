@@ -409,7 +409,7 @@ async def test_busy_ones_come_first(quick: Polls) -> None:
     await quick.add("idle")
     await quick.add("waits", "busy", "waits too", last_push_at=None)
     at = quick.clock.at
-    turn = poll.turn_of(quick.settings, at, busy=True)
+    turn = poll.order_key(quick.settings, at, busy=True)
     assert turn == at - 15 * SECOND
     await quick.change(due_at=at)
     async with quick.database.writing() as session:
