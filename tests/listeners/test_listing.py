@@ -26,6 +26,7 @@ from listeners.listing import (
 from service.contract.events import PushEvent, PushlogEntry
 from tests.listeners.fakes import Answer, Request, serving
 from tests.published_schemas import read_published
+from tests.pushlog_examples import EXAMPLES
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 EMPTY = b'{"lastpushid": 0, "pushes": {}}'
@@ -55,6 +56,12 @@ def test_pushes_are_in_numerical_order() -> None:
     assert listing.between(9, 100) == [(91, 3), (100, 1)]
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_answers_are_parsed(name: str) -> None:
+    _, _, answer = EXAMPLES[name]
+    parses(answer)
+
+
 @pytest.mark.published
 @pytest.mark.parametrize(
     "name",
@@ -71,7 +78,10 @@ def test_pushes_are_in_numerical_order() -> None:
     ],
 )
 def test_recorded_answers_are_parsed(name: str) -> None:
-    answer = read_published(f"hg/{name}.json")
+    parses(read_published(f"hg/{name}.json"))
+
+
+def parses(answer: dict[str, Any]) -> None:
     listing = parse(encode_json(answer))
     assert (listing.lastpushid, set(listing.pushes)) == (answer["lastpushid"], {int(key) for key in answer["pushes"]})
     for push_id, entry in listing.pushes.items():

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy.engine import make_url
 from sandbox.stack import free_port
 from tests.proxy import TcpProxy
 from tests.published_schemas import read_published
+from tests.pushlog_examples import TEN
 from tests.system.conftest import PATH, REPOSITORY, System
 
 Systems = Callable[..., System]
@@ -35,13 +37,21 @@ def test_a_push_becomes_a_resultset_and_a_graph(systems: Systems, database_url: 
     assert service.stop(10) == 0
 
 
+def test_pushes_in_the_form_of_2013_give_ten_resultsets(systems: Systems, sqlite_url: str) -> None:
+    ten_resultsets(systems, sqlite_url, TEN)
+
+
 @pytest.mark.published
 def test_the_real_pushes_of_2013_give_ten_resultsets(systems: Systems, sqlite_url: str) -> None:
+    ten_resultsets(systems, sqlite_url, read_published("hg/json-pushes-ten-full.json"))
+
+
+def ten_resultsets(systems: Systems, sqlite_url: str, listing: dict[str, Any]) -> None:
     system = systems(sqlite_url, settings={"TC_TREEHERDER_MAX_PUSH_AGE": "P10000D"})
-    recorded = read_published("hg/json-pushes-ten-full.json")["pushes"]
+    recorded = listing["pushes"]
     system.stack.service()
     system.stack.listener()
-    recording = {"repository": "inbound", "answer": read_published("hg/json-pushes-ten-full.json")}
+    recording = {"repository": "inbound", "answer": listing}
     system.hg.post("/load", json=recording).raise_for_status()
     url = f"{system.stack.sandbox['hg']}/inbound"
     system.treeherder.post("/repositories", json={"name": "inbound", "url": url}).raise_for_status()

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +14,13 @@ from sandbox.hg import (
     create_app,
 )
 from tests.published_schemas import read_published
+from tests.pushlog_examples import EXAMPLES, TEN
 from tests.sandbox.hg.support import change
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_a_loaded_example_is_answered_as_it_was(name: str) -> None:
+    await answers_as_loaded(*EXAMPLES[name])
 
 
 @pytest.mark.published
@@ -32,12 +39,16 @@ from tests.sandbox.hg.support import change
     ],
 )
 async def test_a_loaded_recording_is_answered_as_it_was(recorded: str, repository: str, query: str) -> None:
+    await answers_as_loaded(repository, query, read_published(f"hg/{recorded}"))
+
+
+async def answers_as_loaded(repository: str, query: str, recorded: dict[str, Any]) -> None:
     pushlog = MemoryPushlog()
-    pushlog.load(repository, read_published(f"hg/{recorded}"), {".taskcluster.yml": "version: 1"})
+    pushlog.load(repository, recorded, {".taskcluster.yml": "version: 1"})
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(pushlog)), base_url="http://hg") as web:
         prefix = f"/{repository}" if repository else ""
         answer = await web.get(f"{prefix}/json-pushes?version=2&{query}")
-        assert answer.json() == read_published(f"hg/{recorded}")
+        assert answer.json() == recorded
         for push in answer.json()["pushes"].values():
             for changeset in push["changesets"]:
                 node = changeset["node"] if "full" in query else changeset
@@ -45,14 +56,13 @@ async def test_a_loaded_recording_is_answered_as_it_was(recorded: str, repositor
                 assert (await web.get(f"{prefix}/raw-file/{node}/README")).status_code == 404
 
 
-@pytest.mark.published
 def test_a_loaded_repository_takes_more_pushes() -> None:
     pushlog = MemoryPushlog()
-    pushlog.load("r", read_published("hg/json-pushes-ten-full.json"))
+    pushlog.load("r", TEN)
     push = pushlog.push("r", [change("Bug 3", "a.txt")])
-    answer = json.loads(pushlog.json_pushes("r", Query(version=2, full=True, start_id=33276)))
-    assert push.id == answer["lastpushid"] == 33278
-    old, new = (answer["pushes"][i]["changesets"][0] for i in ("33277", "33278"))
+    answer = json.loads(pushlog.json_pushes("r", Query(version=2, full=True, start_id=70009)))
+    assert push.id == answer["lastpushid"] == 70011
+    old, new = (answer["pushes"][i]["changesets"][0] for i in ("70010", "70011"))
     assert new["parents"] == [old["node"]]
     assert (old["tags"], new["tags"]) == ([], ["tip"])
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ from sandbox.hg import (
 )
 from sandbox.hg.mercurial import HG
 from tests.published_schemas import published_folder
+from tests.pushlog_examples import Json, full_changeset, node_of, push_entry
 from tests.sandbox.hg.support import Clock, change
 
 UNKNOWN = "ffffffffffffffffffffffffffffffffffffff00"
@@ -132,6 +134,149 @@ def normalized(text: str) -> str:
     return re.sub(r'"date": \d+', '"date": 0', text)
 
 
+def central_pushes() -> dict[int, Json]:
+    """Return the pushes of mozilla-central as `full=1` lists them, with invented nodes."""
+    first, second = "Bug 1 - first r=bob", "Bug 2 - second"
+    parts = [f"Bug 3 - part {n}\ntry: -b do -p linux64 -u all\nDONTBUILD?" for n in (1, 2, 3)]
+    carol: Json = {"author": "Carol Dvořák <carol@mozilla.com>"}
+    people: list[Json] = [{"author": f"{name}@mozilla.com"} for name in ("alice", "bob", "dave")]
+    alice, bob, dave = people
+    third = [
+        full_changeset(part, "multi.txt", parents=(before,), **carol)
+        for before, part in zip([second, *parts], parts, strict=False)
+    ]
+    merge = "Merge autoland to mozilla-central, a=merge"
+    fourth = [
+        full_changeset("side change", "branchy.txt", parents=(second,), **dave),
+        full_changeset(merge, parents=("side change", parts[2]), tags=["tip"], **dave),
+    ]
+    return {
+        1: push_entry(full_changeset(first, ".taskcluster.yml", "README", **alice), user="alice@mozilla.com"),
+        2: push_entry(
+            full_changeset(second, "browser/a.js", "browser/b.js", parents=(first,), **bob), user="bob@mozilla.com"
+        ),
+        3: push_entry(*third, user="carol@mozilla.com"),
+        4: push_entry(*fourth, user="dave@mozilla.com"),
+    }
+
+
+def obsolete_pushes() -> dict[int, Json]:
+    """Return the pushes of obs, as `central_pushes` does: amended changesets are listed apart, with precursors."""
+    alice, bob = "alice@mozilla.com", "bob@mozilla.com"
+
+    def version(number: int, file: int, before: str | None, *parents: str, **more: Any) -> Json:
+        """Return a version of a file's changeset; `before` is the name of the version that it replaces."""
+        fields: Json = {"desc": f"file{file} v{min(number, 2) if file else 1}", "author": alice, **more}
+        if before is not None:
+            fields["precursors"] = [node_of(before)]
+        return full_changeset(f"{file} {number}", f"f{file}", parents=parents, **fields)
+
+    first = [version(1, 0, None, "base"), version(1, 1, None, "0 1")]
+    moved = [version(2, 0, "0 1", "other head"), version(2, 1, "1 1", "0 2", desc="file1 v1")]
+    return {
+        1: push_entry(full_changeset("base", "base.txt", author=alice), user=alice),
+        2: push_entry(user=alice, obsoletechangesets=first),
+        3: push_entry(full_changeset("other head", "g0", parents=("base",), author=bob), user=bob),
+        4: push_entry(moved[0], user=alice, obsoletechangesets=moved[1:]),
+        5: push_entry(version(3, 1, "1 2", "0 2", tags=["tip"]), user=alice),
+    }
+
+
+def odd_pushes() -> dict[int, Json]:
+    """Return the pushes of latin: bytes that are not UTF-8 are read as Latin-1, but for those of file names."""
+    text = 'utf8 message: Dvořák 漢字 emoji \U0001f600 U+2028:\u2028. tab\tand "quotes" \\ </script> \x01\x1b'
+    odd = [
+        full_changeset("a", "a.txt", desc=text, author="jörg@example.com"),
+        full_changeset(
+            *("l", "latin-\udce9.txt"),
+            parents=("a",),
+            desc="latin-1 message: na\xefve caf\xe9 \xff\xfe",
+            author="J\xf6rg <jorg@example.com>",
+        ),
+        full_changeset(
+            *("c", "b.txt"),
+            parents=("l",),
+            desc="cp1252 \x93quoted\x94 and lone surrogate \xed\xa0\x80 end",
+            author="x <x@example.com>",
+        ),
+    ]
+    later = full_changeset("plain later", "z.txt", parents=("a",), author="jorg@example.com", tags=["tip"])
+    return {1: push_entry(*odd, user="jörg@example.com"), 2: push_entry(later, user="jorg@example.com")}
+
+
+def plain_pushes(*pushes: int) -> dict[int, Json]:
+    return {n: push_entry(full_changeset(f"Bug {n}"), user="alice@mozilla.com") for n in pushes}
+
+
+def without_details(pushes: dict[int, Json], *, tips: bool = False) -> dict[int, Json]:
+    """Return the pushes as they are listed without `full`; `tips` with the last changeset of each alone."""
+    result = {}
+    for push_id, push in pushes.items():
+        result[push_id] = dict(push)
+        for key in {"changesets", "obsoletechangesets", "git_changesets"} & push.keys():
+            values = [value["node"] if isinstance(value, dict) else value for value in push[key]]
+            result[push_id][key] = values[-1:] if tips else values
+    return result
+
+
+CENTRAL, OBSOLETE = central_pushes(), obsolete_pushes()
+
+
+def listing(last: int, pushes: dict[int, Json]) -> Json:
+    return {"lastpushid": last, "pushes": {str(push_id): push for push_id, push in pushes.items()}}
+
+
+def select_pushes(pushes: dict[int, Json], *wanted: int) -> dict[int, Json]:
+    return {push_id: pushes[push_id] for push_id in wanted}
+
+
+@pytest.mark.parametrize(
+    ("expected", "request_line", "status"),
+    [
+        (listing(4, without_details(CENTRAL)), "mozilla-central/json-pushes?version=2", 200),
+        (listing(4, CENTRAL), "mozilla-central/json-pushes?version=2&full=1", 200),
+        (listing(4, CENTRAL), "mozilla-central/json-pushes?version=2&full=0", 200),
+        (listing(4, CENTRAL), "mozilla-central/json-pushes?version=2&full", 200),
+        (
+            listing(4, without_details(select_pushes(CENTRAL, 2, 3))),
+            "mozilla-central/json-pushes?version=2&startID=1&endID=3",
+            200,
+        ),
+        (
+            listing(4, select_pushes(CENTRAL, 1, 2)),
+            "mozilla-central/json-pushes?version=2&full=1&startID=0&endID=2",
+            200,
+        ),
+        (listing(4, {}), "mozilla-central/json-pushes?version=2&startID=4", 200),
+        (listing(4, {}), "mozilla-central/json-pushes?version=2&startID=999&endID=1010", 200),
+        (listing(0, {}), "empty/json-pushes?version=2", 200),
+        (listing(5, OBSOLETE), "obs/json-pushes?version=2&full=1&startID=0", 200),
+        (listing(5, without_details(OBSOLETE)), "obs/json-pushes?version=2&startID=0", 200),
+        (listing(2, odd_pushes()), "latin/json-pushes?version=2&full=1", 200),
+        (listing(4, without_details(plain_pushes(1, 2))), "stripped/json-pushes?version=2&startID=0", 200),
+        (listing(1, {}), "reset/json-pushes?version=2&startID=4&endID=14", 200),
+        (
+            {"error": f"unknown revision '{UNKNOWN}'"},
+            f"mozilla-central/json-pushes?version=2&changeset={UNKNOWN}",
+            404,
+        ),
+        (listing(4, without_details(CENTRAL, tips=True)), "mozilla-central/json-pushes?version=2&tipsonly=1", 200),
+        (
+            listing(4, without_details(select_pushes(CENTRAL, 2))),
+            "mozilla-central/json-pushes?version=2&changeset={second}",
+            200,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_answers_are_those_of_hgweb(
+    built: Built, web: httpx.AsyncClient, expected: Json, request_line: str, status: int
+) -> None:
+    """As JSON with sorted keys, an indentation of one and escapes for all that is not ASCII."""
+    text = json.dumps(expected, indent=1, sort_keys=True)
+    await answers_with(built, web, text, request_line, status)
+
+
 @pytest.mark.published
 @pytest.mark.parametrize(
     ("recorded", "request_line", "status"),
@@ -158,11 +303,15 @@ def normalized(text: str) -> str:
 async def test_answers_as_recorded(
     built: Built, web: httpx.AsyncClient, recorded: str, request_line: str, status: int
 ) -> None:
+    await answers_with(built, web, (published_folder() / "hg" / recorded).read_text(), request_line, status)
+
+
+async def answers_with(built: Built, web: httpx.AsyncClient, expected: str, request_line: str, status: int) -> None:
     answer = await web.get("/" + request_line.format(second=built.second_node))
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["etag"] == f'W/"{int(built.clock.now)}"'
-    assert normalized(answer.text) == normalized((published_folder() / "hg" / recorded).read_text())
+    assert normalized(answer.text) == normalized(expected)
 
 
 async def test_version_1_is_the_default_and_only_the_pushes(built: Built, web: httpx.AsyncClient) -> None:

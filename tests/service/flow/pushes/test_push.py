@@ -22,6 +22,7 @@ from service.settings import Settings, load
 from service.store.database import Database
 from service.store.models import DeadLetter, Push, PushStep, Repository, State
 from tests.published_schemas import read_published
+from tests.pushlog_examples import TEN
 from tests.service.harness import add_repository, node, push_event
 
 ENVIRONMENTS = {
@@ -95,11 +96,19 @@ def test_revision_hash_is_over_node_and_branch_in_order(named: list[tuple[int, s
         assert revision_hash(made[::-1]) != revision_hash(made)
 
 
+async def test_ten_pushes(database: Database, settings: Settings) -> None:
+    await become_resultsets(database, settings, TEN)
+
+
 @pytest.mark.published
 async def test_ten_real_pushes(database: Database, settings: Settings) -> None:
-    """Recorded ones; the stand-in's rules for resultsets check the hash anew."""
-    recorded = read_published("hg/json-pushes-ten-full.json")
-    await add_repository(database, "mc", last_push_id=33267)
+    await become_resultsets(database, settings, read_published("hg/json-pushes-ten-full.json"))
+
+
+async def become_resultsets(database: Database, settings: Settings, recorded: dict[str, Any]) -> None:
+    """Store ten pushes; the stand-in's rules for resultsets check the hash anew."""
+    last = recorded["lastpushid"]
+    await add_repository(database, "mc", last_push_id=last - 10)
     events = [
         PushEvent.model_validate(
             {
@@ -107,8 +116,8 @@ async def test_ten_real_pushes(database: Database, settings: Settings) -> None:
                 "repository_id": 1,
                 "shift": 0,
                 "generation": 0,
-                "since": 33267,
-                "lastpushid": recorded["lastpushid"],
+                "since": last - 10,
+                "lastpushid": last,
                 "push": {"id": int(push_id), **entry},
             }
         )
@@ -117,8 +126,8 @@ async def test_ten_real_pushes(database: Database, settings: Settings) -> None:
     assert [verdict.verdict for verdict in await take(database, settings, *events)] == ["accepted"] * 10
     stored = await pushes(database)
     monitored = await repository(database)
-    assert monitored.last_push_id == 33277
-    assert monitored.last_changeset == recorded["pushes"]["33277"]["changesets"][-1]["node"]
+    assert monitored.last_push_id == last
+    assert monitored.last_changeset == recorded["pushes"][str(last)]["changesets"][-1]["node"]
     for push in stored:
         entry = recorded["pushes"][str(push.push_id)]
         assert push.user == entry["user"]

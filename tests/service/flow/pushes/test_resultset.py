@@ -19,6 +19,7 @@ from service.flow.pushes.push import revision_hash
 from service.flow.pushes.resultset import resultset_of
 from service.store.models import Push, PushStep, Repository, State, StepKind
 from tests.published_schemas import read_published
+from tests.pushlog_examples import TEN
 from tests.service.harness import ENVIRONMENT, FlowHarness, node, open_harness, push_event
 from tests.services import Amqp
 
@@ -91,9 +92,17 @@ def test_always_as_treeherder_takes_it(entry: dict[str, Any]) -> None:
     check_resultset("it", "mc", json.loads(json.dumps(made)))
 
 
+def test_ten_pushes_in_order() -> None:
+    in_order(TEN)
+
+
 @pytest.mark.published
 def test_ten_real_pushes_in_order() -> None:
-    for push_id, entry in read_published("hg/json-pushes-ten-full.json")["pushes"].items():
+    in_order(read_published("hg/json-pushes-ten-full.json"))
+
+
+def in_order(answer: dict[str, Any]) -> None:
+    for push_id, entry in answer["pushes"].items():
         made = resultset_of(make_push(push_event(int(push_id), **entry)), REPOSITORY)
         check_resultset("it", "mc", made)
         assert [each["revision"] for each in made["revisions"]] == [each["node"] for each in entry["changesets"]]
