@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from tests.benchmarks.support import run_benchmark
+from tests.benchmarks.support import run_benchmark, run_with_warm_stack
 
 
 @pytest.mark.parametrize("kind", [pytest.param("fan", marks=pytest.mark.long), "chain"])
 def test_a_graph_is_retriggered_with_and_without_latency(kind: str) -> None:
-    title, *lines = run_benchmark("retrigger", kind, "--sizes", "4")
+    title, *lines = run_with_warm_stack("retrigger", kind, "--sizes", "4")
     assert title.startswith(f"{kind}: tasks, ms a call: ")
     pattern = r"      4, +(\d+) ms: .* s \(.* s\), CPU .* s \(.* s\), \d+ calls \(limit 34; .*\), \+\d+ MB"
     assert [match[1] for line in lines if (match := re.fullmatch(pattern, line))] == ["0", "20"]
@@ -17,7 +17,9 @@ def test_a_graph_is_retriggered_with_and_without_latency(kind: str) -> None:
 
 @pytest.mark.long
 def test_copies_are_compared_with_the_bare_loop() -> None:
-    title, turn, median = run_benchmark("retrigger", "against", "--kinds", "random", "--size", "4", "--rounds", "1")
+    title, turn, median = run_with_warm_stack(
+        "retrigger", "against", "--kinds", "random", "--size", "4", "--rounds", "1"
+    )
     assert title == "against: random of 4, 20 ms a call, 10 connections, SQLite"
     assert turn.startswith("  stored plan ")
     assert re.match(r"  median: [\d.]+ and [\d.]+ times, first createTask [\d.]+ s, CPU ", median)
@@ -25,14 +27,14 @@ def test_copies_are_compared_with_the_bare_loop() -> None:
 
 @pytest.mark.long
 def test_the_rate_is_compared_with_the_bare_loop() -> None:
-    title, line = run_benchmark("retrigger", "rate", "--sizes", "4", "--rounds", "1")
+    title, line = run_with_warm_stack("retrigger", "rate", "--sizes", "4", "--rounds", "1")
     assert title == "rate: 4 tasks, 10 connections, 0 ms a call"
     assert re.match(r"  service .* a second, .* ms of CPU each; bare loop \d+, ", line)
 
 
 @pytest.mark.long
 def test_a_leaf_in_a_group_is_retriggered() -> None:
-    lines = run_benchmark("retrigger", "leaf", "--group", "4")
+    lines = run_with_warm_stack("retrigger", "leaf", "--group", "4")
     assert [line.partition(":")[0] for line in lines] == [
         "leaf in a group of 4, 0 ms a call",
         "leaf in a group of 4, 20 ms a call",
