@@ -1,10 +1,11 @@
-"""Folder of the demo: only the demo's own files are deleted."""
+"""Folder of the demo, of which only its own files are deleted, and its choice of a broker."""
 
 from pathlib import Path
 
 import pytest
 
-from sandbox.demo import MARKER, claim_folder
+from sandbox import broker
+from sandbox.demo import MARKER, _broker, claim_folder
 from sandbox.stack import StackError
 
 
@@ -45,3 +46,13 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="cannot be used"):
         claim_folder(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_without_a_broker_on_this_machine_the_demo_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(broker, "LOCAL", "amqp://guest:guest@127.0.0.1:1/")
+    assert _broker(None, False) is None
+    line = capsys.readouterr().out
+    assert line.startswith("The broker at 127.0.0.1:1 cannot be used (ConnectionRefusedError: ")
+    assert line.endswith("). The retrigger goes over HTTP.\n")
