@@ -16,7 +16,7 @@ from tests.system.conftest import System
 
 Systems = Callable[..., System]
 
-SECONDS = float(os.environ.get("BUDGET_SECONDS", "12"))
+SECONDS = float(os.environ.get("BUDGET_SECONDS", "7"))
 RATE = 40
 REPOSITORIES = 30
 THREADS = 3
