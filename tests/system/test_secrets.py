@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL, make_url
 
 from listeners.settings import ListenerSettings
 from sandbox import credentials
-from sandbox.stack import free_port
+from sandbox.stack import Process, free_port
 from service.contract.configuration import SettingsError
 from service.settings import Settings, load
 from tests.service.asgi import push_event, signature
@@ -153,9 +153,41 @@ def hawk(url: str, client: str, key: str, method: str = "GET") -> str:
     return str(sender.request_header)
 
 
-def test_no_secret_is_told_whatever_goes_wrong(
-    systems: Systems, role: Role, amqp: Amqp, searched: Searched, sentry: str
-) -> None:
+@dataclass
+class PlantedSystem:
+    """A running system in which every secret is planted, and everything that it says is searched."""
+
+    names: dict[str, str]  # the secrets by what they are
+    system: System
+    role: Role
+    searched: Searched
+    environments: str  # a setting of every process
+    api: httpx.Client
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**self.system.stack.environment, "TC_TREEHERDER_ENVIRONMENTS": self.environments}
+
+    def push(self, text: str) -> None:
+        changeset = {"message": "a change", "files": {".taskcluster.yml": text}}
+        push = {"repository": PATH, "user": "dev", "changesets": [changeset]}
+        self.system.hg.post("/push", json=push).raise_for_status()
+
+    def wait_for_graphs(self, pushes: int, seconds: float = 25) -> None:
+        def settled() -> bool:
+            stored = self.api.get("/pushes").json()["items"]
+            return len(stored) == pushes and all(push["graph"]["state"] != "pending" for push in stored)
+
+        self.system.wait(settled, seconds)
+
+    def lose_the_database(self) -> None:
+        with connections_lost(self.role):
+            for _ in range(5):
+                self.api.get("/repositories")
+
+
+@pytest.fixture
+def planted_system(systems: Systems, role: Role, amqp: Amqp, searched: Searched, sentry: str) -> PlantedSystem:
     port = free_port()
     names = {
         "database password": role.password,
@@ -169,6 +201,7 @@ def test_no_secret_is_told_whatever_goes_wrong(
         "a caller's access token": credentials.PERSON.access_token,
         "a caller's wrong token": planted("wrong-token"),
         "a caller's wrong key": planted("wrong-key"),
+        "a bewit": planted("bewit"),
     }
     # refused by the broker, for the user is not known to it
     pulse = f"amqp://planted:{names['pulse password']}@{make_url(amqp.url).host}:{make_url(amqp.url).port or 5672}/%2F"
@@ -193,64 +226,85 @@ def test_no_secret_is_told_whatever_goes_wrong(
         "tc-treeherder-stage": {"url": stack.sandbox["treeherder"], "pushes": "pulse", "jobs": "off", **hawk_client},
     }
     both = json.dumps(environments)
-    environment = {**stack.environment, "TC_TREEHERDER_ENVIRONMENTS": both}
-
-    service = stack.service(TC_TREEHERDER_ENVIRONMENTS=both)
+    stack.service(TC_TREEHERDER_ENVIRONMENTS=both)
     stack.listener(TC_TREEHERDER_ENVIRONMENTS=both)
     stack.listener("pulse", "pulse", TC_TREEHERDER_ENVIRONMENTS=both)
-    api_url = f"{stack.service_url}/api/v1"
-    api = searched.client(api_url, Authorization=f"Bearer {names['token']}")
-    repository = {
-        "alias": REPOSITORY,
-        "url": stack.sandbox["repositories"][REPOSITORY],
-        "level": "3",
-        "last_push_id": 0,
-    }
+    api = searched.client(f"{stack.service_url}/api/v1", Authorization=f"Bearer {names['token']}")
+    url = stack.sandbox["repositories"][REPOSITORY]
+    repository = {"alias": REPOSITORY, "url": url, "level": "3", "last_push_id": 0}
     assert api.post("/repositories", json=repository).status_code == 201
+    return PlantedSystem(names, system, role, searched, both, api)
 
-    # it works, then each upstream breaks in turn
-    def push(text: str) -> None:
-        changeset = {"message": "a change", "files": {".taskcluster.yml": text}}
-        system.hg.post("/push", json={"repository": PATH, "user": "dev", "changesets": [changeset]}).raise_for_status()
 
-    def settled(pushes: int) -> bool:
-        stored = api.get("/pushes").json()["items"]
-        return len(stored) == pushes and all(push["graph"]["state"] != "pending" for push in stored)
+def test_no_secret_is_told_whatever_goes_wrong(planted_system: PlantedSystem) -> None:
+    it = planted_system
+    service = break_everything(it)
+    send_bad_events(it)
+    ask_for_actions(it)
+    call_as_everybody(it)
+    read_every_page(it)
+    run_commands(it)
+    key = secret_of_task_ids(it.role)
+    it.names |= {"key of task ids, hex": key.hex(), "the same, base64": base64.b64encode(key).decode()}
+    for child in psutil.Process(service.pid).children(recursive=True):
+        it.searched.add("a child's environment", json.dumps(child.environ()))
+    service.stop()
+    logs = read_logs(it)
+    for name, debug in (("service", "[debug"), ("again", '"Severity": 7')):
+        log = logs[f"the log of {name}"]
+        assert "Traceback" in log, "without failures this shows nothing"
+        assert debug in log
+    assert it.searched.said["Sentry"], "it was told of failures"
+    it.searched.expect_none_of(it.names)
+    for log in logs.values():
+        for word in ("Bearer ", 'mac="', "webhook-signature"):
+            assert word not in log, log[max(log.find(word) - 300, 0) : log.find(word) + 100]
 
-    push(graph_of(2))
-    system.wait(lambda: settled(1))
+
+def break_everything(it: PlantedSystem) -> Process:
+    """Let it work, then break each upstream and the database in turn; return the service that runs in the end."""
+    system = it.system
+    it.push(graph_of(2))
+    it.wait_for_graphs(1)
     system.treeherder.patch("/behaviour", json={"error": 1.0})
     system.taskcluster.post("/faults", json={"kind": "before", "method": "createTask", "status": 403, "times": 1})
     system.taskcluster.post("/faults", json={"kind": "drop", "method": "status", "times": 1})
-    push(graph_of(2))
-    push("version: 1\ntasks: {$eval: 'no_such_thing'}")
+    it.push(graph_of(2))
+    it.push("version: 1\ntasks: {$eval: 'no_such_thing'}")
     system.hg.post("/faults", json={"repository": PATH, "kind": "status", "status": 500, "times": 2})
-    system.wait(lambda: settled(3), 40)
-    with connections_lost(role):
-        for _ in range(5):
-            api.get("/repositories")
+    it.wait_for_graphs(3, 40)
+    it.lose_the_database()
     system.treeherder.delete("/behaviour")
-    service.stop()
-    service = stack.service("again", TC_TREEHERDER_ENVIRONMENTS=both, TC_TREEHERDER_LOG_JSON="true")
-    with connections_lost(role):
-        for _ in range(5):
-            api.get("/repositories")
-    bad = {**push_event(9), "push": "nonsense"}
-    raw = json.dumps({"events": [bad]}).encode()
-    api.post("/events/pushes", content=raw, headers=signature(raw, names["webhook secret"]))
-    api.post("/events/pushes", content=raw, headers=signature(raw, names["older webhook secret"]))
-    api.post("/events/pushes", content=raw, headers=signature(raw, webhook_secret()))
-    api.post("/events/pushes", content=raw[:-1], headers=signature(raw, names["webhook secret"]))
-    action = {
-        "action": "retrigger",
-        "project": REPOSITORY,
-        "task_id": api.get("/pushes").json()["items"][-1]["graph"]["tasks"][0]["task_id"],
-    }
-    api.post("/actions/plan", json=action)
-    api.post("/actions", json=action)
-    api.post("/actions", json={**action, "project": "other"})
+    system.stack.processes["service"].stop()
+    service = system.stack.service("again", TC_TREEHERDER_ENVIRONMENTS=it.environments, TC_TREEHERDER_LOG_JSON="true")
+    it.lose_the_database()
+    return service
 
-    # callers of every kind
+
+def send_bad_events(it: PlantedSystem) -> None:
+    """Send an event that is not understood, signed with each secret, with a wrong one, and cut off."""
+    raw = json.dumps({"events": [{**push_event(9), "push": "nonsense"}]}).encode()
+    for body, secret in (
+        (raw, it.names["webhook secret"]),
+        (raw, it.names["older webhook secret"]),
+        (raw, webhook_secret()),
+        (raw[:-1], it.names["webhook secret"]),
+    ):
+        it.api.post("/events/pushes", content=body, headers=signature(raw, secret))
+
+
+def ask_for_actions(it: PlantedSystem) -> None:
+    """Plan a retrigger, ask for it, and ask for one in a project that there is not."""
+    task_id = it.api.get("/pushes").json()["items"][-1]["graph"]["tasks"][0]["task_id"]
+    action = {"action": "retrigger", "project": REPOSITORY, "task_id": task_id}
+    it.api.post("/actions/plan", json=action)
+    it.api.post("/actions", json=action)
+    it.api.post("/actions", json={**action, "project": "other"})
+
+
+def call_as_everybody(it: PlantedSystem) -> None:
+    """Call with good and wrong credentials of every kind."""
+    api_url, names = f"{it.system.stack.service_url}/api/v1", it.names
     url = f"{api_url}/repositories"
     headers = [
         "Bearer " + names["a caller's wrong token"],
@@ -259,50 +313,38 @@ def test_no_secret_is_told_whatever_goes_wrong(
         hawk(f"{url}/elsewhere", credentials.PERSON.client_id, names["a caller's access token"]),
         "Hawk " + names["a caller's wrong key"],
     ]
-    statuses = [searched.client(api_url, Authorization=header).get("/repositories").status_code for header in headers]
-    assert statuses == [401, 200, 401, 401, 401]
-    bewit = planted("bewit")
-    names["a bewit"] = bewit
-    searched.client(api_url).get("/repositories", params={"bewit": bewit})
-    for path in (
-        "/__heartbeat__",
-        "/__lbheartbeat__",
-        "/__version__",
-        "/metrics",
-        "/openapi.json",
-        "/docs",
-        "/nowhere",
-    ):
-        searched.client(stack.service_url).get(path)
+    answers = [it.searched.client(api_url, Authorization=header).get("/repositories") for header in headers]
+    assert [answer.status_code for answer in answers] == [401, 200, 401, 401, 401]
+    it.searched.client(api_url).get("/repositories", params={"bewit": names["a bewit"]})
+
+
+def read_every_page(it: PlantedSystem) -> None:
+    """Read what is open to all, and each list of the API."""
+    for path in ("__heartbeat__", "__lbheartbeat__", "__version__", "metrics", "openapi.json", "docs", "nowhere"):
+        it.searched.client(it.system.stack.service_url).get(f"/{path}")
     for path in ("/pushes", "/actions", "/dead-letters", "/repositories"):
-        api.get(path)
-    assert api.get("/dead-letters").json()["items"]
+        it.api.get(path)
+    assert it.api.get("/dead-letters").json()["items"]
 
-    searched.run(environment, "doctor", "--seconds", "3")
-    searched.run(environment, "repositories", "list")
-    searched.run(environment, "settings")
-    away = with_user(role.url, "planted", names["database password"]).set(port=9).render_as_string(hide_password=False)
-    assert searched.run({**environment, "TC_TREEHERDER_DATABASE_URL": away}, "db", "upgrade") == 2
-    assert searched.run({**environment, "TC_TREEHERDER_PORT": "nonsense"}, "serve") == 2
 
-    key = secret_of_task_ids(role)
-    names |= {"key of task ids, hex": key.hex(), "the same, base64": base64.b64encode(key).decode()}
-    for child in psutil.Process(service.pid).children(recursive=True):
-        searched.add("a child's environment", json.dumps(child.environ()))
-    service.stop()
-    for name, process in stack.processes.items():
+def run_commands(it: PlantedSystem) -> None:
+    """Run commands that succeed, and some that cannot."""
+    run, environment = it.searched.run, it.environment
+    run(environment, "doctor", "--seconds", "3")
+    run(environment, "repositories", "list")
+    run(environment, "settings")
+    password = it.names["database password"]
+    away = with_user(it.role.url, "planted", password).set(port=9).render_as_string(hide_password=False)
+    assert run({**environment, "TC_TREEHERDER_DATABASE_URL": away}, "db", "upgrade") == 2
+    assert run({**environment, "TC_TREEHERDER_PORT": "nonsense"}, "serve") == 2
+
+
+def read_logs(it: PlantedSystem) -> dict[str, str]:
+    """Search the logs of all processes, and return them."""
+    for name, process in it.system.stack.processes.items():
         if name != "sandbox":  # which holds what everybody knows
-            searched.add(f"the log of {name}", process.log.read_text(errors="replace"))
-    logs = {where: "".join(text) for where, text in searched.said.items() if where.startswith("the log")}
-    for name, debug in (("service", "[debug"), ("again", '"Severity": 7')):
-        log = logs[f"the log of {name}"]
-        assert "Traceback" in log, "without failures this shows nothing"
-        assert debug in log
-    assert searched.said["Sentry"], "it was told of failures"
-    searched.expect_none_of(names)
-    for log in logs.values():
-        for word in ("Bearer ", 'mac="', "webhook-signature"):
-            assert word not in log, log[max(log.find(word) - 300, 0) : log.find(word) + 100]
+            it.searched.add(f"the log of {name}", process.log.read_text(errors="replace"))
+    return {where: "".join(text) for where, text in it.searched.said.items() if where.startswith("the log")}
 
 
 def secret_of_task_ids(role: Role) -> bytes:
