@@ -17,9 +17,9 @@ from service.flow.pushes import resultset
 from service.settings import Settings
 from service.store.models import State, StepKind
 from tests.service.clients.test_pulse import until_there
-from tests.service.flow.jobs.test_deliver import create_resultset, own_push, upload
-from tests.service.flow.jobs.test_rest import check_pulse
+from tests.service.flow.jobs.report_factory import check_pulse
 from tests.service.flow.report_harness import PREFIX, newsroom
+from tests.service.flow.single_treeherder import create_resultset, own_push, upload
 from tests.service.harness import node, open_harness, push_event
 from tests.services import Amqp
 

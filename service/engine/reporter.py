@@ -107,9 +107,9 @@ class EnvironmentReporter:
         self._environment = services.settings.environments[environment]
         self._deliverer = deliverer
         self.running = Running(services.database, services.settings.work, lambda _: self.wake.set())
-        self._served: dict[str, float] = {}  # when each lane was served last, by time.monotonic()
+        self.served_at: dict[str, float] = {}  # when each lane was served last, by time.monotonic()
         self._last: dict[str, str] = {}  # the share of each lane that was served last
-        self._budget, self._rate = jobs_budget(self._environment, self._settings.links_wait)
+        self.budget, self._rate = jobs_budget(self._environment, self._settings.links_wait)
 
     async def serve(self) -> float:
         """Start the batch that is due next; return the seconds until there is something to look for again."""
@@ -130,12 +130,12 @@ class EnvironmentReporter:
         if hidden:
             return 0
         lanes = {name: count for name, (count, _, _) in due.items() if count}
-        lane, pause = self._next(lanes)
+        lane, pause = self.next_lane(lanes)
         if lane is None:
             later = [(first - at).total_seconds() for count, first, _ in due.values() if not count]
             return max(min([pause, *later]), 0.001)
         async with self._services.database.writing() as session:
-            bucket = await refilled(session, self._budget, now(), self._rate)
+            bucket = await refilled(session, self.budget, now(), self._rate)
             pause = self._wait(bucket)
             if pause > 0:
                 return pause
@@ -151,18 +151,18 @@ class EnvironmentReporter:
             )
             if reports:
                 bucket.tokens -= 1
-        self._served[lane] = time.monotonic()
+        self.served_at[lane] = time.monotonic()
         if reports:
             self._last[lane] = reports[-1].share
             held = [Lease(self._services.database, self._services.settings.work, report) for report in reports]
             self.running.start(self._deliver(lane, held), held)
         return 0
 
-    def _next(self, lanes: dict[str, int]) -> tuple[str | None, float]:
+    def next_lane(self, lanes: dict[str, int]) -> tuple[str | None, float]:
         """Return the lane whose turn it is; None and the seconds until the next look if there is none."""
         at = time.monotonic()
         turn, gather = self._settings.turn.total_seconds(), self._settings.gather.total_seconds()
-        waited = {lane: at - self._served.get(lane, 0) for lane in lanes}
+        waited = {lane: at - self.served_at.get(lane, 0) for lane in lanes}
         ready = [lane for lane, count in lanes.items() if count >= self._settings.batch or waited[lane] >= gather]
         if ready:
             starving = [lane for lane in ready if waited[lane] >= turn]
@@ -186,7 +186,7 @@ class EnvironmentReporter:
             lease.ended = True  # what is recorded now must not be renewed
         async with self._services.database.writing() as session:
             if done.requests != 1 or done.pause is not None:
-                bucket = await refilled(session, self._budget, now(), self._rate)
+                bucket = await refilled(session, self.budget, now(), self._rate)
                 bucket.tokens -= done.requests - 1  # one was subtracted with the claim
                 if done.pause is not None:
                     bucket.blocked_until = now() + done.pause

@@ -7,7 +7,8 @@ import pytest
 from sqlmodel import select
 
 from service.clock import now
-from service.engine.budget import refilled
+from service.engine.budget import burst, jobs_budget, refilled
+from service.settings import Environment
 from service.store.database import Database
 from service.store.models import Budget
 
@@ -79,3 +80,18 @@ async def test_many_at_once_never_get_more_than_there_is(database: Database) -> 
 async def test_buckets_are_apart(database: Database) -> None:
     assert await taken(database, 10) == 10
     assert await taken(database, 3, name="hg other") == 3
+
+
+@pytest.mark.parametrize("limit", [100, 220, 1000])
+@pytest.mark.parametrize("late", [0, 2, 10])
+def test_the_rate_leaves_room_for_a_full_bucket_and_late_requests_at_the_start_of_a_minute(
+    limit: int, late: int
+) -> None:
+    environment = Environment(
+        url="https://th.example.com",
+        client_id="me",
+        secret="hush",
+        jobs_per_minute=limit,
+    )
+    _, rate = jobs_budget(environment, timedelta(seconds=late))
+    assert (60 + late) * rate + burst(rate) <= limit + 0.02

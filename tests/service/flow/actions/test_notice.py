@@ -199,10 +199,8 @@ async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: Flow
 
 async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed: FlowHarness) -> None:
     name, rate = jobs_budget(pushed.settings.environments[ENVIRONMENT], pushed.settings.reports.links_wait)
-    assert (
-        name
-        == EnvironmentReporter(pushed.services, ENVIRONMENT, TreeherderDeliverer(pushed.services, ENVIRONMENT))._budget
-    )
+    deliverer = TreeherderDeliverer(pushed.services, ENVIRONMENT)
+    assert name == EnvironmentReporter(pushed.services, ENVIRONMENT, deliverer).budget
 
     async def left(tokens: float | None = None, blocked: datetime | None = None) -> float:
         async with pushed.database.writing() as session:

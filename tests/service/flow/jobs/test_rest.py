@@ -1,8 +1,7 @@
 """Runs and definitions become jobs: against recordings of a real queue and Treeherder, and the published schemas."""
 
 import json
-import re
-from typing import Any, Literal
+from typing import Any
 
 import jsonschema
 import pytest
@@ -12,20 +11,26 @@ from hypothesis import strategies as st
 
 from sandbox.treeherder.store import check_job_entry
 from service.clients.treeherder import FoundPush
-from service.clock import now
-from service.flow.jobs.events import Target, TaskStatus, build_rows
 from service.flow.jobs.pulse import pulse_message
 from service.flow.jobs.rest import rest_entry
-from service.flow.jobs.run import artifact_links, job_guid, log_of, state_of
-from service.flow.tasks.facts import TaskFacts, UnshowableTaskError, cut
-from service.store.models import JobReport, Stage
-from tests.published_schemas import published_folder, read_published
+from service.flow.jobs.run import log_of, state_of
+from service.flow.tasks.facts import TaskFacts
+from service.store.models import Stage
+from tests.published_schemas import published_folder
+from tests.service.flow.jobs.report_factory import (
+    PUSH,
+    ROOT,
+    SCHEMAS,
+    TASK,
+    TIP,
+    check_pulse,
+    facts_of,
+    recorded,
+    report,
+    reports_of,
+    status_of,
+)
 from tests.service.flow.report_harness import definition
-
-TASK = "A35mWTRuQmyj88yMnIF0fA"
-ROOT = "https://taskcluster.net"
-TIP = "a1" * 20
-PUSH = FoundPush(TIP, None)
 
 OURS = {"artifacts", "desc"}
 """Keys that we add to the recorded jobs: the link to the task, and the task's own description."""
@@ -34,37 +39,9 @@ THEIRS = {"perfherder_data_references"}
 """A key of today's Treeherder, which is not submitted to."""
 
 
-def reports_of(payload: dict[str, Any], project: str = "mc", revision: str | None = TIP) -> list[JobReport]:
-    status = TaskStatus.model_validate(payload["status"])
-    rows = build_rows(status, [Target("tc-treeherder", project, revision)])
-    return [JobReport(**row._asdict(), last_event_at=now()) for row in rows]
-
-
-def report(stage: Stage = Stage.RESOLVED, **run: Any) -> JobReport:
-    known = {"state": "completed", "started": 1_700_000_010, "resolved": 1_700_000_020, "worker": "w1", **run}
-    target: dict[str, Any] = {
-        "environment": "tc-treeherder",
-        "project": "mc",
-        "revision": TIP,
-        "lane": "job tc-treeherder mc",
-    }
-    return JobReport(task_id=TASK, run_id=0, task_group_id=TASK, stage=stage, run=known, **target)
-
-
-def facts_of(**section: Any) -> TaskFacts:
-    extra = {"treeherder": {"symbol": "B", **section}}
-    return TaskFacts(TASK, {**definition(extra=extra), "workerType": "linux"})
-
-
 # --- recordings ------------------------------------------------------------------------------------------------------
 
 
-def recorded() -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = read_published("pulse/task-events.json")
-    return events
-
-
-@pytest.mark.published
 def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> None:
     assert len(recorded()) == 24
     for event in recorded():
@@ -108,35 +85,6 @@ def test_the_real_messages_of_a_queue_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "result"),
-    [
-        ("canceled", "usercancel"),
-        ("superseded", "superseded"),
-        *(
-            (reason, "exception")
-            for reason in (
-                "deadline-exceeded",
-                "worker-shutdown",
-                "intermittent-task",
-                "claim-expired",
-                "malformed-payload",
-                "resource-unavailable",
-                "internal-error",
-                "a-reason-of-tomorrow",
-            )
-        ),
-    ],
-)
-def test_every_kind_of_exception(reason: str, result: str) -> None:
-    ended = report(state="exception", reason=reason)
-    assert state_of(ended, None) == ("completed", result)
-    assert log_of(ended, ROOT) is None
-    followed = report(Stage.FOLLOWED, state="exception", reason=reason)
-    assert state_of(followed, None) == ("completed", "retry")
-    assert log_of(followed, ROOT) is None
-
-
-@pytest.mark.parametrize(
     ("section", "result"),
     [
         ({}, "testfailed"),
@@ -153,20 +101,6 @@ def test_a_failure_is_red_unless_the_task_says_that_it_is_no_test(section: dict[
     message = pulse_message(failed, told, ROOT, "live_backing_log", PUSH)
     assert message["result"] == "fail"
     assert message["jobKind"] == section.get("jobKind", "test"), "which is what its reader makes red of"
-
-
-def status_of(*runs: dict[str, Any]) -> dict[str, Any]:
-    """A task's status; runs that ended started before."""
-    times = {"scheduled": "2026-11-29T00:00:00.000Z", "started": "2026-11-29T00:01:00.000Z"}
-    numbered = [{"runId": number, "reasonCreated": "scheduled", **times, **run} for number, run in enumerate(runs)]
-    last = numbered[-1]["state"]
-    return {
-        "taskId": TASK,
-        "taskGroupId": TASK,
-        "deadline": "2026-11-30T00:00:00.000Z",
-        "state": last,
-        "runs": numbered,
-    }
 
 
 @pytest.mark.parametrize(
@@ -200,19 +134,6 @@ def test_a_run_that_never_started_has_an_end_but_no_start_and_no_log() -> None:
     assert job["log_references"] == []
 
 
-def test_a_task_whose_deadline_passed_before_it_ran_and_has_no_run_is_an_exception() -> None:
-    status = {
-        "taskId": TASK,
-        "taskGroupId": TASK,
-        "deadline": "2026-01-02T00:00:00.000Z",
-        "state": "exception",
-        "runs": [],
-    }
-    (made,) = reports_of({"status": status})
-    assert state_of(made, None) == ("completed", "exception")
-    check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH))
-
-
 def test_the_log_has_the_name_it_is_given_and_an_address_that_fits() -> None:
     entry = rest_entry(report(), facts_of(), ROOT, "builds-4h", PUSH)
     (log,) = entry["job"]["log_references"]
@@ -220,10 +141,6 @@ def test_the_log_has_the_name_it_is_given_and_an_address_that_fits() -> None:
     assert log["url"] == f"{ROOT}/api/queue/v1/task/{TASK}/runs/0/artifacts/public/logs/live_backing.log"
     assert log_of(report(), "https://" + "x" * 200) is None
     assert log_of(report(Stage.RUNNING), ROOT) is None
-
-
-def test_job_guid() -> None:
-    assert job_guid(TASK, 3) == "037e6659-346e-426c-a3f3-cc8c9c81747c/3"
 
 
 def test_a_v1_report_names_the_hash_too() -> None:
@@ -239,66 +156,7 @@ def test_a_v2_report_names_the_hash_of_its_push_where_it_is_known() -> None:
     assert (entry["revision"], entry["revision_hash"]) == (TIP, "b2" * 20)
 
 
-# --- links -----------------------------------------------------------------------------------------------------------
-
-
-def test_links_are_numbered_and_stay_recognisable() -> None:
-    names = [
-        "public/a/",
-        "public/x/perfherder-data-talos.json",
-        "public/y/perfherder-data-talos.json",
-        "public/x/mochitest_errorsummary.log",
-        "public/y/mochitest_errorsummary.log",
-        "public/z/mochitest_errorsummary.log",
-        "public/with space.txt",
-        "private/README",
-        "public/README",
-        "public/.hidden",
-        "public/a/.hidden",
-    ]
-    artifacts = [{"name": name, "storageType": "s3"} for name in names]
-    artifacts.append({"name": "public/failed.txt", "storageType": "error"})
-    links = artifact_links(report(), ROOT, artifacts)
-    assert [link["value"] for link in links] == [
-        "perfherder-data-talos.json",
-        "perfherder-data-talos-2.json",
-        "mochitest_errorsummary.log",
-        "mochitest-2_errorsummary.log",
-        "mochitest-3_errorsummary.log",
-        "with space.txt",
-        "README",
-        "README-2",
-        ".hidden",
-        ".hidden-2",
-    ]
-    base = f"{ROOT}/api/queue/v1/task/{TASK}/runs/0/artifacts"
-    assert links[0]["url"] == f"{base}/public/x/perfherder-data-talos.json"
-    assert links[5]["url"] == f"{base}/public/with%20space.txt"
-
-
 # --- what a task says about itself -----------------------------------------------------------------------------------
-
-
-def test_defaults() -> None:
-    told = facts_of()
-    assert (told.group_symbol, told.group_name, told.product, told.tier) == ("?", "unknown", "unknown", 1)
-    assert (told.reason, told.job_kind, told.options) == ("scheduled", None, ["opt"])
-    platform = {"platform": "linux", "os_name": "-", "architecture": "-"}
-    assert told.machine == told.build == platform
-
-
-def test_machine_and_build_stand_in_for_each_other() -> None:
-    told = facts_of(
-        machine={"platform": "android", "os": "linux"}, build={"platform": "linux64", "architecture": "arm"}
-    )
-    assert told.machine == {"platform": "android", "os_name": "linux", "architecture": "arm"}
-    assert told.build == {"platform": "linux64", "os_name": "linux", "architecture": "arm"}
-    assert facts_of(build={"platform": "win"}).machine["platform"] == "win"
-
-
-@pytest.mark.parametrize(("symbol", "shown"), [(3, "3"), (3.0, "3"), (2.5, "2.5"), ("", ""), ("B", "B")])
-def test_symbols_may_be_numbers(symbol: Any, shown: str) -> None:
-    assert facts_of(symbol=symbol).symbol == shown
 
 
 @pytest.mark.parametrize(
@@ -319,28 +177,6 @@ def test_options(section: dict[str, Any], options: list[str]) -> None:
     assert told.options == options
     job = rest_entry(report(), told, ROOT, "builds-4h", PUSH)["job"]
     assert job["option_collection"] == dict.fromkeys(options, True)
-
-
-@pytest.mark.parametrize(
-    ("extra", "reason"),
-    [
-        ({}, "no extra.treeherder"),
-        ({"treeherder": None}, "no extra.treeherder"),
-        ({"treeherder": []}, "no extra.treeherder"),
-        ({"treeherder": {}}, "symbol"),
-        ({"treeherder": {"symbol": None}}, "symbol"),
-        ({"treeherder": {"symbol": True}}, "symbol"),
-        ({"treeherder": {"symbol": "B", "tier": 4}}, "tier"),
-        ({"treeherder": {"symbol": "B", "tier": "1"}}, "tier"),
-        ({"treeherder": {"symbol": "B", "jobKind": "tea"}}, "jobKind"),
-        ({"treeherder": {"symbol": "B", "labels": [""]}}, "labels"),
-        ({"treeherder": {"symbol": "B", "machine": "linux"}}, "machine"),
-        ({"treeherder": {"symbol": "B", "collection": {"opt": True, "debug": True}}}, "debug, opt"),
-    ],
-)
-def test_sections_that_are_not_usable_and_why(extra: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UnshowableTaskError, match=reason):
-        TaskFacts(TASK, {**definition(extra=extra), "workerType": "linux"})
 
 
 def _word(longest: int, shortest: int = 1) -> st.SearchStrategy[str]:
@@ -381,89 +217,3 @@ def test_whatever_the_published_config_allows_becomes_a_job_that_fits(
     check_job_entry("entry", "mc", rest_entry(made, told, ROOT, "builds-4h", PUSH))
     for form in SCHEMAS:
         check_pulse(pulse_message(made, told, ROOT, "live_backing_log", PUSH, schema=form), form)
-
-
-SCHEMAS: tuple[Literal["2015", "2026"], ...] = ("2015", "2026")
-
-
-def check_pulse(message: dict[str, Any], form: Literal["2015", "2026"] = "2015") -> None:
-    """Hold a message against the published schema, or against its long-lived form before."""
-    schema = yaml.safe_load((published_folder() / "treeherder/pulse-job.yml").read_text())
-    if form == "2015":
-        properties = schema["properties"]
-        origin = properties["origin"]
-        origin["properties"] = {**origin["properties"], "kind": {"enum": ["hg.mozilla.org"]}}
-        origin["required"] = ["kind", "project", "revision"]
-        properties["result"]["enum"].remove("retry")
-        properties["display"]["properties"]["jobName"]["maxLength"] = 100
-        properties["display"]["properties"]["groupName"]["maxLength"] = 100
-    jsonschema.validate(message, schema)
-
-
-# --- cuts ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("abcde", "abcde"),
-        ("abcdef", "abcde"),
-        ("abcd\N{FAMILY}f", "abcd\N{FAMILY}"),
-        ("abcde\u0301", "abcd"),  # e with an accent is one character to a reader
-        ("abcd\u2764\ufe0f", "abcd"),
-        ("abc\N{MAN}\u200d\N{WOMAN}x", "abc"),
-    ],
-)
-def test_cuts_leave_whole_characters(text: str, kept: str) -> None:
-    assert cut(text, 5, TASK, "name") == kept
-
-
-# --- pulse-job.yml ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.published
-def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
-    for event in recorded():
-        (made,) = reports_of(event["message"]["payload"])
-        told = TaskFacts(made.task_id, event["task"])
-        for form in SCHEMAS:
-            message = pulse_message(
-                made, told, ROOT, "live_backing_log", FoundPush(event["revision"], None), schema=form
-            )
-            check_pulse(message, form)
-            assert message["timeScheduled"] == re.sub(r"\.\d+", ".000", event["task"]["created"])
-        assert message["taskId"] == event["job"]["job_guid"]
-        assert message["state"] == event["job"]["state"]
-        assert message["display"]["jobSymbol"] == event["job"]["job_symbol"]
-
-
-@pytest.mark.published
-@pytest.mark.parametrize(
-    ("stage", "run", "told"),
-    [
-        (Stage.UNSCHEDULED, {}, ("pending", "unknown", False)),
-        (Stage.RUNNING, {"state": "running"}, ("running", "unknown", False)),
-        (Stage.RESOLVED, {}, ("completed", "success", False)),
-        (Stage.RESOLVED, {"state": "failed"}, ("completed", "fail", False)),
-        (Stage.RESOLVED, {"state": "exception", "reason": "canceled"}, ("completed", "canceled", False)),
-        (Stage.RESOLVED, {"state": "exception", "reason": "claim-expired"}, ("completed", "exception", False)),
-        (Stage.FOLLOWED, {"state": "failed"}, ("completed", "fail", True)),
-        (Stage.FOLLOWED, {"state": "exception", "reason": "claim-expired"}, ("completed", "exception", True)),
-    ],
-)
-def test_pulse_messages_of_every_state(stage: Stage, run: dict[str, Any], told: tuple[str, str, bool]) -> None:
-    message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", PUSH)
-    check_pulse(message)
-    assert (message["state"], message["result"], message["isRetried"]) == told
-    assert message["origin"]["kind"] == "hg.mozilla.org"
-    message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", PUSH, schema="2026")
-    check_pulse(message, "2026")
-    assert message["origin"] == {"project": "mc", "revision": TIP}
-    assert message["result"] == ("retry" if stage == Stage.FOLLOWED else told[1])
-
-
-def test_a_project_that_the_schema_has_no_room_for_is_named() -> None:
-    made = report()
-    made.project = "pdf.js"
-    with pytest.raises(UnshowableTaskError, match="project"):
-        pulse_message(made, facts_of(), ROOT, "live_backing_log", PUSH)
