@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import httpx
 import psutil
 
-from tests.service.engine.test_render import BOMBS, NESTED
+from tests.service.engine.rendering import NESTED
+from tests.service.engine.test_render import BOMBS
 from tests.system.conftest import PATH, REPOSITORY, System, graph_of
 
 Systems = Callable[..., System]
