@@ -46,6 +46,17 @@ def parse_url(body: bytes) -> str:
 @pytest.mark.published
 def test_v1_and_v2_messages_name_the_repository() -> None:
     assert parse_url(make_announcement("https://hg.mozilla.org/try/")) == "https://hg.mozilla.org/try"
+    payload = {
+        "repo_url": "https://hg.mozilla.org/try",
+        "heads": ["5e" * 20],
+        "pushlog_pushes": [{"pushid": 450_002, "time": 1_469_000_000, "user": " rosa@example.org"}],
+        "_meta": {"exchange": "exchange/hgpushes/v1", "routing_key": "try", "sent": "2016-07-20T07:33:20.123456"},
+    }
+    assert parse_url(json.dumps({"payload": payload}).encode()) == "https://hg.mozilla.org/try"
+
+
+@pytest.mark.published
+def test_a_recorded_v1_message_names_the_repository() -> None:
     assert parse_url(json.dumps(read_published("pulse/hgpushes-v1.json")).encode()) == "https://hg.mozilla.org/try"
 
 

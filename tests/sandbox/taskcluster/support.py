@@ -11,7 +11,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -92,6 +92,26 @@ def is_valid(value: Any, schema: str) -> bool:
     if is_published(schema):
         assert valid == _published_validator(schema).is_valid(value), f"{schema} disagrees with the published one"
     return valid
+
+
+def spoiled(value: Any, depth: int = 2) -> Iterator[Any]:
+    """Yield the value with one part of it changed, missing or added, in objects down to a depth."""
+    if isinstance(value, dict):
+        yield {**value, "unknown": 1}
+        if depth == 0:
+            return
+        for name, inner in value.items():
+            yield {key: other for key, other in value.items() if key != name}
+            for changed in spoiled(inner, depth - 1):
+                yield {**value, name: changed}
+    elif isinstance(value, list):
+        yield value * 2
+        yield []
+        for element in value:
+            for changed in spoiled(element, depth):
+                yield [changed]
+    else:
+        yield from (None, True, -1, 1.5, 1_000_000, "", "a b", "\x7f", "x" * 50_000, [], {})
 
 
 @functools.cache

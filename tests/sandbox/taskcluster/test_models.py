@@ -1,6 +1,5 @@
 """Our schemas, compared with the published ones and with recorded messages, and by examples."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from sandbox.taskcluster.tasks import Message
 from tests.published_schemas import published_folder, read_published
 from tests.sandbox.taskcluster.models import ANSWERS, MESSAGES, REQUESTS, SCHEMAS
-from tests.sandbox.taskcluster.support import is_published, is_valid, validate_message
+from tests.sandbox.taskcluster.support import is_published, is_valid, spoiled, validate_message
 
 SLUG = "VGQ1aNKBRaGLWb_o_S9cQA"
 AT = "2031-05-06T07:08:09.123Z"
@@ -40,26 +39,6 @@ def variants(schema: dict[str, Any]) -> Iterator[Any]:
     for alternative in schema.get("oneOf", [schema]):
         for whole in (True, False):
             yield example(alternative, whole)
-
-
-def spoiled(value: Any, depth: int = 2) -> Iterator[Any]:
-    """Yield the value with one part of it changed, missing or added, in objects down to a depth."""
-    if isinstance(value, dict):
-        yield {**value, "unknown": 1}
-        if depth == 0:
-            return
-        for name, inner in value.items():
-            yield {key: copy.copy(other) for key, other in value.items() if key != name}
-            for changed in spoiled(inner, depth - 1):
-                yield {**value, name: changed}
-    elif isinstance(value, list):
-        yield value * 2
-        yield []
-        for element in value:
-            for changed in spoiled(element, depth):
-                yield [changed]
-    else:
-        yield from (None, True, -1, 1.5, 1_000_000, "", "a b", "\x7f", "x" * 50_000, [], {})
 
 
 def test_every_method_and_message_names_a_schema() -> None:

@@ -18,6 +18,7 @@ from tests.sandbox.treeherder.support import (
     entry,
     resultset,
 )
+from tests.task_event_examples import EVENTS
 
 
 async def test_a_resultset_is_stored_once_however_often_it_is_posted(th: Treeherder) -> None:
@@ -99,9 +100,17 @@ async def test_of_200_revisions_the_hash_is_taken_as_it_is(th: Treeherder) -> No
     assert (await th.submit(RESULTSET, [whole])).status_code == 200
 
 
+async def test_jobs_in_the_form_of_2019_are_taken(th: Treeherder) -> None:
+    await are_taken(th, EVENTS)
+
+
 @pytest.mark.published
 async def test_jobs_that_a_real_treeherder_made_are_taken(th: Treeherder) -> None:
-    for recorded in read_published("pulse/task-events.json"):
+    await are_taken(th, read_published("pulse/task-events.json"))
+
+
+async def are_taken(th: Treeherder, events: list[dict[str, Any]]) -> None:
+    for recorded in events:
         tip = [resultset()["revisions"][1] | {"revision": recorded["revision"]}]
         whole = resultset(
             revision=recorded["revision"],
@@ -111,9 +120,7 @@ async def test_jobs_that_a_real_treeherder_made_are_taken(th: Treeherder) -> Non
         assert (await th.submit(RESULTSET, [whole])).status_code == 200
         answer = await th.submit(JOBS, [entry() | {"revision": recorded["revision"], "job": recorded["job"]}])
         assert (answer.status_code, answer.text) == (200, '{"message": "Job successfully updated"}')
-    assert (await th.inside())["jobs_stored"] == len(
-        {e["job"]["job_guid"] for e in read_published("pulse/task-events.json")}
-    )
+    assert (await th.inside())["jobs_stored"] == len({event["job"]["job_guid"] for event in events})
 
 
 async def test_a_completed_job_is_immutable_and_running_stays_running(th: Treeherder) -> None:

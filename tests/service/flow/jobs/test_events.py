@@ -37,9 +37,8 @@ from service.store.models import (
     job_lane,
 )
 from tests.published_schemas import read_published
+from tests.sandbox.taskcluster.models import SCHEMAS
 from tests.service.flow.report_harness import PREFIX, STAGE, ReportHarness, definition, newsroom, revision, route
-
-SCHEMAS = "taskcluster/schemas/queue/v1"
 
 
 @pytest.fixture
@@ -605,7 +604,16 @@ async def test_routes_of_nobody_are_no_reports(sqlite_room: ReportHarness) -> No
 
 @pytest.mark.published
 def test_our_models_know_what_the_schemas_say() -> None:
-    status = read_published(f"{SCHEMAS}/task-status.json")
+    know_what_the_schemas_say(lambda name: SCHEMAS[f"queue/v1/{name}"])
+
+
+@pytest.mark.published
+def test_our_models_know_what_the_published_schemas_say() -> None:
+    know_what_the_schemas_say(lambda name: read_published(f"taskcluster/schemas/queue/v1/{name}"))
+
+
+def know_what_the_schemas_say(read: Callable[[str], Any]) -> None:
+    status = read("task-status.json")
     run = status["properties"]["runs"]["items"]
     assert {field.alias for field in events.TaskRun.model_fields.values()} <= set(run["properties"])
     assert {field.alias for field in events.TaskStatus.model_fields.values()} <= set(status["required"])
@@ -614,7 +622,7 @@ def test_our_models_know_what_the_schemas_say() -> None:
     assert schema_enum(events.TaskRun, "state") == set(run["properties"]["state"]["enum"])
     assert schema_enum(events.TaskStatus, "state") == set(status["properties"]["state"]["enum"])
     for name in ("defined", "pending", "running", "completed", "failed", "exception"):
-        message = read_published(f"{SCHEMAS}/task-{name}-message.json")
+        message = read(f"task-{name}-message.json")
         assert "status" in message["required"]
 
 

@@ -1,7 +1,7 @@
-"""Jobs on Pulse, compared with the published schema."""
+"""Jobs on Pulse, held against our schema of them, which is compared with the published one."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -9,6 +9,7 @@ from service.clients.treeherder import FoundPush
 from service.flow.jobs.pulse import pulse_message
 from service.flow.tasks.facts import TaskFacts, UnshowableTaskError
 from service.store.models import Stage
+from tests.sandbox.taskcluster.support import spoiled
 from tests.service.flow.jobs.report_factory import (
     PUSH,
     ROOT,
@@ -19,11 +20,22 @@ from tests.service.flow.jobs.report_factory import (
     recorded,
     report,
     reports_of,
+    validators,
 )
+from tests.task_event_examples import EVENTS
 
 
+def test_pulse_messages_of_every_event_fit_the_schema() -> None:
+    fit_the_schema(EVENTS)
+
+
+@pytest.mark.published
 def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
-    for event in recorded():
+    fit_the_schema(recorded())
+
+
+def fit_the_schema(recordings: list[dict[str, Any]]) -> None:
+    for event in recordings:
         (made,) = reports_of(event["message"]["payload"])
         told = TaskFacts(made.task_id, event["task"])
         for form in SCHEMAS:
@@ -35,6 +47,18 @@ def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
         assert message["taskId"] == event["job"]["job_guid"]
         assert message["state"] == event["job"]["state"]
         assert message["display"]["jobSymbol"] == event["job"]["job_symbol"]
+
+
+@pytest.mark.published
+@pytest.mark.parametrize("form", SCHEMAS)
+def test_ours_and_the_published_schema_take_the_same_messages(form: Literal["2015", "2026"]) -> None:
+    ours, published = validators(form)
+    message = pulse_message(report(), facts_of(labels=["opt"]), ROOT, "live_backing_log", PUSH, schema=form)
+    outcomes = set()
+    for changed in spoiled(message, 4):
+        outcomes.add(ours.is_valid(changed))
+        assert ours.is_valid(changed) == published.is_valid(changed), changed
+    assert outcomes == {True, False}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from service.flow.jobs.run import log_of, state_of
 from service.flow.tasks.facts import TaskFacts
 from service.store.models import Stage
 from tests.published_schemas import published_folder
+from tests.sandbox.taskcluster.message_examples import EXAMPLES
 from tests.service.flow.jobs.report_factory import (
     PUSH,
     ROOT,
@@ -31,6 +32,7 @@ from tests.service.flow.jobs.report_factory import (
     status_of,
 )
 from tests.service.flow.report_harness import definition
+from tests.task_event_examples import EVENTS
 
 OURS = {"artifacts", "desc"}
 """Keys that we add to the recorded jobs: the link to the task, and the task's own description."""
@@ -42,9 +44,18 @@ THEIRS = {"perfherder_data_references"}
 # --- recordings ------------------------------------------------------------------------------------------------------
 
 
+def test_events_come_out_as_the_jobs_that_stand_beside_them() -> None:
+    become_their_jobs(EVENTS)
+
+
+@pytest.mark.published
 def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> None:
     assert len(recorded()) == 24
-    for event in recorded():
+    become_their_jobs(recorded())
+
+
+def become_their_jobs(recordings: list[dict[str, Any]]) -> None:
+    for event in recordings:
         # the recording is older than two keys that the queue's status has by now; we need neither
         (made,) = reports_of(event["message"]["payload"])
         entry = rest_entry(
@@ -59,6 +70,29 @@ def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> Non
         links = [link["url"] for links in details for link in links]
         assert links == ([f"{ROOT}/tasks/{made.task_id}/runs/0"] if job["state"] == "completed" else [])
         check_job_entry("entry", "mc", entry)
+
+
+def test_messages_of_a_queue_pass() -> None:
+    runs: dict[str, list[tuple[str, str]]] = {}
+    for message in EXAMPLES:
+        reports = reports_of(message["payload"])
+        for job_report in reports:
+            check_job_entry("entry", "mc", rest_entry(job_report, facts_of(), ROOT, "builds-4h", PUSH))
+        name = message["exchange"].rpartition("/")[2] + message["routingKey"].split(".")[2]
+        runs[name] = [state_of(job_report, None) for job_report in reports]
+    retried, pending = ("completed", "retry"), ("pending", "unknown")
+    assert runs == {
+        "task-defined_": [pending],
+        "task-pending0": [pending],
+        "task-pending1": [("completed", "retry"), pending],
+        "task-running0": [("running", "unknown")],
+        "task-completed0": [("completed", "success")],
+        "task-completed3": [retried, retried, retried, ("completed", "success")],
+        "task-failed0": [("completed", "testfailed")],
+        "task-exception0": [("completed", "usercancel")],
+        "task-exception1": [retried, retried, pending],  # it lists run 2 already
+        "task-exception2": [retried, retried, retried, pending],
+    }
 
 
 @pytest.mark.published
@@ -203,13 +237,17 @@ CONFIGS = st.fixed_dictionaries(
 
 
 @pytest.mark.published
+@settings(max_examples=100, deadline=None)
+@given(CONFIGS)
+def test_the_generated_configs_are_allowed(config: dict[str, Any]) -> None:
+    jsonschema.validate(
+        config, yaml.safe_load((published_folder() / "treeherder/task-treeherder-config.yml").read_text())
+    )
+
+
 @settings(max_examples=150, deadline=None)
 @given(CONFIGS, st.integers(1, 5), st.sampled_from(list(Stage)))
-def test_whatever_the_published_config_allows_becomes_a_job_that_fits(
-    config: dict[str, Any], names: int, stage: Stage
-) -> None:
-    schema = yaml.safe_load((published_folder() / "treeherder/task-treeherder-config.yml").read_text())
-    jsonschema.validate(config, schema)
+def test_whatever_the_config_allows_becomes_a_job_that_fits(config: dict[str, Any], names: int, stage: Stage) -> None:
     metadata = {"name": "n" * 100 * names, "description": "", "owner": "o" * 30 * names, "source": "https://x.y"}
     task = {**definition(extra={"treeherder": config}, metadata=metadata), "workerType": "linux"}
     told = TaskFacts(TASK, task)
