@@ -244,8 +244,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             )
     if left_out:
         terminalreporter.line(
-            f"LEFT OUT {left_out} comparisons with other projects' published files: no folder {published_folder()}"
-            f" (set {VARIABLE})",
+            f"LEFT OUT {left_out} of the comparisons with other projects' published files: there is no"
+            f" {published_folder()}; set {VARIABLE} to a folder that has them",
             yellow=True,
         )
 
