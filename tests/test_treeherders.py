@@ -18,7 +18,7 @@ from service.settings import Settings
 from service.store.models import State, StepKind
 from tests.service.clients.test_pulse import until_there
 from tests.service.flow.jobs.report_factory import check_pulse
-from tests.service.flow.report_harness import PREFIX, newsroom
+from tests.service.flow.report_harness import PREFIX, open_report_harness
 from tests.service.flow.single_treeherder import create_resultset, own_push, upload
 from tests.service.harness import node, open_harness, push_event
 from tests.services import Amqp
@@ -70,21 +70,21 @@ async def test_todays(sqlite_url: str, amqp: Amqp) -> None:
 
 @pytest.mark.parametrize("year", SUBMISSION)
 async def test_rest(sqlite_url: str, year: Year) -> None:
-    async with newsroom(sqlite_url, environment=environment("Of 2015 to 2017")) as room:
-        for state in room.th.values():
+    async with open_report_harness(sqlite_url, environment=environment("Of 2015 to 2017")) as harness:
+        for state in harness.th.values():
             state.behaviour.year = year
             state.behaviour.throttle = True
-        tip, _ = await own_push(room)
-        await create_resultset(room)
-        task_id = room.create(routes=[f"{PREFIX}.v2.mc.{tip}.1"])
-        room.claim(task_id)
-        upload(room, task_id, "public/a.txt")
-        room.tc.queue.report_failed(task_id, 0)
-        await room.told()
-        (job,) = room.th[PREFIX].store.jobs.values()
+        tip, _ = await own_push(harness)
+        await create_resultset(harness)
+        task_id = harness.create(routes=[f"{PREFIX}.v2.mc.{tip}.1"])
+        harness.claim(task_id)
+        upload(harness, task_id, "public/a.txt")
+        harness.tc.queue.report_failed(task_id, 0)
+        await harness.deliver_all()
+        (job,) = harness.th[PREFIX].store.jobs.values()
         assert job.push.revision == node("mc 1")
         assert (job.body["state"], job.body["result"]) == ("completed", "testfailed")
-        assert [text for _, text in room.links(task_id)] == [task_id, "a.txt"]
+        assert [text for _, text in harness.links(task_id)] == [task_id, "a.txt"]
 
 
 @pytest.mark.parametrize("schema", ["2015", "2026"])
@@ -94,14 +94,14 @@ async def test_jobs_by_pulse(sqlite_url: str, amqp: Amqp, schema: Any) -> None:
     amqp.exchanges |= {exchange, *(f"exchange/{user}/{name}" for name in ("v1/pushes", "v1/retrigger"))}
     assert urlsplit(configuration("Jobs by Pulse")["pulse"]["url"]).scheme == "amqp"
     values = {**environment("Jobs by Pulse"), "jobs_schema": schema}
-    async with newsroom(sqlite_url, environment=values, pulse={"url": amqp.url, "user": user}) as room:
+    async with open_report_harness(sqlite_url, environment=values, pulse={"url": amqp.url, "user": user}) as harness:
         with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
             channel = connection.channel()
             await until_there(amqp, exchange)
             channel.queue_declare(amqp.queue())
             channel.queue_bind(amqp.queue(), exchange, f"{PREFIX}.*._")
-            room.end(room.create(routes=[f"{PREFIX}.v2.mc.{node('mc 1')}.1"]), "completed")
-            await room.told()
+            harness.end(harness.create(routes=[f"{PREFIX}.v2.mc.{node('mc 1')}.1"]), "completed")
+            await harness.deliver_all()
             method, _, body = channel.basic_get(amqp.queue(), auto_ack=True)
         assert method.routing_key == f"{PREFIX}.mc._"
         check_pulse(json.loads(body), schema)

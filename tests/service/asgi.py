@@ -1,4 +1,4 @@
-"""The API in this process: the app with its real lifespan, over ASGI instead of a socket, and what is sent to it."""
+"""Harness of the API: the app with its real lifespan over ASGI instead of a socket, and bodies to send to it."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def settings_for(database_url: str, **more: Any) -> Settings:
-    """Settings with four tokens, two webhook secrets and two Treeherders; `more` wins."""
+    """Return settings with four tokens, two webhook secrets and two Treeherders; `more` override these."""
     values: dict[str, Any] = {
         "database_url": database_url,
         "tokens": [
@@ -64,7 +64,7 @@ def settings_for(database_url: str, **more: Any) -> Settings:
 
 @dataclass
 class PushlogEnds:
-    """A Mercurial that knows where pushlogs end, and nothing else. An exception is raised."""
+    """A Mercurial that only has the ends of pushlogs; an exception in place of one is raised."""
 
     end: int | Exception = 41
     asked: list[str] = field(default_factory=list)
@@ -81,7 +81,7 @@ class PushlogEnds:
 
 @dataclass
 class Api:
-    """A running app and a client of it. Calls are made as `admin` unless another token is given; None: without."""
+    """A running app and a client of it. Calls use the token of `admin` unless another is given; None sends no token."""
 
     app: FastAPI
     client: httpx.AsyncClient
@@ -127,9 +127,9 @@ class Api:
         assert len(verdicts) == len(events)
         return verdicts
 
-    async def lease(self, listener: str = LISTENER, **told: Any) -> dict[str, Any]:
+    async def lease(self, listener: str = LISTENER, **more: Any) -> dict[str, Any]:
         """Renew a listener's shift; what it tells is `told`."""
-        answer = await self.signed("/polls/lease", {"listener": listener, **told})
+        answer = await self.signed("/polls/lease", {"listener": listener, **more})
         assert answer.status_code == 200, answer.text
         shift: dict[str, Any] = answer.json()
         return shift
@@ -144,12 +144,12 @@ class Api:
         return repository
 
     async def repository(self, alias: str = "mc") -> Repository:
-        """The live repository's row."""
+        """Return the row of the live repository."""
         async with self.database.reading() as session:
-            found = await session.exec(
+            rows = await session.exec(
                 select(Repository).where(Repository.alias == alias, Repository.deleted_at == None)  # noqa: E711 - SQL
             )
-            return found.one()
+            return rows.one()
 
     async def pushes(self) -> list[Push]:
         async with self.database.reading() as session:
@@ -199,7 +199,7 @@ class Api:
 
 @asynccontextmanager
 async def running(settings: Settings, *, work: bool = False) -> AsyncIterator[Api]:
-    """The app, started and stopped as a server does. The worker rests unless `work`."""
+    """Start the app as a server does, and stop it at the end. The worker rests unless `work`."""
     app = create_app(settings, work=work)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with AsyncExitStack() as stack:
@@ -226,7 +226,7 @@ def signature(
 
 
 def node(name: object) -> str:
-    """A changeset id."""
+    """Return a changeset id."""
     return hashlib.sha1(str(name).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -242,7 +242,7 @@ ROWS = {"mc": 1, "other": 2, "nowhere": 999}
 def push_event(
     push_id: int, *, since: int | None = None, alias: str = "mc", repository_id: int = 0, shift: int = 0, **push: Any
 ) -> dict[str, Any]:
-    """A push as a listener sends it, listed from the push before it unless `since` is given."""
+    """Return a push as a listener sends it, listed from the push before it unless `since` is given."""
     entry = {
         "id": push_id,
         "user": "pusher@example.com",

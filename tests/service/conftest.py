@@ -19,7 +19,7 @@ from tests.service.harness import FlowHarness, open_harness
 
 @pytest.fixture(autouse=True, scope="session")
 def _plain_tracebacks() -> None:
-    """structlog's default shows every local variable of every frame, which takes seconds."""
+    """Leave local variables out of tracebacks: structlog shows all of every frame, which takes seconds."""
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure([structlog.processors.add_log_level, renderer])
 
@@ -40,8 +40,8 @@ async def sqlite(sqlite_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def harness(sqlite_url: str) -> AsyncIterator[FlowHarness]:
-    async with open_harness(sqlite_url) as made:
-        yield made
+    async with open_harness(sqlite_url) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The service's parts in this process, with the sandbox's stand-ins behind real sockets: what the flow's tests use."""
+"""Harness of the flow: the services in this process, with the sandbox's stand-ins behind real sockets."""
 
 import asyncio
 import hashlib
@@ -51,10 +51,10 @@ async def serving(app: ASGIApp) -> AsyncIterator[str]:
 
     def protocol() -> asyncio.Protocol:
         # each of uvicorn's protocol classes takes these
-        made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]  # typed as a plain Protocol
+        connection: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]  # typed as a plain Protocol
             config=config, server_state=state, app_state={}
         )
-        return made
+        return connection
 
     server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
     try:
@@ -130,7 +130,7 @@ class FlowHarness:
 
 @asynccontextmanager
 async def open_harness(database_url: str, **settings: Any) -> AsyncIterator[FlowHarness]:
-    """The whole of it; `settings` win over what stands here."""
+    """Open a harness; `settings` override those that are set here."""
     tc = taskcluster.Taskcluster([ROOT], claim_wait=0)
     hg = MemoryPushlog()
     hg_app = create_hg(hg)
@@ -162,7 +162,7 @@ async def open_harness(database_url: str, **settings: Any) -> AsyncIterator[Flow
 
 
 async def add_repository(database: Database, alias: str, url: str | None = None, **fields: Any) -> Repository:
-    """A row as the API makes it."""
+    """Add a repository as the API does, and return its row."""
     url = url or f"https://hg.mozilla.org/{alias}"
     values: dict[str, Any] = {"level": "1", "scopes": SCOPES, "last_push_id": 0, "host": url.split("/")[2], **fields}
     repository = Repository(alias=alias, url=url, **values)
@@ -172,7 +172,7 @@ async def add_repository(database: Database, alias: str, url: str | None = None,
 
 
 def node(name: object) -> str:
-    """A changeset id."""
+    """Return a changeset id."""
     return hashlib.sha1(str(name).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -180,7 +180,7 @@ def push_event(
     push_id: int, *, alias: str = "mc", repository_id: int = 1, shift: int = 0, generation: int = 0, since: int = 0,
     **push: Any,
 ) -> PushEvent:  # fmt: skip
-    """A push of one changeset as a listener sends it; `push` are other fields of the entry."""
+    """Return a push of one changeset as a listener sends it; `push` are other fields of the entry."""
     date = push.pop("date", now())
     entry = {
         "id": push_id,

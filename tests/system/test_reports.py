@@ -27,7 +27,7 @@ from service.clients.treeherder import RestTreeherder
 from service.flow.jobs.run import job_guid
 from service.flow.tasks.ids import slugid
 from service.settings import Environment
-from tests.service.flow.report_harness import PREFIX, PROJECTS, STAGE, definition, implied, resultset
+from tests.service.flow.report_harness import PREFIX, PROJECTS, STAGE, definition, expected_jobs, resultset
 from tests.service.harness import ROOT
 from tests.services import Amqp
 from tests.system.conftest import SHORT
@@ -128,7 +128,7 @@ class ReportHarness:
             lambda: {
                 job_guid(task_id, run_id): job
                 for task_id, task in self.tc.queue.tasks.items()
-                for run_id, job in implied(task).items()
+                for run_id, job in expected_jobs(task).items()
             }
         )
 

@@ -10,5 +10,5 @@ from tests.service.engine.rendering import renderer_of
 
 @pytest.fixture
 async def renderer() -> AsyncIterator[Renderer]:
-    async with renderer_of(seconds=5) as made:
-        yield made
+    async with renderer_of(seconds=5) as opened:
+        yield opened

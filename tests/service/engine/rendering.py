@@ -19,16 +19,16 @@ def ids(label: str) -> str:
 
 @asynccontextmanager
 async def renderer_of(processes: int = 2, **limits: Any) -> AsyncIterator[Renderer]:
-    made = Renderer(RenderLimits(**limits), processes)
+    new_renderer = Renderer(RenderLimits(**limits), processes)
     try:
-        yield made
+        yield new_renderer
     finally:
-        await made.close()
+        await new_renderer.close()
     assert children() == []
 
 
 def children() -> list[psutil.Process]:
-    """Our children that render."""
+    """Return the child processes that render."""
     return [
         child
         for child in psutil.Process().children()

@@ -28,11 +28,11 @@ def status(task_id: str, stage: Stage) -> TaskStatus:
     return TaskStatus.model_validate({**words, "state": state, "runs": [run]})
 
 
-async def hear(database: Database, ids: list[str], stage: Stage) -> None:
+async def record_event(database: Database, ids: list[str], stage: Stage) -> None:
     target = Target("tc-treeherder", "mc", "a1" * 20)
     async with database.writing() as session:
         await events.upsert(
-            session, [row for each in ids for row in events.build_rows(status(each, stage), [target])], now()
+            session, [row for task_id in ids for row in events.build_rows(status(task_id, stage), [target])], now()
         )
 
 
@@ -52,9 +52,9 @@ def lease_of(database: Database, report: JobReport) -> leases.Lease[JobReport]:
 
 async def one(database: Database) -> JobReport:
     async with database.reading() as session:
-        found = await session.get(JobReport, 1)
-    assert found is not None
-    return found
+        report = await session.get(JobReport, 1)
+    assert report is not None
+    return report
 
 
 async def letters(database: Database) -> list[DeadLetter]:
@@ -66,21 +66,23 @@ TASKS = [slugid(b"settle", str(number)) for number in range(300)]
 
 
 async def test_finishing_and_hearing_of_the_same_reports_do_not_deadlock(database: Database) -> None:
-    await hear(database, TASKS, Stage.PENDING)
+    await record_event(database, TASKS, Stage.PENDING)
     for stage in (Stage.RUNNING, Stage.RESOLVED):
         held = await claim(database)
         assert len(held) == len(TASKS)
-        backwards = [Outcome(each, End.DONE) for each in sorted(held, key=lambda r: r.task_id, reverse=True)]
+        backwards = [Outcome(report, End.DONE) for report in sorted(held, key=lambda r: r.task_id, reverse=True)]
         await asyncio.gather(
-            finish(database, backwards), hear(database, TASKS, stage), hear(database, list(reversed(TASKS)), stage)
+            finish(database, backwards),
+            record_event(database, TASKS, stage),
+            record_event(database, list(reversed(TASKS)), stage),
         )
     assert len(await claim(database)) == len(TASKS), "what was heard meanwhile is due"
 
 
 async def test_a_version_that_was_not_claimed_stays_due(database: Database) -> None:
-    await hear(database, TASKS[:1], Stage.PENDING)
+    await record_event(database, TASKS[:1], Stage.PENDING)
     (held,) = await claim(database)
-    await hear(database, TASKS[:1], Stage.RUNNING)
+    await record_event(database, TASKS[:1], Stage.RUNNING)
     leased = (await one(database)).due_at
     assert leased is not None
     assert leased > now() + LEASE / 2, "nobody else takes it while it is held"
@@ -93,9 +95,9 @@ async def test_a_version_that_was_not_claimed_stays_due(database: Database) -> N
 
 @pytest.mark.parametrize("end", [End.BURIED, End.SKIPPED])
 async def test_what_was_heard_meanwhile_is_tried_before_a_report_is_given_up(database: Database, end: End) -> None:
-    await hear(database, TASKS[:1], Stage.PENDING)
+    await record_event(database, TASKS[:1], Stage.PENDING)
     (held,) = await claim(database)
-    await hear(database, TASKS[:1], Stage.RUNNING)
+    await record_event(database, TASKS[:1], Stage.RUNNING)
     await finish(database, [Outcome(held, end, "it is bad")])
     after = await one(database)
     assert (after.state, after.error, after.attempts, after.done_at) == (State.PENDING, None, 0, None)
@@ -111,11 +113,11 @@ async def test_what_was_heard_meanwhile_is_tried_before_a_report_is_given_up(dat
 
 
 async def test_how_late_a_job_is_is_measured_only_where_an_event_was_heard(sqlite: Database) -> None:
-    await hear(sqlite, TASKS[:2], Stage.PENDING)
+    await record_event(sqlite, TASKS[:2], Stage.PENDING)
     held = await claim(sqlite)
     held[0].last_event_at = NEVER
     before = observed()
-    await finish(sqlite, [Outcome(each, End.DONE) for each in held])
+    await finish(sqlite, [Outcome(report, End.DONE) for report in held])
     assert observed() == before + 1
 
 
@@ -124,7 +126,7 @@ def observed() -> float:
 
 
 async def test_who_has_lost_the_lease_writes_nothing(database: Database) -> None:
-    await hear(database, TASKS[:1], Stage.PENDING)
+    await record_event(database, TASKS[:1], Stage.PENDING)
     async with database.writing() as session:
         (lost,) = await leases.claim(session, JobReport, LANE, 1, timedelta())
     (held,) = await claim(database)
@@ -138,7 +140,7 @@ async def test_who_has_lost_the_lease_writes_nothing(database: Database) -> None
 
 
 async def test_a_renewal_after_the_end_makes_nothing_due(database: Database) -> None:
-    await hear(database, TASKS[:1], Stage.RESOLVED)
+    await record_event(database, TASKS[:1], Stage.RESOLVED)
     held = await claim(database)
     await finish(database, [Outcome(held[0], End.DONE)])
     async with database.writing() as session:
@@ -147,10 +149,10 @@ async def test_a_renewal_after_the_end_makes_nothing_due(database: Database) -> 
 
 
 async def test_a_pause_after_a_failure_outlasts_new_events(database: Database) -> None:
-    await hear(database, TASKS[:1], Stage.PENDING)
+    await record_event(database, TASKS[:1], Stage.PENDING)
     (held,) = await claim(database)
     await finish(database, [Outcome(held, End.LATER, "it is away", timedelta(hours=1))])
-    await hear(database, TASKS[:1], Stage.RESOLVED)
+    await record_event(database, TASKS[:1], Stage.RESOLVED)
     after = await one(database)
     assert (after.stage, after.error) == (Stage.RESOLVED, "it is away")
     assert after.due_at is not None

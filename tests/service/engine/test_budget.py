@@ -17,7 +17,7 @@ START = now()
 
 
 async def taken(database: Database, wanted: float, *, after: float = 0, rate: float = 10, name: str = NAME) -> float:
-    """Takes up to so many whole requests, so many seconds after the start; what there was."""
+    """Take up to so many whole requests, so many seconds after the start; return how many were left before."""
     async with database.writing() as session:
         bucket = await refilled(session, name, START + timedelta(seconds=after), rate)
         given = max(0, min(wanted, int(bucket.tokens)))
@@ -63,14 +63,14 @@ async def test_what_was_taken_too_much_can_be_given_back(database: Database) -> 
 
 
 async def test_less_than_one_a_second_is_given_now_and_then(database: Database) -> None:
-    """A bucket that holds less than one request would never give any."""
+    """A bucket that holds less than one request would never grant one."""
     assert await taken(database, 4, rate=0.5) == 1
     assert await taken(database, 4, rate=0.5, after=1) == 0
     assert await taken(database, 4, rate=0.5, after=2) == 1
 
 
 async def test_many_at_once_never_get_more_than_there_is(database: Database) -> None:
-    """The first ones make the bucket, all at the same moment."""
+    """Several processes make the bucket at the same moment."""
     given = await asyncio.gather(*(taken(database, 3) for _ in range(8)))
     assert sum(given) == 10
     async with database.reading() as session:

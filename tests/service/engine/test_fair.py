@@ -1,4 +1,4 @@
-"""How slots are shared. Order is counted, not time."""
+"""Fair sharing of slots. Tests count the order, not the time."""
 
 import asyncio
 from collections import Counter
@@ -74,7 +74,7 @@ class Calls:
         while self._going:
             await self.end()
         ended = await asyncio.gather(*self.tasks, return_exceptions=True)
-        assert all(each is None or isinstance(each, asyncio.CancelledError) for each in ended), ended
+        assert all(result is None or isinstance(result, asyncio.CancelledError) for result in ended), ended
 
 
 async def test_a_call_of_another_never_waits_behind_ten_thousand() -> None:
@@ -264,17 +264,17 @@ async def test_an_upstream_that_answers_has_not_too_much_to_do(error: Exception)
 async def test_what_is_taken_away_is_given_back_before_anybody_gets_a_slot() -> None:
     slots = AdaptiveSlots(10)
     held = [slots.use("ab"[number % 2]) for number in range(10)]
-    for each in held:
-        await each.__aenter__()
+    for slot in held:
+        await slot.__aenter__()
     with pytest.raises(Unavailable), slots.watch():
         raise THROTTLED
     waiting = asyncio.create_task(slots.use("c").__aenter__())
-    for number, each in enumerate(held, 1):
+    for number, slot in enumerate(held, 1):
         assert not waiting.done()
-        await each.__aexit__(None, None, None)
+        await slot.__aexit__(None, None, None)
         await asyncio.sleep(0)
         if number == 6:
             break
     assert waiting.done(), "four of five are held"
-    for each in held[6:]:
-        await each.__aexit__(None, None, None)
+    for slot in held[6:]:
+        await slot.__aexit__(None, None, None)

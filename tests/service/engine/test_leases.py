@@ -1,4 +1,4 @@
-"""How work is leased, on both databases."""
+"""Leases of work, on both databases."""
 
 import asyncio
 import re
@@ -25,13 +25,13 @@ from tests.service.harness import add_repository
 SETTINGS = WorkSettings(lease=timedelta(seconds=30))
 MINUTE = timedelta(minutes=1)
 OVER = WorkSettings(give_up=timedelta(), give_up_attempts=1)
-"""What fails is buried at once."""
+"""Settings with which work that fails is buried at once."""
 
 
 async def add_steps(
     database: Database, count: int = 1, lane: str = "graph x", alias: str | None = None, **fields: Any
 ) -> list[int]:
-    """So many due steps of a lane, the first due first; their ids."""
+    """Add due steps of a lane, the first due first; return their ids."""
     repository = await add_repository(database, alias or lane.replace(" ", "-"))
     at = now() - MINUTE
     pushes = [
@@ -86,7 +86,7 @@ async def letters(database: Database) -> list[DeadLetter]:
 
 
 async def end_lease(database: Database) -> None:
-    """As if the lease's time had passed."""
+    """Let the time of a lease pass."""
     async with database.writing() as session:
         await session.exec(update(PushStep).values(due_at=now() - timedelta(seconds=1)))
 
@@ -249,8 +249,8 @@ async def test_the_end_is_known_before_it_is_written(database: Database) -> None
 async def test_a_step_that_was_deleted_is_lost(database: Database) -> None:
     lease = await hold_one(database)
     async with database.writing() as session:
-        found = (await session.exec(select(PushStep))).one()
-        await session.delete(found)
+        step = (await session.exec(select(PushStep))).one()
+        await session.delete(step)
     with pytest.raises(LeaseLostError):
         await lease.finish(State.DONE)
 
@@ -422,7 +422,7 @@ async def test_what_is_pulled_back_or_taken_over_is_counted(database: Database) 
             async with database.writing() as session:
                 assert await leases.take_over(session, "a/", "a/c") == taken
                 await leases.pull_back(session, PushStep, "graph x", 10 * MINUTE)
-        assert [each["pieces"] for each in logs if each["event"] == "due-too-late"] == [pulled] * (pulled > 0)
+        assert [line["pieces"] for line in logs if line["event"] == "due-too-late"] == [pulled] * (pulled > 0)
 
 
 # Indexes
@@ -439,12 +439,12 @@ async def test_what_workers_ask_all_the_time_scans_nothing(database: Database, s
             await leases.pull_back(session, model, "graph x", MINUTE)
         await batches.due(session, "tc-treeherder", 200)
         await leases.take_over(session, "a/", "a/c")
-        asked = list(statements)
-        assert len(asked) > 20
+        requests = list(statements)
+        assert len(requests) > 20
         connection = await session.connection()
         if not database.sqlite:
             await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        for statement, parameters in asked:
+        for statement, parameters in requests:
             explain = f"EXPLAIN {'QUERY PLAN ' if database.sqlite else ''}{statement}"
             plan = "\n".join(str(row) for row in (await connection.exec_driver_sql(explain, parameters)).all())
             scans = [
@@ -459,7 +459,7 @@ async def test_what_workers_ask_all_the_time_scans_nothing(database: Database, s
 
 @pytest.fixture
 def statements(database: Database) -> Iterator[list[Any]]:
-    """What is sent to the database, with its parameters."""
+    """Record the statements that are sent to the database, with their parameters."""
     sent: list[Any] = []
 
     def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:

@@ -63,8 +63,8 @@ async def test_a_label_may_be_any_scalar_and_is_read_as_javascript_does(
 
 async def test_a_template_that_makes_placeholders_of_placeholders_gets_no_id(renderer: Renderer) -> None:
     text = "tasks: [{$eval: \"as_slugid('a')[0:21] + 'B'\"}, {$eval: \"as_slugid('a')[1:22]\"}]"
-    for made in await tasks(renderer, text):
-        assert made not in {ids("a"), ids("decision")}
+    for task in await tasks(renderer, text):
+        assert task not in {ids("a"), ids("decision")}
 
 
 # Harm
@@ -159,7 +159,7 @@ async def test_a_large_answer_does_not_hold_up_the_loop() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_kept_child_that_died_costs_no_push(renderer: Renderer, number: signal.Signals) -> None:
-    """Of the kernel's want of memory, say; the template that comes next has nothing to do with it."""
+    """A child can be killed for the kernel's want of memory, which is no fault of the next template."""
     assert await tasks(renderer, "tasks: [1]") == [1]
     (child,) = children()
     os.kill(child.pid, number)

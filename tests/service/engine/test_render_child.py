@@ -48,8 +48,8 @@ from tests.service.engine.rendering import CONTEXT, NESTED, children, error, ids
     ],
 )
 async def test_yaml_values(renderer: Renderer, yaml: str, meant: Any) -> None:
-    (found,) = await tasks(renderer, f"tasks: [{yaml}]")
-    assert json.dumps(found) == json.dumps(meant)
+    (task,) = await tasks(renderer, f"tasks: [{yaml}]")
+    assert json.dumps(task) == json.dumps(meant)
 
 
 async def test_anchors_and_merges(renderer: Renderer) -> None:

@@ -35,7 +35,7 @@ async def replicas() -> AsyncIterator[AsyncExitStack]:
 
 
 async def start(stack: AsyncExitStack, database: Database, name: str = "pod-1", *, alone: bool = True) -> Replica:
-    """A process of that name; on SQLite it holds the lock of the file if `alone`."""
+    """Start a process of this name; on SQLite it holds the lock of the file if `alone`."""
     replica = Replica(database, name, alone=alone and database.sqlite)
     stack.push_async_callback(replica.stop)
     await replica.start()

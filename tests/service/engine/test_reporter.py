@@ -13,24 +13,26 @@ from service.engine.reporter import EnvironmentReporter, Reporter
 from service.flow.jobs.deliver import TreeherderDeliverer
 from service.store.models import JobReport
 from tests.service.flow.report_harness import PREFIX, ReportHarness, route
-from tests.service.flow.single_treeherder import only_first
+from tests.service.flow.single_treeherder import open_single_treeherder
 
 
 @pytest.fixture
 async def harness(database_url: str) -> AsyncIterator[ReportHarness]:
-    async with only_first(database_url) as harness:
+    async with open_single_treeherder(database_url) as harness:
         yield harness
 
 
 @pytest.fixture
-async def sqlite_room(sqlite_url: str) -> AsyncIterator[ReportHarness]:
-    async with only_first(sqlite_url) as harness:
+async def sqlite_harness(sqlite_url: str) -> AsyncIterator[ReportHarness]:
+    async with open_single_treeherder(sqlite_url) as harness:
         yield harness
 
 
 async def test_the_budget_holds_for_all_replicas_and_treeherder_never_throttles(database_url: str) -> None:
     limit = 60
-    async with only_first(database_url, environment={"jobs_per_minute": limit}, reports={"batch": 2}) as harness:
+    async with open_single_treeherder(
+        database_url, environment={"jobs_per_minute": limit}, reports={"batch": 2}
+    ) as harness:
         for _ in range(8):
             harness.create()
         await harness.take_all()
@@ -48,7 +50,7 @@ async def test_the_budget_holds_for_all_replicas_and_treeherder_never_throttles(
 
 
 async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: str) -> None:
-    async with only_first(sqlite_url, reports={"turn": 1, "gather": 0.1}) as harness:
+    async with open_single_treeherder(sqlite_url, reports={"turn": 1, "gather": 0.1}) as harness:
         reporter = EnvironmentReporter(harness.services, PREFIX, TreeherderDeliverer(harness.services, PREFIX))
         small, large = f"job {PREFIX} try", f"job {PREFIX} mc"
         at = time.monotonic()
@@ -63,14 +65,14 @@ async def test_the_fullest_project_first_and_each_within_its_turn(sqlite_url: st
         assert reporter.next_lane({small: 1, large: 200})[0] == large, "a full batch does not wait"
 
 
-async def test_projects_take_turns(sqlite_room: ReportHarness) -> None:
-    sqlite_room.services.settings.reports.batch = 5
+async def test_projects_take_turns(sqlite_harness: ReportHarness) -> None:
+    sqlite_harness.services.settings.reports.batch = 5
     for _ in range(20):
-        sqlite_room.create()
-    last = sqlite_room.create(routes=[route(PREFIX, "try")])
-    await sqlite_room.told()
-    assert sqlite_room.jobs()[f"{last}/0"] == ("pending", "unknown")
-    assert len(sqlite_room.jobs()) == 21
+        sqlite_harness.create()
+    last = sqlite_harness.create(routes=[route(PREFIX, "try")])
+    await sqlite_harness.deliver_all()
+    assert sqlite_harness.jobs()[f"{last}/0"] == ("pending", "unknown")
+    assert len(sqlite_harness.jobs()) == 21
 
 
 async def test_what_a_dead_holder_had_is_done_by_another(harness: ReportHarness) -> None:
@@ -84,17 +86,17 @@ async def test_what_a_dead_holder_had_is_done_by_another(harness: ReportHarness)
     assert harness.jobs() == {f"{task_id}/0": ("pending", "unknown")}
 
 
-async def test_stopping_gives_back_what_takes_too_long(sqlite_room: ReportHarness) -> None:
-    sqlite_room.services.settings.work.drain = timedelta(seconds=0.1)
-    sqlite_room.th[PREFIX].behaviour.delay = 2
-    sqlite_room.create()
-    await sqlite_room.take_all()
-    reporter = Reporter(sqlite_room.services)
+async def test_stopping_gives_back_what_takes_too_long(sqlite_harness: ReportHarness) -> None:
+    sqlite_harness.services.settings.work.drain = timedelta(seconds=0.1)
+    sqlite_harness.th[PREFIX].behaviour.delay = 2
+    sqlite_harness.create()
+    await sqlite_harness.take_all()
+    reporter = Reporter(sqlite_harness.services)
     running = asyncio.create_task(reporter.run())
     await asyncio.sleep(0.3)
     reporter.stop()
     async with asyncio.timeout(2):
         await running
-    (report,) = await sqlite_room.reports()
+    (report,) = await sqlite_harness.reports()
     assert report.due_at is not None
     assert report.due_at <= now()

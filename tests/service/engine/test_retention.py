@@ -116,7 +116,7 @@ async def test_a_push_goes_after_a_year_with_all_that_is_its(database: Database)
 async def test_an_action_goes_with_its_notices_once_they_are_told(database: Database) -> None:
     old = now() - 400 * DAY
     async with database.writing() as session:
-        for number, told in enumerate([True, False]):
+        for number, sent in enumerate([True, False]):
             action = Action(
                 kind="retrigger",
                 project="mc",
@@ -138,7 +138,7 @@ async def test_an_action_goes_with_its_notices_once_they_are_told(database: Data
                     key="k",
                     body={},
                     lane="notice",
-                    due_at=None if told else old,
+                    due_at=None if sent else old,
                 )
             )
         session.add(Delivery(key="old", at=old))

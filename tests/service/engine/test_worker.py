@@ -1,4 +1,4 @@
-"""The worker's loop: what it claims, what becomes of a step that breaks, and how it ends."""
+"""The loop of the worker: claims, steps that fail, and its end."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ Step = Callable[[Services, Lease[Any]], Awaitable[None]]
 
 
 class Steps:
-    """What the worker runs instead of real steps: `does` by lane; it counts what began."""
+    """Steps that the worker runs instead of real ones: `does` by lane; it counts those that began."""
 
     def __init__(self) -> None:
         self.does: dict[str, Step] = {}
@@ -107,7 +107,7 @@ def waits(event: asyncio.Event) -> Step:
 
 
 def fails(*errors: Exception) -> Step:
-    """Raises each of `errors` once, in order."""
+    """Return a step that raises each of `errors` once, in order."""
     left = list(errors)
 
     async def fail(services: Services, lease: Lease[Any]) -> None:
@@ -188,7 +188,7 @@ async def test_whatever_a_step_raises_it_is_tried_again(sqlite: Database, steps:
 async def test_a_bug_is_told_without_its_words_and_an_upstreams_reason_with_them(
     sqlite: Database, steps: Steps
 ) -> None:
-    """What an exception of ours says can hold anything; the log has it."""
+    """The text of an internal error can hold anything, so it stands only in the log."""
     steps.does["graph bug"] = fails(*[KeyError("secret")] * 99)
     steps.does["graph hg"] = fails(*[Unavailable("hg", "hg is away", timedelta(minutes=20))] * 99)
     await add_steps(sqlite, lane="graph bug")
@@ -381,18 +381,18 @@ async def test_takes_fresh_work_up_to_its_room(sqlite: Database, steps: Steps) -
     async with working(sqlite, steps, per_lane=2, idle=60) as worker:
         await until(lambda: _is(_active(worker), 1))
         lanes = ("graph x",) * 3 + ("graph y",)
-        fresh: list[Any] = [
+        pieces: list[Any] = [
             PushStep(push_id=1, kind=StepKind.GRAPH, lane=lane, share=f"mc/{number}")
             for number, lane in enumerate(lanes)
         ]
-        taken = worker.preclaim(fresh)
-        assert [fresh.index(item) for item in taken] == [0, 1, 3]
-        assert [item.fencing_token for item in fresh] == [1, 1, 0, 1]
+        taken = worker.preclaim(pieces)
+        assert [pieces.index(item) for item in taken] == [0, 1, 3]
+        assert [item.fencing_token for item in pieces] == [1, 1, 0, 1]
         assert all(item.due_at is not None and item.due_at > now() for item in taken)
-        assert fresh[2].due_at is not None
-        assert fresh[2].due_at <= now()
+        assert pieces[2].due_at is not None
+        assert pieces[2].due_at <= now()
         slow.set()
-    assert worker.preclaim(fresh) == []
+    assert worker.preclaim(pieces) == []
 
 
 async def _active(worker: Worker) -> int:
@@ -422,11 +422,11 @@ async def test_fresh_work_of_another_is_begun_at_once_and_a_hogs_waits_its_turn(
     async with working(sqlite, steps, per_lane=4) as worker:
         await until(lambda: _is(_count(steps), 3))
 
-        def fresh(share: str) -> PushStep:
+        def new_piece(share: str) -> PushStep:
             return PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", share=share)
 
-        assert worker.preclaim([fresh("mc/hog")]) == []
-        other = fresh("r1/dev")
+        assert worker.preclaim([new_piece("mc/hog")]) == []
+        other = new_piece("r1/dev")
         assert worker.preclaim([other]) == [other]
         slow.set()
         await until(lambda: _is(done(sqlite), 20))
@@ -488,7 +488,7 @@ async def _left(worker: Worker) -> int:
 
 
 async def test_long_work_gives_way_between_its_parts(sqlite: Database, steps: Steps) -> None:
-    """As many hogs as slots: who comes after them waits for a part of their work, not for all of it."""
+    """With as many large shares as slots, a later one waits for a part of their work, not for all of it."""
     parts_done: Counter[int] = Counter()
     enough = asyncio.Event()
 

@@ -8,8 +8,8 @@ from tests.service.flow.fake_listeners import Clock
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time of polls and pushes, which stands still unless it is moved."""
-    made = Clock()
+    """Replace the time of polls and pushes by one that stands still unless it is moved."""
+    fake_clock = Clock()
     for module in (poll, push, shift):
-        monkeypatch.setattr(module, "now", made)
-    return made
+        monkeypatch.setattr(module, "now", fake_clock)
+    return fake_clock

@@ -48,9 +48,9 @@ class Polls:
             at = self.clock.at - MINUTE + number * SECOND / 1000
             await add_repository(self.database, alias, **{"due_at": at, "turn": at, "created_at": at, **fields})
 
-    async def renew(self, asked: ShiftRequest, news: list[PollNews]) -> Shift:
+    async def renew(self, request: ShiftRequest, news: list[PollNews]) -> Shift:
         return await self.database.run(
-            lambda connection: shift.renew(connection, self.settings, self.hosts, asked, news)
+            lambda connection: shift.renew(connection, self.settings, self.hosts, request, news)
         )
 
     async def announce(self, *urls: str) -> AnnouncedLeases:
@@ -73,7 +73,7 @@ class Polls:
 
 
 class Listener:
-    """A listener, which tells what a test says that it has polled."""
+    """A listener that reports the polls that a test names."""
 
     def __init__(self, polls: Polls) -> None:
         self._polls = polls
@@ -89,20 +89,20 @@ class Listener:
     ) -> Shift:  # fmt: skip
         """Renew, having polled these; `lost`: the answer does not arrive."""
         named = [(self.leases[alias].id, self.leases[alias].shift) for alias in polled]
-        asked = ShiftRequest(
+        request = ShiftRequest(
             listener=self.id,
             answer=self.answer,
-            polled=[(*each, ago, slowest) for each in named],
+            polled=[(*leased, ago, slowest) for leased in named],
             under_way=[(self.leases[alias].id, self.leases[alias].shift) for alias in under_way],
             polls=len(polled),
             requests=len(polled),
             ends=ends,
         )
-        shift = await self._polls.renew(asked, news or [])
+        shift = await self._polls.renew(request, news or [])
         if lost:
             return shift
         self.shift, self.answer = shift, shift.answer
-        gone = {*polled, *under_way, *(self.alias(each.repository_id) for each in news or [])}
+        gone = {*polled, *under_way, *(self.alias(item.repository_id) for item in news or [])}
         for alias in gone:
             if self.leases[alias].id not in shift.renewed:
                 del self.leases[alias]

@@ -30,7 +30,7 @@ WORKER = {"workerGroup": "g", "workerId": "w"}
 
 
 def slug(name: str) -> str:
-    """A task id that is the same for the same name."""
+    """Return a task id that is the same for the same name."""
     return urlsafe_b64encode(uuid.UUID(bytes=uuid.uuid5(uuid.NAMESPACE_OID, name).bytes, version=4).bytes).decode()[:22]
 
 
@@ -38,13 +38,13 @@ GROUP = slug("group")
 
 
 def definition_of(name: str, dependencies: Iterable[str] = (), **fields: Any) -> Definition:
-    """A definition of project mc, whose dependencies are names."""
+    """Return a definition of project mc; dependencies are names."""
     at = now()
     return {
         "taskQueueId": "sandbox/test",
         "schedulerId": "test",
         "taskGroupId": GROUP,
-        "dependencies": [slug(each) for each in dependencies],
+        "dependencies": [slug(dependency) for dependency in dependencies],
         "created": format_date(at),
         "deadline": format_date(at + timedelta(days=1)),
         "expires": format_date(at + timedelta(days=30)),
@@ -102,7 +102,7 @@ async def action_on(
     return action
 
 
-async def claimed(harness: FlowHarness, model: type[Work] = Action) -> Lease[Any]:
+async def claim_work(harness: FlowHarness, model: type[Work] = Action) -> Lease[Any]:
     """Hold the first piece of that kind of work that is due."""
     async with harness.database.writing() as session:
         lanes = await session.exec(select(model.lane).where(col(model.due_at) <= now()).limit(1))
@@ -111,21 +111,21 @@ async def claimed(harness: FlowHarness, model: type[Work] = Action) -> Lease[Any
 
 
 async def carry_out(harness: FlowHarness, task_id: str, kind: str = "retrigger", **more: Any) -> Action:
-    """An action from its arrival to its end; what became of it."""
+    """Store an action and carry it out; return it as it ended."""
     action = await action_on(harness, task_id, kind, **more)
-    lease = await claimed(harness)
+    lease = await claim_work(harness)
     assert lease.item.id == action.id
     await WORK.run_of(lease.item)(harness.services, lease)
-    return await stored(harness, action)
+    return await reload_action(harness, action)
 
 
-async def stored(harness: FlowHarness, action: Action) -> Action:
+async def reload_action(harness: FlowHarness, action: Action) -> Action:
     async with harness.database.reading() as session:
         return await session.get_one(Action, action.id)
 
 
-async def copies(harness: FlowHarness, action: Action) -> dict[str, str]:
-    """New ids by the names of the tasks that were copied, in the order of the plan."""
+async def read_copies(harness: FlowHarness, action: Action) -> dict[str, str]:
+    """Return the ids of the copies by the names of the originals, in the order of the plan."""
     async with harness.database.reading() as session:
         tasks = await session.exec(
             select(PlannedTask)
@@ -135,7 +135,7 @@ async def copies(harness: FlowHarness, action: Action) -> dict[str, str]:
         return {task.name: task.task_id for task in tasks}
 
 
-async def notices(harness: FlowHarness) -> list[Notice]:
+async def read_notices(harness: FlowHarness) -> list[Notice]:
     async with harness.database.reading() as session:
         return list(await session.exec(select(Notice).order_by(col(Notice.id))))
 
@@ -146,7 +146,7 @@ async def work_until_done(harness: FlowHarness, action: Action, seconds: float =
     running = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(seconds):
-            while (action := await stored(harness, action)).state == State.PENDING:  # noqa: ASYNC110 - in the database
+            while (action := await reload_action(harness, action)).state == State.PENDING:  # noqa: ASYNC110 - in the database
                 await asyncio.sleep(0.02)
     finally:
         worker.stop()
@@ -154,12 +154,12 @@ async def work_until_done(harness: FlowHarness, action: Action, seconds: float =
     return action
 
 
-def moment(text: str) -> datetime:
+def parse_moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
 class Direct:
-    """The sandbox's queue behind our Protocol, without HTTP: for tests of many graphs. Counts calls."""
+    """The sandbox's queue behind the client's Protocol, without HTTP, for tests of many graphs; it counts calls."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
@@ -175,24 +175,24 @@ class Direct:
         return self._found("status", lambda: self._queue.status(task_id)["status"])
 
     async def tasks(self, task_ids: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        answers: dict[str, Any] = {}
         for start in range(0, len(task_ids), 1000):
-            some = {"taskIds": list(task_ids[start : start + 1000])}
-            answer = self._call("tasks", lambda some=some: self._queue.get_tasks(some))  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
-            found |= {each["taskId"]: each["task"] for each in answer["tasks"]}
-        return found
+            body = {"taskIds": list(task_ids[start : start + 1000])}
+            answer = self._call("tasks", lambda body=body: self._queue.get_tasks(body))  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+            answers |= {item["taskId"]: item["task"] for item in answer["tasks"]}
+        return answers
 
     async def statuses(self, task_ids: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        answers: dict[str, Any] = {}
         for start in range(0, len(task_ids), 1000):
-            some = {"taskIds": list(task_ids[start : start + 1000])}
-            answer = self._call("statuses", lambda some=some: self._queue.statuses(some))  # type: ignore[misc]  # likewise
-            found |= {each["taskId"]: each["status"] for each in answer["statuses"]}
-        return found
+            body = {"taskIds": list(task_ids[start : start + 1000])}
+            answer = self._call("statuses", lambda body=body: self._queue.statuses(body))  # type: ignore[misc]  # mypy cannot infer lambdas
+            answers |= {item["taskId"]: item["status"] for item in answer["statuses"]}
+        return answers
 
     async def dependents(self, task_id: str, token: str | None = None, limit: int = 1000) -> Page:
         answer = self._call("dependents", lambda: self._queue.list_dependent_tasks(task_id, None, token, str(limit)))
-        return Page([(each["status"], each["task"]) for each in answer["tasks"]], answer.get("continuationToken"))
+        return Page([(item["status"], item["task"]) for item in answer["tasks"]], answer.get("continuationToken"))
 
     async def group_sealed(self, group_id: str) -> bool:
         return "sealed" in self._call("getTaskGroup", lambda: self._queue.get_task_group(group_id))
@@ -200,8 +200,8 @@ class Direct:
     async def group(self, group_id: str) -> AsyncIterator[list[tuple[Any, Definition]]]:
         token = None
         while True:
-            answer = self._call("group", lambda token=token: self._queue.list_task_group(group_id, None, token))  # type: ignore[misc]  # likewise
-            yield [(each["status"], each["task"]) for each in answer["tasks"]]
+            answer = self._call("group", lambda token=token: self._queue.list_task_group(group_id, None, token))  # type: ignore[misc]  # mypy cannot infer lambdas
+            yield [(item["status"], item["task"]) for item in answer["tasks"]]
             token = answer.get("continuationToken")
             if token is None:
                 return

@@ -1,4 +1,4 @@
-"""What the tests of job reports use: the reporter with real sockets to a queue and two Treeherders of the sandbox."""
+"""Harness of job reports: the reporter with real sockets to a queue and two Treeherders of the sandbox."""
 
 import asyncio
 import json
@@ -33,18 +33,18 @@ from tests.service.harness import ROOT, node, serving
 PREFIX, STAGE = "tc-treeherder", "tc-treeherder-stage"
 PROJECTS = ("mc", "try", "autoland")
 CREDENTIALS = {"client_id": "tc", "secret": "hawk-secret"}
-HEARD = {f"task-{event}" for event in ("defined", "pending", "running", "completed", "failed", "exception")}
-"""The exchanges that the listener binds."""
+BOUND_EXCHANGES = {f"task-{event}" for event in ("defined", "pending", "running", "completed", "failed", "exception")}
+"""Exchanges that the listener binds."""
 WORKER = {"workerGroup": "wg", "workerId": "w1"}
 
 
 def revision(project: str = "mc") -> str:
-    """The tip of the one push that each project has."""
+    """Return the tip of the only push of a project."""
     return node(f"tip of {project}")
 
 
 def resultset(project: str = "mc", tip: str | None = None) -> dict[str, Any]:
-    """A push of one changeset."""
+    """Return a resultset of one changeset."""
     revisions = [
         {
             "revision": tip or revision(project),
@@ -71,7 +71,7 @@ def route(prefix: str = PREFIX, project: str = "mc") -> str:
 
 
 def definition(**changes: Any) -> dict[str, Any]:
-    """A task as `createTask` takes it; shown on both Treeherders unless `routes` say otherwise."""
+    """Return a definition for `createTask`; it is shown on both Treeherders unless `routes` say otherwise."""
     at = changes.pop("at", datetime.now(UTC))
     return {
         "taskQueueId": "prov/linux",
@@ -86,7 +86,7 @@ def definition(**changes: Any) -> dict[str, Any]:
 
 
 def pulse(message: Message) -> TaskEvent:
-    """A message of the sandbox's queue as a listener forwards it."""
+    """Return a message of the sandbox's queue as a listener forwards it."""
     return TaskEvent(
         exchange=message.exchange,
         routing_key=message.routing_key,
@@ -95,8 +95,8 @@ def pulse(message: Message) -> TaskEvent:
     )
 
 
-def implied(task: Task) -> dict[int, tuple[str, str]]:
-    """The jobs that a task's runs imply, by the table of issue and documentation; written down once more here."""
+def expected_jobs(task: Task) -> dict[int, tuple[str, str]]:
+    """Return the jobs that a task's runs imply, by the table of issue and documentation, which is repeated here."""
     runs = task.runs
     if not runs:
         return {0: ("pending", "unknown")}
@@ -137,14 +137,14 @@ class ReportHarness:
     # --- the queue -----------------------------------------------------------------------------------------------
 
     def create(self, **changes: Any) -> str:
-        """Create a task; its id."""
+        """Create a task and return its id."""
         self._serial += 1
-        task_id = slugid(b"newsroom", str(self._serial))
+        task_id = slugid(b"report-harness", str(self._serial))
         self.tc.queue.create_task(task_id, definition(**changes))
         return task_id
 
     def claim(self, task_id: str) -> int:
-        """Claim the pending run; its number."""
+        """Claim the pending run and return its number."""
         run_id = len(self.tc.queue.tasks[task_id].runs) - 1
         self.tc.queue.claim_task(task_id, run_id, WORKER)
         return run_id
@@ -159,25 +159,25 @@ class ReportHarness:
         else:
             self.tc.queue.report_exception(task_id, run_id, {"reason": result})
 
-    def implied(self) -> dict[str, tuple[str, str]]:
-        """The jobs that the queue's own state implies, by run."""
+    def expected_jobs(self) -> dict[str, tuple[str, str]]:
+        """Return the jobs that the state of the queue implies, by run."""
         return {
             f"{task_id}/{run_id}": job
             for task_id, task in self.tc.queue.tasks.items()
-            for run_id, job in implied(task).items()
+            for run_id, job in expected_jobs(task).items()
         }
 
     # --- the service ---------------------------------------------------------------------------------------------
 
     async def take(self, messages: Iterable[Message]) -> list[Verdict]:
-        """Take messages in as one batch."""
+        """Store messages as one batch."""
         judged = [events.judge_event(self.services.settings, pulse(message)) for message in messages]
         async with self.database.writing() as session:
             await events.upsert(session, [row for _, rows in judged for row in rows], now())
         return [verdict for verdict, _ in judged]
 
     async def take_all(self) -> None:
-        """Take in what the queue has published since the last time."""
+        """Store the messages that the queue has published since the last time."""
         messages, self.messages[:] = list(self.messages), []
         await self.take(messages)
 
@@ -195,8 +195,8 @@ class ReportHarness:
             reporter.stop()
             await running
 
-    async def told(self) -> None:
-        """Take in what was published, and report it."""
+    async def deliver_all(self) -> None:
+        """Store published messages, and deliver all reports."""
         await self.take_all()
         await self.report()
 
@@ -212,7 +212,7 @@ class ReportHarness:
             query = select(JobReport).order_by(col(JobReport.task_id), col(JobReport.run_id))
             return list(await session.exec(query))
 
-    async def letters(self) -> list[DeadLetter]:
+    async def dead_letters(self) -> list[DeadLetter]:
         async with self.database.reading() as session:
             return list(await session.exec(select(DeadLetter).order_by(col(DeadLetter.id))))
 
@@ -226,7 +226,7 @@ class ReportHarness:
         }
 
     def job(self, task_id: str, run_id: int = 0, prefix: str = PREFIX) -> dict[str, Any]:
-        """What was posted of a run."""
+        """Return the job that was posted for a run."""
         for (_, guid), job in self.th[prefix].store.jobs.items():
             if (_slug(guid), guid.split("/")[1]) == (task_id, str(run_id)):
                 return job.body
@@ -241,7 +241,7 @@ class ReportHarness:
         return []
 
     def posts(self, prefix: str = PREFIX) -> int:
-        """Requests with jobs that were answered 200."""
+        """Return the number of requests with jobs that were answered 200."""
         return self.th[prefix].counters["POST jobs 200"]
 
 
@@ -262,10 +262,10 @@ FAST = {"gather": 0, "turn": 0.2, "max_pause": 0.2}
 
 
 @asynccontextmanager
-async def newsroom(
+async def open_report_harness(
     database_url: str, reports: dict[str, Any] | None = None, environment: dict[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[ReportHarness]:
-    """The whole of it; `environment` are further settings of both environments."""
+    """Open a harness; `environment` are further settings of both environments."""
     async with AsyncExitStack() as stack:
         tc = taskcluster.Taskcluster([ROOT], claim_wait=0)
         tc_url = await stack.enter_async_context(serving(taskcluster.create_app(tc)))
@@ -293,11 +293,11 @@ async def newsroom(
         }
         database = Database(database_url)
         stack.push_async_callback(database.close)
-        made = await stack.enter_async_context(open_services(Settings(**values), database))
-        harness = ReportHarness(made, tc, states)
+        services = await stack.enter_async_context(open_services(Settings(**values), database))
+        harness = ReportHarness(services, tc, states)
 
         def hear(message: Message) -> None:
-            if message.exchange.rsplit("/", 1)[-1] in HEARD:
+            if message.exchange.rsplit("/", 1)[-1] in BOUND_EXCHANGES:
                 harness.messages.append(message)
 
         tc.queue.listeners.append(hear)

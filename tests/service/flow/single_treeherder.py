@@ -12,16 +12,16 @@ from service.engine.leases import Lease, claim
 from service.flow.pushes.push import store
 from service.flow.pushes.resultset import run as post_resultset
 from service.store.models import Push, PushStep, StepKind
-from tests.service.flow.report_harness import PREFIX, STAGE, ReportHarness, newsroom
+from tests.service.flow.report_harness import PREFIX, STAGE, ReportHarness, open_report_harness
 from tests.service.harness import add_repository, push_event
 
 
 @asynccontextmanager
-async def only_first(database_url: str, **more: Any) -> AsyncIterator[ReportHarness]:
-    """A room in which the second Treeherder is none of ours."""
-    async with newsroom(database_url, **more) as made:
-        made.services.settings.environments[STAGE].jobs = "off"
-        yield made
+async def open_single_treeherder(database_url: str, **more: Any) -> AsyncIterator[ReportHarness]:
+    """Open a harness in which the second Treeherder takes no jobs."""
+    async with open_report_harness(database_url, **more) as harness:
+        harness.services.settings.environments[STAGE].jobs = "off"
+        yield harness
 
 
 async def until(what: Callable[[], bool], seconds: float = 10) -> None:
@@ -34,7 +34,7 @@ OTHER = "c3" * 20
 
 
 async def own_push(harness: ReportHarness, alias: str = "mc") -> tuple[str, str]:
-    """A push of ours whose resultset is not there yet: its revision and revision_hash."""
+    """Store a push whose resultset is not created yet; return its revision and revision_hash."""
     await add_repository(harness.database, alias)
     async with harness.database.writing() as session:
         await store(session, harness.services.settings, [push_event(1, alias=alias)])

@@ -26,26 +26,28 @@ async def monitored(harness: FlowHarness) -> FlowHarness:
 
 @pytest.fixture
 def direct(harness: FlowHarness) -> Direct:
-    """The world's queue without HTTP between."""
-    made = Direct(harness.tc.queue)
-    harness.services.queue = made  # type: ignore[assignment]  # its lists are the Protocol's
-    return made
+    """Replace the client by the queue of the stand-in, without HTTP."""
+    client = Direct(harness.tc.queue)
+    harness.services.queue = client  # type: ignore[assignment]  # its lists are those of the Protocol
+    return client
 
 
 @pytest.fixture
-def parts_of(sqlite: Database) -> Any:
-    def made(queue: Queue) -> Any:
-        chosen = Settings(database_url="sqlite+aiosqlite:///unused")
+def services_with(sqlite: Database) -> Any:
+    """Return a function that opens services with this queue as their Taskcluster, without HTTP."""
+
+    def open_with(queue: Queue) -> Any:
+        values = Settings(database_url="sqlite+aiosqlite:///unused")
         nothing: Any = None
         direct: Any = Direct(queue)
-        return Services(chosen, sqlite, nothing, direct, {}, None, nothing, b"")
+        return Services(values, sqlite, nothing, direct, {}, None, nothing, b"")
 
-    return made
+    return open_with
 
 
 @pytest.fixture
 async def streaming(monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch) -> FlowHarness:
-    """A task that failed, and a dozen that depend on it in two layers, planned in small parts."""
+    """Prepare a failed task with a dozen dependents in two layers, which is planned in small parts."""
     monkeypatch.setattr(retrigger, "FIRST_PART", 3)
     monkeypatch.setattr(retrigger, "PART", 3)
     build(monitored.tc.queue, {"group": [], "a": [], **STREAMED})

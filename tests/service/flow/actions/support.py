@@ -20,24 +20,24 @@ DIAMOND = {"group": [], "a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "other
 
 
 @asynccontextmanager
-async def world_with(sqlite_url: str, **settings: Any) -> AsyncIterator[FlowHarness]:
+async def open_monitored(sqlite_url: str, **settings: Any) -> AsyncIterator[FlowHarness]:
     async with open_harness(sqlite_url, **settings) as harness:
         await harness.add_repository()
         yield harness
 
 
-def there(harness: FlowHarness, task_id: str) -> Definition:
+def existing_task(harness: FlowHarness, task_id: str) -> Definition:
     return harness.tc.queue.task(task_id)
 
 
-def tie(queue: Queue, name: str, needs: str) -> None:
+def add_dependency(queue: Queue, name: str, needs: str) -> None:
     """Let a task need another one, which the real queue would never allow afterwards."""
     task = queue.find(slug(name))
     task.definition = {**task.definition, "dependencies": [*task.definition["dependencies"], slug(needs)]}
     queue.find(slug(needs)).dependents.append(slug(name))
 
 
-async def plan_for(services: Any, queue: Queue, name: str) -> Plan:
+async def plan_retrigger(services: Any, queue: Queue, name: str) -> Plan:
     task_id = slug(name)
     subject = Subject(
         Repository(alias="mc", url="u", host="h", level="1", last_push_id=0),
@@ -49,8 +49,8 @@ async def plan_for(services: Any, queue: Queue, name: str) -> Plan:
     return await retrigger.plan(services, subject, action)
 
 
-async def make_plan(harness: FlowHarness, lease: Lease[Action]) -> list[PlannedTask]:
-    """Plan and store all, and create nothing."""
+async def store_whole_plan(harness: FlowHarness, lease: Lease[Action]) -> list[PlannedTask]:
+    """Plan and store all copies, and create none."""
     planning = retrigger.PlanWriter(harness.services, lease, [])
     async for _ in planning.stored_parts():
         pass

@@ -18,12 +18,12 @@ from tests.service.flow.graph_factory import (
     action_on,
     build,
     carry_out,
-    claimed,
+    claim_work,
     definition_of,
     end,
-    notices,
+    read_notices,
+    reload_action,
     slug,
-    stored,
 )
 from tests.service.harness import FlowHarness
 
@@ -144,13 +144,13 @@ async def test_a_call_that_fails_is_made_again_and_what_we_did_is_done(monitored
     monitored.tc.faults.add(kind, "cancelTask", times=1)
     monitored.settings.taskcluster.timeout = timedelta(seconds=0.3)
     action = await action_on(monitored, slug("a"), "cancel")
-    lease = await claimed(monitored)
+    lease = await claim_work(monitored)
     with pytest.raises(Unavailable):
         await cancel.run(monitored.services, lease)
-    assert (await stored(monitored, action)).state == "pending"
-    lease.item = await stored(monitored, action)  # as the next holder reads it
+    assert (await reload_action(monitored, action)).state == "pending"
+    lease.item = await reload_action(monitored, action)  # as the next holder reads it
     await cancel.run(monitored.services, lease)
-    assert (await stored(monitored, action)).state == "done"
+    assert (await reload_action(monitored, action)).state == "done"
     assert reason_of(monitored, "a") == "canceled"
 
 
@@ -160,4 +160,4 @@ async def test_it_is_rejected_like_every_action_and_shows_no_job(monitored: Flow
         action: Action = await carry_out(monitored, task_id, "cancel", project=project)
         assert action.state == "rejected"
     assert not monitored.tc.queue.find(slug("a")).resolved
-    assert await notices(monitored) == []
+    assert await read_notices(monitored) == []

@@ -11,20 +11,20 @@ from service.flow.actions import retrigger
 from service.flow.actions.copies import MAX_NOTES
 from service.flow.tasks.definition import format_date
 from service.store.models import PlannedTask, Repository
-from tests.service.flow.actions.support import make_plan, there, world_with
+from tests.service.flow.actions.support import existing_task, open_monitored, store_whole_plan
 from tests.service.flow.graph_factory import (
     GROUP,
     WORKER,
     action_on,
     build,
     carry_out,
-    claimed,
-    copies,
+    claim_work,
     definition_of,
     end,
-    moment,
+    parse_moment,
+    read_copies,
+    reload_action,
     slug,
-    stored,
 )
 from tests.service.harness import FlowHarness
 
@@ -32,28 +32,29 @@ from tests.service.harness import FlowHarness
 async def test_the_scheduler_stays_though_it_is_called_like_a_task(monitored: FlowHarness) -> None:
     build(monitored.tc.queue, {"group": [], "a": [], "b": ["a"]}, schedulerId=slug("a"))
     end(monitored.tc.queue, "a")
-    made = await copies(monitored, await carry_out(monitored, slug("a")))
-    assert {there(monitored, each)["schedulerId"] for each in made.values()} == {slug("a")}
+    copy_ids = await read_copies(monitored, await carry_out(monitored, slug("a")))
+    assert {existing_task(monitored, copy_id)["schedulerId"] for copy_id in copy_ids.values()} == {slug("a")}
 
 
 async def test_an_earlier_copy_of_a_task_in_the_plan_is_not_copied_again(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
-    single = await copies(monitored, await carry_out(monitored, slug("b")))  # unscheduled: alone, and still needs a
-    again = await copies(monitored, await carry_out(monitored, single["b"]))  # a copy of the copy
+    # b is unscheduled, so it is copied alone, and its copy still depends on a
+    single = await read_copies(monitored, await carry_out(monitored, slug("b")))
+    again = await read_copies(monitored, await carry_out(monitored, single["b"]))  # a copy of the copy
     end(queue, "a")
     action = await carry_out(monitored, slug("a"))
-    assert list(await copies(monitored, action)) == ["a", "b"]
-    assert {each["task_id"] for each in action.left_out} == {single["b"], again["b"]}
-    assert all("earlier copy" in each["reason"] for each in action.left_out)
+    assert list(await read_copies(monitored, action)) == ["a", "b"]
+    assert {entry["task_id"] for entry in action.left_out} == {single["b"], again["b"]}
+    assert all("earlier copy" in entry["reason"] for entry in action.left_out)
 
 
 async def test_the_copy_of_a_task_that_is_not_in_the_plan_is_copied(sqlite_url: str) -> None:
-    async with world_with(sqlite_url, retrigger_group="same") as harness:
+    async with open_monitored(sqlite_url, retrigger_group="same") as harness:
         queue = harness.tc.queue
         build(queue, {"group": [], "a": [], "x": [], "b": ["a", "x"], "c": ["b"]})
         end(queue, "x")
-        earlier = await copies(harness, await carry_out(harness, slug("x")))
+        earlier = await read_copies(harness, await carry_out(harness, slug("x")))
         queue.claim_task(earlier["x"], 0, WORKER)
         queue.report_completed(earlier["x"], 0)
         end(queue, "a")
@@ -61,7 +62,7 @@ async def test_the_copy_of_a_task_that_is_not_in_the_plan_is_copied(sqlite_url: 
         async with harness.database.reading() as session:
             rows = await session.exec(select(PlannedTask.copy_of).where(PlannedTask.action_id == action.id))
             assert set(rows) == {slug("a"), earlier["b"], earlier["c"]}
-        reasons = {each["task_id"]: each["reason"] for each in action.left_out}
+        reasons = {entry["task_id"]: entry["reason"] for entry in action.left_out}
         assert reasons == {
             slug("b"): f"it needs {slug('x')}, which is failed and not copied",
             slug("c"): "it depends only on tasks that are left out",
@@ -75,8 +76,8 @@ async def test_what_could_never_run_is_left_out(monitored: FlowHarness) -> None:
     end(queue, "a")
     end(queue, "x", "exception")
     action = await carry_out(monitored, slug("a"))
-    assert set(await copies(monitored, action)) == {"a", "any", "c"}
-    reasons = {each["name"]: each["reason"] for each in action.left_out}
+    assert set(await read_copies(monitored, action)) == {"a", "any", "c"}
+    reasons = {entry["name"]: entry["reason"] for entry in action.left_out}
     assert set(reasons) == {"b", "after", "both"}
     assert slug("x") in reasons["b"]
     assert "exception" in reasons["b"]
@@ -89,8 +90,8 @@ async def test_that_the_copy_itself_waits_for_a_failed_task_is_said(monitored: F
     build(queue, {"group": [], "a": [], "b": ["a"]})
     end(queue, "a")
     action = await carry_out(monitored, slug("b"))
-    made = await copies(monitored, action)
-    assert queue.find(made["b"]).state == "unscheduled"
+    copy_ids = await read_copies(monitored, action)
+    assert queue.find(copy_ids["b"]).state == "unscheduled"
     assert slug("a") in action.notes[0]
 
 
@@ -140,22 +141,22 @@ async def test_only_ids_and_dates_of_a_copy_differ(monitored: FlowHarness) -> No
     repository = {"scopes": ["queue:create-task:*", "queue:scheduler-id:*", "queue:route:*"]}
     async with monitored.database.writing() as session:
         (await session.get_one(Repository, 1)).scopes = repository["scopes"]
-    made = await copies(monitored, await carry_out(monitored, a))
-    assert list(made) == ["a", "b"]
-    copy = there(monitored, made["b"])
-    back = json.loads(json.dumps(copy).replace(made["a"], a).replace(made["b"], b))
+    copy_ids = await read_copies(monitored, await carry_out(monitored, a))
+    assert list(copy_ids) == ["a", "b"]
+    copy = existing_task(monitored, copy_ids["b"])
+    back = json.loads(json.dumps(copy).replace(copy_ids["a"], a).replace(copy_ids["b"], b))
     for name in ("created", "deadline", "expires", "taskGroupId"):
         back.pop(name), old.pop(name)
     assert re.search(f"{a}|{b}", json.dumps(copy)) is None
     back["payload"]["artifacts"], old["payload"] = None, {**old["payload"], "artifacts": None}
     assert back == old
     assert copy["payload"]["group"] == GROUP
-    assert copy["taskGroupId"] == made["a"]
-    assert timedelta() <= now() - moment(copy["created"]) < timedelta(minutes=1)
-    assert moment(copy["deadline"]) - moment(copy["created"]) == timedelta(days=1)
-    assert moment(copy["expires"]) - moment(copy["created"]) == timedelta(days=3)
-    artifact = moment(copy["payload"]["artifacts"]["public/x"]["expires"])
-    assert artifact - moment(copy["created"]) == timedelta(days=2)
+    assert copy["taskGroupId"] == copy_ids["a"]
+    assert timedelta() <= now() - parse_moment(copy["created"]) < timedelta(minutes=1)
+    assert parse_moment(copy["deadline"]) - parse_moment(copy["created"]) == timedelta(days=1)
+    assert parse_moment(copy["expires"]) - parse_moment(copy["created"]) == timedelta(days=3)
+    artifact = parse_moment(copy["payload"]["artifacts"]["public/x"]["expires"])
+    assert artifact - parse_moment(copy["created"]) == timedelta(days=2)
 
 
 async def test_a_dependency_that_expires_soon_shortens_the_deadline(monitored: FlowHarness) -> None:
@@ -170,8 +171,8 @@ async def test_a_dependency_that_expires_soon_shortens_the_deadline(monitored: F
     queue.clock.reset()
     action = await carry_out(monitored, slug("a"))
     assert (action.state, action.error) == ("done", None)
-    made = await copies(monitored, action)
-    assert there(monitored, made["a"])["deadline"] == soon
+    copy_ids = await read_copies(monitored, action)
+    assert existing_task(monitored, copy_ids["a"])["deadline"] == soon
     assert any(slug("short") in note for note in action.notes)
 
 
@@ -202,8 +203,8 @@ async def test_dates_that_no_calendar_has_fail_the_action_or_stay_in_artifacts(m
     queue.create_task(slug("task"), definition_of("task", **past))
     task = queue.find(slug("task"))
     task.definition = {**task.definition, "expires": last}
-    made = await copies(monitored, await carry_out(monitored, slug("artifact")))
-    assert there(monitored, made["artifact"])["payload"] == artifacts
+    copy_ids = await read_copies(monitored, await carry_out(monitored, slug("artifact")))
+    assert existing_task(monitored, copy_ids["artifact"])["payload"] == artifacts
     action = await carry_out(monitored, slug("task"))
     assert action.state == "failed"
     assert last in str(action.error)
@@ -215,11 +216,11 @@ async def test_a_definition_from_before_some_fields_were_known_is_completed(moni
     task = queue.find(slug("a"))
     task.definition = {k: v for k, v in task.definition.items() if k not in {"tags", "retries"}}
     action = await action_on(monitored, slug("a"))
-    (planned,) = await make_plan(monitored, lease := await claimed(monitored))
+    (planned,) = await store_whole_plan(monitored, lease := await claim_work(monitored))
     assert planned.definition is not None
     assert (planned.definition["tags"], planned.definition["retries"]) == ({}, 5)
     await retrigger.run(monitored.services, lease)
-    assert (await stored(monitored, action)).state == "done"
+    assert (await reload_action(monitored, action)).state == "done"
 
 
 async def test_a_dependency_that_has_expired_fails_the_action(monitored: FlowHarness) -> None:

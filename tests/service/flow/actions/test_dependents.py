@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from sandbox.taskcluster import Taskcluster
 from service.flow.actions import dependents
 from service.flow.actions.subject import ActionRejectedError
-from tests.service.flow.actions.support import plan_for, there, tie
+from tests.service.flow.actions.support import add_dependency, existing_task, plan_retrigger
 from tests.service.flow.graph_factory import (
     GROUP,
     Direct,
     build,
     carry_out,
-    copies,
     definition_of,
     end,
+    read_copies,
     slug,
 )
 from tests.service.harness import FlowHarness
@@ -32,7 +32,7 @@ async def test_dependents_in_other_groups_are_left_out(monitored: FlowHarness) -
     queue.create_task(slug("foreign"), definition_of("foreign", ["a"], taskGroupId=slug("elsewhere")))
     end(queue, "a")
     action = await carry_out(monitored, slug("a"))
-    assert list(await copies(monitored, action)) == ["a", "b"]
+    assert list(await read_copies(monitored, action)) == ["a", "b"]
     (left,) = action.left_out
     assert left["task_id"] == slug("foreign")
     assert slug("elsewhere") in left["reason"]
@@ -48,12 +48,12 @@ async def test_that_other_groups_were_not_searched_is_said(
     end(queue, "a")
     monkeypatch.setattr(dependents, "WALK_CALLS", 1)
     action = await carry_out(monitored, slug("a"))
-    assert set(await copies(monitored, action)) == {"a", "b", "c"}
-    assert [each["name"] for each in action.left_out] == ["near"], "which the walk came across"
+    assert set(await read_copies(monitored, action)) == {"a", "b", "c"}
+    assert [entry["name"] for entry in action.left_out] == ["near"], "which the walk came across"
     assert any("other task groups were not searched for dependents" in note for note in action.notes)
     monkeypatch.setattr(dependents, "WALK_CALLS", 20)
     action = await carry_out(monitored, slug("a"))
-    assert {each["name"] for each in action.left_out} == {"near", "far"}
+    assert {entry["name"] for entry in action.left_out} == {"near", "far"}
     assert action.notes == []
 
 
@@ -76,7 +76,7 @@ async def test_a_cycle_is_rejected(monitored: FlowHarness, monkeypatch: pytest.M
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": [], "b": ["a"], "c": ["b"], "d": ["c"]})
     end(queue, "a")
-    tie(queue, "b", "d")
+    add_dependency(queue, "b", "d")
     action = await carry_out(monitored, slug("a"))
     assert action.state == "rejected"
     assert "cycle" in str(action.error)
@@ -106,20 +106,20 @@ async def test_a_chain_of_a_thousand(monitored: FlowHarness, direct: Direct) -> 
     end(monitored.tc.queue, "t0")
     action = await carry_out(monitored, slug("t0"))
     assert (action.state, action.error) == ("done", None)
-    made = await copies(monitored, action)
-    assert list(made) == names
+    copy_ids = await read_copies(monitored, action)
+    assert list(copy_ids) == names
     for before, after in itertools.pairwise(names):
-        assert there(monitored, made[after])["dependencies"] == [made[before]]
+        assert existing_task(monitored, copy_ids[after])["dependencies"] == [copy_ids[before]]
     assert sum(direct.calls.values()) <= 1000 + 1 + 30
 
 
 async def test_a_fan_of_five_thousand(harness: FlowHarness, direct: Direct) -> None:
     build(harness.tc.queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(4999)}})
     end(harness.tc.queue, "a")
-    made = await plan_for(harness.services, harness.tc.queue, "a")
-    assert len(made.copies) == 5000
-    assert {copy.definition["dependencies"][0] for copy in made.copies[1:]} == {made.copies[0].new_id}
-    assert len({copy.new_id for copy in made.copies}) == 5000
+    planned = await plan_retrigger(harness.services, harness.tc.queue, "a")
+    assert len(planned.copies) == 5000
+    assert {copy.definition["dependencies"][0] for copy in planned.copies[1:]} == {planned.copies[0].new_id}
+    assert len({copy.new_id for copy in planned.copies}) == 5000
     assert sum(direct.calls.values()) <= 5 + 30
 
 
@@ -127,8 +127,8 @@ async def test_a_wide_graph_that_is_deep_too_fetches_what_it_had_not_kept(harnes
     rows = {f"r{row}-{n}": [f"r{row - 1}-{n}"] if row else ["a"] for row in range(40) for n in range(60)}
     build(harness.tc.queue, {"group": [], "a": [], **rows})
     end(harness.tc.queue, "a")
-    made = await plan_for(harness.services, harness.tc.queue, "a")
-    assert {copy.name for copy in made.copies} == {"a", *rows}
+    planned = await plan_retrigger(harness.services, harness.tc.queue, "a")
+    assert {copy.name for copy in planned.copies} == {"a", *rows}
     assert direct.calls["tasks"] in {1, 2, 3}
     assert sum(direct.calls.values()) <= 3 + 30
 
@@ -150,12 +150,12 @@ def graphs(draw: st.DrawFn) -> dict[str, list[str]]:
 )
 @given(graph=graphs(), data=st.data())
 async def test_exactly_the_dependents_are_copied_in_their_shape(
-    parts_of: Any, graph: dict[str, list[str]], data: Any
+    services_with: Any, graph: dict[str, list[str]], data: Any
 ) -> None:
     queue = Taskcluster().queue
     build(queue, {"group": []})
     for name, dependencies in graph.items():
-        mentions = {"note": " ".join(f"<{slug(each)}>" for each in [*dependencies, name]), "group": GROUP}
+        mentions = {"note": " ".join(f"<{slug(dependency)}>" for dependency in [*dependencies, name]), "group": GROUP}
         queue.create_task(slug(name), definition_of(name, dependencies, payload=mentions))
     failed = data.draw(st.sampled_from(list(graph)))
     needed = {failed}
@@ -173,30 +173,30 @@ async def test_exactly_the_dependents_are_copied_in_their_shape(
             reached.add(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dependents, "WALK_CALLS", data.draw(st.integers(0, 20)))
-        made = await plan_for(parts_of(queue), queue, failed)
+        planned = await plan_retrigger(services_with(queue), queue, failed)
 
-    names = [copy.name for copy in made.copies]
+    names = [copy.name for copy in planned.copies]
     assert set(names) == reached
     assert len(names) == len(reached)
-    new = {copy.name: copy.new_id for copy in made.copies}
+    new = {copy.name: copy.new_id for copy in planned.copies}
     seen: set[str] = set()
-    for copy in made.copies:
-        wanted = [new.get(each, slug(each)) for each in graph[copy.name]]
+    for copy in planned.copies:
+        wanted = [new.get(dependency, slug(dependency)) for dependency in graph[copy.name]]
         assert copy.definition["dependencies"] == wanted
-        assert {each for each in graph[copy.name] if each in new} <= seen, "before what it depends on"
+        assert {dependency for dependency in graph[copy.name] if dependency in new} <= seen, "before what it depends on"
         seen.add(copy.name)
         text = json.dumps(copy.definition)
         assert not any(slug(name) in text for name in reached)
-        note = " ".join(f"<{new.get(each, slug(each))}>" for each in [*graph[copy.name], copy.name])
+        note = " ".join(f"<{new.get(dependency, slug(dependency))}>" for dependency in [*graph[copy.name], copy.name])
         assert copy.definition["payload"] == {"note": note, "group": GROUP}
         queue.create_task(copy.new_id, copy.definition)  # the queue takes them, in this order
     assert {task_id: json.dumps(queue.tasks[task_id].definition) for task_id in before} == before
 
 
-async def test_a_cycle_raises_before_anything_is_computed(parts_of: Any) -> None:
+async def test_a_cycle_raises_before_anything_is_computed(services_with: Any) -> None:
     queue = Taskcluster().queue
     build(queue, {"group": [], "a": [], "b": ["a"]})
     end(queue, "a")
-    tie(queue, "a", "b")
+    add_dependency(queue, "a", "b")
     with pytest.raises(ActionRejectedError, match="cycle"):
-        await asyncio.wait_for(plan_for(parts_of(queue), queue, "a"), 5)
+        await asyncio.wait_for(plan_retrigger(services_with(queue), queue, "a"), 5)

@@ -1,4 +1,4 @@
-"""What others are told of actions: jobs that show failures, and announcements, neither of which holds anything up."""
+"""Notices of actions: jobs that show failures, and announcements, neither of which delays an action."""
 
 import time
 from dataclasses import dataclass, field
@@ -24,20 +24,20 @@ from service.store.models import Action, Notice, PushStep, State, StepKind
 from tests.service.flow.graph_factory import (
     build,
     carry_out,
-    claimed,
-    copies,
+    claim_work,
     definition_of,
     end,
-    notices,
+    read_copies,
+    read_notices,
+    reload_action,
     slug,
-    stored,
 )
 from tests.service.harness import ENVIRONMENT, FlowHarness, node, open_harness, push_event
 
 
 @dataclass
 class Broker:
-    """A publisher that remembers, or cannot."""
+    """A publisher that records messages, or fails."""
 
     away: bool = False
     refuses: bool = False
@@ -56,7 +56,7 @@ class Broker:
 
 @pytest.fixture
 async def pushed(harness: FlowHarness) -> FlowHarness:
-    """A push that Treeherder knows, and a task of it that depends on itself, so that nobody can retrigger it."""
+    """Prepare a push in Treeherder, and tasks of it that depend on themselves, so that no retrigger is possible."""
     await harness.add_repository()
     await harness.store(push_event(1))
     lease = await harness.lease(StepKind.RESULTSET)
@@ -70,8 +70,8 @@ async def pushed(harness: FlowHarness) -> FlowHarness:
     return harness
 
 
-async def told(harness: FlowHarness) -> Lease[Notice]:
-    lease = await claimed(harness, Notice)
+async def send_notice(harness: FlowHarness) -> Lease[Notice]:
+    lease = await claim_work(harness, Notice)
     await notice.run(harness.services, lease)
     return lease
 
@@ -84,8 +84,8 @@ async def test_a_rejected_retrigger_is_a_job_on_the_push_with_the_reason(
     pushed.th.behaviour.year = year
     action = await carry_out(pushed, slug(name))
     assert action.state == "rejected"
-    await told(pushed)
-    (told_of,) = await notices(pushed)
+    await send_notice(pushed)
+    (told_of,) = await read_notices(pushed)
     assert (told_of.state, told_of.error) == ("done", None)
     (job,) = pushed.th.store.jobs.values()
     assert job.push.revision == node("mc 1")
@@ -140,10 +140,10 @@ async def test_a_failed_retrigger_is_shown_and_a_done_one_is_not(pushed: FlowHar
     routes = [f"tc-treeherder.v2.mc.{node('mc 1')}.1", "index.x"]
     queue.create_task(slug("bad"), definition_of("bad", routes=routes))
     assert (await carry_out(pushed, slug("good"))).state == "done"
-    assert await notices(pushed) == []
+    assert await read_notices(pushed) == []
     action = await carry_out(pushed, slug("bad"))
     assert action.state == "failed"
-    await told(pushed)
+    await send_notice(pushed)
     (job,) = pushed.th.store.jobs.values()
     assert "queue:route:index.x" in job.body["artifacts"][0]["blob"]
 
@@ -151,20 +151,20 @@ async def test_a_failed_retrigger_is_shown_and_a_done_one_is_not(pushed: FlowHar
 async def test_a_treeherder_that_is_away_hears_of_it_later_and_once(pushed: FlowHarness) -> None:
     await carry_out(pushed, slug("self"))
     pushed.th.behaviour.fail_after = 1
-    lease = await claimed(pushed, Notice)
+    lease = await claim_work(pushed, Notice)
     with pytest.raises(Unavailable):
         await notice.run(pushed.services, lease)
     await notice.run(pushed.services, lease)
     (job,) = pushed.th.store.jobs.values()
     assert [line[3] for line in job.history] == ["stored", "ignored"]
-    assert (await notices(pushed))[0].state == "done"
+    assert (await read_notices(pushed))[0].state == "done"
 
 
 async def test_a_push_that_is_not_known_yet_is_waited_for(pushed: FlowHarness) -> None:
     routes = [f"tc-treeherder.mc.{'ef' * 20}"]
     pushed.tc.queue.create_task(slug("unknown"), definition_of("unknown", ["unknown"], routes=routes))
     await carry_out(pushed, slug("unknown"))
-    lease = await claimed(pushed, Notice)
+    lease = await claim_work(pushed, Notice)
     with pytest.raises(Unavailable, match="ef" * 20):
         await notice.run(pushed.services, lease)
 
@@ -174,7 +174,7 @@ async def test_no_job_is_posted_before_its_push_for_a_200_alone_proves_nothing(p
     pushed.th.behaviour.unknown_push = "drop"
     await carry_out(pushed, slug(name))
     store, pushed.th.store = pushed.th.store, Store([Project("mc")])
-    lease = await claimed(pushed, Notice)
+    lease = await claim_work(pushed, Notice)
     with pytest.raises(Unavailable, match=node("mc 1")):
         await notice.run(pushed.services, lease)
     assert pushed.th.counters["jobs received"] == 0
@@ -185,11 +185,11 @@ async def test_no_job_is_posted_before_its_push_for_a_200_alone_proves_nothing(p
 
 async def test_a_job_that_is_refused_for_good_becomes_a_dead_letter(pushed: FlowHarness) -> None:
     await carry_out(pushed, slug("self"))
-    (before,) = await notices(pushed)
+    (before,) = await read_notices(pushed)
     pushed.th.behaviour.refuse_jobs = frozenset({before.body["job"]["job_guid"]})
     with capture_logs() as logs:
-        await told(pushed)
-    (after,) = await notices(pushed)
+        await send_notice(pushed)
+    (after,) = await read_notices(pushed)
     (letter,) = await pushed.letters()
     assert (letter.kind, letter.notice_id, after.state, after.due_at) == ("notice", after.id, "failed", None)
     assert "400" in letter.reason
@@ -210,7 +210,7 @@ async def test_a_failure_takes_a_request_of_the_budget_that_reports_have(pushed:
             return bucket.tokens
 
     await carry_out(pushed, slug("self"))
-    lease = await claimed(pushed, Notice)
+    lease = await claim_work(pushed, Notice)
     await left(blocked=now() + timedelta(minutes=5))
     with pytest.raises(Unavailable) as away:
         await notice.run(pushed.services, lease)
@@ -234,27 +234,27 @@ async def test_where_jobs_are_off_nothing_is_shown(sqlite_url: str) -> None:
         await harness.add_repository()
         build(harness.tc.queue, {"group": [], "self": ["self"]})
         assert (await carry_out(harness, slug("self"))).state == "rejected"
-        assert await notices(harness) == []
+        assert await read_notices(harness) == []
 
 
 async def test_a_buried_action_is_shown_and_one_taken_up_again_no_longer(pushed: FlowHarness) -> None:
     await carry_out(pushed, slug("self"))
-    (before,) = await notices(pushed)
+    (before,) = await read_notices(pushed)
     async with pushed.database.writing() as session:
         action = await session.get_one(Action, before.action_id)
         action.state, action.due_at, action.since = State.PENDING, before.since, before.since.replace(year=2020)
         action.attempts = 99
-    lease = await claimed(pushed)
+    lease = await claim_work(pushed)
     await lease.retry("Taskcluster is away")
-    action = await stored(pushed, lease.item)
+    action = await reload_action(pushed, lease.item)
     assert action.state == "failed"
-    assert len(await notices(pushed)) == 2
+    assert len(await read_notices(pushed)) == 2
     letters = await pushed.letters()
     assert [(letter.kind, letter.action_id) for letter in letters] == [("action", action.id)]
     async with pushed.database.writing() as session:
         (await session.get_one(Action, action.id)).state = State.PENDING
-    await told(pushed)
-    assert (await notices(pushed))[0].state == "skipped"
+    await send_notice(pushed)
+    assert (await read_notices(pushed))[0].state == "skipped"
     assert not pushed.th.store.jobs
 
 
@@ -268,20 +268,20 @@ async def test_a_retrigger_is_announced_on_pulse_once_it_is_done(harness: FlowHa
     harness.services.publisher = broker = Broker(away=True)
     action = await carry_out(harness, slug("a"))
     assert action.state == "done", "the announcement holds nothing up"
-    lease = await claimed(harness, Notice)
+    lease = await claim_work(harness, Notice)
     with pytest.raises(Unavailable):
         await notice.run(harness.services, lease)
     broker.away = False
     await notice.run(harness.services, lease)
-    made = await copies(harness, action)
+    copy_ids = await read_copies(harness, action)
     message = {
         "requester": "sheriff@example.com",
-        "taskGroupId": made["a"],
+        "taskGroupId": copy_ids["a"],
         "taskId": slug("a"),
-        "newTaskId": made["a"],
+        "newTaskId": copy_ids["a"],
     }
     assert broker.published == [("v1/retrigger", slug("a"), message)]
-    assert (await notices(harness))[0].state == "done"
+    assert (await read_notices(harness))[0].state == "done"
 
 
 async def test_an_announcement_that_the_broker_refuses_for_good_becomes_a_dead_letter(harness: FlowHarness) -> None:
@@ -289,7 +289,7 @@ async def test_an_announcement_that_the_broker_refuses_for_good_becomes_a_dead_l
     build(harness.tc.queue, {"a": []})
     harness.services.publisher = Broker(refuses=True)
     await carry_out(harness, slug("a"))
-    await told(harness)
+    await send_notice(harness)
     assert [(letter.kind, letter.reason) for letter in await harness.letters()] == [("notice", "too large")]
 
 

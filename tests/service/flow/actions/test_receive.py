@@ -58,7 +58,7 @@ def new_uuid() -> str:
 
 @dataclass
 class Channel:
-    """What the broker knows: whether it is open, and what it sent on it and was not acknowledged, in order."""
+    """A channel as the broker sees it: open or not, and the unacknowledged messages in order."""
 
     id: str = field(default_factory=new_uuid)
     open: bool = True
@@ -117,10 +117,10 @@ class Play:
         self.arrived: dict[str, int] = {}  # the press of each delivery that the service has
         self.taken: set[str] = set()  # deliveries whose acknowledgement the broker has
         self.reported: set[str] = set()  # and of which the service knows
-        self.told: list[str] = []
+        self.story: list[str] = []
 
     def tell(self, *words: Any) -> None:
-        self.told.append(f"{self.time - 1_700_000_000:.1f} " + " ".join(map(str, words)))
+        self.story.append(f"{self.time - 1_700_000_000:.1f} " + " ".join(map(str, words)))
 
     # the broker
 
@@ -137,20 +137,20 @@ class Play:
 
     def take_acknowledgements(self, listener: Listener) -> None:
         if listener.channel.open:
-            for each in listener.acknowledging:
-                listener.channel.unacknowledged.remove(each.press)
-                self.taken.add(each.key)
-            listener.confirmed += [each.key for each in listener.acknowledging]
+            for read in listener.acknowledging:
+                listener.channel.unacknowledged.remove(read.press)
+                self.taken.add(read.key)
+            listener.confirmed += [read.key for read in listener.acknowledging]
         listener.acknowledging = []
 
     def cut(self, listener: Listener) -> None:
-        """The broker gives the channel up; the listener need not notice."""
+        """Let the broker close the channel; the listener need not notice."""
         listener.channel.open = False
         self.queue.extendleft((press, True) for press in reversed(listener.channel.unacknowledged))
         self.tell("cut", listener.number)
 
     def cut_after_acknowledgements(self, listener: Listener) -> None:
-        """The broker has taken them, and the listener never learns of it."""
+        """Let the broker take acknowledgements, of which the listener never learns."""
         confirmed = list(listener.confirmed)
         self.take_acknowledgements(listener)
         listener.confirmed = confirmed
@@ -175,24 +175,24 @@ class Play:
         size = self.chance.randint(0, len(listener.read))
         listener.batch, listener.read = listener.read[:size], listener.read[size:]
         listener.checked = True
-        self.tell("check", listener.number, [each.press for each in listener.batch])
+        self.tell("check", listener.number, [read.press for read in listener.batch])
 
     def send(self, listener: Listener) -> None:
         """Once, or again while nobody knows whether it arrived."""
         self.requests.append(Request(listener, list(listener.batch), list(listener.confirmed)))
-        self.tell("send", [each.press for each in listener.batch], "from", listener.number)
+        self.tell("send", [read.press for read in listener.batch], "from", listener.number)
 
     async def arrive(self, request: Request, *, heard: bool) -> None:
         self.requests.remove(request)
         listener = request.listener
         arrivals = [
-            job_action(message(each.key, listener.channel.id, each.redelivered, each.stamp)) for each in request.batch
+            job_action(message(read.key, listener.channel.id, read.redelivered, read.stamp)) for read in request.batch
         ]
         async with self.database.writing() as session:
             verdicts, _ = await store(session, arrivals, request.acknowledged)
-        said = [(each.press, verdict.verdict) for each, verdict in zip(request.batch, verdicts, strict=True)]
+        said = [(read.press, verdict.verdict) for read, verdict in zip(request.batch, verdicts, strict=True)]
         self.tell("from", listener.number, said, len(request.acknowledged), "acknowledged", "heard" * heard)
-        self.arrived |= {each.key: each.press for each in request.batch}
+        self.arrived |= {read.key: read.press for read in request.batch}
         self.reported |= set(request.acknowledged)
         await self.expect()
         if heard and listener.alive and listener.checked and listener.batch == request.batch:
@@ -206,7 +206,7 @@ class Play:
         self.reconnect(listener)
 
     def reconnect(self, listener: Listener) -> None:
-        """What was read is dropped, for the broker brings it again. The one with the new channel has another number."""
+        """Drop what was read, because the broker delivers it again; the listener gets another number."""
         listener.alive = False
         self.connect()
         self.tell("reconnect", listener.number, "as", len(self.listeners) - 1)
@@ -217,7 +217,7 @@ class Play:
         async with self.database.reading() as session:
             actions = set(await session.exec(select(Action.id)))
             listed = dict((await session.exec(select(Delivery.key, Delivery.action_id))).all())
-        story = "\n".join(self.told)
+        story = "\n".join(self.story)
         assert len(actions) <= len(set(self.arrived.values())), f"an action too many\n{story}"
         assert listed.keys() == self.arrived.keys(), story
         assert set(listed.values()) == actions, f"a delivery is on no action, or an action has none\n{story}"
@@ -226,7 +226,7 @@ class Play:
         await self.expect()
         async with self.database.reading() as session:
             actions = (await session.exec(select(func.count()).select_from(Action))).one()
-        story = "\n".join(self.told)
+        story = "\n".join(self.story)
         assert set(self.arrived.values()) == set(range(1, self.presses + 1)), f"a press is not listed\n{story}"
         lost = len(self.taken - self.reported)
         assert self.presses - lost <= actions, f"{actions} actions, {lost} acknowledgements lost\n{story}"
@@ -234,25 +234,25 @@ class Play:
     # what can happen
 
     def can(self) -> list[list[Callable[[], Any]]]:
-        living = [each for each in self.listeners if each.alive]
-        opened = [each for each in living if each.channel.open]
-        broken = [each for each in opened if each.channel.unacknowledged] if len(self.listeners) < 8 else []
+        living = [listener for listener in self.listeners if listener.alive]
+        opened = [listener for listener in living if listener.channel.open]
+        broken = [listener for listener in opened if listener.channel.unacknowledged] if len(self.listeners) < 8 else []
 
         def of(do: Callable[[Listener], Any], listeners: Iterable[Listener]) -> list[Callable[[], Any]]:
-            return [partial(do, each) for each in listeners]
+            return [partial(do, listener) for listener in listeners]
 
         kinds: list[list[Callable[[], Any]]] = [
             [self.press] if self.presses < self.most else [],
             of(self.deliver, opened) if self.queue else [],
-            of(self.read, [each for each in living if each.socket]),
-            of(self.check, [each for each in living if each.read and not each.checked]),
-            of(self.check, [each for each in living if each.acknowledging and not each.checked]),
-            of(self.send, [each for each in living if each.checked]) if len(self.requests) < 5 else [],
-            [partial(self.arrive, each, heard=True) for each in self.requests],
-            [partial(self.arrive, each, heard=False) for each in self.requests],
-            of(self.take_acknowledgements, [each for each in living if each.acknowledging]),
+            of(self.read, [listener for listener in living if listener.socket]),
+            of(self.check, [listener for listener in living if listener.read and not listener.checked]),
+            of(self.check, [listener for listener in living if listener.acknowledging and not listener.checked]),
+            of(self.send, [listener for listener in living if listener.checked]) if len(self.requests) < 5 else [],
+            [partial(self.arrive, request, heard=True) for request in self.requests],
+            [partial(self.arrive, request, heard=False) for request in self.requests],
+            of(self.take_acknowledgements, [listener for listener in living if listener.acknowledging]),
             of(self.cut, broken),
-            of(self.cut_after_acknowledgements, [each for each in broken if each.acknowledging]),
+            of(self.cut_after_acknowledgements, [listener for listener in broken if listener.acknowledging]),
             of(self.kill, broken),
         ]
         return [kind for kind in kinds if kind]
@@ -265,11 +265,11 @@ class Play:
                 await done
 
     async def end(self) -> None:
-        """All that still can is brought to an end."""
+        """Bring everything to an end that still can be."""
         for request in list(self.requests):
             await self.arrive(request, heard=False)
-        while self.queue or any(self._busy(each) for each in self.listeners if each.alive):
-            for listener in [each for each in self.listeners if each.alive]:
+        while self.queue or any(self._busy(listener) for listener in self.listeners if listener.alive):
+            for listener in [listener for listener in self.listeners if listener.alive]:
                 while listener.socket:
                     self.read(listener)
                 if not listener.checked:
@@ -279,7 +279,11 @@ class Play:
                     await self.arrive(self.requests[-1], heard=True)
             self.time += 1
             if self.queue:
-                self.deliver(self.chance.choice([each for each in self.listeners if each.alive and each.channel.open]))
+                self.deliver(
+                    self.chance.choice(
+                        [listener for listener in self.listeners if listener.alive and listener.channel.open]
+                    )
+                )
 
     @staticmethod
     def _busy(listener: Listener) -> bool:
@@ -348,14 +352,16 @@ def key(channel: str, number: int) -> str:
 
 async def take(database: Database, channel: str, numbers: range, acknowledged: Iterable[str] = ()) -> int:
     """Take a batch of equal presses, redelivered unless the channel is `first`; how many actions it made."""
-    arrivals = [job_action(message(key(channel, each), key(channel, -1), channel != "first", 1.0)) for each in numbers]
+    arrivals = [
+        job_action(message(key(channel, number), key(channel, -1), channel != "first", 1.0)) for number in numbers
+    ]
     async with database.writing() as session:
         _, actions = await store(session, arrivals, list(acknowledged))
         return len(actions)
 
 
 async def test_what_is_read_for_a_batch_does_not_grow_with_the_presses_before(sqlite: Database) -> None:
-    """A hostile publisher can send as many as it likes: once they are acknowledged, nothing is to be told of them."""
+    """A hostile publisher can send any number of presses; after acknowledgement, none of them has to be read again."""
     loaded: list[Delivery] = []
 
     def note(delivery: Delivery, _: Any) -> None:
@@ -385,13 +391,13 @@ async def test_presses_that_are_redelivered_again_and_again_are_spread_over_thei
 
 
 async def test_no_lookup_of_deliveries_scans_the_table(database: Database) -> None:
-    asked: list[tuple[str, Any]] = []
+    statements: list[tuple[str, Any]] = []
     engine = database.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
+    event.listen(engine, "before_cursor_execute", lambda *args: statements.append((args[2], args[3])))
     await take(database, "first", range(3))
-    asked.clear()
+    statements.clear()
     await take(database, "second", range(3), [key("first", 1)])
-    lookups = [(statement, values) for statement, values in asked if "FROM delivery" in statement]
+    lookups = [(statement, values) for statement, values in statements if "FROM delivery" in statement]
     assert len(lookups) == 3
     explain = "EXPLAIN QUERY PLAN" if database.sqlite else "EXPLAIN"
     async with database.engine.connect() as connection:
@@ -408,7 +414,7 @@ async def test_no_lookup_of_deliveries_scans_the_table(database: Database) -> No
 
 
 async def test_what_has_become_too_old_to_be_matched_makes_no_action(database: Database) -> None:
-    """A delivery that leaves the count takes its pair with it: what is left of that was no press of its own."""
+    """A delivery that becomes too old leaves the count together with its pair, which was no press of its own."""
     assert await take(database, "first", range(1)) == 1
     assert await take(database, "second", range(1)) == 0
     async with database.writing() as session:

@@ -1,4 +1,4 @@
-"""Retriggers: what is copied, how the copies look, and what becomes of them when Taskcluster does not play along."""
+"""Retriggers: refusals and failures of Taskcluster, restarts, and plans that are built while they are carried out."""
 
 import asyncio
 import itertools
@@ -20,20 +20,20 @@ from service.flow.tasks.ids import copy_ids
 from service.settings import TaskclusterSettings
 from service.store.models import Action, PlannedTask, Repository
 from tests.service.engine.test_worker import until
-from tests.service.flow.actions.support import DIAMOND, STREAMED, make_plan, there, world_with
+from tests.service.flow.actions.support import DIAMOND, STREAMED, existing_task, open_monitored, store_whole_plan
 from tests.service.flow.graph_factory import (
     GROUP,
     Definition,
     action_on,
     build,
     carry_out,
-    claimed,
-    copies,
+    claim_work,
     definition_of,
     end,
-    moment,
+    parse_moment,
+    read_copies,
+    reload_action,
     slug,
-    stored,
     work_until_done,
 )
 from tests.service.harness import FlowHarness
@@ -45,15 +45,15 @@ async def test_a_group_that_is_sealed_after_the_plan_was_made_is_planned_anew(mo
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
-    lease = await claimed(monitored)
-    planned = await make_plan(monitored, lease)
+    lease = await claim_work(monitored)
+    planned = await store_whole_plan(monitored, lease)
     queue.seal_task_group(GROUP)
     await retrigger.run(monitored.services, lease)
-    action = await stored(monitored, action)
+    action = await reload_action(monitored, action)
     assert (action.state, action.plan_attempt) == ("done", 1)
-    made = await copies(monitored, action)
-    assert made["a"] != planned[0].task_id
-    assert there(monitored, made["a"])["taskGroupId"] == made["a"]
+    new_ids = await read_copies(monitored, action)
+    assert new_ids["a"] != planned[0].task_id
+    assert existing_task(monitored, new_ids["a"])["taskGroupId"] == new_ids["a"]
     assert len(queue.tasks) == 3
 
 
@@ -94,13 +94,13 @@ async def test_a_missing_scope_is_named_and_what_was_made_is_cancelled(monitored
     end(queue, "a")
     action = await carry_out(monitored, slug("a"))
     assert action.state == "failed"
-    made = await copies(monitored, action)
+    new_ids = await read_copies(monitored, action)
     for word in ("403", "queue:route:index.secret.thing", "its route", "refuses task c "):
         assert word in str(action.error), action.error
     assert "```" not in str(action.error)
-    assert made["c"] not in queue.tasks
-    assert made["a"] in queue.tasks
-    states = {name: queue.tasks[task_id].runs[-1]["reasonResolved"] for name, task_id in made.items() if name != "c"}
+    assert new_ids["c"] not in queue.tasks
+    assert new_ids["a"] in queue.tasks
+    states = {name: queue.tasks[task_id].runs[-1]["reasonResolved"] for name, task_id in new_ids.items() if name != "c"}
     assert set(states.values()) == {"canceled"}
 
 
@@ -125,13 +125,13 @@ async def test_what_was_made_without_an_answer_is_listed_as_made(
     async with monitored.database.reading() as session:
         rows = await session.exec(select(PlannedTask.name, PlannedTask.created))
         assert dict(rows.all()) == {"a": True, "b": True, "c": False}
-    made = await copies(monitored, action)
-    assert {queue.find(made[name]).runs[-1]["reasonResolved"] for name in ("a", "b")} == {"canceled"}
+    new_ids = await read_copies(monitored, action)
+    assert {queue.find(new_ids[name]).runs[-1]["reasonResolved"] for name in ("a", "b")} == {"canceled"}
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp, of any megabyte
 async def test_a_copy_that_is_too_large_to_be_sent_fails_the_action(monitored: FlowHarness) -> None:
-    """What is no ASCII is sent as escapes, so a copy can be too large of what the queue once took."""
+    """Non-ASCII text is sent as escapes, so the copy of a task that the queue took can be too large."""
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     queue.create_task(slug("b"), definition_of("b", ["a"], payload={"text": "\u4e2d" * 1_750_000}))
@@ -140,19 +140,19 @@ async def test_a_copy_that_is_too_large_to_be_sent_fails_the_action(monitored: F
     assert action.state == "failed"
     assert "refuses task b" in str(action.error)
     assert "10,485,760 bytes at most" in str(action.error)
-    made = await copies(monitored, action)
-    assert queue.find(made["a"]).runs[-1]["reasonResolved"] == "canceled"
+    new_ids = await read_copies(monitored, action)
+    assert queue.find(new_ids["a"]).runs[-1]["reasonResolved"] == "canceled"
 
 
 async def test_a_task_that_stands_under_a_planned_id_and_is_not_ours_fails_the_action(monitored: FlowHarness) -> None:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
-    lease = await claimed(monitored)
-    planned = await make_plan(monitored, lease)
+    lease = await claim_work(monitored)
+    planned = await store_whole_plan(monitored, lease)
     queue.create_task(planned[0].task_id, definition_of("foreign", routes=["index.mallory"]))
     await retrigger.run(monitored.services, lease)
-    action = await stored(monitored, action)
+    action = await reload_action(monitored, action)
     assert action.state == "failed"
     assert "a task that this service did not make has the id that was planned for a" in str(action.error)
     assert "its routes are not the plan's" in str(action.error)
@@ -171,7 +171,7 @@ async def test_whatever_call_fails_for_a_while_it_is_carried_out_once(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
 ) -> None:
     monkeypatch.setattr(dependents, "WALK_CALLS", 1 if method in {"listTaskGroup", "tasks"} else 20)
-    async with world_with(sqlite_url, work=WORK) as harness:
+    async with open_monitored(sqlite_url, work=WORK) as harness:
         queue = harness.tc.queue
         graph = {"group": [], "outside": [], "a": ["outside"]}
         if method != "getTaskGroup":
@@ -186,7 +186,8 @@ async def test_whatever_call_fails_for_a_while_it_is_carried_out_once(
         assert fault.left == 0, "the call that was to fail was never made"
         assert len(queue.tasks) == len(graph) + len(graph) - 2
         assert all(
-            queue.find(task_id).runs == [] or name == "a" for name, task_id in (await copies(harness, action)).items()
+            queue.find(task_id).runs == [] or name == "a"
+            for name, task_id in (await read_copies(harness, action)).items()
         )
 
 
@@ -219,17 +220,17 @@ async def test_an_answer_that_is_no_task_postpones_it(
     end(queue, "a")
     task, whole = queue.find(slug(name)), Task.status
     if odd in ODD_STATUSES:
-        monkeypatch.setattr(Task, "status", lambda each: whole(each) | (odd if each is task else {}))
+        monkeypatch.setattr(Task, "status", lambda other: whole(other) | (odd if other is task else {}))
     else:
         task.definition = task.definition | odd
     await action_on(monitored, slug("a"))
-    lease = await claimed(monitored)
+    lease = await claim_work(monitored)
     with pytest.raises(Unavailable, match="Taskcluster's answer has"):
         await retrigger.run(monitored.services, lease)
 
 
 async def test_many_throttled_calls_do_not_make_the_waits_long(sqlite_url: str) -> None:
-    async with world_with(sqlite_url, work={**WORK, "max_retry": 600}) as harness:
+    async with open_monitored(sqlite_url, work={**WORK, "max_retry": 600}) as harness:
         build(harness.tc.queue, {"group": [], "a": [], **{f"t{n}": ["a"] for n in range(60)}})
         end(harness.tc.queue, "a")
         harness.tc.faults.add("throttle", "createTask", probability=0.6)
@@ -239,7 +240,7 @@ async def test_many_throttled_calls_do_not_make_the_waits_long(sqlite_url: str) 
 
 
 async def test_how_long_taskcluster_asks_to_be_left_alone_is_obeyed(sqlite_url: str) -> None:
-    async with world_with(sqlite_url, work=WORK) as harness:
+    async with open_monitored(sqlite_url, work=WORK) as harness:
         build(harness.tc.queue, {"group": [], "a": []})
         harness.tc.faults.add("throttle", "createTask", retry_after=600)
         action = await action_on(harness, slug("a"))
@@ -247,12 +248,12 @@ async def test_how_long_taskcluster_asks_to_be_left_alone_is_obeyed(sqlite_url: 
         running = asyncio.create_task(worker.run())
 
         async def is_postponed() -> bool:
-            return (await stored(harness, action)).error is not None
+            return (await reload_action(harness, action)).error is not None
 
         await until(is_postponed)
         worker.stop()
         await running
-        action = await stored(harness, action)
+        action = await reload_action(harness, action)
         assert action.due_at is not None
         assert action.due_at - now() > timedelta(minutes=9)
         assert harness.tc.journal.calls["createTask"] == 1
@@ -263,16 +264,16 @@ async def test_a_restart_goes_on_with_the_stored_plan(monitored: FlowHarness) ->
     build(queue, DIAMOND)
     end(queue, "a")
     action = await action_on(monitored, slug("a"))
-    lease = await claimed(monitored)
-    planned = [task.task_id for task in await make_plan(monitored, lease)]
+    lease = await claim_work(monitored)
+    planned = [task.task_id for task in await store_whole_plan(monitored, lease)]
     monitored.tc.faults.add("after", "createTask", times=1)
     with pytest.raises(Unavailable):
         await retrigger.run(monitored.services, lease)
     build(queue, {"late": ["a"]})  # came too late for the plan
     await retrigger.run(monitored.services, lease)
-    action = await stored(monitored, action)
+    action = await reload_action(monitored, action)
     assert action.state == "done"
-    assert list((await copies(monitored, action)).values()) == planned
+    assert list((await read_copies(monitored, action)).values()) == planned
     assert len(queue.tasks) == len(DIAMOND) + 1 + 4
 
 
@@ -284,17 +285,17 @@ async def test_a_late_restart_stamps_anew_only_what_is_not_there(
     end(queue, "x", "completed")
     end(queue, "a")
     action = await action_on(monitored, slug("a"))
-    lease = await claimed(monitored)
-    first, second = await make_plan(monitored, lease)
+    lease = await claim_work(monitored)
+    first, second = await store_whole_plan(monitored, lease)
     assert first.definition is not None
     queue.create_task(first.task_id, first.definition)
     queue.clock.advance(3600)
     real = now()
     monkeypatch.setattr(create, "now", lambda: real + timedelta(hours=1))
     await retrigger.run(monitored.services, lease)
-    assert (await stored(monitored, action)).state == "done"
+    assert (await reload_action(monitored, action)).state == "done"
     assert queue.task(first.task_id)["created"] == first.definition["created"]
-    assert moment(queue.task(second.task_id)["created"]) >= real + timedelta(minutes=59)
+    assert parse_moment(queue.task(second.task_id)["created"]) >= real + timedelta(minutes=59)
 
 
 async def test_scopes_are_the_projects_and_what_is_no_ascii_is_left_out(monitored: FlowHarness) -> None:
@@ -317,12 +318,12 @@ async def test_a_repository_that_is_disabled_meanwhile_stops_the_plan(monitored:
     queue = monitored.tc.queue
     build(queue, {"group": [], "a": []})
     action = await action_on(monitored, slug("a"))
-    lease = await claimed(monitored)
-    await make_plan(monitored, lease)
+    lease = await claim_work(monitored)
+    await store_whole_plan(monitored, lease)
     async with monitored.database.writing() as session:
         (await session.get_one(Repository, 1)).enabled = False
     await retrigger.run(monitored.services, lease)
-    action = await stored(monitored, action)
+    action = await reload_action(monitored, action)
     assert action.state == "failed"
     assert "disabled" in str(action.error)
     assert len(queue.tasks) == 2
@@ -330,7 +331,7 @@ async def test_a_repository_that_is_disabled_meanwhile_stops_the_plan(monitored:
 
 async def test_reads_that_are_not_allowed_fail_readably(sqlite_url: str) -> None:
     client = Client("poor", "poor-token", ("queue:get-task:*", "queue:status:*"))
-    async with world_with(sqlite_url) as harness:
+    async with open_monitored(sqlite_url) as harness:
         build(harness.tc.queue, {"group": [], "a": []})
         end(harness.tc.queue, "a")
         harness.tc.auth.add_client(client.client_id, client.access_token, client.scopes)
@@ -369,7 +370,7 @@ async def test_the_first_copy_is_created_while_the_others_are_looked_for(
     monkeypatch.setattr(streaming.services.queue, "dependents", wait_for_the_copy)
     action = await carry_out(streaming, slug("a"))
     assert (action.state, action.error) == ("done", None)
-    assert set(await copies(streaming, action)) == {"a", *STREAMED}
+    assert set(await read_copies(streaming, action)) == {"a", *STREAMED}
 
 
 async def _is(value: bool) -> bool:
@@ -399,7 +400,7 @@ async def test_what_is_created_was_stored_before(streaming: FlowHarness, monkeyp
 
     async def look(task_id: str, definition: Definition, scopes: list[str]) -> Any:
         rows = {task.task_id: task.definition for task in await streaming.planned()}
-        planned.append(len([each for each in rows.values() if each is not None]))
+        planned.append(len([copy_id for copy_id in rows.values() if copy_id is not None]))
         assert rows[task_id] == definition
         return await create_task(task_id, definition, scopes)
 
@@ -437,7 +438,7 @@ class Crash:
 async def test_a_crash_at_any_point_goes_on_with_the_same_tasks(
     streaming: FlowHarness, monkeypatch: pytest.MonkeyPatch, where: str, at: int, after: bool
 ) -> None:
-    """The parts: the first copy, the outline, and three times definitions."""
+    """Crash at each part of the plan: the first copy, the outline, and three parts of definitions."""
     queue = streaming.tc.queue
     crash = Crash(at, after=after)
     with pytest.MonkeyPatch.context() as patch:
@@ -447,35 +448,35 @@ async def test_a_crash_at_any_point_goes_on_with_the_same_tasks(
         else:
             patch.setattr(streaming.services.queue, "create_task", crash(streaming.services.queue.create_task))
         action = await action_on(streaming, slug("a"))
-        crash.running = asyncio.create_task(retrigger.run(streaming.services, await claimed(streaming)))
+        crash.running = asyncio.create_task(retrigger.run(streaming.services, await claim_work(streaming)))
         with pytest.raises(asyncio.CancelledError):
             await crash.running
     before = {task.task_id: task.definition for task in await streaming.planned()}
-    outlined = (await stored(streaming, action)).planned_at is not None
-    there = {task_id: task.definition for task_id, task in queue.tasks.items()}
+    outlined = (await reload_action(streaming, action)).planned_at is not None
+    existing = {task_id: task.definition for task_id, task in queue.tasks.items()}
     build(queue, {"late": ["a"]})
     async with streaming.database.writing() as session:
         await session.exec(update(Action).values(due_at=now()))
-    await retrigger.run(streaming.services, await claimed(streaming))
-    action = await stored(streaming, action)
+    await retrigger.run(streaming.services, await claim_work(streaming))
+    action = await reload_action(streaming, action)
     assert (action.state, action.error) == ("done", None)
 
-    made = await copies(streaming, action)
+    new_ids = await read_copies(streaming, action)
     names = {"a", *STREAMED} | (set() if outlined else {"late"})
     new_id = copy_ids(streaming.services.secret, action, 0)
-    assert made == {name: new_id(slug(name)) for name in made}
-    assert set(made) == names
+    assert new_ids == {name: new_id(slug(name)) for name in new_ids}
+    assert set(new_ids) == names
     rows = await streaming.planned()
     assert [task.position for task in rows] == list(range(len(names)))
     assert all(task.created and not task.adopted for task in rows)
     assert {task.task_id: queue.task(task.task_id) for task in rows} == {task.task_id: task.definition for task in rows}
     for task in rows:
         assert before.get(task.task_id) is None or before[task.task_id] == task.definition
-    assert set(queue.tasks) == there.keys() | {slug("late")} | set(made.values())
-    shape = {name: queue.task(task_id)["dependencies"] for name, task_id in made.items()}
+    assert set(queue.tasks) == existing.keys() | {slug("late")} | set(new_ids.values())
+    shape = {name: queue.task(task_id)["dependencies"] for name, task_id in new_ids.items()}
     wanted = {"a": [], **STREAMED, "late": ["a"]}
-    assert shape == {name: [made[each] for each in wanted[name]] for name in names}
-    assert {queue.task(task_id)["taskGroupId"] for task_id in made.values()} == {made["a"]}
+    assert shape == {name: [new_ids[dependency] for dependency in wanted[name]] for name in names}
+    assert {queue.task(task_id)["taskGroupId"] for task_id in new_ids.values()} == {new_ids["a"]}
 
 
 async def test_a_plan_that_fails_on_its_way_is_given_up_and_what_was_made_of_it_cancelled(
@@ -488,7 +489,7 @@ async def test_a_plan_that_fails_on_its_way_is_given_up_and_what_was_made_of_it_
     action = await carry_out(monitored, slug("a"))
     assert action.state == "failed"
     assert f"c depends on {slug('gone')}, which expired" in str(action.error)
-    (copy,) = (await copies(monitored, action)).values()
+    (copy,) = (await read_copies(monitored, action)).values()
     assert queue.find(copy).runs[-1]["reasonResolved"] == "canceled"
     assert [task.created for task in await monitored.planned()] == [True]
 
@@ -500,16 +501,16 @@ async def test_a_task_that_expires_while_its_copy_is_planned_fails_the_action(st
         patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
         patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
         action = await action_on(streaming, slug("a"))
-        crash.running = asyncio.create_task(retrigger.run(streaming.services, await claimed(streaming)))
+        crash.running = asyncio.create_task(retrigger.run(streaming.services, await claim_work(streaming)))
         with pytest.raises(asyncio.CancelledError):
             await crash.running
     del queue.tasks[slug("u5")]
     async with streaming.database.writing() as session:
         await session.exec(update(Action).values(due_at=now()))
-    await retrigger.run(streaming.services, await claimed(streaming))
-    action = await stored(streaming, action)
+    await retrigger.run(streaming.services, await claim_work(streaming))
+    action = await reload_action(streaming, action)
     assert action.state == "failed"
     assert f"u5 ({slug('u5')}) has expired" in str(action.error)
-    made = [task.task_id for task in await streaming.planned() if task.created]
-    assert len(made) >= 1
-    assert {queue.find(task_id).runs[-1]["reasonResolved"] for task_id in made} == {"canceled"}
+    created_ids = [task.task_id for task in await streaming.planned() if task.created]
+    assert len(created_ids) >= 1
+    assert {queue.find(task_id).runs[-1]["reasonResolved"] for task_id in created_ids} == {"canceled"}

@@ -5,16 +5,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.service.flow.report_harness import ReportHarness
-from tests.service.flow.single_treeherder import only_first
+from tests.service.flow.single_treeherder import open_single_treeherder
 
 
 @pytest.fixture
 async def harness(database_url: str) -> AsyncIterator[ReportHarness]:
-    async with only_first(database_url) as made:
-        yield made
+    async with open_single_treeherder(database_url) as opened:
+        yield opened
 
 
 @pytest.fixture
-async def sqlite_room(sqlite_url: str) -> AsyncIterator[ReportHarness]:
-    async with only_first(sqlite_url) as made:
-        yield made
+async def sqlite_harness(sqlite_url: str) -> AsyncIterator[ReportHarness]:
+    async with open_single_treeherder(sqlite_url) as opened:
+        yield opened

@@ -34,14 +34,14 @@ def reports_of(payload: dict[str, Any], project: str = "mc", revision: str | Non
 
 
 def report(stage: Stage = Stage.RESOLVED, **run: Any) -> JobReport:
-    known = {"state": "completed", "started": 1_700_000_010, "resolved": 1_700_000_020, "worker": "w1", **run}
+    values = {"state": "completed", "started": 1_700_000_010, "resolved": 1_700_000_020, "worker": "w1", **run}
     target: dict[str, Any] = {
         "environment": "tc-treeherder",
         "project": "mc",
         "revision": TIP,
         "lane": "job tc-treeherder mc",
     }
-    return JobReport(task_id=TASK, run_id=0, task_group_id=TASK, stage=stage, run=known, **target)
+    return JobReport(task_id=TASK, run_id=0, task_group_id=TASK, stage=stage, run=values, **target)
 
 
 def facts_of(**section: Any) -> TaskFacts:
@@ -55,7 +55,7 @@ def recorded() -> list[dict[str, Any]]:
 
 
 def status_of(*runs: dict[str, Any]) -> dict[str, Any]:
-    """A task's status; runs that ended started before."""
+    """Return a task's status; ended runs were started before."""
     times = {"scheduled": "2026-11-29T00:00:00.000Z", "started": "2026-11-29T00:01:00.000Z"}
     numbered = [{"runId": number, "reasonCreated": "scheduled", **times, **run} for number, run in enumerate(runs)]
     last = numbered[-1]["state"]

@@ -17,8 +17,8 @@ from service.flow.jobs.run import job_guid
 from service.store.models import JobReport, State
 from service.store.wakeups import Topic
 from tests.service.flow.jobs.report_factory import check_pulse
-from tests.service.flow.report_harness import PREFIX, ReportHarness, newsroom, resultset, revision
-from tests.service.flow.single_treeherder import OTHER, create_resultset, only_first, own_push, upload
+from tests.service.flow.report_harness import PREFIX, ReportHarness, open_report_harness, resultset, revision
+from tests.service.flow.single_treeherder import OTHER, create_resultset, open_single_treeherder, own_push, upload
 from tests.services import Amqp
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -49,55 +49,55 @@ async def test_one_job_that_is_always_refused_becomes_a_dead_letter_and_the_othe
     await harness.take_all()
 
     async def buried() -> bool:
-        return len(await harness.letters()) == 1
+        return len(await harness.dead_letters()) == 1
 
     await go_on_until(harness, buried)
     assert {f"{task_id}/0" for task_id in ids} - set(harness.jobs()) == {f"{ids[17]}/0"}
-    (letter,) = await harness.letters()
+    (letter,) = await harness.dead_letters()
     assert letter.kind == "job-report"
     assert ids[17] in letter.subject
     assert bad in letter.reason, "the answer says which and why"
-    (report,) = (each for each in await harness.reports() if each.task_id == ids[17])
+    (report,) = (report for report in await harness.reports() if report.task_id == ids[17])
     assert report.state == State.FAILED
     assert report.id == letter.report_id
 
 
-async def test_several_bad_jobs_among_many(sqlite_room: ReportHarness) -> None:
-    ids = [sqlite_room.create() for _ in range(60)]
+async def test_several_bad_jobs_among_many(sqlite_harness: ReportHarness) -> None:
+    ids = [sqlite_harness.create() for _ in range(60)]
     bad = {ids[n] for n in (0, 1, 29, 30, 59)}
-    sqlite_room.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(each, 0) for each in bad)
-    await sqlite_room.told()
-    assert set(sqlite_room.jobs()) == {f"{each}/0" for each in set(ids) - bad}
-    assert len(await sqlite_room.letters()) == len(bad)
+    sqlite_harness.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(task_id, 0) for task_id in bad)
+    await sqlite_harness.deliver_all()
+    assert set(sqlite_harness.jobs()) == {f"{task_id}/0" for task_id in set(ids) - bad}
+    assert len(await sqlite_harness.dead_letters()) == len(bad)
 
 
-async def test_bad_jobs_that_are_answered_500_do_not_keep_the_good_ones_back(sqlite_room: ReportHarness) -> None:
-    harness = sqlite_room
+async def test_bad_jobs_that_are_answered_500_do_not_keep_the_good_ones_back(sqlite_harness: ReportHarness) -> None:
+    harness = sqlite_harness
     ids = [harness.create() for _ in range(64)]
     bad = {*ids[8:14], ids[20], ids[40], ids[63]}
-    harness.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(each, 0) for each in bad)
+    harness.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(task_id, 0) for task_id in bad)
     harness.th[PREFIX].behaviour.bad_job_status = 500
     await harness.take_all()
     await harness.report(until_due=len(bad))
-    assert set(harness.jobs()) == {f"{each}/0" for each in set(ids) - bad}
-    assert await harness.letters() == [], "none of them has been tried often enough"
+    assert set(harness.jobs()) == {f"{task_id}/0" for task_id in set(ids) - bad}
+    assert await harness.dead_letters() == [], "none of them has been tried often enough"
 
 
-async def test_a_later_event_of_a_buried_report_is_tried_again(sqlite_room: ReportHarness) -> None:
-    task_id = sqlite_room.create()
-    sqlite_room.th[PREFIX].behaviour.refuse_jobs = frozenset({job_guid(task_id, 0)})
-    await sqlite_room.told()
-    sqlite_room.th[PREFIX].behaviour.refuse_jobs = frozenset()
-    sqlite_room.end(task_id, "completed")
-    await sqlite_room.told()
-    assert sqlite_room.jobs() == {f"{task_id}/0": ("completed", "success")}
+async def test_a_later_event_of_a_buried_report_is_tried_again(sqlite_harness: ReportHarness) -> None:
+    task_id = sqlite_harness.create()
+    sqlite_harness.th[PREFIX].behaviour.refuse_jobs = frozenset({job_guid(task_id, 0)})
+    await sqlite_harness.deliver_all()
+    sqlite_harness.th[PREFIX].behaviour.refuse_jobs = frozenset()
+    sqlite_harness.end(task_id, "completed")
+    await sqlite_harness.deliver_all()
+    assert sqlite_harness.jobs() == {f"{task_id}/0": ("completed", "success")}
 
 
 @pytest.mark.parametrize("give_up", [9, 0])
 async def test_a_report_that_a_bug_trips_over_stands_alone_and_is_given_up_in_the_end(
-    sqlite_room: ReportHarness, monkeypatch: pytest.MonkeyPatch, give_up: float
+    sqlite_harness: ReportHarness, monkeypatch: pytest.MonkeyPatch, give_up: float
 ) -> None:
-    harness = sqlite_room
+    harness = sqlite_harness
     ids = [harness.create() for _ in range(20)]
     make = TreeherderDeliverer._build_job
 
@@ -110,8 +110,8 @@ async def test_a_report_that_a_bug_trips_over_stands_alone_and_is_given_up_in_th
     harness.services.settings.work.give_up = timedelta(seconds=give_up)
     await harness.take_all()
     await harness.report(until_due=1 if give_up else 0)
-    assert set(harness.jobs()) == {f"{each}/0" for each in ids if each != ids[7]}
-    assert [letter.reason.split(";")[0].split(": ", 1)[1] for letter in await harness.letters()] == (
+    assert set(harness.jobs()) == {f"{task_id}/0" for task_id in ids if task_id != ids[7]}
+    assert [letter.reason.split(";")[0].split(": ", 1)[1] for letter in await harness.dead_letters()] == (
         [] if give_up else ["internal error: ZeroDivisionError"]
     )
 
@@ -127,9 +127,9 @@ async def test_a_treeherder_that_is_away_for_a_while(harness: ReportHarness, how
     ids = [harness.create() for _ in range(3)]
     for task_id in ids:
         harness.end(task_id, "failed")
-    await harness.told()
+    await harness.deliver_all()
     assert harness.jobs() == {f"{task_id}/0": ("completed", "testfailed") for task_id in ids}
-    assert await harness.letters() == []
+    assert await harness.dead_letters() == []
 
 
 # --- pushes ----------------------------------------------------------------------------------------------------------
@@ -138,25 +138,25 @@ async def test_a_treeherder_that_is_away_for_a_while(harness: ReportHarness, how
 @pytest.mark.parametrize("unknown", ["drop", "error"])
 @pytest.mark.parametrize("year", SUBMISSION)
 async def test_each_year_of_the_submission_shows_our_pushes_and_those_of_others(
-    sqlite_room: ReportHarness, year: Year, unknown: Any
+    sqlite_harness: ReportHarness, year: Year, unknown: Any
 ) -> None:
-    harness = sqlite_room
+    harness = sqlite_harness
     behaviour = harness.th[PREFIX].behaviour
     behaviour.year, behaviour.unknown_push = year, unknown
     tip, revision_hash = await own_push(harness)
     theirs = resultset("mc")["revision_hash"]
     routes = [f"v2.mc.{tip}.1", f"v2.mc.{tip}.", f"mc.{revision_hash}", f"v2.mc.{revision('mc')}", f"mc.{theirs}"]
-    ids = [harness.create(routes=[f"{PREFIX}.{each}"]) for each in routes]
+    ids = [harness.create(routes=[f"{PREFIX}.{name}"]) for name in routes]
     await create_resultset(harness)
-    await harness.told()
+    await harness.deliver_all()
     for task_id in ids:
         harness.claim(task_id)
-    await harness.told()
+    await harness.deliver_all()
     assert harness.jobs() == {f"{task_id}/0": ("running", "unknown") for task_id in ids}
     for task_id in ids:
         upload(harness, task_id, "public/a.txt")
         harness.tc.queue.report_completed(task_id, 0)
-    await harness.told()
+    await harness.deliver_all()
     assert harness.jobs() == {f"{task_id}/0": ("completed", "success") for task_id in ids}
     assert harness.th[PREFIX].store.dropped_jobs == 0
     tips = {job.push.revision for job in harness.th[PREFIX].store.jobs.values()}
@@ -169,7 +169,7 @@ async def test_each_year_of_the_submission_shows_our_pushes_and_those_of_others(
 
 
 async def test_what_was_made_ready_while_treeherder_went_away_waits_for_it(sqlite_url: str) -> None:
-    async with only_first(sqlite_url, reports={"batch": 1}) as harness:
+    async with open_single_treeherder(sqlite_url, reports={"batch": 1}) as harness:
         for _ in range(8):
             harness.end(harness.create(), "completed")
         harness.tc.faults.add("delay", "listArtifacts", seconds=0.3)
@@ -196,14 +196,14 @@ async def test_jobs_are_published_for_whoever_reads_them(sqlite_url: str, amqp: 
         channel.queue_declare(amqp.queue())
         channel.queue_bind(amqp.queue(), exchange, f"{PREFIX}.mc._")
         pulse = {"url": amqp.url, "user": user}
-        async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as harness:
+        async with open_single_treeherder(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as harness:
             task_id = harness.create(routes=[f"{PREFIX}.v2.mc.{OTHER}"])  # nobody is asked for its push
             harness.claim(task_id)
             upload(harness, task_id, "public/a.txt")
             harness.tc.queue.report_failed(task_id, 0)
-            await harness.told()
+            await harness.deliver_all()
             assert sum(harness.th[PREFIX].counters.values()) == 0
-            assert {each.state for each in await harness.reports()} == {State.DONE}
+            assert {report.state for report in await harness.reports()} == {State.DONE}
         messages = []
         while (body := channel.basic_get(amqp.queue(), auto_ack=True)[2]) is not None:
             messages.append(json.loads(body))
@@ -220,7 +220,7 @@ async def test_a_job_that_no_queue_takes_waits_until_somebody_listens(sqlite_url
     user = f"{amqp.user}/{amqp.name}"
     amqp.exchanges |= {f"exchange/{user}/v1/{name}" for name in ("jobs", "pushes", "retrigger")}
     pulse = {"url": amqp.url, "user": user}
-    async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as harness:
+    async with open_single_treeherder(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as harness:
         harness.create()
         await harness.take_all()
         (report,) = await harness.reports()
@@ -238,16 +238,18 @@ async def test_a_job_that_no_queue_takes_waits_until_somebody_listens(sqlite_url
 async def test_a_job_by_pulse_names_a_revision_and_never_a_hash(sqlite_url: str, unused_tcp_port: int) -> None:
     pulse = {"url": f"amqp://127.0.0.1:{unused_tcp_port}", "user": "x", "timeout": 0.5}
     reports = {"push_wait": 0}
-    async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse, reports=reports) as harness:
+    async with open_single_treeherder(
+        sqlite_url, environment={"jobs": "pulse"}, pulse=pulse, reports=reports
+    ) as harness:
         harness.create(routes=[f"{PREFIX}.mc.{OTHER}"])
-        await harness.told()
-        (letter,) = await harness.letters()
+        await harness.deliver_all()
+        (letter,) = await harness.dead_letters()
         assert f"this service has no push in mc with the hash {OTHER}" in letter.reason
 
 
 async def test_a_broker_that_is_away_delays_and_loses_nothing(sqlite_url: str, unused_tcp_port: int) -> None:
     pulse = {"url": f"amqp://127.0.0.1:{unused_tcp_port}", "user": "x", "timeout": 0.5}
-    async with only_first(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as harness:
+    async with open_single_treeherder(sqlite_url, environment={"jobs": "pulse"}, pulse=pulse) as harness:
         harness.create()
         await harness.take_all()
         reporter = Reporter(harness.services)
@@ -261,7 +263,7 @@ async def test_a_broker_that_is_away_delays_and_loses_nothing(sqlite_url: str, u
 
 
 async def test_a_treeherder_that_reads_the_exchanges_itself_is_told_nothing(sqlite_url: str) -> None:
-    async with newsroom(sqlite_url, environment={"jobs": "off"}) as harness:
+    async with open_report_harness(sqlite_url, environment={"jobs": "off"}) as harness:
         harness.create()
-        await harness.told()
+        await harness.deliver_all()
         assert await harness.reports() == []

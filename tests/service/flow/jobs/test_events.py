@@ -38,19 +38,27 @@ from service.store.models import (
 )
 from tests.published_schemas import read_published
 from tests.sandbox.taskcluster.models import SCHEMAS
-from tests.service.flow.report_harness import PREFIX, STAGE, ReportHarness, definition, newsroom, revision, route
+from tests.service.flow.report_harness import (
+    PREFIX,
+    STAGE,
+    ReportHarness,
+    definition,
+    open_report_harness,
+    revision,
+    route,
+)
 
 
 @pytest.fixture
 async def harness(database_url: str) -> AsyncIterator[ReportHarness]:
-    async with newsroom(database_url) as made:
-        yield made
+    async with open_report_harness(database_url) as opened:
+        yield opened
 
 
 @pytest.fixture
-async def sqlite_room(sqlite_url: str) -> AsyncIterator[ReportHarness]:
-    async with newsroom(sqlite_url) as made:
-        yield made
+async def sqlite_harness(sqlite_url: str) -> AsyncIterator[ReportHarness]:
+    async with open_report_harness(sqlite_url) as opened:
+        yield opened
 
 
 # --- the life of a task ----------------------------------------------------------------------------------------------
@@ -58,39 +66,39 @@ async def sqlite_room(sqlite_url: str) -> AsyncIterator[ReportHarness]:
 
 async def test_a_job_changes_colour_as_its_run_does(harness: ReportHarness) -> None:
     task_id = harness.create()
-    await harness.told()
+    await harness.deliver_all()
     assert harness.jobs() == {f"{task_id}/0": ("pending", "unknown")}
     harness.claim(task_id)
-    await harness.told()
+    await harness.deliver_all()
     assert harness.jobs() == {f"{task_id}/0": ("running", "unknown")}
     harness.tc.queue.report_completed(task_id, 0)
-    await harness.told()
+    await harness.deliver_all()
     assert harness.jobs() == harness.jobs(STAGE) == {f"{task_id}/0": ("completed", "success")}
-    assert [each.state for each in await harness.reports()] == [State.DONE, State.DONE]
+    assert [report.state for report in await harness.reports()] == [State.DONE, State.DONE]
     assert harness.posts() == 3
-    assert await harness.letters() == []
+    assert await harness.dead_letters() == []
 
 
 async def test_a_life_that_is_over_before_it_was_told_is_told_once(harness: ReportHarness) -> None:
     task_id = harness.create()
     harness.end(task_id, "failed")
-    await harness.told()
+    await harness.deliver_all()
     assert harness.jobs() == {f"{task_id}/0": ("completed", "testfailed")}
     assert harness.posts() == 1
     assert harness.tc.journal.calls["tasks"] == 2, "the definition is fetched once for each Treeherder"
 
 
-async def test_defined_and_pending_are_told_once(sqlite_room: ReportHarness) -> None:
-    before = sqlite_room.create()
-    sqlite_room.create(dependencies=[before])
-    defined = [message for message in sqlite_room.messages if message.exchange.endswith("task-defined")]
-    await sqlite_room.take(defined)
-    await sqlite_room.report()
-    assert set(sqlite_room.jobs().values()) == {("pending", "unknown")}
-    posts = sqlite_room.posts()
-    await sqlite_room.told()
-    assert sqlite_room.posts() == posts
-    assert len(sqlite_room.jobs()) == 2
+async def test_defined_and_pending_are_told_once(sqlite_harness: ReportHarness) -> None:
+    before = sqlite_harness.create()
+    sqlite_harness.create(dependencies=[before])
+    defined = [message for message in sqlite_harness.messages if message.exchange.endswith("task-defined")]
+    await sqlite_harness.take(defined)
+    await sqlite_harness.report()
+    assert set(sqlite_harness.jobs().values()) == {("pending", "unknown")}
+    posts = sqlite_harness.posts()
+    await sqlite_harness.deliver_all()
+    assert sqlite_harness.posts() == posts
+    assert len(sqlite_harness.jobs()) == 2
 
 
 def canceled_before_it_ran(harness: ReportHarness) -> None:
@@ -167,48 +175,50 @@ LIVES: list[Callable[[ReportHarness], None]] = [
 
 
 @pytest.mark.parametrize("life", LIVES)
-async def test_lives(sqlite_room: ReportHarness, life: Callable[[ReportHarness], None]) -> None:
-    life(sqlite_room)
-    await sqlite_room.told()
-    assert sqlite_room.jobs() == sqlite_room.jobs(STAGE) == sqlite_room.implied()
+async def test_lives(sqlite_harness: ReportHarness, life: Callable[[ReportHarness], None]) -> None:
+    life(sqlite_harness)
+    await sqlite_harness.deliver_all()
+    assert sqlite_harness.jobs() == sqlite_harness.jobs(STAGE) == sqlite_harness.expected_jobs()
 
 
 @pytest.mark.parametrize("reason", checks.REPORTED_REASONS)
-async def test_every_exception_that_a_worker_can_report(sqlite_room: ReportHarness, reason: str) -> None:
-    task_id = sqlite_room.create(retries=0)
-    sqlite_room.end(task_id, reason)
-    await sqlite_room.told()
-    assert sqlite_room.jobs() == sqlite_room.implied() == {f"{task_id}/0": ("completed", "exception")}
+async def test_every_exception_that_a_worker_can_report(sqlite_harness: ReportHarness, reason: str) -> None:
+    task_id = sqlite_harness.create(retries=0)
+    sqlite_harness.end(task_id, reason)
+    await sqlite_harness.deliver_all()
+    assert sqlite_harness.jobs() == sqlite_harness.expected_jobs() == {f"{task_id}/0": ("completed", "exception")}
 
 
 @pytest.mark.parametrize("first", ["task-exception", "task-pending"])
-async def test_a_retry_is_told_once_whichever_message_tells_of_it_first(sqlite_room: ReportHarness, first: str) -> None:
-    task_id = sqlite_room.create()
-    sqlite_room.claim(task_id)
-    await sqlite_room.told()
-    sqlite_room.tc.queue.report_exception(task_id, 0, {"reason": "worker-shutdown"})
-    messages = sorted(sqlite_room.messages, key=lambda message: not message.exchange.endswith(first))
-    sqlite_room.messages.clear()
+async def test_a_retry_is_told_once_whichever_message_tells_of_it_first(
+    sqlite_harness: ReportHarness, first: str
+) -> None:
+    task_id = sqlite_harness.create()
+    sqlite_harness.claim(task_id)
+    await sqlite_harness.deliver_all()
+    sqlite_harness.tc.queue.report_exception(task_id, 0, {"reason": "worker-shutdown"})
+    messages = sorted(sqlite_harness.messages, key=lambda message: not message.exchange.endswith(first))
+    sqlite_harness.messages.clear()
     for message in messages:
-        await sqlite_room.take([message])
-        await sqlite_room.report()
-        assert sqlite_room.jobs()[f"{task_id}/0"] == ("completed", "retry")
-    assert sqlite_room.jobs() == sqlite_room.implied()
-    (job,) = (job for job in sqlite_room.th[PREFIX].store.jobs.values() if job.body["job_guid"].endswith("/0"))
+        await sqlite_harness.take([message])
+        await sqlite_harness.report()
+        assert sqlite_harness.jobs()[f"{task_id}/0"] == ("completed", "retry")
+    assert sqlite_harness.jobs() == sqlite_harness.expected_jobs()
+    (job,) = (job for job in sqlite_harness.th[PREFIX].store.jobs.values() if job.body["job_guid"].endswith("/0"))
     assert [result for _, _, result, _ in job.history] == ["unknown", "retry"]
 
 
 async def test_a_failure_that_was_told_before_its_rerun_stays_and_is_not_sent_again(harness: ReportHarness) -> None:
     task_id = harness.create()
     harness.end(task_id, "failed")
-    await harness.told()
+    await harness.deliver_all()
     harness.tc.queue.rerun_task(task_id)
     harness.end(task_id, "completed")
-    await harness.told()
+    await harness.deliver_all()
     assert harness.jobs() == {f"{task_id}/0": ("completed", "testfailed"), f"{task_id}/1": ("completed", "success")}
     histories = [job.history for job in harness.th[PREFIX].store.jobs.values()]
     assert all(outcome != "ignored" for history in histories for _, _, _, outcome in history)
-    assert {(each.run_id, each.version) for each in await harness.reports()} == {(0, 1), (1, 1)}
+    assert {(report.run_id, report.version) for report in await harness.reports()} == {(0, 1), (1, 1)}
 
 
 # --- what is late, comes twice, or never -----------------------------------------------------------------------------
@@ -221,7 +231,7 @@ async def test_what_comes_late_is_dropped(harness: ReportHarness) -> None:
     for message in reversed(messages):
         await harness.take([message])
     await harness.report()
-    versions = [each.version for each in await harness.reports()]
+    versions = [report.version for report in await harness.reports()]
     assert versions == [1, 1]
     await harness.take(messages)
     assert await harness.unfinished() == 0
@@ -243,7 +253,7 @@ async def test_an_event_that_comes_while_its_report_is_posted_is_posted_too(harn
     await asyncio.gather(harness.report(), later())
     await harness.report()
     assert harness.jobs() == harness.jobs(STAGE) == {f"{task_id}/0": ("completed", "success")}
-    assert [each.version for each in await harness.reports()] == [2, 2]
+    assert [report.version for report in await harness.reports()] == [2, 2]
 
 
 ACTS = st.lists(
@@ -256,9 +266,9 @@ ACTS = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=ACTS, seed=st.integers(), cancel=st.booleans(), drop=st.booleans(), halves=st.integers(1, 3))
 async def test_the_final_jobs_are_the_same_whatever_order_the_messages_come_in(
-    sqlite_room: ReportHarness, acts: list[str], seed: int, cancel: bool, drop: bool, halves: int
+    sqlite_harness: ReportHarness, acts: list[str], seed: int, cancel: bool, drop: bool, halves: int
 ) -> None:
-    harness, chance = sqlite_room, random.Random(seed)
+    harness, chance = sqlite_harness, random.Random(seed)
     await forget(harness)
     task_id = harness.create(retries=2)
     for act in acts:
@@ -281,19 +291,19 @@ async def test_the_final_jobs_are_the_same_whatever_order_the_messages_come_in(
         async with harness.database.writing() as session:
             await reconcile.request_full_check(session)
             session.add(GroupCheck(task_group_id=task_id, lane="task-groups"))
-        await heal_now(harness)
+        await reconcile_now(harness)
     await harness.report()
-    assert harness.jobs() == harness.jobs(STAGE) == harness.implied()
+    assert harness.jobs() == harness.jobs(STAGE) == harness.expected_jobs()
 
 
-async def heal_now(harness: ReportHarness) -> None:
-    """What worker and reporter do in their time."""
-    await list_groups(harness)
+async def reconcile_now(harness: ReportHarness) -> None:
+    """Do what the worker and the reporter do for task groups."""
+    await check_groups(harness)
     while await reconcile.reconcile_quiet_runs(harness.services):
         pass
 
 
-async def list_groups(harness: ReportHarness, most: int = 100) -> None:
+async def check_groups(harness: ReportHarness, most: int = 100) -> None:
     """List groups that are to be listed, until there are none, or of so many."""
     listed = 0
     while listed < most:
@@ -329,7 +339,7 @@ async def age(harness: ReportHarness, **values: Any) -> None:
 
 async def test_a_run_that_is_silent_for_long_is_asked_after(harness: ReportHarness) -> None:
     first, second = harness.create(), harness.create()
-    await harness.told()
+    await harness.deliver_all()
     harness.end(first, "failed")
     harness.tc.queue.rerun_task(first)
     harness.claim(second)
@@ -339,37 +349,37 @@ async def test_a_run_that_is_silent_for_long_is_asked_after(harness: ReportHarne
     await age(harness)
     await reconcile.reconcile_quiet_runs(harness.services)
     await harness.report()
-    assert harness.jobs() == harness.jobs(STAGE) == harness.implied()
+    assert harness.jobs() == harness.jobs(STAGE) == harness.expected_jobs()
     assert harness.tc.journal.calls["statuses"] == 1, "one call for all of them"
-    assert len(harness.implied()) == 3
+    assert len(harness.expected_jobs()) == 3
 
 
 async def test_the_reporter_asks_by_itself(sqlite_url: str) -> None:
-    async with newsroom(sqlite_url, reports={"quiet": 0.2}) as harness:
+    async with open_report_harness(sqlite_url, reports={"quiet": 0.2}) as harness:
         task_id = harness.create()
-        await harness.told()
+        await harness.deliver_all()
         harness.end(task_id, "completed")
         harness.messages.clear()
         reporter = Reporter(harness.services)
         running = asyncio.create_task(reporter.run())
         async with asyncio.timeout(10):
-            while harness.jobs() != harness.implied():  # noqa: ASYNC110 - the stand-in tells nobody
+            while harness.jobs() != harness.expected_jobs():  # noqa: ASYNC110 - the stand-in tells nobody
                 await asyncio.sleep(0.02)
         reporter.stop()
         await running
 
 
-async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_room: ReportHarness) -> None:
-    sqlite_room.end(sqlite_room.create(), "completed")
-    sqlite_room.create(extra={})
-    await sqlite_room.told()
-    await age(sqlite_room)
-    assert await reconcile.reconcile_quiet_runs(sqlite_room.services) == 0
+async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_harness: ReportHarness) -> None:
+    sqlite_harness.end(sqlite_harness.create(), "completed")
+    sqlite_harness.create(extra={})
+    await sqlite_harness.deliver_all()
+    await age(sqlite_harness)
+    assert await reconcile.reconcile_quiet_runs(sqlite_harness.services) == 0
 
 
 async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever(harness: ReportHarness) -> None:
     task_id = harness.create()
-    await harness.told()
+    await harness.deliver_all()
     harness.claim(task_id)
     await harness.take_all()
     async with harness.database.writing() as session:
@@ -381,13 +391,13 @@ async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever
         with pytest.raises(LeaseLostError):
             await Lease(harness.database, harness.services.settings.work, report).release()
     assert await harness.unfinished() == 0, "a holder of before says nothing more"
-    assert {each.state for each in await harness.reports()} == {State.SKIPPED}
-    assert {each.error for each in await harness.reports()} == {"Taskcluster has no such task any more"}
+    assert {report.state for report in await harness.reports()} == {State.SKIPPED}
+    assert {report.error for report in await harness.reports()} == {"Taskcluster has no such task any more"}
 
 
 async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(harness: ReportHarness) -> None:
     decision = harness.create()
-    await harness.told()
+    await harness.deliver_all()
     harness.end(decision, "completed")
     member = harness.create(taskGroupId=decision)
     harness.claim(member)
@@ -395,10 +405,10 @@ async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(ha
     async with harness.database.writing() as session:
         await reconcile.request_full_check(session)
         await reconcile.request_full_check(session)
-    await heal_now(harness)
+    await reconcile_now(harness)
     await harness.report()
-    assert harness.jobs() == harness.jobs(STAGE) == harness.implied()
-    assert len(harness.implied()) == 2
+    assert harness.jobs() == harness.jobs(STAGE) == harness.expected_jobs()
+    assert len(harness.expected_jobs()) == 2
     assert harness.tc.journal.calls["listTaskGroup"] == 1, "a group that waits to be listed is not listed twice"
 
 
@@ -415,7 +425,7 @@ async def test_after_a_deleted_queue_more_than_one_calls_worth_is_asked_after(
         newest = max(report.id or 0 for report in await harness.reports())
         await session.exec(update(JobReport).where(col(JobReport.id) == newest).values(last_event_at=later))
     async with asyncio.timeout(10):
-        await list_groups(harness, most=1)
+        await check_groups(harness, most=1)
     heard = {report.id: report.last_event_at for report in await harness.reports()}
     assert heard.pop(newest) == later, "it is heard of again"
     assert set(heard.values()) == {NEVER}
@@ -470,16 +480,16 @@ async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(harness
             session.add(PlannedTask(task_id=f"copy{number}", **plan))
     async with harness.database.writing() as session:
         await reconcile.request_full_check(session)
-    await list_groups(harness, most=1)
+    await check_groups(harness, most=1)
     async with harness.database.reading() as session:
         checks = await session.exec(select(GroupCheck.task_group_id).where(col(GroupCheck.due_at).is_not(None)))
         assert checks.all() == ["group0"]
 
 
 async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
-    sqlite_room: ReportHarness, monkeypatch: pytest.MonkeyPatch
+    sqlite_harness: ReportHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness = sqlite_room
+    harness = sqlite_harness
     decision = harness.create()
     member = harness.create(taskGroupId=decision)
     harness.messages.clear()
@@ -492,7 +502,7 @@ async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
     monkeypatch.setattr(harness.services.queue, "group", strange)
     async with harness.database.writing() as session:
         session.add(GroupCheck(task_group_id=decision, lane=reconcile.LANE))
-    await heal_now(harness)
+    await reconcile_now(harness)
     await harness.report()
     assert harness.jobs() == {f"{member}/0": ("pending", "unknown")}
 
@@ -503,23 +513,25 @@ async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
 async def test_a_task_without_a_treeherder_section_is_skipped_with_the_reason(harness: ReportHarness) -> None:
     harness.create(extra={})
     harness.create(extra={"treeherder": {"symbol": "B", "collection": {"opt": True, "debug": True}}})
-    await harness.told()
+    await harness.deliver_all()
     reports = await harness.reports()
-    assert {each.state for each in reports} == {State.SKIPPED}
-    assert {("no extra" in (each.error or ""), "debug, opt" in (each.error or "")) for each in reports} == {
+    assert {report.state for report in reports} == {State.SKIPPED}
+    assert {("no extra" in (report.error or ""), "debug, opt" in (report.error or "")) for report in reports} == {
         (True, False),
         (False, True),
     }
     assert harness.jobs() == {}
-    assert await harness.letters() == []
+    assert await harness.dead_letters() == []
 
 
-async def test_skipped_stays_skipped(sqlite_room: ReportHarness) -> None:
-    task_id = sqlite_room.create(extra={})
-    await sqlite_room.told()
-    sqlite_room.end(task_id, "completed")
-    await sqlite_room.told()
-    assert {(each.state, each.stage) for each in await sqlite_room.reports()} == {(State.SKIPPED, Stage.PENDING)}
+async def test_skipped_stays_skipped(sqlite_harness: ReportHarness) -> None:
+    task_id = sqlite_harness.create(extra={})
+    await sqlite_harness.deliver_all()
+    sqlite_harness.end(task_id, "completed")
+    await sqlite_harness.deliver_all()
+    assert {(report.state, report.stage) for report in await sqlite_harness.reports()} == {
+        (State.SKIPPED, Stage.PENDING)
+    }
 
 
 DISAGREE = [
@@ -532,71 +544,73 @@ DISAGREE = [
 
 @pytest.mark.parametrize("routes", DISAGREE)
 async def test_routes_of_one_prefix_that_disagree_are_refused_and_the_other_prefix_goes_on(
-    sqlite_room: ReportHarness, routes: list[str]
+    sqlite_harness: ReportHarness, routes: list[str]
 ) -> None:
-    task_id = sqlite_room.create(routes=[*routes, route(STAGE)])
-    await sqlite_room.told()
-    assert sqlite_room.jobs() == {}
-    assert sqlite_room.jobs(STAGE) == {f"{task_id}/0": ("pending", "unknown")}
-    (refused,) = (each for each in await sqlite_room.reports() if each.environment == PREFIX)
+    task_id = sqlite_harness.create(routes=[*routes, route(STAGE)])
+    await sqlite_harness.deliver_all()
+    assert sqlite_harness.jobs() == {}
+    assert sqlite_harness.jobs(STAGE) == {f"{task_id}/0": ("pending", "unknown")}
+    (refused,) = (report for report in await sqlite_harness.reports() if report.environment == PREFIX)
     assert str(refused.state) == "skipped"
     assert "disagree" in (refused.error or "")
     assert routes[0] in (refused.error or "")
 
 
-async def test_a_route_of_another_form_is_skipped_with_the_reason(sqlite_room: ReportHarness) -> None:
-    sqlite_room.create(routes=[f"{PREFIX}.mc.tip"])
-    await sqlite_room.told()
-    (made,) = await sqlite_room.reports()
-    assert made.state == State.SKIPPED
-    assert f"{PREFIX}.mc.tip" in (made.error or "")
+async def test_a_route_of_another_form_is_skipped_with_the_reason(sqlite_harness: ReportHarness) -> None:
+    sqlite_harness.create(routes=[f"{PREFIX}.mc.tip"])
+    await sqlite_harness.deliver_all()
+    (report,) = await sqlite_harness.reports()
+    assert report.state == State.SKIPPED
+    assert f"{PREFIX}.mc.tip" in (report.error or "")
 
 
 def counted(environment: str) -> float:
     return REGISTRY.get_sample_value("tc_treeherder_unusable_tasks_total", {"environment": environment}) or 0.0
 
 
-async def test_a_collection_of_two_is_refused_and_counted_and_the_report_says_why(sqlite_room: ReportHarness) -> None:
-    harness = sqlite_room
+async def test_a_collection_of_two_is_refused_and_counted_and_the_report_says_why(
+    sqlite_harness: ReportHarness,
+) -> None:
+    harness = sqlite_harness
     before = counted(PREFIX), counted(STAGE)
     both = {"treeherder": {"symbol": "B", "collection": {"opt": True, "debug": True}}}
     task_id = harness.create(extra=both)
     one = harness.create(extra={"treeherder": {"symbol": "B", "collection": {"opt": False, "debug": True}}})
-    await harness.told()
+    await harness.deliver_all()
     for task in (task_id, one):
         harness.claim(task)
-    await harness.told()
+    await harness.deliver_all()
     assert set(harness.jobs()) == {f"{one}/0"}
-    refused = [each for each in await harness.reports() if each.task_id == task_id]
-    assert {each.state for each in refused} == {State.SKIPPED}
-    assert {each.error for each in refused} == {
+    refused = [report for report in await harness.reports() if report.task_id == task_id]
+    assert {report.state for report in refused} == {State.SKIPPED}
+    assert {report.error for report in refused} == {
         "its extra.treeherder is not usable: collection has 2 true keys (debug, opt): it may have one"
     }
     assert (counted(PREFIX), counted(STAGE)) == (before[0] + 1, before[1] + 1), "once a task and Treeherder"
-    assert await harness.letters() == []
+    assert await harness.dead_letters() == []
 
 
-async def test_a_route_whose_push_id_is_empty_is_understood(sqlite_room: ReportHarness) -> None:
-    """As some in-tree schedulers write it; with and without the id it is the same push."""
-    harness = sqlite_room
+async def test_a_route_whose_push_id_is_empty_is_understood(sqlite_harness: ReportHarness) -> None:
+    """Some in-tree schedulers write it so; with and without the id it is the same push."""
+    harness = sqlite_harness
     empty = f"{PREFIX}.v2.mc.{revision()}."
     ids = [harness.create(routes=routes) for routes in ([empty], [empty, f"{empty}7"])]
-    await harness.told()
+    await harness.deliver_all()
     assert set(harness.jobs()) == {f"{task_id}/0" for task_id in ids}
 
 
-async def test_two_routes_that_say_the_same_agree(sqlite_room: ReportHarness) -> None:
+async def test_two_routes_that_say_the_same_agree(sqlite_harness: ReportHarness) -> None:
     routes = [route(), f"{PREFIX}.v2.me/mc.{revision()}.8"]
-    task_id = sqlite_room.create(routes=routes)
-    await sqlite_room.told()
-    assert sqlite_room.jobs() == {f"{task_id}/0": ("pending", "unknown")}
+    task_id = sqlite_harness.create(routes=routes)
+    await sqlite_harness.deliver_all()
+    assert sqlite_harness.jobs() == {f"{task_id}/0": ("pending", "unknown")}
 
 
-async def test_routes_of_nobody_are_no_reports(sqlite_room: ReportHarness) -> None:
-    sqlite_room.create(routes=["index.x", "tc-treeherder-other.v2.mc." + "a" * 40])
-    verdicts = await sqlite_room.take(sqlite_room.messages)
+async def test_routes_of_nobody_are_no_reports(sqlite_harness: ReportHarness) -> None:
+    sqlite_harness.create(routes=["index.x", "tc-treeherder-other.v2.mc." + "a" * 40])
+    verdicts = await sqlite_harness.take(sqlite_harness.messages)
     assert {verdict.verdict for verdict in verdicts} == {"rejected"}
-    assert await sqlite_room.reports() == []
+    assert await sqlite_harness.reports() == []
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
@@ -658,9 +672,9 @@ def test_bodies_that_are_nonsense_are_not_understood(body: str) -> None:
         TaskEvent.model_validate({**MESSAGE, "body": body})
 
 
-async def test_values_that_no_database_takes_are_not_understood(sqlite_room: ReportHarness) -> None:
-    sqlite_room.claim(sqlite_room.create())
-    message = sqlite_room.messages[-1].payload
+async def test_values_that_no_database_takes_are_not_understood(sqlite_harness: ReportHarness) -> None:
+    sqlite_harness.claim(sqlite_harness.create())
+    message = sqlite_harness.messages[-1].payload
     for name, value in (("workerId", "a\0b"), ("reasonResolved", "\ud800"), ("workerId", "x" * 201)):
         strange = json.loads(json.dumps(message))
         strange["status"]["runs"][0][name] = value
@@ -669,4 +683,7 @@ async def test_values_that_no_database_takes_are_not_understood(sqlite_room: Rep
 
 
 def test_a_definition_of_the_tests_has_routes_that_are_ours() -> None:
-    assert all(parse_route(prefix, each) for prefix, each in zip((PREFIX, STAGE), definition()["routes"], strict=True))
+    assert all(
+        parse_route(prefix, route_text)
+        for prefix, route_text in zip((PREFIX, STAGE), definition()["routes"], strict=True)
+    )

@@ -36,11 +36,11 @@ def test_pulse_messages_of_every_recorded_event_fit_the_schema() -> None:
 
 def fit_the_schema(recordings: list[dict[str, Any]]) -> None:
     for event in recordings:
-        (made,) = reports_of(event["message"]["payload"])
-        told = TaskFacts(made.task_id, event["task"])
+        (run_report,) = reports_of(event["message"]["payload"])
+        facts = TaskFacts(run_report.task_id, event["task"])
         for form in SCHEMAS:
             message = pulse_message(
-                made, told, ROOT, "live_backing_log", FoundPush(event["revision"], None), schema=form
+                run_report, facts, ROOT, "live_backing_log", FoundPush(event["revision"], None), schema=form
             )
             check_pulse(message, form)
             assert message["timeScheduled"] == re.sub(r"\.\d+", ".000", event["task"]["created"])
@@ -62,7 +62,7 @@ def test_ours_and_the_published_schema_take_the_same_messages(form: Literal["201
 
 
 @pytest.mark.parametrize(
-    ("stage", "run", "told"),
+    ("stage", "run", "expected"),
     [
         (Stage.UNSCHEDULED, {}, ("pending", "unknown", False)),
         (Stage.RUNNING, {"state": "running"}, ("running", "unknown", False)),
@@ -74,19 +74,19 @@ def test_ours_and_the_published_schema_take_the_same_messages(form: Literal["201
         (Stage.FOLLOWED, {"state": "exception", "reason": "claim-expired"}, ("completed", "exception", True)),
     ],
 )
-def test_pulse_messages_of_every_state(stage: Stage, run: dict[str, Any], told: tuple[str, str, bool]) -> None:
+def test_pulse_messages_of_every_state(stage: Stage, run: dict[str, Any], expected: tuple[str, str, bool]) -> None:
     message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", PUSH)
     check_pulse(message)
-    assert (message["state"], message["result"], message["isRetried"]) == told
+    assert (message["state"], message["result"], message["isRetried"]) == expected
     assert message["origin"]["kind"] == "hg.mozilla.org"
     message = pulse_message(report(stage, **run), facts_of(), ROOT, "live_backing_log", PUSH, schema="2026")
     check_pulse(message, "2026")
     assert message["origin"] == {"project": "mc", "revision": TIP}
-    assert message["result"] == ("retry" if stage == Stage.FOLLOWED else told[1])
+    assert message["result"] == ("retry" if stage == Stage.FOLLOWED else expected[1])
 
 
 def test_a_project_that_the_schema_has_no_room_for_is_named() -> None:
-    made = report()
-    made.project = "pdf.js"
+    run_report = report()
+    run_report.project = "pdf.js"
     with pytest.raises(UnshowableTaskError, match="project"):
-        pulse_message(made, facts_of(), ROOT, "live_backing_log", PUSH)
+        pulse_message(run_report, facts_of(), ROOT, "live_backing_log", PUSH)

@@ -35,10 +35,10 @@ from tests.service.flow.report_harness import definition
 from tests.task_event_examples import EVENTS
 
 OURS = {"artifacts", "desc"}
-"""Keys that we add to the recorded jobs: the link to the task, and the task's own description."""
+"""Keys that this service adds to the recorded jobs: the link to the task, and the task's own description."""
 
 THEIRS = {"perfherder_data_references"}
-"""A key of today's Treeherder, which is not submitted to."""
+"""Keys that a present Treeherder adds itself."""
 
 
 # --- recordings ------------------------------------------------------------------------------------------------------
@@ -57,9 +57,13 @@ def test_the_24_real_events_come_out_as_the_jobs_that_stand_beside_them() -> Non
 def become_their_jobs(recordings: list[dict[str, Any]]) -> None:
     for event in recordings:
         # the recording is older than two keys that the queue's status has by now; we need neither
-        (made,) = reports_of(event["message"]["payload"])
+        (run_report,) = reports_of(event["message"]["payload"])
         entry = rest_entry(
-            made, TaskFacts(made.task_id, event["task"]), ROOT, "live_backing_log", FoundPush(event["revision"], None)
+            run_report,
+            TaskFacts(run_report.task_id, event["task"]),
+            ROOT,
+            "live_backing_log",
+            FoundPush(event["revision"], None),
         )
         job = entry["job"]
         assert {key: value for key, value in job.items() if key not in OURS} == {
@@ -68,7 +72,7 @@ def become_their_jobs(recordings: list[dict[str, Any]]) -> None:
         assert job["desc"] == event["task"]["metadata"]["description"]
         details = [json.loads(artifact["blob"])["job_details"] for artifact in job["artifacts"]]
         links = [link["url"] for links in details for link in links]
-        assert links == ([f"{ROOT}/tasks/{made.task_id}/runs/0"] if job["state"] == "completed" else [])
+        assert links == ([f"{ROOT}/tasks/{run_report.task_id}/runs/0"] if job["state"] == "completed" else [])
         check_job_entry("entry", "mc", entry)
 
 
@@ -98,21 +102,21 @@ def test_messages_of_a_queue_pass() -> None:
 @pytest.mark.published
 def test_the_real_messages_of_a_queue_pass() -> None:
     folder = published_folder() / "pulse" / "queue-messages"
-    told = {}
+    states = {}
     for path in sorted(folder.glob("task-*-?.json")):
         if path.name.startswith(("task-group", "task-priority")):
             continue
-        for made in reports_of(json.loads(path.read_text())["payload"]):
-            told[path.stem, made.run_id] = state_of(made, None)
-            check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH))
-    assert told["task-defined-0", 0] == told["task-pending-0", 0] == ("pending", "unknown")
-    assert told["task-failed-0", 0] == ("completed", "testfailed")
-    assert told["task-exception-0", 0] == ("completed", "exception")
+        for run_report in reports_of(json.loads(path.read_text())["payload"]):
+            states[path.stem, run_report.run_id] = state_of(run_report, None)
+            check_job_entry("entry", "mc", rest_entry(run_report, facts_of(), ROOT, "builds-4h", PUSH))
+    assert states["task-defined-0", 0] == states["task-pending-0", 0] == ("pending", "unknown")
+    assert states["task-failed-0", 0] == ("completed", "testfailed")
+    assert states["task-exception-0", 0] == ("completed", "exception")
     # the exception of run 1 lists run 2 already: both the rerun and the retry are told
-    assert told["task-exception-1", 0] == told["task-exception-1", 1] == ("completed", "retry")
-    assert told["task-exception-1", 2] == ("pending", "unknown")
-    assert told["task-exception-2", 2] == ("completed", "retry")
-    assert told["task-exception-3", 0] == ("completed", "usercancel")
+    assert states["task-exception-1", 0] == states["task-exception-1", 1] == ("completed", "retry")
+    assert states["task-exception-1", 2] == ("pending", "unknown")
+    assert states["task-exception-2", 2] == ("completed", "retry")
+    assert states["task-exception-3", 0] == ("completed", "usercancel")
 
 
 # --- what becomes of a run -------------------------------------------------------------------------------------------
@@ -128,11 +132,11 @@ def test_the_real_messages_of_a_queue_pass() -> None:
     ],
 )
 def test_a_failure_is_red_unless_the_task_says_that_it_is_no_test(section: dict[str, Any], result: str) -> None:
-    failed, told = report(state="failed"), facts_of(**section)
-    job = rest_entry(failed, told, ROOT, "builds-4h", PUSH)["job"]
+    failed, facts = report(state="failed"), facts_of(**section)
+    job = rest_entry(failed, facts, ROOT, "builds-4h", PUSH)["job"]
     assert (job["state"], job["result"]) == ("completed", result)
     assert len(job["log_references"]) == 1
-    message = pulse_message(failed, told, ROOT, "live_backing_log", PUSH)
+    message = pulse_message(failed, facts, ROOT, "live_backing_log", PUSH)
     assert message["result"] == "fail"
     assert message["jobKind"] == section.get("jobKind", "test"), "which is what its reader makes red of"
 
@@ -149,19 +153,19 @@ def test_only_a_run_that_ended_as_its_task_did_has_a_log(first: dict[str, Any]) 
     statuses = [status_of(first, {"state": "pending", "reasonCreated": "retry"})]
     statuses.append(status_of({"state": "exception", "reasonResolved": "malformed-payload"}))
     for status in statuses:
-        for made in reports_of({"status": status}):
-            assert rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH)["job"]["log_references"] == []
-            assert "logs" not in {k for k, v in pulse_message(made, facts_of(), ROOT, "l", PUSH).items() if v}
+        for run_report in reports_of({"status": status}):
+            assert rest_entry(run_report, facts_of(), ROOT, "builds-4h", PUSH)["job"]["log_references"] == []
+            assert "logs" not in {k for k, v in pulse_message(run_report, facts_of(), ROOT, "l", PUSH).items() if v}
     for state in ("completed", "failed"):
-        (made,) = reports_of({"status": status_of({"state": state, "reasonResolved": state})})
-        assert len(rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH)["job"]["log_references"]) == 1
+        (run_report,) = reports_of({"status": status_of({"state": state, "reasonResolved": state})})
+        assert len(rest_entry(run_report, facts_of(), ROOT, "builds-4h", PUSH)["job"]["log_references"]) == 1
 
 
 def test_a_run_that_never_started_has_an_end_but_no_start_and_no_log() -> None:
-    made = report(state="exception", reason="canceled")
-    del made.run["started"]
-    del made.run["worker"]
-    job = rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH)["job"]
+    run_report = report(state="exception", reason="canceled")
+    del run_report.run["started"]
+    del run_report.run["worker"]
+    job = rest_entry(run_report, facts_of(), ROOT, "builds-4h", PUSH)["job"]
     assert "start_timestamp" not in job
     assert job["end_timestamp"] == 1_700_000_020
     assert job["machine"] == "unknown"
@@ -178,9 +182,9 @@ def test_the_log_has_the_name_it_is_given_and_an_address_that_fits() -> None:
 
 
 def test_a_v1_report_names_the_hash_too() -> None:
-    made = report()
-    made.revision, made.revision_hash = None, "b2" * 20
-    entry = rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH)
+    run_report = report()
+    run_report.revision, run_report.revision_hash = None, "b2" * 20
+    entry = rest_entry(run_report, facts_of(), ROOT, "builds-4h", PUSH)
     assert (entry["revision"], entry["revision_hash"]) == (TIP, "b2" * 20)
 
 
@@ -207,9 +211,9 @@ def test_a_v2_report_names_the_hash_of_its_push_where_it_is_known() -> None:
     ],
 )
 def test_options(section: dict[str, Any], options: list[str]) -> None:
-    told = facts_of(**section)
-    assert told.options == options
-    job = rest_entry(report(), told, ROOT, "builds-4h", PUSH)["job"]
+    facts = facts_of(**section)
+    assert facts.options == options
+    job = rest_entry(report(), facts, ROOT, "builds-4h", PUSH)["job"]
     assert job["option_collection"] == dict.fromkeys(options, True)
 
 
@@ -250,8 +254,8 @@ def test_the_generated_configs_are_allowed(config: dict[str, Any]) -> None:
 def test_whatever_the_config_allows_becomes_a_job_that_fits(config: dict[str, Any], names: int, stage: Stage) -> None:
     metadata = {"name": "n" * 100 * names, "description": "", "owner": "o" * 30 * names, "source": "https://x.y"}
     task = {**definition(extra={"treeherder": config}, metadata=metadata), "workerType": "linux"}
-    told = TaskFacts(TASK, task)
-    made = report(stage)
-    check_job_entry("entry", "mc", rest_entry(made, told, ROOT, "builds-4h", PUSH))
+    facts = TaskFacts(TASK, task)
+    run_report = report(stage)
+    check_job_entry("entry", "mc", rest_entry(run_report, facts, ROOT, "builds-4h", PUSH))
     for form in SCHEMAS:
-        check_pulse(pulse_message(made, told, ROOT, "live_backing_log", PUSH, schema=form), form)
+        check_pulse(pulse_message(run_report, facts, ROOT, "live_backing_log", PUSH, schema=form), form)

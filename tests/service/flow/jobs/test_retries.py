@@ -13,13 +13,13 @@ from service.flow.jobs.retries import MAX_LONE_FAILURES
 from service.flow.jobs.run import job_guid
 from service.store.models import Budget, JobReport
 from tests.service.flow.report_harness import PREFIX, ReportHarness
-from tests.service.flow.single_treeherder import only_first, until
+from tests.service.flow.single_treeherder import open_single_treeherder, until
 
 
-async def test_a_treeherder_that_is_ill_buries_nobody(sqlite_room: ReportHarness) -> None:
-    harness = sqlite_room
+async def test_a_treeherder_that_is_ill_buries_nobody(sqlite_harness: ReportHarness) -> None:
+    harness = sqlite_harness
     ids = [harness.create() for _ in range(16)]
-    harness.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(each, 0) for each in ids)
+    harness.th[PREFIX].behaviour.refuse_jobs = frozenset(job_guid(task_id, 0) for task_id in ids)
     harness.th[PREFIX].behaviour.bad_job_status = 500
     deliverer = TreeherderDeliverer(harness.services, PREFIX)
     await harness.take_all()
@@ -32,8 +32,8 @@ async def test_a_treeherder_that_is_ill_buries_nobody(sqlite_room: ReportHarness
         assert done.requests < 12
 
 
-async def test_a_job_is_bad_only_when_others_are_taken_between_its_failures(sqlite_room: ReportHarness) -> None:
-    harness = sqlite_room
+async def test_a_job_is_bad_only_when_others_are_taken_between_its_failures(sqlite_harness: ReportHarness) -> None:
+    harness = sqlite_harness
     task_id = harness.create()
     harness.th[PREFIX].behaviour.refuse_jobs = frozenset({job_guid(task_id, 0)})
     harness.th[PREFIX].behaviour.bad_job_status = 500
@@ -50,7 +50,7 @@ async def test_a_job_is_bad_only_when_others_are_taken_between_its_failures(sqli
         assert await ends(bad) == [End.LATER], "nothing tells an ill Treeherder from a bad job"
     harness.create()
     await harness.take_all()
-    good = next(each for each in await harness.reports() if each.id != bad.id)
+    good = next(report for report in await harness.reports() if report.id != bad.id)
     assert await ends(bad, good) == [End.LATER]
     assert await ends(bad) == [End.LATER]
     assert await ends(bad, good) == [End.LATER]
@@ -58,7 +58,7 @@ async def test_a_job_is_bad_only_when_others_are_taken_between_its_failures(sqli
 
 
 async def test_an_outage_costs_one_request_a_pause_however_much_waits(sqlite_url: str) -> None:
-    async with only_first(sqlite_url, reports={"batch": 10, "max_pause": 0.3}) as harness:
+    async with open_single_treeherder(sqlite_url, reports={"batch": 10, "max_pause": 0.3}) as harness:
         for _ in range(100):
             harness.create()
         harness.th[PREFIX].behaviour.down = -1
@@ -75,8 +75,8 @@ async def test_an_outage_costs_one_request_a_pause_however_much_waits(sqlite_url
         assert len(harness.jobs()) == 100
 
 
-async def test_retry_after_is_obeyed(sqlite_room: ReportHarness) -> None:
-    harness = sqlite_room
+async def test_retry_after_is_obeyed(sqlite_harness: ReportHarness) -> None:
+    harness = sqlite_harness
     harness.th[PREFIX].behaviour.retry_after = True
     harness.th[PREFIX].behaviour.too_many = 1
     harness.create()
@@ -96,14 +96,14 @@ async def test_retry_after_is_obeyed(sqlite_room: ReportHarness) -> None:
     assert bucket.blocked_until > now() + timedelta(seconds=55)
 
 
-async def test_given_up_after_a_day(sqlite_room: ReportHarness) -> None:
-    sqlite_room.th[PREFIX].behaviour.down = -1
-    sqlite_room.create()
-    await sqlite_room.take_all()
-    async with sqlite_room.database.writing() as session:
+async def test_given_up_after_a_day(sqlite_harness: ReportHarness) -> None:
+    sqlite_harness.th[PREFIX].behaviour.down = -1
+    sqlite_harness.create()
+    await sqlite_harness.take_all()
+    async with sqlite_harness.database.writing() as session:
         await session.exec(update(JobReport).values(since=now() - timedelta(days=2)))
-    sqlite_room.services.settings.reports.push_wait = timedelta(days=9)
-    await sqlite_room.report()
-    (letter,) = await sqlite_room.letters()
+    sqlite_harness.services.settings.reports.push_wait = timedelta(days=9)
+    await sqlite_harness.report()
+    (letter,) = await sqlite_harness.dead_letters()
     assert "503" in letter.reason
     assert "given up" in letter.reason

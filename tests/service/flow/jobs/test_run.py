@@ -46,9 +46,9 @@ def test_a_task_whose_deadline_passed_before_it_ran_and_has_no_run_is_an_excepti
         "state": "exception",
         "runs": [],
     }
-    (made,) = reports_of({"status": status})
-    assert state_of(made, None) == ("completed", "exception")
-    check_job_entry("entry", "mc", rest_entry(made, facts_of(), ROOT, "builds-4h", PUSH))
+    (run_report,) = reports_of({"status": status})
+    assert state_of(run_report, None) == ("completed", "exception")
+    check_job_entry("entry", "mc", rest_entry(run_report, facts_of(), ROOT, "builds-4h", PUSH))
 
 
 def test_job_guid() -> None:

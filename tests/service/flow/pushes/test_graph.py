@@ -28,7 +28,7 @@ from service.flow.tasks.ids import graph_ids, slugid
 from service.settings import Settings, load
 from service.store.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
 from tests.sandbox.taskcluster.support import is_valid
-from tests.service.flow.graph_factory import claimed
+from tests.service.flow.graph_factory import claim_work
 from tests.service.harness import SCOPES, FlowHarness, node, open_harness, push_event
 
 KEY = b"k" * 32
@@ -46,8 +46,13 @@ def make_repository(**fields: Any) -> Repository:
 def make_push(changesets: int = 1, kept: int | None = None, **fields: Any) -> Push:
     nodes = [node(number) for number in range(changesets)]
     full = [
-        {"node": each, "branch": "default", "desc": f"Bug {number}", "parents": [node(f"parent {number}"), node("p2")]}
-        for number, each in enumerate(nodes)
+        {
+            "node": own_node,
+            "branch": "default",
+            "desc": f"Bug {number}",
+            "parents": [node(f"parent {number}"), node("p2")],
+        }
+        for number, own_node in enumerate(nodes)
     ][-(kept or changesets) :]
     values = {
         "repository_id": 1,
@@ -97,12 +102,12 @@ def described(text: str | None) -> Push:
 def test_the_reason_why_a_push_gets_no_graph(
     settings: Settings, repository: dict[str, Any], push: Push, reason: str | None
 ) -> None:
-    found = reason_for_no_graph(settings, make_repository(**repository), push)
+    actual = reason_for_no_graph(settings, make_repository(**repository), push)
     if reason is None:
-        assert found is None
+        assert actual is None
     else:
-        assert found is not None
-        assert re.search(reason, found)
+        assert actual is not None
+        assert re.search(reason, actual)
 
 
 def test_only_the_tip_decides(settings: Settings) -> None:
@@ -226,7 +231,7 @@ def test_plan() -> None:
 
 
 def test_the_name_of_a_planned_task_tells_no_id() -> None:
-    """It is shown, and stands in errors, before the task is created."""
+    """Names are shown, also in errors, before the task is created."""
     one, two = ids(2)
     metadata = {**task()["metadata"], "name": f"build {one} x{two}"}
     (planned,) = plan_of([task(0, metadata=metadata)], ids(2), STEP)
@@ -313,9 +318,9 @@ async def pushed(
     """Push such a file, and store the push as the listener brings it."""
     await harness.add_repository(**repository)
     files: dict[str, str | bytes | None] = {"a": "b"} if yml is None else {".taskcluster.yml": yml}
-    made = harness.hg.push("mc", [NewChangeset(message=message, files=files)], user="dev@example.com")
-    entry = {"node": made.nodes[-1], "branch": "default", "desc": message, "parents": []}
-    (verdict,) = await harness.store(push_event(made.id, changesets=[entry], user=user))
+    hg_push = harness.hg.push("mc", [NewChangeset(message=message, files=files)], user="dev@example.com")
+    entry = {"node": hg_push.nodes[-1], "branch": "default", "desc": message, "parents": []}
+    (verdict,) = await harness.store(push_event(hg_push.id, changesets=[entry], user=user))
     assert verdict.verdict == "accepted"
     (push,) = await harness.pushes()
     return push
@@ -327,7 +332,7 @@ async def run(harness: FlowHarness) -> PushStep:
 
 
 async def error_shown(harness: FlowHarness, step: PushStep) -> dict[str, Any]:
-    """The error task in Taskcluster."""
+    """Return the error task in Taskcluster."""
     assert step.error_task is not None
     definition = harness.tc.queue.task(step.error_task)
     assert definition["extra"]["error"] == step.error
@@ -354,7 +359,7 @@ async def test_a_push_gets_its_graph(harness: FlowHarness) -> None:
 
 
 async def test_again_is_the_same_graph(harness: FlowHarness) -> None:
-    """As after a crash before the end was written: stored plans are gone on with, not rendered anew."""
+    """After a crash before the end was recorded, a stored plan is continued, and not rendered anew."""
     await pushed(harness)
     await run(harness)
     plan = [task.task_id for task in await harness.planned()]
@@ -482,7 +487,7 @@ async def test_where_even_the_error_task_is_refused_a_job_shows_both_reasons(har
     for words in ("version is 2", "no task could show this on the push", "queue:scheduler-id:tc-treeherder"):
         assert words in str(step.error)
     assert harness.tc.queue.tasks == {}
-    await notice.run(harness.services, await claimed(harness, Notice))
+    await notice.run(harness.services, await claim_work(harness, Notice))
     (job,) = harness.th.store.jobs.values()
     assert (job.body["job_symbol"], job.body["result"]) == ("D", "exception")
     assert "version is 2" in str(job.body)
@@ -527,7 +532,7 @@ async def test_an_error_task_goes_on_after_a_crash(harness: FlowHarness) -> None
 
 
 async def test_somebody_elses_task_in_a_template_is_not_touched(harness: FlowHarness) -> None:
-    """The definition of a running task is public: whoever pushes it, word by word, gets no hold of the task."""
+    """The definition of a running task is public; a push that repeats it gets no control over the task."""
     victim = slugid(b"somebody", "build")
     definition = {
         "taskQueueId": "prov/w",
@@ -553,7 +558,7 @@ NOW_IN_A_TAG = YML.replace("payload: {}", "tags: {pushed: '${now}'}\n    payload
 
 
 async def test_a_backup_that_was_restored_adopts_what_the_lost_plan_made(harness: FlowHarness) -> None:
-    """The plan is made anew, and differs in a tag and in dates; the tasks of the lost one go on."""
+    """The new plan differs in a tag and in dates; the tasks of the lost plan are continued."""
     await pushed(harness, NOW_IN_A_TAG)
     await run(harness)
     before = {task_id: task.definition for task_id, task in harness.tc.queue.tasks.items()}
@@ -574,7 +579,7 @@ async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(har
     async with harness.database.reading() as session:
         repository, push = (await session.exec(select(Repository))).one(), (await harness.pushes())[0]
     own = graph_ids(harness.services.secret, "tc-treeherder", repository, push, 0, "graph")("decision")
-    found = {
+    body = {
         "taskQueueId": "prov/w",
         "schedulerId": "test",
         "created": format_date(now()),
@@ -583,7 +588,7 @@ async def test_a_refused_plan_cancels_what_it_made_and_nothing_that_it_found(har
         "payload": {},
         "metadata": {"name": "d", "description": "d", "owner": "o", "source": "https://example.com"},
     }
-    harness.tc.queue.create_task(own, found)
+    harness.tc.queue.create_task(own, body)
     step = await run(harness)
     assert step.state == State.FAILED
     assert "non-existing" in str(step.error)
@@ -624,7 +629,7 @@ async def test_no_id_is_told_before_its_task_was_created(harness: FlowHarness) -
 async def test_a_scope_that_our_own_client_lacks_is_named_and_whose_it_is(sqlite_url: str, scope: str) -> None:
     """Taskcluster answers 401 to authorizedScopes that the client does not hold, and lists all that it does hold."""
     async with open_harness(sqlite_url) as harness:
-        held = [each for each in SCOPES if each not in {scope, "queue:create-task:project:*"}]
+        held = [scope_held for scope_held in SCOPES if scope_held not in {scope, "queue:create-task:project:*"}]
         held += ["queue:cancel-task:x/*", "auth:current-scopes", "secret-project:*", "queue:route:notify.email.*"]
         harness.tc.auth.add_client("tc-treeherder", "service-secret", held)
         await pushed(harness, scopes=[*held[:3], scope])
@@ -647,7 +652,7 @@ async def test_a_mercurial_that_is_away_is_asked_again(harness: FlowHarness, kin
 
 
 async def test_a_push_that_a_mirror_does_not_have_yet_is_no_push_without_a_file(harness: FlowHarness) -> None:
-    """A just-landed push can be missing on one mirror for a few seconds: 404 for another reason."""
+    """A push that has just landed can be missing on one mirror for some seconds, which is another 404."""
     await pushed(harness)
     harness.hg_faults.add(Fault(repository="mc", kind="lag", upto=0, times=1))
     with pytest.raises(Unavailable):

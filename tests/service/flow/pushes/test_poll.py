@@ -1,4 +1,4 @@
-"""What polls of a repository mean, on both databases: failures, suspicions, resets."""
+"""Polls of a repository, on both databases: failures, suspicions, resets."""
 
 from typing import Any
 
@@ -92,10 +92,10 @@ async def test_news_that_are_told_twice_are_counted_once(polls: One) -> None:
     await polls.add("mc", last_push_id=10)
     listener = polls.listener()
     cases: list[tuple[str, dict[str, Any]]] = [("failed", {}), ("suspicious", SHRUNK)]
-    for outcome, found in cases:
+    for outcome, fields in cases:
         await polls.change(holder=None, due_at=polls.clock.at)
         await listener.renew()
-        news = [listener.news(outcome, **found)]
+        news = [listener.news(outcome, **fields)]
         await listener.renew(news=news, lost=True)
         await listener.renew(news=news)
     row = await polls.row()
@@ -124,7 +124,7 @@ async def test_the_tip_at_the_cursor_becomes_known(quick: One) -> None:
 
 
 async def test_the_tip_at_an_older_cursor_does_not(quick: One) -> None:
-    """An announced push was taken in beside the shift."""
+    """An announced push was stored outside the shift."""
     await quick.add("mc", last_push_id=7)
     await quick.poll(at_cursor=node("tip"), since=6)
     assert (await quick.row()).last_changeset is None
@@ -134,7 +134,7 @@ async def test_the_tip_at_an_older_cursor_does_not(quick: One) -> None:
 
 
 async def new(polls: One, **fields: Any) -> None:
-    """A repository with ten pushes, polled well."""
+    """Store a repository with ten pushes and one good poll."""
     await polls.add("mc", created_at=START - 100 * MINUTE, **fields)
     await polls.store(*(push_event(n, date=START - 50 * MINUTE) for n in range(1, 11)))
     await polls.poll(at_cursor=node("mc 10"))
@@ -197,7 +197,7 @@ async def test_many_polls_are_not_enough_within_a_minute(quick: One) -> None:
 
 @pytest.mark.parametrize("lags", [(True, False), (True, True, True, False), (True, True, False, False)])
 async def test_never_by_a_mirror_that_lags(quick: One, lags: tuple[bool, ...]) -> None:
-    """The others contradict it."""
+    """The other mirrors contradict it."""
     await new(quick)
     for number in range(30):
         if lags[number % len(lags)]:
@@ -209,7 +209,7 @@ async def test_never_by_a_mirror_that_lags(quick: One, lags: tuple[bool, ...]) -
 
 
 async def test_no_tag_is_used_while_a_reset_is_suspected(quick: One) -> None:
-    """A 304 to it would pass for a good poll, and the reset would never be believed."""
+    """A 304 would count as a good poll, and the reset would never be certain."""
     await new(quick)
     await quick.poll(etag='W/"5"', lastpushid=10)
     await quick.poll("suspicious", **SHRUNK)
@@ -231,7 +231,7 @@ async def test_suspicions_are_counted_over_shifts_and_listeners(polls: One) -> N
 
 
 async def test_a_push_that_came_beside_the_shift_makes_no_suspicion(quick: One) -> None:
-    """What the listener had listed before that is compared with the cursor that it had then."""
+    """An earlier listing of the listener is compared with the cursor at that time."""
     await new(quick)
     await quick.store(push_event(11, since=10))
     await quick.poll(lastpushid=10, at_cursor=node("mc 10"))
@@ -253,7 +253,7 @@ async def test_a_good_poll_ends_the_suspicion(quick: One) -> None:
     [(["a"], "a", True), (["b"], "b", False), ([], None, False), (["a", "b", "c"], "c", False)],
 )
 async def test_never_by_a_strip_or_an_amend(quick: One, left: list[str], at_cursor: str | None, moved: bool) -> None:
-    """lastpushid stays, and what is left of the push at the cursor was in it before."""
+    """After a strip, lastpushid stays, and the rest of the push at the cursor belonged to it before."""
     await quick.add("mc", created_at=START - 100 * MINUTE)
     await quick.store(push_event(1, changesets=changesets("a", "b")))
     for _ in range(15):
@@ -264,7 +264,7 @@ async def test_never_by_a_strip_or_an_amend(quick: One, left: list[str], at_curs
 
 
 async def test_a_strip_where_monitoring_began_is_no_reset(quick: One) -> None:
-    """The push at the first cursor was never stored: nothing tells what was in it."""
+    """The push at the first cursor was never stored, so its changesets are not known."""
     await quick.add("mc", last_push_id=10, created_at=START - 100 * MINUTE)
     await quick.poll(lastpushid=10, at_cursor=node("tip"))
     for _ in range(15):

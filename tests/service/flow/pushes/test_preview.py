@@ -1,4 +1,4 @@
-"""A file is tried: what it would make, and that nothing is made."""
+"""Preview of a file: the tasks that it would make, and that none is created."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A pushlog entry becomes a stored push, on both databases."""
+"""Storage of pushlog entries as pushes, on both databases."""
 
 import asyncio
 import hashlib
@@ -88,12 +88,12 @@ def test_revision_hash_of_one() -> None:
 
 @given(st.lists(st.tuples(st.integers(), st.text(st.characters(exclude_categories=["Cs"]), max_size=9)), max_size=9))
 def test_revision_hash_is_over_node_and_branch_in_order(named: list[tuple[int, str]]) -> None:
-    made = [Changeset(node=node(name), branch=branch) for name, branch in named]
+    pushed = [Changeset(node=node(name), branch=branch) for name, branch in named]
     joined = "".join(node(name) + branch for name, branch in named)
-    assert revision_hash(made) == hashlib.sha1(joined.encode(), usedforsecurity=False).hexdigest()
-    assert base_revision(made) is None
-    if made[::-1] != made:
-        assert revision_hash(made[::-1]) != revision_hash(made)
+    assert revision_hash(pushed) == hashlib.sha1(joined.encode(), usedforsecurity=False).hexdigest()
+    assert base_revision(pushed) is None
+    if pushed[::-1] != pushed:
+        assert revision_hash(pushed[::-1]) != revision_hash(pushed)
 
 
 async def test_ten_pushes(database: Database, settings: Settings) -> None:
@@ -132,7 +132,7 @@ async def become_resultsets(database: Database, settings: Settings, recorded: di
         entry = recorded["pushes"][str(push.push_id)]
         assert push.user == entry["user"]
         assert push.date == datetime.fromtimestamp(entry["date"], UTC)
-        assert push.nodes == [each["node"] for each in entry["changesets"]]
+        assert push.nodes == [changeset["node"] for changeset in entry["changesets"]]
         assert push.revision == push.nodes[-1]
         check_resultset("it", "mc", resultset_of(push, monitored))
 
@@ -159,14 +159,14 @@ async def test_a_new_push(database: Database, settings: Settings) -> None:
 async def test_its_steps(database: Database, settings: Settings) -> None:
     await add_repository(database, "mc")
     await take(database, settings, push_event(1))
-    found = await steps(database)
-    assert [(step.kind, step.environment) for step in found] == [
+    stored_steps = await steps(database)
+    assert [(step.kind, step.environment) for step in stored_steps] == [
         ("resultset", "tc-treeherder"),
         ("resultset", "tc-treeherder-stage"),
         ("graph", ""),
     ]
-    assert len({step.lane for step in found}) == 3
-    for step in found:
+    assert len({step.lane for step in stored_steps}) == 3
+    for step in stored_steps:
         assert (step.state, step.attempts, step.fencing_token, step.error, step.done_at) == (
             State.PENDING,
             0,
@@ -204,8 +204,8 @@ async def test_a_large_push_keeps_the_last_200_in_full(sqlite: Database, setting
     await take(sqlite, settings, push_event(1, changesets=many))
     (push,) = await pushes(sqlite)
     assert len(push.nodes) == 5_000
-    assert [each["desc"] for each in push.changesets] == [f"d{n}" for n in range(4_800, 5_000)]
-    assert push.revision_hash == revision_hash([Changeset.model_validate(each) for each in many])
+    assert [changeset["desc"] for changeset in push.changesets] == [f"d{n}" for n in range(4_800, 5_000)]
+    assert push.revision_hash == revision_hash([Changeset.model_validate(changeset) for changeset in many])
     assert push.base_revision == node("base")
 
 
@@ -240,8 +240,8 @@ async def test_at_the_same_time_it_is_stored_once(database: Database, settings: 
     ]
     async with asyncio.timeout(20):
         verdicts = await asyncio.gather(*(take(database, settings, *batch) for batch in batches))
-    assert sum(each.verdict == "accepted" for batch in verdicts for each in batch) == 6
-    assert sum(each.verdict == "duplicate" for batch in verdicts for each in batch) == 8 * 6 - 6
+    assert sum(item.verdict == "accepted" for batch in verdicts for item in batch) == 6
+    assert sum(item.verdict == "duplicate" for batch in verdicts for item in batch) == 8 * 6 - 6
     assert len(await pushes(database)) == 6
 
 
@@ -381,9 +381,9 @@ async def test_pushes_from_before_a_reset_are_only_recorded(database: Database, 
     dates = [at - timedelta(days=1), at, at + timedelta(seconds=1)]
     await take(database, settings, *(push_event(n, date=date) for n, date in enumerate(dates, 1)))
     assert len(await pushes(database)) == 3
-    found = await steps(database)
-    assert [step.state for step in found] == [State.SKIPPED] * 6 + [State.PENDING] * 3
-    for step in found[:6]:
+    stored_steps = await steps(database)
+    assert [step.state for step in stored_steps] == [State.SKIPPED] * 6 + [State.PENDING] * 3
+    for step in stored_steps[:6]:
         assert step.due_at is None, "it would be done all the same"
         assert step.done_at is not None
         assert step.error == "pushed before the repository was reset: recorded only"
@@ -434,11 +434,11 @@ async def test_a_thousand_at_once_are_stored_quickly(database: Database, setting
     events = [push_event(n) for n in range(1, 1_001)]
     began = time.monotonic()
     verdicts = await take(database, settings, *events)
-    took = time.monotonic() - began
+    seconds = time.monotonic() - began
     assert {verdict.verdict for verdict in verdicts} == {"accepted"}
     async with database.reading() as session:
         assert (await session.exec(select(func.count()).select_from(PushStep))).one() == 3_000
-    assert took < 10, f"{took:.1f} s; the aim is 200 a second, on a machine that does nothing else"
+    assert seconds < 10, f"{seconds:.1f} s; the aim is 200 a second, on a machine that does nothing else"
 
 
 async def test_all_or_nothing(database: Database, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""A push becomes a resultset: its form, and the step that posts or announces it."""
+"""Resultsets: their form, and the step that posts or announces them."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ REPOSITORY = Repository(alias="mc", url="https://hg.mozilla.org/integration/mc",
 
 
 def make_push(event: PushEvent) -> Push:
-    """As `push.store` makes it."""
+    """Return the row that `push.store` makes."""
     entry = event.push
     return Push(
         repository_id=1,
@@ -37,8 +37,8 @@ def make_push(event: PushEvent) -> Push:
         date=datetime.fromtimestamp(entry.date, UTC),
         revision=entry.changesets[-1].node if entry.changesets else None,
         revision_hash=revision_hash(entry.changesets),
-        changesets=[each.model_dump(exclude_none=True) for each in entry.changesets[-200:]],
-        nodes=[each.node for each in entry.changesets],
+        changesets=[changeset.model_dump(exclude_none=True) for changeset in entry.changesets[-200:]],
+        nodes=[changeset.node for changeset in entry.changesets],
     )
 
 
@@ -88,8 +88,8 @@ entries = st.fixed_dictionaries(
 @settings(max_examples=30, deadline=None)
 @given(entries)
 def test_always_as_treeherder_takes_it(entry: dict[str, Any]) -> None:
-    made = resultset_of(make_push(push_event(1, **entry)), REPOSITORY)
-    check_resultset("it", "mc", json.loads(json.dumps(made)))
+    built = resultset_of(make_push(push_event(1, **entry)), REPOSITORY)
+    check_resultset("it", "mc", json.loads(json.dumps(built)))
 
 
 def test_ten_pushes_in_order() -> None:
@@ -103,30 +103,34 @@ def test_ten_real_pushes_in_order() -> None:
 
 def in_order(answer: dict[str, Any]) -> None:
     for push_id, entry in answer["pushes"].items():
-        made = resultset_of(make_push(push_event(int(push_id), **entry)), REPOSITORY)
-        check_resultset("it", "mc", made)
-        assert [each["revision"] for each in made["revisions"]] == [each["node"] for each in entry["changesets"]]
-        assert made["revision"] == entry["changesets"][-1]["node"]
-        assert [each["comment"] for each in made["revisions"]] == [each["desc"] for each in entry["changesets"]]
+        built = resultset_of(make_push(push_event(int(push_id), **entry)), REPOSITORY)
+        check_resultset("it", "mc", built)
+        assert [shown["revision"] for shown in built["revisions"]] == [
+            changeset["node"] for changeset in entry["changesets"]
+        ]
+        assert built["revision"] == entry["changesets"][-1]["node"]
+        assert [shown["comment"] for shown in built["revisions"]] == [
+            changeset["desc"] for changeset in entry["changesets"]
+        ]
 
 
 def test_a_large_push_has_its_last_200_and_the_hash_of_all() -> None:
     many = [{"node": node(n), "branch": "default", "desc": str(n)} for n in range(2_000)]
     push = make_push(push_event(1, changesets=many))
-    made = resultset_of(push, REPOSITORY)
-    assert [each["comment"] for each in made["revisions"]] == [str(n) for n in range(1_800, 2_000)]
-    assert made["revision"] == node(1_999)
-    assert made["revision_hash"] == push.revision_hash
+    built = resultset_of(push, REPOSITORY)
+    assert [shown["comment"] for shown in built["revisions"]] == [str(n) for n in range(1_800, 2_000)]
+    assert built["revision"] == node(1_999)
+    assert built["revision_hash"] == push.revision_hash
 
 
 def test_a_long_author_is_cut() -> None:
-    made = resultset_of(make_push(push_event(1, user="\u00e4" * 151)), REPOSITORY)
-    assert made["author"] == "\u00e4" * 150
+    built = resultset_of(make_push(push_event(1, user="\u00e4" * 151)), REPOSITORY)
+    assert built["author"] == "\u00e4" * 150
 
 
 def test_what_is_not_known_of_a_changeset() -> None:
-    made = resultset_of(make_push(push_event(1, changesets=[{"node": node(1), "branch": "b"}])), REPOSITORY)
-    (revision,) = made["revisions"]
+    built = resultset_of(make_push(push_event(1, changesets=[{"node": node(1), "branch": "b"}])), REPOSITORY)
+    (revision,) = built["revisions"]
     assert (revision["author"], revision["comment"], revision["files"]) == ("dev@example.com", "", [])
 
 
@@ -177,7 +181,7 @@ async def test_what_is_refused_for_good_is_failed_with_the_reason(harness: FlowH
         async def post_resultset(self, *_: Any) -> None:
             raise PermanentUpstreamError("treeherder", "https://th answers 400: bad\0 field", 400)
 
-    harness.services.treeherders = {ENVIRONMENT: Refusing()}  # type: ignore[dict-item]  # the one call that is made
+    harness.services.treeherders = {ENVIRONMENT: Refusing()}  # type: ignore[dict-item]  # the one call that is built
     step = await run(harness)
     assert (step.state, step.error) == (State.FAILED, "https://th answers 400: bad\\u0000 field")
 
@@ -196,7 +200,7 @@ async def test_an_environment_that_takes_none_any_more(harness: FlowHarness, pus
 
 
 class Heard:
-    """A publisher that keeps what it is given."""
+    """A publisher that records messages."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.messages: list[tuple[str, str, dict[str, Any]]] = []
@@ -226,12 +230,12 @@ async def test_for_one_that_listens_on_pulse_it_is_announced(sqlite_url: str) ->
         ((exchange, key, message),) = heard.messages
         assert (exchange, key) == ("hgpushes/v1", "mc")
         url = f"{harness.hg_url}/mc"
-        (told,) = message["payload"]["pushlog_pushes"]
+        (announced,) = message["payload"]["pushlog_pushes"]
         assert message["payload"]["heads"] == [node("mc 1")]
         assert message["payload"]["repo_url"] == url
-        assert (told["pushid"], told["user"]) == (1, "dev@example.com")
-        assert isinstance(told["time"], int)
-        assert told["push_full_json_url"] == f"{url}/json-pushes?version=2&full=1&startID=0&endID=1"
+        assert (announced["pushid"], announced["user"]) == (1, "dev@example.com")
+        assert isinstance(announced["time"], int)
+        assert announced["push_full_json_url"] == f"{url}/json-pushes?version=2&full=1&startID=0&endID=1"
         harness.services.publisher = publisher
 
 

@@ -1,4 +1,4 @@
-"""Who polls which repository, and how often, on both databases."""
+"""Leases of repositories to listeners, on both databases."""
 
 import asyncio
 import random
@@ -145,7 +145,7 @@ async def test_nothing_of_an_older_shift_is_stored(quick: Polls) -> None:
         late, good = (await push.store(session, load(), events))[0]
     assert (late.verdict, late.shift, good.verdict) == ("rejected", 2, "accepted")
     assert late.reason == "listed in shift 1 of mc, which has ended: list again"
-    assert [each.push_id for each in await pushes(quick.database)] == [2]
+    assert [stored.push_id for stored in await pushes(quick.database)] == [2]
 
 
 async def test_a_listener_that_ends_gives_all_back_at_once(polls: Polls) -> None:
@@ -316,7 +316,7 @@ async def test_the_rates_given_out_and_the_reserve_stay_within_the_budget_whatev
             if not lost:
                 until[0] = sent + answer.seconds * SECOND
         polls.clock.go(chance.random() * 2.5)
-        living = [each for each in living if chance.random() > 0.01 or each[1][0] > polls.clock.at]
+        living = [listener for listener in living if chance.random() > 0.01 or listener[1][0] > polls.clock.at]
         total = sum(listener.rate for listener, until in living if until[0] > polls.clock.at)
         given.add(round(total, 3))
         assert total <= 15 + 1e-9
@@ -373,16 +373,16 @@ async def test_the_intervals_of_what_is_leased_are_within_the_rate(quick: Polls)
     aliases = [f"r{n:03}" for n in range(120)]
     await quick.add(*aliases)
     listener = quick.listener()
-    asked: Counter[str] = Counter()
+    polls_of: Counter[str] = Counter()
     due: list[str] = []
     for _ in range(16):
         await listener.renew(*due, ago=2.5)
         assert sum(1 / lease.interval for lease in listener.leases.values()) <= 9.01
         due = list(listener.leases)[:45]  # so many in five seconds, those first that were leased first
-        asked.update(due)
+        polls_of.update(due)
         quick.clock.go(5)
-    assert set(asked) == set(aliases)
-    assert max(asked.values()) - min(asked.values()) <= 3
+    assert set(polls_of) == set(aliases)
+    assert max(polls_of.values()) - min(polls_of.values()) <= 3
 
 
 async def test_less_than_one_request_a_second(quick: Polls) -> None:
@@ -436,13 +436,13 @@ async def test_no_idle_one_starves(quick: Polls) -> None:
     await quick.add(*(f"busy{n}" for n in range(30)), last_push_at=START)
     await quick.add("idle")
     listener = quick.listener()
-    asked: Counter[str] = Counter()
+    polls_of: Counter[str] = Counter()
     for _ in range(30):
         await listener.polled_all()
-        asked.update(list(listener.leases))
+        polls_of.update(list(listener.leases))
         quick.clock.go(5)
-    assert asked["idle"] >= 1
-    assert min(asked[f"busy{n}"] for n in range(30)) >= 2
+    assert polls_of["idle"] >= 1
+    assert min(polls_of[f"busy{n}"] for n in range(30)) >= 2
 
 
 # ETags
@@ -467,7 +467,7 @@ async def test_an_etag_is_given_with_the_cursor_that_it_stands_for(quick: Polls)
 
 
 async def test_an_etag_that_was_told_late_is_not_used_for_a_later_cursor(quick: Polls) -> None:
-    """An announced push was taken in beside the shift."""
+    """An announced push was stored outside the shift."""
     await quick.add("mc")
     listener = quick.listener()
     await listener.renew()

@@ -26,4 +26,4 @@ def test_what_is_canonical_stays_as_it_is_and_hides_nothing(path: list[str]) -> 
 
 def test_equal_urls_have_one_form() -> None:
     spellings = ["https://hg.mozilla.org/try", "HTTPS://HG.MOZILLA.ORG:443/try/", "https://hg.mozilla.org./%74r%79//"]
-    assert {canonical_url(each) for each in spellings} == {("https://hg.mozilla.org/try", "hg.mozilla.org")}
+    assert {canonical_url(url) for url in spellings} == {("https://hg.mozilla.org/try", "hg.mozilla.org")}

@@ -1,4 +1,4 @@
-"""A stored plan becomes tasks, each exactly once: against the stand-in, through the real client."""
+"""Creation of the tasks of a stored plan, each exactly once, with the stand-in and through the real client."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -31,17 +31,17 @@ def task_id(name: object) -> str:
 
 
 class Plan:
-    """A stored plan and its holder. `graph` says of each task which it depends on."""
+    """A stored plan and its holder; `graph` has the dependencies of each task."""
 
     def __init__(self, harness: FlowHarness, lease: Lease[PushStep], tasks: list[PlannedTask]) -> None:
         self.harness, self.lease, self.tasks = harness, lease, tasks
 
     async def create(self, scopes: Sequence[str] = SCOPES) -> None:
-        made = await create_tasks(self.harness.services, self.lease, self.tasks, list(scopes))
-        await self.lease.commit(mark_created(made))
+        created = await create_tasks(self.harness.services, self.lease, self.tasks, list(scopes))
+        await self.lease.commit(mark_created(created))
 
     async def again(self) -> None:
-        """The next holder, who reads the plan anew: after a crash, or a wait."""
+        """Claim the plan as the next holder, which reads it anew after a crash or a wait."""
         async with self.harness.database.writing() as session:
             await session.exec(update(PushStep).values(due_at=now()))
         self.lease = await self.harness.lease(StepKind.GRAPH)
@@ -51,7 +51,7 @@ class Plan:
         return next(task for task in self.tasks if task.task_id == task_id(name))
 
     def stands(self, name: object) -> dict[str, Any]:
-        """What stands in Taskcluster."""
+        """Return the definition of the task in Taskcluster."""
         return self.harness.tc.queue.task(task_id(name))
 
     def state(self, name: object) -> str:
@@ -75,7 +75,7 @@ async def plan_of(
             "taskQueueId": "prov/w",
             "schedulerId": "test",
             "taskGroupId": task_id(next(iter(graph))),
-            "dependencies": [task_id(each) for each in dependencies],
+            "dependencies": [task_id(dependency) for dependency in dependencies],
             "created": format_date(created),
             "deadline": format_date(created + timedelta(days=1)),
             "payload": {"artifacts": {"a": {"expires": format_date(created + timedelta(days=2))}}, "none": None},
@@ -99,7 +99,7 @@ async def plan_of(
 
 @pytest.fixture
 async def fast(sqlite_url: str) -> AsyncIterator[FlowHarness]:
-    """A world whose calls time out soon."""
+    """Open a harness whose calls time out soon."""
     async with open_harness(sqlite_url) as harness:
         harness.settings.taskcluster.timeout = timedelta(seconds=0.3)
         yield harness
@@ -418,7 +418,7 @@ async def test_a_late_plan_is_stamped_anew_before_it_is_sent(
     assert abs(moved - 30 * 3600_000) < 60_000
     for key in ("deadline", "expires"):
         assert _moment(new[key]) - _moment(old[key]) == moved
-    artifact = [each["payload"]["artifacts"]["a"]["expires"] for each in (old, new)]
+    artifact = [definition["payload"]["artifacts"]["a"]["expires"] for definition in (old, new)]
     assert _moment(artifact[1]) - _moment(artifact[0]) == moved
     assert new["payload"]["none"] is None
     assert await plan.created() == {task_id("d"), task_id("a")}
@@ -449,7 +449,7 @@ async def test_a_late_plan_whose_tasks_are_there_is_left_as_it_is(harness: FlowH
 
 
 async def test_a_plan_that_goes_stale_on_its_way(harness: FlowHarness) -> None:
-    """Our clock and the queue's differ, say: it refuses what we take for fresh enough."""
+    """If the two clocks differ, the queue refuses a body that this service takes for recent enough."""
     plan = await plan_of(harness, {"d": []}, age=timedelta(minutes=9))
     harness.tc.clock.advance(8 * 60)
     await plan.create()
@@ -749,10 +749,10 @@ async def test_what_was_made_is_on_record_though_another_failed(harness: FlowHar
 async def test_what_was_made_of_a_plan_is_cancelled(harness: FlowHarness) -> None:
     plan = await plan_of(harness, {**GRAPH, "e": [], "never": []})
     missing = plan["never"]
-    made = await create_tasks(
+    created = await create_tasks(
         harness.services, plan.lease, [task for task in plan.tasks if task is not missing], SCOPES
     )
-    await plan.lease.commit(mark_created(made))
+    await plan.lease.commit(mark_created(created))
     queue: Stand = harness.tc.queue
     queue.claim_task(task_id("e"), 0, {"workerGroup": "g", "workerId": "w"})
     queue.report_completed(task_id("e"), 0)

@@ -132,13 +132,13 @@ def test_what_is_fine_is_accepted_and_completed_as_the_queue_does(definition: di
     assume(not any(scope.endswith("**") for scope in definition.get("scopes", [])))
     assert is_valid(definition, SCHEMA)
     before = copy.deepcopy(definition)
-    ours = complete(TASK, definition)
+    completed = complete(TASK, definition)
     assert definition == before
     now = parse(definition["created"])
     assert now is not None
-    assert ours == checks.complete(TASK, definition, now)
-    assert is_valid(ours, SCHEMA)
-    assert complete(TASK, ours) == ours
+    assert completed == checks.complete(TASK, definition, now)
+    assert is_valid(completed, SCHEMA)
+    assert complete(TASK, completed) == completed
 
 
 @settings(max_examples=100, deadline=None)
@@ -341,9 +341,9 @@ def test_each_task_comes_after_its_dependencies(count: int, chance: random.Rando
     }
     for definition in definitions.values():
         definition["dependencies"].append(OTHER)
-    found = sort_by_dependencies(definitions)
-    assert sorted(found) == sorted(definitions)
-    place = {task_id: position for position, task_id in enumerate(found)}
+    order_found = sort_by_dependencies(definitions)
+    assert sorted(order_found) == sorted(definitions)
+    place = {task_id: position for position, task_id in enumerate(order_found)}
     for task_id, definition in definitions.items():
         assert all(place[d] < place[task_id] for d in definition["dependencies"] if d in place)
 

@@ -10,19 +10,19 @@ from tests.service.flow.report_harness import definition
 
 
 def test_defaults() -> None:
-    told = facts_of()
-    assert (told.group_symbol, told.group_name, told.product, told.tier) == ("?", "unknown", "unknown", 1)
-    assert (told.reason, told.job_kind, told.options) == ("scheduled", None, ["opt"])
+    facts = facts_of()
+    assert (facts.group_symbol, facts.group_name, facts.product, facts.tier) == ("?", "unknown", "unknown", 1)
+    assert (facts.reason, facts.job_kind, facts.options) == ("scheduled", None, ["opt"])
     platform = {"platform": "linux", "os_name": "-", "architecture": "-"}
-    assert told.machine == told.build == platform
+    assert facts.machine == facts.build == platform
 
 
 def test_machine_and_build_stand_in_for_each_other() -> None:
-    told = facts_of(
+    facts = facts_of(
         machine={"platform": "android", "os": "linux"}, build={"platform": "linux64", "architecture": "arm"}
     )
-    assert told.machine == {"platform": "android", "os_name": "linux", "architecture": "arm"}
-    assert told.build == {"platform": "linux64", "os_name": "linux", "architecture": "arm"}
+    assert facts.machine == {"platform": "android", "os_name": "linux", "architecture": "arm"}
+    assert facts.build == {"platform": "linux64", "os_name": "linux", "architecture": "arm"}
     assert facts_of(build={"platform": "win"}).machine["platform"] == "win"
 
 

@@ -36,12 +36,12 @@ def test_the_pattern_is_the_published_one() -> None:
 
 @given(keys, labels)
 def test_always_a_nice_slugid(key: bytes, label: str) -> None:
-    made = slugid(key, label)
-    assert re.fullmatch(SLUGID, made)
-    assert NICE.fullmatch(made)
-    decoded = uuid.UUID(bytes=base64.urlsafe_b64decode(made + "=="))
+    derived = slugid(key, label)
+    assert re.fullmatch(SLUGID, derived)
+    assert NICE.fullmatch(derived)
+    decoded = uuid.UUID(bytes=base64.urlsafe_b64decode(derived + "=="))
     assert (decoded.version, decoded.variant) == (4, uuid.RFC_4122)
-    assert slugid(key, label) == made
+    assert slugid(key, label) == derived
 
 
 @given(keys, labels, keys, labels)
@@ -53,9 +53,9 @@ def test_other_keys_and_labels_give_other_ids(key: bytes, label: str, other_key:
 def test_all_bits_but_those_of_the_form_are_used() -> None:
     ids = [uuid.UUID(bytes=base64.urlsafe_b64decode(slugid(b"k", str(n)) + "==")).int for n in range(2_000)]
     ones, zeros = 0, 0
-    for each in ids:
-        ones |= each
-        zeros |= ~each & (2**128 - 1)
+    for task_id in ids:
+        ones |= task_id
+        zeros |= ~task_id & (2**128 - 1)
     assert bin(ones & zeros).count("1") == 128 - 1 - 4 - 2
 
 
@@ -105,7 +105,7 @@ def test_every_part_of_an_action_makes_another_id() -> None:
         return Action(**{**values, **fields})
 
     one, other = action(id=1), action(id=1)  # a restored database gives numbers out again
-    ids = {copy_ids(b"k", each, attempt)(old) for each in (one, other) for attempt in (0, 1) for old in ("a", "b")}
+    ids = {copy_ids(b"k", action, attempt)(old) for action in (one, other) for attempt in (0, 1) for old in ("a", "b")}
     assert len(ids) == 8
 
 

@@ -1,4 +1,4 @@
-"""A call that outlives its lease is harmless: another has done the work by then, and it arrives upstream at last."""
+"""A call that outlives its lease and arrives late, after another process has done the work, is harmless."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,8 +15,8 @@ from service.flow.pushes import resultset
 from service.flow.tasks.create import create_tasks
 from service.store.models import Action, JobReport, PushStep, State, StepKind, Work
 from tests.service.engine.test_worker import until
-from tests.service.flow.graph_factory import action_on, build, claimed, slug, stored
-from tests.service.flow.report_harness import PREFIX, ReportHarness, newsroom, route
+from tests.service.flow.graph_factory import action_on, build, claim_work, reload_action, slug
+from tests.service.flow.report_harness import PREFIX, ReportHarness, open_report_harness, route
 from tests.service.flow.tasks.test_create import plan_of, task_id
 from tests.service.harness import SCOPES, FlowHarness, push_event
 
@@ -93,15 +93,15 @@ async def test_cancel(harness: FlowHarness, monkeypatch: pytest.MonkeyPatch) -> 
     build(harness.tc.queue, {"a": []})
     action = await action_on(harness, slug("a"), "cancel")
     first = FirstIsLate(monkeypatch, harness.services.queue, "cancel_task")
-    late = asyncio.create_task(cancel.run(harness.services, await claimed(harness)))
+    late = asyncio.create_task(cancel.run(harness.services, await claim_work(harness)))
     await first.began.wait()
     await end_leases(harness, Action)
-    await cancel.run(harness.services, await claimed(harness))
+    await cancel.run(harness.services, await claim_work(harness))
     first.go.set()
     await is_lost(late)
     assert first.arrived == 2
     assert len(harness.tc.queue.find(slug("a")).runs) == 1
-    done = await stored(harness, action)
+    done = await reload_action(harness, action)
     assert (done.state, done.error) == (State.DONE, None)
 
 
@@ -122,7 +122,7 @@ async def test_resultset_post(harness: FlowHarness, monkeypatch: pytest.MonkeyPa
 
 
 async def test_pulse_publish(harness: FlowHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told at least once; the second time it says the same."""
+    """The announcement is sent at least once; a second one is equal."""
     said: list[Any] = []
 
     class Publisher:
@@ -148,8 +148,8 @@ async def test_pulse_publish(harness: FlowHarness, monkeypatch: pytest.MonkeyPat
 
 
 async def test_job_post(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says is older than what Treeherder was told since, and changes nothing."""
-    async with newsroom(sqlite_url) as harness:
+    """A late job is older than the one that Treeherder has since, and changes nothing."""
+    async with open_report_harness(sqlite_url) as harness:
         first = FirstIsLate(monkeypatch, harness.services.treeherders[PREFIX], "post_jobs")
         task = harness.create(routes=[route(PREFIX)])
         await harness.take_all()
