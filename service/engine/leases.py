@@ -75,10 +75,6 @@ class Lease(Generic[W]):
             await self._set(session, due_at=now() + self._settings.lease, **values)
             yield session
 
-    async def renew(self) -> None:
-        """Renew the lease. Raises LeaseLostError."""
-        await self.commit()
-
     def give_way(self) -> None:
         """Raise YieldedError if others wait. Call it between two parts of long work, once the first is recorded."""
         if self.wanted or self.also_wanted():
@@ -91,19 +87,21 @@ class Lease(Generic[W]):
         also: Sequence[Statement] = (),
         notices: Sequence[Notice] = (),
         rows: int = 1,
+        outcome: str | None = None,
         **values: Any,
     ) -> list[int]:
         """End the work in this state, in a transaction that it may share with other writes.
 
         `also` are statements of the same transaction, which change about `rows` rows. Returns how many rows each of
-        them changed. `notices` are stored too, and those of a failure. Raises LeaseLostError.
+        them changed. `notices` are stored too, and those of a failure. `outcome` is what the attempt is counted as, if
+        not as the state. Raises LeaseLostError.
         """
         values.update(state=state, error=reason, due_at=None, done_at=now())
         if state in {State.FAILED, State.REJECTED}:
             notices = [*notices, *self.item.failure_notices()]
         self.ended = True
         counts = await self.commit([*also, *insertion(notices)], rows, **values)
-        metrics.work_ended(self.item.work_name, state.value)
+        metrics.work_ended(self.item.work_name, outcome or state.value)
         if notices:  # which are work in turn
             self._database.wakeups.wake(Topic.WORK)
         return counts
@@ -142,8 +140,7 @@ class Lease(Generic[W]):
     async def bury(self, reason: str) -> None:
         """End the work as failed, and leave a dead letter of it for a person to see."""
         letter = self.item.dead_letter(escape_unstorable(reason))
-        await self.finish(State.FAILED, reason, insertion([letter]))
-        metrics.work_ended(self.item.work_name, "buried")
+        await self.finish(State.FAILED, reason, insertion([letter]), outcome="buried")
         log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
 
     async def _end(self, **values: Any) -> None:

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from service.clock import now
 from service.engine import batches, leases
 from service.engine.leases import Lane, Lease, LeaseLostError, backoff, claim, due_lanes, due_shares
+from service.metrics import PREFIX, REGISTRY
 from service.settings import WorkSettings
 from service.store.database import Database
 from service.store.models import DeadLetter, GroupCheck, Notice, Push, PushStep, State, StepKind, work_tables
@@ -182,7 +183,7 @@ async def test_writing_renews_and_commits_with_the_holders_values(database: Data
     assert stored.due_at is not None
     assert stored.due_at > now() + timedelta(minutes=9)
     assert len(await letters(database)) == 1
-    await lease.renew()
+    await lease.commit()
 
 
 async def test_writing_that_raises_changes_nothing(database: Database) -> None:
@@ -200,7 +201,7 @@ async def _write(lease: Lease[Any]) -> None:
 
 WRITES: dict[str, Callable[[Lease[Any]], Awaitable[object]]] = {
     "writing": _write,
-    "renew": Lease.renew,
+    "commit": Lease.commit,
     "finish": lambda lease: lease.finish(State.DONE),
     "retry": lambda lease: lease.retry("again"),
     "release": Lease.release,
@@ -222,7 +223,7 @@ async def test_whoever_lost_the_lease_changes_nothing(database: Database, write:
         await WRITES[write](old)
     assert values(await stored_step(database)) == before
     assert await letters(database) == []
-    await Lease(database, SETTINGS, item).renew()
+    await Lease(database, SETTINGS, item).commit()
 
 
 @pytest.mark.parametrize("end", ["finish", "retry", "release", "bury"])
@@ -240,7 +241,7 @@ async def test_nothing_comes_after_the_last_write(sqlite: Database, end: str, wr
 
 async def test_the_end_is_known_before_it_is_written(database: Database) -> None:
     lease = await hold_one(database)
-    await lease.renew()
+    await lease.commit()
     assert not lease.ended
     await lease.finish(State.DONE)
     assert lease.ended
@@ -285,6 +286,11 @@ async def test_retry_waits_as_long_as_it_was_told(database: Database) -> None:
     assert due - at >= timedelta(minutes=20)
 
 
+def attempts_counted(outcome: str) -> float:
+    labels = {"work": "graph", "outcome": outcome}
+    return REGISTRY.get_sample_value(PREFIX + "work_attempts_total", labels) or 0
+
+
 async def test_buried_after_a_day_with_a_dead_letter(database: Database) -> None:
     await add_steps(database, since=now() - timedelta(hours=23, minutes=59), attempts=30)
     (item,) = await take(database)
@@ -294,7 +300,12 @@ async def test_buried_after_a_day_with_a_dead_letter(database: Database) -> None
     async with database.writing() as session:
         await session.exec(update(PushStep).values(since=now() - timedelta(hours=24), due_at=now()))
     (item,) = await take(database)
+    counted = {outcome: attempts_counted(outcome) for outcome in ("buried", "failed")}
     await Lease(database, SETTINGS, item).retry("still not", timedelta(hours=1))
+    assert {outcome: attempts_counted(outcome) - before for outcome, before in counted.items()} == {
+        "buried": 1,
+        "failed": 0,
+    }
     stored = await stored_step(database)
     assert (stored.state, stored.due_at) == (State.FAILED, None)
     assert stored.done_at is not None

@@ -72,7 +72,7 @@ async def test_a_restarted_process_takes_over_at_once_and_fences(database: Datab
         (item,) = await take(database, lane=lease.item.lane)
         assert item.fencing_token > lease.item.fencing_token
         with pytest.raises(LeaseLostError):
-            await lease.renew()
+            await lease.commit()
 
 
 async def test_every_kind_of_work_is_taken_over(database: Database, replicas: AsyncExitStack) -> None:
@@ -111,7 +111,7 @@ async def test_nothing_of_another_replica_is_touched(postgres_url: str, replicas
     await start(replicas, database)
     assert [await is_due(database, lease) for lease in (*others, finished)] == [False] * 5
     for lease in others:
-        await lease.renew()
+        await lease.commit()
 
 
 async def test_without_the_lock_nothing_is_taken_over_until_it_is_free(
@@ -132,7 +132,7 @@ async def test_without_the_lock_nothing_is_taken_over_until_it_is_free(
     await until(lambda: is_due(database, held))
     await until(lambda: _says(two.holder.startswith("pod-1/")))
     assert not await is_due(database, own)
-    await own.renew()
+    await own.commit()
 
 
 async def _says(value: bool) -> bool:
@@ -150,7 +150,7 @@ async def test_a_lock_that_was_lost_is_had_again_and_keeps_what_is_held(
     await until(lambda: _says(replica.holder.startswith("/")))
     await until(lambda: _says(replica.holder.startswith("pod-1/")))
     assert replica.holder == mine.item.holder
-    await mine.renew()
+    await mine.commit()
 
 
 async def _cut(database: Database) -> None:
