@@ -38,7 +38,7 @@ CONNECTIONS = 10
 SETTINGS = {"TC_TREEHERDER_LOG_LEVEL": "WARNING", "TC_TREEHERDER_TASKCLUSTER__CONNECTIONS": str(CONNECTIONS)}
 
 FIRST = {"decision": "completed", "failed": "failed"}
-"""How the first runs of tasks with these names end; all others hang."""
+"""Ends of the first runs of tasks with these names; all others hang."""
 
 Json = dict[str, Any]
 

@@ -33,7 +33,7 @@ REPOSITORIES = ("integration/autoland", "try")
 """Paths of the repositories that are there from the start. A project of Treeherder is named as the path ends."""
 
 GRACE_SECONDS = 2
-"""How long requests under way may take once the sandbox was told to stop."""
+"""Time that requests under way may take once the sandbox was told to stop."""
 
 
 class SandboxError(RuntimeError):

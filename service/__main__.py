@@ -1,3 +1,5 @@
+"""`python -m service`, the command `tc-treeherder` in a checkout."""
+
 from service.cli import main
 
 main()

@@ -19,7 +19,7 @@ from sandbox.taskcluster.queue import Queue
 from sandbox.taskcluster.tasks import Json, Task
 
 GRACE = 25 * MINUTE
-"""How long after an exception artifacts may still be made for its run."""
+"""Time after an exception in which artifacts may still be made for its run."""
 
 
 @dataclass

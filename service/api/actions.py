@@ -49,7 +49,7 @@ TASKS_IN_A_LIST = 20
 DELIVERIES = 100
 
 WITHOUT_BODIES = (defer(Action.left_out, raiseload=True), defer(Action.failure_jobs, raiseload=True))  # type: ignore[arg-type]  # columns, of which mypy sees the values
-"""What of actions is not read for a list: it can be large."""
+"""Columns of actions that a list does not read, because they can be large."""
 
 _SCOPE = scope_of("<action>", "<project>")
 

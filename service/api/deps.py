@@ -1,4 +1,4 @@
-"""What endpoints ask for, so that their signatures read as prose."""
+"""Dependencies of endpoints, such as a session, the services and the caller."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from service import metrics
 from service.api.deps import ServicesDep
-from service.api.ingest import keep, understand_each, understood
+from service.api.ingest import parse_each, parse_letter, store_letters
 from service.api.openapi import JobActionMessages, Pushes, signed
 from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
@@ -33,14 +33,14 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
     """Take pushes of the pushlog. The answer goes out after the commit."""
     worker: Worker = request.app.state.worker
     raw, body = await signed_json(request, services.settings)
-    batch = understand_each("push-event", raw, events_of(body), push_event)
+    batch = parse_each("push-event", raw, events_of(body), push_event)
     letters = batch.letters()
     if letters:  # first: once good pushes that follow are stored, nobody lists these again
         async with services.database.writing() as session:
-            await keep(session, letters)
+            await store_letters(session, letters)
 
     def write(session: SyncSession) -> tuple[Stored, list[Work]]:
-        stored = store_new(session, services.settings, list(batch.understood.values()))
+        stored = store_new(session, services.settings, list(batch.parsed.values()))
         return stored, worker.preclaim(stored[1])
 
     (stored, steps, pushes), taken = await services.database.run_objects(write)
@@ -62,10 +62,10 @@ async def take_job_actions(request: Request, services: ServicesDep) -> Verdicts:
         acknowledged = Acknowledged.model_validate(body).acknowledged
     except ValidationError as error:
         raise Problem(422, "Invalid request", reason_of(error)) from None
-    batch = understand_each("job-action", raw, events_of(body), job_action)
+    batch = parse_each("job-action", raw, events_of(body), job_action)
     async with services.database.writing() as session:
-        stored, actions = await receive.store(session, list(batch.understood.values()), acknowledged)
-        await keep(session, batch.letters())
+        stored, actions = await receive.store(session, list(batch.parsed.values()), acknowledged)
+        await store_letters(session, batch.letters())
         taken = worker.preclaim(actions)
     if len(taken) < len(actions):
         services.database.wakeups.wake(Topic.WORK)
@@ -82,20 +82,20 @@ def _answer(kind: str, verdicts: list[Verdict]) -> Verdicts:
 
 
 def job_action(event: Any) -> receive.Arrival:
-    """Return the message and what it says. Raises ValueError: not understood."""
+    """Return the message and the press in it. Raises ValueError for an invalid one."""
     message = JobActionMessage.model_validate(event)
     return receive.Arrival(message, receive.parse_press(message))
 
 
 def push_event(event: Any) -> PushEvent | OversizedPush:
-    """Return the push. Raises ValidationError: not understood."""
+    """Return the push. Raises ValidationError for an invalid one."""
     if isinstance(event, dict) and event.get("oversized") is True:
         return OversizedPush.model_validate(event)
     return PushEvent.model_validate(event)
 
 
 async def _replay_push(session: Session, services: Services, payload: bytes) -> None:
-    event = understood(push_event, payload)
+    event = parse_letter(push_event, payload)
     if isinstance(event, OversizedPush):
         detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
         raise Problem(409, "Cannot be replayed", detail)
@@ -105,7 +105,7 @@ async def _replay_push(session: Session, services: Services, payload: bytes) -> 
 
 
 async def _replay_press(session: Session, _services: Services, payload: bytes) -> None:
-    (verdict,), _ = await receive.store(session, [understood(job_action, payload)])
+    (verdict,), _ = await receive.store(session, [parse_letter(job_action, payload)])
     if verdict.verdict == "rejected":
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
 

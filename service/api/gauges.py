@@ -83,11 +83,11 @@ OTHERS = "others"
 
 
 MOST_COUNTED = 100_000
-"""Rows that are counted of one lane, or kind: where there are more, that is what the metric says."""
+"""Rows of one lane, or kind, that are counted; the metric says this if there are more."""
 
 
 OLD_POLL = timedelta(minutes=10)
-"""A repository that had no good poll for so long is not polled."""
+"""A repository without a good poll for longer than this counts as not polled."""
 
 
 async def exposition(database: Database) -> bytes:
@@ -156,7 +156,7 @@ def _letters_of_kinds() -> Any:
 
 
 def _counted(values: Any, *conditions: Any) -> Any:
-    """Count what meets the conditions, of more than `MOST_COUNTED` so many."""
+    """Count the rows that meet the conditions, up to `MOST_COUNTED`."""
     some = select(literal(1)).where(*conditions).limit(MOST_COUNTED).correlate(values).subquery()
     return select(func.count()).select_from(some).scalar_subquery()
 
@@ -177,7 +177,7 @@ class Polls:
 
 
 async def summarize_polls(session: Session) -> Polls:
-    """Return the summary of the polls of all repositories."""
+    """Return the summary of the polls of all enabled repositories."""
     at = now()
     good, created = col(Repository.last_good_poll_at), col(Repository.created_at)
     old = at - OLD_POLL

@@ -1,4 +1,4 @@
-"""A batch of events: each is understood by itself, and what is not is kept once, as it came, as a dead letter."""
+"""Batches of events: parse each event by itself, and store a dead letter of one that cannot be parsed, once."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _CHANGES: dict[str, set[str]] = {
     "task-event": set(),
     "job-action": set(),  # two equal presses are two
 }
-"""Fields in which an event differs when the same comes again: each poll lists a bad push, until the next one."""
+"""Fields that differ when the same event comes again: each poll lists a bad push, until the next one."""
 
 
 T = TypeVar("T")
@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 @dataclass
 class Batch(Generic[T]):
-    """The events of a request by their numbers: those that were understood, and the reasons against the others."""
+    """The events of a request by their numbers: those that were parsed, and the reasons against the others."""
 
     kind: str
     raw: bytes  # the body of the request
     events: list[Any]
-    understood: dict[int, T]
+    parsed: dict[int, T]
     refused: dict[int, str]
 
     def letters(self) -> list[DeadLetter]:
@@ -53,26 +53,26 @@ class Batch(Generic[T]):
         ]
 
     def verdicts(self, stored: Iterable[Verdict]) -> list[Verdict]:
-        """Return a verdict for each event, in order; `stored` has those of the understood ones."""
-        verdicts = dict(zip(self.understood, stored, strict=True))
+        """Return a verdict for each event, in order; `stored` has those of the events that were parsed."""
+        verdicts = dict(zip(self.parsed, stored, strict=True))
         for number, reason in self.refused.items():
             verdicts[number] = Verdict(verdict="rejected", reason=f"{reason}; kept as a dead letter")
         return [verdicts[number] for number in range(len(self.events))]
 
 
-def understand_each(kind: str, raw: bytes, events: list[Any], understand: Callable[[Any], T]) -> Batch[T]:
-    """Call `understand` for each event of a request; an event for which it raises ValueError is refused."""
+def parse_each(kind: str, raw: bytes, events: list[Any], parse_event: Callable[[Any], T]) -> Batch[T]:
+    """Call `parse_event` for each event of a request; an event for which it raises ValueError is refused."""
     batch: Batch[T] = Batch(kind, raw, events, {}, {})
     for number, event in enumerate(events):
         try:
-            batch.understood[number] = understand(event)
+            batch.parsed[number] = parse_event(event)
         except ValueError as error:  # pydantic's is one
             batch.refused[number] = escape_unstorable(reason_of(error))
     return batch
 
 
-async def keep(session: Session, letters: list[DeadLetter]) -> None:
-    """Store those that are not kept yet, in the caller's transaction."""
+async def store_letters(session: Session, letters: list[DeadLetter]) -> None:
+    """Store the letters that are not stored yet, in the caller's transaction."""
     if not letters:
         return
     insert = INSERT[session.get_bind().dialect.name]
@@ -101,9 +101,9 @@ def _digest(kind: str, payload: bytes) -> str:
     return hashlib.sha256(json.dumps([kind, same], sort_keys=True).encode()).hexdigest()
 
 
-def understood(understand: Callable[[Any], T], payload: bytes) -> T:
-    """Return what the payload of a dead letter says. Raises a 422: it is still not understood."""
+def parse_letter(parse_event: Callable[[Any], T], payload: bytes) -> T:
+    """Return the event in the payload of a dead letter. Raises a Problem (422) if it still cannot be parsed."""
     try:
-        return understand(parse(payload))
+        return parse_event(parse(payload))
     except ValueError as error:  # pydantic's is one
         raise Problem(422, "Still not understood", reason_of(error)) from None

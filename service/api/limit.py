@@ -1,4 +1,4 @@
-"""What one caller can cost us: how large a body, how long it may take to come, and how often one may write."""
+"""Limits of each caller: the size of a body, the time it may take to arrive, and the rate of writes."""
 
 import asyncio
 import math

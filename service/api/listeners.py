@@ -1,4 +1,4 @@
-"""What listeners say of the queues that they read."""
+"""`/listeners`: the state of the queues that listeners read."""
 
 import structlog
 from fastapi import APIRouter, Request

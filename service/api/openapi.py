@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond what FastAPI reads off the routes: who may call, how errors look, examples.
+"""Parts of the OpenAPI document that FastAPI does not read off the routes: credentials, errors, examples.
 
 `tc-treeherder openapi > docs/openapi.json` renews the copy that is checked in.
 """

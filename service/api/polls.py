@@ -1,4 +1,4 @@
-"""Who polls which repository: the listeners' shifts, and pushes that were announced."""
+"""`/polls`: the shifts of the listeners that poll repositories, and pushes that were announced."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError

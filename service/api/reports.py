@@ -58,7 +58,7 @@ _AS_INDEXED: dict[str, Any] = {
     "pending": col(JobReport.due_at).is_not(None),
     "done": true(),
 }
-"""What partial indexes have of reports in these states, so that both databases use them."""
+"""Conditions of the partial indexes that hold reports in these states, so that both databases use them."""
 
 
 def _read(report: JobReport) -> ReportRead:

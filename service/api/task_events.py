@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from service import metrics
 from service.api.deps import ServicesDep
-from service.api.ingest import keep, understand_each, understood
+from service.api.ingest import parse_each, parse_letter, store_letters
 from service.api.openapi import PulseMessages, signed
 from service.api.route import SignedRoute
 from service.api.signed import events_of, parsed, signed_body
@@ -29,7 +29,7 @@ router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
 
 
 class _Batch(BaseModel):
-    """A request all of whose events are understood; it is parsed once, with the bodies of the messages."""
+    """A request all of whose events are valid; it is parsed once, with the bodies of the messages."""
 
     events: Annotated[list[TaskEvent], Field(max_length=MAX_EVENTS)]
 
@@ -50,7 +50,7 @@ async def take_task_events(request: Request, services: ServicesDep) -> Verdicts:
     if judged.rows or judged.letters:
         async with services.database.writing() as session:
             await events.upsert(session, judged.rows, now())
-            await keep(session, judged.letters)
+            await store_letters(session, judged.letters)
     if judged.rows:
         services.database.wakeups.wake(Topic.REPORTS)
     metrics.event_in("task", judged.verdicts)
@@ -59,7 +59,7 @@ async def take_task_events(request: Request, services: ServicesDep) -> Verdicts:
 
 def _judge(settings: Settings, raw: bytes) -> _Judged:
     """Judge each event of a request. Raises a 400, 413 or 422 for a body that is no request."""
-    if (batch := _understood(raw)) is None:
+    if (batch := _parse_all(raw)) is None:
         return _judge_one_by_one(settings, raw)
     verdicts: list[Verdict] = []
     rows: list[events.ReportRow] = []
@@ -70,8 +70,8 @@ def _judge(settings: Settings, raw: bytes) -> _Judged:
     return _Judged(verdicts, rows, [])
 
 
-def _understood(raw: bytes) -> _Batch | None:
-    """Return the events if all of them are understood."""
+def _parse_all(raw: bytes) -> _Batch | None:
+    """Return the events of a request, or None if one of them cannot be parsed."""
     if may_have_nul(raw):
         return None
     try:
@@ -81,14 +81,14 @@ def _understood(raw: bytes) -> _Batch | None:
 
 
 def _judge_one_by_one(settings: Settings, raw: bytes) -> _Judged:
-    batch = understand_each("task-event", raw, events_of(parsed(raw)), TaskEvent.model_validate)
-    judged = [events.judge_event(settings, event) for event in batch.understood.values()]
+    batch = parse_each("task-event", raw, events_of(parsed(raw)), TaskEvent.model_validate)
+    judged = [events.judge_event(settings, event) for event in batch.parsed.values()]
     rows = [row for _, of_event in judged for row in of_event]
     return _Judged(batch.verdicts(verdict for verdict, _ in judged), rows, batch.letters())
 
 
 async def _replay(session: Session, services: Services, payload: bytes) -> None:
-    verdict, rows = events.judge_event(services.settings, understood(TaskEvent.model_validate, payload))
+    verdict, rows = events.judge_event(services.settings, parse_letter(TaskEvent.model_validate, payload))
     if verdict.verdict == "rejected":
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
     await events.upsert(session, rows, now())

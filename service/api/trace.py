@@ -1,4 +1,4 @@
-"""Who asked what, in every line of the log: a request's id, and for what a listener sent that of its batch."""
+"""Ids of requests in every line of the log, and those of the batches that listeners send."""
 
 import re
 import time
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 log = structlog.get_logger()
 
 _ID = re.compile(rb"[A-Za-z0-9_.:=+/-]{1,100}")
-"""What is taken for an id from outside: nothing that could forge a line of a log."""
+"""Ids that are taken from outside: none could forge a line of a log."""
 
 _QUIET = ("/__", "/metrics", "/api/v1/polls/", "/api/v1/listeners/")
 """Asked for all the time by machines: these are logged at DEBUG."""

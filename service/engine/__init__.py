@@ -1,1 +1,1 @@
-"""How work is done, whatever it is: leased, retried, buried, shared fairly, swept. It knows no step of the flow."""
+"""Engine for work of any kind: lease, retry, bury, share fairly, sweep. It knows no step of the flow."""

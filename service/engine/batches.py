@@ -1,4 +1,4 @@
-"""Work that is done by the hundred: how job reports are found due, and how it is recorded what became of them.
+"""Job reports, which are done by the hundred: find those that are due, and record their outcomes.
 
 They are claimed, renewed and given back as all leased work is. A report is finished only in the version that was
 claimed: an event that came meanwhile keeps it due. Each write carries the fencing token and raises it, so that nothing
@@ -38,7 +38,7 @@ class End(Enum):
 
 @dataclass
 class Outcome:
-    """What became of a report, and what is to be recorded of it."""
+    """Outcome of one report, and the values to record with it."""
 
     report: JobReport
     end: End
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass
 class Delivered:
-    """What became of a batch of reports, with `requests` to Treeherder, which is to be left alone for `pause`."""
+    """Outcomes of a batch of reports, with `requests` to Treeherder, which is to be left alone for `pause`."""
 
     outcomes: list[Outcome]
     requests: int = 0
@@ -162,7 +162,7 @@ _LATER = _held(
 
 
 async def record_outcomes(session: Session, outcomes: Sequence[Outcome]) -> None:
-    """Record the outcomes of reports. A report that another process holds by now is left to it."""
+    """Record the outcomes of reports, and count them. A report that another process holds by now is left to it."""
     at = now()
     await lock_reports(session, [outcome.report for outcome in outcomes])
     writes: dict[Any, list[dict[str, Any]]] = {}

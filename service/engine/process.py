@@ -1,4 +1,4 @@
-"""What worker and reporter need of the services of their process; `service.services` has more, for the flow."""
+"""Protocol of the services that worker and reporter need; `service.services` has more, for the flow."""
 
 from typing import Protocol
 

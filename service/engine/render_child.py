@@ -165,7 +165,7 @@ def _render(template: Any, context: dict[str, Any]) -> Any:
 
 
 class _Limits:
-    """What an answer may hold."""
+    """Limits of an answer."""
 
     def __init__(self, output: int, tasks: int, nodes: int) -> None:
         self.output, self.tasks, self.nodes = output, tasks, nodes

@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 
 class Running:
-    """What a loop has under way. `ended` is called with the leases of each task that is over."""
+    """Tasks that a loop has under way. `ended` is called with the leases of each task that is over."""
 
     def __init__(
         self, database: Database, settings: WorkSettings, ended: Callable[[Sequence[Lease[Any]]], None]

@@ -151,9 +151,10 @@ class Worker:
         return [lease for lease in self._running.leases if type(lease.item) is model and lease.item.lane == lane]
 
     def preclaim(self, new: Sequence[Work]) -> list[Work]:
-        """Lease, of work that the caller is about to store, what it is the turn of, as far as there is room; return it.
+        """Lease new work whose turn it is, as far as there are free slots; return what was leased.
 
-        The caller passes it to `begin` after the commit. The rest is claimed from the database as usual.
+        The caller is about to store all of `new`, and passes what is returned to `begin` after the commit. The rest is
+        claimed from the database as usual.
         """
         if self._services.database.sqlite:  # it costs nothing, and may have been set since the last look
             check_wall_clock()

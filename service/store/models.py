@@ -160,7 +160,7 @@ def share_of(repository: str, person: str) -> str:
 class Work(SQLModel):
     """Base class of the tables of leased work. `service.engine.leases` claims and writes it.
 
-    Job reports are claimed there as well, but are written in batches by `service.flow.jobs.outcomes`, and by
+    Job reports are claimed there as well, but are written in batches by `service.engine.batches`, and by
     `service.flow.jobs.events` as events arrive.
     """
 
@@ -170,7 +170,7 @@ class Work(SQLModel):
     share: str = Field(default=NOBODY, sa_type=Text)  # the person whose work it is: a lane is fair among shares
     # while leased, the end of the lease; None: finished. A default of the column would replace a stored None
     due_at: datetime | None = Field(default_factory=now, sa_type=Utc, sa_column_kwargs={"default": None})
-    fencing_token: int = 0  # incremented by each claim
+    fencing_token: int = 0  # rises with each claim and with the holder's last write
     holder: str | None = Field(default=None, sa_type=Text)  # the process that claimed it, see service.engine.replica
     attempts: int = 0
     since: datetime = Field(default_factory=now, sa_type=Utc)  # when it first became due

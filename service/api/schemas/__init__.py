@@ -1,1 +1,1 @@
-"""What goes over the API, a module for each noun: pydantic models, and never a table."""
+"""Schemas of the API, a module for each noun: pydantic models, and never a table."""

@@ -211,7 +211,7 @@ class PlannedCopy(Schema):
 
 
 class ActionPlan(Schema):
-    """What an action would do now."""
+    """Effect that an action would have now."""
 
     model_config = example(
         action="retrigger",

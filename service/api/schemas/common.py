@@ -1,4 +1,4 @@
-"""What all schemas of the API share. A schema is never a table: tables are not validated, and hold what is private."""
+"""Parts that all schemas of the API share. A schema is never a table: those are not validated, and hold secrets."""
 
 from typing import Annotated, Any, Generic, TypeVar
 

@@ -178,7 +178,7 @@ class RenderedTask(Schema):
 
 
 class RenderResult(Schema):
-    """What the file makes of the push. Nothing was created or stored."""
+    """Tasks that the file gives for the push. Nothing was created or stored."""
 
     error: str | None = Field(description="why the file cannot be used, and where in it")
     skipped: str | None = Field(description="why this push would get no graph, whatever the file says")

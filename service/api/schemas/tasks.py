@@ -60,7 +60,7 @@ class RunRead(Schema):
 
 
 class ReportRead(RunRead):
-    """What one Treeherder is to be told of one run."""
+    """Report of one run to one Treeherder."""
 
     model_config = example(
         id=5,
@@ -95,7 +95,7 @@ class ReportPage(Page[ReportRead]):
 
 
 class TaskOwner(Schema):
-    """What a task belongs to, and what was done to it."""
+    """A task with the push and the actions that it belongs to."""
 
     model_config = example(
         task_id=EXAMPLE_COPY,

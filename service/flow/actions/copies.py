@@ -34,7 +34,7 @@ from service.store.database import Session
 from service.store.models import PlannedTask
 
 MAX_NOTES = 20
-"""Notes of one kind on an action."""
+"""Notes of one kind that an action shows at most."""
 
 BAD_ENDS = frozenset({"failed", "exception"})
 """States of a task or a run that has ended without success."""

@@ -1,11 +1,13 @@
 """Store pressed buttons and calls of the API as actions, once for each press however often it is delivered.
 
-A press makes no action of its own in two cases, which `store` decides. Its verdict, and the row in the table
-`delivery`, say which:
+A press makes no action of its own in three cases:
 
+    not understood      it becomes a dead letter of kind `job-action` (`service.api.ingest`)
     known key           a listener posted the delivery before: "this delivery is known"
     not another press   it may be a redelivery of an equal press, so it is listed on that press's action: "it came
                         before, as action N". `count_presses` counts how many presses equal deliveries stand for
+
+`store` decides the last two. Its verdict, and the row in the table `delivery`, say which.
 
 Every other press makes an action. It creates no copy if the action's kind is unknown (`new_action`), or for the reason
 that `GET /api/v1/actions/{id}` shows as its `error`, `left_out` or `notes`: see `subject`, `search` and `copies`.

@@ -79,10 +79,16 @@ async def _carry_out(services: Services, lease: Lease[Action], writer: "PlanWrit
     first, copies = writer.tasks[0], len(writer.tasks)
     notices = []
     if services.publisher is not None:
-        group = (first.definition or {})["taskGroupId"]
-        notices.append(notice.retrigger_notice(action, action.task_id, first.task_id, group))
+        notices.append(notice.retrigger_notice(action, action.task_id, first.task_id, _group_of(first)))
     await lease.finish(State.DONE, also=mark_created(created), notices=notices, rows=len(created))
     log.info("retriggered", action=action.id, task_id=action.task_id, copies=copies, requester=action.requester)
+
+
+def _group_of(task: PlannedTask) -> str:
+    """Return the task group of a task whose definition is stored."""
+    if task.definition is None:
+        raise ValueError(f"the definition of {task.task_id} is not stored yet")
+    return str(task.definition["taskGroupId"])
 
 
 async def _replan_if_sealed(services: Services, lease: Lease[Action], planned: list[PlannedTask]) -> bool:
@@ -214,7 +220,7 @@ class PlanWriter:
         draft = CopyDraft(
             new_ids, definitions, set(statuses), parse_expiries(statuses | stored), "", [], self._action.notes
         )
-        draft.group = (self.tasks[0].definition or {})["taskGroupId"]
+        draft.group = _group_of(self.tasks[0])
         return draft
 
 

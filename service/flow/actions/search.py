@@ -3,7 +3,7 @@
     copies_dependents   the task alone, or with what depends on it
     dependents          which tasks depend on it
     copies              which of these are left out, and why
-    choose_group        the task group of the copies: the original's, unless that is sealed or there are several copies;
+    choose_group        the task group of the copies, the original's or a new one, by the setting `retrigger_group`;
                         the copy of a decision task begins its own group
 
 If a group is sealed after a copy was planned into it, `_replan_if_sealed` in `retrigger` plans the copy anew.
@@ -41,12 +41,12 @@ If there are more than `WALK_CALLS`, the group is read, and a full page would ha
 
 @contextmanager
 def explain_refusals(task_id: str) -> Iterator[None]:
-    """Raise ActionFailedError if Taskcluster refuses to answer."""
+    """Raise ActionFailedError if Taskcluster refuses to answer what a retrigger asks about a task."""
     try:
         yield
     except PermanentUpstreamError as refusal:
         raise ActionFailedError(
-            f"Taskcluster does not say what depends on task {task_id} ({refusal.status}): {refusal}"
+            f"Taskcluster refuses what a retrigger of task {task_id} has to read ({refusal.status}): {refusal}"
         ) from None
 
 

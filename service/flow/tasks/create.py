@@ -2,7 +2,8 @@
 
 The queue takes a repeated `createTask` with the same body as the same request, until the body's `created` is 15
 minutes old: then it is 400, although the task exists. After any 400 or 409 the plan and the task are therefore read
-again. A task that exists under a planned id is adopted if it has the plan's authority: then an earlier attempt created
+again. If there is no task and the body is more than a minute old, its dates are moved and it is sent once more. A
+task that exists under a planned id is adopted if it has the plan's authority: then an earlier attempt created
 it and lost the answer, or the database was restored from a backup since. Any other task is left alone, and the plan is
 refused.
 """

@@ -45,7 +45,7 @@ def message(
     stamp: float = 1_700_000_000,
     **press: Any,
 ) -> dict[str, Any]:
-    """A message as the listener sends it; `press` are fields of its body."""
+    """Return a message as the listener sends it; `press` are fields of its body."""
     body = {
         "version": 1,
         "project": "mc",

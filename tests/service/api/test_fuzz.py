@@ -162,7 +162,7 @@ def fuzzed(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def seeded(fuzzed: Fuzzed) -> Fuzzed:
-    """What the examples name is there, and of each kind one that can be acted upon."""
+    """Store the objects that the examples name, and one of each kind that can be acted upon."""
     admin = {"Authorization": f"Bearer {ADMIN}"}
     for alias in ("mozilla-central", "mc"):
         repository = {"alias": alias, "url": f"https://hg.mozilla.org/{alias}", "level": "1", "last_push_id": 43209}

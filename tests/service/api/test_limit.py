@@ -168,7 +168,7 @@ def answer_on(connection: socket.socket) -> tuple[str, dict[str, Any] | None]:
 
 @asynccontextmanager
 async def served(database_url: str, seconds: float) -> AsyncIterator[tuple[int, Api]]:
-    """The app behind a real server, as `tc-treeherder serve` makes it."""
+    """Run the app behind a real server, as `tc-treeherder serve` makes it."""
     async with running(settings_for(database_url, request_timeout=seconds)) as api:
         config = uvicorn.Config(
             api.app,

@@ -33,7 +33,7 @@ async def age(api: Api, name: str = QUEUE, **ages: timedelta) -> None:
 
 
 async def warned(api: Api) -> str:
-    """What the heartbeat says of Pulse."""
+    """Return the text of the heartbeat's check of Pulse."""
     answer = (await api.client.get("/__heartbeat__")).json()
     (check,) = (check for check in answer["checks"] if check["name"] == "pulse")
     assert check["status"] == ("warning" if check["detail"] else "ok")

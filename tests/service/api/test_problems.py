@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.problems import page, source
+from service.api.problems import rendered_page, source_path
 from service.errors import problem_anchor, problem_type
 from tests.service.asgi import EXPLAINED, Api
 
@@ -33,7 +33,7 @@ def test_each_problem_is_explained_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("title", sorted(EXPLAINED))
 def test_the_type_leads_to_the_section(title: str) -> None:
-    assert f'<h2 id="{problem_anchor(title)}">{title}</h2>' in page()
+    assert f'<h2 id="{problem_anchor(title)}">{title}</h2>' in rendered_page()
     assert re.fullmatch(r"/problems#[a-z-]+", problem_type(title))
 
 
@@ -42,4 +42,4 @@ async def test_the_page_is_open_and_runs_nothing(sqlite_api: Api) -> None:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert source().is_file()
+    assert source_path().is_file()

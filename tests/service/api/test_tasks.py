@@ -31,7 +31,7 @@ def report(task_id: str, run_id: int, **more: Any) -> JobReport:
 
 
 async def stored(api: Api) -> dict[str, int]:
-    """A push with one task, a retrigger of it with one copy, and one copy that is not created yet."""
+    """Store a push with one task, a retrigger of it with one copy, and one copy that is not created yet."""
     await api.add()
     await api.push(push_event(101, user="dev@example.com"))
     async with api.database.writing() as session:
