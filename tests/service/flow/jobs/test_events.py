@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,33 +11,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sqlmodel import col, delete, select, update
+from sqlmodel import col, delete, update
 
 from sandbox.taskcluster import checks
 from service.clock import now
 from service.engine import leases
-from service.engine.batches import lock_reports
-from service.engine.leases import Lease, LeaseLostError, claim
-from service.engine.reporter import Reporter
 from service.flow.jobs import events, reconcile
 from service.flow.jobs.events import TaskEvent
 from service.flow.tasks.routes import parse_route
 from service.metrics import REGISTRY
-from service.store.database import Session
 from service.store.models import (
-    NEVER,
     NOBODY,
-    Action,
     GroupCheck,
     JobReport,
-    PlannedTask,
-    Source,
     Stage,
     State,
     job_lane,
 )
 from tests.published_schemas import read_published
 from tests.sandbox.taskcluster.models import SCHEMAS
+from tests.service.flow.jobs.support import reconcile_now
 from tests.service.flow.report_harness import (
     PREFIX,
     STAGE,
@@ -296,27 +289,6 @@ async def test_the_final_jobs_are_the_same_whatever_order_the_messages_come_in(
     assert harness.jobs() == harness.jobs(STAGE) == harness.expected_jobs()
 
 
-async def reconcile_now(harness: ReportHarness) -> None:
-    """Do what the worker and the reporter do for task groups."""
-    await check_groups(harness)
-    while await reconcile.reconcile_quiet_runs(harness.services):
-        pass
-
-
-async def check_groups(harness: ReportHarness, most: int = 100) -> None:
-    """List groups that are to be listed, until there are none, or of so many."""
-    listed = 0
-    while listed < most:
-        async with harness.database.writing() as session:
-            checks_due = await claim(session, GroupCheck, "task-groups", 1, harness.services.settings.work.lease)
-        if not checks_due:
-            return
-        await reconcile.check_group(
-            harness.services, Lease(harness.database, harness.services.settings.work, checks_due[0])
-        )
-        listed += 1
-
-
 async def forget(harness: ReportHarness) -> None:
     """Begin anew; the pushes stay."""
     harness.messages.clear()
@@ -326,110 +298,6 @@ async def forget(harness: ReportHarness) -> None:
     async with harness.database.writing() as session:
         await session.exec(delete(JobReport))
         await session.exec(delete(GroupCheck))
-
-
-# --- healing ---------------------------------------------------------------------------------------------------------
-
-
-async def age(harness: ReportHarness, **values: Any) -> None:
-    async with harness.database.writing() as session:
-        old = now() - 2 * harness.services.settings.reports.quiet
-        await session.exec(update(JobReport).values(last_event_at=old, **values))
-
-
-async def test_a_run_that_is_silent_for_long_is_asked_after(harness: ReportHarness) -> None:
-    first, second = harness.create(), harness.create()
-    await harness.deliver_all()
-    harness.end(first, "failed")
-    harness.tc.queue.rerun_task(first)
-    harness.claim(second)
-    harness.messages.clear()  # lost
-    await reconcile.reconcile_quiet_runs(harness.services)
-    assert harness.tc.journal.calls["statuses"] == 0, "it was heard of a moment ago"
-    await age(harness)
-    await reconcile.reconcile_quiet_runs(harness.services)
-    await harness.report()
-    assert harness.jobs() == harness.jobs(STAGE) == harness.expected_jobs()
-    assert harness.tc.journal.calls["statuses"] == 1, "one call for all of them"
-    assert len(harness.expected_jobs()) == 3
-
-
-async def test_the_reporter_asks_by_itself(sqlite_url: str) -> None:
-    async with open_report_harness(sqlite_url, reports={"quiet": 0.2}) as harness:
-        task_id = harness.create()
-        await harness.deliver_all()
-        harness.end(task_id, "completed")
-        harness.messages.clear()
-        reporter = Reporter(harness.services)
-        running = asyncio.create_task(reporter.run())
-        async with asyncio.timeout(10):
-            while harness.jobs() != harness.expected_jobs():  # noqa: ASYNC110 - the stand-in tells nobody
-                await asyncio.sleep(0.02)
-        reporter.stop()
-        await running
-
-
-async def test_what_is_final_or_skipped_is_not_asked_after(sqlite_harness: ReportHarness) -> None:
-    sqlite_harness.end(sqlite_harness.create(), "completed")
-    sqlite_harness.create(extra={})
-    await sqlite_harness.deliver_all()
-    await age(sqlite_harness)
-    assert await reconcile.reconcile_quiet_runs(sqlite_harness.services) == 0
-
-
-async def test_a_task_that_taskcluster_has_forgotten_is_not_asked_after_for_ever(harness: ReportHarness) -> None:
-    task_id = harness.create()
-    await harness.deliver_all()
-    harness.claim(task_id)
-    await harness.take_all()
-    async with harness.database.writing() as session:
-        held = await claim(session, JobReport, f"job {PREFIX} mc", 1, harness.services.settings.work.lease)
-    harness.tc.queue.clear()
-    await age(harness)
-    assert await reconcile.reconcile_quiet_runs(harness.services) == 2
-    for report in held:
-        with pytest.raises(LeaseLostError):
-            await Lease(harness.database, harness.services.settings.work, report).release()
-    assert await harness.unfinished() == 0, "a holder of before says nothing more"
-    assert {report.state for report in await harness.reports()} == {State.SKIPPED}
-    assert {report.error for report in await harness.reports()} == {"Taskcluster has no such task any more"}
-
-
-async def test_after_a_deleted_queue_all_is_asked_after_and_groups_are_listed(harness: ReportHarness) -> None:
-    decision = harness.create()
-    await harness.deliver_all()
-    harness.end(decision, "completed")
-    member = harness.create(taskGroupId=decision)
-    harness.claim(member)
-    harness.messages.clear()  # lost, with the only word of the second task
-    async with harness.database.writing() as session:
-        await reconcile.request_full_check(session)
-        await reconcile.request_full_check(session)
-    await reconcile_now(harness)
-    await harness.report()
-    assert harness.jobs() == harness.jobs(STAGE) == harness.expected_jobs()
-    assert len(harness.expected_jobs()) == 2
-    assert harness.tc.journal.calls["listTaskGroup"] == 1, "a group that waits to be listed is not listed twice"
-
-
-async def test_after_a_deleted_queue_more_than_one_calls_worth_is_asked_after(
-    harness: ReportHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reconcile, "STATUSES_PER_CALL", 2)
-    for _ in range(3):
-        harness.create()
-    await harness.take_all()
-    async with harness.database.writing() as session:
-        await reconcile.request_full_check(session)
-        later = now() + timedelta(hours=1)
-        newest = max(report.id or 0 for report in await harness.reports())
-        await session.exec(update(JobReport).where(col(JobReport.id) == newest).values(last_event_at=later))
-    async with asyncio.timeout(10):
-        await check_groups(harness, most=1)
-    heard = {report.id: report.last_event_at for report in await harness.reports()}
-    assert heard.pop(newest) == later, "it is heard of again"
-    assert set(heard.values()) == {NEVER}
-    assert len(heard) == 5
 
 
 async def test_a_push_that_arrives_leaves_alone_what_is_being_tried(harness: ReportHarness) -> None:
@@ -447,64 +315,6 @@ async def test_a_push_that_arrives_leaves_alone_what_is_being_tried(harness: Rep
     due = {r.task_id: r.due_at for r in await harness.reports() if r.environment == PREFIX and r.due_at is not None}
     assert [due[task_id] < later for task_id in ids] == [False, True, False]
     assert {r.due_at for r in await harness.reports() if r.environment == STAGE} == {later}
-
-
-async def test_a_run_that_ends_while_its_task_is_found_gone_keeps_its_end(
-    harness: ReportHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task_id = harness.create()
-    await harness.take_all()
-    real = lock_reports
-
-    async def late(session: Session, reports: Sequence[JobReport]) -> None:
-        ended = update(JobReport).where(col(JobReport.environment) == PREFIX).values(stage=Stage.RESOLVED)
-        await session.exec(ended)  # as another transaction may, until the rows are locked
-        await real(session, reports)
-
-    monkeypatch.setattr(reconcile, "lock_reports", late)
-    async with harness.database.writing() as session:
-        await reconcile.skip_reports(session, [task_id], "gone")
-    states = {report.environment: report.state for report in await harness.reports()}
-    assert states == {PREFIX: State.PENDING, STAGE: State.SKIPPED}
-
-
-async def test_after_a_deleted_queue_groups_of_retriggers_are_listed_too(harness: ReportHarness) -> None:
-    async with harness.database.writing() as session:
-        for number, since in enumerate((now(), now() - 2 * reconcile.LOOK_BACK)):
-            who: dict[str, Any] = {"project": "mc", "task_id": "x", "requester": "me", "source": Source.API}
-            action = Action(kind="retrigger", lane="taskcluster", since=since, **who)
-            session.add(action)
-            await session.flush()
-            plan: dict[str, Any] = {"position": 0, "label": "copy", "name": "x", "created": True}
-            plan |= {"action_id": action.id, "definition": {"taskGroupId": f"group{number}"}}
-            session.add(PlannedTask(task_id=f"copy{number}", **plan))
-    async with harness.database.writing() as session:
-        await reconcile.request_full_check(session)
-    await check_groups(harness, most=1)
-    async with harness.database.reading() as session:
-        checks = await session.exec(select(GroupCheck.task_group_id).where(col(GroupCheck.due_at).is_not(None)))
-        assert checks.all() == ["group0"]
-
-
-async def test_a_status_that_is_not_understood_costs_no_other_of_its_group(
-    sqlite_harness: ReportHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness = sqlite_harness
-    decision = harness.create()
-    member = harness.create(taskGroupId=decision)
-    harness.messages.clear()
-    group = harness.services.queue.group
-
-    async def strange(group_id: str) -> AsyncIterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
-        async for page in group(group_id):
-            yield [({**s, "state": "odd"} if s["taskId"] == decision else s, task) for s, task in page]
-
-    monkeypatch.setattr(harness.services.queue, "group", strange)
-    async with harness.database.writing() as session:
-        session.add(GroupCheck(task_group_id=decision, lane=reconcile.LANE))
-    await reconcile_now(harness)
-    await harness.report()
-    assert harness.jobs() == {f"{member}/0": ("pending", "unknown")}
 
 
 # --- what cannot be shown --------------------------------------------------------------------------------------------

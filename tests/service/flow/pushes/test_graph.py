@@ -11,75 +11,30 @@ from typing import Any
 import pytest
 from sqlmodel import delete, select, update
 
-from sandbox.hg import NewChangeset
 from sandbox.hg.faults import Fault
 from service.clock import now
 from service.engine.leases import Lease, YieldedError
-from service.engine.render import Rendered, TemplateError
+from service.engine.render import Rendered
 from service.errors import PermanentUpstreamError, Unavailable
-from service.flow.actions import notice
 from service.flow.pushes import graph
 from service.flow.pushes.graph import reason_for_no_graph
-from service.flow.pushes.resultset import resultset_of
-from service.flow.pushes.template import context_of, owner_of, plan_of, scopes_of
 from service.flow.tasks import create, plan
 from service.flow.tasks.definition import format_date
 from service.flow.tasks.ids import graph_ids, slugid
-from service.settings import Settings, load
-from service.store.models import Notice, PlannedTask, Push, PushStep, Repository, State, StepKind
-from tests.sandbox.taskcluster.support import is_valid
-from tests.service.flow.graph_factory import claim_work
-from tests.service.harness import SCOPES, FlowHarness, node, open_harness, push_event
-
-KEY = b"k" * 32
-
-
-def ids(count: int) -> list[str]:
-    return [slugid(KEY, str(number)) for number in range(count)]
-
-
-def make_repository(**fields: Any) -> Repository:
-    values = {"alias": "mc", "url": "https://hg.mozilla.org/mc", "host": "hg.mozilla.org", "level": "3", **fields}
-    return Repository(**{"last_push_id": 0, "scopes": ["assume:repo:x"], **values})
-
-
-def make_push(changesets: int = 1, kept: int | None = None, **fields: Any) -> Push:
-    nodes = [node(number) for number in range(changesets)]
-    full = [
-        {
-            "node": own_node,
-            "branch": "default",
-            "desc": f"Bug {number}",
-            "parents": [node(f"parent {number}"), node("p2")],
-        }
-        for number, own_node in enumerate(nodes)
-    ][-(kept or changesets) :]
-    values = {
-        "repository_id": 1,
-        "generation": 0,
-        "push_id": 7,
-        "user": "dev@example.com",
-        "date": now(),
-        "revision": nodes[-1] if nodes else None,
-        "revision_hash": "f" * 40,
-        "changesets": full if nodes else [],
-        "nodes": nodes,
-    }
-    return Push(**{**values, **fields})
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return load()
-
+from service.settings import Settings
+from service.store.models import PlannedTask, Push, PushStep, Repository, State, StepKind
+from tests.service.flow.pushes.support import (
+    YML,
+    described,
+    error_shown,
+    make_push,
+    make_repository,
+    pushed,
+    run,
+)
+from tests.service.harness import SCOPES, FlowHarness, open_harness
 
 # Whether it gets one
-
-
-def described(text: str | None) -> Push:
-    push = make_push()
-    push.changesets[-1]["desc"] = text
-    return push
 
 
 @pytest.mark.parametrize(
@@ -119,226 +74,10 @@ def test_only_the_tip_decides(settings: Settings) -> None:
 # What the template sees
 
 
-def test_context(settings: Settings) -> None:
-    push = make_push(2, date=now().replace(microsecond=999_999), base_revision=node("parent 0"))
-    context = context_of(settings, make_repository(level="nss"), push)
-    assert context.pop("now").endswith("Z")
-    assert context == {
-        "tasks_for": "hg-push",
-        "push": {
-            "owner": "dev@example.com",
-            "revision": node(1),
-            "revision_hash": "f" * 40,
-            "base_revision": node("parent 0"),
-            "comment": " ",
-            "pushlog_id": 7,
-            "pushdate": int(push.date.timestamp()),
-        },
-        "repository": {"url": "https://hg.mozilla.org/mc", "project": "mc", "level": "nss", "type": "hg"},
-        "taskcluster_root_url": "https://firefox-ci-tc.services.mozilla.com",
-    }
-    assert isinstance(context["push"]["pushdate"], int)
-
-
-def test_a_push_without_a_parent_has_zeros_for_a_base(settings: Settings) -> None:
-    assert context_of(settings, make_repository(), make_push())["push"]["base_revision"] == "0" * 40
-
-
-@pytest.mark.parametrize(
-    ("message", "comment"),
-    [
-        ("Bug 1 - a change", " "),
-        ("", " "),
-        ("try: -b do -p linux", "try: -b do -p linux"),
-        ("Bug 1\n\n  please try: -b o\nand more", "try: -b o"),
-        ("try: a\r\nb", "try: a"),
-        ("try: a\u2028b", "try: a"),
-        ("try:", "try:"),
-        ("try: one\ntry: two", "try: one"),
-        ("Try: not this", " "),
-    ],
-)
-def test_the_comment_is_the_try_line(settings: Settings, message: str, comment: str) -> None:
-    push = make_push(2)
-    push.changesets[-1]["desc"] = message
-    assert context_of(settings, make_repository(), push)["push"]["comment"] == comment
-
-
-@pytest.mark.parametrize(
-    ("user", "added"),
-    [
-        ("dev@example.com", "dev@example.com"),
-        ("Some Dev <dev@example.com>", "Some Dev <dev@example.com>"),
-        ("dev@example.com\n", "dev@example.com\n"),
-        ("ffxbld", "ffxbld@example.org"),
-        ("", "@example.org"),
-    ],
-)
-def test_the_owner_is_the_user_as_it_stands(settings: Settings, user: str, added: str) -> None:
-    push = make_push(user=user)
-    assert owner_of(settings, push) == user
-    assert owner_of(settings.model_copy(update={"owner_domain": "example.org"}), push) == added
-
-
-@pytest.mark.parametrize(
-    ("user", "notified"),
-    [
-        ("dev@example.com", "dev@example.com"),
-        ("ffxbld", None),
-        ("dev@example.com\n", None),
-        ("a*@b.example", "a*@b.example"),
-        ("A B <a@b.example>", None),
-        ("", None),
-        ("d\u00e9v@example.com", None),
-        ("a\tb@example.com", None),
-        ("x" * 250 + "@example.com", None),
-    ],
-)
-def test_only_an_address_is_authorised_to_be_notified(settings: Settings, user: str, notified: str | None) -> None:
-    more = [] if notified is None else [f"queue:route:notify.email.{notified}.*"]
-    assert scopes_of(settings, make_repository(scopes=["a", "b"]), make_push(user=user)) == ["a", "b", *more]
-
-
 # The plan
 
 
-def task(number: int = 0, **more: Any) -> dict[str, Any]:
-    base = {
-        "taskId": slugid(KEY, str(number)),
-        "taskQueueId": "prov/w",
-        "created": "2030-01-30T12:00:00.000Z",
-        "deadline": "2030-01-31T12:00:00.000Z",
-        "payload": {"n": None},
-        "metadata": {"name": f"t{number}", "description": "d", "owner": "o", "source": "https://example.com"},
-    }
-    return {**base, **more}
-
-
-STEP = PushStep(id=5, push_id=1, kind=StepKind.GRAPH, lane="graph x", plan_attempt=2)
-
-
-def test_plan() -> None:
-    one, two = ids(2)
-    plan = plan_of([task(0, dependencies=[two]), task(1, taskGroupId=one)], ids(2), STEP)
-    assert [(t.task_id, t.position, t.name) for t in plan] == [(two, 0, "t1"), (one, 1, "t0")]
-    for planned in plan:
-        assert (planned.step_id, planned.plan_attempt, planned.label, planned.created) == (5, 2, "task", False)
-        assert planned.definition is not None
-        assert "taskId" not in planned.definition
-        assert is_valid(planned.definition, "queue/v1/create-task-request.json")
-        assert planned.definition["payload"] == {"n": None}
-    assert [t.definition["taskGroupId"] for t in plan if t.definition] == [one, one]
-
-
-def test_the_name_of_a_planned_task_tells_no_id() -> None:
-    """Names are shown, also in errors, before the task is created."""
-    one, two = ids(2)
-    metadata = {**task()["metadata"], "name": f"build {one} x{two}"}
-    (planned,) = plan_of([task(0, metadata=metadata)], ids(2), STEP)
-    assert planned.name == "build (a task's id) x(a task's id)"
-    assert planned.definition is not None
-    assert planned.definition["metadata"]["name"] == metadata["name"]
-
-
-def test_no_tasks_are_no_plan() -> None:
-    assert plan_of([], ids(1), STEP) == []
-
-
-def test_the_first_task_of_a_group_is_created_before_those_that_name_it() -> None:
-    one, two, three = ids(3)
-    plan = plan_of([task(0, taskGroupId=three), task(1, taskGroupId=three), task(2)], ids(3), STEP)
-    assert plan[0].task_id == three
-    # ...where dependencies allow it
-    plan = plan_of([task(0, taskGroupId=three), task(1, taskGroupId=three), task(2, dependencies=[one])], ids(3), STEP)
-    assert [planned.task_id for planned in plan] == [one, two, three]
-
-
-@pytest.mark.parametrize(
-    ("tasks", "why"),
-    [
-        ([1], r"\.taskcluster\.yml: task 1 has no taskId: give it one, such as \{\$eval: as_slugid\('build'\)\}"),
-        ([None], "task 1 has no taskId"),
-        ([task(), {"taskId": 1}], "task 2 has no taskId"),
-        ([task(taskId="build")], "task 1 has the taskId 'build', which as_slugid and ownTaskId .* did not return"),
-        ([task(taskId=slugid(KEY, "0") + "\n")], "did not return"),
-        ([task(taskId=slugid(b"other", "0"))], "did not return"),
-        ([task(2)], "did not return"),
-        ([task(), task()], "task 2 has the taskId of an earlier task"),
-        ([task(scopes=["x"] * 1001)], "scopes: .*at most 1000"),
-        ([task(scopes=["x" * 4097])], r"scopes\.0: .*at most 4096"),
-        ([task(payload=None)], r"task 1 \(t0\) is no task definition: payload: "),
-        ([task(metadata=None)], r"task 1 \(nameless\) is no task definition: metadata: "),
-        ([task(retries="5", priority="normal")], "priority: .*; retries: "),
-        ([task(created="tomorrow")], r"definition: 'tomorrow' is no date-time"),
-        ([task(routes=["a"] * 2)], "definition: routes names something twice"),
-        ([task(extra={"x": "y" * 10_500_000})], "is 10,500,.* bytes: Taskcluster takes 10,485,760 at most"),
-        ([task(0, dependencies=[ids(2)[1]]), task(1, dependencies=[ids(2)[0]])], "in a cycle.*: t"),
-    ],
-)
-def test_what_is_no_plan_is_told(tasks: list[Any], why: str) -> None:
-    with pytest.raises(TemplateError, match=why) as refused:
-        plan_of(tasks, ids(2), STEP)
-    assert len(str(refused.value)) < 1000
-    assert "errors.pydantic.dev" not in str(refused.value)
-
-
 # The whole step
-
-YML = """\
-version: 1
-tasks:
-  - taskId: {$eval: ownTaskId}
-    taskQueueId: prov/w
-    schedulerId: test
-    created: {$fromNow: ""}
-    deadline: {$fromNow: "1 day"}
-    routes: ["tc-treeherder.v2.${repository.project}.${push.revision}.${push.pushlog_id}"]
-    payload: {}
-    metadata: &m {name: decision, description: d, owner: "${push.owner}", source: "${repository.url}"}
-  - taskId: {$eval: as_slugid("error")}
-    taskQueueId: prov/w
-    schedulerId: test
-    taskGroupId: {$eval: ownTaskId}
-    dependencies: [{$eval: ownTaskId}]
-    created: {$fromNow: ""}
-    deadline: {$fromNow: "1 day"}
-    payload: {}
-    metadata: *m
-"""
-
-
-async def pushed(
-    harness: FlowHarness,
-    yml: str | bytes | None = YML,
-    *,
-    message: str = "Bug 1",
-    user: str = "dev@example.com",
-    **repository: Any,
-) -> Push:
-    """Push such a file, and store the push as the listener brings it."""
-    await harness.add_repository(**repository)
-    files: dict[str, str | bytes | None] = {"a": "b"} if yml is None else {".taskcluster.yml": yml}
-    hg_push = harness.hg.push("mc", [NewChangeset(message=message, files=files)], user="dev@example.com")
-    entry = {"node": hg_push.nodes[-1], "branch": "default", "desc": message, "parents": []}
-    (verdict,) = await harness.store(push_event(hg_push.id, changesets=[entry], user=user))
-    assert verdict.verdict == "accepted"
-    (push,) = await harness.pushes()
-    return push
-
-
-async def run(harness: FlowHarness) -> PushStep:
-    await graph.run(harness.services, await harness.lease(StepKind.GRAPH))
-    return await harness.step(StepKind.GRAPH)
-
-
-async def error_shown(harness: FlowHarness, step: PushStep) -> dict[str, Any]:
-    """Return the error task in Taskcluster."""
-    assert step.error_task is not None
-    definition = harness.tc.queue.task(step.error_task)
-    assert definition["extra"]["error"] == step.error
-    assert definition["metadata"]["description"].endswith(str(step.error))
-    assert definition["extra"]["treeherder"]["symbol"] == "D"
-    return definition
 
 
 async def test_a_push_gets_its_graph(harness: FlowHarness) -> None:
@@ -436,99 +175,6 @@ async def test_a_template_without_tasks_says_so(harness: FlowHarness) -> None:
     await pushed(harness, "version: 1\ntasks: {$if: 'false', then: [], else: []}")
     step = await run(harness)
     assert (step.state, step.error) == (State.SKIPPED, ".taskcluster.yml: the template has no tasks for this push")
-
-
-async def test_the_error_of_a_refused_plan_stands_beside_a_task_with_the_label_error(harness: FlowHarness) -> None:
-    """as_slugid("error") is the template's to use."""
-    await pushed(harness, YML)
-    harness.tc.faults.add("before", "createTask", status=403, times=1)
-    step = await run(harness)
-    assert step.state == State.FAILED
-    await error_shown(harness, step)
-    assert len({task.task_id for task in await harness.planned()}) == 3
-
-
-REAL_ROLE = [  # the shape of a real project's
-    "queue:scheduler-id:gecko-level-3",
-    "queue:create-task:highest:gecko-3/*",
-    "queue:create-task:highest:built-in/*",
-    "queue:create-task:project:none",
-    "queue:route:tc-treeherder.v2.mc.*",
-]
-
-
-async def test_the_error_task_is_created_with_what_a_real_project_may_do(harness: FlowHarness) -> None:
-    push = await pushed(harness, "version: 2", scopes=REAL_ROLE, level="3", trust_domain="gecko")
-    step = await run(harness)
-    definition = await error_shown(harness, step)
-    assert definition["schedulerId"] == "gecko-level-3"
-    assert definition["routes"] == [
-        f"tc-treeherder.v2.mc.{push.revision}.{push.push_id}",
-        "notify.email.dev@example.com.on-failed",
-    ]
-    assert step.error_task_refused is None
-
-
-async def test_routes_that_the_role_lacks_are_left_out_of_the_error_task(harness: FlowHarness) -> None:
-    await pushed(harness, "version: 2", scopes=REAL_ROLE[:4], level="3", trust_domain="gecko")
-    step = await run(harness)
-    definition = await error_shown(harness, step)
-    assert definition["routes"] == ["notify.email.dev@example.com.on-failed"]
-    assert "lack queue:route:tc-treeherder.v2.mc." in str(step.error_task_refused)
-    (planned,) = await harness.planned()
-    assert planned.definition == definition, "what was sent was committed before"
-
-
-async def test_where_even_the_error_task_is_refused_a_job_shows_both_reasons(harness: FlowHarness) -> None:
-    push = await pushed(harness, "version: 2", scopes=REAL_ROLE, level="3")  # of no trust domain
-    harness.th.store.store_resultsets("mc", [resultset_of(push, await stored_repository(harness))])
-    step = await run(harness)
-    assert (step.state, step.error_task) == (State.FAILED, None)
-    for words in ("version is 2", "no task could show this on the push", "queue:scheduler-id:tc-treeherder"):
-        assert words in str(step.error)
-    assert harness.tc.queue.tasks == {}
-    await notice.run(harness.services, await claim_work(harness, Notice))
-    (job,) = harness.th.store.jobs.values()
-    assert (job.body["job_symbol"], job.body["result"]) == ("D", "exception")
-    assert "version is 2" in str(job.body)
-
-
-async def stored_repository(harness: FlowHarness) -> Repository:
-    async with harness.database.reading() as session:
-        return (await session.exec(select(Repository))).one()
-
-
-async def test_where_nothing_may_be_created_the_reason_stands_alone(harness: FlowHarness) -> None:
-    await pushed(harness, "version: 2", scopes=["assume:nothing"])
-    step = await run(harness)
-    assert (step.state, step.error_task) == (State.FAILED, None)
-    assert "version is 2" in str(step.error)
-    assert harness.tc.queue.tasks == {}
-
-
-@pytest.mark.parametrize("template", [{"$eval": "nothing"}, [], "x", {"metadata": 1}])
-async def test_an_error_task_that_is_none_leaves_the_reason_alone(sqlite_url: str, template: Any) -> None:
-    async with open_harness(
-        sqlite_url, error_task={"$eval": "x"} if not isinstance(template, dict) else template
-    ) as harness:
-        await pushed(harness, "version: 2")
-        step = await run(harness)
-        assert (step.state, step.error_task) == (State.FAILED, None)
-        assert "version is 2" in str(step.error)
-
-
-async def test_an_error_task_goes_on_after_a_crash(harness: FlowHarness) -> None:
-    await pushed(harness, "version: 2")
-    harness.tc.faults.add("before", "createTask", status=500, times=1)
-    with pytest.raises(Unavailable):
-        await run(harness)
-    (planned,) = await harness.planned()
-    async with harness.database.writing() as session:
-        await session.exec(update(PushStep).values(due_at=now()))
-    step = await run(harness)
-    assert (step.state, step.error_task) == (State.FAILED, planned.task_id)
-    await error_shown(harness, step)
-    assert len(harness.tc.queue.tasks) == 1
 
 
 async def test_somebody_elses_task_in_a_template_is_not_touched(harness: FlowHarness) -> None:

@@ -1,0 +1,10 @@
+"""Settings that tests of graphs share."""
+
+import pytest
+
+from service.settings import Settings, load
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load()
