@@ -16,6 +16,7 @@ where servers are looked for.
 import contextlib
 import gc
 import json
+import logging
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import structlog
 
 from tests.private_servers import MissingServiceError, PrivateBroker, find_faketime
 from tests.published_schemas import VARIABLE, has_published_schemas, published_folder
@@ -253,6 +255,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _reason(report: object) -> str:
     where = getattr(report, "longrepr", None)
     return str(where[2] if isinstance(where, tuple) else where).removeprefix("Skipped: ")
+
+
+@pytest.fixture(autouse=True)
+def _unchanged_logging() -> Iterator[None]:
+    """Restore logging if a command that the test calls has configured it."""
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 # Databases: migrated once a run, then copied; PostgreSQL's copies are used again

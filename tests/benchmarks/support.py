@@ -66,13 +66,14 @@ def run_with_warm_stack(name: str, *arguments: str) -> list[str]:
     """Run a benchmark in this process, and return the lines that it prints; fail unless it writes no error.
 
     The processes of its stack are forked from a warm one, because most of a small benchmark's time is their imports.
-    That `python -m benchmarks.<name>` starts is what test_commands.py shows. Benchmarks that configure
-    the logging of their process need one of their own.
+    That `python -m benchmarks.<name>` starts is what test_commands.py shows. It does not configure logging here: all
+    tests that follow in this process would log by it.
     """
     app = typer.Typer()
     app.command()(importlib.import_module(f"benchmarks.{name}").main)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"benchmarks.{name}.Stack", WarmStack)
+        patch.setattr(f"benchmarks.{name}.configure", lambda *_, **__: None, raising=False)
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     return result.stdout.splitlines()

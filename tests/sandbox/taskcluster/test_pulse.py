@@ -13,6 +13,7 @@ from taskcluster import slugId
 from sandbox.taskcluster import Taskcluster
 from sandbox.taskcluster.pulse import TASK_EXCHANGES, Publisher
 from sandbox.taskcluster.tasks import EXCHANGES, Message
+from tests.listeners.broker_harness import wait_until
 from tests.sandbox.taskcluster.support import ROOT, Api, validate_message
 
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/%2F?connection_attempts=1"
@@ -137,7 +138,8 @@ def test_stopping_sends_what_waits(amqp_url: str, prefix: str, channel: Any) -> 
     for number in range(700):
         publisher.publish(message(number))
     publisher.stop()
-    assert channel.queue_declare(queue, passive=True).method.message_count == 700
+    # the broker hands messages over to a queue after it has answered their channel
+    wait_until(lambda: channel.queue_declare(queue, passive=True).method.message_count == 700)
     publisher.delete_exchanges()
 
 
