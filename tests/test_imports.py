@@ -107,3 +107,23 @@ def test_imports_go_in_no_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+WITHOUT_TESTS = {
+    "service.api.deps": "each endpoint's tests go through it",
+    "service.engine.process": "a protocol without logic",
+    "sandbox.credentials": "values alone",
+    "sandbox.hg.rawbytes": "Mercurial loads it: test_client makes such a commit",
+}
+"""Modules that have no test file of their name, with the reason."""
+
+
+def test_each_module_has_a_test_file_of_its_name() -> None:
+    without = {
+        name
+        for name, path in MODULES.items()
+        if path.stem not in {"__init__", "__main__"}
+        and "schemas" not in path.parts  # declarations, which the tests of their nouns use
+        and not (ROOT / "tests" / path.relative_to(ROOT)).with_name(f"test_{path.name}").is_file()
+    }
+    assert without == WITHOUT_TESTS.keys()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.api.events import push_event as understand
-from service.contract.events import MAX_BYTES, MAX_EVENTS
+from service.contract.events import MAX_BYTES
 from tests.service.asgi import (
     SECRETS,
     TREEHERDER_SECRET,
@@ -21,8 +21,6 @@ from tests.service.asgi import (
     is_problem,
     node,
     push_event,
-    running,
-    settings_for,
     signature,
 )
 from tests.service.odd_input import ANYTHING, api_in_a_loop
@@ -172,53 +170,6 @@ async def test_a_push_too_large_to_send_is_a_dead_letter_and_the_cursor_goes_on(
     assert len(await api.letters()) == 1, "the same batch again says nothing new"
 
 
-# --- what is not understood
-
-
-async def test_a_bad_event_is_kept_as_it_came_and_spoils_nothing(api: Api) -> None:
-    await api.add()
-    good = [json.dumps(push_event(n, since=100)).encode() for n in (101, 103)]
-    bad = b'{ "repository":"mc", "push" :{"id":102.0,\t"user": "\\udce9\\u0000", "date": NaN, "x":[1E2, -0.0 ]} }'
-    answer = await api.signed("/events/pushes", b'{"events": [' + good[0] + b" , " + bad + b"," + good[1] + b"]}")
-    verdicts = answer.json()["verdicts"]
-    assert [v["verdict"] for v in verdicts] == ["accepted", "rejected", "accepted"]
-    assert "dead letter" in verdicts[1]["reason"]
-    assert "generation" in verdicts[1]["reason"], "it says what is wrong"
-    (letter,) = await api.letters()
-    assert (letter.payload, letter.kind, letter.subject) == (bad, "push-event", "mc, push 102.0")
-    assert [push.push_id for push in await api.pushes()] == [101, 103]
-
-
-async def test_the_same_bad_event_again_is_kept_once(api: Api) -> None:
-    bad = {"repository": "mc", "push": {"id": 7}}
-    for _ in range(3):
-        verdicts = await api.push(bad, bad, {"repository": "mc", "push": {"id": 8}})
-        assert {v["verdict"] for v in verdicts} == {"rejected"}
-    # polls that list it from another cursor, or when more pushes have come
-    for more in ({"since": 6, "lastpushid": 7}, {"since": 6, "lastpushid": 9}, {"since": 5, "lastpushid": 9}):
-        await api.push({**bad, **more})
-    await api.push({**bad, "generation": 1})
-    subjects = sorted(letter.subject for letter in await api.letters())
-    assert subjects == ["mc, push 7", "mc, push 7", "mc, push 8"]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"events": 5, "events": [%s, 1]}',
-        b'{"events": [], "events": [%s, 1]}',
-        b'{"events": {"a": "]"}, "\\u0065vents": [%s, 1], "more": {"events": [2]}}',
-        b' \n{ "x" : "}]," , "events"\t: [ %s ,\r\n 1 ] , "y":-1.5e3}\n',
-        b'{"events": "[1]", "events": null, "events": [%s,1]}',
-    ],
-)
-async def test_the_original_bytes_are_found_whatever_surrounds_them(sqlite_api: Api, body: bytes) -> None:
-    bad = '{"push": ["\u00e9 , ] }", {}, [], "\\"" ]}'.encode()
-    answer = await sqlite_api.signed("/events/pushes", body % bad)
-    assert answer.status_code == 202, answer.text
-    assert {letter.payload for letter in await sqlite_api.letters()} == {bad, b"1"}
-
-
 async def test_what_no_database_stores_is_made_visible(api: Api) -> None:
     await api.add()
     odd = changeset(
@@ -355,106 +306,7 @@ def loop_api(database_url: str) -> Any:
         yield made
 
 
-async def test_a_body_that_is_no_batch_says_what_one_is(sqlite_api: Api) -> None:
-    for body in (b"[]", b"{}", b"1", b"null", b'{"events": {}}', b'{"events": null}', b'"events"'):
-        is_problem(await sqlite_api.signed("/events/pushes", body), 422, "events")
-    for body in (b"", b"{", b"nonsense", b'{"events": [\x00]}', b"\xef\xbb\xbf[]"):
-        is_problem(await sqlite_api.signed("/events/pushes", body), 400, "not JSON")
-    assert await sqlite_api.push() == []
-
-
-# --- the signature
-
-
-async def test_every_secret_is_accepted_so_that_they_can_be_rotated(sqlite_api: Api) -> None:
-    for secret in SECRETS:
-        assert (await sqlite_api.signed("/events/pushes", {"events": []}, secret)).status_code == 202
-    is_problem(await sqlite_api.signed("/events/pushes", {"events": []}, "whsec_" + "b3RoZXI=" * 6), 401)
-
-
-async def test_signatures_of_every_malformed_kind_are_401(sqlite_api: Api) -> None:
-    raw = json.dumps({"events": []}).encode()
-    good = signature(raw)
-    value = good["webhook-signature"]
-    now = datetime.now(UTC)
-    bad: list[dict[str, str]] = [
-        {},
-        *({k: v for k, v in good.items() if k != missing} for missing in good if missing != "content-type"),
-        *({**good, name: ""} for name in good if name != "content-type"),
-        *(
-            {**good, "webhook-signature": text}
-            for text in (
-                *("v1", "v1,", "v1,=", "v1,x", "v1,%%%%", "v1,a,b", ",", " ", "  v1,x", "v2," + value[3:], "v1a,x"),
-                *(
-                    value[:-4],
-                    value[:-1] + "\u00e9",
-                    "v1,\u00e9",
-                    "\u00e9",
-                    value.swapcase(),
-                    value[3:],
-                    "v1 " + value[3:],
-                ),
-                *("v1,AAAA " * 5_000, "x" * 60_000),
-            )
-        ),
-        *(
-            {**good, "webhook-timestamp": text}
-            for text in (
-                *("x", "nan", "inf", "-inf", "1e400", "1e17", "-1", "0", "9" * 400, "9" * 5_000, "\u0661", "1_0"),
-                str((now - timedelta(minutes=6)).timestamp()),
-                str((now + timedelta(minutes=6)).timestamp()),
-                str(int(now.timestamp()) + 1),
-            )
-        ),
-        {**good, "webhook-id": "msg_2"},
-        {**good, "webhook-id": "\u00e9"},
-        signature(raw + b" "),
-        signature(raw, at=now - timedelta(minutes=6)),
-    ]
-    for headers in bad:
-        encoded = {k.encode(): v.encode() for k, v in headers.items()}
-        answer = await sqlite_api.client.post(PUSHES, content=raw, headers=encoded)
-        is_problem(answer, 401, "signature")
-    assert (await sqlite_api.client.post(PUSHES, content=raw, headers=good)).status_code == 202
-
-
-async def test_a_signature_beside_others_is_found(sqlite_api: Api) -> None:
-    raw = json.dumps({"events": []}).encode()
-    good = signature(raw)
-    several = f"v2,AAAA v1,AAAA {good['webhook-signature']}"
-    answer = await sqlite_api.client.post(PUSHES, content=raw, headers={**good, "webhook-signature": several})
-    assert answer.status_code == 202
-
-
-async def test_the_raw_bytes_are_verified_before_they_are_looked_at(sqlite_api: Api) -> None:
-    headers = signature(b'{"events": []}')
-    for raw in (b'{"events":[]}', b"{", b"\xff", b"", b"[" * 100_000, b'{"events": [' + b"1," * 2_000 + b"1]}"):
-        is_problem(await sqlite_api.client.post(PUSHES, content=raw, headers=headers), 401)
-
-
-async def test_a_token_is_no_signature_and_a_signature_no_token(sqlite_api: Api) -> None:
-    is_problem(await sqlite_api.post("/events/pushes", {"events": []}), 401, "webhook_secrets")
-    body = b'{"alias": "x", "url": "https://hg.mozilla.org/x"}'
-    answer = await sqlite_api.client.post("/api/v1/repositories", content=body, headers=signature(body))
-    is_problem(answer, 401)
-
-
-async def test_without_secrets_nothing_is_believed(sqlite_url: str) -> None:
-    async with running(settings_for(sqlite_url, webhook_secrets=[])) as api:
-        is_problem(await api.signed("/events/pushes", {"events": []}), 401, "webhook_secrets is empty")
-
-
 # --- limits
-
-
-async def test_a_thousand_events_are_taken_and_one_more_is_413(sqlite_api: Api) -> None:
-    await sqlite_api.add()
-    events = [push_event(101 + n, since=100) for n in range(MAX_EVENTS)]
-    is_problem(await sqlite_api.signed("/events/pushes", {"events": [*events, WHOLE]}), 413, "1001", "1000")
-    assert await sqlite_api.pushes() == []
-    verdicts = await sqlite_api.push(*events)
-    assert {v["verdict"] for v in verdicts} == {"accepted"}
-    assert verdicts[0]["cursor"] == 100 + MAX_EVENTS
 
 
 async def test_32_mib_are_read_and_more_is_413_with_or_without_a_length(sqlite_api: Api) -> None:
@@ -477,21 +329,6 @@ async def test_32_mib_are_read_and_more_is_413_with_or_without_a_length(sqlite_a
     assert sent <= MAX_BYTES + 2 * 1024 * 1024, "the rest was not read"
     is_problem(await sqlite_api.client.post(PUSHES, content=whole + b" ", headers=headers), 413, "33,554,432")
     is_problem(await sqlite_api.call("POST", "/api/v1/repositories", content=whole + b" ", token=None), 413)
-
-
-async def test_a_connection_that_ends_early_is_no_bug_of_ours(sqlite_api: Api) -> None:
-    async def receive() -> dict[str, str]:
-        return {"type": "http.disconnect"}
-
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    headers = [(name.encode(), value.encode()) for name, value in signature(b"{}").items()]
-    scope = {"type": "http", "method": "POST", "path": PUSHES, "query_string": b"", "headers": headers}
-    await sqlite_api.app(scope, receive, send)
-    assert sent[0]["status"] == 400
 
 
 # --- the promise
