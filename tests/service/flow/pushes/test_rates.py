@@ -1,17 +1,17 @@
 """Rates that listeners are granted for a host."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.clock import now
 from service.flow.pushes import rates
 from service.flow.pushes.rates import Grant, Rates
 from service.settings import PollSettings
 from service.store.database import Database
 
 HOST = "hg.example.com"
-END = now() + timedelta(minutes=5)
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+END = AT + timedelta(minutes=5)
 
 
 def test_the_reserve_and_the_shared_rate_are_the_whole_budget() -> None:
@@ -38,25 +38,23 @@ def test_a_reduced_rate_counts_as_before() -> None:
 
 
 async def test_a_reduced_rate_is_free_once_the_listener_names_the_answer(database: Database) -> None:
-    at = now()
-    latest = at + timedelta(minutes=10)
+    latest = AT + timedelta(minutes=10)
     async with database.writing() as session:
         connection = await session.connection()
         reduced = Rates("one", {HOST: Grant(4, 8, 2, END)}, {})
         await connection.run_sync(rates.write, reduced, [HOST])
-        before = await connection.run_sync(rates.read, "one", 1, [HOST], at, latest)
-        after = await connection.run_sync(rates.read, "one", 2, [HOST], at, latest)
-        seen_by_another = await connection.run_sync(rates.read, "two", 0, [HOST], at, latest)
+        before = await connection.run_sync(rates.read, "one", 1, [HOST], AT, latest)
+        after = await connection.run_sync(rates.read, "one", 2, [HOST], AT, latest)
+        seen_by_another = await connection.run_sync(rates.read, "two", 0, [HOST], AT, latest)
     assert (before.grants[HOST].counted, after.grants[HOST].counted) == (8, 4)
     assert [grant.counted for grant in seen_by_another.others[HOST]] == [8]
     assert seen_by_another.next_end([HOST]) == END
 
 
 async def test_rates_of_ended_shifts_are_deleted(database: Database) -> None:
-    at = now()
     async with database.writing() as session:
         connection = await session.connection()
-        await connection.run_sync(rates.write, Rates("one", {HOST: Grant(4, 4, 1, at)}, {}), [HOST])
-        read = await connection.run_sync(rates.read, "two", 0, [HOST], at, END)
-        again = await connection.run_sync(rates.read, "two", 0, [HOST], at - timedelta(days=1), END)
+        await connection.run_sync(rates.write, Rates("one", {HOST: Grant(4, 4, 1, AT)}, {}), [HOST])
+        read = await connection.run_sync(rates.read, "two", 0, [HOST], AT, END)
+        again = await connection.run_sync(rates.read, "two", 0, [HOST], AT - timedelta(days=1), END)
     assert (read.others, again.others) == ({}, {})
