@@ -16,7 +16,6 @@ where servers are looked for.
 import contextlib
 import gc
 import json
-import logging
 import os
 import shutil
 import signal
@@ -259,13 +258,10 @@ def _reason(report: object) -> str:
 
 @pytest.fixture(autouse=True)
 def _unchanged_logging() -> Iterator[None]:
-    """Restore logging if a command that the test calls has configured it."""
-    before, root = structlog.get_config(), logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    """Fail a test that configures the logging of this process: the loggers of all tests that follow would go by it."""
+    before = structlog.get_config()
     yield
-    structlog.configure(**before)
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    assert structlog.get_config() == before, "the test, or a command that it called, has configured logging"
 
 
 # Databases: migrated once a run, then copied; PostgreSQL's copies are used again

@@ -101,33 +101,36 @@ class LeftOut(Schema):
     reason: str
 
 
+_SUMMARY: dict[str, Any] = {
+    "action": "retrigger",
+    "project": "mozilla-central",
+    "task_id": EXAMPLE_TASK,
+    "run_id": 0,
+    "input": {},
+    "id": 17,
+    "requester": "sheriff@example.com",
+    "source": "api",
+    "state": "done",
+    "reason": None,
+    "notes": [],
+    "tasks_planned": 1,
+    "tasks_created": 1,
+    "left_out_count": 0,
+    "tasks": [
+        {"copy_of": EXAMPLE_TASK, "task_id": EXAMPLE_COPY, "name": "test-linux64/opt-xpcshell-1", "created": True}
+    ],
+    "attempts": 1,
+    "received_at": "2026-01-15T12:30:00Z",
+    "planned_at": "2026-01-15T12:30:01Z",
+    "done_at": "2026-01-15T12:30:02Z",
+    "next_attempt_at": None,
+}
+
+
 class ActionSummary(Schema):
     """An action, as a list shows it."""
 
-    model_config = example(
-        action="retrigger",
-        project="mozilla-central",
-        task_id=EXAMPLE_TASK,
-        run_id=0,
-        input={},
-        id=17,
-        requester="sheriff@example.com",
-        source="api",
-        state="done",
-        reason=None,
-        notes=[],
-        tasks_planned=1,
-        tasks_created=1,
-        left_out_count=0,
-        tasks=[
-            {"copy_of": EXAMPLE_TASK, "task_id": EXAMPLE_COPY, "name": "test-linux64/opt-xpcshell-1", "created": True}
-        ],
-        attempts=1,
-        received_at="2026-01-15T12:30:00Z",
-        planned_at="2026-01-15T12:30:01Z",
-        done_at="2026-01-15T12:30:02Z",
-        next_attempt_at=None,
-    )
+    model_config = example(**_SUMMARY)
 
     id: int
     action: str
@@ -167,28 +170,7 @@ class ActionRead(ActionSummary):
     """An action, with everything that is known of it."""
 
     model_config = example(
-        action="retrigger",
-        project="mozilla-central",
-        task_id=EXAMPLE_TASK,
-        run_id=0,
-        input={},
-        id=17,
-        requester="sheriff@example.com",
-        source="api",
-        state="done",
-        reason=None,
-        notes=[],
-        tasks_planned=1,
-        tasks_created=1,
-        left_out_count=0,
-        tasks=[
-            {"copy_of": EXAMPLE_TASK, "task_id": EXAMPLE_COPY, "name": "test-linux64/opt-xpcshell-1", "created": True}
-        ],
-        attempts=1,
-        received_at="2026-01-15T12:30:00Z",
-        planned_at="2026-01-15T12:30:01Z",
-        done_at="2026-01-15T12:30:02Z",
-        next_attempt_at=None,
+        **_SUMMARY,
         left_out=[],
         deliveries=[],
     )

@@ -55,41 +55,44 @@ class ChangesetRead(BaseModel):
     files_count: int | None = None
 
 
+_SUMMARY: dict[str, Any] = {
+    "repository": "mozilla-central",
+    "push_id": 43210,
+    "generation": 0,
+    "user": "dev@example.com",
+    "date": "2026-01-15T12:00:00Z",
+    "revision": EXAMPLE_NODE,
+    "revision_hash": "9b8c7d6e5f40312213049586877869e4a2b5c1f0",
+    "noticed_at": "2026-01-15T12:00:02Z",
+    "resultsets": [
+        {
+            "environment": "tc-treeherder",
+            "state": "done",
+            "attempts": 1,
+            "error": None,
+            "at": "2026-01-15T12:00:03Z",
+            "next_attempt_at": None,
+        }
+    ],
+    "graph": {
+        "state": "created",
+        "reason": None,
+        "attempts": 1,
+        "at": "2026-01-15T12:00:04Z",
+        "next_attempt_at": None,
+        "error_task": None,
+        "error_task_refused": None,
+        "tasks_planned": 1,
+        "tasks_created": 1,
+        "tasks": [{"task_id": EXAMPLE_TASK, "name": "Decision task", "created": True}],
+    },
+}
+
+
 class PushSummary(Schema):
     """A push, as a list shows it."""
 
-    model_config = example(
-        repository="mozilla-central",
-        push_id=43210,
-        generation=0,
-        user="dev@example.com",
-        date="2026-01-15T12:00:00Z",
-        revision=EXAMPLE_NODE,
-        revision_hash="9b8c7d6e5f40312213049586877869e4a2b5c1f0",
-        noticed_at="2026-01-15T12:00:02Z",
-        resultsets=[
-            {
-                "environment": "tc-treeherder",
-                "state": "done",
-                "attempts": 1,
-                "error": None,
-                "at": "2026-01-15T12:00:03Z",
-                "next_attempt_at": None,
-            }
-        ],
-        graph={
-            "state": "created",
-            "reason": None,
-            "attempts": 1,
-            "at": "2026-01-15T12:00:04Z",
-            "next_attempt_at": None,
-            "error_task": None,
-            "error_task_refused": None,
-            "tasks_planned": 1,
-            "tasks_created": 1,
-            "tasks": [{"task_id": EXAMPLE_TASK, "name": "Decision task", "created": True}],
-        },
-    )
+    model_config = example(**_SUMMARY)
 
     repository: str
     push_id: int
@@ -111,36 +114,7 @@ class PushRead(PushSummary):
     """A push with its changesets and all tasks."""
 
     model_config = example(
-        repository="mozilla-central",
-        push_id=43210,
-        generation=0,
-        user="dev@example.com",
-        date="2026-01-15T12:00:00Z",
-        revision=EXAMPLE_NODE,
-        revision_hash="9b8c7d6e5f40312213049586877869e4a2b5c1f0",
-        noticed_at="2026-01-15T12:00:02Z",
-        resultsets=[
-            {
-                "environment": "tc-treeherder",
-                "state": "done",
-                "attempts": 1,
-                "error": None,
-                "at": "2026-01-15T12:00:03Z",
-                "next_attempt_at": None,
-            }
-        ],
-        graph={
-            "state": "created",
-            "reason": None,
-            "attempts": 1,
-            "at": "2026-01-15T12:00:04Z",
-            "next_attempt_at": None,
-            "error_task": None,
-            "error_task_refused": None,
-            "tasks_planned": 1,
-            "tasks_created": 1,
-            "tasks": [{"task_id": EXAMPLE_TASK, "name": "Decision task", "created": True}],
-        },
+        **_SUMMARY,
         changesets_count=1,
         changesets=[
             {

@@ -74,22 +74,25 @@ class RepositoryPatch(RepositoryChange):
         return patch
 
 
+_REPOSITORY: dict[str, Any] = {
+    "alias": "mozilla-central",
+    "url": "https://hg.mozilla.org/mozilla-central",
+    "level": "3",
+    "trust_domain": "gecko",
+    "route_project": None,
+    "scopes": ["assume:repo:hg.mozilla.org/mozilla-central:branch:default"],
+    "contains": None,
+    "graph": True,
+    "environments": ["tc-treeherder"],
+    "enabled": True,
+    "last_push_id": 43210,
+}
+
+
 class RepositoryCreate(RepositoryChange):
     """A repository to be monitored."""
 
-    model_config = example(
-        alias="mozilla-central",
-        url="https://hg.mozilla.org/mozilla-central",
-        level="3",
-        trust_domain="gecko",
-        route_project=None,
-        scopes=["assume:repo:hg.mozilla.org/mozilla-central:branch:default"],
-        contains=None,
-        graph=True,
-        environments=["tc-treeherder"],
-        enabled=True,
-        last_push_id=43210,
-    )
+    model_config = example(**_REPOSITORY)
 
     alias: Alias = Field(examples=["mozilla-central"])
     url: Text = Field(
@@ -103,17 +106,7 @@ class RepositoryRead(Schema):
     """A monitored repository, with the state of its poll."""
 
     model_config = example(
-        alias="mozilla-central",
-        url="https://hg.mozilla.org/mozilla-central",
-        level="3",
-        trust_domain="gecko",
-        route_project=None,
-        scopes=["assume:repo:hg.mozilla.org/mozilla-central:branch:default"],
-        contains=None,
-        graph=True,
-        environments=["tc-treeherder"],
-        enabled=True,
-        last_push_id=43210,
+        **_REPOSITORY,
         last_changeset=EXAMPLE_NODE,
         generation=0,
         created_at="2026-01-01T00:00:00Z",

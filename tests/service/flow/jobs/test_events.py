@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +30,7 @@ from service.store.models import (
 )
 from tests.published_schemas import read_published
 from tests.sandbox.taskcluster.models import SCHEMAS
+from tests.service.flow.jobs.conftest import OpenHarness
 from tests.service.flow.jobs.support import reconcile_now
 from tests.service.flow.report_harness import (
     PREFIX,
@@ -43,15 +44,9 @@ from tests.service.flow.report_harness import (
 
 
 @pytest.fixture
-async def harness(database_url: str) -> AsyncIterator[ReportHarness]:
-    async with open_report_harness(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def sqlite_harness(sqlite_url: str) -> AsyncIterator[ReportHarness]:
-    async with open_report_harness(sqlite_url) as opened:
-        yield opened
+def open_harness() -> OpenHarness:
+    """Return what opens a harness with two Treeherders."""
+    return open_report_harness
 
 
 # --- the life of a task ----------------------------------------------------------------------------------------------

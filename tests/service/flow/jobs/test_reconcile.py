@@ -24,6 +24,7 @@ from service.store.models import (
     Stage,
     State,
 )
+from tests.service.flow.jobs.conftest import OpenHarness
 from tests.service.flow.jobs.support import age, check_groups, reconcile_now
 from tests.service.flow.report_harness import (
     PREFIX,
@@ -34,15 +35,9 @@ from tests.service.flow.report_harness import (
 
 
 @pytest.fixture
-async def harness(database_url: str) -> AsyncIterator[ReportHarness]:
-    async with open_report_harness(database_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def sqlite_harness(sqlite_url: str) -> AsyncIterator[ReportHarness]:
-    async with open_report_harness(sqlite_url) as opened:
-        yield opened
+def open_harness() -> OpenHarness:
+    """Return what opens a harness with two Treeherders."""
+    return open_report_harness
 
 
 async def test_a_run_that_is_silent_for_long_is_asked_after(harness: ReportHarness) -> None:
