@@ -22,7 +22,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY alembic alembic/
-COPY docs/problems.md docs/
+COPY docs/alerts.md docs/problems.md docs/
 COPY listeners listeners/
 COPY service service/
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /dist . \

@@ -14,9 +14,9 @@ from service.api import (
     events,
     health,
     listeners,
+    manual,
     openapi,
     polls,
-    problems,
     pushes,
     render,
     reports,
@@ -98,7 +98,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
     for module in (*for_people, *for_listeners):
         app.include_router(module.router, prefix="/api/v1")
     app.include_router(health.router)
-    app.include_router(problems.router)
+    app.include_router(manual.router)
     openapi.install(app)
     docs.install(app)
     return app

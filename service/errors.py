@@ -77,7 +77,7 @@ class PermanentUpstreamError(UpstreamError):
 
 
 def problem_anchor(title: str) -> str:
-    """Return the anchor of the section of `docs/problems.md` that explains problems of this title."""
+    """Return the anchor of the section that explains problems of this title."""
     return title.lower().replace(" ", "-")
 
 

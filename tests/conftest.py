@@ -8,6 +8,7 @@ amqp                    a RabbitMQ for the test: `amqp.url`, and names that are 
 amqp_url                just the URL
 private_broker          a RabbitMQ that a test may break: one for the run, which each test leaves as it was
 faketime                a library that fakes the time of a process
+promtool                Prometheus' checker of rules and metrics
 
 A server that cannot be had skips the tests that need it, or fails them with REQUIRE_SERVICES=1; tests/services.py says
 where servers are looked for.
@@ -28,7 +29,7 @@ from typing import Any, TypeVar
 import pytest
 import structlog
 
-from tests.private_servers import MissingServiceError, PrivateBroker, find_faketime
+from tests.private_servers import MissingServiceError, PrivateBroker, find_faketime, find_promtool
 from tests.published_schemas import VARIABLE, has_published_schemas, published_folder
 from tests.services import (
     Amqp,
@@ -225,6 +226,12 @@ def faketime() -> Path:
     return _had(find_faketime)
 
 
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    """Return Prometheus' checker of rules and metrics."""
+    return _had(find_promtool)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     services = config.stash[SERVICES]
     skipped = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
@@ -358,13 +365,15 @@ def amqp(amqp_url: str) -> Iterator[Amqp]:
         broker.clear()
 
 
+def _started_broker() -> PrivateBroker:
+    broker = PrivateBroker()
+    broker.start()
+    return broker
+
+
 @pytest.fixture(scope="session")
 def private_broker_process() -> Iterator[PrivateBroker]:
-    try:
-        broker = PrivateBroker()
-        broker.start()
-    except MissingServiceError as error:
-        pytest.skip(str(error))
+    broker = _had(_started_broker)
     yield broker
     broker.close()
 

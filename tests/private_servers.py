@@ -11,6 +11,7 @@ They run from installed programs on free ports of 127.0.0.1 and leave nothing be
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -426,6 +427,19 @@ def find_faketime() -> Path:
     return next(Path("/").glob(pattern))
 
 
+def find_promtool() -> Path:
+    """Return Prometheus' checker of rules; install it if needed, as servers are."""
+    if shutil.which("promtool") is None:
+        apt = shutil.which("apt-get")
+        if apt is None or os.geteuid() != 0:
+            raise MissingServiceError(
+                "no promtool in PATH, nor may it be installed here: install Prometheus (Debian: apt-get install "
+                "prometheus; macOS: brew install prometheus)"
+            )
+        _apt_install(apt, ["prometheus"])
+    return Path(str(shutil.which("promtool")))
+
+
 def _version(path: Path) -> list[int]:
     """Return the numbers in a path, so that postgresql/17 sorts after postgresql/9.6."""
     return [int(word) for word in "".join(c if c.isdigit() else " " for c in str(path)).split()]
@@ -444,6 +458,15 @@ def _unprivileged(users: Sequence[str]) -> dict[str, Any]:
 
 def _apt_install(apt: str, packages: Sequence[str]) -> None:
     """Install Debian packages without letting their services start, now or at the next boot."""
+    folder = os.open(POLICY.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # processes that share the tests may want the same package at once
+        _apt_install_alone(apt, packages)
+    finally:
+        os.close(folder)
+
+
+def _apt_install_alone(apt: str, packages: Sequence[str]) -> None:
     say(f"tests: installing {' '.join(packages)} with apt-get")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     written_here = not POLICY.exists()
@@ -461,7 +484,7 @@ def _apt_install(apt: str, packages: Sequence[str]) -> None:
     finally:
         if written_here:
             POLICY.unlink()
-    if disable := shutil.which("update-rc.d"):  # both services bear their packages' names
+    if disable := shutil.which("update-rc.d"):  # services bear their packages' names
         for package in packages:
             subprocess.run([disable, package, "disable"], capture_output=True, timeout=60, check=False)
 

@@ -56,6 +56,8 @@ def _value(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         if key in {"type", "enum", "minimum", "maximum", "exclusiveMinimum", "minLength", "maxLength", "pattern"}
         or key in {"minItems", "maxItems"}
     }
+    if "off" in kept.get("enum", ()):
+        kept = {"enum": [*schema["enum"], False]}  # Helm reads YAML 1.1, in which off is false
     if schema.get("format") == "uri":
         kept["pattern"] = "^https?://"
     if "items" in schema:

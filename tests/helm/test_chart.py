@@ -12,7 +12,6 @@ from typing import Any, cast, get_args
 
 import helm_python as helm
 import kubernetes_validate
-import prometheus_client
 import pytest
 import yaml
 from pydantic import BaseModel, SecretStr
@@ -23,9 +22,9 @@ import listeners.settings
 import service.settings
 from listeners.probe import ProbeServer
 from listeners.settings import ListenerSettings
-from service import metrics
 from service.app import create_app
 from service.cli import app as cli
+from service.contract.configuration import proxy_for
 from service.settings import Settings
 from tests.helm import schema
 
@@ -258,9 +257,48 @@ def test_notes_say_what_to_do_next(values: Values) -> None:
     assert not [secret for secret in PLANTED.values() if secret in notes]
 
 
+NOTES = "tc-treeherder/templates/NOTES.txt"
+ADDRESSES: dict[str, tuple[Values, str]] = {
+    "in the cluster": ({}, "http://127.0.0.1:8080"),
+    "without TLS": ({"ingress": {"enabled": True, "hosts": ["a.example.com"]}}, "http://a.example.com"),
+    "with TLS": (
+        {"ingress": {"enabled": True, "hosts": ["a.example.com"], "tls": [{"hosts": ["a.example.com"]}]}},
+        "https://a.example.com",
+    ),
+    "with a certificate for all": (
+        {"ingress": {"enabled": True, "hosts": ["a.example.com"], "tls": [{"hosts": ["*.example.com"]}]}},
+        "https://a.example.com",
+    ),
+    "with a certificate for another": (
+        {"ingress": {"enabled": True, "hosts": ["a.example.com"], "tls": [{"hosts": ["b.example.com"]}]}},
+        "http://a.example.com",
+    ),
+    "behind something else": ({"settings": {"public_url": "https://ci.example.com/"}}, "https://ci.example.com"),
+}
+
+
+@pytest.mark.parametrize(("changes", "address"), ADDRESSES.values(), ids=ADDRESSES)
+def test_notes_have_the_address_at_which_people_reach_it(changes: Values, address: str) -> None:
+    notes = files(over(MINIMAL, changes))[NOTES]
+    assert f"export TC_TREEHERDER_SERVICE_URL={address}\n" in notes
+    if "ingress" in changes:
+        assert f"reach it at: {address}/\n" in notes
+
+
+def test_the_commands_of_the_notes_exist() -> None:
+    notes = files(MINIMAL)[NOTES]
+    commands = re.findall(r"tc-treeherder ((?:repositories|doctor)[^\n]*)", notes)
+    assert len(commands) == 3
+    for command in commands:
+        words = command.split()
+        answer = CliRunner().invoke(cli, [*(word for word in words[:2] if word.isalpha()), "--help"])
+        assert answer.exit_code == 0, command
+        assert all(word in answer.output for word in words if word.startswith("--")), command
+
+
 def test_notes_warn_of_one_replica() -> None:
-    assert "one replica" in files(over(MINIMAL, {"replicas": 1}))["tc-treeherder/templates/NOTES.txt"]
-    assert "one replica" not in files(MINIMAL)["tc-treeherder/templates/NOTES.txt"]
+    assert "one replica" in files(over(MINIMAL, {"replicas": 1}))[NOTES]
+    assert "one replica" not in files(MINIMAL)[NOTES]
 
 
 # --- pods ------------------------------------------------------------------------------------------------------------
@@ -676,6 +714,41 @@ NONSENSE: dict[str, tuple[Values, list[str]]] = {
         {"secrets": {"environments": {"stage": "s"}}},
         ["secrets.environments.stage", "settings.environments.stage"],
     ),
+    "two tokens of one name": (
+        {"secrets": {"tokens": [MINIMAL["secrets"]["tokens"][0], {"name": "ops", "value": "planted-0123456789"}]}},
+        ["secrets.tokens[1] and secrets.tokens[0]", '"ops"', "rename one"],
+    ),
+    "an environment without credentials": (
+        {"settings": {"environments": {"stage": {"url": "https://stage.example.com"}}}},
+        ["settings.environments.stage.client_id is missing", "secrets.environments.stage", "pulse or off"],
+    ),
+    "an environment without a client": (
+        {
+            "settings": {"environments": {"stage": {"url": "https://stage.example.com"}}},
+            "secrets": {"environments": {"stage": "planted"}},
+        },
+        ["settings.environments.stage.client_id is missing: pushes is rest"],
+    ),
+    "an environment without a secret": (
+        {"settings": {"environments": {"stage": {"url": "https://stage.example.com", "client_id": "c"}}}},
+        ["settings.environments.stage.pushes is rest", "put it into secrets.environments.stage"],
+    ),
+    "an environment without a URL": (
+        {"settings": {"environments": {"stage": {"pushes": "off"}}}},
+        ["settings.environments.stage.url is missing"],
+    ),
+    "logins without an address": (
+        {"settings": {"taskcluster_logins": True}},
+        ["settings.taskcluster_logins needs settings.public_url"],
+    ),
+    "a client of Taskcluster without its token": (
+        {"settings": {"taskcluster": {"client_id": "project/x"}}},
+        ["settings.taskcluster.client_id", "secrets.taskcluster.accessToken"],
+    ),
+    "a token of Taskcluster of nobody": (
+        {"secrets": {"taskcluster": {"accessToken": "planted"}}},
+        ["secrets.taskcluster.accessToken", "settings.taskcluster.client_id"],
+    ),
     "two Secrets": ({"existingSecret": "mine"}, ["existingSecret", "database.url", "secrets"]),
     "another database": ({"database": {"url": "mysql://u:planted@h"}}, ["postgresql+psycopg://"]),
     "another broker": ({"secrets": {"pulse": {"url": "http://u:planted@h"}}}, ["secrets.pulse.url", "amqps://"]),
@@ -685,7 +758,8 @@ NONSENSE: dict[str, tuple[Values, list[str]]] = {
     "a wrong mode": ({"listeners": {"mode": "both"}}, ["/listeners/mode", "sidecar", "deployment"]),
     "a misspelt value": ({"replica": 3}, ["replica"]),
     "a misspelt setting": ({"settings": {"poll": {"intervall": 5}}}, ["/settings/poll", "intervall"]),
-    "a wrong setting": ({"settings": {"environments": {"a": {"jobs": "of"}}}}, ["/settings/environments/a/jobs"]),
+    "a wrong setting": ({"settings": {"environments": {"a": {"jobs": True}}}}, ["/settings/environments/a/jobs"]),
+    "a misspelt word": ({"settings": {"environments": {"a": {"jobs": "of"}}}}, ["/settings/environments/a/jobs"]),
     "a listener's misspelt setting": ({"settings": {"listeners": {"poll_worker": 3}}}, ["/settings/listeners"]),
     "a listener's setting for all": ({"settings": {"poll_workers": 3}}, ["/settings", "poll_workers"]),
     "a wrong duration": ({"settings": {"work": {"lease": "soon"}}}, ["/settings/work/lease"]),
@@ -702,6 +776,57 @@ def test_nonsense_is_refused_with_words_that_help(changes: Values, expected: lis
     for words in expected:
         assert words in message
     assert "planted" not in message
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"url": "https://stage.example.com", "pushes": "off"},
+        {"url": "https://stage.example.com", "pushes": False},  # what YAML makes of off
+        {"url": "https://stage.example.com", "pushes": "pulse", "jobs": "pulse"},
+    ],
+)
+def test_an_environment_without_credentials_is_taken_where_it_needs_none(environment: Values) -> None:
+    manifests = render(over(MINIMAL, {"settings": {"environments": {"stage": environment}}}))
+    assert isinstance(load(containers(manifests)["service"], manifests), Settings)
+
+
+def test_publishing_to_pulse_needs_a_broker() -> None:
+    environment = {"url": "https://stage.example.com", "pushes": "pulse"}
+    message = refused(over(WITHOUT_PULSE, {"settings": {"environments": {"stage": environment}}}))
+    assert "settings.environments.stage.pushes is pulse, which needs secrets.pulse.url" in message
+
+
+@pytest.mark.parametrize(
+    ("extra", "excepted"),
+    [
+        ([], None),
+        ([{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}], "tc-treeherder"),
+        (
+            [{"name": "http_proxy", "value": "http://proxy:3128"}, {"name": "no_proxy", "value": "db,.example.com"}],
+            "db,.example.com,tc-treeherder",
+        ),
+        ([{"name": "ALL_PROXY", "value": "http://proxy:3128"}, {"name": "NO_PROXY", "value": "*"}], "*"),
+    ],
+)
+def test_listeners_reach_the_service_past_a_proxy(
+    extra: list[Values], excepted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifests = render(over(MINIMAL, {"extraEnv": extra}))
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for container in containers(manifests).values():
+        variables = environment(container, manifests)
+        for variable in extra:
+            assert variable["name"] in variables
+        assert variables.get("NO_PROXY", variables.get("no_proxy")) == excepted
+        for name, value in variables.items():
+            if name.lower().endswith("_proxy"):
+                monkeypatch.setenv(name, value)
+        assert proxy_for("http://tc-treeherder:80/api/v1/events/pushes") is None
+        expected = None if not extra or excepted == "*" else "http://proxy:3128"
+        url = "http://hg.mozilla.org/" if "http_proxy" in variables else "https://hg.mozilla.org/"
+        assert proxy_for(url) == expected
 
 
 def test_all_that_is_missing_is_said_at_once() -> None:
@@ -744,7 +869,7 @@ def test_the_ingress_leads_to_all_but_what_is_the_clusters() -> None:
     assert hosts == EVERYTHING["ingress"]["hosts"]
     for rule in ingress["spec"]["rules"]:
         led = [entry["path"] for entry in rule["http"]["paths"]]
-        open_to_all = app_paths() - {"/metrics", "/__readiness__"}
+        open_to_all = (app_paths() | {"/problems", "/alerts"}) - {"/metrics", "/__readiness__"}
         assert not [path for path in open_to_all if not any(f"{path}/".startswith(f"{begin}/") for begin in led)]
         assert not [path for path in ("/metrics", "/__readiness__") if any(path.startswith(begin) for begin in led)]
         assert {"/docs", "/openapi.json"} <= set(led)
@@ -845,34 +970,3 @@ def test_the_readmes_example_is_taken() -> None:
     assert example is not None
     values = yaml.safe_load(example[1].replace("whsec_…", WEBHOOK))
     render(values)
-
-
-def test_alerts_ask_for_metrics_that_there_are() -> None:
-    names = {
-        sample
-        for family in metrics.REGISTRY.collect()
-        for sample in (
-            [f"{family.name}_{end}" for end in ("bucket", "sum", "count")]
-            if family.type == "histogram"
-            else [f"{family.name}_total" if family.type == "counter" else family.name]
-        )
-    }
-    assert isinstance(metrics.REGISTRY, prometheus_client.CollectorRegistry)
-    manifests = render(EVERYTHING)
-    (rule,) = of(manifests, "PrometheusRule").values()
-    (group,) = rule["spec"]["groups"]
-    (service,) = of(manifests, "Service")
-    alert_names = set()
-    for alert in group["rules"]:
-        assert alert["labels"]["severity"] in {"critical", "warning"}
-        assert {"summary", "description"} == set(alert["annotations"])
-        mentioned = set(re.findall(r"tc_treeherder_\w+", alert["expr"]))
-        assert mentioned <= names, alert["alert"]
-        assert alert["expr"].count(f'job="{service}", namespace="ci"') == max(
-            1, len(re.findall(r"tc_treeherder_\w+", alert["expr"]))
-        )
-        assert "SELECTOR" not in alert["expr"]
-        for other in re.findall(r"tc_treeherder_\w+", alert["annotations"]["description"]):
-            assert other in names or f"{other}_count" in names, other
-        alert_names.add(alert["alert"])
-    assert len(alert_names) == len(group["rules"]) >= 5

@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlmodel import select
 from standardwebhooks import Webhook
 
-from service.api.problems import source_path
+from service.api.manual import source_path
 from service.app import create_app
 from service.clock import now
 from service.errors import problem_type
@@ -29,7 +29,7 @@ from service.store.models import DeadLetter, Push, PushStep, Repository, State
 SECRETS = ["whsec_" + "bmV3" * 10, "whsec_" + "b2xk" * 10]
 ADMIN, WRITER, READER, RETRIER = (f"{name}-0123456789abcdef" for name in ("admin", "writer", "reader", "retrier"))
 TREEHERDER_SECRET = "treeherder-hawk-secret"
-EXPLAINED = set(re.findall(r"^## (.*)$", source_path().read_text(), re.M))
+EXPLAINED = set(re.findall(r"^## (.*)$", source_path("problems").read_text(), re.M))
 
 NEVER_SHOWN = [*SECRETS, ADMIN, WRITER, READER, RETRIER, TREEHERDER_SECRET]
 

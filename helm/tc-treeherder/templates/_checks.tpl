@@ -30,6 +30,14 @@
 {{- if not (or .secrets.tokens .settings.taskcluster_logins) -}}
 {{- $wrong = append $wrong "secrets.tokens is empty, and without anybody who may call it the service does not start: give at least {name: …, value: …, scopes: […]}, or set settings.taskcluster_logins" -}}
 {{- end -}}
+{{- $names := dict -}}
+{{- range $number, $token := .secrets.tokens -}}
+{{- if hasKey $names $token.name -}}
+{{- $wrong = append $wrong (printf "secrets.tokens[%d] and secrets.tokens[%v] have the same name %q, but the log names callers by it: rename one" $number (get $names $token.name) $token.name) -}}
+{{- else -}}
+{{- $_ := set $names $token.name $number -}}
+{{- end -}}
+{{- end -}}
 {{- if and .listeners.pulse.enabled (not .secrets.pulse.url) -}}
 {{- $wrong = append $wrong "secrets.pulse.url is empty: set it to amqps://USER:PASSWORD@pulse.mozilla.org:5671/%2F, or listeners.pulse.enabled to false (then no button of Treeherder works, and no jobs are reported)" -}}
 {{- end -}}
@@ -48,6 +56,37 @@
 {{- $wrong = append $wrong (printf "secrets.environments.%s has no settings.environments.%s: give its url and client_id there" $prefix $prefix) -}}
 {{- end -}}
 {{- end -}}
+{{- range $prefix, $environment := .settings.environments -}}
+{{- range $name := list "pushes" "jobs" -}}
+{{- $how := include "tc-treeherder.transport" (list $environment $name) -}}
+{{- if and (eq $how "rest") (not (get $.Values.secrets.environments $prefix)) -}}
+{{- $wrong = append $wrong (printf "settings.environments.%s.%s is rest, which needs the secret of a Treeherder Hawk client: put it into secrets.environments.%s, or set %s to pulse or off" $prefix $name $prefix $name) -}}
+{{- end -}}
+{{- if and (eq $how "pulse") (not $.Values.secrets.pulse.url) -}}
+{{- $wrong = append $wrong (printf "settings.environments.%s.%s is pulse, which needs secrets.pulse.url: set it to amqps://USER:PASSWORD@pulse.mozilla.org:5671/%%2F" $prefix $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (dig "taskcluster" "client_id" "" .settings) (not .secrets.taskcluster.accessToken) -}}
+{{- $wrong = append $wrong "settings.taskcluster.client_id has no secrets.taskcluster.accessToken: calls to Taskcluster would have no credentials; put the client's access token there" -}}
+{{- end -}}
+{{- if and .secrets.taskcluster.accessToken (not (dig "taskcluster" "client_id" "" .settings)) -}}
+{{- $wrong = append $wrong "secrets.taskcluster.accessToken has no settings.taskcluster.client_id: name the client that it belongs to there" -}}
+{{- end -}}
+{{- end -}}
+
+{{- range $prefix, $environment := .settings.environments -}}
+{{- if not $environment.url -}}
+{{- $wrong = append $wrong (printf "settings.environments.%s.url is missing: set it to the URL of that Treeherder, such as https://treeherder.mozilla.org" $prefix) -}}
+{{- end -}}
+{{- range $name := list "pushes" "jobs" -}}
+{{- if and (eq (include "tc-treeherder.transport" (list $environment $name)) "rest") (not $environment.client_id) -}}
+{{- $wrong = append $wrong (printf "settings.environments.%s.client_id is missing: %s is rest, which needs client_id and secret of a Treeherder Hawk client; or set %s to pulse or off" $prefix $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .settings.taskcluster_logins (not .settings.public_url) -}}
+{{- $wrong = append $wrong "settings.taskcluster_logins needs settings.public_url, because a signature includes the called address: set it to the URL at which callers reach this service" -}}
 {{- end -}}
 
 {{- if and .database.url .persistence.enabled -}}
@@ -99,4 +138,16 @@
 {{- if $wrong -}}
 {{- fail (printf "\n\nthese values will not do:\n  - %s\n" (join "\n  - " $wrong)) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* How an environment is told of pushes or jobs, as service and settings have it: (list environment "pushes"|"jobs") */}}
+{{- define "tc-treeherder.transport" -}}
+{{- $environment := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $default := ternary "rest" (ternary "rest" "off" (not (empty $environment.client_id))) (eq $name "pushes") -}}
+{{- $how := $default -}}
+{{- if hasKey $environment $name -}}
+{{- $how = get $environment $name -}}
+{{- end -}}
+{{- ternary "off" (toString $how) (eq (toString $how) "false") -}}
 {{- end -}}

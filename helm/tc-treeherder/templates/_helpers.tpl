@@ -105,8 +105,34 @@ TC_TREEHERDER_ENVIRONMENTS: {{ $environments | toJson | quote }}
 {{- end }}
 {{- include "tc-treeherder.secretEnv" (list . (list "TC_TREEHERDER_WEBHOOK_SECRETS" "TC_TREEHERDER_TOKENS") false) }}
 {{- include "tc-treeherder.secretEnv" (list . (list "TC_TREEHERDER_TASKCLUSTER__ACCESS_TOKEN" "TC_TREEHERDER_TASKCLUSTER__CERTIFICATE" "TC_TREEHERDER_PULSE__URL" "TC_TREEHERDER_ENVIRONMENTS" "TC_TREEHERDER_SENTRY_DSN") true) }}
-{{- with .Values.extraEnv }}
-{{ toYaml . }}
+{{- include "tc-treeherder.extraEnv" . }}
+{{- end -}}
+
+{{/* extraEnv, with the service's name in NO_PROXY where there is a proxy: no proxy knows it, and listeners call it. */}}
+{{- define "tc-treeherder.extraEnv" -}}
+{{- $service := include "tc-treeherder.fullname" . }}
+{{- $proxied := false }}
+{{- $excepted := false }}
+{{- range .Values.extraEnv }}
+{{- $name := upper .name }}
+{{- if eq $name "NO_PROXY" }}
+{{- $excepted = true }}
+{{- if and .value (ne .value "*") }}
+- name: {{ .name }}
+  value: {{ printf "%s,%s" .value $service | quote }}
+{{- else }}
+{{ list . | toYaml }}
+{{- end }}
+{{- else }}
+{{- if has $name (list "HTTP_PROXY" "HTTPS_PROXY" "ALL_PROXY") }}
+{{- $proxied = true }}
+{{- end }}
+{{ list . | toYaml }}
+{{- end }}
+{{- end }}
+{{- if and $proxied (not $excepted) }}
+- name: NO_PROXY
+  value: {{ $service | quote }}
 {{- end }}
 {{- end -}}
 
@@ -120,9 +146,7 @@ TC_TREEHERDER_ENVIRONMENTS: {{ $environments | toJson | quote }}
 {{- end }}
 {{- include "tc-treeherder.secretEnv" (list (index . 0) (index . 1) false) }}
 {{- include "tc-treeherder.secretEnv" (list (index . 0) (list "TC_TREEHERDER_SENTRY_DSN") true) }}
-{{- with (index . 0).Values.extraEnv }}
-{{ toYaml . }}
-{{- end }}
+{{- include "tc-treeherder.extraEnv" (index . 0) }}
 {{- end -}}
 
 {{/* What all containers have in common */}}
@@ -266,4 +290,26 @@ topologySpreadConstraints:
 {{- define "tc-treeherder.config" -}}
 settings.yaml: |
   {{- toYaml .Values.settings | nindent 2 }}
+{{- end -}}
+
+{{/* The URL of a host of the Ingress, with https where it ends TLS for that host: (list root host) */}}
+{{- define "tc-treeherder.ingressUrl" -}}
+{{- $root := index . 0 -}}
+{{- $host := index . 1 -}}
+{{- $scheme := "http" -}}
+{{- range $root.Values.ingress.tls -}}
+{{- if or (not .hosts) (has $host .hosts) (has (regexReplaceAll "^[^.]+" $host "*") .hosts) -}}
+{{- $scheme = "https" -}}
+{{- end -}}
+{{- end -}}
+{{- $scheme }}://{{ $host -}}
+{{- end -}}
+
+{{/* Where people reach the service, without a slash at its end; empty where only the cluster does */}}
+{{- define "tc-treeherder.publicUrl" -}}
+{{- if .Values.settings.public_url -}}
+{{- trimSuffix "/" .Values.settings.public_url -}}
+{{- else if .Values.ingress.enabled -}}
+{{- include "tc-treeherder.ingressUrl" (list . (first .Values.ingress.hosts)) -}}
+{{- end -}}
 {{- end -}}

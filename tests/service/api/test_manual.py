@@ -1,4 +1,4 @@
-"""The page that explains problems: each has a section, and each section a problem."""
+"""The pages that explain problems and alerts: each has a section, and each section is for one."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.problems import rendered_page, source_path
+from service.api.manual import rendered_page, source_path
 from service.errors import problem_anchor, problem_type
 from tests.service.asgi import EXPLAINED, Api
 
@@ -33,13 +33,19 @@ def test_each_problem_is_explained_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("title", sorted(EXPLAINED))
 def test_the_type_leads_to_the_section(title: str) -> None:
-    assert f'<h2 id="{problem_anchor(title)}">{title}</h2>' in rendered_page()
+    assert f'<h2 id="{problem_anchor(title)}">{title}</h2>' in rendered_page("problems")
     assert re.fullmatch(r"/problems#[a-z-]+", problem_type(title))
 
 
-async def test_the_page_is_open_and_runs_nothing(sqlite_api: Api) -> None:
-    answer = await sqlite_api.call("GET", "/problems", token=None)
+@pytest.mark.parametrize("name", ["problems", "alerts"])
+async def test_a_page_is_open_and_runs_nothing(name: str, sqlite_api: Api) -> None:
+    answer = await sqlite_api.call("GET", f"/{name}", token=None)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert source_path().is_file()
+    assert source_path(name).is_file()
+    assert answer.text.count("<h2 id=") == source_path(name).read_text().count("\n## ")
+
+
+def test_an_anchor_is_the_one_that_a_repositorys_page_has() -> None:
+    assert '<h2 id="tctreeherderdown">TcTreeherderDown</h2>' in rendered_page("alerts")
