@@ -9,6 +9,7 @@ fails when an upgrade removes one:
     Connection._thread    made a daemon, so that a connection that was not closed does not keep the process alive
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -67,8 +68,24 @@ class Connection(aiosqlite.Connection):
             self.in_use = False
 
 
-def connect(database: str, **options: Any) -> Connection:
-    """Connect as `aiosqlite.connect` does, for SQLAlchemy's `async_creator_fn`, with a daemon thread."""
+async def connect(database: str, **options: Any) -> Connection:
+    """Connect as `aiosqlite.connect` does, for SQLAlchemy's `async_creator_fn`, with a daemon thread.
+
+    aiosqlite forgets a database that its thread opens for a caller who is cancelled meanwhile. Here it is opened to the
+    end, and closed.
+    """
     connection = Connection(partial(sqlite3.connect, database, **options), iter_chunk_size=64)
     connection._thread.daemon = True
+    opening = asyncio.create_task(_opened(connection))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            await connection.close()
+        raise
+
+
+async def _opened(connection: Connection) -> Connection:
+    await connection
     return connection

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import typer
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from sandbox.stack import Stack
@@ -71,7 +72,7 @@ def run_with_warm_stack(name: str, *arguments: str) -> list[str]:
     """
     app = typer.Typer()
     app.command()(importlib.import_module(f"benchmarks.{name}").main)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, capture_logs():
         patch.setattr(f"benchmarks.{name}.Stack", WarmStack)
         patch.setattr(f"benchmarks.{name}.configure", lambda *_, **__: None, raising=False)
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -1,6 +1,9 @@
 """Connections and cursors of SQLite, as SQLAlchemy uses them."""
 
 import asyncio
+import sqlite3
+import threading
+from typing import Any
 
 import aiosqlite
 import pytest
@@ -18,13 +21,43 @@ def bucket(name: str) -> Budget:
     return Budget(name=name, tokens=1.0, at=now())
 
 
-def test_aiosqlite_has_the_names_that_are_no_part_of_its_interface() -> None:
+async def test_aiosqlite_has_the_names_that_are_no_part_of_its_interface() -> None:
     """Our connections rely on them; see service/store/sqlite.py."""
     assert "_execute" in vars(aiosqlite.Connection), "aiosqlite.Connection has no method _execute any more"
-    opened = connect(":memory:")
+    opened = await connect(":memory:")
     assert hasattr(opened, "_thread"), "aiosqlite.Connection has no attribute _thread any more"
     assert opened._thread.daemon
     assert "_conn" in dir(opened), "aiosqlite.Connection has no attribute _conn any more"
+    await opened.close()
+
+
+async def test_a_database_is_closed_though_its_opening_was_cancelled(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    opened: list[sqlite3.Connection] = []
+    real = sqlite3.connect
+
+    def slow(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        begun.set()
+        go_on.wait(10)
+        opened.append(real(*arguments, **options))
+        return opened[0]
+
+    async def read() -> None:
+        async with sqlite.reading() as session:
+            await session.exec(select(Budget))
+
+    monkeypatch.setattr(sqlite3, "connect", slow)
+    reading = asyncio.create_task(read())
+    assert await asyncio.to_thread(begun.wait, 10)
+    reading.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait([reading])
+    assert reading.cancelled()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+        opened[0].execute("SELECT 1")
 
 
 @pytest.fixture
