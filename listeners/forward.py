@@ -23,6 +23,7 @@ from listeners.clock import boottime
 from listeners.retry import retry_after, wait_or_stop
 from listeners.settings import ListenerSettings
 from service.contract.retry import backoff
+from service.contract.validation import problems_of
 
 log = structlog.get_logger()
 
@@ -201,10 +202,8 @@ def _parse_response(model: type[ResponseModel], response: httpx.Response) -> Res
     try:
         return model.model_validate_json(response.content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the body"
         raise RequestRejectedError(
-            f"{response.url} answers {response.status_code}, but not as tc-treeherder does: {place}: {first['msg']}. "
+            f"{response.url} answers {response.status_code}, but not as tc-treeherder does: {problems_of(error)}. "
             f"The answer begins with {response.content[:80]!r}. Check TC_TREEHERDER_SERVICE_URL, and that listener and "
             "service have the same version"
         ) from None

@@ -3,7 +3,6 @@
 Service and listeners can share one environment and one file: each reads its own settings.
 """
 
-from collections.abc import Collection
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic_settings import SettingsConfigDict, YamlConfigSettingsSource
 
 from service.contract.configuration import Configuration, Duration, SettingsError, WebhookSecret, problem_text, read
 from service.contract.events import MAX_EVENTS
+from service.contract.validation import named_pattern
 
 MIB = 1024 * 1024
 
@@ -24,7 +24,7 @@ def _require_positive(value: timedelta) -> timedelta:
 
 PositiveDuration = Annotated[Duration, AfterValidator(_require_positive)]
 
-_NAME = r"^[A-Za-z0-9._/-]{1,100}$"
+_NAME = named_pattern(r"^[A-Za-z0-9._/-]{1,100}$", "name (1 to 100 of A-Z a-z 0-9 . _ / -)")
 
 
 def _prefixes_with_jobs(value: Any) -> Any:
@@ -60,9 +60,8 @@ class _SharedFile(YamlConfigSettingsSource):
             raise SettingsError("listeners: must be a mapping of settings")
         unknown = sorted(map(str, listener_settings.keys() - ListenerSettings.model_fields.keys()))
         if unknown:
-            raise SettingsError(
-                f"listeners: listeners have no setting {', '.join(unknown)}: `tc-treeherder settings` lists them all"
-            )
+            problems = [{"type": "extra_forbidden", "loc": ("listeners", name)} for name in unknown]
+            raise SettingsError("\n".join(problem_text(problem, _File) for problem in problems))
         return {**data, **listener_settings}
 
 
@@ -198,15 +197,21 @@ class ListenerSettings(Configuration):
         return str(self.service_url).rstrip("/")
 
 
+class _File(BaseModel):
+    """What the file has for the listeners only, for the names in errors."""
+
+    listeners: ListenerSettings
+
+
 def load(**overrides: Any) -> ListenerSettings:
     """Return the settings of this process. Raises SettingsError."""
     return read(ListenerSettings, _describe_problem, **overrides)
 
 
-def _describe_problem(problem: Any, names: Collection[str]) -> str:
+def _describe_problem(problem: Any, model: type[BaseModel]) -> str:
     if problem["loc"] == ("webhook_secrets",) and problem["type"] in {"missing", "too_short"}:
         return (
             "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREEHERDER_WEBHOOK_SECRETS to "
             'the same JSON list as the service\'s, ["whsec_…"]'
         )
-    return problem_text(problem, names)
+    return problem_text(problem, model)

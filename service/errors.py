@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from service.contract.retry import retry_after
+from service.contract.validation import explain
 from service.sanitize import sanitize_json
 
 log = structlog.get_logger()
@@ -105,10 +106,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[:_MAX_ERRORS]
-        errors = [{"at": ".".join(str(part) for part in e["loc"]), "message": e["msg"]} for e in first]
-        detail = "; ".join(f"{e['at']}: {e['message']}" for e in errors)
-        return problem(422, "Invalid request", detail, errors=errors)
+        body = getattr(request.scope.get("route"), "body_field", None)
+        model = None if body is None else body.field_info.annotation
+        errors = [
+            {"at": ".".join(map(str, it["loc"])), "message": explain(it, model, quote=True)}
+            for it in error.errors()[:_MAX_ERRORS]
+        ]
+        return problem(422, "Invalid request", "; ".join(it["message"] for it in errors), errors=errors)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:

@@ -8,11 +8,6 @@ import math
 import re
 from typing import Any
 
-from pydantic import ValidationError
-
-MAX_PROBLEMS = 5
-"""Problems of one value that a message names: a list can have a million of them."""
-
 MAX_NESTING = 100
 """Largest accepted nesting of objects and lists in JSON from outside."""
 
@@ -57,18 +52,6 @@ def parse(raw: bytes) -> Any:
         return sanitize_json(json.loads(raw.decode()), MAX_NESTING)
     except (ValueError, RecursionError) as error:
         raise InvalidJSONError(f"not JSON: {escape_unstorable(str(error))}") from None
-
-
-def problems_of(error: ValidationError) -> str:
-    """Return the first `MAX_PROBLEMS` problems with their positions, but without the values."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_PROBLEMS]
-    texts = [(".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")) for problem in problems]
-    return "; ".join(f"{position}: {message}" if position else message for position, message in texts)
-
-
-def reason_of(error: ValueError) -> str:
-    """Return the reason why input from outside is invalid."""
-    return f"not understood: {problems_of(error) if isinstance(error, ValidationError) else error}"
 
 
 _SEPARATORS = re.compile(r"[\s,:]*")

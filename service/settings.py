@@ -10,6 +10,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.contract.configuration import Configuration, Duration, WebhookSecret, read
+from service.contract.validation import named_pattern
 from service.error_task import DEFAULT_ERROR_TASK
 
 REPOSITORIES_WRITE = "tc-treeherder:repositories:write"
@@ -86,6 +87,11 @@ def _off(value: Any) -> Any:
 Transport = Annotated[Literal["rest", "pulse", "off"], BeforeValidator(_off)]
 
 
+_PUSHES_EXCHANGE = named_pattern(
+    r"^exchange/(.+/)?hgpushes/.+$", "name of an exchange for pushes, such as exchange/USER/hgpushes/v1"
+)
+
+
 class Environment(Strict):
     """A Treeherder, named by its route prefix."""
 
@@ -95,7 +101,7 @@ class Environment(Strict):
     )
     pushes_exchange: str | None = Field(
         None,
-        pattern=r"^exchange/(.+/)?hgpushes/.+$",
+        pattern=_PUSHES_EXCHANGE,
         max_length=255,
         description="full name of the exchange for `pushes: pulse`. Treeherder only accepts names that contain "
         "/hgpushes/, and binds exchange/hgpushes/v1 unless it is configured otherwise. "

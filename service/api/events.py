@@ -13,12 +13,12 @@ from service.api.openapi import JobActionMessages, Pushes, signed
 from service.api.route import SignedRoute
 from service.api.signed import events_of, signed_json
 from service.contract.events import Acknowledged, JobActionMessage, OversizedPush, PushEvent, Verdict, Verdicts
+from service.contract.validation import reason_of
 from service.engine.registry import WORK
 from service.engine.worker import Worker
 from service.errors import Problem
 from service.flow.actions import receive
 from service.flow.pushes.push import Stored, store, store_new
-from service.sanitize import reason_of
 from service.services import Services
 from service.store.database import Session, SyncSession
 from service.store.models import Work

@@ -10,8 +10,9 @@ import structlog
 from sqlmodel import col
 
 from service.contract.events import Verdict
+from service.contract.validation import reason_of
 from service.errors import Problem
-from service.sanitize import escape_unstorable, parse, raw_elements, reason_of
+from service.sanitize import escape_unstorable, parse, raw_elements
 from service.store.database import INSERT, Session
 from service.store.models import DeadLetter
 

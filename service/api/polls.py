@@ -9,8 +9,8 @@ from service.api.openapi import Announced, Renewal, signed
 from service.api.route import SignedRoute
 from service.api.signed import signed_model
 from service.contract.events import AnnouncedLeases, AnnouncedPushes, PollNews, Shift, ShiftRequest
+from service.contract.validation import reason_of
 from service.flow.pushes import shift
-from service.sanitize import reason_of
 
 router = APIRouter(prefix="/polls", tags=["internal"], route_class=SignedRoute)
 

@@ -10,8 +10,9 @@ from starlette.requests import ClientDisconnect
 
 from service import auth
 from service.contract.events import MAX_EVENTS
+from service.contract.validation import reason_of
 from service.errors import Problem
-from service.sanitize import InvalidJSONError, parse, reason_of
+from service.sanitize import InvalidJSONError, parse
 from service.settings import Settings
 
 LARGE = 128 * 1024

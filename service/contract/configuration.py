@@ -7,19 +7,21 @@ Lists and mappings in a variable are JSON. Durations are seconds or ISO 8601. Pr
 
 import base64
 import binascii
-import difflib
 import itertools
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import SettingsError as PydanticSettingsError
+
+from service.contract.validation import closest, explain, keys_at, path_of, root_causes
 
 PREFIX = "TC_TREEHERDER_"
 
@@ -92,32 +94,68 @@ class Configuration(BaseSettings):
 AnyConfiguration = TypeVar("AnyConfiguration", bound=Configuration)
 
 
-def problem_text(problem: Any, names: Collection[str] = ()) -> str:
+def problem_text(problem: Any, model: type[BaseModel]) -> str:
     """Return the text of one of pydantic's errors, with the setting's name and the remedy, and without a secret value.
 
-    `names` are those of all settings.
+    `model` has the settings.
     """
-    name = _setting_name(problem["loc"])
-    context = problem.get("ctx", {})
+    location, source = problem["loc"], _source_of(problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            matches = difflib.get_close_matches(name, names, 1)
-            suggestion = f"did you mean {matches[0]}? " if matches else ""
-            return f"there is no setting {name}; {suggestion}`tc-treeherder settings` lists all settings"
-        case "time_delta_parsing" | "time_delta_type":
-            return f"{name}: {problem['input']!r} is no duration: give seconds, such as 5, or ISO 8601, such as PT5S"
-        case "too_short" | "string_too_short" if context.get("field_type") not in {"List", "Set", "Dictionary"}:
-            length, least = context.get("actual_length"), context["min_length"]
-            has = "it is shorter" if length is None else f"it has {length}"
-            return f"{name}: at least {least} characters are needed, and {has}"
-        case "missing":
-            return f"{name} is missing: set {variable_of(problem['loc'])}"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+            match = _probable_setting(model, location)
+            suggestion = f"did you mean {match}? " if match else ""
+            text = f"there is no setting {path_of(location)}; {suggestion}`tc-treeherder settings` lists all settings"
+        case "missing" if source is None:
+            text = f"{path_of(location)} is missing: set {variable_of(location)}"
+        case _:
+            text = explain(problem, model, quote=True)
+    return text if source is None else f"{text} ({source})"
 
 
-def _setting_name(location: tuple[str | int, ...]) -> str:
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return name.removeprefix(".") or "settings"
+def _probable_setting(model: type[BaseModel], location: tuple[str | int, ...]) -> str | None:
+    """Return the setting that was probably meant by an unknown one: beside it, or of its name at another place."""
+    name = str(location[-1])
+    if (match := closest(name, keys_at(model, location[:-1]))) is not None:
+        return path_of((*location[:-1], match))
+    return next((it for it in setting_names(model) if it.endswith(f".{name}")), None)
+
+
+def _source_of(location: tuple[str | int, ...]) -> str | None:
+    """Return the variable, or the file and the line, that set what is at this place or around it."""
+    variables = {name.upper(): name for name in os.environ}
+    for length in range(len(location), 0, -1):
+        if (name := variables.get(variable_of(location[:length]))) is not None:
+            return name
+    path = os.environ.get(f"{PREFIX}CONFIG")
+    line = None if path is None else _line_of(path, location)
+    return None if line is None else f"{path}, line {line}"
+
+
+def _line_of(path: str, location: tuple[str | int, ...]) -> int | None:
+    """Return the line of the deepest part of this place that the file has; None if it has none of it."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            root = yaml.compose(file, yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):  # the file was read before
+        return None
+    # what only the listeners have
+    return _line_below(root, ("listeners", *location), at_least=2) or _line_below(root, location, at_least=1)
+
+
+def _line_below(node: Any, location: tuple[str | int, ...], at_least: int) -> int | None:
+    line = None
+    for depth, part in enumerate(location):
+        if isinstance(node, yaml.MappingNode):
+            pairs = {key.value: (key, value) for key, value in node.value}
+        elif isinstance(node, yaml.SequenceNode):
+            pairs = dict(enumerate((element, element) for element in node.value))
+        else:
+            pairs = {}
+        if part not in pairs:
+            return line if depth >= at_least else None
+        key, node = pairs[part]
+        line = int(key.start_mark.line) + 1
+    return line
 
 
 def variable_of(location: tuple[str | int, ...]) -> str:
@@ -137,7 +175,9 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def read(
-    settings: type[AnyConfiguration], text_of: Callable[[Any, Collection[str]], str] = problem_text, **overrides: Any
+    settings: type[AnyConfiguration],
+    text_of: Callable[[Any, type[BaseModel]], str] = problem_text,
+    **overrides: Any,
 ) -> AnyConfiguration:
     """Return the settings of this process. `text_of` makes the text of one of pydantic's errors.
 
@@ -146,10 +186,7 @@ def read(
     try:
         return settings(**overrides)
     except ValidationError as error:
-        names = list(setting_names(settings))
-        # a default that another wrong setting prevents is no error of its own
-        problems = [it for it in error.errors(include_url=False) if it["type"] != "default_factory_not_called"]
-        lines = [text_of(problem, names) for problem in problems]
+        lines = [text_of(problem, settings) for problem in root_causes(error)]
         raise SettingsError(
             "invalid settings (environment TC_TREEHERDER_… or the file of TC_TREEHERDER_CONFIG):\n  "
             + "\n  ".join(lines)
@@ -157,27 +194,33 @@ def read(
     except SettingsError:
         raise
     except PydanticSettingsError as error:
-        raise SettingsError(_unparsable(error)) from None
+        raise SettingsError(_unparsable(error, settings)) from None
     except Exception as error:  # noqa: BLE001 - pydantic-settings and PyYAML have no common base
         # without the cause, which may contain a value
-        raise SettingsError(f"{_place(error)}: {_yaml_problem(error)}") from None
+        raise SettingsError(f"{_place(error)}: {_file_problem(error)}") from None
 
 
 _EXAMPLES = {
     "tokens": '[{"name": "release-engineering", "value": "A-LONG-RANDOM-TOKEN", "scopes": ["tc-treeherder:*"]}]',
     "environments": '{"tc-treeherder": {"url": "https://treeherder.mozilla.org", "pushes": "pulse"}}',
     "webhook_secrets": '["whsec_…"]',
+    "allowed_hosts": '["hg.mozilla.org"]',
 }
 """Values of variables that are JSON, for people who wrote something else."""
 
 
-def _unparsable(error: PydanticSettingsError) -> str:
+def _unparsable(error: PydanticSettingsError, settings: type[BaseModel]) -> str:
     """Return what to write into a variable that is no JSON; pydantic-settings names only the setting."""
     name = re.search(r'field "(\w+)"', str(error))
-    if name is None:
+    if name is None or name[1] not in settings.model_fields:
         return f"the settings cannot be read: {type(error).__name__}"
-    example = _EXAMPLES.get(name[1], '["…"]')
-    return f"{PREFIX}{name[1].upper()} is not JSON; for example: {PREFIX}{name[1].upper()}='{example}'"
+    variable = PREFIX + name[1].upper()
+    if variable not in {name.upper() for name in os.environ}:
+        nested = sorted(name for name in os.environ if name.upper().startswith(f"{variable}__"))
+        return f"one of {', '.join(nested)} is not JSON: lists and mappings in a variable are JSON"
+    field = settings.model_fields[name[1]].annotation
+    example = _EXAMPLES.get(name[1], '["…"]' if get_origin(field) is list else '{"…": "…"}')
+    return f"{variable} is not JSON; for example: {variable}='{example}'"
 
 
 def _place(error: Exception) -> str:
@@ -187,10 +230,19 @@ def _place(error: Exception) -> str:
     return f"{file}, line {mark.line + 1}" if mark else file
 
 
-def _yaml_problem(error: Exception) -> str:
-    """Return PyYAML's words for an error of syntax, which name only characters; those of others can quote a secret."""
-    if type(error).__name__ in {"ScannerError", "ParserError"} and (problem := getattr(error, "problem", None)):
-        return str(problem)
+def _file_problem(error: Exception) -> str:
+    """Return why the file cannot be read.
+
+    PyYAML's words for an error of syntax name only characters; those of others can quote a secret.
+    """
+    if isinstance(error, OSError):
+        return f"it cannot be read: {error.strerror}"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8"
+    if isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError) and error.problem:
+        return f"it is no YAML: {error.problem}"
+    if isinstance(error, ValueError | TypeError):
+        return "it is no mapping of settings, such as `port: 8080`"
     return f"it cannot be read ({type(error).__name__})"
 
 
@@ -201,7 +253,7 @@ def unknown(*programs: type[Configuration]) -> dict[str, str]:
     for variable in sorted(os.environ):
         name = variable.upper().removeprefix(PREFIX).partition("__")[0]
         if variable.upper().startswith(PREFIX) and name not in names:
-            matches = difflib.get_close_matches(name, names, 1)
-            suggestion = f"did you mean {PREFIX}{matches[0]}? " if matches else ""
+            match = closest(name, names)
+            suggestion = f"did you mean {PREFIX}{match}? " if match else ""
             remedies[variable] = f"{suggestion}`tc-treeherder settings` lists all settings"
     return remedies

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.contract.validation import named_pattern
+
 MAX_EVENTS = 1_000
 """Largest number of events in one request."""
 
@@ -20,15 +22,17 @@ MAX_CHANGESETS_IN_FULL = 200
 MAX_FILES = 1_000
 """File names that are sent with one changeset. `files_count` has their true number."""
 
-Node = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a changeset id, 40 lower-case hex digits")]
+NODE = named_pattern(r"^[0-9a-f]{40}$", "changeset id (40 lower-case hex digits)")
+_UUID = named_pattern(r"^[0-9a-f-]{36}$", "UUID (36 of 0-9 a-f -)")
+NAME = named_pattern(r"^[A-Za-z0-9_-]{1,50}$", "name (1 to 50 of A-Z a-z 0-9 _ -)")
+
+Node = Annotated[str, Field(pattern=NODE, description="a changeset id, 40 lower-case hex digits")]
 PushId = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
-DeliveryKey = Annotated[
-    str, Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn at receipt, the same in every re-POST")
-]
+DeliveryKey = Annotated[str, Field(pattern=_UUID, description="a UUID drawn at receipt, the same in every re-POST")]
 RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 ShiftNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
-Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1 to 50 of A-Z a-z 0-9 _ -")]
+Alias = Annotated[str, Field(pattern=NAME, description="1 to 50 of A-Z a-z 0-9 _ -")]
 
 
 class Event(BaseModel):
@@ -136,7 +140,7 @@ MAX_HELD = 10_000
 class ShiftRequest(Event):
     """A renewal of a listener's shift, with its polls since the last renewal."""
 
-    listener: Annotated[str, Field(pattern=r"^[0-9a-f-]{36}$", description="a UUID drawn when the listener started")]
+    listener: Annotated[str, Field(pattern=_UUID, description="a UUID drawn when the listener started")]
     answer: int = Field(0, ge=0, le=2**31 - 1, description="the number of the last answer received; 0: none")
     polled: list[PolledRepository] = Field(
         [],
@@ -242,7 +246,7 @@ class JobActionMessage(PulseMessage):
     """A message of a button that was pressed in Treeherder, as Pulse delivered it."""
 
     delivery: DeliveryKey
-    channel: str = Field(pattern=r"^[0-9a-f-]{36}$", description="the UUID of the AMQP channel that delivered it")
+    channel: str = Field(pattern=_UUID, description="the UUID of the AMQP channel that delivered it")
     redelivered: bool
     stamp: float = Field(
         ge=0,

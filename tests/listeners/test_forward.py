@@ -180,7 +180,7 @@ def test_retry_after_is_respected(status: int, value: str) -> None:
             "redirects to http://elsewhere/, and redirects are not followed: set TC_TREEHERDER_SERV",
         ),
         (Answer(200, b"<html>log in"), "Check TC_TREEHERDER_SERVICE_URL"),
-        (Answer(200, b'{"leases": 1}'), "leases: Input should be"),
+        (Answer(200, b'{"leases": 1}'), "leases is a number, and must be a list"),
     ],
 )
 def test_errors_that_no_retry_can_fix_are_raised(answer: Answer, expected: str) -> None:

@@ -46,16 +46,16 @@ def test_the_environment_overrides_the_file(monkeypatch: pytest.MonkeyPatch, tmp
         ("WEBHOOK_SECRETS", "[]", "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREE"),
         ("WEBHOOK_SECRETS", '["whsec_hunter2"]', "webhook_secrets[0]: a webhook secret is whsec_ and base64 of at"),
         ("WEBHOOK_SECRETS", "hunter2", "TC_TREEHERDER_WEBHOOK_SECRETS is not JSON; for example"),
-        ("SERVICE_URL", "nowhere", "service_url: Input should be a valid URL"),
+        ("SERVICE_URL", "nowhere", 'service_url "nowhere" is no URL with http or https'),
         ("HG_TIMEOUT", "-1", "hg_timeout: -1 is not a duration: give seconds, such as 30"),
-        ("HG_TIMEOUT", "soon", "hg_timeout: 'soon' is no duration: give seconds, such as 5, or ISO 8601, such as PT5S"),
-        ("HG_TIMEOUT", "-PT5S", "hg_timeout: Input should be greater than or equal to"),
+        ("HG_TIMEOUT", "soon", 'hg_timeout "soon" is no duration: give seconds, such as 5, or ISO 8601, such as PT5S'),
+        ("HG_TIMEOUT", "-PT5S", 'hg_timeout "-PT5S" is too small: it must be at least 0 s'),
         (
             "ANNOUNCED_WAIT",
             "0",
             "announced_wait: 0 is not allowed, because it would retry without a pause: give seconds",
         ),
-        ("POLL_WORKERS", "0", "poll_workers: Input should be greater than or equal to 1"),
+        ("POLL_WORKERS", "0", 'poll_workers "0" is too small: it must be at least 1 (TC_TREEHERDER_POLL_WORKERS)'),
         ("CONFIG", "/nowhere.yml", "TC_TREEHERDER_CONFIG names /nowhere.yml, which is not a file"),
     ],
 )
@@ -93,12 +93,34 @@ def test_listeners_and_service_can_share_a_file(tmp_path: Path, monkeypatch: pyt
     assert load_service().hg_timeout.total_seconds() == 7
 
 
-@pytest.mark.parametrize("section", ["{poll_workres: 3}", "[1]", "yes"])
-def test_an_invalid_listeners_section_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str) -> None:
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        (
+            "{poll_workres: 3}",
+            r"no setting listeners.poll_workres; did you mean listeners.poll_workers\? .*, line 2",
+        ),
+        ("[1]", "listeners: must be a mapping of settings"),
+        ("yes", "listeners: must be a mapping of settings"),
+    ],
+)
+def test_an_invalid_listeners_section_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, reason: str
+) -> None:
     file = tmp_path / "both.yml"
     file.write_text(f"webhook_secrets: ['{SECRET}']\nlisteners: {section}\n")
     monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
-    with pytest.raises(SettingsError, match="listeners: "):
+    with pytest.raises(SettingsError, match=reason):
+        load()
+
+
+def test_a_wrong_value_of_the_listeners_section_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "both.yml"
+    file.write_text(f"webhook_secrets: ['{SECRET}']\nhg_timeout: 7\nlisteners:\n  hg_timeout: soon\n")
+    monkeypatch.setenv("TC_TREEHERDER_CONFIG", str(file))
+    with pytest.raises(SettingsError, match=r'hg_timeout "soon" is no duration.*\(.*both.yml, line 4\)'):
         load()
 
 

@@ -60,7 +60,7 @@ WRONG_SETTINGS: list[tuple[dict[str, str], list[str]]] = [
     ({"TOKENS": json.dumps([{"name": "me", "value": SECRET[:9]}])}, ["tokens[0].value", "16"]),
     (
         {"TOKENS": json.dumps([{"name": "me", "value": SECRET, "scope": []}])},
-        ["tokens[0].scope", "did you mean tokens[].scopes?"],
+        ["tokens[0].scope", "did you mean tokens[0].scopes?"],
     ),
     ({"TOKENS": f'[{{"name": "me", "value": "{SECRET}"'}, ["TC_TREEHERDER_TOKENS is not JSON"]),
     ({"WEBHOOK_SECRETS": json.dumps([SECRET])}, ["webhook_secrets[0]", "openssl"]),

@@ -1,16 +1,24 @@
 """Every error reaches the caller as problem+json, whatever is in it."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
 from fastapi import FastAPI, HTTPException, Query
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
 
 from service.errors import PermanentUpstreamError, Problem, Unavailable, UpstreamError, install, problem
 from tests.service.asgi import Api, is_problem
+
+
+class Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    sides: int
+    fill: Literal["solid", "dotted"] = "solid"
 
 
 @pytest.fixture
@@ -34,6 +42,10 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     @app.get("/number")
     async def _number(n: Annotated[int, Query(le=9)]) -> int:
         return n
+
+    @app.post("/shape")
+    async def _shape(body: Shape) -> int:
+        return body.sides
 
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
@@ -62,8 +74,28 @@ async def test_frameworks_errors_are_problems_too(client: httpx.AsyncClient) -> 
     answer = await client.get("/teapot")
     assert is_problem(answer, 418, "short and stout")["title"] == "I'm a Teapot"
     assert answer.headers["x-spout"] == "1"
-    body = is_problem(await client.get("/number", params={"n": 10}), 422, "query.n", "9")
-    assert body["errors"] == [{"at": "query.n", "message": "Input should be less than or equal to 9"}]
+    body = is_problem(await client.get("/number", params={"n": 10}), 422, 'n "10" is too large: it must be at most 9')
+    assert body["errors"] == [{"at": "query.n", "message": 'n "10" is too large: it must be at most 9'}]
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"side": 3}', "sides is missing; unknown key side (sides?)"),
+        (b'{"sides": 3, "fill": "dot"}', 'fill "dot" is none of solid, dotted'),
+        (b'{"sides": "three"}', 'sides "three" is no whole number'),
+        (b"[]", "the body is a list, and must be an object ({…})"),
+        (b"", "the body is missing"),
+        (b"{sides: 3}", "the body is no JSON: Expecting property name enclosed in double quotes at character 1"),
+    ],
+)
+async def test_a_request_that_does_not_fit_is_told_in_a_sentence(
+    client: httpx.AsyncClient, body: bytes, detail: str
+) -> None:
+    answer = await client.post("/shape", content=body, headers={"Content-Type": "application/json"})
+    problem = is_problem(answer, 422)
+    assert problem["detail"] == detail
+    assert "; ".join(error["message"] for error in problem["errors"]) == detail
 
 
 async def test_a_bug_says_nothing_of_its_inside(client: httpx.AsyncClient) -> None:

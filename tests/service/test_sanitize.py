@@ -6,16 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError, model_validator
 from sqlmodel import col, select
 
 from service.sanitize import (
     InvalidJSONError,
     escape_unstorable,
     parse,
-    problems_of,
     raw_elements,
-    reason_of,
     sanitize_json,
 )
 from service.store.database import Database
@@ -139,33 +136,3 @@ async def test_what_passed_can_be_stored(database: Database) -> None:
     async with database.reading() as session:
         letter = (await session.exec(select(DeadLetter).where(col(DeadLetter.kind) == "x"))).one()
     assert (letter.subject, letter.reason, letter.payload) == ("\\ud800 \\u0000 NaN", "nan", b"\x00\xff")
-
-
-class Shape(BaseModel):
-    sides: list[int] = []
-
-    @model_validator(mode="after")
-    def _closed(self) -> "Shape":
-        if len(self.sides) == 1:
-            raise ValueError("one side closes nothing")
-        return self
-
-
-def test_what_is_wrong_is_told_with_its_place_and_without_its_value() -> None:
-    def problems(value: Any) -> str:
-        with pytest.raises(ValidationError) as error:
-            Shape.model_validate(value)
-        return problems_of(error.value)
-
-    several = problems({"sides": ["secret", 2, *["secret"] * 1_000]})
-    assert several.startswith("sides.0: Input should be a valid integer")
-    assert several.count("sides.") == 5
-    assert "secret" not in several
-    assert problems({"sides": [1]}) == "one side closes nothing"
-
-
-def test_why_something_is_not_understood_is_told_of_any_error() -> None:
-    assert reason_of(InvalidJSONError("not JSON: x")) == "not understood: not JSON: x"
-    with pytest.raises(ValidationError) as error:
-        Shape.model_validate({"sides": 1})
-    assert reason_of(error.value) == "not understood: sides: Input should be a valid list"

@@ -136,8 +136,8 @@ def test_errors_name_the_setting_and_show_no_secret(
     [
         (f"tokens: [{{name: a, value: {SECRET}", "line"),
         (f"{SECRET}: 1\n", "there is no setting|cannot be read"),
-        (f"- {SECRET}\n", "cannot be read"),
-        (SECRET, "cannot be read"),
+        (f"- {SECRET}\n", "no mapping of settings"),
+        (SECRET, "no mapping of settings"),
         ("port: !!python/object:os.system x\n", "line 1"),
     ],
 )

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from service.api.schemas.common import EXAMPLE_COPY, EXAMPLE_TASK, Page, RunId, Schema, TaskId, Text, example
 from service.contract.events import Alias
+from service.contract.validation import problems_of
 from service.flow.actions.kinds import ACTIONS, known_names
-from service.sanitize import problems_of
 from service.store.models import Source
 
 
@@ -61,10 +61,11 @@ class ActionCreate(Schema):
 
     @model_validator(mode="after")
     def _fitting_input(self) -> "ActionCreate":
+        model = ACTIONS[self.action].input
         try:
-            fitting = ACTIONS[self.action].input.model_validate(self.input)
+            fitting = model.model_validate(self.input)
         except ValidationError as error:
-            raise ValueError(f"input of {self.action}: {problems_of(error)}") from None
+            raise ValueError(f"input of {self.action}: {problems_of(error, model, quote=True)}") from None
         self.input = fitting.model_dump(mode="json", exclude_defaults=True)
         return self
 

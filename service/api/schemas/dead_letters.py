@@ -25,7 +25,7 @@ class DeadLetterRead(DeadLetterSummary):
         id=3,
         kind="push-event",
         subject="mozilla-central, push 43211",
-        reason="not understood: push.changesets: Field required",
+        reason="not understood: push.changesets is missing",
         since="2026-01-15T12:00:00Z",
         payload_bytes=56,
         payload='{"repository": "mozilla-central", "push": {"id": 43211}}',

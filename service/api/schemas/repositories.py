@@ -6,9 +6,14 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from service.api.schemas.common import EXAMPLE_NODE, Bool, Cursor, Page, Schema, Text, example, storable_text
-from service.contract.events import Alias
+from service.contract.events import NAME, Alias
+from service.contract.validation import named_pattern
 
-Scope = Annotated[str, Field(min_length=1, max_length=1_000, pattern=r"^[ -~]+$")]
+_SCOPE = named_pattern(r"^[ -~]+$", "scope (printable ASCII characters)")
+_TRUST_DOMAIN = named_pattern(r"^[A-Za-z0-9_-]{1,30}$", "trust domain (1 to 30 of A-Z a-z 0-9 _ -)")
+_ROUTE_PROJECT = named_pattern(r"^[^/\s]+/[^/\s]+$", "user/project, such as someone/project")
+
+Scope = Annotated[str, Field(min_length=1, max_length=1_000, pattern=_SCOPE)]
 
 
 MAX_SCOPES_LENGTH = 2_000
@@ -27,13 +32,13 @@ def _sendable(scopes: list[str]) -> list[str]:
 Scopes = Annotated[list[Scope], Field(max_length=100), AfterValidator(_sendable)]
 
 
-TrustDomain = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,30}$")]
+TrustDomain = Annotated[str, Field(pattern=_TRUST_DOMAIN)]
 
 
-RouteProject = Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$", max_length=100), AfterValidator(storable_text)]
+RouteProject = Annotated[str, Field(pattern=_ROUTE_PROJECT, max_length=100), AfterValidator(storable_text)]
 
 
-Level = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$", description="1, 2, 3, or a name such as nss")]
+Level = Annotated[str, Field(pattern=NAME, description="1, 2, 3, or a name such as nss")]
 
 
 Prefix = Annotated[str, Field(max_length=100), AfterValidator(storable_text)]

@@ -13,11 +13,13 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Status
 from service.clock import now
+from service.contract.validation import problems_of
 from service.flow.actions.dependents import DependencySearch
 from service.flow.actions.kinds import Copy
 from service.flow.actions.subject import ActionFailedError
 from service.flow.tasks.definition import (
     CycleError,
+    TaskDefinition,
     complete,
     is_complete,
     move_dates,
@@ -27,7 +29,7 @@ from service.flow.tasks.definition import (
     sort_by_dependencies,
 )
 from service.flow.tasks.status import RESOLVED
-from service.sanitize import escape_unstorable, problems_of
+from service.sanitize import escape_unstorable
 from service.services import Services
 from service.slugids import replace_ids
 from service.store.database import Session
@@ -209,7 +211,7 @@ def _build_copy(
         definition, decided_by = shorten_deadline(moved, expire, at)
         return definition if is_complete(definition) else complete(new_id, definition), decided_by
     except ValidationError as error:
-        reason = f"the copy of {escape_unstorable(name_of(old))} would be invalid: {problems_of(error)}"
+        reason = f"the copy of {escape_unstorable(name_of(old))} would be invalid: {problems_of(error, TaskDefinition)}"
         raise ActionFailedError(reason) from None
     except ValueError as error:
         raise ActionFailedError(f"{escape_unstorable(name_of(old))} {error}") from None

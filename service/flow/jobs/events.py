@@ -19,6 +19,7 @@ from sqlalchemy import JSON, Integer, Table, Text, bindparam, case, cast, column
 
 from service.clock import now
 from service.contract.events import PulseMessage, Verdict
+from service.contract.validation import named_pattern
 from service.flow.tasks.definition import SlugId
 from service.flow.tasks.routes import parse_route
 from service.settings import Settings
@@ -28,7 +29,8 @@ from service.store.models import NOBODY, JobReport, Stage, State, job_lane
 log = structlog.get_logger()
 
 _ROUTE = "route."
-_WORD = r"^[!-~]*$"  # no NUL or anything else that a database refuses; the queue uses fewer characters
+# no NUL or anything else that a database refuses; the queue uses fewer characters
+_WORD = named_pattern(r"^[!-~]*$", "word (printable ASCII characters, no space)")
 
 Word = Annotated[str, Field(max_length=200, pattern=_WORD)]
 

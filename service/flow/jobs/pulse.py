@@ -7,12 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.alias_generators import to_camel
 
 from service.clients.treeherder import FoundPush
+from service.contract.events import NODE
+from service.contract.validation import named_pattern, problems_of
 from service.flow.jobs.run import ended_at, job_guid, log_of, result_of, state_of, task_link
 from service.flow.tasks.facts import TaskFacts, UnshowableTaskError
-from service.sanitize import problems_of
 from service.store.models import JobReport, Stage
 
-PLAIN = r"^[\w-]+$"
+PLAIN = named_pattern(r"^[\w-]+$", "word (letters, digits, _ and -)")
+_GUID = named_pattern(r"^[A-Za-z0-9/+-]+$", "job_guid (characters of A-Z a-z 0-9 / + -)")
 
 
 class _PulseJob(BaseModel):
@@ -24,7 +26,7 @@ class Origin(_PulseJob):
 
     kind: Literal["hg.mozilla.org"] | None = None
     project: str = Field(pattern=PLAIN, min_length=1, max_length=50)
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    revision: str = Field(pattern=NODE)
 
 
 class Display(_PulseJob):
@@ -70,7 +72,7 @@ class Log(_PulseJob):
 class PulseJob(_PulseJob):
     """A message that announces a job on an exchange of this service; the tests compare it with `pulse-job.yml`."""
 
-    task_id: str = Field(pattern=r"^[A-Za-z0-9/+-]+$", max_length=50)
+    task_id: str = Field(pattern=_GUID, max_length=50)
     retry_id: int = Field(ge=0)
     is_retried: bool
     build_system: Literal["taskcluster"] = "taskcluster"

@@ -14,12 +14,12 @@ from sqlalchemy import bindparam, func, text, update
 from sqlmodel import col, select
 
 from service.clock import now
+from service.contract.validation import reason_of
 from service.engine.batches import lock_reports
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.flow.jobs import events
 from service.flow.jobs.events import Target, TaskStatus
-from service.sanitize import reason_of
 from service.services import Services
 from service.store.database import Session, Utc
 from service.store.distinct import distinct_of

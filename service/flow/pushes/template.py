@@ -9,9 +9,17 @@ from pydantic import ValidationError
 
 from service.clients.taskcluster import Definition
 from service.clock import now
+from service.contract.validation import problems_of
 from service.engine.render import TemplateError
-from service.flow.tasks.definition import MAX_BODY, CycleError, complete, creation_order, format_date, name_of
-from service.sanitize import problems_of
+from service.flow.tasks.definition import (
+    MAX_BODY,
+    CycleError,
+    TaskDefinition,
+    complete,
+    creation_order,
+    format_date,
+    name_of,
+)
 from service.settings import Settings
 from service.slugids import replace_ids
 from service.store.models import PlannedTask, Push, PushStep, Repository
@@ -103,7 +111,9 @@ def plan_of(rendered: list[Any], ids: Collection[str], step: PushStep) -> list[P
         try:
             definition = complete(task_id, {key: value for key, value in task.items() if key != "taskId"})
         except ValidationError as error:
-            raise TemplateError(f"{where} ({name_of(task)}) is no task definition: {problems_of(error)}") from None
+            problems = problems_of(error, TaskDefinition, quote=True)
+            text = f"{where} ({name_of(task)}) is no task definition: {problems}"
+            raise TemplateError(replace_ids(text, hidden)) from None
         size = len(json.dumps(definition))
         if size > MAX_BODY:
             raise TemplateError(f"{where} ({name_of(task)}) is {size:,} bytes: Taskcluster takes {MAX_BODY:,} at most")

@@ -14,7 +14,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-SLUGID = r"^[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]$"
+from service.contract.validation import named_pattern
+
+SLUGID = named_pattern(
+    r"^[A-Za-z0-9_-]{8}[Q-T][A-Za-z0-9_-][CGKOSWaeimquy26-][A-Za-z0-9_-]{10}[AQgw]$",
+    "taskId (22 characters of A-Z a-z 0-9 _ -, such as fN1SbArXTPSVFNUvaOlinQ)",
+)
+_ID = named_pattern(r"^[a-zA-Z0-9-_]{1,38}$", "id (1 to 38 of A-Z a-z 0-9 _ -)")
+_WORKER_TYPE = named_pattern(
+    r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", "workerType (a lower-case letter, then up to 37 of a-z 0-9 -)"
+)
+_QUEUE_ID = named_pattern(
+    r"^[a-zA-Z0-9-_]{1,38}/[a-z]([-a-z0-9]{0,36}[a-z0-9])?$", "taskQueueId (<provisionerId>/<workerType>)"
+)
+_PROJECT_ID = named_pattern(r"^[a-zA-Z0-9._/-]*$", "projectId (characters of A-Z a-z 0-9 . _ / -)")
+_SOURCE = named_pattern(r"^(https?://|ssh://|git@)", "URL that begins with https://, http://, ssh:// or git@")
+_SCOPE = named_pattern(r"^[ -~]*$", "scope (printable ASCII characters)")
 
 MAX_BODY = 10 * 1024 * 1024
 """Bytes of the largest body that the queue takes; it answers 500 to a larger one, however often that is sent."""
@@ -43,7 +58,7 @@ class Metadata(BaseModel):
     name: str = Field(max_length=255)
     description: str = Field(max_length=32_768)
     owner: str = Field(max_length=255)
-    source: str = Field(max_length=4096, pattern=r"^(https?://|ssh://|git@)")
+    source: str = Field(max_length=4096, pattern=_SOURCE)
 
 
 class TaskDefinition(BaseModel):
@@ -51,11 +66,11 @@ class TaskDefinition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)
 
-    task_queue_id: str | None = Field(None, pattern=r"^[a-zA-Z0-9-_]{1,38}/[a-z]([-a-z0-9]{0,36}[a-z0-9])?$")
-    provisioner_id: str | None = Field(None, pattern=r"^[a-zA-Z0-9-_]{1,38}$")
-    worker_type: str | None = Field(None, pattern=r"^[a-z]([-a-z0-9]{0,36}[a-z0-9])?$")
-    scheduler_id: str = Field("-", pattern=r"^[a-zA-Z0-9-_]{1,38}$")
-    project_id: str = Field("none", min_length=1, max_length=500, pattern=r"^[a-zA-Z0-9._/-]*$")
+    task_queue_id: str | None = Field(None, pattern=_QUEUE_ID)
+    provisioner_id: str | None = Field(None, pattern=_ID)
+    worker_type: str | None = Field(None, pattern=_WORKER_TYPE)
+    scheduler_id: str = Field("-", pattern=_ID)
+    project_id: str = Field("none", min_length=1, max_length=500, pattern=_PROJECT_ID)
     task_group_id: SlugId | None = None
     dependencies: list[SlugId] = Field([], max_length=10_000)
     requires: Literal["all-completed", "all-resolved"] = "all-completed"
@@ -65,7 +80,7 @@ class TaskDefinition(BaseModel):
     created: str
     deadline: str
     expires: str | None = None
-    scopes: list[Annotated[str, Field(max_length=MAX_SCOPE, pattern=r"^[ -~]*$")]] = Field([], max_length=MAX_SCOPES)
+    scopes: list[Annotated[str, Field(max_length=MAX_SCOPE, pattern=_SCOPE)]] = Field([], max_length=MAX_SCOPES)
     payload: dict[str, Any]
     metadata: Metadata
     tags: dict[str, Annotated[str, Field(max_length=4096)]] = {}

@@ -7,8 +7,8 @@ import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from service.contract.validation import problems_of
 from service.flow.tasks.definition import parse_date
-from service.sanitize import problems_of
 
 log = structlog.get_logger()
 
@@ -145,7 +145,9 @@ def _section(definition: dict[str, Any]) -> TreeherderSection:
     try:
         return TreeherderSection.model_validate(section)
     except ValidationError as error:
-        raise UnshowableTaskError(f"its extra.treeherder is not usable: {problems_of(error)}") from None
+        raise UnshowableTaskError(
+            f"its extra.treeherder is not usable: {problems_of(error, TreeherderSection)}"
+        ) from None
 
 
 def cut(text: str, length: int, task_id: str, field: str) -> str:

@@ -19,7 +19,7 @@ async def test_they_are_listed_newest_first_with_what_came_and_why(api: Api) -> 
     another, first = page["items"]
     assert first["kind"] == "push-event"
     assert first["subject"] == "mc, push 7"
-    assert first["reason"].startswith("not understood: repository_id: ")
+    assert first["reason"].startswith("not understood: repository_id is missing; ")
     assert first["payload_bytes"] == len(bad)
     assert first["since"].endswith("Z")
     assert "payload" not in first
@@ -93,7 +93,7 @@ async def test_an_event_that_came_again_meanwhile_is_done_with(api: Api) -> None
     ("payload", "status", "word"),
     [
         (b'{"repository": "mc"}', 422, "generation"),
-        (b"5", 422, "dictionary"),
+        (b"5", 422, "it is a number, and must be an object"),
         (b"{", 422, "not JSON"),
         (b"\xff", 422, "not JSON"),
         (None, 422, "not JSON"),

@@ -189,7 +189,7 @@ async def test_unknown_repositories_are_ignored(api: Api) -> None:
 
 async def test_wrong_requests_say_what_is_wrong(sqlite_api: Api) -> None:
     for body, word in (
-        ([], "dictionary"),
+        ([], "it is a list, and must be an object"),
         ({}, "listener"),
         ({"listener": "me"}, "listener"),
         ({"answer": -1}, "answer"),

@@ -118,7 +118,7 @@ REFUSED_URLS: list[tuple[Any, list[str]]] = [
     ("https://[::1/x", ["no URL"]),
     ("https://hg.mozilla.org:http/x", ["no URL"]),
     ("https://hg.mozilla.org:99999/x", ["no URL"]),
-    ("https://hg.mozilla.org/" + "x" * 1000, ["1000"]),
+    ("https://hg.mozilla.org/" + "x" * 1000, ["url has 1,023 characters, at most 1,000 are allowed"]),
     ("https://hg.mozilla.org/\0", ["NUL"]),
     (None, ["url"]),
     (5, ["url"]),

@@ -121,6 +121,14 @@ def test_the_name_of_a_planned_task_tells_no_id() -> None:
     assert planned.definition["metadata"]["name"] == metadata["name"]
 
 
+def test_a_quoted_value_of_a_broken_task_tells_no_id() -> None:
+    (one,) = ids(1)
+    with pytest.raises(TemplateError) as refused:
+        plan_of([task(0, workerType=f"worker {one}", priority=one, metadata={"name": one})], ids(2), STEP)
+    assert 'workerType "worker (a task\'s id)" is no workerType' in str(refused.value)
+    assert one not in str(refused.value)
+
+
 def test_no_tasks_are_no_plan() -> None:
     assert plan_of([], ids(1), STEP) == []
 
@@ -145,11 +153,17 @@ def test_the_first_task_of_a_group_is_created_before_those_that_name_it() -> Non
         ([task(taskId=slugid(b"other", "0"))], "did not return"),
         ([task(2)], "did not return"),
         ([task(), task()], "task 2 has the taskId of an earlier task"),
-        ([task(scopes=["x"] * 1001)], "scopes: .*at most 1000"),
-        ([task(scopes=["x" * 4097])], r"scopes\.0: .*at most 4096"),
-        ([task(payload=None)], r"task 1 \(t0\) is no task definition: payload: "),
-        ([task(metadata=None)], r"task 1 \(nameless\) is no task definition: metadata: "),
-        ([task(retries="5", priority="normal")], "priority: .*; retries: "),
+        ([task(scopes=["x"] * 1001)], "scopes has 1,001 items, at most 1,000 are allowed"),
+        ([task(scopes=["x" * 4097])], r"scopes\[0\] has 4,097 characters, at most 4,096 are allowed"),
+        ([task(payload=None)], r"task 1 \(t0\) is no task definition: payload is null, and must be an object"),
+        ([task(metadata=None)], r"task 1 \(nameless\) is no task definition: metadata is null, and must be an object"),
+        ([task(retries="5", priority="normal")], 'priority "normal" is none of highest, .*; retries "5" is no whole'),
+        (
+            [task(shcedulerId="x", metadata={"name": "a", "owner": "me", "source": "https://x"})],
+            r"task 1 \(a\) is no task definition: metadata.description is missing; "
+            r"unknown key shcedulerId \(schedulerId\?\)$",
+        ),
+        ([task(dependencies=["notaslug"])], r'dependencies\[0\] "notaslug" is no taskId \(22 characters of A-Z a-z'),
         ([task(created="tomorrow")], r"definition: 'tomorrow' is no date-time"),
         ([task(routes=["a"] * 2)], "definition: routes names something twice"),
         ([task(extra={"x": "y" * 10_500_000})], "is 10,500,.* bytes: Taskcluster takes 10,485,760 at most"),
