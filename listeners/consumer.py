@@ -18,12 +18,13 @@ import pika
 import pika.exceptions
 import structlog
 
-from listeners.broker import BROKER_ERRORS, close_connection, error_text, find_remedy, unbound_reason
+from listeners.broker import close_connection, unbound_reason
 from listeners.channel import CHECK_INTERVAL, REDELIVERY_REASON, AckChannel, ChannelLostError
 from listeners.forward import RequestRejectedError, UnansweredError
 from listeners.inbox import Delivery, Inbox, Item
 from listeners.retry import ListenerStopped
 from listeners.settings import ListenerSettings
+from service.contract.broker import BROKER_ERRORS, error_text, find_remedy
 from service.contract.retry import backoff
 
 log = structlog.get_logger()
@@ -160,7 +161,7 @@ class Consumer(Generic[Item]):
         self.connected = False
         self.counts["connections lost"] += event == "connection-lost"
         broker = f"{self._parameters.host}:{self._parameters.port}"
-        remedy = find_remedy(error)
+        remedy = find_remedy(error, *self._settings.pulse_variables)
         fields = {"remedy": remedy} if remedy else {}
         log.warning(event, queue=self.queue, broker=broker, error=error_text(error), again_in=round(pause, 1), **fields)
         self._stop.wait(pause)

@@ -33,7 +33,8 @@ from listeners.probe import ProbeServer
 from listeners.process import ConfigureLog, run_listener
 from listeners.retry import wait_or_stop
 from listeners.settings import ListenerSettings
-from service.contract.configuration import SettingsError
+from service.contract.broker import URL_REMEDY
+from service.contract.configuration import PULSE_URL, SettingsError
 from service.contract.events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
 
 log = structlog.get_logger()
@@ -51,8 +52,6 @@ SHORTENED_BODY = 64 * 1024
 
 SHUTDOWN_GRACE = 0.5
 """Seconds that the end may take beyond `drain`, to close connections."""
-
-URL_REMEDY = "set TC_TREEHERDER_PULSE_URL to amqps://user:password@pulse.mozilla.org:5671/%2F"
 
 
 def encode_task_event(_: str, method: Any, properties: Any, body: bytes) -> bytes:
@@ -372,7 +371,9 @@ def connection_parameters(settings: ListenerSettings) -> Any:
         parameters = pika.URLParameters(url)
     except Exception as error:  # noqa: BLE001 - pika raises whatever its parts raise
         # the error may hold the password
-        raise SettingsError(f"pulse_url cannot be understood ({type(error).__name__}): {URL_REMEDY}") from None
+        name = settings.pulse_variables[0]
+        remedy = URL_REMEDY.replace(PULSE_URL, name)
+        raise SettingsError(f"{name} cannot be understood ({type(error).__name__}): {remedy}") from None
     timeout = settings.pulse_timeout.total_seconds()
     parameters.socket_timeout = timeout
     parameters.stack_timeout = timeout + 1
@@ -391,7 +392,7 @@ def queue_owner(settings: ListenerSettings) -> str:
 def _pulse_url(settings: ListenerSettings) -> str:
     url = settings.pulse_url or settings.pulse.url
     if url is None:
-        raise SettingsError(f"pulse_url is not set, and the Pulse listener needs it: {URL_REMEDY}")
+        raise SettingsError(f"pulse.url is not set, and the Pulse listener needs it: {URL_REMEDY}")
     return url.get_secret_value()
 
 

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict, YamlConfigSettingsSource
 
-from service.contract.configuration import Configuration, Duration, SettingsError, WebhookSecret, problem_text, read
+from service.contract.configuration import (
+    PULSE_URL,
+    PULSE_USER,
+    Configuration,
+    Duration,
+    SettingsError,
+    WebhookSecret,
+    problem_text,
+    read,
+)
 from service.contract.events import MAX_EVENTS
 from service.contract.validation import named_pattern
 
@@ -190,6 +199,12 @@ class ListenerSettings(Configuration):
         if self.pulse_prefetch < self.pulse_batch:
             raise ValueError("pulse_prefetch must be at least pulse_batch, because otherwise no batch is ever full")
         return self
+
+    @property
+    def pulse_variables(self) -> tuple[str, str]:
+        """Return the variables that have the URL of the broker and the Pulse user."""
+        url = "TC_TREEHERDER_PULSE_URL" if self.pulse_url else PULSE_URL
+        return url, "TC_TREEHERDER_PULSE_USER" if self.pulse_user else PULSE_USER
 
     @property
     def service(self) -> str:

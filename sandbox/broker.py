@@ -13,10 +13,10 @@ import pika
 import pika.exceptions
 from pika.adapters.utils.connection_workflow import AMQPConnectorStackTimeout
 
-from listeners.broker import error_text
 from sandbox.taskcluster.pulse import TASK_EXCHANGES
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
 from service.clients.pulse import ANNOUNCEMENTS, HGPUSHES, JOBS, RETRIGGERS, exchange_name
+from service.contract.broker import error_text
 
 LOCAL = "amqp://guest:guest@127.0.0.1:5672/%2F"
 """A RabbitMQ as its package or image installs it."""

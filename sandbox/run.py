@@ -17,9 +17,9 @@ from typing import Any
 import typer
 import uvicorn
 
-from listeners.broker import BROKER_ERRORS
 from sandbox import credentials, hg, taskcluster, treeherder
 from sandbox.treeherder.store import Repository, Store
+from service.contract.broker import BROKER_ERRORS
 
 HG_PORT = 7801
 TASKCLUSTER_PORT = 7802

@@ -13,8 +13,8 @@ import threading
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
-from listeners.broker import BROKER_ERRORS
 from sandbox.taskcluster.tasks import EXCHANGES, Message
+from service.contract.broker import BROKER_ERRORS
 
 TASK_EXCHANGES = tuple(
     f"{EXCHANGES}{name}"

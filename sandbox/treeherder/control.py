@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from listeners.broker import BROKER_ERRORS
 from sandbox.treeherder.api import describe_repository
 from sandbox.treeherder.behaviour import Behaviour
 from sandbox.treeherder.bodies import json_response, parse_json, require_object
@@ -17,6 +16,7 @@ from sandbox.treeherder.job_actions import Press, publish_job_action
 from sandbox.treeherder.page import render_page
 from sandbox.treeherder.state import State
 from sandbox.treeherder.store import Job, Push, Repository
+from service.contract.broker import BROKER_ERRORS
 
 
 class Control:

@@ -18,6 +18,7 @@ import pika
 import pika.exceptions
 import structlog
 
+from service.contract.broker import error_text, find_remedy
 from service.errors import Unavailable
 from service.settings import PulseSettings, Settings
 
@@ -53,6 +54,11 @@ def exchanges(settings: Settings) -> list[str]:
         if environment.jobs == "pulse":
             names.add(JOBS)
     return sorted(exchange_name(settings.pulse.user, name) for name in names)
+
+
+def _with_remedy(error: Exception) -> str:
+    """Return the reason why the broker cannot be used, and what a person can do about it."""
+    return f"{error_text(error)}. {remedy}" if (remedy := find_remedy(error)) else error_text(error)
 
 
 class Publisher(Protocol):
@@ -158,7 +164,7 @@ class PulsePublisher:
                 message.settle(Unavailable("pulse", reason))
             except Exception as error:  # the thread must survive any error
                 log.warning("publish-failed", exchange=message.exchange, error=type(error).__name__, exc_info=True)
-                message.settle(Unavailable("pulse", f"{message.exchange}: {type(error).__name__} {error}".strip()))
+                message.settle(Unavailable("pulse", f"{message.exchange}: {_with_remedy(error)}"))
                 self._disconnect()
             else:
                 message.settle(None)
@@ -183,7 +189,7 @@ class PulsePublisher:
                 self._connect()
         except Exception as error:  # noqa: BLE001 - the thread must survive any error; the connection is retried
             if not self._unavailable:
-                log.warning("pulse-unavailable", error=type(error).__name__, why=str(error), again_in=self._retry)
+                log.warning("pulse-unavailable", why=_with_remedy(error), again_in=self._retry)
             self._unavailable = True
             self._disconnect()
 

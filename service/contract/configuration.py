@@ -25,6 +25,9 @@ from service.contract.validation import closest, explain, keys_at, path_of, root
 
 PREFIX = "TC_TREEHERDER_"
 
+PULSE_URL, PULSE_USER = f"{PREFIX}PULSE__URL", f"{PREFIX}PULSE__USER"
+"""The variables of the broker's URL and the Pulse user that service and listeners share."""
+
 _OTHERS = {"CONFIG", "TOKEN"}
 """Variables with this prefix that are not settings: the file's path, and the token of the commands."""
 

@@ -1,4 +1,4 @@
-"""Errors of a broker, in words and with their remedies."""
+"""Connections to a broker that refuses them, and that break."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -6,41 +6,10 @@ from urllib.parse import urlsplit
 import pika
 import pika.exceptions
 import pytest
-from pika.adapters.utils.connection_workflow import AMQPConnectorSocketConnectError
 
-from listeners.broker import close_connection, error_text, find_remedy, unbound_reason
+from listeners.broker import close_connection, unbound_reason
 from tests.listeners.broker_harness import BrokerHarness, wait_until
 from tests.proxy import TlsProxy
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (OSError("no route\n  to host"), "OSError: no route to host"),
-        (pika.exceptions.StreamLostError(), "StreamLostError"),
-        (pika.exceptions.AMQPConnectionError(ConnectionRefusedError("refused")), "ConnectionRefusedError: refused"),
-        (AMQPConnectorSocketConnectError(TimeoutError("connect")), "TimeoutError: connect"),
-        (pika.exceptions.AMQPConnectionError(OSError("a"), OSError("b")), "OSError: a; OSError: b"),
-    ],
-)
-def test_error_text_names_the_wrapped_errors(error: Exception, expected: str) -> None:
-    assert error_text(error) == expected
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (pika.exceptions.ProbableAuthenticationError(), "check user and password"),
-        (pika.exceptions.IncompatibleProtocolError(), "check the port"),
-        (pika.exceptions.ChannelClosedByBroker(403, "ACCESS_REFUSED - access to queue"), "TC_TREEHERDER_PULSE_USER"),
-    ],
-)
-def test_known_errors_have_a_remedy(error: Exception, expected: str) -> None:
-    assert expected in (find_remedy(error) or "")
-
-
-def test_other_errors_have_no_remedy() -> None:
-    assert find_remedy(ConnectionResetError("reset")) is None
 
 
 def test_a_missing_permission_is_told_from_a_missing_exchange() -> None:

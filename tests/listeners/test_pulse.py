@@ -423,7 +423,7 @@ def test_pulse_settings_can_be_shared_with_the_service(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("url", ["http://x", "amqp://u:hunter2@x:port", "amqp://u:hunter2@x?unknown=1"])
 def test_an_invalid_url_is_not_shown(url: str) -> None:
-    with pytest.raises(SettingsError, match="pulse_url cannot be understood") as raised:
+    with pytest.raises(SettingsError, match="TC_TREEHERDER_PULSE_URL cannot be understood") as raised:
         connection_parameters(quick_settings("http://x", pulse_url=url))
     assert "hunter2" not in str(raised.value)
 

@@ -10,12 +10,12 @@ import pika
 import pika.exceptions
 
 from listeners import pulse as listening
-from listeners.broker import BROKER_ERRORS, error_text, find_remedy
 from listeners.settings import ListenerSettings
 from service.auth import loopback
 from service.clients.pulse import exchanges
 from service.commands.doctor.finding import Examination, Report, run_in_thread
-from service.contract.configuration import SettingsError
+from service.contract.broker import BROKER_ERRORS, URL_REMEDY, error_text, find_remedy
+from service.contract.configuration import PULSE_URL, PULSE_USER, SettingsError
 
 NOT_FOUND = 404
 
@@ -35,11 +35,11 @@ async def publisher(report: Report, examination: Examination) -> None:
     except Exception as error:  # noqa: BLE001 - pika raises many types
         # without its text, which may contain the password
         detail = f"pulse.url is not valid ({type(error).__name__})"
-        report.error("connection", detail, "set TC_TREEHERDER_PULSE__URL to amqps://user:password@host:5671/%2F")
+        report.error("connection", detail, URL_REMEDY)
         return
 
     def check_exchanges() -> None:
-        with _connected(report, parameters, examination.seconds) as connection:
+        with _connected(report, parameters, examination.seconds, PULSE_URL, PULSE_USER) as connection:
             if connection is None:
                 return
             for exchange in exchanges(examination.settings):
@@ -63,17 +63,17 @@ async def listener(report: Report, examination: Examination) -> None:
         report.warning("connection", "not checked: the listeners' settings are invalid", "see the finding on settings")
         return
     if (settings.pulse_url or settings.pulse.url) is None:
-        detail = "no pulse_url: buttons of Treeherder have no effect, and jobs are not reported"
-        report.warning("connection", detail, listening.URL_REMEDY)
+        detail = "no pulse.url: buttons of Treeherder have no effect, and jobs are not reported"
+        report.warning("connection", detail, URL_REMEDY)
         return
     try:
         parameters, user = listening.connection_parameters(settings), listening.queue_owner(settings)
     except SettingsError as error:
-        report.error("connection", str(error), listening.URL_REMEDY)
+        report.error("connection", str(error), URL_REMEDY)
         return
 
     def check_queues() -> None:
-        with _connected(report, parameters, examination.seconds) as connection:
+        with _connected(report, parameters, examination.seconds, *settings.pulse_variables) as connection:
             if connection is not None:
                 _permission(report, connection, f"queue/{user}/{settings.pulse_queue}")
                 _exchanges(report, connection, settings)
@@ -83,7 +83,7 @@ async def listener(report: Report, examination: Examination) -> None:
 
 
 @contextlib.contextmanager
-def _connected(report: Report, parameters: Any, seconds: float) -> Iterator[Any]:
+def _connected(report: Report, parameters: Any, seconds: float, url_variable: str, user_variable: str) -> Iterator[Any]:
     """Connect, and close the connection after the block. Yield None, and report the error, if that fails."""
     address = f"{parameters.host}:{parameters.port}"
     # less than the whole check may take, so that its finding says that the connection was the problem
@@ -93,7 +93,8 @@ def _connected(report: Report, parameters: Any, seconds: float) -> Iterator[Any]
     try:
         connection = pika.BlockingConnection(parameters)
     except BROKER_ERRORS as error:
-        remedy = find_remedy(error) or "check host and port in the URL, and the network on the way"
+        remedy = find_remedy(error, url_variable, user_variable)
+        remedy = remedy or f"check host and port in {url_variable}, and the network on the way"
         report.error("connection", f"{address}: {error_text(error)}", remedy)
         yield None
         return

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pika
 import pytest
+from sqlalchemy import make_url
 
 from service.clients.pulse import HGPUSHES, PulsePublisher, exchanges
 from service.errors import Unavailable
@@ -185,6 +186,14 @@ async def test_an_error_that_nobody_foresaw_ends_nothing(amqp: Amqp, user: str, 
             await publisher.publish(NAME, "x" * 300, {})  # routing keys have 255 bytes at most
         await publisher.publish(NAME, KEY, {"n": 1})
     assert [message["n"] for _, _, message in listener.heard()] == [1]
+
+
+async def test_a_wrong_password_is_told_with_the_variable_that_has_it(amqp: Amqp, user: str) -> None:
+    wrong = make_url(amqp.url).set(password="a-wrong-password").render_as_string(hide_password=False)
+    async with publisher_at(wrong, user) as publisher:
+        with pytest.raises(Unavailable, match=r"check user and password in TC_TREEHERDER_PULSE__URL") as refused:
+            await publisher.publish(NAME, KEY, {})
+    assert "a-wrong-password" not in str(refused.value)
 
 
 async def test_an_exchange_of_another_kind_is_told(amqp: Amqp, user: str) -> None:

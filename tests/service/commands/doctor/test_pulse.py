@@ -111,8 +111,11 @@ def test_a_wrong_password(doctor: Doctor, amqp: Amqp) -> None:
     secret = "a-wrong-password"
     url = amqp.url.replace(services.netloc, f"{services.username}:{secret}@{services.hostname}:{services.port}")
     report = doctor(PULSE_URL=url, PULSE__URL=url)
-    assert "user and password" in report.finding(LISTENER, "connection")["remedy"]
-    assert report.status(PUBLISHER, "connection") == "error"
+    for system, variable in ((LISTENER, "TC_TREEHERDER_PULSE_URL"), (PUBLISHER, "TC_TREEHERDER_PULSE__URL")):
+        assert report.status(system, "connection") == "error"
+        assert f"check user and password in {variable}." in report.finding(system, "connection")["remedy"]
+    shared = doctor(PULSE_URL="", PULSE__URL=url)
+    assert "in TC_TREEHERDER_PULSE__URL." in shared.finding(LISTENER, "connection")["remedy"]
     assert secret not in report.ran.out
 
 
