@@ -75,7 +75,7 @@ class Measured:
     def notice_to_graph(self) -> float:
         """Push as another user and return the seconds from notice to graph, by the service's own times."""
         push_id = self.push(OTHER, YML)
-        wait_for(lambda: self.graph(OTHER, push_id)["graph"]["state"] == "created", 120)
+        wait_for(lambda: self.graph(OTHER, push_id)["graph"]["state"] == "done", 120)
         push = self.graph(OTHER, push_id)
         ended, noticed = (datetime.fromisoformat(at) for at in (push["graph"]["at"], push["noticed_at"]))
         return (ended - noticed).total_seconds()
@@ -119,7 +119,7 @@ def cancels(folder: Path, database_url: str | None, count: int, upstream: float,
         stack.listener()
         measured = Measured(stack, upstream)
         pushed = measured.push(OTHER, MANY % (2 * count + 1))
-        wait_for(lambda: measured.graph(OTHER, pushed)["graph"]["state"] == "created", 120)
+        wait_for(lambda: measured.graph(OTHER, pushed)["graph"]["state"] == "done", 120)
         ids = [task["task_id"] for task in measured.graph(OTHER, pushed)["graph"]["tasks"]]
         alone = [_cancel(measured, task_id) for task_id in ids[:count]]
         hog = measured.push(HOG, MANY % tasks)

@@ -202,7 +202,7 @@ class Demo:
         states_by_task = {
             task["task_id"]: statuses.get(task["task_id"], {}).get("state") for task in push["graph"]["tasks"]
         }
-        through = states == {"done", "created"} and set(states_by_task.values()) == {
+        through = states == {"done"} and set(states_by_task.values()) == {
             "completed",
             "failed",
             "unscheduled",

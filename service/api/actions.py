@@ -16,6 +16,7 @@ from service import auth
 from service.api.deps import ActionNumber, After, CallerDep, Limit, Reader, Reading, ServicesDep
 from service.api.openapi import LOCATION, problems
 from service.api.paging import page
+from service.api.repositories import unknown_repository
 from service.api.route import Route
 from service.api.schemas.actions import (
     ActionCreate,
@@ -39,7 +40,7 @@ from service.flow.actions.subject import ActionFailedError, ActionRejectedError,
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Session
-from service.store.models import PLANNED, RECEIVED, UNCREATED, Action, Delivery, PlannedTask, Source, State
+from service.store.models import PLANNED, RECEIVED, UNCREATED, Action, Delivery, PlannedTask, Repository, Source, State
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
@@ -159,7 +160,7 @@ def _require(services: Services, caller: auth.Caller, body: ActionCreate) -> Non
     auth.require(services.settings, caller, scope_of(body.action, body.project))
 
 
-@router.get("", operation_id="listActions", responses=problems())
+@router.get("", operation_id="listActions", responses=problems(404))
 async def list_actions(
     session: Reading,
     _: Reader,
@@ -181,6 +182,8 @@ async def list_actions(
         (project, Action.project == escape_unstorable(project or "")),
     ]
     conditions = [condition for value, condition in filters if value is not None]
+    if project is not None:
+        await _check_project(session, escape_unstorable(project))
 
     def matching(among: Callable[[Any], Any]) -> Any:
         query = select(Action.id, Action, func.json_array_length(Action.left_out)).options(*WITHOUT_BODIES)
@@ -195,6 +198,15 @@ async def list_actions(
         for number, action, left_out in rows
     ]
     return ActionPage(items=items, next=following)
+
+
+async def _check_project(session: Session, project: str) -> None:
+    """Raise a 404 for a project that no repository has as its alias, or had, and no action names."""
+    repositories, actions = select(Repository.id).where(Repository.alias == project), select(Action.id)
+    for query in (repositories, actions.where(Action.project == project)):
+        if (await session.exec(query.limit(1))).first() is not None:
+            return
+    raise await unknown_repository(session, project)
 
 
 @router.get("/kinds", operation_id="listActionKinds", responses=problems(422))
@@ -215,7 +227,7 @@ async def get_action(action_id: ActionNumber, session: Reading, _: Reader) -> Ac
     """Return one action, with all tasks that it created."""
     action = await session.get(Action, action_id) if 0 < action_id < 2**31 else None
     if action is None:
-        raise Problem(404, "Unknown action", f"there is no action {action_id}; GET /api/v1/actions lists them")
+        raise Problem(404, "Unknown action", f"there is no action {action_id}: `tc-treeherder actions list` lists them")
     return await _read(session, action)
 
 
@@ -295,6 +307,7 @@ def _summary(action: Action, left_out: int, counts: tuple[int, int], tasks: list
         **{name: getattr(action, name) for name in names},
         "action": action.kind,
         "state": state_of(action),
+        "working": action.working,
         "reason": action.error,
         "left_out_count": left_out,
         "tasks_planned": counts[0],

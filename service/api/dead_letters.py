@@ -1,7 +1,9 @@
 """Routes for dead letters: events that were not understood, and work that ran out of retries."""
 
+from typing import Annotated
+
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from sqlalchemy import LargeBinary, func
 from sqlalchemy.orm import defer
 from sqlmodel import select
@@ -11,7 +13,7 @@ from service.api.openapi import WRITES, problems
 from service.api.paging import page_of_all
 from service.api.pushes import refuse_deleted
 from service.api.route import Route
-from service.api.schemas.dead_letters import DeadLetterPage, DeadLetterRead, DeadLetterSummary
+from service.api.schemas.dead_letters import DeadLetterPage, DeadLetterRead, DeadLetterSummary, LetterKind
 from service.engine import leases
 from service.engine.registry import WORK
 from service.errors import Problem
@@ -43,7 +45,8 @@ def _summary(letter: DeadLetter, payload_bytes: int | None) -> DeadLetterSummary
 
 
 def _unknown(letter_id: int) -> Problem:
-    return Problem(404, "Unknown dead letter", f"there is no dead letter {letter_id}; it may be replayed or dropped")
+    detail = f"there is no dead letter {letter_id}: it may have been replayed or dropped"
+    return Problem(404, "Unknown dead letter", f"{detail}. `tc-treeherder dead-letters list` lists them")
 
 
 async def _find(session: Session, letter_id: int) -> DeadLetter:
@@ -54,9 +57,17 @@ async def _find(session: Session, letter_id: int) -> DeadLetter:
 
 
 @router.get("", operation_id="listDeadLetters", responses=problems())
-async def list_dead_letters(session: Reading, _: Reader, limit: Limit = 50, after: After = None) -> DeadLetterPage:
+async def list_dead_letters(
+    session: Reading,
+    _: Reader,
+    kind: Annotated[LetterKind | None, Query(description="of this kind alone")] = None,
+    limit: Limit = 50,
+    after: After = None,
+) -> DeadLetterPage:
     """List dead letters, the newest first, without their payloads."""
     query = select(DeadLetter, _SIZE).options(_WITHOUT_PAYLOAD)
+    if kind is not None:
+        query = query.where(DeadLetter.kind == kind.value)
     rows, following = await page_of_all(session, query, DeadLetter.id, limit, after, newest_first=True)
     return DeadLetterPage(items=[_summary(letter, size) for letter, size in rows], next=following)
 

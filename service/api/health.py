@@ -189,13 +189,13 @@ async def _work(services: Services) -> Check:
     oldest = min(since for _, since in old)
     detail = f"the oldest unfinished work has waited since {oldest:%F %T}Z: {'; '.join(where for where, _ in old)}"
     if no_push:
-        detail += f". {no_push} job reports wait for pushes that Treeherder does not know: GET {NO_PUSH} lists them"
+        detail += f". {no_push} job reports wait for pushes that Treeherder does not know: {NO_PUSH} lists them"
     return Check(name="work", status="warning", detail=detail)
 
 
 MOST_COUNTED = 10_000
 
-NO_PUSH = "/api/v1/reports?waiting=push"
+NO_PUSH = "`tc-treeherder reports list --waiting-for-push`"
 
 
 def _clock() -> Check:
@@ -240,6 +240,6 @@ async def _polls(services: Services) -> Check:
         return Check(name="polls", status="ok")
     detail = (
         f"no good poll for {gauges.OLD_POLL} of {polls.old} repositories: is a listener running? "
-        "GET /api/v1/repositories shows each poll_error"
+        "`tc-treeherder repositories list` shows the problem of each"
     )
     return Check(name="polls", status="warning", detail=detail)

@@ -92,7 +92,7 @@ def _subject(kind: str, event: Any) -> str:
     if kind == "push-event":
         push = event.get("push")
         push_id = push.get("id") if isinstance(push, dict) else None
-        return f"{str(event.get('repository'))[:50]}, push {str(push_id)[:20]}"
+        return f"push {str(push_id)[:20]} of {str(event.get('repository'))[:50]}"
     return f"{str(event.get('exchange'))[:100]}, {str(event.get('routing_key'))[:200]}"
 
 

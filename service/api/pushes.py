@@ -23,7 +23,9 @@ from service.api.deps import (
 )
 from service.api.openapi import problems
 from service.api.paging import page
+from service.api.repositories import unknown_repository
 from service.api.route import Route
+from service.api.schemas.common import StepState
 from service.api.schemas.pushes import (
     ChangesetRead,
     GraphRead,
@@ -50,15 +52,13 @@ SAME_ALIAS = 100
 
 _WITHOUT_CHANGESETS = (defer(Push.changesets, raiseload=True), defer(Push.nodes, raiseload=True))  # type: ignore[arg-type]  # columns, of which mypy sees the values
 
-_GRAPH_STATES = {State.PENDING: "pending", State.DONE: "created", State.SKIPPED: "skipped", State.FAILED: "failed"}
 
-
-@router.get("", operation_id="listPushes", responses=problems())
+@router.get("", operation_id="listPushes", responses=problems(404))
 async def list_pushes(
     session: Reading,
     _: Reader,
     repository: Annotated[str | None, Query(max_length=50, description="alias")] = None,
-    state: Annotated[State | None, Query(description="pushes with a step in this state")] = None,
+    state: Annotated[StepState | None, Query(description="pushes with a step in this state")] = None,
     revision: Annotated[str | None, Query(max_length=40, description="of the tip, all 40 digits")] = None,
     user: Annotated[str | None, Query(max_length=1_000, description="who pushed, exactly")] = None,
     limit: Limit = 50,
@@ -70,13 +70,14 @@ async def list_pushes(
     """
     filters: list[Any] = []
     if repository is not None:
+        await check_alias(session, repository)
         filters.append(Repository.alias == escape_unstorable(repository))
     if revision is not None:
         filters.append(Push.revision == escape_unstorable(revision))
     if user is not None:
         filters.append(Push.user == escape_unstorable(user))
     if state is not None:
-        filters.append(select(PushStep.id).where(PushStep.push_id == Push.id, PushStep.state == state).exists())
+        filters.append(select(PushStep.id).where(PushStep.push_id == Push.id, PushStep.state == State(state)).exists())
 
     def matching(among: Callable[[Any], Any]) -> Any:
         query = select(Push.id, Push, Repository.alias).join(Repository, col(Repository.id) == Push.repository_id)
@@ -91,15 +92,15 @@ async def list_pushes(
 
 
 async def _candidates(
-    session: Session, repository: str | None, state: State | None, revision: str | None, user: str | None
+    session: Session, repository: str | None, state: StepState | None, revision: str | None, user: str | None
 ) -> tuple[Sequence[Any], Any]:
     """Return queries of ids by the filter that leaves fewest, and the column of these ids."""
-    of_state = select(PushStep.push_id).where(PushStep.state == state).distinct()
+    of_state = select(PushStep.push_id).where(PushStep.state == (state and State(state))).distinct()
     if revision is not None:
         return [select(Push.id).where(Push.revision == escape_unstorable(revision))], Push.id
     if user is not None:
         return [select(Push.id).where(Push.user == escape_unstorable(user))], Push.id
-    if state is not None and state not in {State.DONE, State.SKIPPED}:
+    if state is not None and state not in {StepState.DONE, StepState.SKIPPED}:
         return [of_state], PushStep.push_id
     if repository is not None:
         with_alias = select(Repository.id).where(Repository.alias == escape_unstorable(repository))
@@ -164,6 +165,13 @@ async def retry_push(
     return read
 
 
+async def check_alias(session: Session, alias: str) -> None:
+    """Raise a 404 if no repository has or had this alias: the pushes of a deleted one can still be read."""
+    query = select(Repository.id).where(Repository.alias == escape_unstorable(alias)).limit(1)
+    if (await session.exec(query)).first() is None:
+        raise await unknown_repository(session, alias)
+
+
 async def refuse_deleted(session: Session, repository_id: int) -> None:
     """Raise a 409 if the repository was deleted: nothing is done for it any more."""
     repository = await session.get_one(Repository, repository_id, with_for_update={"read": True})
@@ -186,7 +194,9 @@ async def find_push(session: Session, alias: str, push_id: int, generation: int 
     # of each repository that had the alias, and each generation: the live one's newest
     known = (await session.exec(query)).all() if 0 <= push_id < 2**31 else []
     if not known:
-        raise Problem(404, "Unknown push", f"no push {push_id} of {alias!r} is known; GET /api/v1/pushes lists them")
+        await check_alias(session, alias)
+        detail = f"no push {push_id} of {alias!r} is known: `tc-treeherder pushes list --repository {alias}` lists them"
+        raise Problem(404, "Unknown push", detail)
     newest, _, _ = max(known, key=lambda row: (row[2] is None, row[1], row[0]))
     return await session.get_one(Push, newest)
 
@@ -252,7 +262,8 @@ def _summary(push: Push, alias: str, steps: list[PushStep], graphs: dict[int, Gr
         "resultsets": [
             ResultsetRead(
                 environment=step.environment,
-                state=step.state,
+                state=StepState(step.state),
+                working=step.working,
                 attempts=step.attempts,
                 error=step.error,
                 at=step.done_at,
@@ -269,7 +280,8 @@ def _graph(step: PushStep, tasks: list[TaskRead], last: int | None, uncreated: i
     planned = 0 if last is None else last + 1
     return GraphRead.model_validate(
         {
-            "state": _GRAPH_STATES[State(step.state)],
+            "state": step.state,
+            "working": step.working,
             "reason": step.error,
             "attempts": step.attempts,
             "at": step.done_at,

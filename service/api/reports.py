@@ -11,12 +11,13 @@ from service.api.deps import After, Limit, Reader, Reading
 from service.api.openapi import problems
 from service.api.paging import page
 from service.api.route import Route
+from service.api.schemas.common import StepState
 from service.api.schemas.tasks import ReportPage, ReportRead, RunStage
 from service.store.models import FAILED_REPORTS, JobReport, State
 
 router = APIRouter(prefix="/reports", tags=["reports"], route_class=Route)
 
-ReportState = Annotated[Literal["pending", "done", "skipped", "failed"] | None, Query(description="of the report")]
+ReportState = Annotated[StepState | None, Query(description="of the report")]
 Waiting = Annotated[
     Literal["push"] | None, Query(description="push: Treeherder does not know the push of the run, and is asked again")
 ]
@@ -82,8 +83,9 @@ def run_of(report: JobReport) -> dict[str, Any]:
         "project": report.project,
         "stage": RunStage.of(report.stage),
         "told": None if report.delivered is None else RunStage.of(report.delivered),
-        "state": report.state,
+        "state": StepState(report.state),
+        "working": report.working,
         "error": report.error,
         "last_event_at": report.last_event_at,
-        "next_attempt_at": report.due_at,
+        "next_attempt_at": report.next_attempt_at,
     }

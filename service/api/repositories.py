@@ -24,9 +24,11 @@ from service.api.route import Route
 from service.api.schemas.repositories import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
 from service.clock import now
+from service.contract.validation import closest
 from service.engine import leases
 from service.errors import PermanentUpstreamError, Problem, Unavailable
 from service.flow.pushes import poll
+from service.flow.pushes.push import load_pushes
 from service.flow.pushes.urls import canonical_url
 from service.sanitize import escape_unstorable
 from service.services import Services
@@ -72,14 +74,29 @@ def _known_environments(settings: Settings, environments: list[str] | None) -> N
         raise Problem(422, "Invalid request", f"environments: {', '.join(unknown)} is not configured; known: {known}")
 
 
+MOST_LOOKED_AT, MOST_NAMED = 100, 10
+"""Aliases among which the one is looked for that was probably meant, and aliases that an error names."""
+
+
+async def unknown_repository(session: Session, alias: str) -> Problem:
+    """Return a 404 that names the monitored repositories, and the one that was probably meant."""
+    query = select(Repository.alias).where(col(Repository.deleted_at).is_(None)).order_by(col(Repository.id))
+    aliases = (await session.exec(query.limit(MOST_LOOKED_AT))).all()
+    match = closest(alias[:MOST_LOOKED_AT], aliases)
+    suggestion = f"; did you mean {match}?" if match else "."
+    known = ", ".join(aliases[:MOST_NAMED]) + (", …" if len(aliases) > MOST_NAMED else "")
+    detail = f"no repository {alias!r} is monitored{suggestion} `tc-treeherder repositories list` lists them: {known}"
+    if not aliases:
+        detail = f"no repository {alias!r} is monitored, and no other: `tc-treeherder repositories add` adds one"
+    return Problem(404, "Unknown repository", detail)
+
+
 async def find(session: Session, alias: str, *, lock: bool = False) -> Repository:
     """Return the monitored repository of this alias. Raises a 404."""
     query = select(Repository).where(Repository.alias == escape_unstorable(alias), col(Repository.deleted_at).is_(None))
     repository = (await session.exec(query.with_for_update() if lock else query)).first()
     if repository is None:
-        raise Problem(
-            404, "Unknown repository", f"no repository {alias!r} is monitored; GET /api/v1/repositories lists them"
-        )
+        raise await unknown_repository(session, alias)
     return repository
 
 
@@ -233,18 +250,20 @@ async def delete_repository(
         .order_by(col(Action.id))
         .with_for_update()
     )
-    unfinished: list[PushStep | Action] = [*steps, *actions]
+    of_pushes, of_tasks = list(steps), list(actions)
+    unfinished = len(of_pushes) + len(of_tasks)
     if unfinished and not force:
-        count = sum(isinstance(work, Action) for work in unfinished)
         detail = (
-            f"{len(unfinished) - count} steps of {alias}'s pushes and {count} actions on its tasks are unfinished: "
-            "wait for them, or bury them with ?force=true"
+            f"{len(of_pushes)} steps of {alias}'s pushes and {len(of_tasks)} actions on its tasks are unfinished: wait "
+            f"for them, or bury them with `tc-treeherder repositories remove {alias} --force` (?force=true)"
         )
-        raise Problem(409, "Unfinished work", detail, unfinished=len(unfinished))
-    session.add_all(leases.bury(unfinished, f"the repository was deleted by {caller.name}"))
+        raise Problem(409, "Unfinished work", detail, unfinished=unfinished)
+    pushes = await load_pushes(session, of_pushes)
+    work = [*((step, pushes[step.push_id]) for step in of_pushes), *((action, None) for action in of_tasks)]
+    session.add_all(leases.bury(work, f"the repository was deleted by {caller.name}"))
     repository.deleted_at = now()
     poll.end_shift(repository)
-    log.info("repository-deleted", repository=alias, buried=len(unfinished), by=caller.name)
+    log.info("repository-deleted", repository=alias, buried=unfinished, by=caller.name)
 
 
 @router.post(

@@ -8,7 +8,7 @@ import typer
 
 from service.commands import FAILED, Failed, output
 from service.commands.client import DEFAULT_URL, Service, Url
-from service.commands.output import AsJson, when
+from service.commands.output import AsJson, next_attempt, when
 
 app = typer.Typer(no_args_is_help=True, help="Actions on tasks, such as a retrigger, and what became of each.")
 
@@ -156,8 +156,8 @@ def _show(action: dict[str, Any], as_json: bool) -> None:
         pairs.append(("why", action["reason"]))
     if action["done_at"]:
         pairs.append(("ended", when(action["done_at"])))
-    elif action["next_attempt_at"]:
-        pairs.append(("next attempt", when(action["next_attempt_at"])))
+    elif action["working"] or action["next_attempt_at"]:
+        pairs.append(("next attempt", next_attempt(action)))
     pairs += [("note", note) for note in action["notes"]]
     pairs.append(
         (

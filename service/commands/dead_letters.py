@@ -30,7 +30,7 @@ def list_letters(
 ) -> None:
     """List dead letters, the newest first."""
     with Service(url) as service:
-        letters = _letters(service, kind, limit)
+        letters = list(service.pages("dead-letters", limit=limit, kind=kind))
     if as_json:
         output.document(letters)
         return
@@ -42,17 +42,6 @@ def list_letters(
         ),
         "no dead letters",
     )
-
-
-def _letters(service: Service, kind: str | None, limit: int | None = None) -> list[dict[str, Any]]:
-    # filtered here, because the API has no filter
-    letters = []
-    for letter in service.pages("dead-letters", limit=limit if kind is None else None):
-        if kind in {None, letter["kind"]}:
-            letters.append(letter)
-        if len(letters) == limit:
-            break
-    return letters
 
 
 @app.command()
@@ -111,7 +100,7 @@ def drop(
     with Service(url) as service:
         selected = _select_ids(service, ids, everything, kind)
         if selected:
-            output.confirm(f"drop {len(selected)} dead letters", yes)
+            output.confirm(f"drop {len(selected)} dead letter{'s' if len(selected) > 1 else ''}", yes)
         _apply_to_each(
             selected, "dropped", lambda letter_id: service.send("DELETE", "dead-letters", letter_id), as_json
         )
@@ -122,8 +111,10 @@ def _select_ids(service: Service, ids: list[int] | None, everything: bool, kind:
         raise Failed("give ids of dead letters, or --all", USAGE)
     if ids and kind is not None:
         raise Failed("--kind is for --all: remove it, or the ids", USAGE)
+    if ids:
+        return list(dict.fromkeys(ids))
     # in the order in which they came
-    return list(dict.fromkeys(ids)) if ids else sorted(letter["id"] for letter in _letters(service, kind))
+    return sorted(letter["id"] for letter in service.pages("dead-letters", kind=kind))
 
 
 def _apply_to_each(ids: list[int], verb: str, call: Callable[[int], Any], as_json: bool) -> None:

@@ -28,8 +28,9 @@ T = TypeVar("T")
 WIDE = 100_000
 """Width of a table that is not printed on a terminal, in characters, so that it is neither cut nor wrapped."""
 
-_STYLES = dict.fromkeys(("ok", "done", "created", "added", "yes"), "green")
-_STYLES |= dict.fromkeys(("warning", "pending", "received", "planned", "new", "changed", "skipped"), "yellow")
+_STYLES = dict.fromkeys(("ok", "done", "added", "yes"), "green")
+_STYLES |= dict.fromkeys(("warning", "pending", "received", "planned", "working"), "yellow")
+_STYLES |= dict.fromkeys(("new", "changed", "skipped"), "yellow")
 _STYLES |= dict.fromkeys(("error", "failed", "rejected", "refused"), "red")
 
 
@@ -101,6 +102,11 @@ def warn(text: str) -> None:
 def when(moment: str | None) -> str:
     """Return a time of the API in UTC, to the second."""
     return "-" if moment is None else f"{datetime.fromisoformat(moment).astimezone(UTC):%F %T}Z"
+
+
+def next_attempt(work: dict[str, Any]) -> str:
+    """Return when work is tried next; or that a worker is at it."""
+    return "working" if work["working"] else when(work["next_attempt_at"])
 
 
 def _cell(value: Any, *, lines: bool = False) -> Text:

@@ -6,7 +6,7 @@ import typer
 
 from service.commands import output
 from service.commands.client import DEFAULT_URL, Service, Url
-from service.commands.output import AsJson, when
+from service.commands.output import AsJson, next_attempt, when
 
 app = typer.Typer(no_args_is_help=True, help="Show pushes with their steps, and retry them.")
 
@@ -128,8 +128,8 @@ def _step(name: str, step: dict[str, Any], error: str | None) -> list[tuple[str,
     pairs: list[tuple[str, Any]] = [(name, step["state"]), ("  attempts", step["attempts"])]
     if error:
         pairs.append(("  reason", error))
-    if step["next_attempt_at"]:
-        pairs.append(("  next attempt", when(step["next_attempt_at"])))
+    if step["working"] or step["next_attempt_at"]:
+        pairs.append(("  next attempt", next_attempt(step)))
     if step["at"]:
         pairs.append(("  ended", when(step["at"])))
     return pairs

@@ -7,7 +7,7 @@ import typer
 
 from service.commands import output
 from service.commands.client import DEFAULT_URL, Service, Url
-from service.commands.output import AsJson, when
+from service.commands.output import AsJson, next_attempt
 
 app = typer.Typer(no_args_is_help=True, help="List what was reported of each run to each Treeherder, and what waits.")
 
@@ -55,7 +55,7 @@ def list_reports(
                 report["stage"],
                 report["told"] or "nothing",
                 report["state"],
-                when(report["next_attempt_at"]),
+                next_attempt(report),
                 report["error"] or "",
             )
             for report in job_reports

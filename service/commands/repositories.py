@@ -105,6 +105,14 @@ def change(
     default_scopes: Annotated[
         bool, typer.Option("--default-scopes", help="Only the scope assume:repo:<host>/<path>:branch:default.")
     ] = False,
+    add_scopes: Annotated[
+        list[str] | None,
+        typer.Option("--add-scope", help="Scope to add to those that it has. Repeat it for more.", show_default=False),
+    ] = None,
+    remove_scopes: Annotated[
+        list[str] | None,
+        typer.Option("--remove-scope", help="Scope to take away. Repeat it for more.", show_default=False),
+    ] = None,
     contains: Contains = None,
     no_contains: Annotated[bool, typer.Option("--no-contains", help="Create a task graph for each push.")] = False,
     graph: Graph = None,
@@ -125,11 +133,26 @@ def change(
             raise Failed(f"{option} contradicts another option of the command: give one of them", USAGE)
         if reset_to_default:
             patch[name] = None
-    if not patch:
+    if (add_scopes or remove_scopes) and "scopes" in patch:
+        raise Failed("--add-scope and --remove-scope change the scopes that it has: leave out the other option", USAGE)
+    if not (patch or add_scopes or remove_scopes):
         raise Failed("no field to change was given: --help lists them", USAGE)
     with Service(url) as service:
+        if add_scopes or remove_scopes:
+            current = service.get("repositories", alias)["scopes"]
+            patch["scopes"] = _changed_scopes(alias, current, add_scopes or [], remove_scopes or [])
         changed = service.send("PATCH", "repositories", alias, body=patch)
     _show(changed, as_json)
+
+
+def _changed_scopes(alias: str, current: list[str], added: list[str], removed: list[str]) -> list[str]:
+    """Return the scopes with some added and some removed. Raises Failed for one that is both or cannot be removed."""
+    if both := sorted(set(added) & set(removed)):
+        raise Failed(f"{', '.join(both)} cannot be added and removed at once: give one of the options", USAGE)
+    if missing := [scope for scope in removed if scope not in current]:
+        has = ", ".join(current) or "none"
+        raise Failed(f"{alias} does not have the scope {', '.join(missing)}; it has {has}", USAGE)
+    return [scope for scope in dict.fromkeys([*current, *added]) if scope not in removed]
 
 
 def _given_fields(

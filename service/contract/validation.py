@@ -19,6 +19,9 @@ MAX_PROBLEMS = 5
 MAX_QUOTED = 100
 """Characters of a quoted value."""
 
+SHORT = 4
+"""Characters of a name of which one may be wrong, though little of it is left."""
+
 Location = Sequence[str | int]
 
 _PATTERNS: dict[str, str] = {}
@@ -103,7 +106,8 @@ def _within_part(location: Location) -> Location:
 def closest(name: str, names: Collection[str]) -> str | None:
     """Return the one of `names` that was probably meant, whether written like_this, likeThis or like-this."""
     plain = {re.sub(r"[_-]", "", known).lower(): known for known in names}
-    matches = difflib.get_close_matches(re.sub(r"[_-]", "", name).lower(), plain, 1, 0.7)
+    likeness = 0.6 if len(name) <= SHORT else 0.7  # one wrong letter of three is a typing error, and four of twelve not
+    matches = difflib.get_close_matches(re.sub(r"[_-]", "", name).lower(), plain, 1, likeness)
     return plain[matches[0]] if matches else None
 
 

@@ -139,9 +139,9 @@ class Lease(Generic[W]):
 
     async def bury(self, reason: str) -> None:
         """End the work as failed, and leave a dead letter of it for a person to see."""
-        letter = self.item.dead_letter(escape_unstorable(reason))
+        letter = self.item.dead_letter(escape_unstorable(reason), self.loaded)
         await self.finish(State.FAILED, reason, insertion([letter]), outcome="buried")
-        log.error("work-buried", work=self._model.__name__, id=self.item.id, reason=reason)
+        log.error("work-buried", work=self._model.__name__, id=self.item.id, subject=letter.subject, reason=reason)
 
     async def _end(self, **values: Any) -> None:
         """Write for the last time in this attempt."""
@@ -391,13 +391,16 @@ def in_lock_order(session: Session, model: type[Work]) -> list[Any]:
     return [collate(column, "C") if isinstance(column.type, String) else column for column in columns]
 
 
-def bury(items: Iterable[Work], reason: str) -> list[SQLModel]:
-    """End work that the caller has locked, whoever holds it; return the dead letters and notices to store with it."""
+def bury(items: Iterable[tuple[Work, Any]], reason: str) -> list[SQLModel]:
+    """End work that the caller has locked, whoever holds it; return the dead letters and notices to store with it.
+
+    Each piece of work comes with what it belongs to, as `Lease.loaded`.
+    """
     left: list[SQLModel] = []
-    for item in items:
+    for item, owner in items:
         item.state, item.error, item.due_at, item.done_at = State.FAILED, reason, None, now()
         item.fencing_token += 1  # whoever works on it now has lost it
-        left += [item.dead_letter(reason), *item.failure_notices()]
+        left += [item.dead_letter(reason, owner), *item.failure_notices()]
     return left
 
 

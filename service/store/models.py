@@ -189,12 +189,20 @@ class Work(SQLModel):
         return str(self.__tablename__)
 
     @property
+    def working(self) -> bool:
+        """Return True if a process holds it: then `due_at` is the end of the lease, and no attempt is due."""
+        return self.holder is not None and self.due_at is not None and self.due_at > now()
+
+    @property
     def next_attempt_at(self) -> datetime | None:
         """Return the time of the next attempt. `due_at` alone would be too early for work that a person retried."""
-        return None if self.due_at is None else max(self.due_at, self.since)
+        return None if self.due_at is None or self.working else max(self.due_at, self.since)
 
-    def dead_letter(self, reason: str) -> "DeadLetter":
-        """Return the dead letter of this work, for when it is buried."""
+    def dead_letter(self, reason: str, owner: Any = None) -> "DeadLetter":
+        """Return the dead letter of this work, for when it is buried. `owner` is what it belongs to, if that is known.
+
+        Its subject names what a person knows: the upstream, and the repository.
+        """
         raise NotImplementedError
 
     def failure_notices(self) -> list["Notice"]:
@@ -235,8 +243,15 @@ class PushStep(Work, table=True):
     def work_name(self) -> str:
         return self.kind
 
-    def dead_letter(self, reason: str) -> "DeadLetter":
-        return DeadLetter(kind=self.kind, subject=f"push {self.push_id}, {self.lane}", reason=reason, step_id=self.id)
+    def dead_letter(self, reason: str, owner: tuple[Push, Repository] | None = None) -> "DeadLetter":
+        upstream = self.lane.removeprefix(f"{self.kind} ")
+        if owner is None:
+            alias, _, person = self.share.partition("/")
+            push = f"a push of {person} to {alias}"
+        else:
+            push = f"push {owner[0].push_id} of {owner[1].alias}"
+        subject = f"{push}, {self.kind} ({upstream})"
+        return DeadLetter(kind=self.kind, subject=subject, reason=reason, step_id=self.id)
 
 
 class Source(StrEnum):
@@ -287,8 +302,8 @@ class Action(Work, table=True):
     def work_name(self) -> str:
         return self.kind
 
-    def dead_letter(self, reason: str) -> "DeadLetter":
-        subject = f"{self.kind} of {self.task_id} in {self.project}"
+    def dead_letter(self, reason: str, owner: Any = None) -> "DeadLetter":
+        subject = f"{self.kind} of {self.task_id} in {self.project} (taskcluster)"
         return DeadLetter(kind="action", subject=subject, reason=reason, action_id=self.id)
 
     def failure_notices(self) -> list["Notice"]:
@@ -361,9 +376,10 @@ class Notice(Work, table=True):
 
     letter_column: ClassVar[str | None] = "notice_id"
 
-    def dead_letter(self, reason: str) -> "DeadLetter":
-        owner = f"push step {self.step_id}" if self.action_id is None else f"action {self.action_id}"
-        subject = f"{owner}, told to {self.target}"
+    def dead_letter(self, reason: str, owner: Any = None) -> "DeadLetter":
+        about = "a failed push" if self.action_id is None else f"action {self.action_id}"
+        alias = self.key if self.kind == NoticeKind.JOB else self.share.partition("/")[0]
+        subject = f"{about} in {alias}, told to {self.target}"
         return DeadLetter(kind="notice", subject=subject, reason=reason, notice_id=self.id)
 
 
@@ -462,8 +478,8 @@ class JobReport(Work, table=True):
     lock_order: ClassVar[tuple[str, ...]] = ("task_id", "run_id", "environment")
     """The order in which events are stored."""
 
-    def dead_letter(self, reason: str) -> "DeadLetter":
-        subject = f"run {self.run_id} of {self.task_id}, for {self.environment}"
+    def dead_letter(self, reason: str, owner: Any = None) -> "DeadLetter":
+        subject = f"run {self.run_id} of {self.task_id} in {self.project}, for {self.environment}"
         return DeadLetter(kind="job-report", subject=subject, reason=reason, report_id=self.id)
 
 
@@ -478,11 +494,9 @@ class GroupCheck(Work, table=True):
 
     task_group_id: str
 
-    def dead_letter(self, reason: str) -> "DeadLetter":
-        payload = self.task_group_id.encode()
-        return DeadLetter(
-            kind="group-check", subject=f"task group {self.task_group_id}", reason=reason, payload=payload
-        )
+    def dead_letter(self, reason: str, owner: Any = None) -> "DeadLetter":
+        subject = f"task group {self.task_group_id} (taskcluster)"
+        return DeadLetter(kind="group-check", subject=subject, reason=reason, payload=self.task_group_id.encode())
 
 
 def work_tables() -> list[type[Work]]:

@@ -126,7 +126,7 @@ class System:
             raise AssertionError(f"not settled: {self.pushes()}") from error
         time.sleep(0.3)  # what is done twice would be done now
         stored = self.pushes()
-        assert [push["graph"]["state"] for push in stored] == ["created"] * pushes, stored
+        assert [push["graph"]["state"] for push in stored] == ["done"] * pushes, stored
         assert all(r["state"] == "done" for push in stored for r in push["resultsets"]), stored
         assert all(len(push["resultsets"]) == environments for push in stored)
 

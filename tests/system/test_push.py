@@ -194,7 +194,7 @@ def test_treeherder_is_down_for_a_while(systems: Systems, sqlite_url: str) -> No
     for _ in range(3):
         system.push()
     # the graphs do not wait for it
-    system.wait(lambda: [push["graph"]["state"] for push in system.pushes()] == ["created"] * 3)
+    system.wait(lambda: [push["graph"]["state"] for push in system.pushes()] == ["done"] * 3)
     waiting = [resultset for push in system.pushes() for resultset in push["resultsets"]]
     assert all(resultset["state"] == "pending" for resultset in waiting)
     system.wait(lambda: all("503" in (r["error"] or "") for push in system.pushes() for r in push["resultsets"]))

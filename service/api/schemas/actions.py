@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from service.api.schemas.common import EXAMPLE_COPY, EXAMPLE_TASK, Page, RunId, Schema, TaskId, Text, example
+from service.api.schemas.common import EXAMPLE_COPY, EXAMPLE_TASK, Page, RunId, Schema, TaskId, Text, Working, example
 from service.contract.events import Alias
 from service.contract.validation import problems_of
 from service.flow.actions.kinds import ACTIONS, known_names
@@ -112,6 +112,7 @@ _SUMMARY: dict[str, Any] = {
     "requester": "sheriff@example.com",
     "source": "api",
     "state": "done",
+    "working": False,
     "reason": None,
     "notes": [],
     "tasks_planned": 1,
@@ -142,6 +143,7 @@ class ActionSummary(Schema):
     requester: str
     source: Source
     state: ActionState
+    working: Working
     reason: str | None = Field(description="why it failed, was rejected or has nothing to do; or the last failure")
     notes: list[str] = Field(description="what else a person should know")
     tasks_planned: int

@@ -1,5 +1,6 @@
 """Parts that all schemas of the API share. A schema is never a table: those are not validated, and hold secrets."""
 
+from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -46,6 +47,18 @@ class Page(BaseModel, Generic[T]):
 
     items: list[T]
     next: str | None = None
+
+
+Working = Annotated[bool, Field(description="a worker is at it just now, so `next_attempt_at` is null")]
+
+
+class StepState(StrEnum):
+    """The states of a push's steps and of job reports."""
+
+    PENDING = "pending"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
 
 
 TaskId = Annotated[str, Field(pattern=SLUGID, description="a taskId: 22 characters, a slugid")]

@@ -1,10 +1,26 @@
 """Dead letters, as the API shows them."""
 
 from datetime import datetime
+from enum import StrEnum
 
 from pydantic import Field
 
 from service.api.schemas.common import Page, Schema, example
+
+
+class LetterKind(StrEnum):
+    """The kinds of dead letters: events that were not understood, and work that was buried."""
+
+    PUSH_EVENT = "push-event"
+    JOB_ACTION = "job-action"
+    TASK_EVENT = "task-event"
+    RESULTSET = "resultset"
+    GRAPH = "graph"
+    ANNOUNCEMENT = "announcement"
+    ACTION = "action"
+    NOTICE = "notice"
+    JOB_REPORT = "job-report"
+    GROUP_CHECK = "group-check"
 
 
 class DeadLetterSummary(Schema):
@@ -24,7 +40,7 @@ class DeadLetterRead(DeadLetterSummary):
     model_config = example(
         id=3,
         kind="push-event",
-        subject="mozilla-central, push 43211",
+        subject="push 43211 of mozilla-central",
         reason="not understood: push.changesets is missing",
         since="2026-01-15T12:00:00Z",
         payload_bytes=56,

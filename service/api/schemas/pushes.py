@@ -1,19 +1,19 @@
 """Pushes with their steps, and a `.taskcluster.yml` that is tried, as the API shows and takes them."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-from service.api.schemas.common import EXAMPLE_NODE, EXAMPLE_TASK, Page, PushId, Schema, example
-from service.store.models import State
+from service.api.schemas.common import EXAMPLE_NODE, EXAMPLE_TASK, Page, PushId, Schema, StepState, Working, example
 
 
 class ResultsetRead(Schema):
     """The resultset of a push in one environment."""
 
     environment: str
-    state: State
+    state: StepState
+    working: Working
     attempts: int
     error: str | None = Field(description="the last failure, or why it was skipped")
     at: datetime | None = Field(description="when it ended")
@@ -31,7 +31,8 @@ class TaskRead(Schema):
 class GraphRead(Schema):
     """The task graph of a push."""
 
-    state: Literal["pending", "created", "skipped", "failed"]
+    state: StepState
+    working: Working
     reason: str | None = Field(description="the last failure, or why there is no graph")
     attempts: int
     at: datetime | None
@@ -68,6 +69,7 @@ _SUMMARY: dict[str, Any] = {
         {
             "environment": "tc-treeherder",
             "state": "done",
+            "working": False,
             "attempts": 1,
             "error": None,
             "at": "2026-01-15T12:00:03Z",
@@ -75,7 +77,8 @@ _SUMMARY: dict[str, Any] = {
         }
     ],
     "graph": {
-        "state": "created",
+        "state": "done",
+        "working": False,
         "reason": None,
         "attempts": 1,
         "at": "2026-01-15T12:00:04Z",

@@ -6,8 +6,17 @@ from enum import StrEnum
 from pydantic import Field
 
 from service.api.schemas.actions import ActionState, MadeTask
-from service.api.schemas.common import EXAMPLE_COPY, EXAMPLE_NODE, EXAMPLE_TASK, Page, Schema, example
-from service.store.models import Stage, State
+from service.api.schemas.common import (
+    EXAMPLE_COPY,
+    EXAMPLE_NODE,
+    EXAMPLE_TASK,
+    Page,
+    Schema,
+    StepState,
+    Working,
+    example,
+)
+from service.store.models import Stage
 
 
 class TaskPush(Schema):
@@ -53,7 +62,8 @@ class RunRead(Schema):
     project: str
     stage: RunStage = Field(description="the newest that was heard of")
     told: RunStage | None = Field(description="what Treeherder was told last")
-    state: State = Field(description="of the report")
+    state: StepState = Field(description="of the report")
+    working: Working
     error: str | None
     last_event_at: datetime
     next_attempt_at: datetime | None
@@ -73,6 +83,7 @@ class ReportRead(RunRead):
         stage="running",
         told=None,
         state="pending",
+        working=False,
         error=f"Treeherder does not know the push {EXAMPLE_NODE} of mozilla-central (yet)",
         attempts=3,
         last_event_at="2026-01-15T12:31:00Z",
@@ -113,6 +124,7 @@ class TaskOwner(Schema):
                 "stage": "running",
                 "told": "pending",
                 "state": "pending",
+                "working": False,
                 "error": None,
                 "last_event_at": "2026-01-15T12:31:00Z",
                 "next_attempt_at": "2026-01-15T12:31:01Z",

@@ -105,4 +105,4 @@ def known_names() -> str:
     return " and ".join(sorted(ACTIONS))
 
 
-WORK.add_table(WorkTable(Action, "GET /api/v1/actions?state=received or planned says why"))
+WORK.add_table(WorkTable(Action, "`tc-treeherder actions list --state received`, or `planned`, says why"))

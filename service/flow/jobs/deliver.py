@@ -180,5 +180,5 @@ def _push_halves(chunk: list[Item], waiting: deque[list[Item]]) -> bool:
 
 
 WORK.add_table(
-    WorkTable(JobReport, "GET /api/v1/reports?state=pending says why", deliverer=TreeherderDeliverer),
+    WorkTable(JobReport, "`tc-treeherder reports list --state pending` says why", deliverer=TreeherderDeliverer),
 )

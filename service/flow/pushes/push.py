@@ -156,7 +156,7 @@ def _out_of_date(repository: Repository, event: ListedPush, *, replayed: bool) -
 def _store_oversized(session: SyncSession, repository: Repository, event: OversizedPush) -> Verdict:
     if event.push_id <= repository.last_push_id:
         return Verdict(verdict="duplicate")
-    subject = f"{repository.alias}, push {event.push_id}"
+    subject = f"push {event.push_id} of {repository.alias}"
     payload = event.model_dump_json().encode()
     session.add(DeadLetter(kind="push-event", subject=subject, reason=event.reason, payload=payload))
     _advance_cursor(repository, event.since, event.push_id, None)
@@ -228,4 +228,4 @@ async def _load(session: Session, steps: Sequence[PushStep]) -> dict[int, tuple[
     return {step.id or 0: pushes[step.push_id] for step in steps}
 
 
-WORK.add_table(WorkTable(PushStep, "GET /api/v1/pushes?state=pending says why", load=_load))
+WORK.add_table(WorkTable(PushStep, "`tc-treeherder pushes list --state pending` says why", load=_load))

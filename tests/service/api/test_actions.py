@@ -621,7 +621,9 @@ async def test_nonsense_is_refused_by_name(sqlite_api: Api, path: str, body: Any
 
 async def test_unknown_actions_are_404(sqlite_api: Api) -> None:
     for number in (0, 1, -1, 2**31, 2**70):
-        is_problem(await sqlite_api.get(f"/actions/{number}"), 404, str(number), "/api/v1/actions")
+        is_problem(
+            await sqlite_api.get(f"/actions/{number}"), 404, str(number), "`tc-treeherder actions list` lists them"
+        )
     is_problem(await sqlite_api.get("/actions/x"), 422)
 
 
@@ -663,6 +665,15 @@ async def test_lists_are_filtered_by_state_and_project(several: Api, state: str)
     (one,) = (await several.get(f"/actions?state={state}&project=try")).json()["items"]
     assert one["project"] == "try"
     assert (await several.get(f"/actions/{one['id']}")).json()["state"] == state
+
+
+async def test_a_project_that_no_repository_and_no_action_has_is_a_404(several: Api) -> None:
+    await several.add("quiet")
+    assert (await several.get("/actions?project=quiet")).json()["items"] == []
+    assert len((await several.get("/actions?project=try")).json()["items"]) == 6, "which is not monitored"
+    for more in ("", "&state=done", f"&task_id={TASK}"):
+        answer = await several.get(f"/actions?project=quite{more}")
+        is_problem(answer, 404, "no repository 'quite' is monitored; did you mean quiet?", "repositories list")
 
 
 async def test_lists_come_in_pages_the_newest_first(several: Api) -> None:

@@ -18,7 +18,7 @@ async def test_they_are_listed_newest_first_with_what_came_and_why(api: Api) -> 
     assert page["next"] is None
     another, first = page["items"]
     assert first["kind"] == "push-event"
-    assert first["subject"] == "mc, push 7"
+    assert first["subject"] == "push 7 of mc"
     assert first["reason"].startswith("not understood: repository_id is missing; ")
     assert first["payload_bytes"] == len(bad)
     assert first["since"].endswith("Z")
@@ -189,3 +189,15 @@ async def test_a_commit_that_fails_is_no_2xx(api: Api) -> None:
         is_problem(await api.delete(f"/dead-letters/{letter.id}"), 500)
     assert len(await api.letters()) == 1
     assert await api.pushes() == []
+
+
+async def test_they_are_filtered_by_kind(api: Api) -> None:
+    async with api.database.writing() as session:
+        for kind in ("graph", "push-event", "graph", "notice"):
+            session.add(DeadLetter(kind=kind, subject="x", reason="x"))
+    first = (await api.get("/dead-letters?kind=graph&limit=1")).json()
+    second = (await api.get(f"/dead-letters?kind=graph&limit=1&after={first['next']}")).json()
+    assert [letter["kind"] for letter in first["items"] + second["items"]] == ["graph", "graph"]
+    assert second["next"] is None
+    assert (await api.get("/dead-letters?kind=action")).json()["items"] == []
+    is_problem(await api.get("/dead-letters?kind=grahp"), 422, 'kind "grahp" is none of push-event, ', "(graph?)")

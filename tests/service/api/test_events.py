@@ -163,7 +163,7 @@ async def test_a_push_too_large_to_send_is_a_dead_letter_and_the_cursor_goes_on(
     verdicts = await api.push({**large, "reason": "40,000,000 bytes"}, push_event(102, since=100))
     assert [(v["verdict"], v["cursor"]) for v in verdicts] == [("accepted", 102)] * 2
     (letter,) = await api.letters()
-    assert (letter.kind, letter.subject, letter.reason) == ("push-event", "mc, push 101", "40,000,000 bytes")
+    assert (letter.kind, letter.subject, letter.reason) == ("push-event", "push 101 of mc", "40,000,000 bytes")
     assert json.loads(letter.payload or b"")["push_id"] == 101
     (again,) = await api.push({**large, "reason": "40,000,000 bytes"})
     assert again["verdict"] == "duplicate"

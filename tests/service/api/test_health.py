@@ -53,7 +53,7 @@ async def test_old_unfinished_work_is_a_warning(api: Api) -> None:
             step.since = now() - timedelta(minutes=11)
     status, overall, checks = await heartbeat(api)
     assert (status, overall, checks["work"]["status"]) == (200, "warning", "warning")
-    assert "state=pending" in checks["work"]["detail"]
+    assert "`tc-treeherder pushes list --state pending`" in checks["work"]["detail"]
     await api.end_steps(State.DONE)
     assert (await heartbeat(api))[1] == "ok"
 
@@ -75,8 +75,8 @@ async def test_reports_that_wait_for_an_unknown_push_are_named_with_their_list(a
     async with api.database.writing() as session:
         session.add(report)
     detail = (await heartbeat(api))[2]["work"]["detail"]
-    assert "GET /api/v1/reports?state=pending" in detail
-    assert "1 job reports wait for pushes that Treeherder does not know: GET /api/v1/reports?waiting=push" in detail
+    assert "`tc-treeherder reports list --state pending`" in detail
+    assert "1 job reports wait for pushes that Treeherder does not know: `tc-treeherder reports list" in detail
     assert "/pushes" not in detail
     assert "/actions" not in detail
 

@@ -20,7 +20,7 @@ async def test_a_bad_event_is_kept_as_it_came_and_spoils_nothing(api: Api) -> No
     assert "dead letter" in verdicts[1]["reason"]
     assert "generation" in verdicts[1]["reason"], "it says what is wrong"
     (letter,) = await api.letters()
-    assert (letter.payload, letter.kind, letter.subject) == (bad, "push-event", "mc, push 102.0")
+    assert (letter.payload, letter.kind, letter.subject) == (bad, "push-event", "push 102.0 of mc")
     assert [push.push_id for push in await api.pushes()] == [101, 103]
 
 
@@ -34,7 +34,7 @@ async def test_the_same_bad_event_again_is_kept_once(api: Api) -> None:
         await api.push({**bad, **more})
     await api.push({**bad, "generation": 1})
     subjects = sorted(letter.subject for letter in await api.letters())
-    assert subjects == ["mc, push 7", "mc, push 7", "mc, push 8"]
+    assert subjects == ["push 7 of mc", "push 7 of mc", "push 8 of mc"]
 
 
 @pytest.mark.parametrize(

@@ -65,11 +65,12 @@ async def test_a_push_is_shown_with_each_step(api: Api) -> None:
         "changesets_count": 2,
         "changesets": [changeset("a"), changeset("b", files_count=5_000)],
         "resultsets": [
-            {"environment": prefix, "state": "pending", "attempts": 0, "error": None, "at": None}
+            {"environment": prefix, "state": "pending", "working": False, "attempts": 0, "error": None, "at": None}
             for prefix in ("tc-treeherder", "tc-treeherder-stage")
         ],
         "graph": {
             "state": "pending",
+            "working": False,
             "reason": None,
             "attempts": 0,
             "at": None,
@@ -108,7 +109,7 @@ async def test_a_graph_that_was_created_shows_its_tasks_in_order(api: Api) -> No
     await plan(api, "decision", "build", "test")
     await api.end_steps(State.DONE)
     graph = (await api.get("/pushes/mc/101")).json()["graph"]
-    assert graph["state"] == "created"
+    assert graph["state"] == "done"
     assert graph["at"] is not None
     assert graph["tasks"] == [
         {"task_id": f"{name}-0", "name": name, "created": True} for name in ("decision", "build", "test")
@@ -155,8 +156,10 @@ async def test_the_newest_generation_is_shown_unless_another_is_asked_for(api: A
 async def test_a_push_that_is_not_there_is_a_404(api: Api) -> None:
     await api.add()
     for path in ("mc/1", "nowhere/1", f"mc/{2**31}", f"mc/{10**30}", "mc/-1", "%00/1", "%ED%A0%80/1"):
-        is_problem(await api.get(f"/pushes/{path}"), 404, "/api/v1/pushes")
-        is_problem(await api.post(f"/pushes/{path}/retry"), 404, "/api/v1/pushes")
+        is_problem(await api.get(f"/pushes/{path}"), 404, "`tc-treeherder ")
+        is_problem(await api.post(f"/pushes/{path}/retry"), 404, "`tc-treeherder ")
+    is_problem(await api.get("/pushes/mc/1"), 404, "`tc-treeherder pushes list --repository mc` lists them")
+    is_problem(await api.get("/pushes/nowhere/1"), 404, "no repository 'nowhere' is monitored", "lists them: mc")
     for path in ("mc/x", "mc/1.5", "mc/" + "9" * 5_000):
         is_problem(await api.get(f"/pushes/{path}"), 422, "push_id")
 
@@ -188,8 +191,12 @@ async def test_lists_come_in_pages_newest_first_and_can_be_filtered(api: Api) ->
     assert await all_of(state="pending") == [("mc", 106)]
     assert await all_of(state="done", repository="mc") == older
     assert await all_of(state="failed") == []
-    assert await all_of(repository="nowhere") == []
-    assert await all_of(repository="\0") == []
+    for unknown in ("nowhere", "\0"):
+        for more in ({"limit": 2}, {"revision": "f" * 40}, {"user": "me"}, {"state": "done"}):
+            answer = await api.get("/pushes", params={"repository": unknown, **more})
+            is_problem(answer, 404, "is monitored. `tc-treeherder repositories list` lists them: mc, other")
+    answer = await api.get("/pushes", params={"repository": "othr"})
+    is_problem(answer, 404, "'othr' is monitored; did you mean other? ")
     is_problem(await api.get("/pushes", params={"state": "splendid"}), 422, "state")
     is_problem(await api.get("/pushes", params={"repository": "x" * 51}), 422, "repository")
 
@@ -259,7 +266,7 @@ async def test_only_what_failed_is_done_again(api: Api) -> None:
         "tc-treeherder": "pending",
         "tc-treeherder-stage": "done",
     }
-    assert shown["graph"]["state"] == "created"
+    assert shown["graph"]["state"] == "done"
     assert [step.due_at is not None for step in await api.steps()].count(True) == 1
 
 

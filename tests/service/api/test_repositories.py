@@ -260,7 +260,7 @@ async def test_a_repository_that_is_not_there_is_a_404(api: Api) -> None:
             await api.delete(f"/repositories/{alias}"),
             await api.post(f"/repositories/{alias}/reset", {}),
         ):
-            is_problem(answer, 404, "/api/v1/repositories")
+            is_problem(answer, 404, "`tc-treeherder repositories add`")
 
 
 async def test_lists_come_in_pages_in_the_order_of_adding(api: Api) -> None:

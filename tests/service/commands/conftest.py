@@ -104,7 +104,7 @@ def pushed(system: System) -> Pushed:
 
     def settled() -> bool:
         states = {push["push_id"]: push["graph"]["state"] for push in system.pushes() if push["repository"] == "try"}
-        return [states.get(push_id) for push_id in ids] == ["created", "failed"]
+        return [states.get(push_id) for push_id in ids] == ["done", "failed"]
 
     system.wait(settled)
     push = system.api.get(f"/pushes/try/{ids[0]}").json()

@@ -60,13 +60,23 @@ def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
     action = dict.fromkeys(("run_id", "reason", "done_at", "next_attempt_at"))
     lists: dict[str, object] = {"notes": [], "tasks": [], "left_out": []}
     names = {"action": "cancel", "project": "mc", "task_id": NOBODY, "requester": "me", "source": "api"}
-    body = {"id": 7, "state": "received", "received_at": "2026-01-02T03:04:05Z", **names, **action, **lists}
+    body = {
+        "id": 7,
+        "state": "received",
+        "working": True,
+        "received_at": "2026-01-02T03:04:05Z",
+        **names,
+        **action,
+        **lists,
+    }
     pretend.json("/api/v1/actions", body, 202)
     pretend.json("/api/v1/actions/7", body)
     ran = run("actions", "run", "cancel", "mc", NOBODY, "--wait", "--wait-seconds", "0.1", "--url", pretend.url)
     assert ran.code == 1
     assert "has not ended within 0.1 s" in ran.err
-    assert "received   2026-01-02 03:04:05Z" in ran.out
+    lines = ran.out.splitlines()
+    assert "received      2026-01-02 03:04:05Z" in lines
+    assert "next attempt  working" in lines
     assert len(pretend.asked) >= 2
 
 

@@ -39,16 +39,24 @@ def bury(system: System) -> Bury:
 
 
 def test_they_are_listed_and_shown(tc: Run, bury: Bury) -> None:
-    first, second = bury("listed", b'{"a": 1}', b"two\x1b[2J")
-    assert [letter["id"] for letter in tc("dead-letters", "list", "--kind", "listed", "--json").json] == [second, first]
-    assert tc("dead-letters", "list", "--kind", "listed", "--limit", "1", "--json").json[0]["id"] == second
-    row = tc("dead-letters", "list", "--kind", "listed").rows[1]
-    assert row[:2] == [str(first), "listed"]
+    first, second = bury("notice", b'{"a": 1}', b"two\x1b[2J")
+    assert [letter["id"] for letter in tc("dead-letters", "list", "--kind", "notice", "--json").json] == [second, first]
+    assert tc("dead-letters", "list", "--kind", "notice", "--limit", "1", "--json").json[0]["id"] == second
+    row = tc("dead-letters", "list", "--kind", "notice").rows[1]
+    assert row[:2] == [str(first), "notice"]
     assert row[-3:] == ["an", "old", "release"]
     assert tc("dead-letters", "show", str(first), "--json").json["payload"] == '{"a": 1}'
     fields = tc("dead-letters", "show", str(second)).out
     assert "payload      two\\x1b[2J" in fields.splitlines()
-    assert tc("dead-letters", "list", "--kind", "none-such").err == "no dead letters\n"
+    assert tc("dead-letters", "list", "--kind", "announcement").err == "no dead letters\n"
+
+
+@pytest.mark.parametrize("command", [["list"], ["replay", "--all"], ["drop", "--all", "--yes"]])
+def test_an_unknown_kind_is_an_error(tc: Run, command: list[str]) -> None:
+    ran = tc("dead-letters", *command, "--kind", "push-events")
+    assert (ran.code, ran.out) == (1, "")
+    assert 'kind "push-events" is none of push-event, job-action, ' in ran.err
+    assert "(push-event?)" in ran.err
 
 
 def test_there_is_no_such_letter(tc: Run) -> None:
@@ -105,17 +113,17 @@ def test_it_goes_on_after_one_that_is_refused(tc: Run, bury: Bury) -> None:
 
 
 def test_dropping_all_needs_a_yes(tc: Run, bury: Bury) -> None:
-    ids = bury("to-drop", None, None, None)
-    ran = tc("dead-letters", "drop", "--all", "--kind", "to-drop")
+    ids = bury("group-check", None, None, None)
+    ran = tc("dead-letters", "drop", "--all", "--kind", "group-check")
     assert ran.code == 2
     assert "would drop 3 dead letters" in ran.err
     ran = tc("dead-letters", "drop", str(ids[1]))
-    assert (ran.code, "would drop 1 dead letters" in ran.err) == (2, True)
+    assert (ran.code, "would drop 1 dead letter, " in ran.err) == (2, True)
     ran = tc("dead-letters", "drop", str(ids[1]), "--json", "--yes")
     assert (ran.code, ran.json) == (0, {"dropped": [ids[1]], "failed": []})
-    ran = tc("dead-letters", "drop", "--all", "--kind", "to-drop", "--yes", "--json")
+    ran = tc("dead-letters", "drop", "--all", "--kind", "group-check", "--yes", "--json")
     assert ran.json["dropped"] == [ids[0], ids[2]]
-    assert tc("dead-letters", "list", "--kind", "to-drop", "--json").json == []
+    assert tc("dead-letters", "list", "--kind", "group-check", "--json").json == []
 
 
 @pytest.mark.parametrize("arguments", [[], ["1", "--all"], ["1", "--kind", "x"], ["0"], ["x"]])

@@ -1,8 +1,10 @@
 """`tc-treeherder pushes`."""
 
+import json
+
 import pytest
 
-from tests.service.commands.conftest import Pushed, Run
+from tests.service.commands.conftest import Pretended, Pushed, Run
 from tests.system.conftest import System
 
 
@@ -12,7 +14,7 @@ def test_pushes_are_listed_newest_first(tc: Run, pushed: Pushed) -> None:
     broken, good = tc("pushes", "list", "-r", "try").out.splitlines()[1:]
     assert good.split()[:2] == ["try", str(pushed.good)]
     assert good.split()[3] == "dev@example.com"
-    assert good.split()[-3:] == ["done", "created", "2"]
+    assert good.split()[-3:] == ["done", "done", "2"]
     assert "failed" in broken.split()
     assert ".taskcluster.yml" in broken
     assert tc("pushes", "list", "-r", "try", "--limit", "1", "--json").json == [ran.json[0]]
@@ -21,11 +23,34 @@ def test_pushes_are_listed_newest_first(tc: Run, pushed: Pushed) -> None:
 def test_pushes_of_a_state(tc: Run, pushed: Pushed) -> None:
     ran = tc("pushes", "list", "-r", "try", "--state", "failed", "--json")
     assert [push["push_id"] for push in ran.json] == [pushed.broken]
-    ran = tc("pushes", "list", "-r", "nowhere")
+    ran = tc("pushes", "list", "-r", "try", "--user", "nobody@example.com")
     assert (ran.code, ran.out, ran.err) == (0, "", "no push matches\n")
     ran = tc("pushes", "list", "--state", "sideways")
     assert ran.code == 1
     assert "state" in ran.err
+
+
+@pytest.mark.parametrize(
+    "command", [["pushes", "list", "-r"], ["actions", "list", "-p"], ["repositories", "show"], ["pushes", "show"]]
+)
+def test_an_unknown_alias_is_an_error_that_names_those_that_there_are(
+    tc: Run, pushed: Pushed, command: list[str]
+) -> None:
+    ran = tc(*command, "tri", *(["1"] if command == ["pushes", "show"] else []))
+    assert (ran.code, ran.out) == (4, "")
+    expected = "no repository 'tri' is monitored; did you mean try? `tc-treeherder repositories list` lists them: "
+    assert expected in ran.err
+    assert "try" in ran.err.partition(expected)[2]
+
+
+def test_what_a_worker_does_just_now_is_shown_as_working(run: Run, tc: Run, pushed: Pushed, pretend: Pretended) -> None:
+    push = tc("pushes", "show", "try", str(pushed.good), "--json").json
+    push["graph"] |= {"state": "pending", "working": True, "next_attempt_at": None, "at": None}
+    push["resultsets"][0] |= {"state": "pending", "next_attempt_at": "2026-01-15T12:00:00Z", "at": None}
+    pretend.answers["/api/v1/pushes/try/1"] = [(200, {"Content-Type": "application/json"}, json.dumps(push).encode())]
+    lines = run("pushes", "show", "try", "1", "--url", pretend.url).out.splitlines()
+    waiting, working = [line.split(maxsplit=2)[2] for line in lines if line.startswith("  next attempt")]
+    assert (waiting, working) == ("2026-01-15 12:00:00Z", "working")
 
 
 def test_a_long_list_is_followed_over_its_pages(tc: Run, pushed: Pushed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +64,7 @@ def test_a_long_list_is_followed_over_its_pages(tc: Run, pushed: Pushed, monkeyp
 def test_a_push_is_shown_with_its_steps_and_tasks(tc: Run, pushed: Pushed) -> None:
     lines = tc("pushes", "show", "try", str(pushed.good)).out.splitlines()
     assert lines[0] == f"push                     {pushed.good} of try, generation 0"
-    assert "graph                    created" in lines
+    assert "graph                    done" in lines
     assert f"tasks                    {pushed.tasks[0]}  created  decision" in lines
     assert f"                         {pushed.tasks[1]}  created  test" in lines
     document = tc("pushes", "show", "try", str(pushed.good), "--generation", "0", "--json").json

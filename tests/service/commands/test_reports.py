@@ -21,7 +21,8 @@ def test_its_options_are_the_apis_filters(run: Run, pretend: Pretended) -> None:
         "told": None,
         "state": "pending",
         "error": "its push is not there",
-        "next_attempt_at": "2026-01-15T12:00:00Z",
+        "working": True,
+        "next_attempt_at": None,
     }
     pretend.json("/api/v1/reports", {"items": [report], "next": None})
     options = ["--state", "pending", "--waiting-for-push", "--limit", "7"]
@@ -31,6 +32,6 @@ def test_its_options_are_the_apis_filters(run: Run, pretend: Pretended) -> None:
     assert path == "/api/v1/reports?limit=7&state=pending&waiting=push"
     ((*row,),) = ran.rows
     assert row[:7] == ["A" * 22, "1", "tc-treeherder", "mc", "f" * 40, "running", "nothing"]
-    assert row[-5:] == ["its", "push", "is", "not", "there"]
+    assert row[-6:] == ["working", "its", "push", "is", "not", "there"]
     ran = run("reports", "list", "--json", "--url", pretend.url)
     assert ran.json == [report]

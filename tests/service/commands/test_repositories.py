@@ -105,6 +105,41 @@ def test_what_destroys_data_needs_a_yes(system: System, tc: Run, command: str) -
     assert tc("repositories", "remove", "keeping", "-y").code == 0
 
 
+def test_a_scope_is_added_and_removed(system: System, tc: Run) -> None:
+    added(system, tc, "scoped", "--scope", "a:1", "--scope", "b:2")
+
+    def change(*options: str) -> list[str]:
+        ran = tc("repositories", "set", "scoped", *options, "--json")
+        assert ran.code == 0, ran.err
+        scopes: list[str] = ran.json["scopes"]
+        return scopes
+
+    assert change("--add-scope", "c:3", "--add-scope", "a:1") == ["a:1", "b:2", "c:3"]
+    assert change("--remove-scope", "a:1", "--add-scope", "d:4", "--level", "2") == ["b:2", "c:3", "d:4"]
+    assert change("--remove-scope", "b:2", "--remove-scope", "c:3", "--remove-scope", "d:4") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--remove-scope", "zzz"], "strict does not have the scope zzz; it has a:1"),
+        (["--add-scope", "b", "--remove-scope", "b"], "b cannot be added and removed at once"),
+        (["--add-scope", "b", "--scope", "c"], "leave out the other option"),
+        (["--remove-scope", "a:1", "--default-scopes"], "leave out the other option"),
+    ],
+)
+def test_a_scope_that_cannot_be_changed_changes_nothing(
+    system: System, tc: Run, options: list[str], words: str
+) -> None:
+    if tc("repositories", "show", "strict").code:
+        added(system, tc, "strict", "--scope", "a:1")
+    ran = tc("repositories", "set", "strict", "--level", "2", *options)
+    assert ran.code == 2
+    assert words in ran.err
+    shown = tc("repositories", "show", "strict", "--json").json
+    assert (shown["scopes"], shown["level"]) == (["a:1"], "1")
+
+
 @pytest.mark.parametrize("command", [["show"], ["remove", "--yes"], ["reset", "--yes"]])
 def test_there_is_no_such_repository(tc: Run, command: list[str]) -> None:
     ran = tc("repositories", command[0], "nowhere", *command[1:])

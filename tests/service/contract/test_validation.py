@@ -149,9 +149,21 @@ def test_a_place_is_written_as_in_a_program() -> None:
     assert path_of(("body",)) == "the body"
 
 
+def test_of_a_short_name_one_letter_may_be_wrong() -> None:
+    assert closest("tri", ["mozilla-central", "try"]) == "try"
+    assert closest("nowhere", ["other"]) is None
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("shcedulerId", "schedulerId"), ("scheduler_id", "schedulerId"), ("workertype", "workerType"), ("colour", None)],
+    [
+        ("shcedulerId", "schedulerId"),
+        ("scheduler_id", "schedulerId"),
+        ("workertype", "workerType"),
+        ("colour", None),
+        ("paylod", "payload"),
+        ("other", None),
+    ],
 )
 def test_the_closest_name_is_found_in_any_spelling(name: str, meant: str | None) -> None:
     assert closest(name, ["schedulerId", "workerType", "payload"]) == meant

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlmodel import SQLModel, col, select
 
+from service.api.schemas.dead_letters import LetterKind
 from service.clock import now
 from service.engine.registry import WORK
 from service.flow.pushes import graph  # noqa: F401 - importing any of the flow registers all of it
@@ -17,6 +18,7 @@ from service.store.models import (
     JobReport,
     Notice,
     NoticeKind,
+    Push,
     PushStep,
     Repository,
     Secret,
@@ -65,7 +67,22 @@ def test_the_next_attempt_is_not_before_the_work_was_due() -> None:
     assert step.next_attempt_at is None
 
 
-def test_each_kind_of_work_names_itself_in_its_dead_letter() -> None:
+def test_work_that_is_held_has_no_next_attempt_until_its_lease_has_ended() -> None:
+    step = PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", holder="me", due_at=now() + timedelta(minutes=1))
+    assert (step.working, step.next_attempt_at) == (True, None)
+    step.due_at = now() - timedelta(seconds=1)
+    assert (step.working, step.next_attempt_at) == (False, step.since)
+    step.holder, step.due_at = None, now() + timedelta(minutes=1)
+    assert (step.working, step.next_attempt_at) == (False, step.due_at)
+
+
+def test_each_kind_of_work_names_upstream_and_repository_in_its_dead_letter() -> None:
+    push = Push(
+        repository_id=1, generation=0, push_id=43210, user="dev@x", date=NOON, revision=None, revision_hash="f",
+        changesets=[], nodes=[],
+    )  # fmt: skip
+    repository = Repository(alias="mc", url="https://hg/mc", host="hg", level="1", last_push_id=0)
+    share = share_of("mc", "dev@x")
     report = JobReport(
         id=3,
         task_id="T",
@@ -78,27 +95,31 @@ def test_each_kind_of_work_names_itself_in_its_dead_letter() -> None:
         lane=job_lane("th", "mc"),
     )
     letters = [
-        PushStep(id=1, push_id=9, kind=StepKind.GRAPH, lane="graph x").dead_letter("why"),
+        PushStep(id=1, push_id=9, kind=StepKind.GRAPH, lane="graph hg").dead_letter("why", (push, repository)),
+        PushStep(id=1, push_id=9, kind=StepKind.RESULTSET, lane="resultset th", share=share).dead_letter("why"),
         action().dead_letter("why"),
-        Notice(id=2, kind=NoticeKind.PULSE, action_id=7, target="v1/x", key="k", body={}, lane="pulse").dead_letter(
-            "y"
-        ),
+        Notice(
+            id=2, kind=NoticeKind.PULSE, action_id=7, target="v1/x", key="k", body={}, lane="pulse", share=share
+        ).dead_letter("y"),
         Notice(id=4, kind=NoticeKind.JOB, step_id=1, target="th", key="mc", body={}, lane="job").dead_letter("y"),
         report.dead_letter("why"),
         GroupCheck(task_group_id="G", lane="taskcluster").dead_letter("why"),
     ]
     assert [(letter.kind, letter.subject) for letter in letters] == [
-        ("graph", "push 9, graph x"),
-        ("action", "cancel of T in mc"),
-        ("notice", "action 7, told to v1/x"),
-        ("notice", "push step 1, told to th"),
-        ("job-report", "run 1 of T, for th"),
-        ("group-check", "task group G"),
+        ("graph", "push 43210 of mc, graph (hg)"),
+        ("resultset", "a push of dev@x to mc, resultset (th)"),
+        ("action", "cancel of T in mc (taskcluster)"),
+        ("notice", "action 7 in mc, told to v1/x"),
+        ("notice", "a failed push in mc, told to th"),
+        ("job-report", "run 1 of T in mc, for th"),
+        ("group-check", "task group G (taskcluster)"),
     ]
-    assert [letter.step_id for letter in letters] == [1, None, None, None, None, None]
-    assert [letter.action_id for letter in letters] == [None, 7, None, None, None, None]
-    assert [letter.notice_id for letter in letters] == [None, None, 2, 4, None, None]
-    assert [letter.report_id for letter in letters] == [None, None, None, None, 3, None]
+    assert {letter.kind for letter in letters} <= set(LetterKind)
+    assert set(WORK.replays) | set(StepKind) <= set(LetterKind)
+    assert [letter.step_id for letter in letters] == [1, 1, None, None, None, None, None]
+    assert [letter.action_id for letter in letters] == [None, None, 7, None, None, None, None]
+    assert [letter.notice_id for letter in letters] == [None, None, None, 2, 4, None, None]
+    assert [letter.report_id for letter in letters] == [None, None, None, None, None, 3, None]
     assert letters[-1].payload == b"G"
 
 

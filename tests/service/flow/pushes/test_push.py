@@ -405,7 +405,7 @@ async def test_one_that_is_too_large_is_a_dead_letter_and_the_cursor_goes_on(
     monitored = await repository(database)
     assert monitored.last_push_id == 3
     (letter,) = await letters(database)
-    assert (letter.kind, letter.subject, letter.reason) == ("push-event", "mc, push 2", "40 MB")
+    assert (letter.kind, letter.subject, letter.reason) == ("push-event", "push 2 of mc", "40 MB")
     assert json.loads(letter.payload or b"")["push_id"] == 2
     assert len(await pushes(database)) == 2
 
