@@ -11,6 +11,7 @@ import structlog
 
 from listeners.settings import ListenerSettings, load
 from service.contract.configuration import SettingsError
+from service.contract.ports import EXIT_CODE, PortError
 
 log = structlog.get_logger()
 
@@ -29,7 +30,9 @@ class Listener(Protocol):
 
 
 def run_listener(create: Callable[[ListenerSettings], Listener], configure_log: ConfigureLog | None) -> int:
-    """Run a listener until SIGTERM or SIGINT, and return the exit code: 2 if the settings are wrong, 1 after a bug.
+    """Run a listener until SIGTERM or SIGINT, and return the exit code.
+
+    It is 2 if the settings are wrong, 5 if the port of its probe cannot be listened on, and 1 after a bug.
 
     `create` makes the listener of the settings, and `configure_log` sets up the log.
     """
@@ -44,6 +47,9 @@ def run_listener(create: Callable[[ListenerSettings], Listener], configure_log: 
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except PortError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_CODE
 
     def stop_on_signal() -> None:
         log.info("stopping", signal=signal.Signals(signal.sigwait(stop_signals)).name)

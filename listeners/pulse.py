@@ -36,6 +36,7 @@ from listeners.settings import ListenerSettings
 from service.contract.broker import URL_REMEDY
 from service.contract.configuration import PULSE_URL, SettingsError
 from service.contract.events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
+from service.contract.ports import PortError
 
 log = structlog.get_logger()
 
@@ -221,9 +222,8 @@ class PulseListener:
         try:
             return None if port is None else ProbeServer(host, port, self.state)
         except OSError as error:
-            raise SettingsError(
-                f"probe_port: {host}:{port} cannot be opened ({error}): set TC_TREEHERDER_PROBE_PORT to another port"
-            ) from None
+            remedy = "Stop the program that uses it, or set TC_TREEHERDER_PROBE_PORT to another one."
+            raise PortError(host, port or 0, "The probe of the Pulse listener", remedy, error) from None
 
     def _create_consumer(self, kind: str) -> Consumer[Any]:
         settings = self._settings

@@ -9,6 +9,7 @@ import typer
 
 from sandbox.hg import Client, NewChangeset
 from sandbox.run import HG_PORT, HOST, TASKCLUSTER_PORT, TREEHERDER_PORT, SandboxError, run
+from service.contract.ports import EXIT_CODE, PortError
 
 app = typer.Typer(
     help="Stand-ins for Mercurial, Taskcluster and Treeherder, for demos and tests.", add_completion=False
@@ -47,6 +48,11 @@ def start(
         )
     except SandboxError as error:
         _fail(str(error))
+    except PortError as error:
+        _fail(str(error), EXIT_CODE)
+
+
+_START = "Start one with bin/sandbox, or name another one with --hg-url."
 
 
 @app.command()
@@ -69,9 +75,9 @@ def push(
     except RuntimeError as error:
         _fail(f"The sandbox at {hg_url} refuses the push: {error}")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(
-            f"No sandbox answers at {hg_url} ({error}). Start one with bin/sandbox, or name another one with --hg-url."
-        )
+        _fail(f"No sandbox answers at {hg_url} ({error}). {_START}")
+    except ValueError:  # the answer is no JSON
+        _fail(f"What answers at {hg_url} is no sandbox. {_START}")
     typer.echo(f"push {number} of {repository}: {tip}")
 
 
@@ -82,6 +88,6 @@ async def _push(url: str, repository: str, changeset: NewChangeset, user: str) -
     return pushed["changesets"][-1], pushed["id"]
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(f"sandbox: {message}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)

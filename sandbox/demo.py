@@ -21,8 +21,9 @@ import typer
 
 from sandbox import broker
 from sandbox.credentials import LEVEL, TRUST_DOMAIN
-from sandbox.run import HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT
+from sandbox.run import HG_PORT, HOST, TASKCLUSTER_PORT, TREEHERDER_PORT
 from sandbox.stack import Stack, StackError
+from service.contract.ports import EXIT_CODE, PortError, require_free
 
 REPOSITORY, PATH = "autoland", "integration/autoland"
 USER = "dev@example.com"
@@ -326,9 +327,12 @@ def main(
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, signal.default_int_handler)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # its errors are printed here, in one line
+    names = ("The stand-in for Mercurial", "The stand-in for Taskcluster", "The stand-in for Treeherder", "The service")
     ports = (0, 0, 0) if free_ports or once else (HG_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT)
     service_port = 0 if free_ports or once else SERVICE_PORT
     try:
+        for name, port in zip(names, (*ports, service_port), strict=True):
+            require_free(HOST, port, name, "Stop the program that uses it, or let the demo choose: --free-ports.")
         claim_folder(folder)
         url = _broker(amqp_url, no_broker)
         stack = Stack(folder.absolute(), mercurial=True, ports=ports, service_port=service_port, amqp_url=url)
@@ -345,6 +349,9 @@ def main(
             typer.echo("\nThe retrigger is complete.")
             if not once:
                 _stay(stack)
+    except PortError as error:
+        typer.echo(f"The demo cannot start. {error}", err=True)
+        sys.exit(EXIT_CODE)
     except (StackError, httpx.HTTPError) as error:
         typer.echo(f"\nThe demo failed. {error}", err=True)
         if (folder / MARKER).exists():

@@ -20,6 +20,7 @@ import uvicorn
 from sandbox import credentials, hg, taskcluster, treeherder
 from sandbox.treeherder.store import Repository, Store
 from service.contract.broker import BROKER_ERRORS
+from service.contract.ports import PortError
 
 HG_PORT = 7801
 TASKCLUSTER_PORT = 7802
@@ -59,7 +60,7 @@ def run(
     exchange_prefix: str = "",
     host: str = HOST,
 ) -> None:
-    """Run the sandbox until SIGTERM or SIGINT; a port of 0 is any free one. Raises SandboxError.
+    """Run the sandbox until SIGTERM or SIGINT; a port of 0 is any free one. Raises SandboxError and PortError.
 
     With `amqp_url`, task events and pressed buttons are published to that broker, otherwise they are dropped.
     `exchange_prefix` is put before the names of the exchanges, which stay until somebody deletes them. Without
@@ -79,10 +80,8 @@ def _listen(name: str, host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise SandboxError(
-            f"The stand-in for {STAND_INS[name]} cannot listen on port {port} of {host} ({error}). Stop the program "
-            f"that uses the port, or choose another one: --{name}-port 0 takes any free port."
-        ) from error
+        remedy = f"Stop the program that uses it, or choose another one: --{name}-port 0 takes any free port."
+        raise PortError(host, port, f"The stand-in for {STAND_INS[name]}", remedy, error) from error
 
 
 async def _run(

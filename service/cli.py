@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from service import lean  # before any other module imports what it leaves out
-from service.commands import Commands
+from service.commands import USAGE, Commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,9 +45,9 @@ def main_options(
     """Tie Mercurial's pushlog, Taskcluster and Treeherder together."""
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = USAGE) -> NoReturn:
     typer.secho(message, err=True, fg="red")
-    raise typer.Exit(2)
+    raise typer.Exit(code)
 
 
 def _settings() -> "Settings":
@@ -122,6 +122,7 @@ def serve(
 
     from service.app import create_app
     from service.auth import is_loopback
+    from service.contract.ports import EXIT_CODE, PortError, require_free
     from service.server import Protocol
 
     settings = _settings()
@@ -133,6 +134,11 @@ def serve(
         )
     if not worker:
         _refuse_sqlite(settings, "a service without a worker")
+    try:
+        remedy = "Stop the program that uses it, or set TC_TREEHERDER_PORT to another one."
+        require_free(settings.host, settings.port, "The API", remedy)
+    except PortError as error:
+        _fail(str(error), EXIT_CODE)
     with _lock_sqlite(settings) as alone:
         _prepare_schema(settings)
         # uvicorn raises the signal that stopped it again, and SIGTERM is not a failure

@@ -217,6 +217,9 @@ def _endpoint(command: Callable[..., Any]) -> Callable[[Request], Awaitable[Resp
             return _json({"error": str(error)}, 404)
         except (TypeError, ValueError) as error:  # TypeError: unknown or missing arguments
             return _json({"error": str(error)}, 400)
+        except (OSError, RuntimeError) as error:  # hg reports a read-only or a full disk by its exit code
+            remedy = "Give the folder write access and free space, or start the sandbox with TMPDIR or --no-mercurial."
+            return _json({"error": f"the repositories cannot be written ({error}). {remedy}"}, 507)
         return _json({} if done is None else done)
 
     return answer

@@ -17,8 +17,8 @@ from sandbox.hg.pushlog import NewChangeset
 class Client:
     """A client whose methods have the names and meanings of `Pushlog`, `Faults` and `Requests`.
 
-    They raise RuntimeError if the stand-in refuses. `transport` can be an `httpx.ASGITransport`, for an app in the same
-    process.
+    They raise RuntimeError if the stand-in refuses, and ValueError if something else answers. `transport` can be an
+    `httpx.ASGITransport`, for an app in the same process.
     """
 
     def __init__(self, url: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -81,9 +81,10 @@ class Client:
     async def _call(self, method: str, path: str, **arguments: Any) -> Any:
         # json.dumps escapes lone surrogates, which httpx's own encoder refuses
         answer = await self._http.request(method, path, content=json.dumps(arguments) if arguments else None)
+        body = answer.json()
         if answer.status_code != 200:
-            raise RuntimeError(f"{method} {answer.url} was answered {answer.status_code}: {answer.text}")
-        return answer.json()
+            raise RuntimeError(body.get("error") or f"{method} {answer.url} was answered {answer.status_code}")
+        return body
 
 
 def _files(changeset: NewChangeset) -> dict[str, str | None]:

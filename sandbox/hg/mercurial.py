@@ -42,7 +42,8 @@ class CommandError(RuntimeError):
     """An error of an `hg` command; `code` is its exit status."""
 
     def __init__(self, arguments: Sequence[bytes], code: int, output: bytes) -> None:
-        super().__init__(f"hg {b' '.join(arguments)!r} ended with {code}: {output.decode(errors='replace').strip()}")
+        command, text = (part.decode(errors="replace") for part in (b" ".join(arguments), output))
+        super().__init__(f"`hg {command}` ended with {code}: {text.strip()}")
         self.code = code
 
 

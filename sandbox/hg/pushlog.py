@@ -278,7 +278,7 @@ class Pushlog(ABC):
         """Recreate a repository: empty, with ids from 1 again, and 404 for `away` seconds."""
         with self._lock:
             if repository not in self._repositories:
-                raise UnknownRepositoryError(f"no repository {repository!r}: create it first")
+                raise self._unknown(repository)
             self._discard(repository)
             self._create(repository)
             now = self.clock()
@@ -358,8 +358,12 @@ class Pushlog(ABC):
 
     def _log(self, repository: str) -> Repository:
         if repository not in self._repositories:
-            raise UnknownRepositoryError(f"no repository {repository!r}: create it first")
+            raise self._unknown(repository)
         return self._repositories[repository]
+
+    def _unknown(self, repository: str) -> UnknownRepositoryError:
+        names = ", ".join(self._repositories)
+        return UnknownRepositoryError(f"no repository {repository!r}: {f'there is {names}' if names else 'create one'}")
 
     def _present(self, repository: str) -> Repository:
         log = self._log(repository)

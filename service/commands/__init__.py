@@ -31,6 +31,9 @@ NOT_FOUND = 4
 """Exit code: the named object does not exist."""
 
 
+# 5 is a port that `serve` or a listener cannot listen on: service.contract.ports
+
+
 class Failed(Exception):
     """A command failed. The message is for people, and `code` is the exit code."""
 

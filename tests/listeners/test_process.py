@@ -22,13 +22,14 @@ from tests.listeners.pushlog_harness import PushlogHarness
 from tests.proxy import TcpProxy
 
 
-def test_a_probe_port_in_use_is_a_settings_error(broker_harness: BrokerHarness) -> None:
+def test_a_probe_port_in_use_has_an_exit_code_of_its_own(broker_harness: BrokerHarness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with running_pulse_listener(broker_harness, probe_port=str(port)) as running:
             output, _ = running.communicate(timeout=30)
-    assert running.returncode == 2
-    assert f"probe_port: 127.0.0.1:{port} cannot be opened" in output
+    assert running.returncode == 5
+    assert f"The probe of the Pulse listener cannot listen on port {port} of 127.0.0.1 (Address already in" in output
+    assert "set TC_TREEHERDER_PROBE_PORT to another one" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -166,5 +167,5 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] == "service"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     libraries, service_modules = done.stdout.splitlines()
     assert libraries == "[]"
-    contract = [*own, "configuration", "events", "retry", "validation"]
+    contract = sorted([*own, "configuration", "events", "ports", "retry", "validation"])
     assert service_modules == str(["service", "service.contract", *(f"service.contract.{name}" for name in contract)])

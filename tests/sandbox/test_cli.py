@@ -4,6 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 
+from starlette.responses import PlainTextResponse
 from typer.testing import CliRunner, Result
 
 from sandbox import hg
@@ -45,8 +46,14 @@ async def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
     async with serving(hg.create_app(hg.MemoryPushlog())) as url:
         done = await asyncio.to_thread(invoke, "push", "nothing", "--hg-url", url)
     assert done.exit_code == 1
-    assert f"The sandbox at {url} refuses the push" in done.output
-    assert "nothing" in done.output
+    assert done.output == f"sandbox: The sandbox at {url} refuses the push: no repository 'nothing': create one\n"
+
+
+async def test_another_server_is_told_from_a_sandbox() -> None:
+    async with serving(PlainTextResponse("<p>Unsupported", 501)) as url:
+        done = await asyncio.to_thread(invoke, "push", "try", "--hg-url", url)
+    assert done.exit_code == 1
+    assert done.output.startswith(f"sandbox: What answers at {url} is no sandbox. Start one with bin/sandbox")
 
 
 def test_without_a_sandbox_it_says_how_to_start_one() -> None:

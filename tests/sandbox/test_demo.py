@@ -1,10 +1,13 @@
 """Folder of the demo, of which only its own files are deleted, and its choice of a broker."""
 
+import socket
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from sandbox import broker
+from sandbox import broker, demo
 from sandbox.demo import MARKER, _broker, claim_folder
 from sandbox.stack import StackError
 
@@ -56,3 +59,23 @@ def test_without_a_broker_on_this_machine_the_demo_goes_on(
     line = capsys.readouterr().out
     assert line.startswith("The broker at 127.0.0.1:1 cannot be used (ConnectionRefusedError: ")
     assert line.endswith("). The retrigger goes over HTTP.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted_by"), [("HG_PORT", "The stand-in for Mercurial"), ("SERVICE_PORT", "The service")]
+)
+def test_a_port_that_is_taken_ends_the_demo_before_it_starts_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, wanted_by: str
+) -> None:
+    for other in ("HG_PORT", "TASKCLUSTER_PORT", "TREEHERDER_PORT", "SERVICE_PORT"):
+        monkeypatch.setattr(demo, other, 0)
+    command = typer.Typer()
+    command.command()(demo.main)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(demo, name, port)
+        done = CliRunner().invoke(command, ["--folder", str(tmp_path / "demo")])
+    assert done.exit_code == 5
+    assert f"{wanted_by} cannot listen on port {port} of 127.0.0.1 (Address already in use)" in done.output
+    assert "--free-ports" in done.output
+    assert not (tmp_path / "demo").exists()

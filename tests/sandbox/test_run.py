@@ -56,10 +56,10 @@ class Sandbox:
         ready: dict[str, Any] = json.loads(self.ready_file.read_text())
         return ready
 
-    def fail(self) -> str:
-        """Wait until the sandbox ends by itself with 1; return what it wrote to stderr."""
+    def fail(self, code: int = 1) -> str:
+        """Wait until the sandbox ends by itself with this code; return what it wrote to stderr."""
         _, errors = self.process.communicate(timeout=PATIENCE)
-        assert self.process.returncode == 1
+        assert self.process.returncode == code
         assert "Traceback" not in errors
         assert not self.ready_file.exists()
         return errors
@@ -240,14 +240,16 @@ def test_a_port_that_is_taken_is_named_with_its_stand_in_and_its_option(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        errors = start(f"--{name}-port", str(port)).fail()
+        errors = start(f"--{name}-port", str(port)).fail(5)
     system = {"hg": "Mercurial", "taskcluster": "Taskcluster", "treeherder": "Treeherder"}[name]
-    assert errors.startswith(f"sandbox: The stand-in for {system} cannot listen on port {port} of 127.0.0.1 (")
+    assert errors.startswith(
+        f"sandbox: The stand-in for {system} cannot listen on port {port} of 127.0.0.1 (Address already in use). "
+    )
     assert errors.endswith(f"choose another one: --{name}-port 0 takes any free port.\n")
 
 
 def test_a_port_that_does_not_exist_is_named(start: Callable[..., Sandbox]) -> None:
-    errors = start("--hg-port", "65536").fail()
+    errors = start("--hg-port", "65536").fail(5)
     assert errors.startswith("sandbox: The stand-in for Mercurial cannot listen on port 65536 of 127.0.0.1 (")
 
 

@@ -262,12 +262,17 @@ def test_on_postgresql_it_starts_once_the_schema_is_there(tmp_path: Path, postgr
         assert process.wait(15) == 0, log.read_text()
 
 
-def test_a_port_that_is_taken_ends_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_is_taken_ends_it_before_anything_is_made(tmp_path: Path, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        settings = {"PORT": str(taken.getsockname()[1])}
-        with serving(tmp_path, **settings) as (process, _, log):
-            assert process.wait(30) != 0
-            assert "address already in use" in log.read_text()
+        port = taken.getsockname()[1]
+        with serving(tmp_path, PORT=str(port), HOST=host) as (process, _, log):
+            assert process.wait(30) == 5
+            assert log.read_text() == (
+                f"The API cannot listen on port {port} of {host} (Address already in use). "
+                "Stop the program that uses it, or set TC_TREEHERDER_PORT to another one.\n"
+            )
+    assert not list(tmp_path.glob("*.sqlite"))
 
 
 def test_the_installed_program_shows_its_commands() -> None:

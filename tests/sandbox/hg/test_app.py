@@ -7,13 +7,14 @@ import httpx
 import pytest
 
 from sandbox.hg import Client, Fault, MemoryPushlog, NewChangeset
+from sandbox.hg.mercurial import CommandError
 from tests.sandbox.hg.support import PUSHES, Clock
 
 
 @pytest.mark.parametrize(
     ("path", "body", "status", "why"),
     [
-        ("push", {"repository": "nope"}, 404, "no repository 'nope': create it first"),
+        ("push", {"repository": "nope"}, 404, "no repository 'nope': there is r"),
         ("push", {"repository": "r", "changesets": [{"mesage": "x"}]}, 400, "mesage"),
         ("push", {"repository": "r", "changesets": [{"message": ""}]}, 400, "give it one"),
         ("push", {"repository": "r", "changesets": [{"parents": ["zz"]}]}, 404, "unknown revision 'zz'"),
@@ -30,6 +31,23 @@ async def test_control_says_what_is_wrong(web: httpx.AsyncClient, path: str, bod
     answer = await web.post(f"/__control__/{path}", content=content)
     assert answer.status_code == status
     assert why in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(30, "Read-only file system"), CommandError([b"commit"], 255, b"abort: x: Read-only file system\n")],
+)
+async def test_control_says_that_repositories_cannot_be_written(
+    web: httpx.AsyncClient, pushlog: MemoryPushlog, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pushlog, "_commit", fail)
+    answer = await web.post("/__control__/push", content='{"repository": "r"}')
+    assert answer.status_code == 507
+    assert "Read-only file system). Give the folder write access" in answer.json()["error"]
+    assert "b'" not in answer.json()["error"]
 
 
 async def test_a_connection_that_breaks_is_the_same_on_a_socket_and_without(

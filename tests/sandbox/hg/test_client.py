@@ -50,9 +50,9 @@ async def test_raw_bytes_come_back_as_they_were_sent(web: httpx.AsyncClient, con
     assert (pushed["id"], pushed["user"]) == (4, user)
     assert (await web.get("/r/json-pushes?version=2&startID=3")).json()["pushes"]["4"]["user"] == user
     answer = await web.post("/__control__/push", content=json.dumps({"repository": "\udce9"}))
-    assert (answer.status_code, "create it first" in answer.json()["error"]) == (404, True)
+    assert (answer.status_code, "there is " in answer.json()["error"]) == (404, True)
 
 
 async def test_the_client_raises_what_is_wrong(control: Client) -> None:
-    with pytest.raises(RuntimeError, match=r"404.*no repository 'nope'"):
+    with pytest.raises(RuntimeError, match=r"^no repository 'nope'"):
         await control.push("nope")
