@@ -36,7 +36,7 @@ from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
 from service.flow.actions.kinds import ACTIONS, scope_of
 from service.flow.actions.receive import new_action, store_idempotent
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, fetch_subject
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError, newest_generation
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Session
@@ -74,7 +74,10 @@ async def create_action(
     caller: CallerDep,
     key: IdempotencyKey = None,
 ) -> ActionRead:
-    """Store an action to be done on a task. The answer goes out after the commit; `Location` shows the progress."""
+    """Store an action to be done on a task or a push.
+
+    The answer goes out after the commit; `Location` shows the progress.
+    """
     _require(services, caller, body)
     worker: Worker = request.app.state.worker
     requester = caller.name if body.requester is None else body.requester
@@ -82,6 +85,8 @@ async def create_action(
     taken = []
     async with services.database.writing() as session:
         action: Action | None = wanted
+        if wanted.push_id is not None:
+            wanted.generation = await newest_generation(session, wanted.project, wanted.push_id)
         if key is None:
             session.add(wanted)
         else:
@@ -99,7 +104,12 @@ async def create_action(
     if action is wanted and not taken:
         services.database.wakeups.wake(Topic.WORK)
     log.info(
-        "action-asked", action=read.id, kind=read.action, task_id=read.task_id, project=read.project, by=caller.name
+        "action-asked",
+        action=read.id,
+        kind=read.action,
+        project=read.project,
+        subject=wanted.subject,
+        by=caller.name,
     )
     response.headers["Location"] = f"/api/v1/actions/{read.id}"
     return read
@@ -129,8 +139,11 @@ async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerD
 
 
 async def _plan(services: Services, body: ActionCreate, plan: ActionPlan) -> None:
-    subject = await fetch_subject(services, body.project, body.task_id)
-    preview = await ACTIONS[body.action].plan(services, subject, _action_of(body, ""))
+    action = _action_of(body, "")
+    if action.push_id is not None:
+        async with services.database.reading() as session:
+            action.generation = await newest_generation(session, action.project, action.push_id)
+    preview = await ACTIONS[body.action].plan(services, action)
     if preview.nothing_to_do is not None:
         plan.state, plan.reason = ActionState.NOTHING_TO_DO, preview.nothing_to_do
     plan.notes = preview.notes
@@ -151,7 +164,7 @@ async def _plan(services: Services, body: ActionCreate, plan: ActionPlan) -> Non
 
 
 def _action_of(body: ActionCreate, requester: str) -> Action:
-    action = new_action(body.action, body.project, body.task_id, body.run_id, requester, Source.API)
+    action = new_action(body.action, body.project, body.task_id, body.run_id, requester, Source.API, body.push)
     action.input = body.input
     return action
 
@@ -167,6 +180,7 @@ async def list_actions(
     state: ActionState | None = None,
     project: Annotated[str | None, Query(max_length=1_000, description="alias")] = None,
     task_id: Annotated[str | None, Query(max_length=100, description="the task that it was asked for")] = None,
+    push: Annotated[int | None, Query(ge=0, le=2**31 - 1, description="the push that it was asked for")] = None,
     requester: Annotated[str | None, Query(max_length=1_000, description="who asked, exactly")] = None,
     limit: Limit = 50,
     after: After = None,
@@ -177,6 +191,7 @@ async def list_actions(
     """
     filters: list[tuple[Any, Any]] = [  # those that leave fewest come first
         (task_id, Action.task_id == escape_unstorable(task_id or "")),
+        (push, Action.push_id == push),
         (requester, Action.requester == escape_unstorable(requester or "")),
         (state, _in_state(state) if state is not None else None),
         (project, Action.project == escape_unstorable(project or "")),
@@ -215,7 +230,11 @@ async def list_action_kinds(_: Reader) -> ActionKinds:
     return ActionKinds(
         items=[
             ActionKindRead(
-                name=name, summary=kind.summary, scope=kind.scope("<project>"), input=kind.input.model_json_schema()
+                name=name,
+                summary=kind.summary,
+                scope=kind.scope("<project>"),
+                subjects=sorted(kind.subjects),
+                input=kind.input.model_json_schema(),
             )
             for name, kind in sorted(ACTIONS.items())
         ]
@@ -301,11 +320,12 @@ async def _read(session: Session, action: Action) -> ActionRead:
 
 
 def _summary(action: Action, left_out: int, counts: tuple[int, int], tasks: list[MadeTask]) -> dict[str, object]:
-    names = ["id", "project", "task_id", "run_id", "input", "requester", "source", "notes", "attempts"]
+    names = ["id", "project", "task_id", "run_id", "generation", "input", "requester", "source", "notes", "attempts"]
     names += ["received_at", "planned_at", "done_at"]
     return {
         **{name: getattr(action, name) for name in names},
         "action": action.kind,
+        "push": action.push_id,
         "state": state_of(action),
         "working": action.working,
         "reason": action.error,

@@ -1,4 +1,4 @@
-"""`tc-treeherder actions`: what is done to tasks, asked for and looked up."""
+"""Implement `tc-treeherder actions`, which asks for actions on tasks and pushes, and shows what became of them."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from service.commands import FAILED, Failed, output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, next_attempt, when
 
-app = typer.Typer(no_args_is_help=True, help="Actions on tasks, such as a retrigger, and what became of each.")
+app = typer.Typer(no_args_is_help=True, help="Ask for actions on tasks and pushes, and show them.")
 
 LOOK = 0.5
 """Seconds between two looks at an action that is waited for."""
@@ -26,6 +26,7 @@ def list_actions(
         str | None, typer.Option(help="received, planned, done, failed, rejected or nothing-to-do")
     ] = None,
     task_id: Annotated[str | None, typer.Option(help="on this task")] = None,
+    push: Annotated[int | None, typer.Option(help="on the push of this id", min=0)] = None,
     requester: Annotated[str | None, typer.Option(help="whom it was asked for by")] = None,
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
     url: Url = DEFAULT_URL,
@@ -33,19 +34,19 @@ def list_actions(
 ) -> None:
     """Actions, the newest first."""
     with Service(url) as service:
-        filters = {"project": project, "state": state, "task_id": task_id, "requester": requester}
+        filters = {"project": project, "state": state, "task_id": task_id, "push": push, "requester": requester}
         actions = list(service.pages("actions", limit=limit, **filters))
     if as_json:
         output.document(actions)
         return
     output.table(
-        ("ID", "ACTION", "PROJECT", "TASK", "REQUESTER", "FROM", "RECEIVED", "STATE", "TASKS", "WHY"),
+        ("ID", "ACTION", "PROJECT", "SUBJECT", "REQUESTER", "FROM", "RECEIVED", "STATE", "TASKS", "WHY"),
         (
             (
                 each["id"],
                 each["action"],
                 each["project"],
-                each["task_id"],
+                _subject(each),
                 each["requester"],
                 each["source"],
                 when(each["received_at"]),
@@ -67,8 +68,11 @@ def list_kinds(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     if as_json:
         output.document(kinds)
         return
-    rows = ((kind["name"], kind["summary"], ", ".join(kind["input"].get("properties", ()))) for kind in kinds)
-    output.table(("ACTION", "WHAT IT DOES", "INPUT"), rows, "no actions")
+    rows = (
+        (kind["name"], " or ".join(kind["subjects"]), kind["summary"], ", ".join(kind["input"].get("properties", ())))
+        for kind in kinds
+    )
+    output.table(("ACTION", "ON", "WHAT IT DOES", "INPUT"), rows, "no actions")
 
 
 @app.command()
@@ -81,10 +85,14 @@ def show(action_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_UR
 
 @app.command()
 def run(
-    action: Annotated[str, typer.Argument(help="such as retrigger or cancel: `actions kinds` lists all")],
-    project: Annotated[str, typer.Argument(help="alias of the repository that the task belongs to")],
-    task_id: Annotated[str, typer.Argument(help="put -- before one that begins with a dash")],
-    run_id: Annotated[int | None, typer.Option(min=0, help="the latest run, if not given")] = None,
+    action: Annotated[str, typer.Argument(help="Name, such as retrigger or cancel-push: `actions kinds` lists all.")],
+    task: Annotated[str | None, typer.Option(metavar="ALIAS/TASKID", help="Task, with its repository's alias.")] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="ALIAS/ID", help="Push, with its repository's alias and its id in the pushlog."),
+    ] = None,
+    run_id: Annotated[int | None, typer.Option(min=0, help="Run of the task. Default: the latest.")] = None,
+    times: Annotated[int | None, typer.Option(min=1, help="Number of copies, for an action that makes some.")] = None,
     requester: Annotated[str | None, typer.Option(help="on whose behalf; your token's name, if not given")] = None,
     key: Annotated[
         str | None, typer.Option(help="Idempotency-Key: the same call with the same key is the same action, done once")
@@ -96,14 +104,14 @@ def run(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Do something to a task, such as retrigger or cancel it."""
+    """Do something to a task or a push, such as retrigger or cancel it. Give --task or --push."""
+    more = {} if times is None else {"times": times}
     request = {
         "action": action,
-        "project": project,
-        "task_id": task_id,
+        **_parse_subject(task, push),
         "run_id": run_id,
         "requester": requester,
-        "input": _parse_input(told),
+        "input": {**_parse_input(told), **more},
     }
     with Service(url) as service:
         if plan:
@@ -120,6 +128,26 @@ def run(
         raise Failed(f"action {made['id']} {made['state']}: {made['reason']}")
     if wait and made["state"] not in ENDS:
         raise Failed(f"action {made['id']} has not ended within {wait_seconds:g} s; it goes on")
+
+
+def _parse_subject(task: str | None, push: str | None) -> dict[str, Any]:
+    """Return the members of a request that say what the action is about."""
+    if (task is None) == (push is None):
+        raise typer.BadParameter("give either --task ALIAS/TASKID or --push ALIAS/ID")
+    option, form, text = ("--task", "ALIAS/TASKID", task) if push is None else ("--push", "ALIAS/ID", push)
+    alias, separator, name = (text or "").partition("/")
+    is_number = name.isascii() and name.isdigit()
+    if not (alias and separator and name) or (push is not None and not is_number):
+        raise typer.BadParameter(f"{option} is {text!r}, not {form}: give one such as {option} {_EXAMPLES[option]}")
+    return {"project": alias, "task_id": name} if push is None else {"project": alias, "push": int(name)}
+
+
+_EXAMPLES = {"--task": "try/fN1SbArXTPSVFNUvaOlinQ", "--push": "try/43210"}
+
+
+def _subject(action: dict[str, Any]) -> str:
+    """Return what an action is about."""
+    return action["task_id"] if action["push"] is None else f"push {action['push']}"
 
 
 def _parse_input(text: str) -> dict[str, Any]:
@@ -147,7 +175,7 @@ def _show(action: dict[str, Any], as_json: bool) -> None:
         return
     run_id = "" if action["run_id"] is None else f", run {action['run_id']}"
     pairs: list[tuple[str, Any]] = [
-        ("action", f"{action['id']}: {action['action']} of {action['task_id']}{run_id} in {action['project']}"),
+        ("action", f"{action['id']}: {action['action']} of {_subject(action)}{run_id} in {action['project']}"),
         ("requester", f"{action['requester']} ({action['source']})"),
         ("received", when(action["received_at"])),
         ("state", action["state"]),
@@ -177,7 +205,7 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
         output.document(plan)
     else:
         pairs: list[tuple[str, Any]] = [
-            ("plan", f"{plan['action']} of {plan['task_id']} in {plan['project']}; nothing is done"),
+            ("plan", f"{plan['action']} of {_subject(plan)} in {plan['project']}; nothing is done"),
             ("state", plan["state"]),
         ]
         if plan["reason"]:

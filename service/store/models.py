@@ -267,12 +267,14 @@ PLANNED = "(state = 'pending' AND planned_at IS NOT NULL)"
 
 
 class Action(Work, table=True):
-    """An action that a button in Treeherder or a call of our API requested, and its result."""
+    """An action on a task or a push that a button in Treeherder or a call of our API requested, and its result."""
 
     __table_args__ = (
         *_work_indexes("action"),
         Index("ix_action_project", "project", "id"),
         Index("ix_action_task_id", "task_id", "id"),
+        _partial("ix_action_push_id", "push_id", "id", where="push_id IS NOT NULL"),
+        CheckConstraint("(task_id IS NULL) <> (push_id IS NULL)", name="ck_action_subject"),
         Index("ix_action_requester", "requester", "id"),
         Index("ix_action_state", "state", "id"),
         _partial("ix_action_received", "id", where=RECEIVED),
@@ -281,10 +283,12 @@ class Action(Work, table=True):
     )
 
     key: str = Field(default_factory=lambda: str(uuid.uuid4()))  # the ids of its copies are derived from this
-    kind: str  # retrigger, cancel; or an unknown name, which is rejected
+    kind: str  # the name of a registered action; or an unknown name, which is rejected
     project: str = Field(sa_type=Text)
-    task_id: str
+    task_id: str | None = None  # what it is about: a task, or a push
     run_id: int | None = None
+    push_id: int | None = None  # in the pushlog of the project
+    generation: int | None = None  # of the push, if it was stored when the action was
     requester: str = Field(sa_type=Text)
     source: Source = Field(sa_type=Text)
     received_at: datetime = Field(default_factory=now, sa_type=Utc)
@@ -302,8 +306,20 @@ class Action(Work, table=True):
     def work_name(self) -> str:
         return self.kind
 
+    @property
+    def task(self) -> str:
+        """Return the id of the task that it is about. Raises ValueError if it is about a push."""
+        if self.task_id is None:
+            raise ValueError(f"action {self.id} is about push {self.push_id}, not about a task")
+        return self.task_id
+
+    @property
+    def subject(self) -> str:
+        """Return what it is about, for people."""
+        return self.task_id if self.task_id is not None else f"push {self.push_id}"
+
     def dead_letter(self, reason: str, owner: Any = None) -> "DeadLetter":
-        subject = f"{self.kind} of {self.task_id} in {self.project} (taskcluster)"
+        subject = f"{self.kind} of {self.subject} in {self.project} (taskcluster)"
         return DeadLetter(kind="action", subject=subject, reason=reason, action_id=self.id)
 
     def failure_notices(self) -> list["Notice"]:

@@ -32,15 +32,27 @@ def test_a_new_action_is_one_module(systems: Callable[..., System], monkeypatch:
         assert kinds.keys() == {"cancel", "look", "retrigger"}
         assert kinds["look"]["scope"] == "tc-treeherder:action:look:<project>"
         assert kinds["look"]["input"]["properties"]["seconds"]["type"] == "number"
-        assert "Look at a task for a while." in command("kinds")
+        assert kinds["look"]["subjects"] == ["push", "task"]
+        assert "Look at something for a while." in command("kinds")
 
-        planned = command("run", "look", REPOSITORY, "--plan", "--input", '{"seconds": 3}', "--", task)
+        subject = ("--task", f"{REPOSITORY}/{task}")
+        planned = command("run", "look", *subject, "--plan", "--input", '{"seconds": 3}')
         assert "would be looked at for 3.0 s" in planned
+        push_id = system.push()
+        stack.listener()
+        system.wait(lambda: system.push_stored(push_id))
+        subject_push = ("--push", f"{REPOSITORY}/{push_id}")
+        assert f"push {push_id} of {REPOSITORY} would be looked at" in command("run", "look", *subject_push, "--plan")
+        looked_at = json.loads(command("run", "look", *subject_push, "--wait", "--json"))
+        assert (looked_at["push"], looked_at["generation"], looked_at["task_id"]) == (push_id, 0, None)
+        assert looked_at["state"] == "done"
+        listed = json.loads(command("list", "--push", str(push_id), "--json"))
+        assert [action["id"] for action in listed] == [looked_at["id"]]
         wrong = {"action": "look", "project": REPOSITORY, "task_id": task, "input": {"seconds": "long"}}
         refused = system.api.post("/actions", json=wrong)
         assert (refused.status_code, "seconds" in refused.json()["detail"]) == (422, True)
 
-        asked = ("run", "look", REPOSITORY, "--json", "--input", '{"seconds": 300}', "--", task)
+        asked = ("run", "look", *subject, "--json", "--input", '{"seconds": 300}')
         action = json.loads(command(*asked))
         assert action["input"] == {"seconds": 300.0}
         system.wait(lambda: system.api.get(f"/actions/{action['id']}").json()["state"] == "planned")

@@ -6,10 +6,21 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from service.api.schemas.common import EXAMPLE_COPY, EXAMPLE_TASK, Page, RunId, Schema, TaskId, Text, Working, example
+from service.api.schemas.common import (
+    EXAMPLE_COPY,
+    EXAMPLE_TASK,
+    Page,
+    PushId,
+    RunId,
+    Schema,
+    TaskId,
+    Text,
+    Working,
+    example,
+)
 from service.contract.events import Alias
 from service.contract.validation import problems_of
-from service.flow.actions.kinds import ACTIONS, known_names
+from service.flow.actions.kinds import ACTIONS, SubjectKind, known_names
 from service.store.models import Source
 
 
@@ -39,7 +50,10 @@ def _describe_inputs(schema: dict[str, Any]) -> None:
 
 
 class ActionCreate(Schema):
-    """An action to do on a task. `GET /actions/kinds` lists the actions, each with the schema of its input."""
+    """An action to do on a task or a push. `GET /actions/kinds` lists the actions, each with the schema of its input.
+
+    Give either `task_id` or `push`, as the action is about.
+    """
 
     model_config = example(
         action="retrigger",
@@ -52,12 +66,25 @@ class ActionCreate(Schema):
 
     action: Annotated[str, AfterValidator(_known_action)] = Field(json_schema_extra={"enum": [*sorted(ACTIONS)]})
     project: Alias = Field(description="alias of the monitored repository; a route of the task must name it")
-    task_id: TaskId
-    run_id: RunId | None = Field(None, description="null: the latest run")
+    task_id: TaskId | None = None
+    push: PushId | None = Field(None, description="id in the pushlog; of the newest generation that has it")
+    run_id: RunId | None = Field(None, description="of the task; null: the latest run")
     requester: Text | None = Field(None, description="on whose behalf; null: the caller")
     input: dict[str, Any] = Field(
         default_factory=dict, description="what the action is told", json_schema_extra=_describe_inputs
     )
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> "ActionCreate":
+        given = [name for name, value in (("task_id", self.task_id), ("push", self.push)) if value is not None]
+        fields: dict[SubjectKind, str] = {"task": "task_id", "push": "push"}
+        wanted = [name for subject, name in fields.items() if subject in ACTIONS[self.action].subjects]
+        if len(given) != 1 or given[0] not in wanted:
+            named = " and ".join(given) or "neither"
+            raise ValueError(f"{self.action} needs {' or '.join(wanted)}, to say what it is about; {named} is given")
+        if self.run_id is not None and self.task_id is None:
+            raise ValueError("run_id is for a task: leave it out for a push")
+        return self
 
     @model_validator(mode="after")
     def _fitting_input(self) -> "ActionCreate":
@@ -76,6 +103,7 @@ class ActionKindRead(Schema):
     name: str
     summary: str = Field(description="what it does")
     scope: str = Field(description="what the caller needs; `<project>` stands for the project's alias")
+    subjects: list[SubjectKind] = Field(description="what it can be asked for: a task, a push, or either")
     input: dict[str, Any] = Field(description="JSON Schema of the input")
 
 
@@ -107,6 +135,8 @@ _SUMMARY: dict[str, Any] = {
     "project": "mozilla-central",
     "task_id": EXAMPLE_TASK,
     "run_id": 0,
+    "push": None,
+    "generation": None,
     "input": {},
     "id": 17,
     "requester": "sheriff@example.com",
@@ -137,8 +167,10 @@ class ActionSummary(Schema):
     id: int
     action: str
     project: str
-    task_id: str
+    task_id: str | None = Field(description="null: it is about a push")
     run_id: int | None
+    push: int | None = Field(description="id in the pushlog; null: it is about a task")
+    generation: int | None = Field(description="of the push; null: the push was not known when the action was stored")
     input: dict[str, Any]
     requester: str
     source: Source
@@ -203,6 +235,7 @@ class ActionPlan(Schema):
         project="mozilla-central",
         task_id=EXAMPLE_TASK,
         run_id=0,
+        push=None,
         input={},
         state="planned",
         reason=None,
@@ -224,8 +257,9 @@ class ActionPlan(Schema):
 
     action: str
     project: str
-    task_id: str
+    task_id: str | None
     run_id: int | None
+    push: int | None
     input: dict[str, Any]
     state: ActionState = Field(description="planned; or what the action would end as, and then `reason` says why")
     reason: str | None

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 async def run(services: Services, lease: Lease[Action]) -> None:
     """Cancel the task, unless it has ended already."""
     action = lease.item
-    subject = await fetch_subject(services, action.project, action.task_id)
+    subject = await fetch_subject(services, action.project, action.task)
     nothing = nothing_to_do(subject)
     if nothing is not None:
         # an earlier attempt may have cancelled it without recording that
@@ -28,7 +28,7 @@ async def run(services: Services, lease: Lease[Action]) -> None:
     if action.planned_at is None:
         await lease.commit(planned_at=now())
     try:
-        status = await services.queue.cancel_task(action.task_id, exact_scope("cancel-task", subject.status))
+        status = await services.queue.cancel_task(action.task, exact_scope("cancel-task", subject.status))
     except PermanentUpstreamError as refusal:
         raise ActionFailedError(_refusal_text(subject, refusal)) from None
     subject.status = validate_status(status)
@@ -40,9 +40,9 @@ async def run(services: Services, lease: Lease[Action]) -> None:
     log.info("task-cancelled", task_id=action.task_id, project=action.project, requester=action.requester)
 
 
-async def plan(_services: Services, subject: Subject, _action: Action) -> Plan:
+async def plan(services: Services, action: Action) -> Plan:
     """Return a plan that cancels the task, or the reason why there is nothing to cancel."""
-    return Plan(nothing_to_do=nothing_to_do(subject))
+    return Plan(nothing_to_do=nothing_to_do(await fetch_subject(services, action.project, action.task)))
 
 
 def nothing_to_do(subject: Subject) -> str | None:
@@ -61,4 +61,4 @@ def _refusal_text(subject: Subject, refusal: PermanentUpstreamError) -> str:
     return f"Taskcluster refuses to cancel {task} with {refusal.status}: {refusal}"
 
 
-register(ActionKind("cancel", "Cancel a task that has not ended.", run, plan))
+register(ActionKind("cancel", "Cancel a task that has not ended.", run, plan, pressed=True))

@@ -6,13 +6,14 @@ metrics know of it at once.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from service.clients.taskcluster import Definition
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, Subject
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError
 from service.services import Services
 from service.store.models import Action, State
 
@@ -46,20 +47,27 @@ class Plan:
     nothing_to_do: str | None = None
 
 
+SubjectKind = Literal["task", "push"]
+"""Something that an action is about."""
+
+
 @dataclass(frozen=True)
 class ActionKind:
     """An action that people can ask for.
 
     `run` carries out a stored action, and continues one during which a process was killed. `plan` returns what the
-    action would do, and changes nothing; the action that it gets is never stored. Both may raise ActionRejectedError,
-    ActionFailedError, and the errors of clients.
+    action would do, and changes nothing; the action that it gets is never stored. Both fetch what the action is about
+    (`service.flow.actions.subject`), and may raise ActionRejectedError, ActionFailedError, and the errors of clients.
     """
 
     name: str
     summary: str
     run: Callable[[Services, Lease[Action]], Awaitable[None]]
-    plan: Callable[[Services, Subject, Action], Awaitable[Plan]]
+    plan: Callable[[Services, Action], Awaitable[Plan]]
     input: type[BaseModel] = NoInput
+    subjects: frozenset[SubjectKind] = frozenset({"task"})
+    pressed: bool = False
+    """True if a press from Pulse may name it: such a message has nobody's credentials."""
 
     @property
     def lane(self) -> str:
@@ -67,7 +75,7 @@ class ActionKind:
         return f"action {self.name}"
 
     def scope(self, project: str) -> str:
-        """Return the scope that a caller needs for this action on tasks of a project."""
+        """Return the scope that a caller needs for this action on tasks and pushes of a project."""
         return scope_of(self.name, project)
 
 
@@ -76,7 +84,7 @@ ACTIONS: dict[str, ActionKind] = {}
 
 
 def scope_of(name: str, project: str) -> str:
-    """Return the scope that the action of this name needs on tasks of a project."""
+    """Return the scope that the action of this name needs on tasks and pushes of a project."""
     return f"tc-treeherder:action:{name}:{project}"
 
 
@@ -100,9 +108,15 @@ def _run_to_end(kind: ActionKind) -> Callable[[Services, Lease[Action]], Awaitab
     return run
 
 
-def known_names() -> str:
-    """Return the names of all actions, for a message."""
-    return " and ".join(sorted(ACTIONS))
+def pressable(name: str) -> bool:
+    """Return True if a press from Pulse may name this action."""
+    return name in ACTIONS and ACTIONS[name].pressed
+
+
+def known_names(*, pressed: bool = False) -> str:
+    """Return the names of all actions, or of those that a press may name, for a message."""
+    *names, last = sorted(name for name, kind in ACTIONS.items() if kind.pressed or not pressed)
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 WORK.add_table(WorkTable(Action, "`tc-treeherder actions list --state received`, or `planned`, says why"))

@@ -167,7 +167,8 @@ async def _load_failure(services: Services, notice: Notice) -> _Failure | None:
         if notice.action_id is not None:
             action = await session.get_one(Action, notice.action_id)
             work: Action | PushStep = action
-            what, began, details = action.kind, action.received_at, {"task": action.task_id}
+            subject = {"push": str(action.push_id)} if action.task_id is None else {"task": action.task_id}
+            what, began, details = action.kind, action.received_at, subject
         else:
             step = await session.get_one(PushStep, notice.step_id)
             work = step

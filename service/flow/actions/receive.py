@@ -41,7 +41,7 @@ from sqlmodel import col, select
 
 from service.clock import now
 from service.contract.events import JobActionMessage, PulseMessage, Verdict
-from service.flow.actions.kinds import ACTIONS, known_names
+from service.flow.actions.kinds import ACTIONS, known_names, pressable
 from service.sanitize import InvalidJSONError, parse
 from service.store.database import Session
 from service.store.models import REDELIVERED_WITHIN, UNSETTLED, Action, Delivery, Source, State, share_of
@@ -97,21 +97,31 @@ def parse_press(message: PulseMessage) -> JobAction:
     return JobAction.model_validate(parse(raw))
 
 
-def new_action(kind: str, project: str, task_id: str, run_id: int | None, requester: str, source: Source) -> Action:
-    """Return an action that is to be done; one of an unknown kind is rejected at once."""
+def new_action(
+    kind: str,
+    project: str,
+    task_id: str | None,
+    run_id: int | None,
+    requester: str,
+    source: Source,
+    push_id: int | None = None,
+) -> Action:
+    """Return an action that is to be done; one that a press may not name is rejected at once if it comes from Pulse."""
+    rejected = source == Source.PULSE and not pressable(kind)
     action = Action(
         kind=kind,
         project=project,
         task_id=task_id,
         run_id=run_id,
+        push_id=push_id,
         requester=requester,
         source=source,
-        lane=ACTIONS[kind].lane if kind in ACTIONS else "none",
+        lane="none" if rejected else ACTIONS[kind].lane,
         share=share_of(project, requester),
     )
-    if kind not in ACTIONS:
+    if rejected:
         action.state, action.due_at, action.done_at = State.REJECTED, None, now()
-        action.error = f"there is no action {kind!r}: this service does {known_names()}"
+        action.error = f"there is no action {kind!r} for a button: this service does {known_names(pressed=True)}"
     return action
 
 

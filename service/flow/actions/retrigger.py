@@ -79,7 +79,7 @@ async def _carry_out(services: Services, lease: Lease[Action], writer: "PlanWrit
     first, copies = writer.tasks[0], len(writer.tasks)
     notices = []
     if services.publisher is not None:
-        notices.append(notice.retrigger_notice(action, action.task_id, first.task_id, _group_of(first)))
+        notices.append(notice.retrigger_notice(action, action.task, first.task_id, _group_of(first)))
     await lease.finish(State.DONE, also=mark_created(created), notices=notices, rows=len(created))
     log.info("retriggered", action=action.id, task_id=action.task_id, copies=copies, requester=action.requester)
 
@@ -137,7 +137,7 @@ class PlanWriter:
                 return
             copies = (await self._restore_draft(missing)).build()
         else:
-            subject = await fetch_subject(self._services, self._action.project, self._action.task_id)
+            subject = await fetch_subject(self._services, self._action.project, self._action.task)
             self._action.failure_jobs = notice.failure_jobs(self._services, self._action, subject)
             search = CopySearch(self._services, subject, self._action.run_id, self._new_id, self._action.share)
             if not self.tasks and (first := await search.first_copy()) is not None:
@@ -205,7 +205,7 @@ class PlanWriter:
     async def _restore_draft(self, missing: list[PlannedTask]) -> CopyDraft:
         """Return the draft of a stored outline, for definitions that a crash left out. Raises ActionFailedError."""
         new_ids = {task.copy_of: task.task_id for task in self.tasks if task.copy_of is not None}
-        with explain_refusals(self._action.task_id):
+        with explain_refusals(self._action.task):
             old = await self._services.queue.tasks([task.copy_of for task in missing if task.copy_of is not None])
             definitions = {task_id: validate_definition(definition) for task_id, definition in old.items()}
             dependencies = {d for definition in old.values() for d in definition["dependencies"]}
@@ -227,11 +227,18 @@ class PlanWriter:
 # --- the plan ----------------------------------------------------------------------------------------------------
 
 
-async def plan(services: Services, subject: Subject, action: Action) -> Plan:
+async def plan(services: Services, action: Action) -> Plan:
     """Return the copies that a retrigger of this task's run would make now."""
+    return await plan_copies(services, await fetch_subject(services, action.project, action.task), action)
+
+
+async def plan_copies(services: Services, subject: Subject, action: Action) -> Plan:
+    """Return the copies that a retrigger of this subject would make now."""
     new_id = copy_ids(services.secret, action, 0)
     draft = await CopySearch(services, subject, action.run_id, new_id, action.share).draft()
     return Plan(await services.compute(action.share, list, draft.build()), draft.left_out, draft.notes)
 
 
-register(ActionKind("retrigger", "Create copies of a task, and of what depends on it if it failed.", run, plan))
+register(
+    ActionKind("retrigger", "Create copies of a task, and of what depends on it if it failed.", run, plan, pressed=True)
+)

@@ -1,4 +1,4 @@
-"""Fetch what an action is about: the task that it names, as it is now, and the repository that it belongs to."""
+"""Fetch what an action is about: the task or the push that it names, and the repository that it belongs to."""
 
 import asyncio
 import re
@@ -12,7 +12,8 @@ from service.errors import PermanentUpstreamError
 from service.flow.tasks.definition import SLUGID, name_of
 from service.flow.tasks.routes import Route, parse_route
 from service.services import Services
-from service.store.models import Repository
+from service.store.database import Session
+from service.store.models import Action, Push, Repository
 
 KNOWN_PREFIXES = ("tc-treeherder", "tc-treeherder-stage")
 """Route prefixes of Mozilla's Treeherders, for a service without configured environments."""
@@ -24,6 +25,18 @@ class ActionRejectedError(Exception):
 
 class ActionFailedError(Exception):
     """The action cannot be done; the message says why."""
+
+
+@dataclass
+class PushSubject:
+    """The push that an action is about, and its repository."""
+
+    repository: Repository
+    push: Push
+
+    @property
+    def name(self) -> str:
+        return f"push {self.push.push_id} of {self.repository.alias}"
 
 
 @dataclass
@@ -50,6 +63,35 @@ async def find_repository(services: Services, project: str) -> Repository:
     if not repository.enabled:
         raise ActionRejectedError(f"the repository {project} is disabled: enable it first")
     return repository
+
+
+async def newest_generation(session: Session, project: str, push_id: int) -> int | None:
+    """Return the newest generation of the monitored repository that has the push, None if none has."""
+    query = (
+        select(Push.generation)
+        .join(Repository, col(Repository.id) == Push.repository_id)
+        .where(Repository.alias == project, col(Repository.deleted_at).is_(None), Push.push_id == push_id)
+        .order_by(col(Push.generation).desc())
+    )
+    return (await session.exec(query)).first()
+
+
+async def find_push(services: Services, action: Action) -> PushSubject:
+    """Return the push that an action is about, of the generation that it was asked for. Raises ActionRejectedError."""
+    repository = await find_repository(services, action.project)
+    query = select(Push).where(
+        Push.repository_id == repository.id,
+        Push.push_id == action.push_id,
+        Push.generation == action.generation,
+    )
+    async with services.database.reading() as session:
+        push = (await session.exec(query)).first()
+    if push is None:
+        raise ActionRejectedError(
+            f"no push {action.push_id} of {action.project} is known here: "
+            f"`tc-treeherder pushes list --repository {action.project}` lists those that are"
+        )
+    return PushSubject(repository, push)
 
 
 async def fetch_subject(services: Services, project: str, task_id: str) -> Subject:

@@ -19,7 +19,6 @@ from sqlmodel import col, select
 
 from service.api.events import job_action
 from service.clock import now
-from service.flow.actions.kinds import ACTIONS
 from service.flow.actions.receive import JobAction, store
 from service.store.models import Action, Delivery, PlannedTask, Source, State
 from tests.published_schemas import read_published
@@ -472,7 +471,7 @@ MESSAGES = st.fixed_dictionaries(
         "version": st.sampled_from([1, 2, "1"]),
         "project": st.one_of(st.text(max_size=20), st.none()),
         "job_guid": GUIDS,
-        "action": st.sampled_from([*ACTIONS, "backfill", 7]),
+        "action": st.sampled_from(["retrigger", "cancel", "backfill", 7]),
         "requester": st.one_of(st.text(max_size=20), st.integers()),
     },
     optional={"job_id": st.one_of(st.integers(), st.floats(allow_nan=False), st.text()), "more": st.integers()},
@@ -524,6 +523,23 @@ async def test_an_action_is_stored_and_told_where(api: Api) -> None:
     assert (await api.get(f"/actions/{created['id']}")).json() == created
     mine = (await api.post("/actions", WANTED)).json()
     assert (mine["requester"], mine["run_id"]) == ("admin", None)
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        ({}, "retrigger needs task_id, to say what it is about; neither is given"),
+        ({"push": 7}, "retrigger needs task_id, to say what it is about; push is given"),
+        ({"task_id": TASK, "push": 7}, "task_id and push is given"),
+        ({"task_id": None, "push": None}, "neither is given"),
+        ({"push": -1}, "push: "),
+        ({"push": "7"}, "push: "),
+    ],
+)
+async def test_an_action_is_about_what_it_can_be_about(sqlite_api: Api, subject: dict[str, Any], words: str) -> None:
+    for path in ("/actions", "/actions/plan"):
+        is_problem(await sqlite_api.post(path, {"action": "retrigger", "project": "mc", **subject}), 422, words)
+    assert await actions(sqlite_api) == []
 
 
 async def test_a_call_repeated_with_its_key_is_the_same_action(api: Api) -> None:

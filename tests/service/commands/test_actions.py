@@ -9,26 +9,26 @@ NOBODY = "AAAAAAAAQAyAAAAAAAAAAA"
 
 def test_a_plan_shows_what_would_be_done_and_does_nothing(tc: Run, pushed: Pushed) -> None:
     before = tc("actions", "list", "--json").json
-    ran = tc("actions", "run", "retrigger", "try", "--plan", "--", pushed.tasks[1])
+    ran = tc("actions", "run", "retrigger", "--task", f"try/{pushed.tasks[1]}", "--plan")
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
     assert lines[0] == f"plan    retrigger of {pushed.tasks[1]} in try; nothing is done"
     assert f"copies  {pushed.tasks[1]}  test" in lines
-    document = tc("actions", "run", "retrigger", "try", "--plan", "--json", "--", pushed.tasks[1]).json
+    document = tc("actions", "run", "retrigger", "--task", f"try/{pushed.tasks[1]}", "--plan", "--json").json
     assert document["state"] == "planned"
     assert [task["copy_of"] for task in document["tasks"]] == [pushed.tasks[1]]
     assert tc("actions", "list", "--json").json == before
 
 
 def test_a_plan_that_would_be_rejected_is_1(tc: Run, pushed: Pushed) -> None:
-    ran = tc("actions", "run", "cancel", "elsewhere", "--plan", "--json", "--", pushed.tasks[1])
+    ran = tc("actions", "run", "cancel", "--task", f"elsewhere/{pushed.tasks[1]}", "--plan", "--json")
     assert ran.code == 1
     assert ran.json["state"] == "rejected"
     assert "it would be rejected" in ran.err
 
 
 def test_a_retrigger_is_waited_for(tc: Run, pushed: Pushed) -> None:
-    ran = tc("actions", "run", "retrigger", "try", "--wait", "--requester", "me", "--json", "--", pushed.tasks[1])
+    ran = tc("actions", "run", "retrigger", "--task", f"try/{pushed.tasks[1]}", "--wait", "--requester", "me", "--json")
     assert ran.code == 0, ran.err
     action = ran.json
     assert (action["state"], action["requester"], action["source"]) == ("done", "me", "api")
@@ -43,14 +43,15 @@ def test_a_retrigger_is_waited_for(tc: Run, pushed: Pushed) -> None:
 
 
 def test_the_same_key_is_the_same_action(tc: Run, pushed: Pushed) -> None:
-    arguments = ["actions", "run", "cancel", "try", "--key", "only-once", "--wait", "--json", "--", pushed.tasks[0]]
+    task = f"try/{pushed.tasks[0]}"
+    arguments = ["actions", "run", "cancel", "--task", task, "--key", "only-once", "--wait", "--json"]
     first, second = tc(*arguments), tc(*arguments)
     assert first.code == second.code == 0
     assert first.json["id"] == second.json["id"]
 
 
 def test_a_failed_action_is_1_and_says_why(tc: Run, pushed: Pushed) -> None:
-    ran = tc("actions", "run", "retrigger", "try", "--wait", "--json", "--", NOBODY)
+    ran = tc("actions", "run", "retrigger", "--task", f"try/{NOBODY}", "--wait", "--json")
     assert ran.code == 1
     assert ran.json["state"] in {"failed", "rejected"}
     assert NOBODY in ran.err
@@ -59,7 +60,7 @@ def test_a_failed_action_is_1_and_says_why(tc: Run, pushed: Pushed) -> None:
 def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
     action = dict.fromkeys(("run_id", "reason", "done_at", "next_attempt_at"))
     lists: dict[str, object] = {"notes": [], "tasks": [], "left_out": []}
-    names = {"action": "cancel", "project": "mc", "task_id": NOBODY, "requester": "me", "source": "api"}
+    names = {"action": "cancel", "project": "mc", "task_id": NOBODY, "push": None, "requester": "me", "source": "api"}
     body = {
         "id": 7,
         "state": "received",
@@ -71,7 +72,9 @@ def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
     }
     pretend.json("/api/v1/actions", body, 202)
     pretend.json("/api/v1/actions/7", body)
-    ran = run("actions", "run", "cancel", "mc", NOBODY, "--wait", "--wait-seconds", "0.1", "--url", pretend.url)
+    ran = run(
+        "actions", "run", "cancel", "--task", f"mc/{NOBODY}", "--wait", "--wait-seconds", "0.1", "--url", pretend.url
+    )
     assert ran.code == 1
     assert "has not ended within 0.1 s" in ran.err
     lines = ran.out.splitlines()
@@ -83,10 +86,16 @@ def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["cancel", "try"],
-        ["cancel", "try", NOBODY, "--run-id", "-1"],
-        ["cancel", "try", NOBODY, "--input", "{"],
-        ["cancel", "try", NOBODY, "--input", "[1]"],
+        ["cancel"],
+        ["cancel", "--task", NOBODY],
+        ["cancel", "--task", f"/{NOBODY}"],
+        ["cancel", "--push", "try/x"],
+        ["cancel", "--push", "try/-1"],
+        ["cancel", "--task", f"try/{NOBODY}", "--push", "try/1"],
+        ["cancel", "--task", f"try/{NOBODY}", "--run-id", "-1"],
+        ["cancel", "--task", f"try/{NOBODY}", "--times", "0"],
+        ["cancel", "--task", f"try/{NOBODY}", "--input", "{"],
+        ["cancel", "--task", f"try/{NOBODY}", "--input", "[1]"],
     ],
 )
 def test_used_wrongly(tc: Run, arguments: list[str]) -> None:
@@ -94,7 +103,7 @@ def test_used_wrongly(tc: Run, arguments: list[str]) -> None:
 
 
 def test_an_action_that_is_none_names_those_that_are(tc: Run) -> None:
-    ran = tc("actions", "run", "explode", "try", NOBODY)
+    ran = tc("actions", "run", "explode", "--task", f"try/{NOBODY}")
     assert ran.code == 1
     assert "there is no action 'explode' here: cancel and retrigger are what this service does" in ran.err
     names = [kind["name"] for kind in tc("actions", "kinds", "--json").json]
@@ -103,7 +112,7 @@ def test_an_action_that_is_none_names_those_that_are(tc: Run) -> None:
 
 
 def test_an_input_that_the_action_does_not_take_is_told(tc: Run) -> None:
-    ran = tc("actions", "run", "cancel", "try", NOBODY, "--input", '{"times": 2}')
+    ran = tc("actions", "run", "cancel", "--task", f"try/{NOBODY}", "--times", "2")
     assert ran.code == 1
     assert ran.err == "Invalid request: input of cancel: unknown key times\n"
 

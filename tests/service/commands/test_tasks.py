@@ -4,8 +4,8 @@ from tests.service.commands.conftest import Pushed, Run
 
 
 def test_a_task_shows_its_push_and_what_was_done_to_it(tc: Run, pushed: Pushed) -> None:
-    arguments = ["actions", "run", "retrigger", "try", "--wait", "--requester", "somebody", "--json"]
-    action = tc(*arguments, "--", pushed.tasks[1]).json
+    task = f"try/{pushed.tasks[1]}"
+    action = tc("actions", "run", "retrigger", "--task", task, "--wait", "--requester", "somebody", "--json").json
     (copy,) = [task["task_id"] for task in action["tasks"]]
     lines = tc("tasks", "show", "--", pushed.tasks[1]).out.splitlines()
     assert f"task    {pushed.tasks[1]}" in lines

@@ -241,6 +241,36 @@ def test_actions_and_keys_of_before_are_kept_and_what_may_come_again_is_counted(
     assert on(empty_database_url, drift) == []
 
 
+def test_actions_on_pushes_are_gone_after_the_way_down_and_those_on_tasks_are_kept(database_url: str) -> None:
+    common: dict[str, Any] = {"kind": "look", "project": "mc", "requester": "me", "source": "api", "lane": "x"}
+
+    def fill_new(connection: Connection) -> None:
+        with Session(connection) as session:
+            actions = [tables.Action(**common, push_id=7), tables.Action(**common, task_id="t" * 22)]
+            session.add_all(actions)
+            session.flush()
+            for action in actions:
+                notice = tables.Notice(
+                    kind=tables.NoticeKind.JOB, lane="x", action_id=action.id, target="x", key="mc", body={}
+                )
+                session.add(notice)
+                session.flush()
+                session.add_all([action.dead_letter("given up"), notice.dead_letter("given up")])
+                session.add(tables.Delivery(key=f"k{action.id}", action_id=action.id))
+            session.commit()
+
+    def look(connection: Connection) -> None:
+        with Session(connection) as session:
+            assert session.exec(select(tables.Action.task_id)).all() == ["t" * 22]
+            assert [len(session.exec(select(table)).all()) for table in (tables.Notice, tables.Delivery)] == [1, 1]
+            assert len(session.exec(select(tables.DeadLetter)).all()) == 2
+
+    on(database_url, fill_new)
+    downgrade(database_url, revisions()[revisions().index("0018") - 1])
+    upgrade(database_url)
+    on(database_url, look)
+
+
 def test_upgrades_at_once_wait_for_each_other(empty_database_url: str) -> None:
     """Two replicas of a deployment, or `serve --no-worker` and `work` on one file, that start together."""
     environment = {**os.environ, "TC_TREEHERDER_DATABASE_URL": empty_database_url, "TC_TREEHERDER_LOG_LEVEL": "WARNING"}

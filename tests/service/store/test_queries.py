@@ -177,6 +177,7 @@ VALUES: dict[str, list[Any]] = {
     "task_id": [task_id("t", 1)],
     "alias": [alias(1)],
     "push_id": [1],
+    "push": [1],
     "action_id": [2],
     "letter_id": [2],
     "generation": [0],

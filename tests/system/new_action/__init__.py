@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from service.clock import now
 from service.engine.leases import Lease
 from service.flow.actions.kinds import ActionKind, Plan, register
-from service.flow.actions.subject import Subject
+from service.flow.actions.subject import PushSubject, Subject, fetch_subject, find_push
 from service.services import Services
 from service.store.models import Action, State
 
@@ -23,8 +23,13 @@ async def run(_services: Services, lease: Lease[Action]) -> None:
     await lease.finish(State.DONE)
 
 
-async def plan(_services: Services, subject: Subject, action: Action) -> Plan:
+async def plan(services: Services, action: Action) -> Plan:
+    subject: Subject | PushSubject
+    if action.push_id is None:
+        subject = await fetch_subject(services, action.project, action.task)
+    else:
+        subject = await find_push(services, action)
     return Plan(notes=[f"{subject.name} would be looked at for {Pause(**action.input).seconds} s"])
 
 
-register(ActionKind("look", "Look at a task for a while.", run, plan, Pause))
+register(ActionKind("look", "Look at something for a while.", run, plan, Pause, subjects=frozenset({"task", "push"})))

@@ -46,7 +46,7 @@ async def plan_retrigger(services: Any, queue: Queue, name: str) -> Plan:
         [],
     )
     action = Action(kind="retrigger", project="mc", task_id=task_id, requester="me", source=Source.API, lane="x")
-    return await retrigger.plan(services, subject, action)
+    return await retrigger.plan_copies(services, subject, action)
 
 
 async def store_whole_plan(harness: FlowHarness, lease: Lease[Action]) -> list[PlannedTask]:
