@@ -30,6 +30,7 @@ from service.api.schemas.actions import (
     LeftOut,
     ListedDelivery,
     MadeTask,
+    PlannedCancel,
     PlannedCopy,
 )
 from service.engine.worker import Worker
@@ -49,7 +50,8 @@ router = APIRouter(prefix="/actions", tags=["actions"], route_class=Route)
 TASKS_IN_A_LIST = 20
 DELIVERIES = 100
 
-WITHOUT_BODIES = (defer(Action.left_out, raiseload=True), defer(Action.failure_jobs, raiseload=True))  # type: ignore[arg-type]  # columns, of which mypy sees the values
+_BODIES: tuple[Any, ...] = (Action.left_out, Action.cancels, Action.failure_jobs)
+WITHOUT_BODIES = tuple(defer(column, raiseload=True) for column in _BODIES)
 """Columns of actions that a list does not read, because they can be large."""
 
 _SCOPE = scope_of("<action>", "<project>")
@@ -125,6 +127,7 @@ async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerD
         reason=None,
         notes=[],
         tasks=[],
+        cancels=[],
         left_out=[],
     )
     try:
@@ -147,6 +150,7 @@ async def _plan(services: Services, body: ActionCreate, plan: ActionPlan) -> Non
     if preview.nothing_to_do is not None:
         plan.state, plan.reason = ActionState.NOTHING_TO_DO, preview.nothing_to_do
     plan.notes = preview.notes
+    plan.cancels = [PlannedCancel.model_validate(task) for task in preview.cancels]
     plan.left_out = [LeftOut.model_validate(task) for task in preview.left_out]
     plan.tasks = [
         PlannedCopy(
@@ -201,16 +205,17 @@ async def list_actions(
         await _check_project(session, escape_unstorable(project))
 
     def matching(among: Callable[[Any], Any]) -> Any:
-        query = select(Action.id, Action, func.json_array_length(Action.left_out)).options(*WITHOUT_BODIES)
+        lengths = [func.json_array_length(column) for column in (Action.left_out, Action.cancels)]
+        query = select(Action.id, Action, *lengths).options(*WITHOUT_BODIES)
         return query.where(among(Action.id), *conditions)
 
     rows, following = await page(session, [select(Action.id).where(*conditions[:1])], Action.id, matching, limit, after)
-    actions = [action for _, action, _ in rows]
+    actions = [action for _, action, _, _ in rows]
     counts = await _counts(session, actions)
     tasks = await _tasks(session, actions, first=TASKS_IN_A_LIST)
     items = [
-        ActionSummary.model_validate(_summary(action, left_out, counts.get(number, (0, 0)), tasks[number]))
-        for number, action, left_out in rows
+        ActionSummary.model_validate(_summary(action, left_out, cancels, counts.get(number, (0, 0)), tasks[number]))
+        for number, action, left_out, cancels in rows
     ]
     return ActionPage(items=items, next=following)
 
@@ -312,14 +317,17 @@ async def _read(session: Session, action: Action) -> ActionRead:
     ]
     return ActionRead.model_validate(
         {
-            **_summary(action, len(action.left_out), counts, tasks),
+            **_summary(action, len(action.left_out), len(action.cancels), counts, tasks),
             "left_out": action.left_out,
+            "cancels": action.cancels,
             "deliveries": deliveries,
         }
     )
 
 
-def _summary(action: Action, left_out: int, counts: tuple[int, int], tasks: list[MadeTask]) -> dict[str, object]:
+def _summary(
+    action: Action, left_out: int, cancels: int, counts: tuple[int, int], tasks: list[MadeTask]
+) -> dict[str, object]:
     names = ["id", "project", "task_id", "run_id", "generation", "input", "requester", "source", "notes", "attempts"]
     names += ["received_at", "planned_at", "done_at"]
     return {
@@ -330,6 +338,7 @@ def _summary(action: Action, left_out: int, counts: tuple[int, int], tasks: list
         "working": action.working,
         "reason": action.error,
         "left_out_count": left_out,
+        "cancels_count": cancels,
         "tasks_planned": counts[0],
         "tasks_created": counts[1],
         "tasks": tasks,

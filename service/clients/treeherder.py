@@ -196,6 +196,21 @@ def hgpushes_message(url: str, path: str, push_id: int, user: str, date: datetim
     }
 
 
+_DECISION_PLATFORM = {"platform": "taskcluster-decision", "os_name": "-", "architecture": "-"}
+
+DECISION_PLACE: dict[str, Any] = {
+    "job_symbol": "D",
+    "group_name": "unknown",
+    "group_symbol": "?",
+    "product_name": "unknown",
+    "build_platform": _DECISION_PLATFORM,
+    "machine_platform": _DECISION_PLATFORM,
+    "option_collection": {"opt": True},
+    "tier": 1,
+}
+"""The place of jobs about a whole push: beside its decision task."""
+
+
 def failed_job(digest: bytes, name: str, who: str, place: dict[str, Any]) -> dict[str, Any]:
     """Return a failed, completed job whose id is made from `digest`; `place` says where Treeherder shows it."""
     return {

@@ -51,13 +51,19 @@ def list_actions(
                 each["source"],
                 when(each["received_at"]),
                 each["state"],
-                f"{each['tasks_created']}/{each['tasks_planned']}",
+                _tasks_of(each),
                 each["reason"] or "",
             )
             for each in actions
         ),
         "no such actions",
     )
+
+
+def _tasks_of(action: dict[str, Any]) -> str:
+    """Return the number of tasks that an action made of those that it plans, or that it cancels."""
+    cancels: int = action["cancels_count"]
+    return f"{cancels} cancelled" if cancels else f"{action['tasks_created']}/{action['tasks_planned']}"
 
 
 @app.command("kinds")
@@ -196,6 +202,8 @@ def _show(action: dict[str, Any], as_json: bool) -> None:
             ],
         )
     )
+    if action["cancels"]:
+        pairs.append(("cancels", [f"{task['task_id']}  {task['name']}" for task in action["cancels"]]))
     output.fields([*pairs, *_left_out(action)])
 
 
@@ -213,6 +221,8 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
         pairs += [("note", note) for note in plan["notes"]]
         if plan["tasks"]:
             pairs.append(("copies", [f"{t['copy_of']}  {t['name']}" for t in plan["tasks"]]))
+        if plan["cancels"]:
+            pairs.append(("cancels", [f"{t['task_id']}  {t['state']:11}  {t['name']}" for t in plan["cancels"]]))
         output.fields([*pairs, *_left_out(plan)])
     if not good:
         raise Failed(f"it would be {plan['state']}: {plan['reason']}", FAILED)

@@ -6,7 +6,7 @@
                                      └────▶ show_error                      ...or a task or a job that says why not
 
     actions    receive ──┬─▶ retrigger ─▶ tasks.create ─▶ Taskcluster       a pressed button becomes copies of a task
-                         ├─▶ cancel ─▶ Taskcluster
+                         ├─▶ cancel, cancel_push ─▶ Taskcluster
                          └─▶ notice ─▶ Pulse, Treeherder                    its end is announced
 
     jobs       events ──▶ deliver ──▶ Treeherder                            runs become jobs, in bulk

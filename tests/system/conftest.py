@@ -77,9 +77,11 @@ class System:
         answer = self.api.post("/repositories", json=body)
         assert answer.status_code == 201, answer.text
 
-    def push(self, tasks: int = 2, *, user: str = "dev@example.com", message: str = "Bug 1 - a change") -> int:
-        """Push a commit whose graph has so many tasks; the push id."""
-        changeset = {"message": message, "files": {".taskcluster.yml": graph_of(tasks)}}
+    def push(
+        self, tasks: int = 2, *, user: str = "dev@example.com", message: str = "Bug 1 - a change", seconds: float = 0
+    ) -> int:
+        """Push a commit whose graph has so many tasks, each of which takes so long; the push id."""
+        changeset = {"message": message, "files": {".taskcluster.yml": graph_of(tasks, seconds=seconds)}}
         answer = self.hg.post("/push", json={"repository": PATH, "user": user, "changesets": [changeset]})
         assert answer.status_code == 200, answer.text
         return int(answer.json()["id"])

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.flow.actions.kinds import ACTIONS
 from tests.system.conftest import REPOSITORY, System
 from tests.system.test_actions import became, put, task_id
 
@@ -29,7 +30,7 @@ def test_a_new_action_is_one_module(systems: Callable[..., System], monkeypatch:
             return done.stdout
 
         kinds = {kind["name"]: kind for kind in system.api.get("/actions/kinds").json()["items"]}
-        assert kinds.keys() == {"cancel", "look", "retrigger"}
+        assert kinds.keys() == {*ACTIONS, "look"}
         assert kinds["look"]["scope"] == "tc-treeherder:action:look:<project>"
         assert kinds["look"]["input"]["properties"]["seconds"]["type"] == "number"
         assert kinds["look"]["subjects"] == ["push", "task"]

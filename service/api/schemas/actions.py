@@ -122,8 +122,15 @@ class MadeTask(Schema):
     created: bool
 
 
+class CancelledTask(Schema):
+    """A task that an action on a push cancels; once the action has ended, one that it has cancelled."""
+
+    task_id: str
+    name: str
+
+
 class LeftOut(Schema):
-    """A task that was left out of the copies."""
+    """A task that was left out of the copies, or could not be cancelled."""
 
     task_id: str
     name: str
@@ -148,6 +155,7 @@ _SUMMARY: dict[str, Any] = {
     "tasks_planned": 1,
     "tasks_created": 1,
     "left_out_count": 0,
+    "cancels_count": 0,
     "tasks": [
         {"copy_of": EXAMPLE_TASK, "task_id": EXAMPLE_COPY, "name": "test-linux64/opt-xpcshell-1", "created": True}
     ],
@@ -181,6 +189,7 @@ class ActionSummary(Schema):
     tasks_planned: int
     tasks_created: int
     left_out_count: int
+    cancels_count: int = Field(description="tasks that it cancels, or has cancelled if it has ended")
     tasks: list[MadeTask] = Field(description="the copies in dependency order; in a list of actions the first 20")
     attempts: int
     received_at: datetime
@@ -206,10 +215,12 @@ class ActionRead(ActionSummary):
 
     model_config = example(
         **_SUMMARY,
+        cancels=[],
         left_out=[],
         deliveries=[],
     )
 
+    cancels: list[CancelledTask] = Field(description="of an action on a push")
     left_out: list[LeftOut]
     deliveries: list[ListedDelivery] = Field(description="the first hundred that are listed on it")
 
@@ -225,6 +236,12 @@ class PlannedCopy(Schema):
     deadline: str
     expires: str
     dependencies: list[str]
+
+
+class PlannedCancel(CancelledTask):
+    """A task that would be cancelled."""
+
+    state: str = Field(description="unscheduled, pending or running")
 
 
 class ActionPlan(Schema):
@@ -252,6 +269,7 @@ class ActionPlan(Schema):
                 "dependencies": [],
             }
         ],
+        cancels=[],
         left_out=[],
     )
 
@@ -265,4 +283,5 @@ class ActionPlan(Schema):
     reason: str | None
     notes: list[str]
     tasks: list[PlannedCopy]
+    cancels: list[PlannedCancel]
     left_out: list[LeftOut]

@@ -34,7 +34,7 @@ _STALE = re.compile(r"stale timestamp", re.IGNORECASE)
 READS = {
     "queue:get-task:*": "retriggers, cancels and jobs read tasks",
     "queue:status:*": "graphs are checked, retriggers and cancels read the state of tasks",
-    "queue:list-task-group:*": "retriggers check whether a task group is sealed, and copy decision tasks",
+    "queue:list-task-group:*": "retriggers check whether a task group is sealed, and actions on a push list its tasks",
     "queue:list-dependent-tasks:*": "retriggers copy the tasks that depend on a task",
 }
 """Scopes for reading, with their use. Only `*` is sufficient, because a task's id does not tell its project."""

@@ -2,7 +2,7 @@
 
 import structlog
 
-from service.clients.taskcluster import validate_status
+from service.clients.taskcluster import Status, validate_status
 from service.clock import now
 from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError
@@ -30,7 +30,7 @@ async def run(services: Services, lease: Lease[Action]) -> None:
     try:
         status = await services.queue.cancel_task(action.task, exact_scope("cancel-task", subject.status))
     except PermanentUpstreamError as refusal:
-        raise ActionFailedError(_refusal_text(subject, refusal)) from None
+        raise ActionFailedError(refusal_text(subject.name, subject.status, refusal)) from None
     subject.status = validate_status(status)
     nothing = nothing_to_do(subject)
     if not was_cancelled(subject.status) and nothing is not None:  # it ended just before
@@ -51,11 +51,12 @@ def nothing_to_do(subject: Subject) -> str | None:
     return f"task {subject.status['taskId']} ({subject.name}) is already {state}" if state in RESOLVED else None
 
 
-def _refusal_text(subject: Subject, refusal: PermanentUpstreamError) -> str:
-    task = f"task {subject.status['taskId']} ({subject.name})"
-    scope = exact_scope("cancel-task", subject.status)
+def refusal_text(name: str, status: Status, refusal: PermanentUpstreamError) -> str:
+    """Return why Taskcluster does not cancel a task, and what would help."""
+    task = f"task {status['taskId']} ({name})"
+    scope = exact_scope("cancel-task", status)
     if refusal.status == 409:
-        return f"{task} is past its deadline, {subject.status['deadline']}, so it can no longer be cancelled"
+        return f"{task} is past its deadline, {status['deadline']}, so it can no longer be cancelled"
     if refusal.status in {401, 403}:
         return f"Taskcluster does not let this service cancel {task}: its client needs the scope {scope}"
     return f"Taskcluster refuses to cancel {task} with {refusal.status}: {refusal}"

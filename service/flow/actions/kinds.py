@@ -34,14 +34,24 @@ class Copy:
     definition: Definition
 
 
+@dataclass(frozen=True)
+class Cancel:
+    """A task that is to be cancelled."""
+
+    task_id: str
+    name: str
+    state: str
+
+
 @dataclass
 class Plan:
-    """The effect that an action would have now: copies in dependency order, tasks left out with reasons, and notes.
+    """The effect that an action would have now: copies in dependency order, cancels, tasks left out, and notes.
 
     `nothing_to_do` is the reason why it would do nothing at all.
     """
 
     copies: list[Copy] = field(default_factory=list)
+    cancels: list[Cancel] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     nothing_to_do: str | None = None

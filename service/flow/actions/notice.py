@@ -12,13 +12,13 @@ from typing import Any
 from sqlmodel import col, select
 
 from service.clients.pulse import RETRIGGERS
-from service.clients.treeherder import failed_job
+from service.clients.treeherder import DECISION_PLACE, failed_job
 from service.clock import now
 from service.engine.budget import blocked_for, jobs_budget, refilled
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.errors import PermanentUpstreamError, Unavailable
-from service.flow.actions.subject import Subject
+from service.flow.actions.subject import PushSubject, Subject
 from service.flow.tasks.definition import format_date
 from service.flow.tasks.facts import TaskFacts, UnshowableTaskError
 from service.flow.tasks.ids import derive
@@ -86,6 +86,23 @@ def failure_jobs(services: Services, action: Action, subject: Subject) -> list[d
         if prefix not in jobs or route.revision is not None:  # a version 2 route needs no lookup of the push
             jobs[prefix] = {"environment": prefix, "project": route.project, "entry": entry}
     return list(jobs.values())
+
+
+def push_failure_jobs(services: Services, action: Action, subject: PushSubject) -> list[dict[str, Any]]:
+    """Return the job that shows a failure of an action on a push, for each Treeherder that shows the repository."""
+    repository, push = subject.repository, subject.push
+    digest = derive(services.secret, "failure job", action.key)
+    entry = {
+        "project": repository.alias,
+        "revision": push.revision,
+        "revision_hash": push.revision_hash,
+        "job": failed_job(digest, action.kind, action.requester, DECISION_PLACE),
+    }
+    return [
+        {"environment": prefix, "project": repository.alias, "entry": entry}
+        for prefix, environment in services.settings.environments.items()
+        if environment.jobs == "rest" and (repository.environments is None or prefix in repository.environments)
+    ]
 
 
 def _failure_job(secret: bytes, action: Action, subject: Subject) -> dict[str, Any]:

@@ -236,7 +236,8 @@ async def plan_copies(services: Services, subject: Subject, action: Action) -> P
     """Return the copies that a retrigger of this subject would make now."""
     new_id = copy_ids(services.secret, action, 0)
     draft = await CopySearch(services, subject, action.run_id, new_id, action.share).draft()
-    return Plan(await services.compute(action.share, list, draft.build()), draft.left_out, draft.notes)
+    copies: list[Copy] = await services.compute(action.share, list, draft.build())
+    return Plan(copies=copies, left_out=draft.left_out, notes=draft.notes)
 
 
 register(

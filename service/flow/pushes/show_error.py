@@ -1,13 +1,12 @@
 """Show on a push why it gets no graph: by a task, or by a job if the project may not create such a task."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 from sqlmodel import col, select, update
 
 from service.clients.taskcluster import named
-from service.clients.treeherder import failed_job
+from service.clients.treeherder import DECISION_PLACE, failed_job
 from service.engine.leases import Lease
 from service.engine.render import Renderer, TemplateError
 from service.flow.pushes.template import MAX_OWNER, address_of, context_of, owner_of, plan_of, scopes_of
@@ -132,22 +131,11 @@ def _environments(settings: Settings, repository: Repository) -> list[str]:
 def _error_jobs(services: Services, step: PushStep, push: Push, repository: Repository) -> list[Notice]:
     """Return a completed job for each Treeherder that takes jobs over REST; `notice` adds the reason."""
     digest = derive(services.secret, "error job", push.id, step.plan_attempt)
-    platform = {"platform": "taskcluster-decision", "os_name": "-", "architecture": "-"}
-    place: dict[str, Any] = {
-        "job_symbol": "D",
-        "group_name": "unknown",
-        "group_symbol": "?",
-        "product_name": "unknown",
-        "build_platform": platform,
-        "machine_platform": platform,
-        "option_collection": {"opt": True},
-        "tier": 1,
-    }
     entry = {
         "project": repository.alias,
         "revision": push.revision,
         "revision_hash": push.revision_hash,
-        "job": failed_job(digest, "taskcluster.yml error", push.user, place),
+        "job": failed_job(digest, "taskcluster.yml error", push.user, DECISION_PLACE),
     }
     return [
         Notice(

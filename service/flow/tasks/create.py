@@ -387,7 +387,7 @@ async def cancel_created(
 
     try:
         statuses = await services.queue.statuses([task.task_id for task in tasks if not task.adopted])
-        unrecorded = await _created_without_answer(
+        unrecorded = await created_without_answer(
             services, [task for task in tasks if not task.created and task.task_id in statuses]
         )
     except UpstreamError as error:
@@ -400,7 +400,7 @@ async def cancel_created(
     return unrecorded, [why for why in outcomes if why is not None]
 
 
-async def _created_without_answer(services: Services, tasks: list[PlannedTask]) -> list[PlannedTask]:
+async def created_without_answer(services: Services, tasks: list[PlannedTask]) -> list[PlannedTask]:
     """Return those of the existing `tasks` whose definition is exactly the one that we sent.
 
     The queue uses the same proof: it answers a repeated `createTask` with success if the body is equal.

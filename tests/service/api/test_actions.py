@@ -22,10 +22,11 @@ from service.clock import now
 from service.flow.actions.receive import JobAction, store
 from service.store.models import Action, Delivery, PlannedTask, Source, State
 from tests.published_schemas import read_published
-from tests.service.asgi import ADMIN, READER, RETRIER, Api, is_problem, running, settings_for, signature
+from tests.service.asgi import ADMIN, READER, RETRIER, Api, is_problem, push_event, running, settings_for, signature
 
 TASK, RUN = "Vg7hTWNXSTyVNsVjBpOyCQ", "560ee14d-6357-493c-9536-c5630693b209"
 WANTED = {"action": "retrigger", "project": "mc", "task_id": TASK}
+CANCEL_PUSH = {"action": "cancel-push", "project": "mc", "push": 7}
 
 
 def channel(number: int) -> str:
@@ -362,7 +363,7 @@ async def test_nothing_is_promised_before_the_commit(api: Api) -> None:
     assert len(await actions(api)) == 2
 
 
-@pytest.mark.parametrize("action", ["backfill", "retriggerall", ""])
+@pytest.mark.parametrize("action", ["backfill", "retriggerall", "cancel-push", ""])
 async def test_other_actions_are_recorded_as_rejected(api: Api, action: str) -> None:
     assert await press(api, message(1, action=action)) == ["rejected"]
     assert await press(api, message(2, on=2, redelivered=True, action=action)) == ["duplicate"]
@@ -534,12 +535,31 @@ async def test_an_action_is_stored_and_told_where(api: Api) -> None:
         ({"task_id": None, "push": None}, "neither is given"),
         ({"push": -1}, "push: "),
         ({"push": "7"}, "push: "),
+        (
+            {"action": "cancel-push", "task_id": TASK},
+            "cancel-push needs push, to say what it is about; task_id is given",
+        ),
+        ({"action": "cancel-push", "push": 7, "run_id": 0}, "run_id is for a task: leave it out for a push"),
     ],
 )
 async def test_an_action_is_about_what_it_can_be_about(sqlite_api: Api, subject: dict[str, Any], words: str) -> None:
     for path in ("/actions", "/actions/plan"):
         is_problem(await sqlite_api.post(path, {"action": "retrigger", "project": "mc", **subject}), 422, words)
     assert await actions(sqlite_api) == []
+
+
+async def test_an_action_on_a_push_is_stored_with_the_newest_generation_that_has_it(api: Api) -> None:
+    unknown = (await api.post("/actions", CANCEL_PUSH)).json()
+    assert (unknown["push"], unknown["generation"], unknown["task_id"]) == (7, None, None)
+    await api.add(last_push_id=6)
+    await api.push(push_event(7))
+    created = (await api.post("/actions", CANCEL_PUSH)).json()
+    assert (created["push"], created["generation"], created["cancels"], created["cancels_count"]) == (7, 0, [], 0)
+    listed = (await api.get("/actions?push=7")).json()["items"]
+    assert [action["id"] for action in listed] == [created["id"], unknown["id"]]
+    assert (await api.get("/actions?push=8")).json()["items"] == []
+    plan = (await api.post("/actions/plan", {**CANCEL_PUSH, "push": 8})).json()
+    assert (plan["state"], plan["push"]) == ("rejected", 8)
 
 
 async def test_a_call_repeated_with_its_key_is_the_same_action(api: Api) -> None:
@@ -594,6 +614,7 @@ async def test_it_takes_the_scope_of_the_action_and_the_project(sqlite_url: str,
             (READER, WANTED, 403, "tc-treeherder:action:retrigger:mc"),
             (sheriff["value"], {**WANTED, "action": "cancel"}, 403, "tc-treeherder:action:cancel:mc"),
             (sheriff["value"], {**WANTED, "project": "try"}, 403, "tc-treeherder:action:retrigger:try"),
+            (sheriff["value"], CANCEL_PUSH, 403, "tc-treeherder:action:cancel-push:mc"),
         ):
             problem = is_problem(await api.post(path, body, token=token), status, missing)
             assert problem["missing_scope"] == missing

@@ -2,7 +2,9 @@
 
 import pytest
 
+from service.flow.actions.kinds import ACTIONS, known_names
 from tests.service.commands.conftest import Pretended, Pushed, Run
+from tests.system.conftest import System
 
 NOBODY = "AAAAAAAAQAyAAAAAAAAAAA"
 
@@ -42,6 +44,26 @@ def test_a_retrigger_is_waited_for(tc: Run, pushed: Pushed) -> None:
     assert action["id"] in {each["id"] for each in done}
 
 
+@pytest.mark.usefixtures("pushed")
+def test_a_push_is_cancelled(tc: Run, system: System) -> None:
+    push_id = system.push(2, seconds=600)
+    system.wait(lambda: system.push_stored(push_id))
+    system.wait(lambda: system.api.get(f"/pushes/try/{push_id}").json()["graph"]["state"] == "created")
+    (first, _) = system.api.get(f"/pushes/try/{push_id}").json()["graph"]["tasks"]
+    about = ["actions", "run", "cancel-push", "--push", f"try/{push_id}"]
+    planned = tc(*about, "--plan")
+    assert planned.out.startswith(f"plan     cancel-push of push {push_id} in try; nothing is done")
+    assert any(line.split()[-1] == "t1" and "unscheduled" in line for line in planned.out.splitlines())
+    assert {task["name"] for task in tc(*about, "--plan", "--json").json["cancels"]} == {"t0", "t1"}
+    ran = tc(*about, "--wait")
+    assert ran.code == 0, ran.err
+    assert f"cancels    {first['task_id']}  t0" in ran.out.splitlines()
+    (row,) = [row for row in tc("actions", "list").rows if row[1] == "cancel-push"]
+    assert row[2:5] == ["try", "push", str(push_id)]
+    assert row[-2:] == ["2", "cancelled"]
+    assert tc(*about, "--plan").out.splitlines()[1].split() == ["state", "nothing-to-do"]
+
+
 def test_the_same_key_is_the_same_action(tc: Run, pushed: Pushed) -> None:
     task = f"try/{pushed.tasks[0]}"
     arguments = ["actions", "run", "cancel", "--task", task, "--key", "only-once", "--wait", "--json"]
@@ -59,7 +81,7 @@ def test_a_failed_action_is_1_and_says_why(tc: Run, pushed: Pushed) -> None:
 
 def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
     action = dict.fromkeys(("run_id", "reason", "done_at", "next_attempt_at"))
-    lists: dict[str, object] = {"notes": [], "tasks": [], "left_out": []}
+    lists: dict[str, object] = {"notes": [], "tasks": [], "left_out": [], "cancels": []}
     names = {"action": "cancel", "project": "mc", "task_id": NOBODY, "push": None, "requester": "me", "source": "api"}
     body = {
         "id": 7,
@@ -105,9 +127,9 @@ def test_used_wrongly(tc: Run, arguments: list[str]) -> None:
 def test_an_action_that_is_none_names_those_that_are(tc: Run) -> None:
     ran = tc("actions", "run", "explode", "--task", f"try/{NOBODY}")
     assert ran.code == 1
-    assert "there is no action 'explode' here: cancel and retrigger are what this service does" in ran.err
+    assert f"there is no action 'explode' here: {known_names()} are what this service does" in ran.err
     names = [kind["name"] for kind in tc("actions", "kinds", "--json").json]
-    assert names == ["cancel", "retrigger"]
+    assert names == sorted(ACTIONS)
     assert [row[0] for row in tc("actions", "kinds").rows] == names
 
 

@@ -79,7 +79,7 @@ def end(queue: Queue, name: str, state: str = "failed") -> Task:
 
 async def action_on(
     harness: FlowHarness,
-    task_id: str,
+    task_id: str | None,
     kind: str = "retrigger",
     *,
     project: str = "mc",
@@ -110,7 +110,7 @@ async def claim_work(harness: FlowHarness, model: type[Work] = Action) -> Lease[
     return Lease(harness.database, harness.settings.work, item)
 
 
-async def carry_out(harness: FlowHarness, task_id: str, kind: str = "retrigger", **more: Any) -> Action:
+async def carry_out(harness: FlowHarness, task_id: str | None, kind: str = "retrigger", **more: Any) -> Action:
     """Store an action and carry it out; return it as it ended."""
     action = await action_on(harness, task_id, kind, **more)
     lease = await claim_work(harness)

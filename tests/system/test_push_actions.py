@@ -1,0 +1,100 @@
+"""Actions on whole pushes with real processes that are killed: what was begun is done, once."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sandbox.stack import free_port
+from tests.system.conftest import REPOSITORY, System
+from tests.system.test_actions import became
+
+Systems = Callable[..., System]
+
+LONG = 600
+"""Seconds that tasks take which nobody waits for."""
+
+
+def begin(systems: Systems, database_url: str, **repository: Any) -> System:
+    system = systems(database_url)
+    system.stack.service()
+    system.add_repository(**repository)
+    system.stack.listener()
+    return system
+
+
+def push(system: System, tasks: int, **more: Any) -> int:
+    """Push a graph of so many tasks that take long, and wait until it is created."""
+    push_id = system.push(tasks, seconds=LONG, **more)
+    system.wait(lambda: graph_of(system, push_id).get("state") == "created", 60)
+    return push_id
+
+
+def graph_of(system: System, push_id: int) -> dict[str, Any]:
+    answer = system.api.get(f"/pushes/{REPOSITORY}/{push_id}")
+    return answer.json()["graph"] if answer.is_success else {}
+
+
+def ask(system: System, action: str, push_id: int, **told: Any) -> int:
+    body = {"action": action, "project": REPOSITORY, "push": push_id, "input": told}
+    answer = system.api.post("/actions", json=body)
+    assert answer.status_code == 202, answer.text
+    return int(answer.json()["id"])
+
+
+def calls(system: System, method: str) -> int:
+    return int(system.taskcluster.get("/calls").json()["calls"].get(method, 0))
+
+
+def unfinished(system: System) -> int:
+    """Return the number of tasks in Taskcluster that have not ended."""
+    tasks = system.taskcluster.get("/tasks").json()["tasks"]
+    return sum(task["status"]["state"] in {"unscheduled", "pending", "running"} for task in tasks)
+
+
+@pytest.mark.timeout(180)
+def test_killed_in_the_middle_of_a_cancel_of_three_hundred(systems: Systems, database_url: str) -> None:
+    system = begin(systems, database_url)
+    first, other = push(system, 300), push(system, 3)
+    system.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
+    action_id = ask(system, "cancel-push", first)
+    for reached in (60, 150):
+        system.wait(lambda reached=reached: calls(system, "cancelTask") >= reached)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+        system.stack.processes["service"].kill()
+        assert unfinished(system) > 3
+        system.stack.service()
+    action = became(system, action_id)
+    assert (action["state"], action["reason"], action["cancels_count"]) == ("done", None, 300)
+    tasks = {task["task_id"] for task in graph_of(system, first)["tasks"]}
+    assert {task["task_id"] for task in action["cancels"]} == tasks
+    assert unfinished(system) == 3
+    assert {task["name"] for task in graph_of(system, other)["tasks"]} == {"t0", "t1", "t2"}
+
+
+@pytest.mark.timeout(180)
+def test_two_services_that_cancel_the_same_push_at_once(systems: Systems, postgres_url: str) -> None:
+    system = begin(systems, postgres_url)
+    system.stack.service("other", port=free_port())
+    push_id = push(system, 100)
+    system.taskcluster.post("/latency", json={"seconds": 0.01}).raise_for_status()
+    actions = [became(system, action_id) for action_id in [ask(system, "cancel-push", push_id) for _ in range(2)]]
+    assert {action["state"] for action in actions} <= {"done", "nothing-to-do"}
+    assert "done" in {action["state"] for action in actions}
+    assert unfinished(system) == 0
+
+
+@pytest.mark.timeout(180)
+def test_a_graph_that_is_being_created_is_stopped(systems: Systems, sqlite_url: str) -> None:
+    system = begin(systems, sqlite_url)
+    system.taskcluster.post("/latency", json={"seconds": 0.05}).raise_for_status()
+    push_id = system.push(400, seconds=LONG)
+    system.wait(lambda: system.creations() >= 50)
+    action = became(system, ask(system, "cancel-push", push_id))
+    assert (action["state"], action["reason"]) == ("done", None)
+    time.sleep(0.5)  # what is created in spite of it would be created now
+    graph = graph_of(system, push_id)
+    assert graph["state"] == "failed"
+    assert "cancelled by" in graph["reason"]
+    assert 0 < graph["tasks_created"] < 400
+    assert unfinished(system) == 0
