@@ -55,7 +55,7 @@ class Measured:
         changeset = {"message": "Bug 1 - a change", "files": {".taskcluster.yml": DECISION}}
         pushed = self._hg.post("/push", json={"repository": PROJECT, "user": "me", "changesets": [changeset]})
         push_id = int(pushed.raise_for_status().json()["id"])
-        wait_for(lambda: self._graph(push_id).get("state") == "created", 30)
+        wait_for(lambda: self._graph(push_id).get("state") == "done", 30)
         group = self._graph(push_id)["tasks"][0]["task_id"]
         tasks = []
         for name, dependencies in names.items():

@@ -27,7 +27,7 @@ def begin(systems: Systems, database_url: str, **repository: Any) -> System:
 def push(system: System, tasks: int, **more: Any) -> int:
     """Push a graph of so many tasks that take long, and wait until it is created."""
     push_id = system.push(tasks, seconds=LONG, **more)
-    system.wait(lambda: graph_of(system, push_id).get("state") == "created", 60)
+    system.wait(lambda: graph_of(system, push_id).get("state") == "done", 60)
     return push_id
 
 

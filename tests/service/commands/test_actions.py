@@ -48,7 +48,7 @@ def test_a_retrigger_is_waited_for(tc: Run, pushed: Pushed) -> None:
 def test_a_push_is_cancelled(tc: Run, system: System) -> None:
     push_id = system.push(2, seconds=600)
     system.wait(lambda: system.push_stored(push_id))
-    system.wait(lambda: system.api.get(f"/pushes/try/{push_id}").json()["graph"]["state"] == "created")
+    system.wait(lambda: system.api.get(f"/pushes/try/{push_id}").json()["graph"]["state"] == "done")
     (first, _) = system.api.get(f"/pushes/try/{push_id}").json()["graph"]["tasks"]
     about = ["actions", "run", "cancel-push", "--push", f"try/{push_id}"]
     planned = tc(*about, "--plan")
