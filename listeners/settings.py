@@ -213,7 +213,7 @@ class ListenerSettings(Configuration):
 
 
 class _File(BaseModel):
-    """What the file has for the listeners only, for the names in errors."""
+    """Settings of the file for the listeners only, for the names in errors."""
 
     listeners: ListenerSettings
 

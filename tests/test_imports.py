@@ -1,4 +1,4 @@
-"""Who may import whom: imports point downwards, and go in no circle. `docs/architecture.md` says why."""
+"""Check who imports whom: imports point downwards, and go in no circle. `docs/architecture.md` says why."""
 
 import ast
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ OURS = ("service", "listeners", "sandbox", "benchmarks")
 BASE = frozenset({"service.clock", "service.contract", "service.error_task", "service.errors", "service.lean",
                   "service.log", "service.metrics", "service.sanitize", "service.slugids",
                   "service.yaml12"})  # fmt: skip
-"""What knows nothing of databases, upstreams or the flow."""
+"""Packages that know nothing of databases, upstreams or the flow."""
 
 LOW = BASE | {"service.settings"}
 STORE = LOW | {"service.store"}

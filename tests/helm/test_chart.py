@@ -552,7 +552,7 @@ OF_THE_SECRET = {
     "TC_TREEHERDER_TOKENS": json.dumps(MINIMAL["secrets"]["tokens"]),
     "TC_TREEHERDER_PULSE__URL": PLANTED["pulse"],
 }
-"""What README.md says that an existingSecret must have."""
+"""The keys that an existingSecret must have, by README.md."""
 
 
 @every

@@ -1,4 +1,4 @@
-"""What is acknowledged when, and what becomes of a channel that is lost."""
+"""Acknowledge in time, and survive the loss of a channel."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""How a queue is read, at a real RabbitMQ that goes away, hangs, or loses the queue."""
+"""Read a queue at a real RabbitMQ that goes away, hangs, or loses the queue."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""How deliveries become batches."""
+"""Gather deliveries into batches."""
 
 import threading
 import time

@@ -79,7 +79,7 @@ async def press(api: Api, *messages: Any, acknowledged: Iterable[int] = ()) -> l
 
 
 async def listed(api: Api) -> list[int]:
-    """How many deliveries are listed on each action."""
+    """Return the number of deliveries that each action lists."""
     return [len((await api.get(f"/actions/{action.id}")).json()["deliveries"]) for action in await actions(api)]
 
 

@@ -1,4 +1,4 @@
-"""What is computed once for all who ask."""
+"""Compute once for all who ask."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What one caller can cost: the size and time of bodies, and writes; over ASGI and over real sockets."""
+"""Limit the cost of one caller: the size and time of bodies, and writes; over ASGI and over real sockets."""
 
 import asyncio
 import json

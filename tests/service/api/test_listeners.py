@@ -1,4 +1,4 @@
-"""What listeners say of their queues, and what the heartbeat makes of it."""
+"""Take what listeners say of their queues, and show it in the heartbeat."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Whether a repository could be added: asked before it is."""
+"""Plan a repository: say if it could be added, before it is."""
 
 from tests.service.asgi import READER, Api, is_problem
 

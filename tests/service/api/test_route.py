@@ -1,4 +1,4 @@
-"""What is refused before a body is read, and what a body may hold."""
+"""Refuse before a body is read, and limit the values in a body."""
 
 import asyncio
 import json

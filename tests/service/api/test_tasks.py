@@ -1,4 +1,4 @@
-"""What a task belongs to; and the filters of pushes and actions."""
+"""Tell the push and action that a task belongs to; and the filters of pushes and actions."""
 
 from typing import Any
 

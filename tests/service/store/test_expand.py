@@ -26,7 +26,7 @@ UNRELEASED = {"0014", "0015"}
 """Contracting ones that the first release has, too: listeners and services before them could not work together."""
 
 CONTRACTING = {"new_column_name", "drop_table", "drop_column", "drop_constraint", "rename_table", "execute"}
-"""What takes something away from old code, or may. It needs a release in between, and a line here that says so."""
+"""Operations that take something away from old code, or may: a release in between, and a line here that says so."""
 
 
 def _value(column: Column[Any]) -> Any:

@@ -66,7 +66,7 @@ def caught(database: Database) -> Iterator[dict[str, Any]]:
 
 
 KEYSET_ALONE = re.compile(r"WHERE (\w+\.deleted_at IS NULL AND )?\w+\.id [<>] \S+ ORDER BY \w+\.id( DESC)?\s+LIMIT")
-"""What asks for nothing but the next rows by their key reads no row in vain (of repositories, few are deleted).
+"""A query for nothing but the next rows by their key reads no row in vain (of repositories, few are deleted).
 Anything else that goes along a key may read the whole table for what it filters; along a partial index, it may not."""
 
 PARTIAL = {
