@@ -1,5 +1,6 @@
 """The gauges of /metrics that are read from the database, so that every replica tells the same."""
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -27,16 +28,19 @@ _waiting = Gauge(PREFIX + "work_waiting", "unfinished pieces of work", ["work", 
 
 
 _oldest = Gauge(
-    PREFIX + "work_oldest_seconds", "how long the oldest of them has waited", ["work", "lane"], registry=REGISTRY
+    PREFIX + "work_oldest_timestamp_seconds",
+    "since when the oldest of them waits",
+    ["work", "lane"],
+    registry=REGISTRY,
 )
 
 
 _letters = Gauge(PREFIX + "dead_letters", "dead letters that wait for a person", ["kind"], registry=REGISTRY)
 
 
-_poll_age = Gauge(
-    PREFIX + "last_good_poll_seconds",
-    "since the last good poll of the repository that waits longest",
+_good_poll = Gauge(
+    PREFIX + "last_good_poll_timestamp_seconds",
+    "the last good poll of the repository that waits longest, or its creation; NaN: no repository is polled",
     registry=REGISTRY,
 )
 
@@ -51,7 +55,9 @@ _polls_old = Gauge(
 )
 
 
-_queue_age = Gauge(PREFIX + "pulse_queue_read_seconds", "since a queue was last read", ["queue"], registry=REGISTRY)
+_queue_read = Gauge(
+    PREFIX + "pulse_queue_read_timestamp_seconds", "when a queue was last read", ["queue"], registry=REGISTRY
+)
 
 
 _deletions = Gauge(
@@ -104,7 +110,6 @@ async def exposition(database: Database) -> bytes:
 
 
 async def _read_work(session: Session) -> None:
-    at = now()
     _waiting.clear()
     _oldest.clear()
     for model in WORK.tables:
@@ -117,7 +122,7 @@ async def _read_work(session: Session) -> None:
             lanes[label] = (total + count, min(oldest, since))
         for label, (total, oldest) in lanes.items():
             _waiting.labels(str(model.__tablename__), label).set(total)
-            _oldest.labels(str(model.__tablename__), label).set((at - oldest).total_seconds())
+            _oldest.labels(str(model.__tablename__), label).set(oldest.timestamp())
     _letters.clear()
     for kind, count in await session.exec(_letters_of_kinds()):
         _letters.labels(kind).set(count)
@@ -172,15 +177,14 @@ class Polls:
     """The polls of the enabled repositories together: /metrics and /__heartbeat__ are open, and name none of them."""
 
     old: int  # repositories without a good poll for OLD_POLL
-    oldest: float  # seconds since the last good poll of the one that has waited longest
+    oldest: datetime | None  # the last good poll of the one that waits longest, or its creation; None: there is none
     failures: int  # the most polls in a row that failed
 
 
 async def summarize_polls(session: Session) -> Polls:
     """Return the summary of the polls of all enabled repositories."""
-    at = now()
     good, created = col(Repository.last_good_poll_at), col(Repository.created_at)
-    old = at - OLD_POLL
+    old = now() - OLD_POLL
 
     def of_monitored(value: Any, *conditions: Any) -> Any:
         return select(value).select_from(Repository).where(text(MONITORED), *conditions).scalar_subquery()
@@ -193,19 +197,18 @@ async def summarize_polls(session: Session) -> Polls:
         of_monitored(func.count(), good.is_(None), created < old),
     )
     oldest, oldest_new, failures, count, count_new = (await session.exec(query)).one()
-    waits = max(((at - since).total_seconds() for since in (oldest, oldest_new) if since is not None), default=0)
-    return Polls(count + count_new, waits, failures or 0)
+    since = min((time for time in (oldest, oldest_new) if time is not None), default=None)
+    return Polls(count + count_new, since, failures or 0)
 
 
 async def _read_polls(session: Session) -> None:
-    at = now()
     polls = await summarize_polls(session)
-    _poll_age.set(polls.oldest)
+    _good_poll.set(math.nan if polls.oldest is None else polls.oldest.timestamp())
     _poll_failures.set(polls.failures)
     _polls_old.set(polls.old)
-    _queue_age.clear()
+    _queue_read.clear()
     _deletions.clear()
     newest = select(PulseQueue).order_by(col(PulseQueue.seen_at).desc()).limit(MAX_LABELS)
     for queue in await session.exec(newest):
-        _queue_age.labels(queue.name).set((at - queue.seen_at).total_seconds())
+        _queue_read.labels(queue.name).set(queue.seen_at.timestamp())
         _deletions.labels(queue.name).set(queue.deletions)

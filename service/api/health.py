@@ -35,7 +35,11 @@ TIME_LIMIT = 3.0
 """Seconds for one check: a check that hangs tells nobody anything."""
 
 OLD_WORK = timedelta(minutes=10)
-QUIET = timedelta(minutes=10)
+
+UNREAD = timedelta(minutes=5)
+"""The time after which a Pulse queue counts as unread; `TcTreeherderPulseQueueUnread` of the chart has the same.
+
+A listener tells every `pulse_report_every` (one minute) that it reads."""
 
 DELETED = timedelta(days=1)
 """The time for which a deleted queue is a warning."""
@@ -225,7 +229,7 @@ async def _pulse(services: Services) -> Check:
     ]
     for events in sorted({queue.events for queue in queues}):
         newest = max((queue for queue in queues if queue.events == events), key=lambda queue: queue.seen_at)
-        if at - newest.seen_at > QUIET:
+        if at - newest.seen_at > UNREAD:
             warnings.append(
                 f"nobody has read {newest.name} since {newest.seen_at:%F %T}Z: is tc-treeherder listen pulse running? "
                 "Pulse deletes a queue that grows"

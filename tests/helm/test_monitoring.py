@@ -10,7 +10,9 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
+from listeners.settings import ListenerSettings
 from service import metrics
+from service.api.health import FORGOTTEN, UNREAD
 from tests.helm.test_chart import CHART, EVERYTHING, MINIMAL, ROOT, Manifest, Values, of, over, render
 
 DASHBOARD: dict[str, Any] = json.loads((CHART / "files" / "dashboard.json").read_text())
@@ -86,6 +88,21 @@ def test_each_alert_has_its_section_and_no_other_has() -> None:
 def test_an_alert_leads_to_its_section(changes: Values, page: str) -> None:
     for alert in rendered_alerts(over(WITH_ALERTS, changes)):
         assert alert["annotations"]["runbook_url"] == f"{page}#{alert['alert'].lower()}"
+
+
+def test_alert_heartbeat_and_docs_call_a_queue_unread_after_the_same_time() -> None:
+    alert = ALERTS["TcTreeherderPulseQueueUnread"]
+    bounds = re.fullmatch(r"time\(\) - max .* > (\d+) < (\d+)", alert["expr"])
+    assert bounds is not None
+    assert [int(bound) for bound in bounds.groups()] == [UNREAD.total_seconds(), FORGOTTEN.total_seconds()]
+    minutes = UNREAD.total_seconds() / 60
+    assert minutes == 5
+    assert "five minutes" in alert["annotations"]["summary"]
+    section = (ROOT / "docs" / "alerts.md").read_text().split("## TcTreeherderPulseQueueUnread")[1].split("##")[0]
+    (row,) = re.findall(r"^\| Pulse \| `time.*$", (ROOT / "docs" / "operations.md").read_text(), re.M)
+    assert f"{minutes:g} minutes" in section
+    assert f"{minutes:g} minutes" in row
+    assert ListenerSettings.model_fields["pulse_report_every"].default < UNREAD / 2, "a report may be lost"
 
 
 # --- dashboard -------------------------------------------------------------------------------------------------------
@@ -179,14 +196,14 @@ FIRING: dict[str, tuple[dict[str, str], str]] = {
     "TcTreeherderDown": ({"up" + ON % "": "1x5 0x30"}, "8m"),
     "TcTreeherderReplicaDown": ({"up" + ON % "": "1x5 0x30"}, "16m"),
     "TcTreeherderWorkOld": (
-        {"tc_treeherder_work_oldest_seconds" + ON % ', work="step", lane="taskcluster"': "700x30"},
-        "6m",
+        {"tc_treeherder_work_oldest_timestamp_seconds" + ON % ', work="step", lane="taskcluster"': "0x30"},
+        "16m",
     ),
     "TcTreeherderDeadLetters": ({"tc_treeherder_dead_letters" + ON % ', kind="task"': "1x30"}, "6m"),
-    "TcTreeherderPollsOld": ({"tc_treeherder_last_good_poll_seconds" + ON % "": "400x30"}, "6m"),
+    "TcTreeherderPollsOld": ({"tc_treeherder_last_good_poll_timestamp_seconds" + ON % "": "0x30"}, "11m"),
     "TcTreeherderPulseQueueUnread": (
-        {"tc_treeherder_pulse_queue_read_seconds" + ON % ', queue="q"': "400x30"},
-        "2m",
+        {"tc_treeherder_pulse_queue_read_timestamp_seconds" + ON % ', queue="q"': "0x30"},
+        "7m",
     ),
     "TcTreeherderPulseQueueDeleted": (
         {"tc_treeherder_pulse_queue_deletions" + ON % ', queue="q"': "0x5 1x30"},
@@ -215,7 +232,8 @@ FIRING: dict[str, tuple[dict[str, str], str]] = {
 def test_an_alert_fires(name: str, promtool: Path, tmp_path: Path) -> None:
     series, at = FIRING[name]
     rules = written_rules(tmp_path, [ALERTS[name] | {"expr": _of_this_release(ALERTS[name]["expr"])}])
-    for values, fires in ((series, True), (dict.fromkeys(series, "0x90"), False)):
+    good = {each: "0+60x90" if "_timestamp_" in each else "0x90" for each in series}  # a time goes on with the clock
+    for values, fires in ((series, True), (good, False)):
         if name in {"TcTreeherderDown", "TcTreeherderReplicaDown"} and not fires:
             values = dict.fromkeys(series, "1x90")  # noqa: PLW2901 - up is good when it is 1
         expected = [{"exp_labels": _labels(name, series), "exp_annotations": ALERTS[name]["annotations"]}]

@@ -1,6 +1,7 @@
 """Gauges that are read from the database."""
 
 import asyncio
+import math
 from datetime import timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from service.api.gauges import MAX_LABELS
 from service.clock import now
 from service.flow.pushes.push import store
 from service.store.database import Database
-from service.store.models import GroupCheck, PulseQueue, PushStep, State
+from service.store.models import GroupCheck, PulseQueue, PushStep, Repository, State
 from tests.service import asgi
 from tests.service.asgi import Api, running, settings_for
 from tests.service.harness import add_repository, push_event
@@ -25,11 +26,28 @@ async def test_waiting_work_is_counted_by_lane_and_gone_when_done(database: Data
         await store(session, settings_for("sqlite+aiosqlite:///unused"), [push_event(1), push_event(2)])
     lane = "graph hg.mozilla.org"
     assert await sample(database, "work_waiting", work="push_step", lane=lane) == 2
-    assert 0 < await sample(database, "work_oldest_seconds", lane=lane) < 60
-    assert 0 < await sample(database, "last_good_poll_seconds") < 60
+    at = now().timestamp()
+    assert at - 60 < await sample(database, "work_oldest_timestamp_seconds", lane=lane) < at
+    assert at - 60 < await sample(database, "last_good_poll_timestamp_seconds") < at
     async with database.writing() as session:
         await session.exec(update(PushStep).values(due_at=None, state=State.DONE))
     assert await sample(database, "work_waiting") == 0
+    assert await sample(database, "work_oldest_timestamp_seconds") == 0, "there is none"
+
+
+async def test_a_good_poll_of_no_repository_is_no_time(database: Database) -> None:
+    """An alert for old polls must not fire before a repository is monitored."""
+    assert math.isnan(await sample(database, "last_good_poll_timestamp_seconds"))
+
+
+async def test_times_of_queues_and_polls_are_those_of_the_database(database: Database) -> None:
+    await add_repository(database, "mc")
+    polled, read = now() - timedelta(hours=3), now() - timedelta(hours=2)
+    async with database.writing() as session:
+        await session.exec(update(Repository).values(last_good_poll_at=polled))
+        session.add(PulseQueue(name="q", events="tasks", seen_at=read))
+    assert await sample(database, "last_good_poll_timestamp_seconds") == polled.timestamp()
+    assert await sample(database, "pulse_queue_read_timestamp_seconds", queue="q") == read.timestamp()
 
 
 async def test_labels_are_bounded_and_name_no_repository(api: Api) -> None:
@@ -56,9 +74,10 @@ async def test_labels_are_bounded_and_name_no_repository(api: Api) -> None:
     assert checks["others"] == 11
     assert checks["job tc-treeherder"] == 3
     assert f"lane {MAX_LABELS + 9}" in checks, "what waits longest is named"
-    assert answer.text.count('pulse_queue_read_seconds{queue="') == MAX_LABELS
-    assert 3600 <= await sample(api.database, "work_oldest_seconds", lane="others") < 12 * 3600
-    assert await sample(api.database, "work_oldest_seconds", lane="job tc-treeherder") >= 3 * 86_400
+    assert answer.text.count('pulse_queue_read_timestamp_seconds{queue="') == MAX_LABELS
+    at = now().timestamp()
+    assert at - 12 * 3600 < await sample(api.database, "work_oldest_timestamp_seconds", lane="others") <= at - 3600
+    assert await sample(api.database, "work_oldest_timestamp_seconds", lane="job tc-treeherder") <= at - 3 * 86_400
 
 
 async def test_one_request_computes_them_for_all_and_not_again_for_a_while(

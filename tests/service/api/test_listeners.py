@@ -6,6 +6,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
+from service.api.health import UNREAD
 from service.clock import now
 from service.store.models import PulseQueue
 from tests.service.asgi import Api, is_problem
@@ -86,7 +87,9 @@ async def test_two_listeners_that_start_at_once_have_lost_nothing(api: Api) -> N
 async def test_a_queue_that_nobody_reads_is_warned_of(api: Api) -> None:
     old = "queue/user/old/tasks"
     await report(api, "new", old, "tasks")
-    await age(api, old, seen_at=timedelta(minutes=11))
+    await age(api, old, seen_at=UNREAD - timedelta(seconds=20))
+    assert await warned(api) == ""
+    await age(api, old, seen_at=UNREAD + timedelta(seconds=1))
     assert f"nobody has read {old} since" in await warned(api)
     await report(api, "new", "queue/user/renamed/tasks", "tasks")
     assert await warned(api) == ""
