@@ -191,7 +191,7 @@ class ListenerSettings(Configuration):
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_json: bool | None = Field(None, description="log as mozlog JSON; default: unless standard error is a terminal")
+    log_json: bool | None = Field(None, description="log as mozlog JSON; default: unless standard output is a terminal")
     sentry_dsn: SecretStr | None = Field(None, description="DSN of the Sentry that errors are reported to")
 
     @model_validator(mode="after")

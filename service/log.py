@@ -1,4 +1,6 @@
-"""Configure logging: mozlog JSON in production, readable text on a terminal.
+"""Configure logging to standard output: mozlog JSON in production, readable text on a terminal.
+
+mozlog: https://github.com/mozilla-services/Dockerflow/blob/main/docs/mozlog.md
 
 Event names are static, and identifiers are fields.
 """
@@ -45,10 +47,10 @@ def _nanoseconds(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 def configure(level: str, as_json: bool | None, sentry_dsn: SecretStr | None = None) -> None:
     """Configure structlog, and let the standard library's loggers log through it.
 
-    `as_json` None: JSON unless standard error is a terminal.
+    `as_json` None: JSON unless standard output is a terminal.
     """
     if as_json is None:
-        as_json = not sys.stderr.isatty()
+        as_json = not sys.stdout.isatty()
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -62,14 +64,14 @@ def configure(level: str, as_json: bool | None, sentry_dsn: SecretStr | None = N
         shared.append(structlog.processors.TimeStamper("%H:%M:%S.%f", utc=False))
         # the default prints every local variable with a traceback, which is slow, and some are secrets
         formatter = structlog.dev.plain_traceback
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)]
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=formatter)]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

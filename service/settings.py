@@ -379,7 +379,7 @@ class Settings(Configuration):
         DEFAULT_ERROR_TASK, description="JSON-e template of the task that shows a broken .taskcluster.yml"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
-    log_json: bool | None = Field(None, description="log as mozlog JSON; default: unless standard error is a terminal")
+    log_json: bool | None = Field(None, description="log as mozlog JSON; default: unless standard output is a terminal")
     sentry_dsn: SecretStr | None = Field(None, description="DSN of the Sentry that errors are reported to")
     listeners: dict[str, Any] = Field(
         {}, description="in a file that service and listeners share: the settings of the listeners only (see below)"

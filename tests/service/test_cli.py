@@ -187,6 +187,11 @@ def test_without_a_command_it_shows_help(run: Run) -> None:
 # --- processes
 
 
+def error_output(log: Path) -> Path:
+    """Return the file that a server's standard error goes to; `log` has its standard output."""
+    return log.with_name(f"{log.name}-error")
+
+
 @contextmanager
 def serving(folder: Path, *arguments: str, **settings: str) -> Iterator[tuple[psutil.Popen, str, Path]]:
     """Start a server process, and yield it with its address and its log. It is killed afterwards if it still runs."""
@@ -194,8 +199,8 @@ def serving(folder: Path, *arguments: str, **settings: str) -> Iterator[tuple[ps
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TC_TREEHERDER_")}
     environment |= {f"TC_TREEHERDER_{name}": value for name, value in {"PORT": str(port), **settings}.items()}
     log = folder / f"log-{secrets.token_hex(4)}"
-    with log.open("wb") as out:
-        process = psutil.Popen([PROGRAM, "serve", *arguments], cwd=folder, env=environment, stderr=out, stdout=out)
+    with log.open("wb") as out, error_output(log).open("wb") as error:
+        process = psutil.Popen([PROGRAM, "serve", *arguments], cwd=folder, env=environment, stderr=error, stdout=out)
     try:
         yield process, f"http://127.0.0.1:{port}", log
     finally:
@@ -252,6 +257,11 @@ def test_on_sqlite_it_starts_on_nothing_takes_a_push_and_ends_well(tmp_path: Pat
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"repository-added", "push-stored"} <= {line["Type"] for line in lines}
     assert [line for line in lines if line["Severity"] < 4] == []
+    summary = next(line for line in lines if line["Type"] == "request.summary" and line["Fields"]["code"] == 201)
+    types: dict[str, type] = dict.fromkeys(("agent", "method", "path", "rid", "uid"), str)
+    types |= dict.fromkeys(("errno", "code", "t"), int)
+    assert {name: type(value) for name, value in summary["Fields"].items()} == types
+    assert error_output(log).read_text() == ""
     assert not any(secret in log.read_text() for secret in SECRETS)
 
 

@@ -39,11 +39,11 @@ logging.getLogger("mohawk").debug("Authorization: Hawk hunter2")
 
 
 def written(level: str, form: str) -> list[str]:
-    """Return the lines that the script wrote to standard error, which is not a terminal."""
+    """Return the lines that the script wrote to standard output, which is not a terminal."""
     command = [sys.executable, "-c", SCRIPT, level, form]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
-    assert done.stdout == b""
-    text = done.stderr.decode()
+    assert done.stderr == b""
+    text = done.stdout.decode()
     assert "hunter2" not in text
     return text.splitlines()
 
@@ -94,7 +94,7 @@ def test_errors_reach_sentry_without_variables() -> None:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Nothing on standard error."""
+            """Print nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Sentry) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
