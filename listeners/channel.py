@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pika
@@ -28,9 +29,13 @@ class AckChannel:
     it does when the queue is deleted. Nobody delivers these messages again.
     """
 
-    def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
+    def __init__(
+        self, connection: Any, channel: Any, prefetch: int, count_acknowledged: Callable[[int], None] | None = None
+    ) -> None:
         self.id = str(uuid.uuid4())
         self._connection, self._channel, self._prefetch = connection, channel, prefetch
+        self._count_acknowledged = count_acknowledged or (lambda _: None)
+        self._acknowledged_tag = 0
         self._handled_tags: deque[int] = deque()
         self.consumer_cancelled = False
 
@@ -54,7 +59,10 @@ class AckChannel:
     def send_acknowledgements(self) -> None:
         """Acknowledge what is handled. Only the thread that owns the connection may call this."""
         while self._handled_tags and self._channel.is_open:
-            self._channel.basic_ack(self._handled_tags.popleft(), multiple=True)
+            tag = self._handled_tags.popleft()
+            self._channel.basic_ack(tag, multiple=True)
+            self._count_acknowledged(tag - self._acknowledged_tag)
+            self._acknowledged_tag = tag
 
     def confirm_acknowledgements(self) -> bool:
         """Return True once the broker has every acknowledgement that was due, False if the channel is closed.

@@ -18,6 +18,7 @@ import pika
 import pika.exceptions
 import structlog
 
+from listeners import metrics
 from listeners.broker import close_connection, unbound_reason
 from listeners.channel import CHECK_INTERVAL, REDELIVERY_REASON, AckChannel, ChannelLostError
 from listeners.forward import RequestRejectedError, UnansweredError
@@ -117,6 +118,7 @@ class Consumer(Generic[Item]):
             log.info("dropped", queue=self.queue, messages=len(batch), channel=channel.id, reason=REDELIVERY_REASON)
             return
         self.counts["forwarded"] += len(batch)
+        metrics.messages_forwarded(self.queue, len(batch))
         channel.acknowledge_up_to(batch[-1].tag)
 
     def _report_presence(self) -> None:
@@ -159,7 +161,9 @@ class Consumer(Generic[Item]):
         pause = backoff(failures, first, longest)
         event = "connection-lost" if self.connected else "broker-away"
         self.connected = False
-        self.counts["connections lost"] += event == "connection-lost"
+        if event == "connection-lost":
+            self.counts["connections lost"] += 1
+            metrics.connection_lost(self.queue)
         broker = f"{self._parameters.host}:{self._parameters.port}"
         remedy = find_remedy(error, *self._settings.pulse_variables)
         fields = {"remedy": remedy} if remedy else {}
@@ -172,7 +176,7 @@ class Consumer(Generic[Item]):
         try:
             connection.add_on_connection_blocked_callback(self._log_blocked)
             amqp_channel = connection.channel()
-            channel = AckChannel(connection, amqp_channel, self._settings.pulse_prefetch)
+            channel = AckChannel(connection, amqp_channel, self._settings.pulse_prefetch, self._count_acknowledged)
             presence = self._declare(connection)
             self.missing_exchanges = self._bind(connection)
             amqp_channel.basic_qos(prefetch_count=self._settings.pulse_prefetch)
@@ -186,6 +190,9 @@ class Consumer(Generic[Item]):
             self._finish(connection, channel)
         finally:
             close_connection(connection)
+
+    def _count_acknowledged(self, messages: int) -> None:
+        metrics.messages_acknowledged(self.queue, messages)
 
     def _wait_for_older_batches(self, connection: Any) -> bool:
         """Wait until what a deleted queue had delivered is handled; return False if the listener stops first.
@@ -210,6 +217,7 @@ class Consumer(Generic[Item]):
             if method is not None:
                 self.counts["received"] += 1
                 self.counts["redelivered"] += method.redelivered
+                metrics.message_received(self.queue, redelivered=method.redelivered)
                 item = self._parse(channel.id, method, properties, body)
                 self.inbox.put(Delivery(item, channel, method.delivery_tag))
             if self._stop.is_set():
@@ -254,6 +262,7 @@ class Consumer(Generic[Item]):
     def record_deletion(self, when: str) -> None:
         """Count and log that the queue was deleted at the broker, and was declared anew."""
         self.counts["deleted"] += 1
+        metrics.queue_deleted(self.queue)
         log.error(
             "queue-deleted",
             queue=self.queue,

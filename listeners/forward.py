@@ -19,6 +19,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from standardwebhooks import Webhook
 
+from listeners import metrics
 from listeners.clock import boottime
 from listeners.retry import retry_after, wait_or_stop
 from listeners.settings import ListenerSettings
@@ -130,10 +131,16 @@ class Forwarder:
             else:
                 if response.is_success:
                     self._record_success()
+                    metrics.request_ended(path, "accepted")
                     if path in _LOGGED_PATHS:
                         log.info("batch-taken", batch=message_id, path=path, bytes=len(content), attempts=attempt)
                     return _parse_response(model, response)
-                outage, problem, pause = self._classify_failure(response, len(content), attempt)
+                try:
+                    outage, problem, pause = self._classify_failure(response, len(content), attempt)
+                except RequestRejectedError:
+                    metrics.request_ended(path, "rejected")
+                    raise
+            metrics.request_ended(path, outage)
             self._record_failure(outage, problem, attempted_at)
             wait_or_stop(self._stop, 0)
             if until is not None and boottime() + pause > until:

@@ -24,19 +24,19 @@ import pika
 import structlog
 from pydantic_core import to_json
 
+from listeners import metrics
 from listeners.announced import AnnouncedPoller, parse_announcement
 from listeners.channel import AckChannel, ChannelLostError
 from listeners.clock import boottime
 from listeners.consumer import Binding, Consumer, QueuePresence
 from listeners.forward import Forwarder, RequestRejectedError, RequestTooLargeError, encode_json
-from listeners.probe import ProbeServer
+from listeners.probe import open_probe
 from listeners.process import ConfigureLog, run_listener
 from listeners.retry import wait_or_stop
 from listeners.settings import ListenerSettings
 from service.contract.broker import URL_REMEDY
 from service.contract.configuration import PULSE_URL, SettingsError
 from service.contract.events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
-from service.contract.ports import PortError
 
 log = structlog.get_logger()
 
@@ -185,6 +185,7 @@ class EventSender:
         del self._confirmed[: len(confirmed)]
         for verdict, number in Counter(verdict.verdict for verdict in verdicts).items():
             self._count_verdicts(verdict, number)
+            metrics.events_judged(self._path, verdict, number)
         reasons = [verdict.reason for verdict in verdicts if verdict.verdict == "rejected"]
         if reasons:
             log.warning("events-rejected", path=self._path, events=len(reasons), first_reason=reasons[0])
@@ -216,14 +217,7 @@ class PulseListener:
         self._tls = httpx.create_ssl_context()  # shared by all clients, because it takes megabytes
         self._forwarder = Forwarder(settings, self._stop, connections=len(kinds), tls=self._tls)
         self.consumers: dict[str, Consumer[Any]] = {kind: self._create_consumer(kind) for kind in kinds}
-        self._probe = self._open_probe(settings.probe_host, settings.probe_port)
-
-    def _open_probe(self, host: str, port: int | None) -> ProbeServer | None:
-        try:
-            return None if port is None else ProbeServer(host, port, self.state)
-        except OSError as error:
-            remedy = "Stop the program that uses it, or set TC_TREEHERDER_PROBE_PORT to another one."
-            raise PortError(host, port or 0, "The probe of the Pulse listener", remedy, error) from None
+        self._probe = open_probe("Pulse", settings, self.state, self.exposition)
 
     def _create_consumer(self, kind: str) -> Consumer[Any]:
         settings = self._settings
@@ -315,6 +309,17 @@ class PulseListener:
         except Exception as error:  # noqa: BLE001 - run() raises it on the main thread
             self._failure = self._failure or error
             self._stop.set()
+
+    def exposition(self) -> bytes:
+        """Return the metrics of this process."""
+        return metrics.exposition(
+            {
+                consumer.queue: metrics.QueueState(
+                    consumer.connected, len(consumer.inbox), len(consumer.missing_exchanges)
+                )
+                for consumer in self.consumers.values()
+            }
+        )
 
     def state(self) -> dict[str, Any]:
         """Return the listener's health for the probe; `error` means that a queue cannot be read for a while."""

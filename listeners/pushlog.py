@@ -9,13 +9,16 @@ is leased again when the shift has ended.
 """
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import structlog
 
+from listeners import metrics
 from listeners.clock import boottime
 from listeners.forward import Forwarder, ForwardError, RequestRejectedError, RequestTooLargeError, encode_json
 from listeners.listing import (
@@ -30,6 +33,7 @@ from listeners.listing import (
     tip_of,
     trim_entry,
 )
+from listeners.probe import open_probe
 from listeners.process import ConfigureLog, run_listener
 from listeners.retry import ListenerStopped, wait_or_stop
 from listeners.settings import ListenerSettings
@@ -40,6 +44,9 @@ log = structlog.get_logger()
 
 MAX_GAP = 100_000
 """Push ids in one request that looks for the end of a gap."""
+
+EVENTS = "/api/v1/events/pushes"
+"""The path that pushes are posted to."""
 
 _ENVELOPE_BYTES = 1_024
 """Upper bound of what a request has beside a single push."""
@@ -252,7 +259,7 @@ class Poll:
         origin = self._encode_origin(lastpushid)
         body = b'{"events":[' + b",".join(b"{" + origin + push + b"}" for _, push in chunk) + b"]}"
         try:
-            answer = self._forwarder.post("/api/v1/events/pushes", body, Verdicts, until=self._repository.until)
+            answer = self._forwarder.post(EVENTS, body, Verdicts, until=self._repository.until)
         except RequestTooLargeError as error:
             push_id, push = chunk[0]
             half = len(chunk) // 2
@@ -274,6 +281,7 @@ class Poll:
                 "listener and service"
             )
         for push_id, verdict in zip(push_ids, verdicts, strict=True):
+            metrics.events_judged(EVENTS, verdict.verdict, 1)
             if verdict.shift not in {None, lease.shift}:
                 log.info("shift-ended", repository=lease.repository, push=push_id, reason=verdict.reason)
                 raise ShiftEnded
@@ -303,6 +311,8 @@ class PushlogListener:
         self._pushlogs = PushlogClient(settings.hg_timeout.total_seconds(), settings.max_listing, workers, tls)
         self._scheduler = ShiftScheduler(str(uuid.uuid4()), self._stop)
         self._threads = 0
+        self._renewed_at = time.monotonic()
+        self._probe = open_probe("pushlog", settings, self.state, self.exposition)
 
     def stop(self) -> None:
         """Let `run` return: no poll begins any more, and polls in progress may end within `drain`. From any thread."""
@@ -310,17 +320,21 @@ class PushlogListener:
 
     def run(self) -> None:
         """Listen until `stop()`. Polls that outlast `drain` are abandoned; nothing is lost, they are leased again."""
-        log.info("listening", service=self._settings.service, workers=self._settings.poll_workers)
-        # daemon threads: a pushlog that does not answer for half a minute must not delay the end of the process
-        threading.Thread(target=self._renew_until_stopped, name="shift", daemon=True).start()
-        self._start_thread()
-        self._stop.wait()
-        self._scheduler.wake()
-        if self._renewals_ended.wait(self._settings.drain.total_seconds()):
-            self._forwarder.close()
-            self._pushlogs.close()
-        else:
-            log.warning("polls-abandoned", repositories=self._scheduler.polling)
+        with ExitStack() as stack:
+            if self._probe is not None:
+                stack.enter_context(self._probe)
+                log.info("probe", host=self._settings.probe_host, port=self._probe.port)
+            log.info("listening", service=self._settings.service, workers=self._settings.poll_workers)
+            # daemon threads: a pushlog that does not answer for half a minute must not delay the end of the process
+            threading.Thread(target=self._renew_until_stopped, name="shift", daemon=True).start()
+            self._start_thread()
+            self._stop.wait()
+            self._scheduler.wake()
+            if self._renewals_ended.wait(self._settings.drain.total_seconds()):
+                self._forwarder.close()
+                self._pushlogs.close()
+            else:
+                log.warning("polls-abandoned", repositories=self._scheduler.polling)
         if self._failure is not None:
             raise self._failure
         log.info("stopped")
@@ -351,6 +365,7 @@ class PushlogListener:
             pause = self._settings.refused_retry.total_seconds()
             log.error("shift-rejected", error=str(error), again_in=pause)  # noqa: TRY400 - the message says it all
             return pause
+        self._renewed_at = time.monotonic()
         for problem in answer.problems:
             log.error("news-not-understood", problem=problem, remedy="Run the same version of listener and service.")
         return 0 if self._scheduler.apply_answer(answer) else answer.renew
@@ -372,13 +387,31 @@ class PushlogListener:
 
         poll = Poll(repository, self._settings, self._pushlogs, self._forwarder, self._stop, wait_for_turn)
         try:
-            return poll.run()
+            result = poll.run()
         except Exception as error:  # a bug must neither end the thread nor remain unreported
+            metrics.polled("failed")
             lease = repository.lease
             log.exception("poll-broke", repository=lease.repository)
             error_text = f"bug in the listener ({type(error).__name__}): see its log"
             news = PollNews(repository_id=lease.id, shift=lease.shift, outcome="failed", error=error_text)
             return PollResult(news=news, requests=1)
+        outcome = "unchanged" if result.succeeded else "interrupted"
+        metrics.polled(outcome if result.news is None else result.news.outcome)
+        return result
+
+    def exposition(self) -> bytes:
+        """Return the metrics of this process."""
+        return metrics.exposition(repositories=len(self._scheduler.leased))
+
+    def state(self) -> dict[str, Any]:
+        """Return the listener's health for the probe. A restart helps nothing, so it is never `error`."""
+        seconds = time.monotonic() - self._renewed_at
+        return {
+            "status": "warning" if seconds > self._settings.unhealthy_after.total_seconds() else "ok",
+            "seconds_since_renewal": round(seconds, 1),
+            "repositories": len(self._scheduler.leased),
+            "polling": len(self._scheduler.polling),
+        }
 
 
 def main(configure_log: ConfigureLog | None = None) -> int:

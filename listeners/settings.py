@@ -180,14 +180,17 @@ class ListenerSettings(Configuration):
         timedelta(minutes=1), description="interval at which the service is told that a queue is read"
     )
     unhealthy_after: PositiveDuration = Field(
-        timedelta(minutes=2), description="how long a queue may be disconnected before the probe answers 503"
+        timedelta(minutes=2),
+        description="how long a queue may be disconnected before the Pulse listener's heartbeats answer 503, or the "
+        "service away before the pushlog listener's is a warning",
     )
-    probe_host: str = Field("127.0.0.1", description="address that the probe listens on; in a container 0.0.0.0")
+    probe_host: str = Field("127.0.0.1", description="address of probe_port; in a container 0.0.0.0")
     probe_port: int | None = Field(
         None,
         ge=0,
         le=65_535,
-        description="port of the Pulse listener's /__lbheartbeat__ and /__heartbeat__; default: no probe",
+        description="port of a listener's /metrics, /__lbheartbeat__, /__heartbeat__ and /__version__, a different one "
+        "for each listener on a machine; default: none",
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

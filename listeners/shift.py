@@ -360,6 +360,12 @@ class ShiftScheduler:
             self._polls_ended.wait_for(lambda: not self._polling)
 
     @property
+    def leased(self) -> list[str]:
+        """The aliases of the repositories that are leased to this listener."""
+        with self._lock:
+            return sorted(repository.lease.repository for repository in self._leased.values())
+
+    @property
     def polling(self) -> list[str]:
         """The aliases of the repositories that are being polled."""
         with self._lock:

@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from listeners.settings import ListenerSettings
+from listeners.settings import load as load_listener
 from service.cli import app
 from service.settings import Settings
 
@@ -99,6 +100,20 @@ def test_compose_starts_the_commands_and_images_that_there_are() -> None:
     for service in COMPOSE["services"].values():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), "nothing is open to the network unless somebody says so"
+
+
+def test_processes_of_one_machine_listen_on_ports_of_their_own(clean: pytest.MonkeyPatch) -> None:
+    assigned = r"^Environment=TC_TREEHERDER_PROBE_PORT=(\d+)$"
+    of_units = [int(port) for unit in UNITS for port in re.findall(assigned, unit.read_text(), re.M)]
+    environments = [COMPOSE["services"][name]["environment"] for name in ("pulse", "pushlog")]
+    of_containers = [int(environment["TC_TREEHERDER_PROBE_PORT"]) for environment in environments]
+    port = Settings.model_fields["port"].default
+    assert sorted([port, *of_units]) == sorted([port, *of_containers]) == [8080, 8081, 8082]
+    assert "127.0.0.1:8080-8082:8080-8082" in COMPOSE["services"]["service"]["ports"], "they share its network"
+    for environment in environments:
+        for variable, value in (env_file("env.example") | environment).items():
+            clean.setenv(variable, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value))
+        assert load_listener().probe_host == "0.0.0.0", "a container's loopback is nobody's"
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)

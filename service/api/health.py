@@ -4,12 +4,9 @@
 """
 
 import asyncio
-import json
 import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -24,6 +21,7 @@ from service.api.cached import Cached, Probe
 from service.api.route import Route
 from service.api.schemas.health import Check, Heartbeat
 from service.clock import SETTLED, now
+from service.contract.build import read_build
 from service.engine.registry import WORK
 from service.services import Services
 from service.store.models import JobReport, PulseQueue, State
@@ -59,12 +57,7 @@ async def lb_heartbeat(request: Request, response: Response) -> dict[str, str]:
 @router.get("/__version__", operation_id="version")
 async def get_version() -> dict[str, Any]:
     """Return the version that is running: version.json of the image, else the version of the package."""
-    for folder in (Path("/app"), Path.cwd()):
-        path = folder / "version.json"
-        if path.is_file():
-            contents: dict[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
-            return contents
-    return {"source": "", "version": version("tc-treeherder"), "commit": "", "build": ""}
+    return await asyncio.to_thread(read_build)
 
 
 class Health:

@@ -245,6 +245,8 @@ def test_selectors_find_their_pods_and_no_others(values: Values) -> None:
         assert found(policy["spec"]["podSelector"]["matchLabels"]) == set(labels)
     for monitor in of(manifests, "ServiceMonitor").values():
         assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    for monitor in of(manifests, "PodMonitor").values():
+        assert found(monitor["spec"]["selector"]["matchLabels"]) == set(labels)
 
 
 @every
@@ -452,8 +454,32 @@ def test_probes_ask_what_answers(values: Values) -> None:
         assert path in app_paths()
     for monitor in of(manifests, "ServiceMonitor").values():
         assert monitor["spec"]["endpoints"][0]["path"] in app_paths()
+    ports_of_listeners = {
+        port["name"] for name, each in rendered.items() if name.endswith("-listener") for port in each["ports"]
+    }
+    for monitor in of(manifests, "PodMonitor").values():
+        endpoints = monitor["spec"]["podMetricsEndpoints"]
+        assert ports_of_listeners <= {endpoint["port"] for endpoint in endpoints}
+        assert {endpoint["path"] for endpoint in endpoints} == {"/metrics"}
     (service,) = of(manifests, "Service").values()
     assert service["spec"]["ports"][0]["targetPort"] == "http"
+
+
+@every
+def test_listeners_that_share_a_pod_listen_on_ports_of_their_own(values: Values) -> None:
+    manifests = render(values)
+    secret = OF_THE_SECRET if "existingSecret" in values else None
+    ports = []
+    for name, container in containers(manifests).items():
+        if name.endswith("-listener"):
+            variables = environment(container, manifests, secret)
+            (port,) = container["ports"]
+            assert variables["TC_TREEHERDER_PROBE_HOST"] == "0.0.0.0"
+            assert int(variables["TC_TREEHERDER_PROBE_PORT"]) == port["containerPort"]
+            ports.append(port["containerPort"])
+    assert len({8080, *ports}) == len(ports) + 1 > 1
+    for policy in of(manifests, "NetworkPolicy").values():
+        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} == {8080, *ports}
 
 
 def test_the_pulse_listeners_probe_answers_where_it_is_asked() -> None:
@@ -894,7 +920,7 @@ def test_what_is_optional_is_off() -> None:
 def test_the_network_policy_lets_in_who_is_named_and_the_listeners() -> None:
     (policy,) = of(render(EVERYTHING), "NetworkPolicy").values()
     (rule,) = policy["spec"]["ingress"]
-    assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
+    assert {"protocol": "TCP", "port": 8080} in rule["ports"]
     assert EVERYTHING["networkPolicy"]["from"][0] in rule["from"]
     assert {"podSelector": policy["spec"]["podSelector"]} in rule["from"]
     ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}

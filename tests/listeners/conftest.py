@@ -52,8 +52,8 @@ def opened_channels(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     opened: list[tuple[Any, Any]] = []
 
     class RecordedChannel(channel_module.AckChannel):
-        def __init__(self, connection: Any, channel: Any, prefetch: int) -> None:
-            super().__init__(connection, channel, prefetch)
+        def __init__(self, connection: Any, channel: Any, *more: Any) -> None:
+            super().__init__(connection, channel, *more)
             opened.append((connection, channel))
 
     monkeypatch.setattr(consumer_module, "AckChannel", RecordedChannel)

@@ -60,6 +60,16 @@ def test_deliveries_are_acknowledged_up_to_the_tag(connection: Any, amqp: Amqp) 
     wait_until(lambda: count_ready(connection, amqp.queue()) == 1)
 
 
+def test_each_acknowledged_message_is_counted_once(connection: Any, amqp: Amqp) -> None:
+    counted: list[int] = []
+    _, amqp_channel = read_messages(connection, amqp.queue(), 5)
+    channel = AckChannel(connection, amqp_channel, 10, counted.append)
+    for tag in (2, 5):
+        channel.acknowledge_up_to(tag)
+        connection.process_data_events(0)
+    assert counted == [2, 3]
+
+
 def test_an_open_channel_confirms_what_was_acknowledged(connection: Any, amqp: Amqp) -> None:
     channel, amqp_channel = read_messages(connection, amqp.queue(), 2)
     channel.acknowledge_up_to(2)

@@ -1,6 +1,7 @@
 import json
 import socket
 import time
+from importlib.metadata import version
 from typing import Any
 
 import httpx
@@ -19,7 +20,22 @@ def test_both_paths_answer_and_an_error_is_a_503() -> None:
             assert (short.status_code, short.json()) == (code, {"status": status})
             assert (long.status_code, long.json()) == (code, state)
         assert httpx.get(f"{url}/").status_code == 404
+        assert "/metrics" in httpx.get(f"{url}/").text
         assert httpx.post(f"{url}/__heartbeat__").status_code == 501
+
+
+def test_metrics_are_what_is_true_at_the_request() -> None:
+    scrapes = iter([b"first 1\n", b"second 1\n"])
+    with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok"}, lambda: next(scrapes)) as probe:
+        answers = [httpx.get(f"http://127.0.0.1:{probe.port}/metrics") for _ in range(2)]
+    assert [answer.content for answer in answers] == [b"first 1\n", b"second 1\n"]
+    assert answers[0].headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    with ProbeServer("127.0.0.1", 0, lambda: {"status": "ok"}) as probe:
+        answer = httpx.get(f"http://127.0.0.1:{probe.port}/__version__")
+    assert answer.json()["version"] == version("tc-treeherder")
 
 
 def test_silent_clients_do_not_block_others() -> None:

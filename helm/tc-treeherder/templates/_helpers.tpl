@@ -175,7 +175,14 @@ name: pushlog-listener
 {{ include "tc-treeherder.container" . }}
 args: [listen, pushlog]
 env:
+  - name: TC_TREEHERDER_PROBE_HOST
+    value: 0.0.0.0
+  - name: TC_TREEHERDER_PROBE_PORT
+    value: "8082"
   {{- include "tc-treeherder.listenerEnv" (list . (list "TC_TREEHERDER_WEBHOOK_SECRETS")) | nindent 2 }}
+ports:
+  - name: pushlog-probe
+    containerPort: 8082
 resources:
   {{- toYaml .Values.listeners.pushlog.resources | nindent 2 }}
 volumeMounts:
