@@ -1,4 +1,5 @@
 # The image of tc-treeherder: `bin/build-image` builds it. Service and listeners are one image with different arguments.
+# It follows Dockerflow: https://github.com/mozilla-services/Dockerflow
 #
 # BASE_IMAGE    any Debian-like image with Python >= 3.11 as python3, and its pip and venv
 # secrets       `pip`: a pip.conf, where packages come from elsewhere; `ca`: the CA certificates to trust meanwhile.
@@ -10,7 +11,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_U
     PIP_CONFIG_FILE=/run/secrets/pip
 WORKDIR /src
 
-# /build has the tools and stays behind; /opt/tc-treeherder goes into the image and has no pip.
+# /build has the tools and stays behind; /opt/tc-treeherder has the libraries, /app our own code, and the image gets both.
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/tc-treeherder
 COPY requirements.lock requirements-build.lock ./
 # Wheels only: a source package would fetch what builds it from outside the locks.
@@ -25,15 +26,17 @@ COPY alembic alembic/
 COPY docs/alerts.md docs/problems.md docs/
 COPY listeners listeners/
 COPY service service/
+# A .pth file, because the child that renders templates ignores PYTHONPATH.
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /dist . \
-    && /build/bin/pip --python /opt/tc-treeherder/bin/python install --no-deps --no-index /dist/*.whl
+    && /build/bin/pip --python /opt/tc-treeherder/bin/python install --no-deps --no-index --target /app /dist/*.whl \
+    && echo /app > "$(/opt/tc-treeherder/bin/python -c 'import site; print(site.getsitepackages()[0])')/app.pth"
 
 # https://github.com/mozilla-services/Dockerflow/blob/main/docs/version_object.md
 ARG VERSION=""
 ARG COMMIT=""
 ARG SOURCE=""
 ARG BUILD=""
-RUN mkdir /app && python3 -c 'import json, os; \
+RUN python3 -c 'import json, os; \
     print(json.dumps({name: os.environ[name.upper()] for name in ("source", "version", "commit", "build")}))' \
     > /app/version.json
 
@@ -53,15 +56,15 @@ ENTRYPOINT ["python3", "-m", "sandbox"]
 
 
 FROM ${BASE_IMAGE} AS service
-# The number is what Kubernetes' runAsNonRoot looks at; the name is for programs that ask who they are.
-RUN groupadd --gid 10001 tc-treeherder \
-    && useradd --uid 10001 --gid 10001 --no-log-init --home-dir /tmp --shell /usr/sbin/nologin tc-treeherder \
+RUN groupadd --gid 10001 app \
+    && useradd --uid 10001 --gid app --no-log-init --home-dir /tmp --shell /usr/sbin/nologin app \
     && install --directory --owner 10001 --group 10001 /data
 COPY --from=build /opt/tc-treeherder /opt/tc-treeherder
 COPY --from=build /app /app
 
 # 0.0.0.0: a container's loopback is nobody's. Without tokens the service then refuses to start, and says so.
-ENV PATH=/opt/tc-treeherder/bin:$PATH \
+# It listens on $PORT, and without one on 8080.
+ENV PATH=/app/bin:/opt/tc-treeherder/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -69,7 +72,9 @@ ENV PATH=/opt/tc-treeherder/bin:$PATH \
 
 # Only an SQLite database is written, here unless database_url says otherwise; all else may be read-only.
 WORKDIR /data
-USER 10001:10001
+# Where Kubernetes' runAsNonRoot has to know that this is not root, the pod says so by runAsUser: 10001.
+# hadolint ignore=DL3066
+USER app
 EXPOSE 8080
 ENTRYPOINT ["tc-treeherder"]
 CMD ["serve"]

@@ -1,15 +1,16 @@
 """Define the service's settings, which `service.contract.configuration` reads."""
 
+import os
 from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from service.contract.configuration import Configuration, Duration, WebhookSecret, read
+from service.contract.configuration import Configuration, Duration, SettingsError, WebhookSecret, read
 from service.contract.validation import named_pattern
 from service.error_task import DEFAULT_ERROR_TASK
 
@@ -21,6 +22,9 @@ RENDER = "tc-treeherder:render"
 
 READ = "tc-treeherder:read"
 """The scope for reading, if reads are not public. Only Taskcluster clients need it, unless they have another one."""
+
+
+MAX_PORT = 65_535
 
 
 class Strict(BaseModel):
@@ -324,7 +328,9 @@ class Settings(Configuration):
         "database needs a name of its own",
     )
     host: str = Field("127.0.0.1", description="address that the API listens on; beyond loopback only with credentials")
-    port: int = Field(8080, ge=0, le=65535, description="port that the API listens on")
+    port: int = Field(
+        8080, ge=0, le=MAX_PORT, description="port that the API listens on; default: the variable PORT, otherwise 8080"
+    )
     tokens: list[Token] = Field([], description="callers of the API")
     taskcluster_logins: bool = Field(
         False, description="accept Taskcluster credentials too, as Hawk header or bewit; needs public_url"
@@ -384,6 +390,19 @@ class Settings(Configuration):
     listeners: dict[str, Any] = Field(
         {}, description="in a file that service and listeners share: the settings of the listeners only (see below)"
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *arguments: Any, **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add Dockerflow's variable PORT, behind everything that is set for us."""
+        own = super().settings_customise_sources(settings_cls, *arguments, **sources)
+        port = os.environ.get("PORT", "")
+        if not port:
+            return own
+        if not port.isdecimal() or int(port) > MAX_PORT:
+            raise SettingsError(f"PORT is {port!r}, which is no port: set it to a number up to {MAX_PORT}")
+        return (*own, InitSettingsSource(settings_cls, {"port": int(port)}))
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":

@@ -78,7 +78,10 @@ def test_the_build_gets_all_that_the_wheel_is_made_of_and_no_more() -> None:
 def test_the_image_runs_the_command_as_nobody_in_particular() -> None:
     stage = last_stage()
     instructions_by_name = dict(stage)
-    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", instructions_by_name["USER"])
+    assert instructions_by_name["USER"] == "app"
+    (accounts,) = [run for name, run in stage if name == "RUN"]
+    assert re.search(r"\bgroupadd --gid 10001 app\b", accounts)
+    assert re.search(r"\buseradd --uid 10001 --gid app .* app\b", accounts)
     assert json.loads(instructions_by_name["ENTRYPOINT"]) == ["tc-treeherder"]
     assert "tc-treeherder" in PROJECT["project"]["scripts"]
     assert json.loads(instructions_by_name["CMD"]) == ["serve"]
@@ -89,6 +92,56 @@ def test_the_image_runs_the_command_as_nobody_in_particular() -> None:
         "--from=build /opt/tc-treeherder /opt/tc-treeherder",
         "--from=build /app /app",
     ]
+
+
+def test_our_code_is_in_app_and_nowhere_else() -> None:
+    """As Dockerflow wants; the libraries are beside it."""
+    (install,) = [run for name, run in instructions() if name == "RUN" and "/dist/*.whl" in run]
+    assert "--target /app /dist/*.whl" in install
+    assert "echo /app >" in install
+    assert dict(last_stage())["ENV"].startswith("PATH=/app/bin:/opt/tc-treeherder/bin:$PATH ")
+    (version,) = [run for name, run in instructions() if name == "RUN" and "version.json" in run]
+    assert version.endswith("> /app/version.json")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the project into a folder `app`, as the Dockerfile does, and return it."""
+    folder = tmp_path_factory.mktemp("image")
+    pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--quiet"]
+    offline = ["--no-deps", "--no-index"]
+    wheel = [*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", str(folder / "dist"), str(ROOT)]
+    subprocess.run(wheel, check=True, timeout=100)
+    (built,) = (folder / "dist").glob("*.whl")
+    subprocess.run([*pip, "install", *offline, "--target", folder / "app", built], check=True, timeout=100)
+    return folder / "app"
+
+
+def test_the_program_in_app_runs_its_own_code(installed: Path, tmp_path: Path) -> None:
+    """The .pth file of the Dockerfile leads there, also for the child that renders, which ignores variables."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    python = venv / "bin" / "python"
+    (site,) = (venv / "lib").glob("python*/site-packages")
+    libraries = Path(pytest.__file__).parents[1]
+    (site / "app.pth").write_text(f"{installed}\n{libraries}\n")
+    code = (
+        "import service, service.engine.render_child, service.store.database as d; print(service.__file__, d.__file__)"
+    )
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert [Path(word).is_relative_to(installed) for word in done.stdout.split()] == [True, True]
+    version = subprocess.run(
+        [python, installed / "bin" / "tc-treeherder", "--version"], capture_output=True, text=True, check=True
+    )
+    assert version.stdout == f"tc-treeherder {PROJECT['project']['version']}\n"
+    upgrade = subprocess.run(
+        [python, installed / "bin" / "tc-treeherder", "db", "upgrade"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert upgrade.stdout.endswith("the schema is at head\n"), upgrade.stderr
 
 
 def test_the_base_is_a_slim_python_that_the_project_takes() -> None:

@@ -334,7 +334,9 @@ def test_pods_satisfy_the_restricted_profile(values: Values) -> None:
 
 
 def image_user() -> int:
-    return int(re.findall(r"^USER (\d+):", (ROOT / "Dockerfile").read_text(), re.M)[-1])
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    user = re.findall(r"^USER (\w+)$", dockerfile, re.M)[-1]
+    return int(re.findall(rf"useradd --uid (\d+) .* {user}\b", dockerfile)[-1])
 
 
 @every

@@ -272,13 +272,29 @@ def test_on_postgresql_it_starts_once_the_schema_is_there(tmp_path: Path, postgr
         assert process.wait(15) == 0, log.read_text()
 
 
+def test_it_listens_on_dockerflows_port(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TC_TREEHERDER_")}
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = psutil.Popen([PROGRAM, "serve"], cwd=tmp_path, env=environment | {"PORT": str(port)}, stdout=out)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        assert wait_for(process, address, log).status_code == 200
+        for path in ("/__version__", "/__lbheartbeat__", "/docs", "/docs/swagger-ui.css"):
+            assert httpx.get(address + path, trust_env=False).status_code == 200
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_port_that_is_taken_ends_it_before_anything_is_made(tmp_path: Path, host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with serving(tmp_path, PORT=str(port), HOST=host) as (process, _, log):
             assert process.wait(30) == 5
-            assert log.read_text() == (
+            assert error_output(log).read_text() == (
                 f"The API cannot listen on port {port} of {host} (Address already in use). "
                 "Stop the program that uses it, or set TC_TREEHERDER_PORT to another one.\n"
             )

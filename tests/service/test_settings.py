@@ -57,6 +57,22 @@ def test_environment_wins_over_file_and_arguments_over_both(monkeypatch: pytest.
     assert settings.environments["tc-treeherder"].secret is not None
 
 
+def test_port_is_dockerflows_unless_a_setting_names_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TC_TREEHERDER_PORT", raising=False)
+    monkeypatch.setenv("PORT", "3000")
+    assert load().port == 3000
+    config(monkeypatch, tmp_path, "port: 1000\n")
+    assert load().port == 1000
+    monkeypatch.setenv("TC_TREEHERDER_PORT", "2000")
+    assert load().port == 2000
+    monkeypatch.setenv("PORT", "")
+    assert load(port=7).port == 7
+    for wrong in ("tcp://10.0.0.1:80", "65536", "-1", "²"):
+        monkeypatch.setenv("PORT", wrong)
+        with pytest.raises(SettingsError, match=f"PORT is {wrong!r}, which is no port: set it to a number"):
+            load()
+
+
 def test_off_in_a_file_is_the_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = "environments: {tc-treeherder: {url: 'https://treeherder.example.com', pushes: off, jobs: off}}"
     config(monkeypatch, tmp_path, text)
