@@ -16,7 +16,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX = "tc_treeherder_listener_"
 
-_build = Info("tc_treeherder_build", "what is running", registry=REGISTRY)  # the service's has the same name
+_build = Info(_PREFIX + "build", "what is running", registry=REGISTRY)
 
 _requests = Counter(
     _PREFIX + "requests",

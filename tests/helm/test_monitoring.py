@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
+from listeners import metrics as listener_metrics
 from listeners.settings import ListenerSettings
 from service import metrics
 from service.api.health import FORGOTTEN, UNREAD
@@ -19,16 +20,17 @@ DASHBOARD: dict[str, Any] = json.loads((CHART / "files" / "dashboard.json").read
 
 
 def metric_names() -> set[str]:
-    """Return the names of all samples that `/metrics` may have."""
+    """Return the names of all samples that `/metrics` of the service or of a listener may have."""
     return {
         sample
-        for family in metrics.REGISTRY.collect()
+        for registry in (metrics.REGISTRY, listener_metrics.REGISTRY)
+        for family in registry.collect()
         for sample in (
             [f"{family.name}_{end}" for end in ("bucket", "sum", "count")]
             if family.type == "histogram"
             else [f"{family.name}_total" if family.type == "counter" else family.name]
         )
-    } | {"tc_treeherder_build_info", "up"}
+    } | {"tc_treeherder_build_info", "tc_treeherder_listener_build_info", "up"}
 
 
 def asked_for(expression: str) -> list[str]:
@@ -119,7 +121,18 @@ def test_the_dashboard_asks_for_metrics_that_there_are(expression: str) -> None:
     names = asked_for(expression)
     assert names
     assert set(names) <= metric_names()
-    assert expression.count('job=~"$job", namespace=~"$namespace"') == len(names)
+    of_listeners = 'job=~"${job}-listeners", namespace=~"$namespace"'
+    expected = [of_listeners in expression or not name.startswith("tc_treeherder_listener_") for name in names]
+    assert all(expected), "the chart's PodMonitor names them so"
+    assert expression.count('job=~"$job", namespace=~"$namespace"') + expression.count(of_listeners) == len(names)
+
+
+def test_the_dashboard_knows_listeners_by_the_name_that_the_chart_gives_them() -> None:
+    manifests = render(EVERYTHING)
+    (service,) = of(manifests, "Service")
+    (monitor,) = of(manifests, "PodMonitor").values()
+    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+        assert {"targetLabel": "job", "replacement": f"{service}-listeners"} in endpoint["relabelings"]
 
 
 def test_panels_lie_beside_each_other() -> None:
@@ -179,14 +192,18 @@ def test_prometheus_takes_the_alerts(promtool: Path, tmp_path: Path) -> None:
 
 def test_prometheus_takes_what_the_dashboard_asks(promtool: Path, tmp_path: Path) -> None:
     rules = [
-        {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m").replace("$", "")}
+        {
+            "record": f"panel:{number}",
+            "expr": expression.replace("$__rate_interval", "5m").replace("${job}", "job").replace("$", ""),
+        }
         for number, expression in enumerate(EXPRESSIONS.values())
     ]
     assert f"{len(rules)} rules found" in checked(promtool, "check", "rules", written_rules(tmp_path, rules))
 
 
-def test_prometheus_takes_the_metrics(promtool: Path) -> None:
-    text = generate_latest(metrics.REGISTRY).decode()
+@pytest.mark.parametrize("registry", [metrics.REGISTRY, listener_metrics.REGISTRY], ids=["service", "listener"])
+def test_prometheus_takes_the_metrics(promtool: Path, registry: CollectorRegistry) -> None:
+    text = generate_latest(registry).decode()
     assert "tc_treeherder_" in text
     checked(promtool, "check", "metrics", given=text)
 

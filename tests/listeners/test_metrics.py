@@ -81,7 +81,7 @@ def test_a_pulse_listener_tells_of_queues_messages_and_the_service(broker_harnes
                 ("events_total", "job-actions", "accepted"): 3,
                 ("events_total", "job-actions", "rejected"): 1,
                 ("requests_total", "accepted", "report"): 1,
-                ("tc_treeherder_build_info", "", version("tc-treeherder")): 1,
+                ("build_info", "", version("tc-treeherder")): 1,
             }
         )
         accepted_at = samples["last_accepted_timestamp_seconds", "job-actions"]
@@ -116,7 +116,7 @@ def test_a_pushlog_listener_tells_of_polls_pushes_and_the_service(pushlog_harnes
             {
                 ("events_total", "pushes", "accepted"): 3,
                 ("requests_total", "accepted", "pushes"): 1,
-                ("tc_treeherder_build_info", "", version("tc-treeherder")): 1,
+                ("build_info", "", version("tc-treeherder")): 1,
             }
         )
         wait_until(lambda: (scraper.samples().get(("polls_total", "unchanged"), 0)) > 2)
