@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from listeners import metrics
 from listeners.clock import boottime
 from listeners.retry import retry_after, wait_or_stop
 from listeners.settings import ListenerSettings
+from service.contract import tracing
 from service.contract.retry import backoff
 from service.contract.validation import problems_of
 
@@ -37,7 +39,7 @@ _RETRYABLE_STATUSES = {408, 425, 429}
 _SIGNATURE_STATUSES = {401, 403}
 
 _LOGGED_PATHS = {f"/api/v1/events/{kind}" for kind in ("pushes", "job-actions", "tasks")}
-"""Requests that can be followed in both logs: the service logs the same `batch`."""
+"""Requests that can be followed in both logs, where the service logs the same `batch`, and in traces."""
 
 
 class ForwardError(Exception):
@@ -93,6 +95,7 @@ class Forwarder:
             limits=httpx.Limits(max_connections=connections, keepalive_expiry=_KEEPALIVE_EXPIRY),
             headers={"User-Agent": "tc-treeherder", "Content-Type": "application/json"},
         )
+        tracing.instrument_httpx(self._client)
         self._outage_lock = threading.Lock()
         self._outage: str | None = None
         self._outage_began_at = 0.0
@@ -149,7 +152,8 @@ class Forwarder:
 
     def _send(self, path: str, message_id: str, body: bytes) -> httpx.Response:
         headers = signed_headers(self._webhook, message_id, path, body)
-        return self._client.post(self._service + path, content=body, headers=headers)
+        with nullcontext() if path in _LOGGED_PATHS else tracing.quiet():
+            return self._client.post(self._service + path, content=body, headers=headers)
 
     def _classify_failure(self, response: httpx.Response, size: int, attempt: int) -> tuple[str, str, float]:
         """Return kind of outage, problem, and seconds to wait, after an answer that is no success.

@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 
 from listeners.settings import ListenerSettings, load
+from service.contract import tracing
 from service.contract.configuration import SettingsError
 from service.contract.ports import EXIT_CODE, PortError
 
@@ -29,12 +30,12 @@ class Listener(Protocol):
         """Let `run` return. Callable from any thread."""
 
 
-def run_listener(create: Callable[[ListenerSettings], Listener], configure_log: ConfigureLog | None) -> int:
+def run_listener(name: str, create: Callable[[ListenerSettings], Listener], configure_log: ConfigureLog | None) -> int:
     """Run a listener until SIGTERM or SIGINT, and return the exit code.
 
     It is 2 if the settings are wrong, 5 if the port of its probe cannot be listened on, and 1 after a bug.
 
-    `create` makes the listener of the settings, and `configure_log` sets up the log.
+    `name` is its name in traces, `create` makes the listener of the settings, and `configure_log` sets up the log.
     """
     # a thread waits for them, because a handler would interrupt the main thread anywhere, perhaps while it holds a lock
     stop_signals = {signal.SIGTERM, signal.SIGINT}
@@ -42,7 +43,8 @@ def run_listener(create: Callable[[ListenerSettings], Listener], configure_log: 
         settings = load()
         if configure_log is not None:
             configure_log(settings)
-        signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+        signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # before any thread begins, for it inherits this
+        tracing.start(f"tc-treeherder-{name}")
         listener = create(settings)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
@@ -63,4 +65,6 @@ def run_listener(create: Callable[[ListenerSettings], Listener], configure_log: 
     except Exception:
         log.exception("listener-failed", remedy="This is a bug: report it. A restart loses nothing.")
         return 1
+    finally:
+        tracing.stop()
     return 0

@@ -34,6 +34,7 @@ from listeners.probe import open_probe
 from listeners.process import ConfigureLog, run_listener
 from listeners.retry import wait_or_stop
 from listeners.settings import ListenerSettings
+from service.contract import tracing
 from service.contract.broker import URL_REMEDY
 from service.contract.configuration import PULSE_URL, SettingsError
 from service.contract.events import MAX_BYTES, MAX_EVENTS, QueueReport, QueueState, Verdicts
@@ -123,7 +124,8 @@ class EventSender:
         """Send a batch until the service has stored or judged it. Raises ChannelLostError, ListenerStopped."""
         if self._counts_presses:
             self._confirm(channel)
-        self._send(events, channel)
+        with tracing.span(f"forward {self._path.rsplit('/', 1)[-1]}", events=len(events)):
+            self._send(events, channel)
         if self._counts_presses:
             self._unconfirmed = channel, [json.loads(event)["delivery"] for event in events]
 
@@ -409,4 +411,4 @@ def main(configure_log: ConfigureLog | None = None) -> int:
         logging.getLogger("pika").setLevel(logging.CRITICAL)
         return PulseListener(settings)
 
-    return run_listener(create, configure_log)
+    return run_listener("listen-pulse", create, configure_log)

@@ -38,6 +38,7 @@ from listeners.process import ConfigureLog, run_listener
 from listeners.retry import ListenerStopped, wait_or_stop
 from listeners.settings import ListenerSettings
 from listeners.shift import LeasedRepository, PollResult, ShiftEnded, ShiftScheduler
+from service.contract import tracing
 from service.contract.events import MAX_BYTES, MAX_EVENTS, PollNews, Shift, Verdict, Verdicts
 
 log = structlog.get_logger()
@@ -259,7 +260,10 @@ class Poll:
         origin = self._encode_origin(lastpushid)
         body = b'{"events":[' + b",".join(b"{" + origin + push + b"}" for _, push in chunk) + b"]}"
         try:
-            answer = self._forwarder.post(EVENTS, body, Verdicts, until=self._repository.until)
+            with tracing.span(
+                "forward pushes", repository=self._lease.repository, pushes=len(chunk), last=chunk[-1][0]
+            ):
+                answer = self._forwarder.post(EVENTS, body, Verdicts, until=self._repository.until)
         except RequestTooLargeError as error:
             push_id, push = chunk[0]
             half = len(chunk) // 2
@@ -416,4 +420,4 @@ class PushlogListener:
 
 def main(configure_log: ConfigureLog | None = None) -> int:
     """Run the pushlog listener until SIGTERM or SIGINT; see `process.run_listener`."""
-    return run_listener(PushlogListener, configure_log)
+    return run_listener("listen-pushlog", PushlogListener, configure_log)

@@ -246,6 +246,12 @@ class Stack:
         process.start()
         return process
 
+    def worker(self, name: str = "worker", **settings: str) -> Process:
+        """Start a worker of its own, for a service that was started with `--no-worker`."""
+        process = self._add(name, ["work"], {**self.environment, **settings})
+        process.start()
+        return process
+
     def api(self) -> httpx.Client:
         """Return a client of the service's API with all scopes."""
         headers = {"Authorization": f"Bearer {self.token}"}

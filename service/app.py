@@ -25,7 +25,8 @@ from service.api import (
     tasks,
 )
 from service.api.limit import BodyLimit, Local, Writes
-from service.api.trace import Trace
+from service.api.trace import QUIET, Trace
+from service.contract import tracing
 from service.engine import retention
 from service.engine.reporter import Reporter
 from service.engine.worker import Worker
@@ -86,6 +87,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         lifespan=lifespan,
         docs_url=None,  # `docs` serves them without a CDN
         redoc_url=None,
+        telemetry=tracing.app_config(QUIET),
     )
     app.state.writes = Writes(used_settings.writes_per_minute)
     app.add_middleware(BodyLimit, seconds=used_settings.request_timeout.total_seconds())

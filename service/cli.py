@@ -139,7 +139,7 @@ def serve(
         require_free(settings.host, settings.port, "The API", remedy)
     except PortError as error:
         _fail(str(error), EXIT_CODE)
-    with _lock_sqlite(settings) as alone:
+    with _lock_sqlite(settings) as alone, _tracing():
         _prepare_schema(settings)
         # uvicorn raises the signal that stopped it again, and SIGTERM is not a failure
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -167,7 +167,24 @@ def work() -> None:
     settings = _settings()
     _refuse_sqlite(settings, "a worker of its own")
     _prepare_schema(settings)
-    asyncio.run(_work(settings))
+    with _tracing():
+        asyncio.run(_work(settings))
+
+
+@contextmanager
+def _tracing() -> "Iterator[None]":
+    """Send traces within the block, if the environment asks for them."""
+    from service.contract import tracing
+    from service.contract.configuration import SettingsError
+
+    try:
+        tracing.start("tc-treeherder")
+    except SettingsError as error:
+        _fail(str(error))
+    try:
+        yield
+    finally:
+        tracing.stop()
 
 
 def _refuse_sqlite(settings: "Settings", what: str) -> None:
@@ -239,6 +256,7 @@ def check_settings(
     from listeners.settings import ListenerSettings
     from listeners.settings import load as load_listeners
     from service.auth import loopback
+    from service.contract import tracing
     from service.contract.configuration import SettingsError, unknown
     from service.settings import Settings, load
 
@@ -254,6 +272,10 @@ def check_settings(
             load_listeners()
         except SettingsError as error:
             problems.append(f"listeners: {error}")
+    try:
+        tracing.configured()
+    except SettingsError as error:
+        problems.append(str(error))
     for variable, remedy in unknown(Settings, ListenerSettings).items():
         problems.append(f"{variable} is no setting: {remedy}")
     if problems:

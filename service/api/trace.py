@@ -10,6 +10,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import ANYBODY, Caller
+from service.contract import tracing
 
 log = structlog.get_logger()
 
@@ -19,8 +20,8 @@ _ID = re.compile(rb"[A-Za-z0-9_.:=+/-]{1,100}")
 MAX_HEADER = 500
 """Characters of a header that are logged."""
 
-_QUIET = ("/__", "/metrics", "/api/v1/polls/", "/api/v1/listeners/")
-"""Asked for all the time by machines: these are logged at DEBUG."""
+QUIET = ("/__", "/metrics", "/api/v1/polls/", "/api/v1/listeners/")
+"""Asked for all the time by machines: these are logged at DEBUG, and are in no trace."""
 
 
 class Trace:
@@ -41,6 +42,9 @@ class Trace:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
         bound = {"rid": request_id}
+        if trace := tracing.trace_id():
+            bound["trace"] = trace
+            tracing.hide_query()
         batch = headers.get(b"webhook-id", b"")
         if _ID.fullmatch(batch):
             bound["batch"] = batch.decode()
@@ -59,7 +63,7 @@ class Trace:
             try:
                 await self._app(scope, receive, answering)
             finally:
-                tell = log.debug if scope["path"].startswith(_QUIET) else log.info
+                tell = log.debug if scope["path"].startswith(QUIET) else log.info
                 tell(
                     "request.summary",
                     errno=0 if status < 400 else status,

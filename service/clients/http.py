@@ -12,6 +12,7 @@ import aiohttp
 from yarl import URL
 
 from service import metrics
+from service.contract import tracing
 from service.contract.configuration import proxy_for
 from service.errors import Unavailable
 
@@ -67,7 +68,7 @@ class Http:
                 connector=aiohttp.TCPConnector(limit=self._connections),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "tc-treeherder"},
-                trace_configs=[metrics.metered_aiohttp(self._system)],
+                trace_configs=[metrics.metered_aiohttp(self._system), *tracing.aiohttp_configs()],
             )
         try:
             # aiohttp's own time limit does not cover a body that is read in chunks

@@ -18,6 +18,7 @@ import pika
 import pika.exceptions
 import structlog
 
+from service.contract import tracing
 from service.contract.broker import error_text, find_remedy
 from service.errors import Unavailable
 from service.settings import PulseSettings, Settings
@@ -128,13 +129,14 @@ class PulsePublisher:
         body = json.dumps(message).encode()
         name = exchange_name(self._user, exchange)
         item = _Message(name, routing_key, body, mandatory, loop.create_future(), loop)
-        self._messages.put(item)
-        try:
-            await asyncio.wait_for(item.confirmed, self._timeout)
-        except TimeoutError:
-            raise Unavailable(
-                "pulse", f"the broker sent no confirm for {item.exchange} within {self._timeout} s"
-            ) from None
+        with tracing.span("publish", exchange=name, routing_key=routing_key):
+            self._messages.put(item)
+            try:
+                await asyncio.wait_for(item.confirmed, self._timeout)
+            except TimeoutError:
+                raise Unavailable(
+                    "pulse", f"the broker sent no confirm for {item.exchange} within {self._timeout} s"
+                ) from None
 
     async def close(self) -> None:
         """End the thread and the connection. A thread that waits for a silent broker ends with the process."""

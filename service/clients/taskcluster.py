@@ -16,6 +16,7 @@ from taskcluster.aio import Queue as Client
 
 from service import metrics
 from service.clients import hawk
+from service.contract import tracing
 from service.contract.configuration import proxy_for
 from service.errors import PermanentUpstreamError, Unavailable, UpstreamError, wait_asked_for
 from service.settings import TaskclusterSettings
@@ -346,7 +347,7 @@ def session_of(root: str, seconds: float, connections: int) -> aiohttp.ClientSes
         timeout=aiohttp.ClientTimeout(total=seconds),
         connector=aiohttp.TCPConnector(limit=connections),
         response_class=_LimitedResponse,
-        trace_configs=[metrics.metered_aiohttp("taskcluster")],
+        trace_configs=[metrics.metered_aiohttp("taskcluster"), *tracing.aiohttp_configs()],
     )
 
 

@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy import exc
 
 from service.clock import clock_usable, now
+from service.contract import tracing
 from service.engine import batches, leases
 from service.engine.batches import Delivered, Deliverer
 from service.engine.budget import blocked_for, jobs_budget, refilled
@@ -181,7 +182,8 @@ class EnvironmentReporter:
 
     async def _deliver(self, lane: str, held: list[Lease[JobReport]]) -> None:
         reports = [lease.item for lease in held]
-        done = await self._unbroken(reports)
+        with tracing.span("jobs", lane=lane, reports=len(reports)):
+            done = await self._unbroken(reports)
         for lease in held:
             lease.ended = True  # what is recorded now must not be renewed
         async with self._services.database.writing() as session:

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from service.clock import check_wall_clock, clock_usable, now
+from service.contract import tracing
 from service.contract.retry import backoff
 from service.engine import leases
 from service.engine.fair import most_of
@@ -18,7 +19,7 @@ from service.engine.registry import WORK, Registry
 from service.engine.running import Running, give_back
 from service.errors import Unavailable, UpstreamError
 from service.store.database import check_clock
-from service.store.models import Work
+from service.store.models import Traced, Work
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
@@ -190,8 +191,13 @@ class Worker:
     async def _do(self, lease: Lease[Any]) -> None:
         item = lease.item
         structlog.contextvars.bind_contextvars(work=type(item).__name__, lane=item.lane, id=item.id)
+        traceparent = item.traceparent if isinstance(item, Traced) else None
+        with tracing.span(item.work_name, traceparent, lane=item.lane, id=item.id or 0, attempt=item.attempts):
+            await self._attempt(lease)
+
+    async def _attempt(self, lease: Lease[Any]) -> None:
         try:
-            await self._registry.run_of(item)(self._services, lease)
+            await self._registry.run_of(lease.item)(self._services, lease)
         except LeaseLostError as error:
             log.warning("lease-lost", error=str(error))
         except YieldedError:
@@ -208,6 +214,7 @@ class Worker:
             await self._again(lease, f"internal error: {type(error).__name__}; the log has more")
 
     async def _again(self, lease: Lease[Any], reason: str, wait: Any = None) -> None:
+        tracing.fail(reason)
         try:
             await lease.retry(reason, wait)
         except LeaseLostError as error:

@@ -6,6 +6,7 @@ thread of their own, on a synchronous connection, which takes one hop for all st
 """
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,9 +72,15 @@ class GroupCommit:
 
         `write` runs in another thread. It runs a second time if the transaction failed because of another write. If it
         raises, none of its statements is committed, and the error is raised here. Shares take turns. A write that
-        locks rows must have a transaction of its own (`MAX_ROWS`), so that transactions cannot deadlock.
+        locks rows must have a transaction of its own (`MAX_ROWS`), so that transactions cannot deadlock. It has the
+        caller's context variables: the id of the request in the log, and the trace.
         """
-        return await self._enqueue(run=write, fence=None, statements=(), share=share, rows=rows)  # type: ignore[no-any-return]  # what `write` returns
+        context = contextvars.copy_context()
+
+        def write_in_context(connection: Connection) -> T:
+            return context.run(write, connection)
+
+        return await self._enqueue(run=write_in_context, fence=None, statements=(), share=share, rows=rows)  # type: ignore[no-any-return]  # what `write` returns
 
     async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
         """Execute `statements` if the row still has the fence's token, and return the number of rows each has changed.

@@ -9,6 +9,7 @@ from sqlalchemy import CheckConstraint, Column, Index, Integer, LargeBinary, Tex
 from sqlmodel import Field, SQLModel
 
 from service.clock import now
+from service.contract.tracing import current_traceparent
 from service.store.database import Json, Utc
 
 
@@ -210,6 +211,13 @@ class Work(SQLModel):
         return []
 
 
+class Traced(SQLModel):
+    """A column of work whose span continues the trace of whatever made it."""
+
+    # a default of the column would be made in the thread that commits
+    traceparent: str | None = Field(default_factory=current_traceparent, sa_column_kwargs={"default": None})
+
+
 class StepKind(StrEnum):
     """A kind of a push's steps."""
 
@@ -218,7 +226,7 @@ class StepKind(StrEnum):
     ANNOUNCEMENT = "announcement"
 
 
-class PushStep(Work, table=True):
+class PushStep(Work, Traced, table=True):
     """A step of a push: its resultset in one environment, its graph, or its announcement on Pulse."""
 
     __tablename__ = "push_step"
@@ -266,7 +274,7 @@ PLANNED = "(state = 'pending' AND planned_at IS NOT NULL)"
 """Conditions of pending actions: those that wait for their plan, and those that have one."""
 
 
-class Action(Work, table=True):
+class Action(Work, Traced, table=True):
     """An action on a task or a push that a button in Treeherder or a call of our API requested, and its result."""
 
     __table_args__ = (
@@ -376,7 +384,7 @@ class NoticeKind(StrEnum):
     JOB = "job"
 
 
-class Notice(Work, table=True):
+class Notice(Work, Traced, table=True):
     """A notice to other systems that an action or a step has ended. As work of its own, it blocks nothing."""
 
     __table_args__ = (

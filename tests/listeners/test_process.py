@@ -19,6 +19,7 @@ from tests.listeners.broker_harness import ACTIONS, BrokerHarness, running_pulse
 from tests.listeners.fakes import Answer, Request
 from tests.listeners.processes import running_listener, terminate
 from tests.listeners.pushlog_harness import PushlogHarness
+from tests.otlp_collector import collecting
 from tests.proxy import TcpProxy
 
 
@@ -46,6 +47,38 @@ def test_a_signal_stops_the_pulse_listener(broker_harness: BrokerHarness, number
         output = terminate(running, number, 3)
     assert '"stopped"' in output
     assert broker_harness.count_ready() == 0
+
+
+def test_what_the_pulse_listener_forwards_is_a_span_that_the_service_continues(
+    broker_harness: BrokerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried: list[tuple[str, str | None]] = []
+
+    def note(request: Request) -> None:
+        carried.append((request.path, request.headers.get("traceparent")))
+
+    broker_harness.service.override = note
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        with running_pulse_listener(broker_harness) as running:
+            wait_until(lambda: broker_harness.service.reports, 60)
+            broker_harness.press("1")
+            wait_until(lambda: broker_harness.service.bodies() == ["1"])
+            terminate(running, signal.SIGTERM, 5)
+    (forward,) = collector.named("forward job-actions")
+    (post,) = collector.children(forward)
+    assert (forward.service, forward.attributes) == ("tc-treeherder-listen-pulse", {"tc_treeherder.events": 1})
+    posted = [(traceparent or "").split("-")[1:3] for path, traceparent in carried if path == ACTIONS]
+    assert [post.trace.hex(), post.id.hex()] in posted
+    assert {traceparent for path, traceparent in carried if path != ACTIONS} == {None}, "reports come all the time"
+
+
+def test_an_endpoint_for_traces_that_is_none_is_a_settings_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")
+    with running_listener("pushlog", "http://127.0.0.1:1") as running:
+        output, _ = running.communicate(timeout=30)
+    assert running.returncode == 2
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is no URL of a collector: set it to http://HOST:4318" in output
 
 
 def test_sigterm_stops_the_pulse_listener_within_5_seconds_while_nobody_answers(
@@ -167,5 +200,5 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] == "service"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     libraries, service_modules = done.stdout.splitlines()
     assert libraries == "[]"
-    contract = sorted([*own, "build", "configuration", "events", "ports", "retry", "validation"])
+    contract = sorted([*own, "build", "configuration", "events", "ports", "retry", "tracing", "validation"])
     assert service_modules == str(["service", "service.contract", *(f"service.contract.{name}" for name in contract)])

@@ -141,6 +141,17 @@ def test_a_database_that_is_away_is_named_without_its_password(run: Run, no_serv
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("command", [["serve"], ["settings", "check"]], ids=" ".join)
+def test_an_endpoint_for_traces_that_is_none_is_named(
+    run: Run, no_server: None, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"me:{SECRET}@collector:4317")
+    code, output = run(*command, WEBHOOK_SECRETS=json.dumps(SECRETS[:1]))
+    assert code == 2
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is no URL of a collector: set it to http://HOST:4318" in output
+    assert SECRET not in output
+
+
 def test_a_folder_that_is_not_there_is_named(run: Run, no_server: None) -> None:
     code, output = run("serve", DATABASE_URL="sqlite+aiosqlite:////nowhere/at/all/x.sqlite")
     assert code == 2

@@ -14,6 +14,10 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
 
 
+OF_TRACES = ("google", "wrapt")
+"""What OpenTelemetry loads to send traces; FastAPI loads OpenTelemetry's API in any case."""
+
+
 def loaded(module: str) -> set[str]:
     """Return the libraries that a process has loaded after running this code."""
     command = [sys.executable, "-c", PROGRAM.format(module=module, listener=module.startswith("listeners"))]
@@ -25,12 +29,13 @@ def test_a_listener_has_nothing_of_the_service_s_nor_of_the_commands(listener: s
     libraries = loaded(f"listeners.{listener}")
     assert {"httpx", "structlog", "pydantic"} <= libraries
     assert not libraries & {"rich", "pygments", "click", "sqlalchemy", "fastapi", "aiohttp", "psycopg", "jsone"}
+    assert not libraries & {"opentelemetry", *OF_TRACES}, "no endpoint is configured"
 
 
 def test_the_service_has_nothing_of_the_commands_nor_the_driver_of_a_database_that_it_does_not_use() -> None:
     libraries = loaded("service.app")
     assert {"fastapi", "sqlalchemy", "aiosqlite"} <= libraries
-    assert not libraries & {"rich", "pygments", "httpx", "psycopg", "alembic", "jsone"}
+    assert not libraries & {"rich", "pygments", "httpx", "psycopg", "alembic", "jsone", *OF_TRACES}
 
 
 def test_tables_and_tracebacks_for_people_work_all_the_same() -> None:
