@@ -93,7 +93,5 @@ def open_probe(
     try:
         return ProbeServer(host, port, get_state, get_metrics)
     except OSError as error:
-        remedy = (
-            "Stop the program that uses it, or set TC_TREEHERDER_PROBE_PORT to another one."
-        )
+        remedy = "Stop the program that uses it, or set TC_TREEHERDER_PROBE_PORT to another one."
         raise PortError(host, port, f"The probe of the {name} listener", remedy, error) from None
