@@ -1,5 +1,6 @@
 """A buffer of deliveries between the thread that reads a queue and the thread that handles batches."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -29,7 +30,7 @@ class Inbox(Generic[Item]):
         self._max_items, self._max_bytes, self._linger = max_items, max_bytes, linger
         self._deliveries: deque[Delivery[Item]] = deque()
         self._bytes = 0
-        self._batch_taken_at = 0.0
+        self._batch_taken_at = -math.inf
         self._batch_size = 0
         self._closed = False
         self._changed = threading.Condition()

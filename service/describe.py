@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -50,7 +51,7 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
 
 def _model_of(field: FieldInfo) -> type[BaseModel] | None:
     kinds = [field.annotation, *get_args(field.annotation)]
-    if field.annotation is not None and hasattr(field.annotation, "__origin__"):
+    if get_origin(field.annotation) not in {None, Union, UnionType}:
         return None  # a list or mapping
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 

@@ -5,6 +5,8 @@ import time
 from datetime import timedelta
 from types import SimpleNamespace
 
+import pytest
+
 from listeners.channel import AckChannel
 from listeners.inbox import Delivery, Inbox
 from tests.listeners.broker_harness import ACTIONS, BrokerHarness, wait_until
@@ -59,6 +61,13 @@ def test_an_item_wakes_the_thread_that_waits() -> None:
     inbox: Inbox[str] = Inbox(max_items=10, max_bytes=100, linger=0)
     threading.Timer(0.05, fill, args=(inbox, "a")).start()
     assert take(inbox, timeout=60) == ["a"]
+
+
+def test_the_first_batch_does_not_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 1.0)  # the machine has just been started
+    inbox: Inbox[str] = Inbox(max_items=10, max_bytes=100, linger=3_600)
+    fill(inbox, "a")
+    assert take(inbox) == ["a"]
 
 
 def test_a_closed_inbox_gives_what_waits_at_once_and_then_none() -> None:
