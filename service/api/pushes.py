@@ -203,6 +203,8 @@ async def find_push(session: Session, alias: str, push_id: int, generation: int 
 
 async def _steps(session: Session, push_ids: list[int]) -> dict[int, list[PushStep]]:
     steps: dict[int, list[PushStep]] = defaultdict(list)
+    if not push_ids:  # SQLite would read the whole table to find none
+        return steps
     for step in await session.exec(
         select(PushStep).where(col(PushStep.push_id).in_(push_ids)).order_by(col(PushStep.id))
     ):
