@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,19 @@ def test_requests_of_ours_are_spans_and_carry_the_trace() -> None:
     for path, span in calls.items():
         assert asked[path] == [outer.trace.hex(), span.id.hex()]
     assert asked["/quiet"] == []
+
+
+def test_traces_go_through_the_proxy_that_the_usual_variables_name() -> None:
+    collector = Collector()
+
+    def answer(request: Request) -> Answer:
+        assert request.path.startswith("http://collector.test:4318/")
+        return collector.answer(replace(request, path=request.path.removeprefix("http://collector.test:4318")))
+
+    with serving(answer) as proxy:
+        variables = {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
+        run(SPANS, **{ENDPOINT: "http://collector.test:4318"}, **variables)
+    assert len(collector.named("made")) == 1
 
 
 OUTAGE = """
