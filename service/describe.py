@@ -23,6 +23,9 @@ overrides the file. Its name is `TC_TREEHERDER_` and the setting's name in capit
 ISO 8601 such as `PT5M`. Service and listeners can share one environment and one file; in a shared file, settings that
 only the listeners have are below `listeners:`.
 
+Variables that are not ours hold, too: `PORT`, those of proxies, and OpenTelemetry's `OTEL_…` for traces; see
+[operations.md](operations.md#traces).
+
 `tc-treeherder settings` prints this page.
 """
 
