@@ -26,7 +26,7 @@ def answer(request: Request) -> Answer:
     answers: dict[str, tuple[int, Any]] = {
         "json-pushes": (200, {"lastpushid": 7, "pushes": {}}),
         "status": (404, {"code": "ResourceNotFound", "message": "none"}),
-        "authenticate-hawk": (200, {"status": "auth-failed", "message": "a bad mac", "scheme": "hawk"}),
+        "authenticate-hawk": (200, {"status": "auth-failed", "message": "the mac is stale", "scheme": "hawk"}),
         "resultset": (200, {"message": "well-formed JSON stored"}),
         "announced": (200, {"leases": []}),
         "repositories": (200, {"items": [], "next": None}),
@@ -62,7 +62,7 @@ def ask(certificate: Path, service: str, **variables: str) -> dict[str, Any]:
 GOOD = {
     "hg": "7",
     "queue": "None",
-    "auth": "PermanentUpstreamError: a bad mac",
+    "auth": "PermanentUpstreamError: the mac is stale",
     "treeherder": "None",
     "listing": "7",
     "forward": "[]",

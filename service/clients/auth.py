@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from taskcluster.aio import Auth as Client
 
+from service.clients.hawk import explain_refusal
 from service.clients.taskcluster import answer_of, session_of
 from service.errors import PermanentUpstreamError, Unavailable
 from service.sanitize import escape_unstorable
@@ -92,7 +93,8 @@ class TaskclusterLogins:
 def _login(answer: dict[str, Any]) -> Login:
     status = answer.get("status")
     if status == "auth-failed":
-        raise PermanentUpstreamError("taskcluster", escape_unstorable(str(answer.get("message")))[:500], 401)
+        reason = explain_refusal(escape_unstorable(str(answer.get("message"))))
+        raise PermanentUpstreamError("taskcluster", reason[:500], 401)
     if status == "no-auth":
         raise PermanentUpstreamError("taskcluster", "there is no signature", 401)
     client_id, scopes, payload_hash = answer.get("clientId"), answer.get("scopes"), answer.get("hash")

@@ -361,7 +361,7 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
             reason = "the service's Taskcluster client lacks some of the scopes that this call may use"
             raise ScopesRefusal(reason, 401, []) from None
         # retried, because an operator can fix our credentials
-        reason = "401, for a reason that lists scopes" if "scopes" in text else text
+        reason = "401, for a reason that lists scopes" if "scopes" in text else hawk.explain_refusal(text)
         raise Unavailable("taskcluster", f"Taskcluster refuses our credentials: {reason}", status=401) from None
     except exceptions.TaskclusterRestFailure as error:
         if error.status_code == 403:

@@ -135,7 +135,7 @@ class RestTreeherder:
         status = answer.status
         if 200 <= status < 300:
             return answer.body
-        reason = f"{url} answers {status}: {_detail(answer.body)}"
+        reason = f"{url} answers {status}: {hawk.explain_refusal(_detail(answer.body))}"
         if answer.is_redirect:
             reason += f" (a redirect to {answer.headers['location']}, and redirects are not followed)"
         if status >= 500 or answer.is_redirect or status in {401, 403, 404, 408, 429}:

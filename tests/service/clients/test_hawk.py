@@ -7,6 +7,7 @@ from typing import Any
 
 import mohawk
 import mohawk.base
+import mohawk.exc
 import mohawk.util
 import pytest
 
@@ -42,3 +43,31 @@ def test_signing_formats_no_payload() -> None:
     hawk.skip_payload_dumps()
     assert len(mohawk.util.pprint.pformat([b"a payload" * 1000])) < 100
     assert "hash=" in sign("{}")
+
+
+BAD_MAC = "Bad mac: the key is not that of this client, or a proxy changed the request's address"
+
+
+def receive(key: str, content: str) -> str:
+    """Return why mohawk refuses a request that was signed with the key b and without content."""
+    credentials = {"id": "a", "key": key, "algorithm": "sha256"}
+    with pytest.raises(mohawk.exc.HawkFail) as refused:
+        mohawk.Receiver(
+            lambda _: credentials, sign(), "https://x.example.com/", "PUT", content=content, content_type="text/plain"
+        )
+    return f"{type(refused.value).__name__}: {refused.value}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (receive("wrong", ""), BAD_MAC),
+        (receive("b", "x"), "the body is not the one that was signed"),
+        ("Hawk authentication failed: MacMismatch", f"Hawk authentication failed: {BAD_MAC}"),
+        ("Bad mac", BAD_MAC),
+        ("no such client: a", "no such client: a"),
+        ("Bad machine", "Bad machine"),
+    ],
+)
+def test_a_refusal_is_told_without_macs_and_hashes(answer: str, text: str) -> None:
+    assert hawk.explain_refusal(answer) == text

@@ -93,6 +93,7 @@ async def test_wrong_credentials_can_be_mended(state: treeherder.State, http: Ht
         with pytest.raises(Unavailable, match="answers 403") as refused:
             await client_of(http, url, **{name: value}).post_resultset("mc", resultset())
     assert "wrong-secret" not in str(refused.value)
+    assert ("the key is not that of this client" in str(refused.value)) == (name == "secret")
 
 
 async def test_a_project_that_is_not_there_yet(th: RestTreeherder) -> None:
