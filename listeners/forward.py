@@ -26,7 +26,7 @@ from listeners.retry import retry_after, wait_or_stop
 from listeners.settings import ListenerSettings
 from service.contract import tracing
 from service.contract.retry import backoff
-from service.contract.validation import problems_of
+from service.contract.validation import beginning_of, problems_of
 
 log = structlog.get_logger()
 
@@ -215,8 +215,8 @@ def _parse_response(model: type[ResponseModel], response: httpx.Response) -> Res
     except ValidationError as error:
         raise RequestRejectedError(
             f"{response.url} answers {response.status_code}, but not as tc-treeherder does: {problems_of(error)}. "
-            f"The answer begins with {response.content[:80]!r}. Check TC_TREEHERDER_SERVICE_URL, and that listener and "
-            "service have the same version"
+            f"The answer begins with {beginning_of(response.content)}. Check TC_TREEHERDER_SERVICE_URL, and that the "
+            "listener and the service have the same version"
         ) from None
 
 
@@ -226,4 +226,4 @@ def _problem_detail(response: httpx.Response) -> str:
         problem = response.json()
         return str(problem["detail"])
     except (ValueError, KeyError, TypeError):
-        return repr(response.content[:200])
+        return beginning_of(response.content)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from service.contract.events import MAX_CHANGESETS_IN_FULL, MAX_FILES
+from service.contract.validation import beginning_of
 
 MAX_PUSH_ID = 2**31 - 1
 """The highest push id that is understood."""
@@ -149,7 +150,7 @@ class PushlogClient:
             return f"{request_url} redirects to {location}, and redirects are not followed: set the repository's url"
         if status == httpx.codes.NOT_FOUND:
             return f"404: no repository exists at {url}, or it is being reset just now"
-        return f"{request_url} answers {status}: {body[:200]!r}"
+        return f"{request_url} answers {status}: {beginning_of(body)}"
 
 
 def parse_listing(body: bytes, headers: httpx.Headers) -> Listing:
@@ -158,7 +159,7 @@ def parse_listing(body: bytes, headers: httpx.Headers) -> Listing:
         # hgweb escapes; if a server does not, its raw bytes become what hgweb makes of them: lone surrogates
         document = json.loads(body.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
-        raise ListingError(f"the answer is not JSON ({error}); it begins with {body[:100]!r}") from None
+        raise ListingError(f"the answer is not JSON ({error}); it begins with {beginning_of(body)}") from None
     if not isinstance(document, dict):
         raise ListingError(f"the answer is {_abbreviate(document)}: expected an object with lastpushid and pushes")
     last_push_id, pushes = document.get("lastpushid"), document.get("pushes")

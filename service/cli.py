@@ -107,8 +107,21 @@ def _readable_errors(url: str) -> "Iterator[None]":
     except SchemaError as error:
         _fail(str(error))
     except DBAPIError as error:
-        reason = " ".join(str(error.orig).split())
+        # psycopg goes on with questions
+        reason = " ".join(str(error.orig).split()).partition(" Is the server running")[0]
         _fail(f"the database {shown(url)} cannot be used: {reason}. Start it, or change TC_TREEHERDER_DATABASE_URL.")
+
+
+def _exposure(settings: "Settings") -> str | None:
+    """Return what is wrong if others could reach a service that asks nobody for credentials."""
+    from service.auth import is_loopback
+
+    if settings.has_credentials or is_loopback(settings.host):
+        return None
+    return (
+        f"host is {settings.host}, but no tokens are configured: without credentials the service listens on loopback "
+        "only. Set TC_TREEHERDER_TOKENS or TC_TREEHERDER_TASKCLUSTER_LOGINS, or TC_TREEHERDER_HOST=127.0.0.1."
+    )
 
 
 @app.command()
@@ -121,17 +134,12 @@ def serve(
     import uvicorn
 
     from service.app import create_app
-    from service.auth import is_loopback
     from service.contract.ports import EXIT_CODE, PortError, require_free
     from service.server import Protocol
 
     settings = _settings()
-    if not settings.has_credentials and not is_loopback(settings.host):
-        _fail(
-            f"host is {settings.host}, but no tokens are configured: without credentials the service listens on "
-            "loopback only. Set TC_TREEHERDER_TOKENS or TC_TREEHERDER_TASKCLUSTER_LOGINS, or "
-            "TC_TREEHERDER_HOST=127.0.0.1."
-        )
+    if (problem := _exposure(settings)) is not None:
+        _fail(problem)
     if not worker:
         _refuse_sqlite(settings, "a service without a worker")
     try:
@@ -255,16 +263,14 @@ def check_settings(
     """Check the settings of the environment and of the file that TC_TREEHERDER_CONFIG names; start nothing."""
     from listeners.settings import ListenerSettings
     from listeners.settings import load as load_listeners
-    from service.auth import loopback
     from service.contract import tracing
     from service.contract.configuration import SettingsError, unknown
     from service.settings import Settings, load
 
     problems = []
     try:
-        found = load()
-        if not found.has_credentials and not loopback(found.host):
-            problems.append(f"host: {found.host} is not on loopback, and nobody could be told apart: set tokens")
+        if (exposure := _exposure(load())) is not None:
+            problems.append(f"service: {exposure}")
     except SettingsError as error:
         problems.append(f"service: {error}")
     if listeners:
@@ -277,7 +283,7 @@ def check_settings(
     except SettingsError as error:
         problems.append(str(error))
     for variable, remedy in unknown(Settings, ListenerSettings).items():
-        problems.append(f"{variable} is no setting: {remedy}")
+        problems.append(f"there is no setting {variable}; {remedy}")
     if problems:
         _fail("\n".join(problems))
     typer.echo("the settings are good")

@@ -80,7 +80,7 @@ def test_a_wrong_setting_is_named_with_its_remedy(clean: pytest.MonkeyPatch, tmp
     code, told = check_settings()
     assert code == 2
     assert "there is no setting database_uri; did you mean database_url?" in told
-    assert "TC_TREEHERDER_POL__INTERVAL is no setting: did you mean TC_TREEHERDER_POLL?" in told
+    assert "there is no setting TC_TREEHERDER_POL__INTERVAL; did you mean TC_TREEHERDER_POLL?" in told
     assert "listeners: invalid settings" in told
 
 

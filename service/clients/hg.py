@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from service.clients.http import AnswerTooLargeError, Http
+from service.contract.validation import beginning_of
 from service.errors import PermanentUpstreamError, Unavailable
 from service.settings import Settings
 
@@ -54,7 +55,8 @@ class HttpHg:
             if not isinstance(last, int) or not 0 <= last < 2**31:
                 raise ValueError(last)
         except (ValueError, KeyError, TypeError):
-            raise Unavailable("hg", f"{listing_url} does not answer a pushlog of version 2: {body[:80]!r}") from None
+            reason = f"{listing_url} does not answer a pushlog of version 2: {beginning_of(body)}"
+            raise Unavailable("hg", reason) from None
         return last
 
     async def close(self) -> None:

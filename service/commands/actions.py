@@ -56,7 +56,7 @@ def list_actions(
             )
             for each in actions
         ),
-        "no such actions",
+        "no action matches",
     )
 
 

@@ -14,6 +14,7 @@ import httpx
 import typer
 
 from service.commands import NOT_FOUND, UNREACHABLE, USAGE, Failed
+from service.commands.text import without_errno
 
 TOKEN = "TC_TREEHERDER_TOKEN"  # noqa: S105 - the variable's name
 
@@ -99,11 +100,11 @@ class Service:
                 answer = self._client.request(method, url, params=params, json=body, headers=headers)
         except httpx.ConnectError as error:
             raise Unreachable(
-                f"no service answers at {self._url} ({error}): check that it is running, and --url"
+                f"no service answers at {self._url} ({without_errno(error)}): check that it is running, and --url"
             ) from None
         except httpx.TransportError as error:
             doubt = "" if method == "GET" else ": check whether the request had an effect before you repeat it"
-            reason = str(error) or type(error).__name__
+            reason = without_errno(error) or type(error).__name__
             raise Unreachable(f"the service at {self._url} did not answer ({reason}){doubt}") from None
         if answer.is_success:
             return self._json(answer) if answer.content else None
@@ -139,8 +140,10 @@ class Service:
             return self._wrong_server(answer)
         problem = self._json(answer)
         message = f"{problem.get('title')}: {problem.get('detail')}"
-        if answer.status_code == httpx.codes.UNAUTHORIZED:
-            message += f" ({TOKEN} is {'set, but the service does not know it' if self._has_token else 'not set'})"
+        if answer.status_code == httpx.codes.UNAUTHORIZED:  # its detail is for who writes a header
+            tokens = "one of the service's tokens (its setting `tokens`)"
+            unknown = f"the service does not know the token in {TOKEN}: set it to {tokens}"
+            message = f"{problem.get('title')}: {unknown if self._has_token else f'set {TOKEN} to {tokens}'}"
         return Refused(message, answer.status_code, problem)
 
 

@@ -42,7 +42,8 @@ def document(value: Any) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], nothing: str) -> None:
     """Print a table with one line per row. Without rows, print `nothing` on standard error.
 
-    On a terminal that is too narrow, each row becomes a block of lines, so that no id is folded or cut.
+    On a terminal that is too narrow, each row becomes a block of lines, without those that are empty, so that no id is
+    folded or cut.
     """
     grid = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     cells = [list(row) for row in rows]
@@ -55,7 +56,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], nothing: str) -
         for number, row in enumerate(cells):
             if number:
                 typer.echo()
-            fields([(column.lower(), value) for column, value in zip(columns, row, strict=True)])
+            named = zip(columns, row, strict=True)
+            fields([(column.lower(), value) for column, value in named if value not in ("", None, [])])
     else:
         _print(grid)
 

@@ -1,9 +1,16 @@
-"""Escape text from outside for a terminal."""
+"""Escape text from outside for a terminal, and shorten that of Python's errors."""
+
+import re
 
 
 def escape_control(text: str, *, lines: bool = False) -> str:
     """Return `text` with control characters and lone surrogates escaped; with `lines`, line ends are kept."""
     return "".join(c if _is_safe(c) or (lines and c == "\n") else _escape(c) for c in text)
+
+
+def without_errno(error: Exception) -> str:
+    """Return the text of an error without the number that Python puts before it, such as `[Errno 111]`."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error))
 
 
 def _is_safe(c: str) -> bool:

@@ -51,7 +51,10 @@ def _webhook_secret(secret: SecretStr) -> SecretStr:
     except binascii.Error:
         key = b""
     if len(key) < 24:
-        raise ValueError("a webhook secret is whsec_ and base64 of at least 24 random bytes: openssl rand -base64 32")
+        raise ValueError(
+            f"a webhook secret is whsec_ and base64 of at least 24 random bytes, and this one has {len(secret)} "
+            "characters: whsec_ and what `openssl rand -base64 32` prints"
+        )
     return secret
 
 

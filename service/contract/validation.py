@@ -89,6 +89,11 @@ def _own_message(problem: Any) -> str | None:
     return str(error) if place in {"it", "the body"} else f"{place}: {error}"
 
 
+def beginning_of(body: bytes, length: int = MAX_QUOTED) -> str:
+    """Return the beginning of an answer that is not what was expected, as a quoted text."""
+    return json.dumps(body[:length].decode(errors="replace"), ensure_ascii=False)
+
+
 def path_of(location: Location) -> str:
     """Return the position of a value, such as `tokens[0].value`. Of a request, the part that it is in is left out."""
     if list(location) == ["body"]:

@@ -324,7 +324,8 @@ def _migrate(command: Literal["upgrade", "downgrade"], url: str, revision: str) 
     try:
         getattr(alembic.command, command)(config, revision)
     except CommandError as error:
-        raise SchemaError(f"the schema of {shown(url)} was not changed: {error}") from error
+        revisions = "a revision is head, base, or a number such as 0001"
+        raise SchemaError(f"the schema of {shown(url)} was not changed: {error}; {revisions}") from error
 
 
 def check_schema(url: str) -> None:

@@ -174,7 +174,7 @@ def test_retry_after_is_respected(status: int, value: str) -> None:
     ("answer", "expected"),
     [
         (problem(422, "max: too much"), "422: max: too much"),
-        (Answer(404, b"<h1>Not here</h1>"), "404: b'<h1>Not here</h1>'"),
+        (Answer(404, b"<h1>Not here</h1>"), '404: "<h1>Not here</h1>"'),
         (
             Answer(302, b"", {"Location": "http://elsewhere/"}),
             "redirects to http://elsewhere/, and redirects are not followed: set TC_TREEHERDER_SERV",

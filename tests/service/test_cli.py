@@ -105,6 +105,24 @@ def test_beyond_loopback_it_serves_only_with_tokens(run: Run, monkeypatch: pytes
     assert [options["host"] for options in started] == ["127.0.0.1", "127.0.0.2", "::1", "localhost", "0.0.0.0"]
 
 
+def test_settings_are_checked_as_serve_would(run: Run) -> None:
+    good = {"WEBHOOK_SECRETS": json.dumps(SECRETS[:1])}
+    for host in ("127.0.0.1", "::1", "localhost"):
+        assert run("settings", "check", HOST=host, **good) == (0, "the settings are good\n")
+    code, output = run("settings", "check", HOST="0.0.0.0", DATABASE_URI=SECRET, WEBHOOK_SECRETS=json.dumps([SECRET]))
+    assert code == 2
+    for words in (
+        "listeners: invalid settings",
+        "webhook_secrets[0]: a webhook secret is whsec_ and base64",
+        f"and this one has {len(SECRET)} characters",
+        "there is no setting TC_TREEHERDER_DATABASE_URI; did you mean TC_TREEHERDER_DATABASE_URL?",
+    ):
+        assert words in output
+    assert SECRET not in output
+    code, output = run("settings", "check", HOST="0.0.0.0", **good)
+    assert (code, "host is 0.0.0.0, but no tokens are configured" in output) == (2, True)
+
+
 def test_a_variable_that_is_no_setting_is_warned_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)

@@ -19,7 +19,7 @@ from service.api.schemas.common import (
     example,
 )
 from service.contract.events import Alias
-from service.contract.validation import problems_of
+from service.contract.validation import closest, problems_of
 from service.flow.actions.kinds import ACTIONS, SubjectKind, known_names
 from service.store.models import Source
 
@@ -37,7 +37,9 @@ class ActionState(StrEnum):
 
 def _known_action(name: str) -> str:
     if name not in ACTIONS:
-        raise ValueError(f"there is no action {name[:100]!r} here: {known_names()} are what this service does")
+        match = closest(name[:100], ACTIONS)
+        suggestion = f" (did you mean {match}?)" if match else ""
+        raise ValueError(f"there is no action {name[:100]!r}{suggestion}: this service does {known_names()}")
     return name
 
 

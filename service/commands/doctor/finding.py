@@ -16,6 +16,7 @@ import structlog
 from pydantic import BaseModel, SecretStr
 
 from listeners.settings import ListenerSettings
+from service.commands.text import without_errno
 from service.settings import Settings
 from service.store.models import Repository
 
@@ -153,7 +154,7 @@ def judge_clock(report: Report, check: str, drift: float | None) -> None:
 
 def error_text(error: httpx.HTTPError) -> str:
     """Return the reason why a request was not answered."""
-    text = f"{type(error).__name__} {error}".strip()
+    text = f"{type(error).__name__} {without_errno(error)}".strip()
     if isinstance(error, httpx.TimeoutException):
         return f"it does not answer in time ({text})"
     return f"it cannot be reached ({text})" if isinstance(error, httpx.ConnectError | httpx.ProxyError) else text

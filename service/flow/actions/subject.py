@@ -59,9 +59,11 @@ async def find_repository(services: Services, project: str) -> Repository:
     async with services.database.reading() as session:
         repository = (await session.exec(query)).first()
     if repository is None:
-        raise ActionRejectedError(f"no repository {project!r} is monitored here: add it first")
+        remedy = "`tc-treeherder repositories list` lists those that are"
+        raise ActionRejectedError(f"no repository {project!r} is monitored: {remedy}")
     if not repository.enabled:
-        raise ActionRejectedError(f"the repository {project} is disabled: enable it first")
+        remedy = f"`tc-treeherder repositories set {project} --enabled` enables it"
+        raise ActionRejectedError(f"the repository {project} is disabled: {remedy}")
     return repository
 
 

@@ -127,7 +127,7 @@ def test_used_wrongly(tc: Run, arguments: list[str]) -> None:
 def test_an_action_that_is_none_names_those_that_are(tc: Run) -> None:
     ran = tc("actions", "run", "explode", "--task", f"try/{NOBODY}")
     assert ran.code == 1
-    assert f"there is no action 'explode' here: {known_names()} are what this service does" in ran.err
+    assert f"there is no action 'explode': this service does {known_names()}" in ran.err
     names = [kind["name"] for kind in tc("actions", "kinds", "--json").json]
     assert names == sorted(ACTIONS)
     assert [row[0] for row in tc("actions", "kinds").rows] == names

@@ -65,13 +65,13 @@ def test_over_the_limit_of_writes_it_waits(run: Run, pretend: Pretended, monkeyp
 def test_without_a_token_it_says_which_variable(run: Run, system: System) -> None:
     ran = run("pushes", "list", SERVICE_URL=system.stack.service_url)
     assert ran.code == 1
-    assert "TC_TREEHERDER_TOKEN is not set" in ran.err
+    assert "Credentials needed: set TC_TREEHERDER_TOKEN to one of the service's tokens" in ran.err
 
 
 def test_a_wrong_token_is_not_shown(run: Run, system: System) -> None:
     ran = run("pushes", "list", SERVICE_URL=system.stack.service_url, TOKEN=TOKEN)
     assert ran.code == 1
-    assert "TC_TREEHERDER_TOKEN is set, but the service does not know it" in ran.err
+    assert "the service does not know the token in TC_TREEHERDER_TOKEN: set it to one of" in ran.err
     assert TOKEN not in ran.err
 
 

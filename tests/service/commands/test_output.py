@@ -54,6 +54,10 @@ def test_on_eighty_columns_no_id_is_folded_and_a_table_that_fits_stays_one(monke
     output.table(("ID", "COPY", "GROUP", "MADE FROM"), [ids, ids], "none")
     output.table(("ID", "STATE"), [(ids[0], "done")], "none")
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in terminal.content().splitlines()]
+    output.table(("ID", "WHY", "GROUP", "TASKS"), [(ids[0], "", None, "x" * 60)], "none")
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in terminal.content().splitlines()]
+    assert lines[-2:] == [f"id     {ids[0]}", f"tasks  {'x' * 60}"], "what is empty is left out"
+    lines = lines[:-2]
     block = [f"id         {ids[0]}", f"copy       {ids[1]}", f"group      {ids[2]}", f"made from  {ids[3]}"]
     assert lines == [*block, "", *block, "ID                      STATE", f"{ids[0]}  done"]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.commands.text import escape_control
+from service.commands.text import escape_control, without_errno
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_any_text_can_be_printed_afterwards(text: str) -> None:
     escaped.encode()
     assert not any(c < " " or "\x7f" <= c <= "\x9f" for c in escaped)
     assert escape_control(escaped) == escaped
+
+
+def test_an_error_is_told_without_its_number() -> None:
+    assert without_errno(OSError("[Errno -2] Name or service not known")) == "Name or service not known"
+    assert without_errno(OSError("timed out [Errno 1] x")) == "timed out [Errno 1] x"

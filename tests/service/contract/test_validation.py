@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, Validatio
 from pydantic.alias_generators import to_camel
 
 from service.contract.validation import (
+    beginning_of,
     closest,
     explain,
     keys_at,
@@ -152,6 +153,19 @@ def test_a_place_is_written_as_in_a_program() -> None:
 def test_of_a_short_name_one_letter_may_be_wrong() -> None:
     assert closest("tri", ["mozilla-central", "try"]) == "try"
     assert closest("nowhere", ["other"]) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'<p class="x">', '"<p class=\\"x\\">"'),
+        (b"caf\xe9\n", '"caf\ufffd\\n"'),
+        (b"x" * 500, f'"{"x" * 100}"'),
+        (b"", '""'),
+    ],
+)
+def test_an_unexpected_answer_is_quoted_as_a_text(body: bytes, text: str) -> None:
+    assert beginning_of(body) == text
 
 
 @pytest.mark.parametrize(

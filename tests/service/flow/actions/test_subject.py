@@ -43,9 +43,9 @@ async def test_the_subject_has_the_task_its_repository_and_the_routes_that_name_
 async def test_a_disabled_repository_is_rejected_with_the_remedy(monitored: FlowHarness) -> None:
     async with monitored.database.writing() as session:
         (await session.exec(select(Repository))).one().enabled = False
-    with pytest.raises(ActionRejectedError, match="mc is disabled: enable it first"):
+    with pytest.raises(ActionRejectedError, match="mc is disabled: `tc-treeherder repositories set mc --enabled`"):
         await find_repository(monitored.services, "mc")
-    with pytest.raises(ActionRejectedError, match="'try' is monitored here: add it first"):
+    with pytest.raises(ActionRejectedError, match="'try' is monitored: `tc-treeherder repositories list`"):
         await find_repository(monitored.services, "try")
 
 
