@@ -17,6 +17,7 @@ from sandbox.treeherder.page import render_page
 from sandbox.treeherder.state import State
 from sandbox.treeherder.store import Job, Push, Repository
 from service.contract.broker import BROKER_ERRORS
+from service.contract.validation import problems_of
 
 
 class Control:
@@ -71,7 +72,7 @@ class Control:
             try:
                 self._state.behaviour = Behaviour.model_validate(self._state.behaviour.model_dump() | changes)
             except ValidationError as error:
-                raise HTTPException(400, str(error)) from None
+                raise HTTPException(400, problems_of(error, Behaviour, quote=True)) from None
         elif request.method == "DELETE":
             self._state.behaviour = Behaviour()
         return json_response(self._state.behaviour.model_dump(mode="json"))
@@ -88,7 +89,7 @@ class Control:
         try:
             press = Press.model_validate(parse_json(await request.body()))
         except ValidationError as error:
-            raise HTTPException(400, str(error)) from None
+            raise HTTPException(400, problems_of(error, Press, quote=True)) from None
         if self._state.amqp_url is None:
             raise HTTPException(
                 409, "no broker is configured, so nobody can hear the button: start the sandbox with an AMQP URL"

@@ -17,7 +17,7 @@ MAX_PROBLEMS = 5
 """Problems of one value that a message names: a list can have a million of them."""
 
 MAX_QUOTED = 100
-"""Characters of a quoted value."""
+"""Characters of a quoted value, and of a key that a text names."""
 
 SHORT = 4
 """Characters of a name of which one may be wrong, though little of it is left."""
@@ -99,7 +99,11 @@ def path_of(location: Location) -> str:
     if list(location) == ["body"]:
         return "the body"
     parts = _within_part(location)
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_shorten(part)}" for part in parts).removeprefix(".")
+
+
+def _shorten(key: str) -> str:
+    return key if len(key) <= MAX_QUOTED else f"{key[:MAX_QUOTED]}…"
 
 
 def _within_part(location: Location) -> Location:
@@ -110,6 +114,8 @@ def _within_part(location: Location) -> Location:
 
 def closest(name: str, names: Collection[str]) -> str | None:
     """Return the one of `names` that was probably meant, whether written like_this, likeThis or like-this."""
+    if len(name) > MAX_QUOTED:  # to compare a text of megabytes takes seconds
+        return None
     plain = {re.sub(r"[_-]", "", known).lower(): known for known in names}
     likeness = 0.6 if len(name) <= SHORT else 0.7  # one wrong letter of three is a typing error, and four of twelve not
     matches = difflib.get_close_matches(re.sub(r"[_-]", "", name).lower(), plain, 1, likeness)
@@ -211,7 +217,7 @@ def _quoted(value: Any) -> str | None:
     """Return a text, number or truth value as JSON has it; None: it is longer or something else, or has a password."""
     if not isinstance(value, str | int | float):
         return None
-    if isinstance(value, str) and "://" in value and set(value) & set("@?#"):
+    if isinstance(value, str) and (len(value) > MAX_QUOTED or ("://" in value and set(value) & set("@?#"))):
         return None
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_QUOTED + 2 else None

@@ -17,6 +17,12 @@ async def test_a_project_can_be_added(th: Treeherder) -> None:
     }
 
 
+async def test_a_behaviour_that_there_is_not_is_told_in_a_sentence(th: Treeherder) -> None:
+    refused = await th.patch("/__control__/behaviour", json={"yaer": 2015})
+    assert refused.status_code == 400
+    assert "unknown key yaer (year?)" in refused.text
+
+
 async def test_clearing_forgets_data_and_keeps_projects(th: Treeherder) -> None:
     await th.submit(RESULTSET, [resultset()])
     await th.submit(JOBS, [entry()])

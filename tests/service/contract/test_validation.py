@@ -120,6 +120,11 @@ def test_values_are_quoted_on_request_only_and_if_they_are_short() -> None:
     assert problems({"colour": "x" * 101}, quote=True) == "colour is no colour (# and 6 hex digits)"
 
 
+def test_a_key_of_any_length_is_named_shortly_and_at_once() -> None:
+    text = problems({"x" * 20_000_000: 1, "line": "y" * 20_000_000}, quote=True)
+    assert text == f"line is none of thick, thin, 3; unknown key {'x' * 100}…"
+
+
 def test_only_the_first_problems_are_named() -> None:
     assert problems({"corners": [{}] * 1_000}).count("missing") == 5
 
