@@ -215,7 +215,10 @@ class PulseListener:
         self._parameters = connection_parameters(settings)
         kinds = kinds_to_read(settings)
         if not kinds:
-            raise SettingsError("pulse_read is tasks alone, and no environment is configured: nothing would be read")
+            raise SettingsError(
+                "pulse_read is tasks alone, and no environment is configured: nothing would be read. Set environments, "
+                "or add job-actions to pulse_read"
+            )
         self._tls = httpx.create_ssl_context()  # shared by all clients, because it takes megabytes
         self._forwarder = Forwarder(settings, self._stop, connections=len(kinds), tls=self._tls)
         self.consumers: dict[str, Consumer[Any]] = {kind: self._create_consumer(kind) for kind in kinds}

@@ -198,7 +198,9 @@ def require(settings: Settings, caller: Caller, scope: str) -> None:
     if caller is ANYBODY:
         detail = f"this call needs credentials with the scope {scope}: {_remedy(settings)}"
         raise Problem(401, "Credentials needed", detail, _challenge(settings), missing_scope=scope)
-    raise Problem(403, "Scope missing", f"{caller.name} needs the scope {scope} for this", missing_scope=scope)
+    giver = "a role in Taskcluster" if caller.taskcluster else "whoever runs the service, in the setting `tokens`,"
+    detail = f"{caller.name} needs the scope {scope} for this: {giver} can give it"
+    raise Problem(403, "Scope missing", detail, missing_scope=scope)
 
 
 def may_read(settings: Settings, caller: Caller) -> None:

@@ -71,7 +71,10 @@ def _known_environments(settings: Settings, environments: list[str] | None) -> N
     unknown = sorted(set(environments or []) - set(settings.environments))
     if unknown:
         known = ", ".join(settings.environments) or "none"
-        raise Problem(422, "Invalid request", f"environments: {', '.join(unknown)} is not configured; known: {known}")
+        match = closest(unknown[0], settings.environments)
+        suggestion = f" (did you mean {match}?)" if match else ""
+        detail = f"environments: {', '.join(unknown)} is not configured{suggestion}; known: {known}"
+        raise Problem(422, "Invalid request", detail)
 
 
 MOST_LOOKED_AT, MOST_NAMED = 100, 10

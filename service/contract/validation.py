@@ -58,7 +58,9 @@ def explain(problem: Any, model: Any = None, *, quote: bool = False) -> str:
     if text is not None:
         return text
     location, context = problem["loc"], problem.get("ctx", {})
-    value = _quoted(problem["input"]) if quote and not may_be_secret(model, location) else None
+    # what is no URL at all may be the password that belongs beside it
+    quote = quote and not problem["type"].startswith("url_") and not may_be_secret(model, location)
+    value = _quoted(problem["input"]) if quote else None
     named = _place(problem) if value is None else f"{_place(problem)} {value}"
     return f"{named} {_complaint(problem['type'], context, problem['input'], quoted=value is not None)}"
 

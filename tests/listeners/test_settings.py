@@ -46,7 +46,7 @@ def test_the_environment_overrides_the_file(monkeypatch: pytest.MonkeyPatch, tmp
         ("WEBHOOK_SECRETS", "[]", "webhook_secrets: the listener needs a secret to sign its requests: set TC_TREE"),
         ("WEBHOOK_SECRETS", '["whsec_hunter2"]', "webhook_secrets[0]: a webhook secret is whsec_ and base64 of at"),
         ("WEBHOOK_SECRETS", "hunter2", "TC_TREEHERDER_WEBHOOK_SECRETS is not JSON; for example"),
-        ("SERVICE_URL", "nowhere", 'service_url "nowhere" is no URL with http or https'),
+        ("SERVICE_URL", "nowhere", "service_url is no URL with http or https"),
         ("HG_TIMEOUT", "-1", "hg_timeout: -1 is not a duration: give seconds, such as 30"),
         ("HG_TIMEOUT", "soon", 'hg_timeout "soon" is no duration: give seconds, such as 5, or ISO 8601, such as PT5S'),
         ("HG_TIMEOUT", "-PT5S", 'hg_timeout "-PT5S" is too small: it must be at least 0 s'),

@@ -157,7 +157,9 @@ async def test_values_that_are_refused_name_their_field(sqlite_api: Api) -> None
 
 async def test_an_unknown_environment_is_named_with_those_that_are_known(sqlite_api: Api) -> None:
     answer = await sqlite_api.post("/repositories", {**MC, "environments": ["tc-treeherder", "elsewhere"]})
-    is_problem(answer, 422, "elsewhere", "tc-treeherder-stage")
+    is_problem(answer, 422, "elsewhere is not configured; known: ", "tc-treeherder-stage")
+    answer = await sqlite_api.post("/repositories", {**MC, "environments": ["tc-treherder"]})
+    is_problem(answer, 422, "tc-treherder is not configured (did you mean tc-treeherder?); known: ")
 
 
 NONSENSE = [
