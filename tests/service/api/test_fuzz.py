@@ -76,7 +76,8 @@ TELLING = {
     "planRepository": "likewise",
     "changeRepository": "environments must be configured",
     "replayDeadLetter": "what was not understood may still not be",
-    "createAction": "an Idempotency-Key belongs to one action",
+    "createAction": "an Idempotency-Key belongs to one action, which is about a task or a push as its kind says",
+    "planAction": "it is about a task or a push as its kind says",
 }
 
 
