@@ -237,14 +237,14 @@ def unique_name() -> str:
 # Databases
 
 
-def create_database(server: str, template: str | None = None) -> str:
+def create_database(server: str, template: str | None = None, encoding: str = "UTF8") -> str:
     """Create the database `tct_<random>`, empty or as a copy of the database at `template`; return its URL.
 
     Nothing may be connected to the template meanwhile: PostgreSQL refuses to copy a database that is in use.
     """
     name = unique_name()
     # An empty one is the same on every server, whatever the locale that the server was set up with.
-    origin = "TEMPLATE {}" if template else "TEMPLATE {} ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
+    origin = "TEMPLATE {}" if template else f"TEMPLATE {{}} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
     statement = sql.SQL("CREATE DATABASE {} " + origin).format(
         sql.Identifier(name), sql.Identifier((template and make_url(template).database) or "template0")
     )

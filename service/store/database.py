@@ -34,6 +34,9 @@ from service.store.wakeups import CHANNEL, Topic, Wakeups
 
 log = structlog.get_logger()
 
+# A database that was made without a locale (SQL_ASCII) would answer with bytes where SQLAlchemy expects text.
+os.environ.setdefault("PGCLIENTENCODING", "UTF8")
+
 Session = AsyncSession
 SyncSession = sqlalchemy.orm.Session
 

@@ -25,6 +25,7 @@ from service.store.database import (
 )
 from service.store.models import DeadLetter, PushStep, StepKind
 from tests.service.harness import add_repository
+from tests.services import Server, create_database, drop_database
 
 
 def letter(subject: str, since: datetime | None = None) -> DeadLetter:
@@ -55,6 +56,18 @@ async def test_a_time_without_zone_is_refused(database: Database) -> None:
         async with database.writing() as session:
             session.add(letter("a", datetime(2024, 1, 1)))  # noqa: DTZ001 - that is the point
     assert await subjects(database) == []
+
+
+async def test_a_database_without_an_encoding_keeps_text(postgres_server: Server) -> None:
+    """As PostgreSQL makes it where no locale is set, as in a minimal container."""
+    url = create_database(postgres_server.url, encoding="SQL_ASCII")
+    await asyncio.to_thread(upgrade, url)
+    database = Database(url)
+    async with database.writing() as session:
+        session.add(letter("žluťoučký 🐎"))
+    assert await subjects(database) == ["žluťoučký 🐎"]
+    await database.close()
+    drop_database(postgres_server.url, url)
 
 
 def test_now_is_aware() -> None:
