@@ -72,6 +72,11 @@ class Measured:
         graph: Json = (answer.json()["graph"] or {}) if answer.is_success else {}
         return graph
 
+    def failed(self) -> int:
+        """Return the number of tasks that have failed."""
+        tasks = self.taskcluster.get("/tasks").json()["tasks"]
+        return sum(task["status"]["state"] == "failed" for task in tasks)
+
     def slow_down(self) -> None:
         """Let each call take its time from now on, and count calls anew."""
         self.taskcluster.post("/latency", json={"seconds": LATENCY}).raise_for_status()
@@ -120,10 +125,28 @@ def cancel(one: Measured, size: int, rounds: int) -> None:
     typer.echo(f"  median {statistics.median(seconds):.2f} s")
 
 
+def plan(one: Measured, failing: int, rounds: int) -> None:
+    """Measure the plan of a retrigger of so many failed tasks, with half as many that depend on two of them each."""
+    names: dict[str, list[str]] = {f"f{number}": [] for number in range(failing)}
+    shared = {f"d{number}": [f"f{2 * number}", f"f{2 * number + 1}"] for number in range(failing // 2)}
+    push_id = one.push({**names, **shared}, hang=False)
+    wait_for(lambda: one.failed() == failing, 60)
+    one.slow_down()
+    body = {"action": "retrigger-failed", "project": PROJECT, "push": push_id}
+    spent = []
+    for _ in range(rounds):
+        cpu, began = one.cpu(), time.perf_counter()
+        planned = one.api.post("/actions/plan", json=body).raise_for_status().json()
+        spent.append(one.cpu() - cpu)
+        typer.echo(f"  {len(planned['tasks'])} copies: CPU {spent[-1]:.2f} s, {time.perf_counter() - began:.2f} s")
+    typer.echo(f"  median CPU {statistics.median(spent):.2f} s")
+
+
 def main(
     database_url: DatabaseUrl = None,
     size: Annotated[int, typer.Option(help="tasks of a push that is cancelled")] = 1_000,
-    rounds: Annotated[int, typer.Option(help="pushes, one after the other")] = 5,
+    failing: Annotated[int, typer.Option(help="failed tasks of a push that are retriggered")] = 300,
+    rounds: Annotated[int, typer.Option(help="of each, one after the other")] = 5,
 ) -> None:
     """Measure actions on pushes on this machine: the service, a listener and Taskcluster's stand-in, each a process."""
     with (
@@ -134,6 +157,8 @@ def main(
         one = Measured(stack)
         typer.echo(f"cancel-push, {LATENCY * 1000:.0f} ms a call, {database_name(database_url)}")
         cancel(one, size, rounds)
+        typer.echo(f"plan of retrigger-failed, {LATENCY * 1000:.0f} ms a call")
+        plan(one, failing, rounds)
 
 
 if __name__ == "__main__":

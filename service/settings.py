@@ -377,6 +377,7 @@ class Settings(Configuration):
         description="task group of copies. auto: the original's for a single task, unless it is sealed, otherwise a "
         "new one; same: always the original's; new: always a new one. The copy of a decision task begins its own group",
     )
+    max_copies: int = Field(10_000, ge=1, description="largest number of tasks that one retrigger may create")
     owner_domain: str = Field(
         "",
         description="domain that is added to a pushlog's user without @ where tasks need an address; default: none",

@@ -37,7 +37,7 @@ from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
 from service.flow.actions.kinds import ACTIONS, scope_of
 from service.flow.actions.receive import new_action, store_idempotent
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, newest_generation
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError, NothingToDoError, newest_generation
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Session
@@ -132,6 +132,8 @@ async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerD
     )
     try:
         await _plan(services, body, plan)
+    except NothingToDoError as error:
+        plan.state, plan.reason = ActionState.NOTHING_TO_DO, str(error)
     except ActionRejectedError as error:
         plan.state, plan.reason = ActionState.REJECTED, str(error)
     except ActionFailedError as error:

@@ -6,6 +6,7 @@
                                      └────▶ show_error                      ...or a task or a job that says why not
 
     actions    receive ──┬─▶ retrigger ─▶ tasks.create ─▶ Taskcluster       a pressed button becomes copies of a task
+                         ├─▶ retrigger_failed ─▶ tasks.create               ...or of all failed tasks of a push
                          ├─▶ cancel, cancel_push ─▶ Taskcluster
                          └─▶ notice ─▶ Pulse, Treeherder                    its end is announced
 

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from sandbox.stack import free_port
+from service.flow.tasks.definition import format_date
 from tests.system.conftest import REPOSITORY, System
-from tests.system.test_actions import became
+from tests.system.test_actions import became, task_id
 
 Systems = Callable[..., System]
 
@@ -24,9 +26,9 @@ def begin(systems: Systems, database_url: str, **repository: Any) -> System:
     return system
 
 
-def push(system: System, tasks: int, **more: Any) -> int:
-    """Push a graph of so many tasks that take long, and wait until it is created."""
-    push_id = system.push(tasks, seconds=LONG, **more)
+def push(system: System, tasks: int, seconds: float = LONG, **more: Any) -> int:
+    """Push a graph of so many tasks that take so long, and wait until it is created."""
+    push_id = system.push(tasks, seconds=seconds, **more)
     system.wait(lambda: graph_of(system, push_id).get("state") == "done", 60)
     return push_id
 
@@ -70,6 +72,67 @@ def test_killed_in_the_middle_of_a_cancel_of_three_hundred(systems: Systems, dat
     assert {task["task_id"] for task in action["cancels"]} == tasks
     assert unfinished(system) == 3
     assert {task["name"] for task in graph_of(system, other)["tasks"]} == {"t0", "t1", "t2"}
+
+
+def fail(system: System, push_id: int, failing: int) -> dict[str, list[str]]:
+    """Create tasks in a push's group as its decision task would, and wait until `failing` of them have failed.
+
+    Each two neighbours have a dependent together. Returns the names of all with those that they depend on.
+    """
+    group = graph_of(system, push_id)["tasks"][0]["task_id"]
+    names: dict[str, list[str]] = {f"f{number}": [] for number in range(failing)}
+    names |= {f"d{number}": [f"f{number}", f"f{number + 1}"] for number in range(failing - 1)}
+    at = datetime.now(UTC)
+    tasks = [
+        {
+            "taskId": task_id(name),
+            "task": {
+                "taskQueueId": "sandbox/test",
+                "schedulerId": "sandbox-level-3",
+                "taskGroupId": group,
+                "dependencies": [task_id(needed) for needed in dependencies],
+                "created": format_date(at),
+                "deadline": format_date(at + timedelta(days=1)),
+                "routes": [f"tc-treeherder.v2.{REPOSITORY}.{'ab' * 20}.{push_id}"],
+                "payload": {"sandbox": {"seconds": 0, "once": "completed" if dependencies else "failed"}},
+                "metadata": {"name": name, "description": "d", "owner": "d@example.com", "source": "https://x.org/"},
+            },
+        }
+        for name, dependencies in names.items()
+    ]
+    system.taskcluster.post("/tasks", json={"tasks": tasks}).raise_for_status()
+    system.wait(lambda: states(system).count("failed") == failing, 60)
+    return names
+
+
+def states(system: System) -> list[str]:
+    return [task["status"]["state"] for task in system.taskcluster.get("/tasks").json()["tasks"]]
+
+
+@pytest.mark.timeout(180)
+def test_killed_while_two_hundred_failed_tasks_are_retriggered(systems: Systems, database_url: str) -> None:
+    system = begin(systems, database_url)
+    push_id = push(system, 1, seconds=0)
+    names = fail(system, push_id, 200)
+    system.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
+    before = system.creations()
+    action_id = ask(system, "retrigger-failed", push_id)
+    for reached in (100, 250):
+        system.wait(lambda reached=reached: system.creations() - before >= reached)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+        system.stack.processes["service"].kill()
+        system.stack.service()
+    action = became(system, action_id)
+    assert (action["state"], action["reason"], action["tasks_created"]) == ("done", None, len(names))
+    copies = {task["name"]: task["task_id"] for task in action["tasks"]}
+    assert copies.keys() == names.keys()
+    tasks = {task["status"]["taskId"]: task["task"] for task in system.taskcluster.get("/tasks").json()["tasks"]}
+    assert len(tasks) == 1 + 2 * len(names)
+    for name, dependencies in names.items():
+        assert tasks[copies[name]]["dependencies"] == [copies[needed] for needed in dependencies]
+    # and they run: what failed does not fail again
+    system.wait(lambda: states(system).count("completed") == 1 + len(names), 60)
+    again = became(system, ask(system, "retrigger-failed", push_id))
+    assert (again["state"], again["reason"]) == ("nothing-to-do", f"no task of push {push_id} of try has failed")
 
 
 @pytest.mark.timeout(180)

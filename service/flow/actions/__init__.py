@@ -6,6 +6,7 @@ subject          fetch the task or the push that an action names, as it is now
 push_tasks       collect the tasks of a push, and copies of them
 retrigger        create copies of a task; `search` searches for what to copy and chooses the task group, `dependents`
                  finds what depends on the task, `copies` chooses the copies and builds their definitions
+retrigger_failed create copies of all failed tasks of a push
 cancel           cancel a task
 cancel_push      cancel all unfinished tasks of a push; `cancels` cancels many tasks at once
 notice           announce the end of an action: a message on Pulse, a job in Treeherder

@@ -18,7 +18,7 @@ from service.errors import Unavailable
 from service.flow.actions import notice
 from service.flow.actions.cancels import cancel_tasks
 from service.flow.actions.kinds import ActionKind, Cancel, Plan, register
-from service.flow.actions.push_tasks import PushTasks, collect_tasks, graph_step
+from service.flow.actions.push_tasks import NO_ROUTE, PushTasks, collect_tasks, graph_step
 from service.flow.actions.search import MAX_LEFT_OUT
 from service.flow.actions.subject import PushSubject, find_push
 from service.flow.tasks.create import MAX_REASON, RECORD_SECONDS
@@ -27,8 +27,6 @@ from service.services import Services
 from service.store.models import Action, PushStep, State
 
 log = structlog.get_logger()
-
-NO_ROUTE = "none of its routes names the project exactly, and this service did not create it"
 
 LOOK_AGAIN = timedelta(seconds=5)
 """Time after which an action looks again for copies that another action is still creating."""

@@ -71,19 +71,22 @@ async def _read_copies(session: Session, task_ids: list[str]) -> dict[str, str]:
 
 def choose_copies(
     search: DependencySearch,
+    targets: Collection[str],
     order: list[str],
     ancestors: Mapping[str, str],
     statuses: Mapping[str, Status],
     notes: list[str],
 ) -> dict[str, None]:
-    """Return the tasks of `order` that are copied; leave the others out with a reason. The target is always copied."""
-    chosen = {search.target: None}
-    for dependency in search.definition["dependencies"]:
-        state = statuses.get(dependency, {}).get("state")
-        if state in BAD_ENDS and search.definition["requires"] == "all-completed" and len(notes) < MAX_NOTES:
-            notes.append(f"the copy waits for {dependency}, which is {state}: retrigger or rerun that too")
-    for task_id in _sort_originals_first(search, order, ancestors)[1:]:
-        reason = _reason_to_leave_out(search, task_id, chosen, ancestors, statuses)
+    """Return the tasks of `order` that are copied; leave the others out with a reason. `targets` are always copied."""
+    chosen: dict[str, None] = {}
+    for target in targets:
+        for dependency in search.definitions[target]["dependencies"]:
+            state = statuses.get(dependency, {}).get("state")
+            needed = search.definitions[target]["requires"] == "all-completed"
+            if state in BAD_ENDS and needed and len(notes) < MAX_NOTES:
+                notes.append(f"the copy waits for {dependency}, which is {state}: retrigger or rerun that too")
+    for task_id in _sort_originals_first(search, order, ancestors):
+        reason = None if task_id in targets else _reason_to_leave_out(search, task_id, chosen, ancestors, statuses)
         if reason is None:
             chosen[task_id] = None
         else:

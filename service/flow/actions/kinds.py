@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from service.clients.taskcluster import Definition
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError
+from service.flow.actions.subject import ActionFailedError, ActionRejectedError, NothingToDoError
 from service.services import Services
 from service.store.models import Action, State
 
@@ -67,7 +67,7 @@ class ActionKind:
 
     `run` carries out a stored action, and continues one during which a process was killed. `plan` returns what the
     action would do, and changes nothing; the action that it gets is never stored. Both fetch what the action is about
-    (`service.flow.actions.subject`), and may raise ActionRejectedError, ActionFailedError, and the errors of clients.
+    (`service.flow.actions.subject`), and may raise its errors and those of clients.
     """
 
     name: str
@@ -105,11 +105,13 @@ def register(kind: ActionKind) -> None:
 
 
 def _run_to_end(kind: ActionKind) -> Callable[[Services, Lease[Action]], Awaitable[None]]:
-    """Return the function that carries out an action of this kind, and ends it if it is rejected or fails."""
+    """Return the function that carries out an action of this kind, and ends it if it raises why it cannot be done."""
 
     async def run(services: Services, lease: Lease[Action]) -> None:
         try:
             await kind.run(services, lease)
+        except NothingToDoError as error:
+            await lease.finish(State.NOTHING_TO_DO, str(error))
         except ActionRejectedError as error:
             await lease.finish(State.REJECTED, str(error), failure_jobs=lease.item.failure_jobs)
         except ActionFailedError as error:

@@ -26,6 +26,9 @@ from service.services import Services
 from service.store.database import Session
 from service.store.models import Action, PlannedTask, PushStep, State, StepKind
 
+NO_ROUTE = "none of its routes names the project exactly, and this service did not create it"
+"""Reason why a task of a push is not touched."""
+
 KEYS_PER_QUERY = 10_000
 
 MAX_TASKS = 100_000

@@ -142,7 +142,9 @@ class CopySearch:
         needed = {task_id for definition in dependents.definitions.values() for task_id in definition["dependencies"]}
         await self._fetch_statuses(needed - dependents.definitions.keys())
         # in a thread: for thousands of tasks it takes seconds
-        chosen = await services.compute(self._share, choose_copies, dependents, order, ancestors, self._statuses, notes)
+        chosen = await services.compute(
+            self._share, choose_copies, dependents, {target}, order, ancestors, self._statuses, notes
+        )
         new_ids = {task_id: self._new_id(task_id) for task_id in chosen}
         if first is not None:
             group = first["taskGroupId"]

@@ -23,6 +23,10 @@ class ActionRejectedError(Exception):
     """The action must not be done; the message says why."""
 
 
+class NothingToDoError(Exception):
+    """There is nothing that the action could do; the message says why."""
+
+
 class ActionFailedError(Exception):
     """The action cannot be done; the message says why."""
 

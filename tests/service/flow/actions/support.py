@@ -122,7 +122,8 @@ def run_task(harness: FlowHarness, name: str) -> None:
 
 async def store_whole_plan(harness: FlowHarness, lease: Lease[Action]) -> list[PlannedTask]:
     """Plan and store all copies, and create none."""
-    planning = retrigger.PlanWriter(harness.services, lease, [])
+    source = retrigger.TaskSource(harness.services, lease.item)
+    planning = retrigger.PlanWriter(harness.services, lease, [], source)
     async for _ in planning.stored_parts():
         pass
     return planning.tasks

@@ -12,6 +12,7 @@ from service.engine.registry import WORK
 from service.errors import Unavailable
 from service.flow.actions import cancel_push
 from service.flow.actions.kinds import Plan
+from service.flow.actions.push_tasks import NO_ROUTE
 from service.flow.tasks.definition import format_date
 from service.store.models import Action, Notice, PlannedTask, PushStep, Source, State, StepKind
 from tests.service.flow.actions.support import (
@@ -125,7 +126,7 @@ async def test_a_task_of_another_project_is_listed_and_not_touched(pushed: FlowH
     assert names_of((await plan_of(pushed)).left_out) == {"theirs"}
     action = await carry_out_on_push(pushed, "cancel-push")
     assert (action.state, names_of(action.left_out)) == ("failed", {"theirs"})
-    assert action.left_out[0]["reason"] == cancel_push.NO_ROUTE
+    assert action.left_out[0]["reason"] == NO_ROUTE
     assert (state_of(pushed, "theirs"), state_of(pushed, "pending")) == ("pending", "canceled")
 
 
@@ -264,7 +265,7 @@ async def test_a_task_under_a_planned_id_that_differs_from_the_plan_is_not_ours(
         await cancel_push.run(monitored.services, lease)
     assert (state_of(monitored, "unrecorded"), state_of(monitored, "not created")) == ("canceled", "pending")
     (left,) = (await plan_of(monitored)).left_out
-    assert (left["name"], left["reason"]) == ("not created", cancel_push.NO_ROUTE)
+    assert (left["name"], left["reason"]) == ("not created", NO_ROUTE)
 
 
 async def test_copies_that_another_action_still_creates_are_waited_for(pushed: FlowHarness) -> None:

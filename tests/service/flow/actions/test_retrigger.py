@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from sqlmodel import select, update
 
 from sandbox.taskcluster import Client
@@ -32,6 +33,7 @@ from tests.service.flow.graph_factory import (
     end,
     parse_moment,
     read_copies,
+    read_notices,
     reload_action,
     slug,
     work_until_done,
@@ -514,3 +516,97 @@ async def test_a_task_that_expires_while_its_copy_is_planned_fails_the_action(st
     created_ids = [task.task_id for task in await streaming.planned() if task.created]
     assert len(created_ids) >= 1
     assert {queue.find(task_id).runs[-1]["reasonResolved"] for task_id in created_ids} == {"canceled"}
+
+
+# --- several copies of a task ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1, 2, 7])
+async def test_copies_of_a_leaf_are_in_its_group(monitored: FlowHarness, times: int) -> None:
+    build(monitored.tc.queue, {"group": [], "a": [], "b": ["a"]})
+    end(monitored.tc.queue, "a", "completed")
+    action = await carry_out(monitored, slug("a"), input={"times": times})
+    assert (action.state, action.error) == ("done", None)
+    copies = [task for task in monitored.tc.queue.tasks.values() if task.definition["metadata"]["name"] == "a"]
+    assert len(copies) == times + 1
+    assert {task.definition["taskGroupId"] for task in copies} == {GROUP}
+    planned = await monitored.planned()
+    assert [(task.copy_of, task.created) for task in planned] == [(slug("a"), True)] * times
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_copies_of_a_task_with_dependents_are_graphs_of_their_own(monitored: FlowHarness, times: int) -> None:
+    build(monitored.tc.queue, DIAMOND)
+    end(monitored.tc.queue, "a")
+    published: Any = object()
+    monitored.services.publisher = published  # it is only asked whether there is one
+    action = await carry_out(monitored, slug("a"), input={"times": times})
+    assert (action.state, action.error) == ("done", None)
+    planned = await monitored.planned()
+    assert len(planned) == 4 * times
+    groups: dict[str, set[str]] = {}
+    for start in range(0, len(planned), 4):
+        copies = {task.name: task.task_id for task in planned[start : start + 4]}
+        for name, task_id in copies.items():
+            definition = monitored.tc.queue.task(task_id)
+            assert definition["dependencies"] == [copies[needed] for needed in DIAMOND[name]]
+            groups.setdefault(definition["taskGroupId"], set()).add(name)
+    assert list(groups.values()) == [{"a", "b", "c", "d"}] * times
+    announced = [notice.body["taskGroupId"] for notice in await read_notices(monitored)]
+    assert announced == list(groups)
+
+
+@pytest.mark.parametrize(
+    ("where", "at"), [*(("store", n) for n in range(1, 8)), *(("create_task", n) for n in (2, 20))]
+)
+async def test_copies_of_several_graphs_go_on_after_a_crash(streaming: FlowHarness, where: str, at: int) -> None:
+    """Crash at parts of a plan of three graphs, where the definitions of one graph end within a part."""
+    queue = streaming.tc.queue
+    crash = Crash(at, after=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "store":
+            patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
+            patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
+        else:
+            patch.setattr(streaming.services.queue, "create_task", crash(streaming.services.queue.create_task))
+        action = await action_on(streaming, slug("a"), input={"times": 3})
+        crash.running = asyncio.create_task(retrigger.run(streaming.services, await claim_work(streaming)))
+        with pytest.raises(asyncio.CancelledError):
+            await crash.running
+    async with streaming.database.writing() as session:
+        await session.exec(update(Action).values(due_at=now()))
+    await retrigger.run(streaming.services, await claim_work(streaming))
+    action = await reload_action(streaming, action)
+    assert (action.state, action.error) == ("done", None)
+    rows = await streaming.planned()
+    assert all(task.created and not task.adopted for task in rows)
+    assert len(queue.tasks) == 2 + len(STREAMED) + len(rows)
+    new_id = copy_ids(streaming.services.secret, action, 0)
+    size = len(rows) // 3
+    for number in range(3):
+        copies = {task.name: task for task in rows[number * size : (number + 1) * size]}
+        assert copies.keys() == {"a", *STREAMED}
+        for name, task in copies.items():
+            assert task.task_id == new_id(f"{slug(name)} {number}" if number else slug(name))
+            definition = queue.task(task.task_id)
+            assert definition == task.definition
+            assert definition["taskGroupId"] == copies["a"].task_id
+            needed = {"a": [], **STREAMED}[name]
+            assert definition["dependencies"] == [copies[dependency].task_id for dependency in needed]
+
+
+async def test_a_plan_of_too_many_copies_is_rejected_with_the_setting(monitored: FlowHarness) -> None:
+    build(monitored.tc.queue, {"group": [], "a": []})
+    monitored.settings.max_copies = 9
+    action = await carry_out(monitored, slug("a"), input={"times": 10})
+    assert action.state == "rejected"
+    assert "would have 10 tasks, and the setting max_copies allows 9: retrigger fewer tasks" in str(action.error)
+    assert len(monitored.tc.queue.tasks) == 2
+    assert (await carry_out(monitored, slug("a"), input={"times": 9})).state == "done"
+
+
+@pytest.mark.parametrize("times", [0, 101, -1, "2", 1.5, True, None])
+def test_the_number_of_copies_is_1_to_100(times: Any) -> None:
+    with pytest.raises(ValidationError, match="times"):
+        retrigger.RetriggerInput(times=times)
+    assert [retrigger.RetriggerInput(times=number).times for number in (1, 100)] == [1, 100]
