@@ -230,7 +230,31 @@ async def _graphs(session: Session, steps: list[PushStep], first: int | None = N
     for step_id, _, task_id, name, created in sorted(await session.exec(query), key=lambda row: row[:2]):
         tasks[step_id].append(TaskRead(task_id=task_id if created else None, name=name, created=created))
     counts = {step_id: (last, left) for step_id, last, left in await session.exec(_counts(ids))}
-    return {step.id or 0: _graph(step, tasks[step.id or 0], *counts[step.id or 0]) for step in graphs}
+    supersedes = await _supersedes(session, graphs)
+    return {
+        step.id or 0: _graph(step, tasks[step.id or 0], *counts[step.id or 0], supersedes[step.push_id])
+        for step in graphs
+    }
+
+
+async def _supersedes(session: Session, graphs: list[PushStep]) -> dict[int, list[int]]:
+    """Return the pushes that each push of these graphs supersedes, by the ids of the pushes."""
+    ids = [step.push_id for step in graphs]
+    newer = await session.exec(
+        select(Push.id, Push.repository_id, Push.generation, Push.push_id).where(col(Push.id).in_(ids))
+    )
+    rows = {(repository_id, generation, number): row_id or 0 for row_id, repository_id, generation, number in newer}
+    earlier = await session.exec(
+        select(Push.repository_id, Push.generation, Push.push_id, PushStep.superseded_by)
+        .join(PushStep, col(PushStep.push_id) == Push.id)
+        .where(col(PushStep.superseded_by).in_({number for _, _, number in rows}))
+        .order_by(col(Push.push_id))
+    )
+    pushes: dict[int, list[int]] = defaultdict(list)
+    for repository_id, generation, number, by in earlier:
+        if by is not None and (newer_id := rows.get((repository_id, generation, by))) is not None:
+            pushes[newer_id].append(number)
+    return pushes
 
 
 _OF_GRAPH = (or_(col(PlannedTask.label) != "error", col(PlannedTask.label).is_(None)),)
@@ -278,7 +302,7 @@ def _summary(push: Push, alias: str, steps: list[PushStep], graphs: dict[int, Gr
     }
 
 
-def _graph(step: PushStep, tasks: list[TaskRead], last: int | None, uncreated: int) -> GraphRead:
+def _graph(step: PushStep, tasks: list[TaskRead], last: int | None, uncreated: int, supersedes: list[int]) -> GraphRead:
     planned = 0 if last is None else last + 1
     return GraphRead.model_validate(
         {
@@ -290,6 +314,8 @@ def _graph(step: PushStep, tasks: list[TaskRead], last: int | None, uncreated: i
             "next_attempt_at": step.next_attempt_at,
             "error_task": step.error_task,
             "error_task_refused": step.error_task_refused,
+            "superseded_by": step.superseded_by,
+            "supersedes": supersedes,
             "tasks_planned": planned,
             "tasks_created": planned - uncreated,
             "tasks": tasks,

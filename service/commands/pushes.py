@@ -65,7 +65,9 @@ def _resultsets(push: dict[str, Any]) -> str | None:
 
 
 def _reason(push: dict[str, Any]) -> str:
-    errors = [(push["graph"] or {}).get("reason"), *(resultset["error"] for resultset in push["resultsets"])]
+    graph = push["graph"] or {}
+    superseded = f"superseded by push {graph['superseded_by']}" if graph.get("superseded_by") is not None else None
+    errors = [graph.get("reason"), superseded, *(resultset["error"] for resultset in push["resultsets"])]
     return "; ".join(dict.fromkeys(error for error in errors if error))
 
 
@@ -107,6 +109,10 @@ def _show(push: dict[str, Any], as_json: bool) -> None:
         pairs += _step(f"resultset {resultset['environment']}", resultset, resultset["error"])
     if graph is not None:
         pairs += _step("graph", graph, graph["reason"])
+        if graph["superseded_by"] is not None:
+            pairs.append(("superseded", f"by push {graph['superseded_by']}: what had not run yet was cancelled"))
+        if graph["supersedes"]:
+            pairs.append(("supersedes", [f"push {number}" for number in graph["supersedes"]]))
         if graph["error_task"]:
             pairs.append(("error task", graph["error_task"]))
         if graph["error_task_refused"]:

@@ -7,6 +7,7 @@ import typer
 from service.commands import USAGE, Failed, importing, output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, Yes, when
+from service.store.models import Supersede
 
 app = typer.Typer(no_args_is_help=True, help="Manage the monitored repositories.")
 app.command("import")(importing.run)
@@ -27,6 +28,12 @@ Contains = Annotated[str | None, typer.Option(help="Text that the tip's message 
 Graph = Annotated[bool | None, typer.Option("--graph/--no-graph", help="Create task graphs for its pushes, or none.")]
 Environments = Annotated[
     list[str] | None, typer.Option("--environment", help="Route prefix of a Treeherder. Repeat it for more.")
+]
+SupersedeOption = Annotated[
+    Supersede | None,
+    typer.Option(
+        "--supersede", help="Cancel what waits of the graph before a newer push: of its pusher, of all, or none."
+    ),
 ]
 Enabled = Annotated[bool | None, typer.Option("--enabled/--disabled", help="Poll it, or do not.")]
 Cursor = Annotated[
@@ -82,13 +89,16 @@ def add(
     contains: Contains = None,
     graph: Graph = None,
     environments: Environments = None,
+    supersede: SupersedeOption = None,
     enabled: Enabled = None,
     last_push_id: Cursor = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Start to monitor a repository."""
-    fields = _given_fields(level, trust_domain, route_project, scopes, contains, graph, environments, enabled)
+    fields = _given_fields(
+        level, trust_domain, route_project, scopes, contains, graph, environments, supersede, enabled
+    )
     body = {"alias": alias, "url": repository, "last_push_id": last_push_id, **fields}
     with Service(url) as service, output.waiting("reading its pushlog"):
         added = service.send("POST", "repositories", body=body)
@@ -118,12 +128,13 @@ def change(
     graph: Graph = None,
     environments: Environments = None,
     all_environments: Annotated[bool, typer.Option("--all-environments", help="Show it in each Treeherder.")] = False,
+    supersede: SupersedeOption = None,
     enabled: Enabled = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Change the given fields of a repository."""
-    patch = _given_fields(level, trust_domain, route_project, scopes, contains, graph, environments, enabled)
+    patch = _given_fields(level, trust_domain, route_project, scopes, contains, graph, environments, supersede, enabled)
     for name, reset_to_default, option in (
         ("scopes", default_scopes, "--default-scopes"),
         ("contains", no_contains, "--no-contains"),
@@ -163,10 +174,11 @@ def _given_fields(
     contains: str | None,
     graph: bool | None,
     environments: list[str] | None,
+    supersede: Supersede | None,
     enabled: bool | None,
 ) -> dict[str, Any]:
     names = {"level": level, "trust_domain": trust_domain, "route_project": route_project}
-    values = {**names, "contains": contains, "graph": graph, "enabled": enabled}
+    values = {**names, "contains": contains, "graph": graph, "supersede": supersede, "enabled": enabled}
     # an option that can be repeated is an empty list if it is not given
     lists = {"scopes": scopes or None, "environments": environments or None}
     return {name: value for name, value in {**values, **lists}.items() if value is not None}
@@ -219,6 +231,7 @@ def _show(repository: dict[str, Any], as_json: bool) -> None:
         ("contains", repository["contains"]),
         ("graph", repository["graph"]),
         ("environments", environments),
+        ("supersede", repository["supersede"]),
         ("enabled", repository["enabled"]),
         ("cursor", f"push {repository['last_push_id']} of generation {repository['generation']}"),
         ("tip at cursor", repository["last_changeset"]),

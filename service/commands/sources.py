@@ -13,6 +13,7 @@ import yaml
 
 from service.commands import USAGE, Failed
 from service.commands.client import checked
+from service.store.models import Supersede
 
 MAX_LISTING = 16 * 1024 * 1024
 """Largest accepted list of a Treeherder's repositories, in bytes: it has some hundred, of half a kilobyte each."""
@@ -215,6 +216,11 @@ def _bool(value: Any) -> bool:
     return value
 
 
+def _supersede(value: Any) -> str:
+    # a plain `off` is false in YAML 1.1
+    return str(Supersede("off" if value is False else value))
+
+
 def _environments(value: Any) -> list[str] | None:
     """Return the route prefixes, or None for all."""
     if value is None:
@@ -234,6 +240,7 @@ _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "scopes": ("scopes", _scopes),
     "contains": ("contains", _contains),
     "graph": ("graph", _bool),
+    "supersede": ("supersede", _supersede),
     "enabled": ("enabled", _bool),
     "environments": ("environments", _environments),
 }

@@ -45,6 +45,14 @@ MONITORED = "(enabled AND deleted_at IS NULL)"
 """Condition of repositories that are polled. To use a partial index, a query must repeat its condition literally."""
 
 
+class Supersede(StrEnum):
+    """Whose earlier push a newer push supersedes."""
+
+    OFF = "off"
+    PUSHER = "pusher"
+    ALL = "all"
+
+
 class Repository(SQLModel, table=True):
     """A monitored repository, and the state of its poll.
 
@@ -78,6 +86,7 @@ class Repository(SQLModel, table=True):
     contains: str | None = None
     graph: bool = True
     environments: list[str] | None = Field(default=None, sa_type=Json)  # None: all
+    supersede: Supersede = Field(default=Supersede.OFF, sa_type=Text)
     enabled: bool = True
     created_at: datetime = Field(default_factory=now, sa_type=Utc)
     deleted_at: datetime | None = _utc()
@@ -119,6 +128,7 @@ class Push(SQLModel, table=True):
         # of the API's lists: their filters and their order
         Index("ix_push_repository_id", "repository_id", "id"),
         Index("ix_push_user", "user", "id"),
+        Index("ix_push_of_user", "repository_id", "user", "push_id"),
         Index("ix_push_revision", "revision", "id"),
         Index("ix_push_revision_hash", "revision_hash", "id"),
         Index("ix_push_noticed_at", "noticed_at"),
@@ -235,6 +245,7 @@ class PushStep(Work, Traced, table=True):
         *_work_indexes("push_step"),
         Index("ix_push_step_state", "state", "push_id"),
         Index("ix_push_step_since", "since"),
+        _partial("ix_push_step_superseded_by", "superseded_by", where="superseded_by IS NOT NULL"),
     )
 
     push_id: int = Field(foreign_key="push.id")
@@ -244,6 +255,7 @@ class PushStep(Work, Traced, table=True):
     refused: str | None = Field(default=None, sa_type=Text)  # why the plan was refused
     error_task: str | None = None
     error_task_refused: str | None = Field(default=None, sa_type=Text)  # what was left out, or why there is no task
+    superseded_by: int | None = None  # of a graph: the id of the newer push for which what waited was cancelled
 
     letter_column: ClassVar[str | None] = "step_id"
 
@@ -267,6 +279,12 @@ class Source(StrEnum):
 
     PULSE = "pulse"
     API = "api"
+    SERVICE = "service"  # nobody's request: a setting of the repository
+
+
+def action_lane(kind: str) -> str:
+    """Return the lane of a kind of action. Each has its own slots, so that a cancel never waits for a retrigger."""
+    return f"action {kind}"
 
 
 RECEIVED = "(state = 'pending' AND planned_at IS NULL)"

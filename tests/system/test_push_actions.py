@@ -161,3 +161,28 @@ def test_a_graph_that_is_being_created_is_stopped(systems: Systems, sqlite_url: 
     assert "cancelled by" in graph["reason"]
     assert 0 < graph["tasks_created"] < 400
     assert unfinished(system) == 0
+
+
+def action_on(system: System, push_id: int) -> dict[str, Any]:
+    (action,) = system.api.get("/actions", params={"push": push_id}).json()["items"]
+    return dict(action)
+
+
+@pytest.mark.timeout(180)
+def test_newer_pushes_supersede_earlier_ones_in_spite_of_kills(systems: Systems, database_url: str) -> None:
+    system = begin(systems, database_url, supersede="pusher")
+    system.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
+    ids = [push(system, 120, user=f"{user}@example.com") for user in ("me", "other", "me")]
+    system.wait(lambda: calls(system, "cancelTask") >= 20)
+    system.stack.processes["service"].kill()
+    system.stack.service()
+    system.wait(lambda: states(system).count("exception") == 119, 60)
+    # the decision task of the earlier push still runs, and may create more
+    system.wait(lambda: "decision task" in (action_on(system, ids[2])["reason"] or ""))
+    action = action_on(system, ids[2])
+    assert (action["action"], action["state"], action["source"]) == ("supersede", "planned", "service")
+    assert action["cancels_count"] == 119
+    graphs = [graph_of(system, push_id) for push_id in ids]
+    assert [graph["superseded_by"] for graph in graphs] == [ids[2], None, None]
+    assert [graph["supersedes"] for graph in graphs] == [[], [], [ids[0]]]
+    assert unfinished(system) == 1 + 2 * 120

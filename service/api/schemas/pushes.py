@@ -39,6 +39,10 @@ class GraphRead(Schema):
     next_attempt_at: datetime | None = None
     error_task: str | None = Field(description="the task that shows the reason on the push")
     error_task_refused: str | None = Field(description="what was left out of that task, or why there is none")
+    superseded_by: int | None = Field(
+        description="the newer push for which the tasks that had not run yet were cancelled"
+    )
+    supersedes: list[int] = Field(description="earlier pushes of which that was done for this one")
     tasks_planned: int
     tasks_created: int
     tasks: list[TaskRead] = Field(description="in the order of creation; in a list of pushes the first 20")
@@ -85,6 +89,8 @@ _SUMMARY: dict[str, Any] = {
         "next_attempt_at": None,
         "error_task": None,
         "error_task_refused": None,
+        "superseded_by": None,
+        "supersedes": [],
         "tasks_planned": 1,
         "tasks_created": 1,
         "tasks": [{"task_id": EXAMPLE_TASK, "name": "Decision task", "created": True}],

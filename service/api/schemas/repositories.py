@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from service.api.schemas.common import EXAMPLE_NODE, Bool, Cursor, Page, Schema, Text, example, storable_text
 from service.contract.events import NAME, Alias
 from service.contract.validation import named_pattern
+from service.store.models import Supersede
 
 _SCOPE = named_pattern(r"^[ -~]+$", "scope (printable ASCII characters)")
 _TRUST_DOMAIN = named_pattern(r"^[A-Za-z0-9_-]{1,30}$", "trust domain (1 to 30 of A-Z a-z 0-9 _ -)")
@@ -57,6 +58,11 @@ class RepositoryChange(Schema):
     contains: Text | None = Field(None, description="a push gets a graph only if its tip's message contains this")
     graph: Bool = Field(True, description="create task graphs")
     environments: list[Prefix] | None = Field(None, description="route prefixes; null: all")
+    supersede: Supersede = Field(
+        Supersede.OFF,
+        description="once the graph of a push is created, cancel what has not run yet of the graph before it. pusher: "
+        "of the same pusher; all: of anybody",
+    )
     enabled: Bool = Field(True, description="false: it is not polled")
 
 
@@ -89,6 +95,7 @@ _REPOSITORY: dict[str, Any] = {
     "contains": None,
     "graph": True,
     "environments": ["tc-treeherder"],
+    "supersede": "off",
     "enabled": True,
     "last_push_id": 43210,
 }
@@ -132,6 +139,7 @@ class RepositoryRead(Schema):
     contains: str | None
     graph: bool
     environments: list[str] | None
+    supersede: Supersede
     enabled: bool
     last_push_id: int = Field(description="the cursor: the newest push that was taken in")
     last_changeset: str | None = Field(description="the tip of that push")

@@ -9,5 +9,6 @@ retrigger        create copies of a task; `search` searches for what to copy and
 retrigger_failed create copies of all failed tasks of a push
 cancel           cancel a task
 cancel_push      cancel all unfinished tasks of a push; `cancels` cancels many tasks at once
+supersede        cancel what has not run yet of a push, for a newer one; the graph of that stores it
 notice           announce the end of an action: a message on Pulse, a job in Treeherder
 """

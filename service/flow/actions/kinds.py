@@ -15,7 +15,7 @@ from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.flow.actions.subject import ActionFailedError, ActionRejectedError, NothingToDoError
 from service.services import Services
-from service.store.models import Action, State
+from service.store.models import Action, State, action_lane
 
 
 class NoInput(BaseModel):
@@ -57,6 +57,9 @@ class Plan:
     nothing_to_do: str | None = None
 
 
+Run = Callable[[Services, Lease[Action]], Awaitable[None]]
+"""Carries out a stored action, and ends its lease."""
+
 SubjectKind = Literal["task", "push"]
 """Something that an action is about."""
 
@@ -72,7 +75,7 @@ class ActionKind:
 
     name: str
     summary: str
-    run: Callable[[Services, Lease[Action]], Awaitable[None]]
+    run: Run
     plan: Callable[[Services, Action], Awaitable[Plan]]
     input: type[BaseModel] = NoInput
     subjects: frozenset[SubjectKind] = frozenset({"task"})
@@ -81,8 +84,8 @@ class ActionKind:
 
     @property
     def lane(self) -> str:
-        """Return the lane of its work. Each kind has its own slots, so that a cancel never waits for a retrigger."""
-        return f"action {self.name}"
+        """Return the lane of its work."""
+        return action_lane(self.name)
 
     def scope(self, project: str) -> str:
         """Return the scope that a caller needs for this action on tasks and pushes of a project."""
@@ -100,16 +103,21 @@ def scope_of(name: str, project: str) -> str:
 
 def register(kind: ActionKind) -> None:
     """Add an action. Raises ValueError if there is one of its name."""
-    WORK.add_kind(Action, kind.name, _run_to_end(kind))
+    register_internal(kind.name, kind.run)
     ACTIONS[kind.name] = kind
 
 
-def _run_to_end(kind: ActionKind) -> Callable[[Services, Lease[Action]], Awaitable[None]]:
-    """Return the function that carries out an action of this kind, and ends it if it raises why it cannot be done."""
+def register_internal(name: str, run: Run) -> None:
+    """Add an action that nobody can ask for. Raises ValueError if there is one of its name."""
+    WORK.add_kind(Action, name, _run_to_end(run))
+
+
+def _run_to_end(run_action: Run) -> Run:
+    """Return the function that carries out an action, and ends it if that raises why it cannot be done."""
 
     async def run(services: Services, lease: Lease[Action]) -> None:
         try:
-            await kind.run(services, lease)
+            await run_action(services, lease)
         except NothingToDoError as error:
             await lease.finish(State.NOTHING_TO_DO, str(error))
         except ActionRejectedError as error:

@@ -23,7 +23,7 @@ from service.flow.tasks.routes import parse_route
 from service.flow.tasks.status import RESOLVED, was_cancelled
 from service.sanitize import escape_unstorable
 from service.services import Services
-from service.store.database import Session
+from service.store.database import Database, Session
 from service.store.models import Action, PlannedTask, PushStep, State, StepKind
 
 NO_ROUTE = "none of its routes names the project exactly, and this service did not create it"
@@ -113,6 +113,36 @@ async def collect_tasks(services: Services, subject: PushSubject) -> PushTasks:
     return collection.result
 
 
+async def read_copies(database: Database, task_ids: Iterable[str]) -> list[RecordedCopy]:
+    """Return the copies of these tasks in plans of ours."""
+    keys = sorted(task_ids)
+    copies: list[RecordedCopy] = []
+    async with database.reading() as session:
+        for start in range(0, len(keys), KEYS_PER_QUERY):
+            copy_of: Any = col(PlannedTask.copy_of)
+            query = (
+                select(  # type: ignore[call-overload]  # SQLModel has types for four columns
+                    PlannedTask.task_id,
+                    PlannedTask.copy_of,
+                    PlannedTask.action_id,
+                    PlannedTask.created,
+                    PlannedTask.adopted,
+                    Action.state,
+                )
+                .join(Action, col(Action.id) == PlannedTask.action_id)
+                .where(
+                    copy_of.in_(keys[start : start + KEYS_PER_QUERY]),
+                    copy_of.is_not(None),
+                    PlannedTask.plan_attempt == Action.plan_attempt,
+                )
+            )
+            copies += [
+                RecordedCopy(task_id, original, action_id, created, adopted, state == State.PENDING)
+                for task_id, original, action_id, created, adopted, state in await session.exec(query)
+            ]
+    return copies
+
+
 class _Collection:
     def __init__(self, services: Services, subject: PushSubject) -> None:
         self.result = PushTasks()
@@ -138,7 +168,7 @@ class _Collection:
         examined: set[str] = set()
         while unexamined := tasks.keys() - examined:
             examined |= unexamined
-            copies = await self._recorded_copies(unexamined)
+            copies = await read_copies(self._services.database, unexamined)
             self.result.copies += copies
             self._ours |= {copy.task_id for copy in copies if copy.created and not copy.adopted}
             await self._add([copy.task_id for copy in copies if copy.created])
@@ -154,34 +184,6 @@ class _Collection:
             return []
         own = (PlannedTask.step_id == step.id, PlannedTask.plan_attempt == step.plan_attempt)
         return await read_plan(self._services.database, *own, PlannedTask.label != "error", bodies=False)
-
-    async def _recorded_copies(self, task_ids: Iterable[str]) -> list[RecordedCopy]:
-        keys = sorted(task_ids)
-        copies: list[RecordedCopy] = []
-        async with self._services.database.reading() as session:
-            for start in range(0, len(keys), KEYS_PER_QUERY):
-                copy_of: Any = col(PlannedTask.copy_of)
-                query = (
-                    select(  # type: ignore[call-overload]  # SQLModel has types for four columns
-                        PlannedTask.task_id,
-                        PlannedTask.copy_of,
-                        PlannedTask.action_id,
-                        PlannedTask.created,
-                        PlannedTask.adopted,
-                        Action.state,
-                    )
-                    .join(Action, col(Action.id) == PlannedTask.action_id)
-                    .where(
-                        copy_of.in_(keys[start : start + KEYS_PER_QUERY]),
-                        copy_of.is_not(None),
-                        PlannedTask.plan_attempt == Action.plan_attempt,
-                    )
-                )
-                copies += [
-                    RecordedCopy(task_id, original, action_id, created, adopted, state == State.PENDING)
-                    for task_id, original, action_id, created, adopted, state in await session.exec(query)
-                ]
-        return copies
 
     async def _add(self, task_ids: list[str]) -> None:
         """Add tasks, and all tasks of the groups that one of the push's own tasks began."""

@@ -24,7 +24,20 @@ from service.flow.tasks.ids import DeriveId, graph_ids
 from service.flow.tasks.plan import mark_created, read_plan, store_plan
 from service.services import Services
 from service.settings import Settings
-from service.store.models import PlannedTask, Push, PushStep, Repository, State, StepKind
+from service.store.database import insertion
+from service.store.models import (
+    Action,
+    PlannedTask,
+    Push,
+    PushStep,
+    Repository,
+    Source,
+    State,
+    StepKind,
+    Supersede,
+    action_lane,
+)
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 
@@ -64,9 +77,30 @@ async def _make_graph(
             return
         plan = await store_plan(lease, tasks)
     created = await create_tasks(services, lease, plan, scopes_of(services.settings, repository, push))
-    await lease.finish(State.DONE, also=mark_created(created), rows=len(created))
+    superseding = _superseding(lease.item, push, repository)
+    await lease.finish(State.DONE, also=[*mark_created(created), *insertion(superseding)], rows=len(created))
+    if superseding:
+        services.database.wakeups.wake(Topic.WORK)
     metrics.graph_created(push.noticed_at)
     log.info("graph-created", repository=repository.alias, push=push.push_id, tasks=len(plan))
+
+
+def _superseding(step: PushStep, push: Push, repository: Repository) -> list[Action]:
+    """Return the action by which a newer push supersedes an earlier one, if the repository wants that."""
+    if repository.supersede == Supersede.OFF:
+        return []
+    kind = "supersede"
+    action = Action(
+        kind=kind,
+        lane=action_lane(kind),
+        share=step.share,
+        project=repository.alias,
+        push_id=push.push_id,
+        generation=push.generation,
+        requester=push.user,
+        source=Source.SERVICE,
+    )
+    return [action]
 
 
 LARGE = 1024 * 1024

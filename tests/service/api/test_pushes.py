@@ -76,6 +76,8 @@ async def test_a_push_is_shown_with_each_step(api: Api) -> None:
             "at": None,
             "error_task": None,
             "error_task_refused": None,
+            "superseded_by": None,
+            "supersedes": [],
             "tasks_planned": 0,
             "tasks_created": 0,
             "tasks": [],

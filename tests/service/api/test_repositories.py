@@ -28,6 +28,7 @@ async def test_a_new_repository_has_the_defaults_and_starts_at_the_pushlogs_pres
         "contains": None,
         "graph": True,
         "environments": None,
+        "supersede": "off",
         "enabled": True,
         "last_push_id": 41,
         "last_changeset": None,
@@ -56,6 +57,7 @@ async def test_everything_can_be_chosen_and_then_the_pushlog_is_not_asked(api: A
         "contains": "[ci] \u00e9\U0001f600",
         "graph": False,
         "environments": ["tc-treeherder-stage"],
+        "supersede": "pusher",
         "enabled": False,
         "last_push_id": 0,
     }
@@ -140,6 +142,7 @@ REFUSED_VALUES: dict[str, list[Any]] = {
     "contains": ["\0", "x" * 1001, 1, []],
     "graph": [None, "maybe", 2, []],
     "enabled": [None, "maybe", 2, []],
+    "supersede": [None, "maybe", True, []],
     "environments": ["tc-treeherder", ["nowhere"], ["tc-treeherder", "\0"], [1], {}],
     "last_push_id": [-1, 2**31, "1", 1.5, True, []],
     "generation": [1],

@@ -1,10 +1,13 @@
 """`tc-treeherder actions`."""
 
+from typing import Any
+
 import pytest
 
+from sandbox.credentials import LEVEL, TRUST_DOMAIN
 from service.flow.actions.kinds import ACTIONS, known_names
 from tests.service.commands.conftest import Pretended, Pushed, Run
-from tests.system.conftest import System
+from tests.system.conftest import System, graph_of
 
 NOBODY = "AAAAAAAAQAyAAAAAAAAAAA"
 
@@ -44,22 +47,33 @@ def test_a_retrigger_is_waited_for(tc: Run, pushed: Pushed) -> None:
     assert action["id"] in {each["id"] for each in done}
 
 
-@pytest.mark.usefixtures("pushed")
 def test_a_push_is_cancelled(tc: Run, system: System) -> None:
-    push_id = system.push(2, seconds=600)
-    system.wait(lambda: system.push_stored(push_id))
-    system.wait(lambda: system.api.get(f"/pushes/try/{push_id}").json()["graph"]["state"] == "done")
-    (first, _) = system.api.get(f"/pushes/try/{push_id}").json()["graph"]["tasks"]
-    about = ["actions", "run", "cancel-push", "--push", f"try/{push_id}"]
+    alias = path = "cancelled"
+    assert system.hg.post("/repositories", json={"repository": path}).is_success
+    url = f"{system.stack.sandbox['hg']}/{path}"
+    role = f"assume:repo:{system.stack.sandbox['hg'].removeprefix('http://')}/try:branch:default"
+    options = ["--level", LEVEL, "--trust-domain", TRUST_DOMAIN, "--last-push-id", "0", "--scope", role]
+    assert tc("repositories", "add", alias, url, *options).code == 0
+    changeset = {"message": "Bug 1", "files": {".taskcluster.yml": graph_of(2, seconds=600)}}
+    pushed = system.hg.post("/push", json={"repository": path, "user": "me", "changesets": [changeset]})
+    push_id = pushed.json()["id"]
+
+    def tasks() -> list[dict[str, str]]:
+        answer = system.api.get(f"/pushes/{alias}/{push_id}")
+        graph: dict[str, Any] = answer.json()["graph"] if answer.is_success else {"state": "pending"}
+        return list(graph["tasks"]) if graph["state"] == "done" else []
+
+    system.wait(lambda: len(tasks()) == 2)
+    about = ["actions", "run", "cancel-push", "--push", f"{alias}/{push_id}"]
     planned = tc(*about, "--plan")
-    assert planned.out.startswith(f"plan     cancel-push of push {push_id} in try; nothing is done")
+    assert planned.out.startswith(f"plan     cancel-push of push {push_id} in {alias}; nothing is done")
     assert any(line.split()[-1] == "t1" and "unscheduled" in line for line in planned.out.splitlines())
     assert {task["name"] for task in tc(*about, "--plan", "--json").json["cancels"]} == {"t0", "t1"}
     ran = tc(*about, "--wait")
     assert ran.code == 0, ran.err
-    assert f"cancels    {first['task_id']}  t0" in ran.out.splitlines()
+    assert f"cancels    {tasks()[0]['task_id']}  t0" in ran.out.splitlines()
     (row,) = [row for row in tc("actions", "list").rows if row[1] == "cancel-push"]
-    assert row[2:5] == ["try", "push", str(push_id)]
+    assert row[2:5] == [alias, "push", str(push_id)]
     assert row[-2:] == ["2", "cancelled"]
     assert tc(*about, "--plan").out.splitlines()[1].split() == ["state", "nothing-to-do"]
 

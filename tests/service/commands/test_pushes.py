@@ -1,6 +1,7 @@
 """`tc-treeherder pushes`."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,24 @@ def test_a_long_list_is_followed_over_its_pages(tc: Run, pushed: Pushed, monkeyp
         pushed.broken,
         pushed.good,
     ]
+
+
+def test_pushes_of_which_one_supersedes_the_other(run: Run, pretend: Pretended) -> None:
+    graph: dict[str, Any] = {"state": "done", "working": False, "attempts": 1, "at": None, "reason": None}
+    graph |= {"error_task": None, "error_task_refused": None, "tasks": [], "tasks_planned": 0, "next_attempt_at": None}
+    for push_id, superseded_by, supersedes in ((7, 9, []), (8, 9, []), (9, None, [7, 8])):
+        push = {"repository": "mc", "push_id": push_id, "generation": 0, "user": "me", "revision": None}
+        push |= {"date": "2026-01-02T03:04:05Z", "noticed_at": "2026-01-02T03:04:05Z", "revision_hash": ""}
+        push |= {"changesets_count": 0, "resultsets": []}
+        own = {**graph, "superseded_by": superseded_by, "supersedes": supersedes}
+        pretend.json(f"/api/v1/pushes/mc/{push_id}", {**push, "graph": own})
+        if push_id == 7:
+            pretend.json("/api/v1/pushes", {"items": [{**push, "graph": own}], "next": None})
+    earlier, _, newer = (run("pushes", "show", "mc", str(number), "--url", pretend.url).out for number in (7, 8, 9))
+    assert "superseded     by push 9: what had not run yet was cancelled" in earlier.splitlines()
+    assert "supersedes     push 7" in newer.splitlines()
+    assert "               push 8" in newer.splitlines()
+    assert "superseded by push 9" in run("pushes", "list", "--url", pretend.url).out
 
 
 def test_a_push_is_shown_with_its_steps_and_tasks(tc: Run, pushed: Pushed) -> None:

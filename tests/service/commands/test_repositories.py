@@ -79,6 +79,9 @@ def test_set_changes_what_is_given_and_leaves_the_rest(system: System, tc: Run) 
     assert {name for name in after if after[name] != before[name]} == {"level", "contains", "scopes"}
     changed = tc("repositories", "set", "setting", "--environment", "tc-treeherder", "--graph", "--json").json
     assert changed["environments"] == ["tc-treeherder"]
+    assert tc("repositories", "set", "setting", "--supersede", "pusher", "--json").json["supersede"] == "pusher"
+    assert "supersede       pusher" in tc("repositories", "show", "setting").out.splitlines()
+    assert tc("repositories", "set", "setting", "--supersede", "mine").code == 2
     assert tc("repositories", "set", "setting", "--all-environments", "--json").json["environments"] is None
 
 

@@ -23,10 +23,12 @@ from service.clock import now
 from service.engine import batches, leases, retention
 from service.engine.leases import Lease
 from service.errors import UpstreamError
+from service.flow.actions import push_tasks, supersede
+from service.flow.actions.subject import find_push
 from service.flow.jobs import reconcile
 from service.settings import RetentionSettings
 from service.store.database import Database
-from service.store.models import NOBODY, GroupCheck, JobReport, job_lane, work_tables
+from service.store.models import NOBODY, Action, GroupCheck, JobReport, Source, Supersede, job_lane, work_tables
 from tests.service.asgi import Api, changeset, node, push_event, running, settings_for
 
 SMALL = {"pulse_queue", "budget", "rate_grant", "secret"}
@@ -258,6 +260,8 @@ async def write(api: Api) -> None:
     body = {"action": "cancel", "project": alias(1), "task_id": TASK}
     for _ in range(2):
         assert (await api.post("/actions", body, headers={"Idempotency-Key": "k"})).status_code == 202
+    cancel_push = {"action": "cancel-push", "project": alias(1), "push": 1}
+    assert (await api.post("/actions", cancel_push)).json()["generation"] == 0
 
 
 async def listen(api: Api) -> None:
@@ -316,7 +320,14 @@ async def serve(api: Api) -> None:
             await session.exec(update(model).where(col(model.id).in_(range(10))).values(due_at=now()))
         session.add(lost := GroupCheck(task_group_id=reconcile.EVERYTHING, lane="lost", fencing_token=1))
     await reconcile.check_group(api.services, Lease(database, settings.work, lost))
+    action = Action(kind="x", project=alias(1), push_id=1, generation=0, requester="me", source=Source.API, lane="x")
+    subject = await find_push(api.services, action)
+    for mode in Supersede:
+        subject.repository.supersede = mode
+        await supersede.find_pairs(api.services, subject)
+    await push_tasks.read_copies(database, [task_id("t", 1), task_id("t", 2)])
     async with database.reading() as session:
+        await push_tasks.graph_step(session, subject.push.id or 0)
         lanes = await leases.due_lanes(session, tuple(work_tables()))
         reports = await batches.due(session, ENVIRONMENT, 10)
     assert all(lanes.values())

@@ -22,7 +22,7 @@ from service.flow.tasks import create, plan
 from service.flow.tasks.definition import format_date
 from service.flow.tasks.ids import graph_ids, slugid
 from service.settings import Settings
-from service.store.models import PlannedTask, Push, PushStep, Repository, State, StepKind
+from service.store.models import Action, PlannedTask, Push, PushStep, Repository, State, StepKind, Supersede
 from tests.service.flow.pushes.support import (
     YML,
     described,
@@ -69,6 +69,27 @@ def test_only_the_tip_decides(settings: Settings) -> None:
     push = make_push(3)
     push.changesets[0]["desc"] = "DONTBUILD"
     assert reason_for_no_graph(settings, make_repository(), push) is None
+
+
+@pytest.mark.parametrize(("mode", "made"), [("off", 0), ("pusher", 1), ("all", 1)])
+async def test_a_graph_that_was_created_may_supersede_others(harness: FlowHarness, mode: str, made: int) -> None:
+    push = await pushed(harness, supersede=Supersede(mode))
+    step = await run(harness)
+    assert step.state == State.DONE
+    async with harness.database.reading() as session:
+        actions = (await session.exec(select(Action))).all()
+    assert len(actions) == made
+    for action in actions:
+        assert (action.kind, action.project, action.push_id, action.generation) == ("supersede", "mc", push.push_id, 0)
+        assert (action.lane, action.share, action.source) == ("action supersede", step.share, "service")
+        assert (action.requester, action.state) == (push.user, "pending")
+
+
+async def test_a_push_without_a_graph_supersedes_nothing(harness: FlowHarness) -> None:
+    await pushed(harness, supersede=Supersede.ALL, graph=False)
+    assert (await run(harness)).state == State.SKIPPED
+    async with harness.database.reading() as session:
+        assert (await session.exec(select(Action))).all() == []
 
 
 # What the template sees
