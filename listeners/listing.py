@@ -1,10 +1,9 @@
-"""Read a pushlog's `json-pushes` (version 2) within limits, and cut its entries to what is sent."""
+"""Read a pushlog's `json-pushes` (version 2) within limits."""
 
 import json
 import math
 import re
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -12,7 +11,6 @@ from typing import Any
 
 import httpx
 
-from service.contract.events import MAX_CHANGESETS_IN_FULL, MAX_FILES
 from service.contract.validation import beginning_of
 
 MAX_PUSH_ID = 2**31 - 1
@@ -21,7 +19,6 @@ MAX_PUSH_ID = 2**31 - 1
 _HEADERS = {"User-Agent": "tc-treeherder", "Accept-Encoding": "gzip, deflate"}
 _MAX_ERROR_BYTES = 64 * 1024
 _NODE = re.compile(r"[0-9a-f]{40}")
-_CHANGESET_FIELDS = ("node", "branch", "author", "desc", "parents")
 
 _KEEPALIVE_EXPIRY = 4.0
 """Seconds; servers close connections that were idle for 5, and a request sent just then would be lost."""
@@ -213,39 +210,3 @@ def tip_and_nodes(push_id: int, entry: Any) -> tuple[str | None, set[str]]:
             raise ListingError(f"the tip of push {push_id} is {_abbreviate(tip)}: expected 40 hex digits")
     all_nodes = {node for node in (*nodes, *nodes_of(entry.get("obsoletechangesets"))) if isinstance(node, str)}
     return (nodes[-1] if nodes else None), all_nodes
-
-
-def trim_entry(push_id: int, entry: Any) -> Any:
-    """Return an entry as it is sent: with its id, and only with the parts of its changesets that somebody uses.
-
-    The last 200 changesets are in full, with at most 1,000 file names. The others keep node and branch, from which the
-    revision_hash is made, and the first one its parents, which the push is based on. What does not look like an entry
-    is returned unchanged, for a dead letter.
-    """
-    if not isinstance(entry, dict):
-        return entry
-    changesets = entry.get("changesets")
-    if not isinstance(changesets, list) or not all(isinstance(changeset, dict) for changeset in changesets):
-        return {**entry, "id": push_id}
-    first_in_full = len(changesets) - MAX_CHANGESETS_IN_FULL
-    trimmed = [
-        _trim_changeset(changeset)
-        if number >= first_in_full
-        else _pick(changeset, ("node", "branch") if number else ("node", "branch", "parents"))
-        for number, changeset in enumerate(changesets)
-    ]
-    return {**_pick(entry, ("user", "date")), "id": push_id, "changesets": trimmed}
-
-
-def _trim_changeset(changeset: dict[str, Any]) -> dict[str, Any]:
-    trimmed = _pick(changeset, _CHANGESET_FIELDS)
-    files = changeset.get("files")
-    if isinstance(files, list):
-        trimmed["files"], trimmed["files_count"] = files[:MAX_FILES], len(files)
-    elif files is not None:
-        trimmed["files"] = files
-    return trimmed
-
-
-def _pick(value: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    return {key: value[key] for key in keys if key in value}

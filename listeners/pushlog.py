@@ -31,7 +31,6 @@ from listeners.listing import (
     reliable_etag,
     tip_and_nodes,
     tip_of,
-    trim_entry,
 )
 from listeners.probe import open_probe
 from listeners.process import ConfigureLog, run_listener
@@ -40,6 +39,7 @@ from listeners.settings import ListenerSettings
 from listeners.shift import LeasedRepository, PollResult, ShiftEnded, ShiftScheduler
 from service.contract import tracing
 from service.contract.events import MAX_BYTES, MAX_EVENTS, PollNews, Shift, Verdict, Verdicts
+from service.contract.pushlog import trim_entry
 
 log = structlog.get_logger()
 

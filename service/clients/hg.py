@@ -1,18 +1,23 @@
 """Client of Mercurial over HTTP: raw-file and json-pushes of a repository on an allowed host."""
 
+import asyncio
 import json
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 from service.clients.http import AnswerTooLargeError, Http
 from service.contract.validation import beginning_of
 from service.errors import PermanentUpstreamError, Unavailable
+from service.sanitize import parse
 from service.settings import Settings
 
 MAX_FILE = 2 * 1024 * 1024
 """Largest accepted size of a `.taskcluster.yml`, in bytes."""
 
 _MAX_LISTING = 64 * 1024
+
+MAX_PUSH = 64 * 1024 * 1024
+"""Largest accepted listing of one push, in bytes: a merge of 2,000 changesets has 1.25 MB."""
 
 
 class Hg(Protocol):
@@ -26,6 +31,9 @@ class Hg(Protocol):
 
     async def last_push_id(self, url: str) -> int:
         """Return the id of the newest push in the repository's pushlog."""
+
+    async def push(self, url: str, push_id: int) -> Any | None:
+        """Return the entry of a push in the repository's pushlog as it stands there, or None if there is none."""
 
 
 class HttpHg:
@@ -58,6 +66,21 @@ class HttpHg:
             reason = f"{listing_url} does not answer a pushlog of version 2: {beginning_of(body)}"
             raise Unavailable("hg", reason) from None
         return last
+
+    async def push(self, url: str, push_id: int) -> Any | None:
+        # startID is exclusive, endID inclusive
+        listing_url = f"{url}/json-pushes?version=2&full=1&startID={push_id - 1}&endID={push_id}"
+        status, body = await self._get(listing_url, MAX_PUSH)
+        if status == HTTPStatus.NOT_FOUND:
+            raise PermanentUpstreamError("hg", f"{url} has no pushlog: {listing_url} answers 404", status)
+        try:
+            # in a thread, because it may take a second
+            document = await asyncio.to_thread(parse, body)
+            pushes = document["pushes"]
+            entry = pushes.get(str(push_id))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Unavailable("hg", f"{listing_url} does not answer a pushlog of version 2: {body[:80]!r}") from None
+        return entry
 
     async def close(self) -> None:
         await self._http.close()

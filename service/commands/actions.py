@@ -119,6 +119,13 @@ def run(
         "requester": requester,
         "input": {**_parse_input(told), **more},
     }
+    ask(request, key, url, plan=plan, wait_seconds=wait_seconds if wait else None, as_json=as_json)
+
+
+def ask(
+    request: dict[str, Any], key: str | None, url: str, *, plan: bool, wait_seconds: float | None, as_json: bool
+) -> None:
+    """Ask for an action or its plan, show it, and wait for its end if `wait_seconds` says how long."""
     with Service(url) as service:
         if plan:
             with output.waiting("planning"):
@@ -127,12 +134,12 @@ def run(
             return
         headers = {} if key is None else {"Idempotency-Key": key}
         made = service.send("POST", "actions", body=request, headers=headers)
-        if wait:
+        if wait_seconds is not None:
             made = _wait(service, made, wait_seconds)
     _show(made, as_json)
     if made["state"] in ENDS - GOOD_ENDS:
         raise Failed(f"action {made['id']} {made['state']}: {made['reason']}")
-    if wait and made["state"] not in ENDS:
+    if wait_seconds is not None and made["state"] not in ENDS:
         raise Failed(f"action {made['id']} has not ended within {wait_seconds:g} s; it goes on")
 
 

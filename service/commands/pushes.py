@@ -1,14 +1,14 @@
-"""Implement `tc-treeherder pushes`, which shows pushes with their steps, and retries them."""
+"""Implement `tc-treeherder pushes`, which shows pushes with their steps, retries them, and ingests earlier ones."""
 
 from typing import Annotated, Any
 
 import typer
 
-from service.commands import output
+from service.commands import actions, output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, next_attempt, when
 
-app = typer.Typer(no_args_is_help=True, help="Show pushes with their steps, and retry them.")
+app = typer.Typer(no_args_is_help=True, help="Show pushes with their steps, retry them, ingest earlier ones.")
 
 Alias = Annotated[str, typer.Argument(help="Alias of the repository.")]
 PushId = Annotated[int, typer.Argument(help="Id of the push in the pushlog.", min=0)]
@@ -89,6 +89,26 @@ def retry(
     with Service(url) as service:
         push = service.send("POST", "pushes", alias, push_id, "retry", query={"generation": generation})
     _show(push, as_json)
+
+
+@app.command()
+def ingest(
+    alias: Alias,
+    push_id: PushId,
+    any_age: Annotated[
+        bool, typer.Option("--any-age", help="Create its task graph even if it is older than max_push_age.")
+    ] = False,
+    key: Annotated[str | None, typer.Option(help="Idempotency-Key: the same call with it is the same action.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what it would do, and do nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 1 when it fails.")] = False,
+    wait_seconds: Annotated[float, typer.Option(min=0, help="Longest time to wait.")] = 300,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Read a push from the pushlog, and process it as if it had just been seen: one from before the cursor."""
+    told = {"any_age": True} if any_age else {}
+    request = {"action": "ingest", "project": alias, "push": push_id, "input": told}
+    actions.ask(request, key, url, plan=plan, wait_seconds=wait_seconds if wait else None, as_json=as_json)
 
 
 def _show(push: dict[str, Any], as_json: bool) -> None:

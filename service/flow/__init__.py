@@ -2,7 +2,7 @@
 
     pushes     shift ─▶ push ──┬─▶ resultset ─▶ Treeherder          a pushlog entry becomes a stored push with its steps
                poll            │
-                               └─▶ graph ─▶ tasks.create ─▶ Taskcluster     a push becomes a plan, a plan becomes tasks
+               ingest          └─▶ graph ─▶ tasks.create ─▶ Taskcluster     a push becomes a plan, a plan becomes tasks
                                      └────▶ show_error                      ...or a task or a job that says why not
 
     actions    receive ──┬─▶ retrigger ─▶ tasks.create ─▶ Taskcluster       a pressed button becomes copies of a task
@@ -16,9 +16,10 @@
 
     tasks      definition, ids, routes, facts, status, plan, create         definitions of tasks, and their creation
 
-`pushes`, `actions` and `jobs` use `tasks`, and never each other. The API calls `shift`, `push`, `receive` and `events`;
-the worker and the reporter of `service.engine` run everything else. They know no step by name: each module registers
-its kind of work at its end, and importing any module of this package imports all of them.
+`pushes`, `actions` and `jobs` use `tasks`, and never each other; only `ingest` registers itself as an action. The API
+calls `shift`, `push`, `receive` and `events`; the worker and the reporter of `service.engine` run everything else. They
+know no step by name: each module registers its kind of work at its end, and importing any module of this package
+imports all of them.
 """
 
 import importlib

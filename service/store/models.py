@@ -145,6 +145,7 @@ class Push(SQLModel, table=True):
     base_revision: str | None = None  # the first parent of the first changeset
     changesets: list[dict[str, Any]] = Field(sa_type=Json)  # the last 200, in full
     nodes: list[str] = Field(sa_type=Json)  # all of them
+    any_age: bool = False  # it gets a graph, however old it is: a person has asked for that
     noticed_at: datetime = Field(default_factory=now, sa_type=Utc)
 
 

@@ -186,3 +186,27 @@ def test_newer_pushes_supersede_earlier_ones_in_spite_of_kills(systems: Systems,
     assert [graph["superseded_by"] for graph in graphs] == [ids[2], None, None]
     assert [graph["supersedes"] for graph in graphs] == [[], [], [ids[0]]]
     assert unfinished(system) == 1 + 2 * 120
+
+
+@pytest.mark.timeout(180)
+def test_pushes_from_before_the_cursor_are_processed_once_in_spite_of_kills(
+    systems: Systems, database_url: str
+) -> None:
+    system = systems(database_url)
+    system.stack.service()
+    ids = [system.push(3) for _ in range(4)]
+    system.add_repository(last_push_id=ids[-1])
+    system.stack.listener()
+    asked = [ask(system, "ingest", push_id) for push_id in [*ids[:2], *ids[:2]]]
+    system.stack.processes["service"].kill()
+    system.stack.service()
+    asked += [ask(system, "ingest", push_id) for push_id in ids[:2]]
+    ended = [became(system, action_id) for action_id in asked]
+    assert {action["state"] for action in ended} <= {"done", "nothing-to-do"}
+    assert sum(action["state"] == "done" for action in ended) == 2
+    system.expect_exactly_once(pushes=2, tasks=3)
+    # the cursor is where it was: the next push comes by itself, and is asked for at the same time
+    newest = system.push(3)
+    became(system, ask(system, "ingest", newest))
+    assert sorted(push["push_id"] for push in system.expect_exactly_once(pushes=3, tasks=3)) == [*ids[:2], newest]
+    assert system.api.get(f"/repositories/{REPOSITORY}").json()["last_push_id"] == newest

@@ -150,7 +150,7 @@ def reason_for_no_graph(settings: Settings, repository: Repository, push: Push) 
         return "DONTBUILD in the tip's message"
     if repository.contains is not None and repository.contains not in message:
         return f"the tip's message does not contain {repository.contains!r}"
-    if now() - push.date > settings.max_push_age:
+    if not push.any_age and now() - push.date > settings.max_push_age:
         return f"the push is older than max_push_age ({settings.max_push_age}): it was pushed on {push.date:%F %R} UTC"
     return None
 

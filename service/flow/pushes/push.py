@@ -9,7 +9,15 @@ import structlog
 from sqlmodel import col, select
 
 from service.clock import now
-from service.contract.events import MAX_CHANGESETS_IN_FULL, Changeset, ListedPush, OversizedPush, PushEvent, Verdict
+from service.contract.events import (
+    MAX_CHANGESETS_IN_FULL,
+    Changeset,
+    ListedPush,
+    OversizedPush,
+    PushEvent,
+    PushlogEntry,
+    Verdict,
+)
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.services import Services
@@ -32,6 +40,22 @@ def revision_hash(changesets: Iterable[Changeset]) -> str:
 def base_revision(changesets: Sequence[Changeset]) -> str | None:
     """Return the first parent of a push's first changeset, if the pushlog names one."""
     return next(iter(changesets[0].parents or []), None) if changesets else None
+
+
+def push_of(repository: Repository, entry: PushlogEntry) -> Push:
+    """Return the push of the repository's present generation that an entry of its pushlog describes."""
+    return Push(
+        repository_id=repository.id or 0,
+        generation=repository.generation,
+        push_id=entry.id,
+        user=entry.user,
+        date=datetime.fromtimestamp(entry.date, UTC),
+        revision=entry.changesets[-1].node if entry.changesets else None,
+        revision_hash=revision_hash(entry.changesets),
+        base_revision=base_revision(entry.changesets),
+        changesets=[c.model_dump(exclude_none=True) for c in entry.changesets[-MAX_CHANGESETS_IN_FULL:]],
+        nodes=[c.node for c in entry.changesets],
+    )
 
 
 @dataclass
@@ -124,18 +148,7 @@ def _store_event(
         _advance_cursor(repository, event.since, entry.id, stored.revision)
         return Verdict(verdict="duplicate")
 
-    push = Push(
-        repository_id=repository.id or 0,
-        generation=repository.generation,
-        push_id=entry.id,
-        user=entry.user,
-        date=datetime.fromtimestamp(entry.date, UTC),
-        revision=revision,
-        revision_hash=revision_hash(entry.changesets),
-        base_revision=base_revision(entry.changesets),
-        changesets=[c.model_dump(exclude_none=True) for c in entry.changesets[-MAX_CHANGESETS_IN_FULL:]],
-        nodes=[c.node for c in entry.changesets],
-    )
+    push = push_of(repository, entry)
     batch.stored[entry.id] = push
     batch.new.append(push)
     repository.last_push_at = now()

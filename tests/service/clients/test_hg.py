@@ -215,3 +215,21 @@ async def test_we_say_who_asks_and_ask_for_next_to_nothing(hg: HttpHg) -> None:
         assert await hg.last_push_id(f"{url}/mc") == 1
     assert seen[0].headers["user-agent"] == "tc-treeherder"
     assert dict(seen[0].query_params) == {"version": "2", "startID": str(2**31 - 1)}
+
+
+async def test_a_push_is_read_by_its_id(hg: HttpHg, server: Server) -> None:
+    server.push(b"version: 1\n")
+    tip = server.push(b"version: 2\n")
+    entry = await hg.push(server.url, 2)
+    assert entry is not None
+    assert (entry["user"], [changeset["node"] for changeset in entry["changesets"]]) == ("u", [tip])
+    assert await hg.push(server.url, 3) is None
+    with pytest.raises(PermanentUpstreamError, match="has no pushlog"):
+        await hg.push(f"{server.url}x", 1)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"pushes": []}', b'{"pushes": null}', b"\xff"])
+async def test_what_is_no_pushlog_of_version_2_is_asked_for_again(hg: HttpHg, body: bytes) -> None:
+    async with serving(answering(Response(body))) as url:
+        with pytest.raises(Unavailable, match="does not answer a pushlog of version 2"):
+            await hg.push(f"{url}/mc", 1)

@@ -117,3 +117,26 @@ def test_failed_steps_are_done_again(system: System, tc: Run, pushed: Pushed) ->
     ran = tc("pushes", "retry", "try", str(pushed.good))
     assert ran.code == 1
     assert "nothing to retry" in ran.err
+
+
+def test_a_push_is_ingested(tc: Run, system: System) -> None:
+    path, alias = "ingested", "ingested"
+    assert system.hg.post("/repositories", json={"repository": path}).is_success
+    changeset = {"message": "Bug 1", "files": {"a": "b"}}
+    answers = [system.hg.post("/push", json={"repository": path, "changesets": [changeset]}) for _ in range(2)]
+    first, last = (answer.json()["id"] for answer in answers)
+    url = f"{system.stack.sandbox['hg']}/{path}"
+    assert tc("repositories", "add", alias, url, "--level", "1", "--last-push-id", str(last)).code == 0
+    about = ["pushes", "ingest", alias, str(first)]
+    planned = tc(*about, "--plan")
+    assert planned.code == 0, planned.err
+    assert f"ingest of push {first} in {alias}; nothing is done" in planned.out
+    assert "it gets a graph" in planned.out
+    ran = tc(*about, "--any-age", "--wait", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["state"], ran.json["input"]) == ("done", {"any_age": True})
+    assert tc("pushes", "show", alias, str(first), "--json").json["push_id"] == first
+    assert tc(*about, "--wait", "--json").json["state"] == "nothing-to-do"
+    unknown = tc("pushes", "ingest", alias, "99", "--wait")
+    assert unknown.code == 1
+    assert "has no push 99" in unknown.err
