@@ -73,13 +73,22 @@ class Renderer:
         """Render a JSON-e template: a `result` of one value. Raises TemplateError."""
         return await self._ask({"template": template, "context": context}, share)
 
+    async def actions(self, document: bytes, share: str = NOBODY) -> Rendered:
+        """List the actions of an `actions.json`: a `result` of one list (`render_actions`). Raises TemplateError."""
+        return await self._ask({"actions": True}, share, document)
+
+    async def action(self, document: bytes, wanted: dict[str, Any], share: str = NOBODY) -> Rendered:
+        """Render one action of an `actions.json`: a `result` of one value (`render_actions`). Raises TemplateError."""
+        return await self._ask({"actions": True, "action": wanted}, share, document)
+
     async def close(self) -> None:
         """End the children."""
         while self._free:
             await _kill(self._free.pop())
 
-    async def _ask(self, request: dict[str, Any], share: str) -> Rendered:
-        body = json.dumps(request).encode()
+    async def _ask(self, request: dict[str, Any], share: str, document: bytes = b"") -> Rendered:
+        """Return a child's answer to a request. `document` is sent as it is, for to encode a large one takes long."""
+        body = json.dumps(request).encode() + b"\n" + document
         async with self._slots.use(share):
             answer = None
             while answer is None:

@@ -1,9 +1,9 @@
 """The child process that evaluates what strangers wrote: YAML and JSON-e. It has no secrets and little of anything.
 
 It reads requests from standard input and writes answers to standard output, each behind its length (4 bytes,
-big-endian). A request is a JSON text. An answer is a line of JSON, and a further line for each rendered task, so that
-the parent can parse them one by one. `service.engine.render` starts it, sets its time limit and kills it when it
-exceeds any.
+big-endian). A request is a line of JSON, behind which a document may follow that is not in JSON once more. An answer is
+a line of JSON, and a further line for each rendered task, so that the parent can parse them one by one.
+`service.engine.render` starts it, sets its time limit and kills it when it exceeds any.
 
 Task ids are the parent's secret: `as_slugid` and `ownTaskId` give placeholders, and the answer says which label each
 stands for.
@@ -189,13 +189,31 @@ class _Limits:
             waiting.extend(inside)
 
 
-def _answer(request: dict[str, Any], limits: _Limits) -> bytes:
+def _actions(request: dict[str, Any], document: bytes, limits: _Limits, placeholders: _Placeholders) -> Any:
+    """Return all actions of an `actions.json`, or one of them rendered."""
+    from service.engine import render_actions  # noqa: PLC0415 - most children never need it
+
+    try:
+        wanted = request.get("action")
+        if wanted is None:
+            return render_actions.list_actions(document, limits.nodes)
+        if wanted["context"].get("task") is not None:
+            wanted["context"]["ownTaskId"] = placeholders.as_slugid(OWN_LABEL)
+        return render_actions.render_action(document, limits.nodes, wanted, _render)
+    except render_actions.InvalidActionsError as error:
+        raise _InvalidTemplateError(str(error)) from None
+
+
+def _answer(request: dict[str, Any], document: bytes, limits: _Limits) -> bytes:
     placeholders = _Placeholders()
     try:
-        own = placeholders.as_slugid(OWN_LABEL)
-        context = {**request["context"], "ownTaskId": own, "as_slugid": placeholders.as_slugid}
         tasks = "yaml" in request
-        result = _tasks(_parse(request["yaml"]), context) if tasks else _render(request["template"], context)
+        if "actions" in request:
+            result = _actions(request, document, limits, placeholders)
+        else:
+            own = placeholders.as_slugid(OWN_LABEL)
+            context = {**request["context"], "ownTaskId": own, "as_slugid": placeholders.as_slugid}
+            result = _tasks(_parse(request["yaml"]), context) if tasks else _render(request["template"], context)
         labels = placeholders.labels()
         limits.check(result, len(labels), tasks=tasks)
         head = json.dumps({"labels": labels})
@@ -231,7 +249,8 @@ def main(memory_mib: int, seconds: float, limits: _Limits) -> NoReturn:
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime + seconds) + 2
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        answer = _answer(json.loads(requests.read(int.from_bytes(head, "big"))), limits)
+        request, _, document = requests.read(int.from_bytes(head, "big")).partition(b"\n")
+        answer = _answer(json.loads(request), document, limits)
         answers.write(len(answer).to_bytes(4, "big") + answer)
         answers.flush()
     sys.exit(0)
