@@ -5,6 +5,14 @@ Both stand-ins are configured from here, and the ready file of `sandbox.run` con
 
 from sandbox.taskcluster import Client
 
+TRUST_DOMAIN, LEVEL = "sandbox", "3"
+"""Of every repository here; with them, the roles below are those of a real project."""
+
+SCHEDULER = f"{TRUST_DOMAIN}-level-{LEVEL}"
+
+HOOKS = f"project-{TRUST_DOMAIN}/in-tree-action-{LEVEL}-"
+"""What the names of hooks of in-tree actions begin with: `<hookGroupId>/<hookId>`."""
+
 SERVICE = Client(
     "sandbox/tc-treeherder",
     "sandbox-service-token-that-is-no-secret-0000",
@@ -20,6 +28,9 @@ SERVICE = Client(
         "queue:schedule-task:*",
         "queue:cancel-task:*",
         "auth:expand-scopes",  # for `tc-treeherder render`, which lists the scopes that a file's tasks lack
+        # actions that a tree offers; a hook is triggered, and then it is looked up whether that took effect
+        f"hooks:trigger-hook:{HOOKS}*",
+        f"hooks:list-last-fires:{HOOKS}*",
         "auth:current-scopes",  # for `tc-treeherder doctor`, which checks all scopes
     ),
 )
@@ -32,11 +43,6 @@ PERSON = Client(
 )
 """A person's Taskcluster client: may call tc-treeherder's API, and nothing of Taskcluster's."""
 
-TRUST_DOMAIN, LEVEL = "sandbox", "3"
-"""Of every repository here; with them, the role below is that of a real project."""
-
-SCHEDULER = f"{TRUST_DOMAIN}-level-{LEVEL}"
-
 ROLES = {
     # What tasks of a push may use, as with real projects: no cancel scope, one scheduler, one provisioner of its own.
     "repo:*": (
@@ -47,6 +53,8 @@ ROLES = {
         "queue:route:tc-treeherder.v2.*",
         "queue:route:tc-treeherder-stage.v2.*",
         "queue:route:index.sandbox.*",
+        # What the decision task's actions.json may offer.
+        f"in-tree:hook-action:{HOOKS}*",
     ),
     # As in the deployments of Mozilla: reads and the scopes of roles are public.
     "anonymous": (

@@ -1,10 +1,11 @@
-"""A stand-in for Taskcluster's queue and auth services, in memory: `create_app(Taskcluster(...))`.
+"""A stand-in for Taskcluster's queue, auth and hooks services, in memory: `create_app(Taskcluster(...))`.
 
 auth.py scopes.py          authenticate callers, and check their scopes
 checks.py                  check requests
 tasks.py scheduler.py      tasks, groups and runs, and how runs move from state to state
 queue.py reads.py          the methods of the queue that change tasks, and those that read
 creation.py claims.py      createTask, and the methods that workers call
+hooks.py trigger_schema.py hooks, and what they may be triggered with
 artifacts.py pages.py      artifacts, and continuation tokens
 methods.py endpoint.py     API methods and their routes, and how one is answered over HTTP
 app.py control.py          the ASGI app, and `/__control__/`

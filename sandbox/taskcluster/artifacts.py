@@ -4,8 +4,6 @@
 the real queue answers it; its bytes are uploaded to `/__content__/`, too, because there is no object service.
 """
 
-import base64
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +14,7 @@ from sandbox.taskcluster.clock import HOUR, MINUTE, iso, parse
 from sandbox.taskcluster.errors import ApiError
 from sandbox.taskcluster.pages import paged
 from sandbox.taskcluster.queue import Queue
-from sandbox.taskcluster.tasks import Json, Task
+from sandbox.taskcluster.tasks import Json, Task, new_slugid
 
 GRACE = 25 * MINUTE
 """Time after an exception in which artifacts may still be made for its run."""
@@ -247,7 +245,7 @@ def _from_request(name: str, body: Json) -> Artifact:
     content_type: Any = body.get("contentType") or ("application/json" if kind == "error" else "application/binary")
     details: Json = {key: body[key] for key in ("url", "artifact", "reason", "message") if key in body}
     length = body.get("contentLength")
-    upload = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=") if kind == "object" else ""
+    upload = new_slugid() if kind == "object" else ""
     return Artifact(name, kind, content_type, expires, details, None, length, upload, kind != "object")
 
 

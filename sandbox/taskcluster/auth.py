@@ -13,7 +13,6 @@ import json
 import re
 import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from sandbox.taskcluster.clock import DAY, HOUR, MINUTE, Clock, iso
 from sandbox.taskcluster.errors import ApiError
 from sandbox.taskcluster.scopes import Expression, Roles, ScopeSet, expand, is_valid
+from sandbox.taskcluster.tasks import new_slugid
 
 MAX_HEADER = 4096
 """Longest Authorization header that Hawk reads (`maxMatchLength` of its reference implementation)."""
@@ -207,7 +207,7 @@ class Auth:
     ) -> dict[str, str]:
         """Return named temporary credentials `{clientId, accessToken, certificate}`, issued by a client."""
         token = self.clients[issuer_id].access_token
-        seed = _slug() + _slug()
+        seed = new_slugid() + new_slugid()
         certificate: dict[str, Any] = {
             "version": 1,
             "scopes": list(scopes),
@@ -364,10 +364,6 @@ def _same(one: str, other: str) -> bool:
 
 def _temporary_token(key: str, seed: str) -> str:
     return _sign(key, seed).replace("+", "-").replace("/", "_").rstrip("=")
-
-
-def _slug() -> str:
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def random_token() -> str:

@@ -41,6 +41,8 @@ _PARAMETERS = {
     "taskQueueId": _QUEUE,
     "runId": _RUN,
     "name": re.compile(r"[\x20-\x7e]{1,1024}"),
+    "hookGroupId": re.compile(r"[a-zA-Z0-9-_]{1,1000}"),
+    "hookId": re.compile(r"[a-zA-Z0-9-_/]{1,1000}"),
 }
 
 MAX_ROUTES = 64
@@ -134,6 +136,11 @@ def _date(value: Any, where: str, problems: Problems) -> None:
 def _object(value: Any, where: str, problems: Problems) -> None:
     if not isinstance(value, dict):
         problems.append(f"{where} must be object")
+
+
+def _boolean(value: Any, where: str, problems: Problems) -> None:
+    if not isinstance(value, bool):
+        problems.append(f"{where} must be boolean")
 
 
 def _scope(value: Any, where: str, problems: Problems) -> None:
@@ -248,6 +255,23 @@ CHANGE_PRIORITY = Schema(
 )
 FINISH_ARTIFACT = Schema("queue/v1/finish-artifact-request.json", ("uploadId",), {"uploadId": _slug})
 SCOPESET = Schema("auth/v1/scopeset.json", ("scopes",), {"scopes": _list(_scope, unique=True)})
+CREATE_HOOK = Schema(
+    "hooks/v1/create-hook-request.json",
+    ("metadata", "task"),
+    {
+        "hookGroupId": _string(1000, 1, _PARAMETERS["hookGroupId"]),
+        "hookId": _string(1000, 1, _PARAMETERS["hookId"]),
+        "metadata": Schema(
+            "hooks/v1/hook-metadata.json",
+            ("name", "description", "owner"),
+            {"name": _string(255), "description": _string(32768), "owner": _string(255), "emailOnError": _boolean},
+        ),
+        "task": _object,
+        "triggerSchema": _object,
+        "schedule": _list(_string(1000), 0),
+        "bindings": _list(_object, 0),
+    },
+)
 
 _METHODS = (
     *("get", "post", "put", "head", "delete", "options", "trace", "copy", "lock", "mkcol", "move", "purge", "propfind"),

@@ -6,9 +6,12 @@ All in JSON and without credentials:
                                          POST creates some: {"tasks": [{"taskId", "task"}]}
     GET    /__control__/calls            calls and answers by method, createTask in order; DELETE begins anew
     GET    /__control__/faults           the faults; POST sets one (see faults.py); DELETE removes all, or /{id} one
+    GET    /__control__/hooks            every hook with its fires; POST defines one: {"hookGroupId", "hookId", "task",
+                                         "metadata", "triggerSchema"} (create-hook-request.json);
+                                         DELETE /{hookGroupId}/{hookId} removes one
     POST   /__control__/clock            {"advance": seconds} | {"freeze": true} | {"reset": true}; GET tells the time
     POST   /__control__/latency          {"seconds": 0.02}: how long each call takes at least
-    POST   /__control__/clear            forget tasks, calls, faults; the clock goes back
+    POST   /__control__/clear            forget tasks, calls, faults, fires of hooks; the clock goes back
 """
 
 from starlette.requests import Request as HttpRequest
@@ -53,6 +56,17 @@ def control_routes(tc: Taskcluster) -> list[Route]:
             return JSONResponse(fault.describe(), 201)
         return JSONResponse({"faults": tc.faults.describe()})
 
+    async def hooks(request: HttpRequest) -> Response:
+        if request.method == "DELETE":
+            tc.hooks.remove(request.path_params["hookGroupId"], request.path_params["hookId"])
+        if request.method == "POST":
+            body = await request.json()
+            try:
+                return JSONResponse(tc.hooks.define(body.get("hookGroupId", ""), body.get("hookId", ""), body), 201)
+            except ApiError as error:
+                return JSONResponse({"code": error.code, "message": error.message}, error.status)
+        return JSONResponse({"hooks": tc.hooks.describe()})
+
     async def clock(request: HttpRequest) -> Response:
         if request.method == "POST":
             changes = await request.json()
@@ -87,6 +101,8 @@ def control_routes(tc: Taskcluster) -> list[Route]:
         Route("/__control__/calls", calls, methods=["GET", "DELETE"]),
         Route("/__control__/faults", faults, methods=["GET", "POST", "DELETE"]),
         Route("/__control__/faults/{id:int}", faults, methods=["DELETE"]),
+        Route("/__control__/hooks", hooks, methods=["GET", "POST"]),
+        Route("/__control__/hooks/{hookGroupId}/{hookId:path}", hooks, methods=["DELETE"]),
         Route("/__control__/clock", clock, methods=["GET", "POST"]),
         Route("/__control__/latency", latency, methods=["POST"]),
         Route("/__control__/clear", clear, methods=["POST"]),

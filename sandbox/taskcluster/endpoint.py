@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from sandbox.taskcluster import checks
 from sandbox.taskcluster.auth import AuthFailed, Caller, Request, payload_hash
 from sandbox.taskcluster.clock import iso
-from sandbox.taskcluster.errors import ApiError, code_for
+from sandbox.taskcluster.errors import ApiError, code_for, footer
 from sandbox.taskcluster.faults import Creation, Fault
 from sandbox.taskcluster.instance import Taskcluster
 from sandbox.taskcluster.methods import Answer, Call, Method
@@ -84,6 +84,7 @@ class Endpoint:
         body: Any = {}
         try:
             parameters: dict[str, str] = scope["path_params"]
+            self._check_segments(scope)
             checks.check_parameters(parameters)
             if len(raw) > MAX_BODY:
                 raise ApiError("InternalServerError", f"request entity too large: at most {MAX_BODY} bytes")
@@ -105,6 +106,12 @@ class Endpoint:
         except ApiError as error:
             return self._failed(scope, body, error, error.status)
         return result if isinstance(result, Answer) else Answer(200, result)
+
+    def _check_segments(self, scope: Scope) -> None:
+        """Raise the 404 for a slash that is not encoded in a parameter; only names of artifacts may have one."""
+        raw = scope["raw_path"].decode("latin-1").partition("/v1/")[2]
+        if "{name:path}" not in self._method.path and raw.count("/") != self._method.path.count("/") - 1:
+            raise ApiError("ResourceNotFound", "Not found")
 
     def _crash(self, call: Call) -> Json:
         self._tc.queue.create_task(call["taskId"], call.body, call.caller, crash=True)
@@ -134,13 +141,10 @@ class Endpoint:
 
     def _failed(self, scope: Scope, body: Any, error: ApiError, status: int) -> Answer:
         moment = iso(self._tc.clock.now())
-        footer = (
-            f"\n\n---\n\n* method:     {self._method.name}\n* errorCode:  {error.code}\n"
-            f"* statusCode: {status}\n* time:       {moment}"
-        )
+        ending = footer(self._method.name, error.code, status, moment)
         info = {"method": self._method.name, "params": scope["path_params"], "payload": body, "time": moment}
         headers = ((b"www-authenticate", b"hawk"),) if status == 401 else ()
-        return Answer(status, {"code": error.code, "message": error.message + footer, "requestInfo": info}, headers)
+        return Answer(status, {"code": error.code, "message": error.message + ending, "requestInfo": info}, headers)
 
     async def _send(self, answer: Answer, send: Send) -> None:
         self._tc.journal.answers[self._method.name, answer.status] += 1

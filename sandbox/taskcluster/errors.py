@@ -30,6 +30,11 @@ class ApiError(Exception):
         self.status = STATUS[code]
 
 
+def footer(method: str, code: str, status: int, moment: str) -> str:
+    """Return what every error message ends with."""
+    return f"\n\n---\n\n* method:     {method}\n* errorCode:  {code}\n* statusCode: {status}\n* time:       {moment}"
+
+
 def code_for(status: int) -> str:
     """Return the error code for an HTTP status, for faults that name a status.
 

@@ -9,6 +9,7 @@ from sandbox.taskcluster.auth import Auth, Client, random_token
 from sandbox.taskcluster.claims import QUEUE_CLIENT
 from sandbox.taskcluster.clock import Clock
 from sandbox.taskcluster.faults import Faults, Journal
+from sandbox.taskcluster.hooks import Hooks
 from sandbox.taskcluster.pulse import Publisher
 from sandbox.taskcluster.queue import Queue
 from sandbox.taskcluster.scopes import Roles
@@ -44,6 +45,7 @@ class Taskcluster:
             self.auth.add_client(client.client_id, client.access_token, client.scopes)
         self.queue = Queue(self.clock, self.auth)
         self.artifacts = Artifacts(self.queue)
+        self.hooks = Hooks(self.queue)
         self.faults = Faults()
         self.journal = Journal()
         self.latency = latency
@@ -57,8 +59,9 @@ class Taskcluster:
         self._tick = tick
 
     def clear(self) -> None:
-        """Forget tasks, calls and faults; the clock goes back to the real time."""
+        """Forget tasks, fires of hooks, calls and faults; the clock goes back to the real time."""
         self.queue.clear()
+        self.hooks.clear()
         if self.worker is not None:
             self.worker.clear()
         self.faults.remove()

@@ -1,4 +1,4 @@
-"""List the API methods of the queue and of auth, with their routes and handlers."""
+"""List the API methods of the queue, of auth and of hooks, with their routes and handlers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sandbox.taskcluster import checks
 from sandbox.taskcluster.artifacts import Artifacts
 from sandbox.taskcluster.auth import Caller, require
+from sandbox.taskcluster.hooks import Hooks
 from sandbox.taskcluster.instance import Taskcluster
 from sandbox.taskcluster.queue import Queue
 from sandbox.taskcluster.tasks import Json
@@ -66,12 +67,13 @@ class Method(NamedTuple):
 
 
 _TASK, _RUN, _GROUP = "/task/{taskId}", "/task/{taskId}/runs/{runId}", "/task-group/{taskGroupId}"
+_HOOK = "/hooks/{hookGroupId}/{hookId:path}"
 
 
 def api_methods(tc: Taskcluster) -> Iterable[tuple[str, Method]]:
     """Yield every method with its service, the frequent ones first, because routes are tried in order."""
     queue = (_of_tasks(tc.queue), _of_groups(tc.queue), _of_runs(tc), _of_artifacts(tc.artifacts))
-    for service, methods in (("queue", chain(*queue)), ("auth", _of_auth(tc))):
+    for service, methods in (("queue", chain(*queue)), ("auth", _of_auth(tc)), ("hooks", _of_hooks(tc.hooks))):
         for method in methods:
             yield service, method
         yield service, Method("ping", "GET", "/ping", lambda _: {"alive": True, "uptime": 0}, public=True)
@@ -245,4 +247,25 @@ def _of_auth(tc: Taskcluster) -> Sequence[Method]:
         Method("authenticateHawk", "POST", "/authenticate-hawk", authenticate_hawk, takes_body=True, public=True),
         Method("currentScopes", "GET", "/scopes/current", current_scopes),
         Method("expandScopes", "POST", "/scopes/expand", expand_scopes, takes_body=True),
+    ]
+
+
+def _of_hooks(hooks: Hooks) -> Sequence[Method]:
+    def hook_of(call: Call) -> tuple[str, str]:
+        return call["hookGroupId"], call["hookId"]
+
+    return [
+        Method(
+            "triggerHook",
+            "POST",
+            f"{_HOOK}/trigger",
+            lambda c: hooks.trigger(*hook_of(c), c.body, c.caller),
+            takes_body=True,
+        ),
+        Method(
+            "listLastFires",
+            "GET",
+            f"{_HOOK}/last-fires",
+            lambda c: hooks.list_last_fires(*hook_of(c), c.caller, *c.page),
+        ),
     ]

@@ -17,7 +17,22 @@ def paged(ids: list[str], token: str | None, limit: str | None) -> tuple[list[st
     start = 0 if token is None else bisect_right(ids, _untoken(token))
     page = ids[start : start + size]
     more = start + size < len(ids)
-    return page, {"continuationToken": _TOKEN + page[-1].encode().hex()} if more else {}
+    return page, {"continuationToken": _tokenize(page[-1])} if more else {}
+
+
+def paged_from(items: list[Json], token: str | None, limit: str | None) -> tuple[list[Json], Json]:
+    """Return the page of items from the place that the token names, and `{continuationToken}` if there are more."""
+    size = checks.page_size(limit)
+    place = "0" if token is None else _untoken(token)
+    if not place.isdecimal():
+        raise ApiError("InputError", "Invalid continuation token")
+    start = int(place)
+    more = start + size < len(items)
+    return items[start : start + size], {"continuationToken": _tokenize(str(start + size))} if more else {}
+
+
+def _tokenize(place: str) -> str:
+    return _TOKEN + place.encode().hex()
 
 
 def _untoken(token: str) -> str:

@@ -1,5 +1,7 @@
 """Define the tasks, the task groups and the messages of the stand-in for the queue."""
 
+import base64
+import uuid
 from typing import Any, NamedTuple
 
 from sandbox.taskcluster.clock import iso
@@ -7,6 +9,11 @@ from sandbox.taskcluster.clock import iso
 EXCHANGES = "exchange/taskcluster-queue/v1/"
 
 Json = dict[str, Any]
+
+
+def new_slugid() -> str:
+    """Return a new id for a task, or for anything else that has one of this form."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 class Message(NamedTuple):

@@ -1,4 +1,4 @@
-"""JSON Schemas of requests, answers and messages, written from Taskcluster's documentation of its queue and auth.
+"""JSON Schemas of requests, answers and messages, written from Taskcluster's documentation of its services.
 
 They are written apart from the stand-in, so that each can show the other wrong. `SCHEMAS` names them as Taskcluster
 names its own schemas; where those are available, `support.py` compares the verdicts of both.
@@ -226,6 +226,28 @@ _TAGGED = {"task": _object({"tags": _TAGS})}
 _RUN_OF_WORKER = {"status": STATUS, "runId": _RUN_ID, **_WORKER}
 _TASK_IDS = {"taskIds": _list(_SLUG)}
 
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+_HOOK_NAME = {"hookGroupId": _text(1000, 1, "^[a-zA-Z0-9_-]*$"), "hookId": _text(1000, 1, "^[a-zA-Z0-9_/-]*$")}
+_FIRE = _object(
+    {
+        **_HOOK_NAME,
+        "taskId": _SLUG,
+        "firedBy": _one_of("schedule", "triggerHook", "triggerHookWithToken", "pulseMessage"),
+        "taskCreateTime": _DATE,
+        "result": _one_of("success", "error"),
+        "error": _ANY_TEXT,
+        "taskState": _one_of("unknown", "unscheduled", *_STATES),
+    }
+)
+_TRIGGERED = {
+    "oneOf": [
+        {"type": "object", "properties": {"taskId": _SLUG, "status": _object({}, {"taskId": _SLUG})}}
+        | {"required": ["taskId"], "additionalProperties": False},
+        _object({}),
+    ]
+}
+
 SCHEMAS: dict[str, Schema] = {
     "queue/v1/task.json": TASK,
     "queue/v1/task-status.json": STATUS,
@@ -271,6 +293,9 @@ SCHEMAS: dict[str, Schema] = {
     "auth/v1/scopeset.json": _object({"scopes": _list(_SCOPE)}),
     "auth/v1/authenticate-hawk-request.json": _HAWK_REQUEST,
     "auth/v1/authenticate-hawk-response.json": _HAWK_ANSWER,
+    "hooks/v1/trigger-hook.json": {"type": "object"},
+    "hooks/v1/trigger-hook-response.json": _TRIGGERED,
+    "hooks/v1/list-lastFires-response.json": _object({"lastFires": _list(_FIRE, repeats=True)}, _TOKEN),
     "queue/v1/task-defined-message.json": _message({"status": STATUS}, _TAGGED),
     "queue/v1/task-pending-message.json": _message({"status": STATUS, "runId": _RUN_ID}, _TAGGED),
     "queue/v1/task-running-message.json": _message({**_RUN_OF_WORKER, "takenUntil": _DATE}, _TAGGED),
@@ -290,6 +315,7 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 REQUESTS: dict[str, str] = {
+    "triggerHook": "hooks/v1/trigger-hook.json",
     "createTask": "queue/v1/create-task-request.json",
     "statuses": "queue/v1/tasks-request.json",
     "tasks": "queue/v1/tasks-request.json",
@@ -306,6 +332,8 @@ REQUESTS: dict[str, str] = {
 """Schemas of the bodies that methods take."""
 
 ANSWERS: dict[str, str] = {
+    "triggerHook": "hooks/v1/trigger-hook-response.json",
+    "listLastFires": "hooks/v1/list-lastFires-response.json",
     "task": "queue/v1/task.json",
     "tasks": "queue/v1/tasks-response.json",
     "statuses": "queue/v1/tasks-statuses-response.json",

@@ -40,6 +40,24 @@ async def test_the_async_client_creates_reads_and_pages(queue: Any, api: Api) ->
     assert len(claim["tasks"]) == 1
 
 
+async def test_the_async_client_triggers_a_hook_whose_id_has_a_slash(root: str, api: Api) -> None:
+    metadata = {"name": "h", "description": "d", "owner": "a@b.example"}
+    task = api.define(payload={"what": {"$eval": "payload"}})
+    schema = {"type": "object"}
+    api.tc.hooks.define("project-x", "in-tree/1", {"metadata": metadata, "task": task, "triggerSchema": schema})
+    api.tc.auth.set_roles({"hook-id:project-x/*": ["queue:*"]})
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
+        options = {"rootUrl": root, "credentials": dict(CREDENTIALS), "maxRetries": 0}
+        hooks = taskcluster.aio.Hooks(options, session=session)
+        triggered = await hooks.triggerHook("project-x", "in-tree/1", {"a": 1})
+        (fire,) = (await hooks.listLastFires("project-x", "in-tree/1"))["lastFires"]
+        with pytest.raises(taskcluster.exceptions.TaskclusterRestFailure) as failure:
+            await hooks.triggerHook("project-x", "in-tree/2", {})
+    assert fire["taskId"] == triggered["status"]["taskId"]
+    assert (await api("task", fire["taskId"]))["payload"] == {"what": {"a": 1}}
+    assert failure.value.status_code == 404
+
+
 async def test_the_async_clients_errors_are_the_ones_that_the_service_must_tell_apart(queue: Any, api: Api) -> None:
     with pytest.raises(taskcluster.exceptions.TaskclusterRestFailure) as failure:
         await queue.status(slugId())

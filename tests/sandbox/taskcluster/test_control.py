@@ -73,3 +73,20 @@ async def test_clear_forgets_everything(api: Api) -> None:
     assert why.value.status == 404
     assert (await api("claimWork", "prov/w", body={"workerGroup": "g", "workerId": "w", "tasks": 1}))["tasks"] == []
     await api("createTask", slugId(), body=api.define())
+
+
+async def test_hooks_are_defined_shown_and_removed_over_http(api: Api) -> None:
+    hook = {
+        "hookGroupId": "project-x",
+        "hookId": "in-tree/1",
+        "metadata": {"name": "h", "description": "d", "owner": "a@b.example"},
+        "task": {"$if": "false", "then": {}},
+    }
+    answer = await api.http.post("/__control__/hooks", json=hook)
+    assert (answer.status_code, answer.json()["triggerSchema"]["type"]) == (201, "object")
+    assert await api("triggerHook", "project-x", "in-tree/1", body={}, service="hooks") == {}
+    (shown,) = (await api.http.get("/__control__/hooks")).json()["hooks"]
+    assert (shown["hook"], shown["lastFires"]) == (answer.json(), [])
+    refused = await api.http.post("/__control__/hooks", json={**hook, "task": 5})
+    assert (refused.status_code, refused.json()["code"]) == (400, "InputValidationError")
+    assert (await api.http.delete("/__control__/hooks/project-x/in-tree/1")).json() == {"hooks": []}

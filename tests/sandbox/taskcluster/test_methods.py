@@ -17,8 +17,8 @@ async def test_expand_scopes_brings_roles(api: Api) -> None:
     assert answer["scopes"] == ["assume:role-x", "from-role"]
 
 
-async def test_both_services_answer_ping(api: Api) -> None:
-    for service in ("queue", "auth"):
+async def test_each_service_answers_ping(api: Api) -> None:
+    for service in ("queue", "auth", "hooks"):
         assert (await api("ping", service=service, client=None))["alive"] is True
 
 
@@ -30,7 +30,7 @@ def test_a_method_takes_a_body_if_it_has_a_schema_for_it(tc: Taskcluster) -> Non
 @pytest.mark.published
 def test_every_method_here_is_a_published_one(tc: Taskcluster) -> None:
     references: dict[str, dict[str, Any]] = {}
-    for service in ("queue", "auth"):
+    for service in ("queue", "auth", "hooks"):
         entries = read_published(f"taskcluster/references/{service}/v1/api.json")["entries"]
         references[service] = {entry["name"]: entry for entry in entries}
     for service, method in api_methods(tc):
