@@ -15,6 +15,7 @@ from service.api import (
     health,
     listeners,
     manual,
+    offers,
     openapi,
     polls,
     pushes,
@@ -95,7 +96,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         app.add_middleware(Local)
     app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
-    for_people = (repositories, render, pushes, tasks, actions, reports, dead_letters)
+    for_people = (repositories, render, pushes, tasks, actions, offers, reports, dead_letters)
     for_listeners = (polls, events, task_events, listeners)
     for module in (*for_people, *for_listeners):
         app.include_router(module.router, prefix="/api/v1")

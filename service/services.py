@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from sqlmodel import select
 
 from service import metrics
+from service.clients.artifacts import Artifacts, TaskclusterArtifacts
 from service.clients.auth import Logins, TaskclusterLogins
 from service.clients.hg import Hg, HttpHg
+from service.clients.hooks import Hooks, TaskclusterHooks
 from service.clients.http import Http
 from service.clients.pulse import Publisher, PulsePublisher, exchanges
 from service.clients.taskcluster import Queue, TaskclusterQueue
@@ -20,6 +22,7 @@ from service.clients.treeherder import RestTreeherder, Treeherder
 from service.engine.fair import AdaptiveSlots, FairSlots
 from service.engine.render import Renderer
 from service.engine.replica import Replica
+from service.engine.sized_cache import SizedCache
 from service.settings import Settings
 from service.store.database import Database, Session, check_clock, insert_new
 from service.store.models import Secret
@@ -39,12 +42,15 @@ class Services:
     publisher: Publisher | None
     renderer: Renderer
     secret: bytes  # the key behind derived task ids
+    hooks: Hooks
+    artifacts: Artifacts
     logins: Logins | None = None  # None: Taskcluster credentials are not taken
     replica: Replica = field(default_factory=Replica)
     connections: AdaptiveSlots = field(default_factory=lambda: AdaptiveSlots(10))  # for createTask and the like
     large_plans: FairSlots = field(default_factory=lambda: FairSlots(1))  # one is in memory at a time
     computing: FairSlots = field(default_factory=lambda: FairSlots(2))  # threads that take plans apart
     previews: FairSlots = field(default_factory=lambda: FairSlots(2))  # likewise: one of each caller
+    offers: SizedCache = field(default_factory=lambda: SizedCache(64 * 1024 * 1024))  # what decision tasks offer
 
     async def compute(self, share: str, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function that takes long in a thread, when it is the share's turn; return its result.
@@ -70,6 +76,10 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
         stack.push_async_callback(hg.close)
         queue = TaskclusterQueue(settings.taskcluster)
         stack.push_async_callback(queue.close)
+        hooks = TaskclusterHooks(settings.taskcluster)
+        stack.push_async_callback(hooks.close)
+        artifacts = TaskclusterArtifacts(settings.taskcluster)
+        stack.push_async_callback(artifacts.close)
         logins = None
         if settings.taskcluster_logins:
             logins = TaskclusterLogins(settings.taskcluster)
@@ -91,7 +101,19 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
         stack.push_async_callback(replica.stop)
         connections = AdaptiveSlots(settings.taskcluster.connections, metrics.taskcluster_connections)
         yield Services(
-            settings, database, hg, queue, treeherders, publisher, renderer, secret, logins, replica, connections
+            settings,
+            database,
+            hg,
+            queue,
+            treeherders,
+            publisher,
+            renderer,
+            secret,
+            hooks,
+            artifacts,
+            logins,
+            replica,
+            connections,
         )
 
 

@@ -92,6 +92,9 @@ class Queue(Protocol):
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
         """Return the scopes, with those of the roles among them."""
 
+    async def own_scopes(self) -> list[str]:
+        """Return our client's scopes, with those of its roles, at most `SCOPES_KEPT` seconds old."""
+
     async def schedule_task(self, task_id: str, scope: str) -> Status:
         """Schedule an unscheduled task."""
 
@@ -175,6 +178,11 @@ class TaskclusterQueue:
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
         return await expand_scopes(self._settings, self._queue().session, scopes)
 
+    async def own_scopes(self) -> list[str]:
+        if self._own_scopes is None or time.monotonic() - self._own_scopes[0] > SCOPES_KEPT:
+            self._own_scopes = (time.monotonic(), await current_scopes(self._settings, self._queue().session))
+        return self._own_scopes[1]
+
     async def schedule_task(self, task_id: str, scope: str) -> Status:
         return await self._status(lambda queue: queue.scheduleTask(task_id), [scope])
 
@@ -213,7 +221,7 @@ class TaskclusterQueue:
     async def _missing_scopes_error(self, scopes: list[str]) -> UpstreamError:
         client = f"the service's Taskcluster client ({self._settings.client_id})"
         try:
-            own_scopes = await self._current_scopes()
+            own_scopes = await self.own_scopes()
         except UpstreamError:
             reason = f"{client} lacks one of the scopes {named(scopes)}; auth.currentScopes does not tell which one"
             return ScopesRefusal(reason, 401, [])
@@ -222,12 +230,6 @@ class TaskclusterQueue:
             self._own_scopes = None
             return Unavailable("taskcluster", f"{client} lacked one of the scopes {named(scopes)} a moment ago")
         return ScopesRefusal(f"{client} lacks {named(missing)}: grant that to the client", 401, missing)
-
-    async def _current_scopes(self) -> list[str]:
-        """Return our client's scopes, with those of its roles, at most `SCOPES_KEPT` seconds old."""
-        if self._own_scopes is None or time.monotonic() - self._own_scopes[0] > SCOPES_KEPT:
-            self._own_scopes = (time.monotonic(), await current_scopes(self._settings, self._queue().session))
-        return self._own_scopes[1]
 
     async def _read(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
@@ -247,6 +249,10 @@ class ScopesRefusal(PermanentUpstreamError):
     def __init__(self, message: str, status: int, missing: list[str]) -> None:
         super().__init__("taskcluster", message, status)
         self.missing = missing
+
+
+class NotSentError(Unavailable):
+    """No connection could be made, so the request was certainly not sent."""
 
 
 class TooLargeError(Unavailable):
@@ -380,7 +386,8 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
             raise Unavailable("taskcluster", f"Taskcluster answers {cause}") from None
         if isinstance(cause, aiohttp.ClientHttpProxyError):
             raise Unavailable("taskcluster", f"the proxy before Taskcluster answers {cause.status}") from None
-        raise Unavailable("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
+        kind = NotSentError if isinstance(cause, aiohttp.ClientConnectorError) else Unavailable
+        raise kind("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
     except (RecursionError, UnicodeDecodeError) as error:
         raise Unavailable("taskcluster", f"Taskcluster's answer cannot be read: {type(error).__name__}") from None
     if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):

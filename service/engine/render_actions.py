@@ -18,6 +18,9 @@ MAX_ACTIONS = 1_000
 MAX_TEXT = 10_000
 """Characters that are kept of a title or a description."""
 
+MAX_LISTED = 2 * 1024 * 1024
+"""Characters of all actions without their templates: the service keeps them in memory, and answers them."""
+
 MAX_PROBLEMS = 5
 """Problems of one input that an error names."""
 
@@ -62,7 +65,10 @@ def list_actions(document: bytes, nodes: int) -> list[dict[str, Any]]:
     """
     _, actions = _read(document, nodes)
     names = ("name", "title", "description", "kind", "context", "schema", "hook", "broken")
-    return [{name: action[name] for name in names} for action in actions]
+    listed = [{name: action[name] for name in names} for action in actions]
+    if len(json.dumps(listed)) > MAX_LISTED:
+        raise InvalidActionsError(f"has more than {MAX_LISTED:,} characters of schemas and descriptions")
+    return listed
 
 
 def render_action(document: bytes, nodes: int, wanted: dict[str, Any], render: Render) -> dict[str, Any]:

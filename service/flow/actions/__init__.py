@@ -10,5 +10,7 @@ retrigger_failed create copies of all failed tasks of a push
 cancel           cancel a task
 cancel_push      cancel all unfinished tasks of a push; `cancels` cancels many tasks at once
 supersede        cancel what has not run yet of a push, for a newer one; the graph of that stores it
+decision         find the decision task whose in-tree actions are for a task or a push
+offers           read which in-tree actions a decision task offers
 notice           announce the end of an action: a message on Pulse, a job in Treeherder
 """

@@ -12,6 +12,7 @@ from service.errors import PermanentUpstreamError
 from service.flow.tasks.definition import SLUGID, name_of
 from service.flow.tasks.routes import Route, parse_route
 from service.services import Services
+from service.settings import Settings
 from service.store.database import Session
 from service.store.models import Action, Push, Repository
 
@@ -100,6 +101,21 @@ async def find_push(services: Services, action: Action) -> PushSubject:
     return PushSubject(repository, push)
 
 
+async def find_projects(services: Services, definition: Definition) -> list[str]:
+    """Return the aliases of the monitored repositories that the task's routes name."""
+    names = {
+        route.full_project
+        for text in definition["routes"]
+        for prefix in known_prefixes(services.settings)
+        if (route := parse_route(prefix, text)) is not None
+    }
+    named = col(Repository.alias).in_(names) | col(Repository.route_project).in_(names)
+    query = select(Repository).where(col(Repository.deleted_at).is_(None), col(Repository.enabled).is_(True), named)
+    async with services.database.reading() as session:
+        repositories = (await session.exec(query.order_by(col(Repository.alias)))).all()
+    return [each.alias for each in repositories if routes_naming(services.settings, each, definition)]
+
+
 async def fetch_subject(services: Services, project: str, task_id: str) -> Subject:
     """Fetch the task anew, because a message is only a hint. Raises ActionRejectedError and ActionFailedError."""
     repository = await find_repository(services, project)
@@ -114,19 +130,29 @@ async def fetch_subject(services: Services, project: str, task_id: str) -> Subje
     if definition is None or status is None:
         raise ActionRejectedError(f"there is no task {task_id} in Taskcluster: it may have expired")
     definition, status = validate_definition(definition), validate_status(status)
-    prefixes = tuple(services.settings.environments) or KNOWN_PREFIXES
-    routes = [
-        (prefix, route)
-        for text in definition["routes"]
-        for prefix in prefixes
-        if (route := parse_route(prefix, text)) and route.full_project in {project, repository.route_project}
-    ]
+    routes = routes_naming(services.settings, repository, definition)
     if not routes:
+        prefixes = " and ".join(known_prefixes(services.settings))
         raise ActionRejectedError(
-            f"none of the {' and '.join(prefixes)} routes of task {task_id} ({name_of(definition)}) names {project}: "
+            f"none of the {prefixes} routes of task {task_id} ({name_of(definition)}) names {project}: "
             "it is not a task of that project"
         )
     return Subject(repository, definition, status, routes)
+
+
+def known_prefixes(settings: Settings) -> tuple[str, ...]:
+    """Return the prefixes of routes that name projects."""
+    return tuple(settings.environments) or KNOWN_PREFIXES
+
+
+def routes_naming(settings: Settings, repository: Repository, definition: Definition) -> list[tuple[str, Route]]:
+    """Return the routes of a task that name this repository exactly, each with its prefix."""
+    return [
+        (prefix, route)
+        for text in definition["routes"]
+        for prefix in known_prefixes(settings)
+        if (route := parse_route(prefix, text)) and route.full_project in {repository.alias, repository.route_project}
+    ]
 
 
 def find_run(status: Status, run_id: int | None) -> dict[str, Any] | None:

@@ -69,7 +69,8 @@ def worker_of(database: Database, steps: Steps, settings: Settings) -> Worker:
     for name in StepKind:
         registry.add_kind(PushStep, name, steps)
     registry.add_kind(Notice, "notice", steps)
-    return Worker(Services(settings, database, nothing, nothing, {}, None, nothing, b""), registry)
+    services = Services(settings, database, nothing, nothing, {}, None, nothing, b"", nothing, nothing)
+    return Worker(services, registry)
 
 
 @asynccontextmanager

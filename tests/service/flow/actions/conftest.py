@@ -40,7 +40,7 @@ def services_with(sqlite: Database) -> Any:
         values = Settings(database_url="sqlite+aiosqlite:///unused")
         nothing: Any = None
         direct: Any = Direct(queue)
-        return Services(values, sqlite, nothing, direct, {}, None, nothing, b"")
+        return Services(values, sqlite, nothing, direct, {}, None, nothing, b"", nothing, nothing)
 
     return open_with
 
