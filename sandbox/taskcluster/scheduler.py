@@ -61,7 +61,8 @@ class Scheduler:
     async def arrival(self, seconds: float) -> bool:
         """Wait until a task becomes pending; return False if none has after that time."""
         try:
-            await asyncio.wait_for(self._arrival.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 can lose the waiter's cancellation
+                await self._arrival.wait()
         except TimeoutError:
             return False
         return True

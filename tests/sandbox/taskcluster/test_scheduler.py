@@ -1,5 +1,6 @@
 """Runs move from state to state: dependencies, retries, deadlines, expiry, and the messages about it."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -207,3 +208,13 @@ async def compare_with_recorded(api: Api, messages: list[Message], recorded: Any
     published = [m for m in messages if (m.exchange, m.routing_key) == (recorded["exchange"], recorded["routingKey"])]
     assert shape(recorded["payload"]) in [shape(m.payload) for m in published]
     assert list(published[-1].cc) == recorded["CC"]
+
+
+async def test_who_waits_for_work_can_be_cancelled_while_work_arrives(api: Api) -> None:
+    waiter = asyncio.create_task(api.tc.queue.arrival(60))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    api.tc.queue.create_task(slugId(), api.define())
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
