@@ -56,6 +56,12 @@ ROLES = {
         # What the decision task's actions.json may offer.
         f"in-tree:hook-action:{HOOKS}*",
     ),
+    # What an action task may do for a tree: what its repository may, and cancel and rerun tasks of its level.
+    f"hook-id:{HOOKS}*": (
+        "assume:repo:*",
+        f"queue:cancel-task:{SCHEDULER}/*",
+        f"queue:rerun-task:{SCHEDULER}/*",
+    ),
     # As in the deployments of Mozilla: reads and the scopes of roles are public.
     "anonymous": (
         "auth:expand-scopes",

@@ -42,6 +42,7 @@ tasks:
       created: {$fromNow: ""}
       deadline: {$fromNow: "1 day"}
       routes: ["tc-treeherder.v2.${repository.project}.${push.revision}.${push.pushlog_id}"]
+    tags: {createdForUser: "${push.owner}", worker-implementation: docker-worker}
     decision: {$eval: ownTaskId}
     build: {$eval: as_slugid("build")}
   in:
@@ -49,8 +50,11 @@ tasks:
         - {$eval: common}
         - taskId: {$eval: decision}
           taskQueueId: sandbox/decision
-          payload: {sandbox: {seconds: 0.2}}
+          # It writes public/actions.json: what can be done with tasks of this push.
+          scopes: ["assume:repo:${split(repository.url, '://')[1]}:branch:default"]
+          payload: {sandbox: {seconds: 0.2, decision: {repository: {$eval: repository}, push: {$eval: push}}}}
           metadata: {name: decision, description: Decides, owner: "${push.owner}", source: "${repository.url}"}
+          tags: {$merge: [{$eval: tags}, {kind: decision-task}]}
           extra: {treeherder: {symbol: D, machine: {platform: taskcluster-decision}}}
     - $merge:
         - {$eval: common}
@@ -59,6 +63,7 @@ tasks:
           dependencies: [{$eval: decision}]
           payload: {sandbox: {seconds: 0.5}}
           metadata: {name: build, description: Builds, owner: "${push.owner}", source: "${repository.url}"}
+          tags: {$merge: [{$eval: tags}, {kind: build, label: build}]}
           extra: {treeherder: {symbol: B, machine: {platform: linux64}}}
     - $merge:
         - {$eval: common}
@@ -67,6 +72,7 @@ tasks:
           dependencies: [{$eval: decision}]
           payload: {sandbox: {seconds: 0.3}}
           metadata: {name: lint, description: Lints, owner: "${push.owner}", source: "${repository.url}"}
+          tags: {$merge: [{$eval: tags}, {kind: source-test, label: lint, retrigger: "true"}]}
           extra: {treeherder: {symbol: lint, machine: {platform: linux64}}}
     - $merge:
         - {$eval: common}
@@ -75,6 +81,7 @@ tasks:
           dependencies: [{$eval: build}]
           payload: {sandbox: {seconds: 0.5, once: failed}}
           metadata: {name: test, description: Tests, owner: "${push.owner}", source: "${repository.url}"}
+          tags: {$merge: [{$eval: tags}, {kind: test, label: test, retrigger: "true"}]}
           extra: {treeherder: {symbol: t, machine: {platform: linux64}}}
     - $merge:
         - {$eval: common}
@@ -83,6 +90,7 @@ tasks:
           dependencies: [{$eval: as_slugid("test")}]
           payload: {sandbox: {seconds: 0.2}}
           metadata: {name: report, description: Reports, owner: "${push.owner}", source: "${repository.url}"}
+          tags: {$merge: [{$eval: tags}, {kind: report, label: report, retrigger: "true"}]}
           extra: {treeherder: {symbol: r, machine: {platform: linux64}}}
 """
 

@@ -10,6 +10,7 @@ artifacts.py pages.py      artifacts, and continuation tokens
 methods.py endpoint.py     API methods and their routes, and how one is answered over HTTP
 app.py control.py          the ASGI app, and `/__control__/`
 faults.py                  faults, and the record of calls
+actions.py callbacks.py    what decision tasks offer, and what the action tasks do
 worker.py pulse.py         run the tasks, and publish the queue's messages
 instance.py                all of this put together
 """

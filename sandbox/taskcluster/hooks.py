@@ -53,7 +53,7 @@ class Hooks:
             hook.fires.clear()
 
     def define(self, group_id: str, hook_id: str, request: Json) -> Json:
-        """Add a hook or replace it, and return its definition; `request` is a `create-hook-request.json`."""
+        """Add a hook, or replace its definition, and return it; `request` is a `create-hook-request.json`."""
         checks.check_parameters({"hookGroupId": group_id, "hookId": hook_id})
         checks.CREATE_HOOK.check(request)
         definition = {
@@ -67,7 +67,8 @@ class Hooks:
         }
         if error := check_schema(definition["triggerSchema"]):
             raise ApiError("InputError", f"triggerSchema is not a valid JSON schema: {error}")
-        self._hooks[group_id, hook_id] = Hook(definition)
+        old = self._hooks.get((group_id, hook_id))
+        self._hooks[group_id, hook_id] = Hook(definition, old.fires if old else [])
         return definition
 
     def remove(self, group_id: str, hook_id: str) -> None:

@@ -51,7 +51,9 @@ class Taskcluster:
         self.latency = latency
         self.claim_wait = claim_wait
         self.worker = (
-            Worker(self.queue, self.artifacts, capacity=worker_capacity, seconds=worker_seconds) if worker else None
+            Worker(self.queue, self.artifacts, self.hooks, capacity=worker_capacity, seconds=worker_seconds)
+            if worker
+            else None
         )
         self.publisher = Publisher(amqp_url, exchange_prefix) if amqp_url else None
         if self.publisher is not None:

@@ -8,6 +8,9 @@
 - `once`: the result of the first run of its kind, after which `result` holds: for a rerun, a retry, and a copy of the
   task (same name, same tc-treeherder routes). So a demo can retrigger a failed task that succeeds the second time.
 
+A decision task (`decision`: see actions.py) writes its actions.json when it completes. The action tasks of its hooks do
+what they are for (callbacks.py).
+
 An invalid payload ends as `exception:malformed-payload`. Tasks of `built-in/succeed` and `built-in/fail` end at once,
 and must have an empty payload, as the real ones.
 """
@@ -15,10 +18,12 @@ and must have an empty payload, as the real ones.
 import asyncio
 from typing import Any
 
-from sandbox.taskcluster import checks
+from sandbox.taskcluster import actions, checks
 from sandbox.taskcluster.artifacts import Artifacts
+from sandbox.taskcluster.callbacks import CallbackError, Callbacks, is_action
 from sandbox.taskcluster.claims import CLAIM_TIME
 from sandbox.taskcluster.errors import ApiError
+from sandbox.taskcluster.hooks import Hooks
 from sandbox.taskcluster.queue import Queue
 from sandbox.taskcluster.tasks import Json
 
@@ -34,9 +39,13 @@ _BUILT_IN = {"built-in/succeed": "completed", "built-in/fail": "failed"}
 class Worker:
     """A worker that claims up to `capacity` runs at a time from the queue; a run takes `seconds` by default."""
 
-    def __init__(self, queue: Queue, artifacts: Artifacts, *, capacity: int = 32, seconds: float = 0.2) -> None:
+    def __init__(
+        self, queue: Queue, artifacts: Artifacts, hooks: Hooks, *, capacity: int = 32, seconds: float = 0.2
+    ) -> None:
         self._queue = queue
         self._artifacts = artifacts
+        self._hooks = hooks
+        self._callbacks = Callbacks(queue)
         self._seconds = seconds
         self._free = asyncio.Semaphore(capacity)
         self._seen: set[tuple[str, ...]] = set()
@@ -69,7 +78,13 @@ class Worker:
             if result == "hang":
                 return
             await asyncio.sleep(seconds)
-            self._artifacts.store(task_id, run_id, LOG, _log(task, run_id, result))
+            messages: list[str] = []
+            if result == "completed":
+                try:
+                    self._finish(task_id, run_id, task)
+                except (CallbackError, ApiError) as error:
+                    result, messages = "failed", [str(error)]
+            self._artifacts.store(task_id, run_id, LOG, _log(task, run_id, result, messages))
             self._report(task_id, run_id, result)
         except ApiError as error:
             if error.code not in ("RequestConflict", "ResourceNotFound"):  # canceled, expired or cleared meanwhile
@@ -91,7 +106,19 @@ class Worker:
             self._seen.add(kind)
             result = instructions.get("once", result)
         valid = isinstance(seconds, int | float) and 0 <= seconds < MAX_SECONDS and result in RESULTS
+        valid = valid and ("decision" not in instructions or actions.is_decision(instructions["decision"]))
         return (seconds, result) if valid else (0.0, MALFORMED)
+
+    def _finish(self, task_id: str, run_id: int, task: Json) -> None:
+        """Do what a task is for that is about to complete. Raises CallbackError."""
+        if is_action(task):
+            self._callbacks.run(task_id, task)
+        decision = task["payload"].get("sandbox", {}).get("decision")
+        if decision is not None:
+            for group_id, hook_id, hook in actions.hooks_of(decision):
+                self._hooks.define(group_id, hook_id, hook)
+            content = actions.actions_json(decision, task["taskGroupId"])
+            self._artifacts.store(task_id, run_id, actions.ARTIFACT, content, "application/json")
 
     def _report(self, task_id: str, run_id: int, result: str) -> None:
         if result == "completed":
@@ -102,9 +129,10 @@ class Worker:
             self._queue.report_exception(task_id, run_id, {"reason": result.removeprefix(EXCEPTION)})
 
 
-def _log(task: Json, run_id: int, result: str) -> bytes:
+def _log(task: Json, run_id: int, result: str, messages: list[str]) -> bytes:
     lines = [
         f"[taskcluster] {task['metadata']['name']}, run {run_id}",
+        *messages,
         f"[taskcluster] === Task finished: {result} ===",
     ]
     return "\n".join([*lines, ""]).encode("utf-8", "replace")

@@ -55,6 +55,7 @@ async def ended(api: Api, task_id: str) -> str:
         ({"seconds": "long"}, "malformed-payload"),
         ({"seconds": -1}, "malformed-payload"),
         ({"seconds": 1e9}, "malformed-payload"),
+        ({"decision": {}}, "malformed-payload"),
         ("nonsense", "malformed-payload"),
     ],
 )
@@ -137,6 +138,17 @@ async def test_a_run_leaves_its_log(api: Api) -> None:
     assert [artifact["name"] for artifact in (await api("listArtifacts", task_id, 0))["artifacts"]] == [LOG]
     url = (await api("getArtifact", task_id, 0, LOG))["url"]
     assert (await api.http.get(url)).text.splitlines()[-1] == "[taskcluster] === Task finished: failed ==="
+
+
+async def test_a_decision_whose_hook_cannot_be_named_fails_and_the_worker_goes_on(api: Api) -> None:
+    push = dict.fromkeys(("owner", "revision", "base_revision", "pushlog_id"), "x")
+    decision = {"repository": {"url": "https://x", "project": "x", "level": "no level"}, "push": push}
+    assert await ended(api, await create(api, {"decision": decision})) == "failed"
+    decision["repository"]["level"] = "3"
+    task_id = await create(api, {"decision": decision})
+    assert await ended(api, task_id) == "completed"
+    names = [artifact["name"] for artifact in (await api("listArtifacts", task_id, 0))["artifacts"]]
+    assert names == ["public/actions.json", LOG]
 
 
 async def test_no_more_run_at_a_time_than_there_is_room_for(api: Api) -> None:
