@@ -533,7 +533,7 @@ async def test_an_action_is_stored_and_told_where(api: Api) -> None:
         ({"push": 7}, "retrigger needs task_id, to say what it is about; push is given"),
         ({"task_id": TASK, "push": 7}, "task_id and push is given"),
         ({"task_id": None, "push": None}, "neither is given"),
-        ({"push": -1}, "push: "),
+        ({"push": -1}, "push -1 is too small"),
         ({"push": "7"}, "push: "),
         (
             {"action": "cancel-push", "task_id": TASK},
