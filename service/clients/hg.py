@@ -79,7 +79,8 @@ class HttpHg:
             pushes = document["pushes"]
             entry = pushes.get(str(push_id))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise Unavailable("hg", f"{listing_url} does not answer a pushlog of version 2: {body[:80]!r}") from None
+            reason = f"{listing_url} does not answer a pushlog of version 2: {beginning_of(body)}"
+            raise Unavailable("hg", reason) from None
         return entry
 
     async def close(self) -> None:
