@@ -327,8 +327,8 @@ def test_a_malformed_entry_at_the_end_of_a_window_is_passed(pushlog_harness: Pus
 @pytest.mark.parametrize(
     ("kind", "options", "expected"),
     [
-        ("status", {"status": 500}, "answers 500: b'500: a fault that was asked for"),
-        ("garbage", {}, "the answer is not JSON (Expecting value: line 1 column 1 (char 0)); it begins with b'<html>"),
+        ("status", {"status": 500}, 'answers 500: "500: a fault that was asked for'),
+        ("garbage", {}, 'the answer is not JSON (Expecting value: line 1 column 1 (char 0)); it begins with "<html>'),
         ("truncated", {}, "the answer is not JSON"),
         ("hangup", {}, "RemoteProtocolError"),
         ("delay", {"seconds": 0.5}, "no answer within 0.2 s"),
