@@ -57,6 +57,8 @@ class Artifacts:
     ) -> Json:
         """Answer `createArtifact`: a repeated call with equal properties may only set a later `expires`."""
         checks.check_artifact(body)
+        if (parse(body["expires"]) or 0) < self._queue.clock.now() - 15 * MINUTE:
+            raise ApiError("InputError", "Expires must be in the future")
         if caller is not None:
             require(caller, f"queue:create-artifact:{task_id}/{run_id}")
         task = self._writable(task_id, run_id)
@@ -201,14 +203,17 @@ class Artifacts:
         run_id = len(task.runs) - 1 if run_id is None else run_id
         if not 0 <= run_id < len(task.runs):
             raise ApiError(
-                "ResourceNotFound", f"Task `{task_id}` has no run {run_id}." if task.runs else "Task has no runs."
+                "ResourceNotFound",
+                f"Task with taskId: `{task_id}` has no run with runId: {run_id}"
+                if task.runs
+                else "Task doesn't have any runs",
             )
         return task.artifacts.get(run_id, {})
 
     def _find(self, task_id: str, run_id: int | None, name: str) -> Artifact:
         artifact: Artifact | None = self._of_run(task_id, run_id).get(name)
         if artifact is None:
-            raise ApiError("ResourceNotFound", f"Artifact `{name}` not found on task `{task_id}`.")
+            raise ApiError("ResourceNotFound", "Artifact not found")
         return artifact
 
     def _follow(self, task_id: str, run_id: int | None, name: str, caller: Caller | None) -> tuple[Artifact, int]:
@@ -216,18 +221,18 @@ class Artifacts:
         names: list[str] = []
         while True:
             if name in names:
-                raise ApiError(
-                    "InputError", f"Link artifacts of task `{task_id}` form a cycle: {' -> '.join([*names, name])}"
-                )
+                raise ApiError("InputError", "Artifact leads to a link cycle")
             names.append(name)
             if caller is not None:
                 require(caller, {"AllOf": [f"queue:get-artifact:{visited}" for visited in names]})
             artifact = self._find(task_id, run_id, name)
+            if not artifact.present:
+                raise ApiError("ResourceNotFound", "Artifact not found")
+            if artifact.expires < self._queue.clock.now():
+                raise ApiError("ResourceExpired", "Artifact expired")
             if artifact.storage_type != "link":
                 break
             name = artifact.details["artifact"]
-        if not artifact.present:
-            raise ApiError("ResourceNotFound", f"Artifact `{name}` of task `{task_id}` is not finished.")
         return artifact, len(self._queue.find(task_id).runs) - 1 if run_id is None else run_id
 
     def _credentials(self, verb: str, task: Task, run_id: int, name: str) -> dict[str, str]:

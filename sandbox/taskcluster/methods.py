@@ -176,9 +176,10 @@ def _of_runs(tc: Taskcluster) -> Sequence[Method]:
 def _of_artifacts(artifacts: Artifacts) -> Sequence[Method]:
     def get_artifact(call: Call) -> Answer:
         artifact = artifacts.get(call["taskId"], call.run_id, call["name"], call.base_url, call.caller)
+        storage_type = (b"x-taskcluster-artifact-storage-type", artifact.get("storageType", "error").encode())
         if "url" not in artifact:
-            return Answer(424, artifact)
-        return Answer(303, artifact, ((b"location", artifact["url"].encode()),))
+            return Answer(424, artifact, (storage_type,))
+        return Answer(303, artifact, (storage_type, (b"location", artifact["url"].encode())))
 
     def finish_artifact(call: Call) -> Answer:
         artifacts.finish(*call.run, call["name"], call.body, call.caller)

@@ -7,6 +7,8 @@
   never reports, so the run ends with its claim, its deadline or a cancel
 - `once`: the result of the first run of its kind, after which `result` holds: for a rerun, a retry, and a copy of the
   task (same name, same tc-treeherder routes). So a demo can retrigger a failed task that succeeds the second time.
+- `artifacts`: artifacts of a run that completes, by name: `{"content": JSON, or text as it is}`, or the body of a
+  createArtifact (`{"storageType": "reference", "url": …}`), whose `expires` is by default the task's
 
 A decision task (`decision`: see actions.py) writes its actions.json when it completes. The action tasks of its hooks do
 what they are for (callbacks.py).
@@ -16,6 +18,7 @@ and must have an empty payload, as the real ones.
 """
 
 import asyncio
+import json
 from typing import Any
 
 from sandbox.taskcluster import actions, checks
@@ -106,6 +109,8 @@ class Worker:
             self._seen.add(kind)
             result = instructions.get("once", result)
         valid = isinstance(seconds, int | float) and 0 <= seconds < MAX_SECONDS and result in RESULTS
+        artifacts = instructions.get("artifacts", {})
+        valid = valid and isinstance(artifacts, dict) and all(isinstance(value, dict) for value in artifacts.values())
         valid = valid and ("decision" not in instructions or actions.is_decision(instructions["decision"]))
         return (seconds, result) if valid else (0.0, MALFORMED)
 
@@ -113,12 +118,23 @@ class Worker:
         """Do what a task is for that is about to complete. Raises CallbackError."""
         if is_action(task):
             self._callbacks.run(task_id, task)
-        decision = task["payload"].get("sandbox", {}).get("decision")
-        if decision is not None:
+        instructions = task["payload"].get("sandbox", {})
+        for name, artifact in instructions.get("artifacts", {}).items():
+            self._upload(task_id, run_id, name, {"expires": task["expires"], **artifact})
+        if decision := instructions.get("decision"):
             for group_id, hook_id, hook in actions.hooks_of(decision):
                 self._hooks.define(group_id, hook_id, hook)
             content = actions.actions_json(decision, task["taskGroupId"])
             self._artifacts.store(task_id, run_id, actions.ARTIFACT, content, "application/json")
+
+    def _upload(self, task_id: str, run_id: int, name: str, artifact: Json) -> None:
+        if "content" not in artifact:
+            self._artifacts.create(task_id, run_id, name, artifact, base_url="")
+            return
+        content = artifact["content"]
+        text = content if isinstance(content, str) else json.dumps(content)
+        content_type = "application/json" if name.endswith(".json") else "text/plain"
+        self._artifacts.store(task_id, run_id, name, text.encode("utf-8", "replace"), content_type)
 
     def _report(self, task_id: str, run_id: int, result: str) -> None:
         if result == "completed":

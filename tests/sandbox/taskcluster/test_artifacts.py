@@ -49,6 +49,7 @@ async def test_the_answer_redirects_to_the_artifact(api: Api, running: str) -> N
     answer = await api.http.get(f"/api/queue/v1/task/{running}/runs/0/artifacts/public/x")
     assert answer.status_code == 303
     assert answer.headers["location"] == answer.json()["url"] == "https://elsewhere.example/x"
+    assert answer.headers["x-taskcluster-artifact-storage-type"] == answer.json()["storageType"] == "reference"
     answer = await api.http.get(f"/api/queue/v1/task/{running}/runs/0/artifacts/private/x")
     assert answer.status_code == 403
 
@@ -68,7 +69,7 @@ async def test_a_link_is_followed_with_the_scopes_of_both_names(api: Api, runnin
 async def test_links_in_a_circle_are_refused(api: Api, running: str) -> None:
     await api("createArtifact", running, 0, "a", body=request(api, "link", artifact="b"))
     await api("createArtifact", running, 0, "b", body=request(api, "link", artifact="a"))
-    await refused(api("getArtifact", running, 0, "a"), 400, "InputError", "a -> b -> a")
+    await refused(api("getArtifact", running, 0, "a"), 400, "InputError", "Artifact leads to a link cycle")
 
 
 async def test_an_error_artifact_is_424(api: Api, running: str) -> None:
@@ -77,13 +78,49 @@ async def test_an_error_artifact_is_424(api: Api, running: str) -> None:
     answer = await api.http.get(f"/api/queue/v1/task/{running}/artifacts/public/e")
     assert answer.status_code == 424
     assert answer.json() == {"reason": "file-missing-on-worker", "message": "gone"}
+    assert answer.headers["x-taskcluster-artifact-storage-type"] == "error"
     assert (await api("artifact", running, 0, "public/e"))["message"] == "gone"
+
+
+async def test_an_expired_artifact_is_410_and_its_task_stays(api: Api, running: str) -> None:
+    soon = iso(api.tc.clock.now() + 60_000)
+    for name, kind in (("public/x", "reference"), ("public/e", "error")):
+        await api("createArtifact", running, 0, name, body=request(api, kind, expires=soon))
+    api.tc.clock.advance(60)
+    assert await api("getLatestArtifact", running, "public/x")
+    api.tc.clock.advance(1)
+    for name in ("public/x", "public/e"):
+        await refused(api("getLatestArtifact", running, name), 410, "ResourceExpired", "Artifact expired\n\n---")
+        await refused(api("getArtifact", running, 0, name), 410, "ResourceExpired")
+
+
+async def test_an_artifact_may_have_expired_a_quarter_of_an_hour_ago_and_no_longer(api: Api, running: str) -> None:
+    now = api.tc.clock.now()
+    await api("createArtifact", running, 0, "x", body=request(api, "error", expires=iso(now - 15 * 60_000)))
+    body = request(api, "error", expires=iso(now - 15 * 60_000 - 1))
+    await refused(api("createArtifact", running, 0, "y", body=body), 400, "InputError", "Expires must be in the future")
+
+
+async def test_what_is_not_there_is_404_in_three_ways(api: Api, running: str) -> None:
+    unscheduled = str(slugId())
+    await api("createTask", unscheduled, body=api.define(dependencies=[running]))
+    for task_id, message in (
+        (running, "Artifact not found"),
+        (unscheduled, "Task doesn't have any runs"),
+        (str(slugId()), "does not correspond to a task"),
+    ):
+        await refused(api("getLatestArtifact", task_id, "public/actions.json"), 404, "ResourceNotFound", message)
+
+
+async def test_scopes_are_checked_before_anything_is_looked_for(api: Api) -> None:
+    for method, names in (("getLatestArtifact", ["x"]), ("getArtifact", [0, "x"])):
+        await refused(api(method, str(slugId()), *names, client=None), 403, "InsufficientScopes", "get-artifact:x")
 
 
 async def test_an_object_is_there_once_it_is_finished(api: Api, running: str) -> None:
     created = await api("createArtifact", running, 0, "public/o", body=request(api, "object"))
     assert created["projectId"] == "proj"
-    await refused(api("getArtifact", running, 0, "public/o"), 404, "ResourceNotFound", "not finished")
+    await refused(api("getArtifact", running, 0, "public/o"), 404, "ResourceNotFound", "Artifact not found")
     wrong = {"uploadId": slugId()}
     await refused(api("finishArtifact", running, 0, "public/o", body=wrong), 400, "InputError", "uploadId")
     await api("finishArtifact", running, 0, "public/o", body={"uploadId": created["uploadId"]})

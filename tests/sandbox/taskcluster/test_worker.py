@@ -8,6 +8,7 @@ import pytest
 from taskcluster import slugId
 
 from sandbox.taskcluster import Taskcluster
+from sandbox.taskcluster.clock import iso
 from sandbox.taskcluster.worker import LOG
 from tests.sandbox.taskcluster.support import ROOT, Api
 
@@ -56,6 +57,9 @@ async def ended(api: Api, task_id: str) -> str:
         ({"seconds": -1}, "malformed-payload"),
         ({"seconds": 1e9}, "malformed-payload"),
         ({"decision": {}}, "malformed-payload"),
+        ({"artifacts": []}, "malformed-payload"),
+        ({"artifacts": {"x": "y"}}, "malformed-payload"),
+        ({"artifacts": {"x": {}}}, "failed"),
         ("nonsense", "malformed-payload"),
     ],
 )
@@ -149,6 +153,40 @@ async def test_a_decision_whose_hook_cannot_be_named_fails_and_the_worker_goes_o
     assert await ended(api, task_id) == "completed"
     names = [artifact["name"] for artifact in (await api("listArtifacts", task_id, 0))["artifacts"]]
     assert names == ["public/actions.json", LOG]
+
+
+@pytest.mark.parametrize(
+    ("artifact", "status", "body"),
+    [
+        ({"content": {"version": 2}}, 303, {"storageType": "s3"}),
+        (
+            {"storageType": "reference", "contentType": "x/y", "url": "https://x.example"},
+            303,
+            {"url": "https://x.example"},
+        ),
+        ({"storageType": "error", "reason": "too-large-file-on-worker", "message": "!"}, 424, {"message": "!"}),
+        ({"storageType": "link", "artifact": "nothing", "expires": "now"}, 410, {}),
+    ],
+)
+async def test_a_task_may_say_which_artifacts_it_leaves(
+    api: Api, artifact: dict[str, Any], status: int, body: dict[str, Any]
+) -> None:
+    if artifact.get("expires") == "now":
+        artifact = {**artifact, "expires": iso(api.tc.clock.now())}
+    task_id = await create(api, {"artifacts": {"public/actions.json": artifact}})
+    assert await ended(api, task_id) == "completed"
+    api.tc.auth.set_roles({"anonymous": ["queue:get-artifact:*"]})
+    answer = await api.http.get(f"/api/queue/v1/task/{task_id}/artifacts/public/actions.json")
+    assert answer.status_code == status
+    assert answer.json().items() >= body.items()
+
+
+@pytest.mark.parametrize(("content", "stored"), [({"a": 1}, b'{"a": 1}'), ("{no json", b"{no json"), ([], b"[]")])
+async def test_content_of_an_artifact_is_json_or_text_as_it_is(api: Api, content: Any, stored: bytes) -> None:
+    task_id = await create(api, {"artifacts": {"public/actions.json": {"content": content}}})
+    await ended(api, task_id)
+    answer = await api.http.get((await api("getLatestArtifact", task_id, "public/actions.json"))["url"])
+    assert (answer.content, answer.headers["content-type"]) == (stored, "application/json")
 
 
 async def test_no_more_run_at_a_time_than_there_is_room_for(api: Api) -> None:
