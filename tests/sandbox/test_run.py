@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsone
 import pika.exceptions
 import pytest
 import taskcluster
@@ -157,13 +158,51 @@ def ask_taskcluster(ready: dict[str, Any]) -> None:
     with pytest.raises(taskcluster.exceptions.TaskclusterRestFailure, match="missing"):
         of_project.cancelTask(task_id)
     queue = taskcluster.Queue(own)
-    until = time.monotonic() + PATIENCE
-    while (status := queue.status(task_id)["status"])["state"] != "completed":
-        assert time.monotonic() < until, status
-        time.sleep(0.05)
+    status = wait_for_completion(queue, task_id)
     assert [task["task"]["routes"][0] for task in queue.listTaskGroup(task_id)["tasks"]] == [route]
     cancel = f"queue:cancel-task:{status['schedulerId']}/{status['taskGroupId']}/{task_id}"
     assert taskcluster.Queue(own | {"authorizedScopes": [cancel]}).cancelTask(task_id)["status"]["state"] == "completed"
+    offer_actions(ready, own, of_project, definition | {"routes": [route]}, role)
+
+
+def offer_actions(
+    ready: dict[str, Any], own: dict[str, Any], of_project: Any, definition: dict[str, Any], role: str
+) -> None:
+    """Let a decision task write its actions.json, trigger one of its hooks, and wait for what the action creates."""
+    url = ready["repositories"]["autoland"]
+    push = {"owner": "ada@example.com", "revision": "a" * 40, "base_revision": "b" * 40, "pushlog_id": 1}
+    decision = {"repository": {"url": url, "project": "autoland", "level": 3}, "push": push}
+    task_id, name = taskcluster.slugId(), definition["metadata"]["name"]
+    of_decision = {
+        "scopes": [role],
+        "payload": {"sandbox": {"seconds": 0, "decision": decision}},
+        "metadata": definition["metadata"] | {"name": "decision"},
+    }
+    of_project.createTask(task_id, definition | of_decision)
+    of_project.createTask(taskcluster.slugId(), definition | {"taskGroupId": task_id})
+    queue, hooks = taskcluster.Queue(own), taskcluster.Hooks(own)
+    wait_for_completion(queue, task_id)
+    offered = httpx.get(queue.getLatestArtifact(task_id, "public/actions.json")["url"]).json()
+    action = next(action for action in offered["actions"] if action["name"] == "add-new-jobs")
+    payload = jsone.render(
+        action["hookPayload"],
+        {"taskGroupId": task_id, "taskId": None, "input": {"tasks": [name]}},
+    )
+    action_id = hooks.triggerHook(action["hookGroupId"], action["hookId"], payload)["status"]["taskId"]
+    wait_for_completion(queue, action_id)
+    assert hooks.listLastFires(action["hookGroupId"], action["hookId"])["lastFires"][0]["taskId"] == action_id
+    labels = [task["task"]["metadata"]["name"] for task in queue.listTaskGroup(task_id)["tasks"]]
+    assert sorted(labels) == ["Action: Add new jobs", "decision", name, name]
+
+
+def wait_for_completion(queue: taskcluster.Queue, task_id: str) -> dict[str, Any]:
+    """Return the status of a task once it has completed."""
+    until = time.monotonic() + PATIENCE
+    while (status := queue.status(task_id)["status"])["state"] != "completed":
+        assert status["state"] != "failed"
+        assert time.monotonic() < until, status
+        time.sleep(0.05)
+    return dict(status)
 
 
 def ask_anonymously(ready: dict[str, Any], task_id: str, definition: dict[str, Any]) -> None:
