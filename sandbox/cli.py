@@ -1,14 +1,14 @@
-"""Define the command `python -m sandbox`: run the stand-ins, and push to them."""
+"""Define the command `python -m sandbox`: run the stand-ins, push to them, and press their buttons."""
 
-import asyncio
+import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import httpx
 import typer
 
-from sandbox.hg import Client, NewChangeset
-from sandbox.run import HG_PORT, HOST, TASKCLUSTER_PORT, TREEHERDER_PORT, SandboxError, run
+from sandbox.run import HG_PORT, HOST, SERVICE_PORT, TASKCLUSTER_PORT, TREEHERDER_PORT, SandboxError, run
 from service.contract.ports import EXIT_CODE, PortError
 
 app = typer.Typer(
@@ -19,9 +19,15 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    hg_port: Annotated[int, typer.Option(help="Port of Mercurial's pushlog; 0 is any free one.")] = HG_PORT,
-    taskcluster_port: Annotated[int, typer.Option(help="Port of Taskcluster; 0 is any free one.")] = TASKCLUSTER_PORT,
-    treeherder_port: Annotated[int, typer.Option(help="Port of Treeherder; 0 is any free one.")] = TREEHERDER_PORT,
+    hg_port: Annotated[
+        int, typer.Option(help="Port of Mercurial's pushlog; 0 is any free one.", envvar="SANDBOX_HG_PORT")
+    ] = HG_PORT,
+    taskcluster_port: Annotated[
+        int, typer.Option(help="Port of Taskcluster; 0 is any free one.", envvar="SANDBOX_TASKCLUSTER_PORT")
+    ] = TASKCLUSTER_PORT,
+    treeherder_port: Annotated[
+        int, typer.Option(help="Port of Treeherder; 0 is any free one.", envvar="SANDBOX_TREEHERDER_PORT")
+    ] = TREEHERDER_PORT,
     amqp_url: Annotated[
         str | None, typer.Option(help="URL of a RabbitMQ to publish to.", envvar="SANDBOX_AMQP_URL")
     ] = None,
@@ -31,6 +37,13 @@ def start(
     ] = None,
     exchange_prefix: Annotated[str, typer.Option(help="Prefix of the exchanges' names at the RabbitMQ.")] = "",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a container.")] = HOST,
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="File to write a configuration of tc-treeherder to, with new secrets; - prints it."),
+    ] = None,
+    service_port: Annotated[
+        int, typer.Option(help="Port of the service in that configuration.", envvar="SANDBOX_SERVICE_PORT")
+    ] = SERVICE_PORT,
 ) -> None:
     """Run the stand-ins as one process, each on a port of its own, until Ctrl-C."""
     if context.invoked_subcommand is not None:
@@ -45,6 +58,8 @@ def start(
             ready_file,
             exchange_prefix=exchange_prefix,
             host=host,
+            settings=settings,
+            service_port=service_port,
         )
     except SandboxError as error:
         _fail(str(error))
@@ -52,7 +67,26 @@ def start(
         _fail(str(error), EXIT_CODE)
 
 
-_START = "Start one with bin/sandbox, or name another one with --hg-url."
+_REMEDY = "Start one with bin/sandbox, or name another one with --hg-url or --treeherder-url."
+
+HgUrl = Annotated[str, typer.Option("--hg-url", help="URL of the sandbox's Mercurial.", envvar="SANDBOX_HG_URL")]
+TreeherderUrl = Annotated[
+    str, typer.Option("--treeherder-url", help="URL of the sandbox's Treeherder.", envvar="SANDBOX_TREEHERDER_URL")
+]
+_HG_URL, _TREEHERDER_URL = f"http://{HOST}:{HG_PORT}", f"http://{HOST}:{TREEHERDER_PORT}"
+
+
+@app.command()
+def create(
+    repository: Annotated[str, typer.Argument(help="Path of the repository, such as projects/mine.")],
+    hg_url: HgUrl = _HG_URL,
+    treeherder_url: TreeherderUrl = _TREEHERDER_URL,
+) -> None:
+    """Create an empty repository in a running sandbox, and its project in Treeherder."""
+    url = f"{hg_url.rstrip('/')}/{repository}"
+    _ask(hg_url, "POST", "repositories", {"repository": repository})
+    _ask(treeherder_url, "POST", "repositories", {"name": repository.rsplit("/", 1)[-1], "url": url})
+    typer.echo(f"{url} is there.")
 
 
 @app.command()
@@ -61,31 +95,81 @@ def push(
     files: Annotated[list[Path] | None, typer.Argument(help="Files to commit, under their names.")] = None,
     message: Annotated[str, typer.Option("--message", "-m")] = "A change",
     user: Annotated[str, typer.Option(help="User who pushes.")] = "dev@example.com",
-    hg_url: Annotated[str, typer.Option(help="URL of the sandbox's Mercurial.")] = f"http://{HOST}:{HG_PORT}",
+    hg_url: HgUrl = _HG_URL,
 ) -> None:
     """Commit files and push them to a running sandbox."""
-    contents: dict[str, str | bytes] = {}
+    contents: dict[str, str] = {}
     for path in files or []:
         try:
-            contents[path.name] = path.read_bytes()
+            contents[path.name] = path.read_bytes().decode("utf-8", "surrogateescape")
         except OSError as error:
             _fail(f"The file {path} cannot be read: {error.strerror}.")
+    changeset = {"files": contents, "message": message}
+    pushed = _ask(hg_url, "POST", "push", {"repository": repository, "user": user, "changesets": [changeset]})
+    typer.echo(f"push {pushed['id']} of {repository}: {pushed['changesets'][-1]}")
+
+
+@app.command()
+def jobs(
+    project: Annotated[str, typer.Argument(help="Project of Treeherder, such as try.")],
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of pushes.")] = 10,
+    treeherder_url: TreeherderUrl = _TREEHERDER_URL,
+) -> None:
+    """Print a running sandbox's Treeherder: the pushes of a project, the newest first, and their jobs by platform."""
+    state = _ask(treeherder_url, "GET", f"state?project={quote(project)}")
+    if project not in {repository["name"] for repository in state["repositories"]}:
+        _fail(f"Treeherder has no project {project}. Create it with bin/sandbox create {project}.")
+    for resultset in state["resultsets"][: -limit - 1 : -1]:
+        body = resultset["resultset"]
+        summary = body["revisions"][-1]["comment"].partition("\n")[0]
+        typer.echo(f"{body['revision'][:12]}  {body['author']}  {summary}")
+        for job in sorted(_describe(job) for job in state["jobs"] if job["revision"] == body["revision"]):
+            typer.echo("  " + "  ".join(job))
+    if not state["resultsets"]:
+        typer.echo("no pushes")
+
+
+def _describe(job: dict[str, Any]) -> tuple[str, ...]:
+    body = job["job"]
+    group = "" if body["group_symbol"] == "?" else f"{body['group_symbol']}-"
+    platform = " ".join([body["machine_platform"]["platform"], "+".join(sorted(body["option_collection"]))])
+    result = body["result"] if body["state"] == "completed" else body["state"]
+    return f"{platform:<24}", f"{group + body['job_symbol']:<8}", f"{result:<10}", body["name"]
+
+
+@app.command()
+def press(
+    button: Annotated[str, typer.Argument(help="Button: retrigger or cancel.")],
+    project: Annotated[str, typer.Argument(help="Project of Treeherder, such as try.")],
+    symbol: Annotated[str, typer.Argument(help="Symbol of the job. The newest job that has it is meant.")],
+    job_guid: Annotated[str | None, typer.Option(help="Guid to send instead of that of the job.")] = None,
+    treeherder_url: TreeherderUrl = _TREEHERDER_URL,
+) -> None:
+    """Press a button of a job in a running sandbox's Treeherder, as on its page."""
+    state = _ask(treeherder_url, "GET", f"state?project={quote(project)}")
+    guids = [job["job"]["job_guid"] for job in state["jobs"] if job["job"]["job_symbol"] == symbol]
+    if not guids:
+        _fail(f"The project {project} has no job with the symbol {symbol}. See bin/sandbox jobs {project}.")
+    body = {"project": project, "job_guid": job_guid or guids[-1], "action": button, "requester": "you@sandbox.example"}
+    heard = _ask(treeherder_url, "POST", "job-action", body)["heard"]
+    typer.echo(f"{button} sent" + ("." if heard else ", but nobody listens: start tc-treeherder listen pulse."))
+
+
+def _ask(url: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Return the answer of a stand-in's control endpoint, or end with the reason."""
     try:
-        tip, number = asyncio.run(_push(hg_url, repository, NewChangeset(files=contents, message=message), user))
-    except RuntimeError as error:
-        _fail(f"The sandbox at {hg_url} refuses the push: {error}")
+        # json.dumps escapes lone surrogates, which httpx's own encoder refuses
+        content = None if body is None else json.dumps(body)
+        answer = httpx.request(method, f"{url.rstrip('/')}/__control__/{path}", content=content, timeout=60)
+        document = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(f"No sandbox answers at {hg_url} ({error}). {_START}")
+        _fail(f"No sandbox answers at {url} ({error}). {_REMEDY}")
     except ValueError:  # the answer is no JSON
-        _fail(f"What answers at {hg_url} is no sandbox. {_START}")
-    typer.echo(f"push {number} of {repository}: {tip}")
-
-
-async def _push(url: str, repository: str, changeset: NewChangeset, user: str) -> tuple[str, int]:
-    """Push one changeset; return its node and the push id."""
-    async with Client(url) as client:
-        pushed = await client.push(repository, [changeset], user=user)
-    return pushed["changesets"][-1], pushed["id"]
+        _fail(f"What answers at {url} is no sandbox. {_REMEDY}")
+    if answer.is_error:
+        reason = document.get("error") or document.get("detail") or answer.status_code
+        _fail(f"The sandbox at {url} refuses this: {reason}")
+    return document
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

@@ -7,17 +7,19 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import typer
 import uvicorn
 
-from sandbox import credentials, hg, taskcluster, treeherder
+from sandbox import broker, credentials, hg, taskcluster, treeherder
+from sandbox.settings import STANDARD_OUTPUT, configuration, is_foreign
 from sandbox.treeherder.store import Repository, Store
 from service.contract.broker import BROKER_ERRORS
 from service.contract.ports import PortError
@@ -25,6 +27,7 @@ from service.contract.ports import PortError
 HG_PORT = 7801
 TASKCLUSTER_PORT = 7802
 TREEHERDER_PORT = 7803
+SERVICE_PORT = 8080
 HOST = "127.0.0.1"
 
 STAND_INS = {"hg": "Mercurial", "taskcluster": "Taskcluster", "treeherder": "Treeherder"}
@@ -59,6 +62,8 @@ def run(
     repositories: Iterable[str] = REPOSITORIES,
     exchange_prefix: str = "",
     host: str = HOST,
+    settings: Path | None = None,
+    service_port: int = SERVICE_PORT,
 ) -> None:
     """Run the sandbox until SIGTERM or SIGINT; a port of 0 is any free one. Raises SandboxError and PortError.
 
@@ -67,13 +72,31 @@ def run(
     `mercurial`, repositories are kept in memory, which is faster and needs no `hg`. `ready_file` is written once all
     three accept connections, and removed at the end: JSON with `hg`, `taskcluster` and `treeherder` (URLs),
     `repositories` and `credentials`. `host` is the address to listen on; the URLs name 127.0.0.1 in any case.
+    `settings` is the file to write a configuration to, for a service on `service_port`; `-` is standard output. With
+    it, the exchanges are those of a new Pulse user, and are deleted at the end with that user's queues.
     """
+    if settings is not None:
+        _require_own(settings)
+    user, paths = broker.new_user(), tuple(repositories)
     ports = {"hg": hg_port, "taskcluster": taskcluster_port, "treeherder": treeherder_port}
     with contextlib.ExitStack() as stack:
         sockets = {name: stack.enter_context(_listen(name, host, port)) for name, port in ports.items()}
+        if settings is not None and amqp_url is not None and not exchange_prefix:
+            exchange_prefix = broker.exchange_prefix(user)
+            stack.callback(_remove_exchanges, amqp_url, user)
+
+        def announce(urls: dict[str, str]) -> None:
+            ready = _ready(urls, paths)
+            _say(urls, paths, amqp_url is not None)
+            if settings is not None:
+                _write_settings(settings, ready, service_port, amqp_url, user)
+            if ready_file is not None:
+                _write(ready_file, json.dumps(ready, indent=2), "ready-file")
+                stack.callback(ready_file.unlink, missing_ok=True)
+
         loop_factory = uvicorn.Config(app="").get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_run(sockets, amqp_url, exchange_prefix, mercurial, ready_file, tuple(repositories)))
+            runner.run(_run(sockets, amqp_url, exchange_prefix, mercurial, announce, paths))
 
 
 def _listen(name: str, host: str, port: int) -> socket.socket:
@@ -89,7 +112,7 @@ async def _run(
     amqp_url: str | None,
     exchange_prefix: str,
     mercurial: bool,
-    ready_file: Path | None,
+    announce: Callable[[dict[str, str]], None],
     repositories: tuple[str, ...],
 ) -> None:
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
@@ -132,10 +155,7 @@ async def _run(
         await stack.enter_async_context(_serving(servers, stopping))
         if stopping.is_set():
             return
-        _say(urls, repositories, amqp_url is not None)
-        if ready_file is not None:
-            _write(ready_file, _ready(urls, repositories))
-            stack.callback(ready_file.unlink, missing_ok=True)
+        announce(urls)
         await stopping.wait()
 
 
@@ -206,30 +226,62 @@ def _ready(urls: dict[str, str], repositories: tuple[str, ...]) -> dict[str, Any
     }
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON to a temporary file and rename it, so that nobody reads half of it. Raises SandboxError."""
+def _write(path: Path, content: str, option: str) -> None:
+    """Write a temporary file of mode 0600 and rename it, so that nobody reads half of it. Raises SandboxError."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         temporary = Path(name)
         with os.fdopen(handle, "w") as file:
-            json.dump(content, file, indent=2)
+            file.write(content)
         temporary.replace(path)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise SandboxError(
-            f"The ready file {path} cannot be written ({error.strerror}). Name a file in a folder with write access: "
-            "--ready-file PATH."
-        ) from error
+        raise _unusable_file(path, option, f"cannot be written ({error.strerror})") from error
 
 
-def _say(urls: dict[str, str], repositories: tuple[str, ...], broker: bool) -> None:
+def _unusable_file(path: Path, option: str, reason: str) -> SandboxError:
+    kind = option.removesuffix("-file")
+    return SandboxError(f"The {kind} file {path} {reason}. Name a file in a folder with write access: --{option} PATH.")
+
+
+def _require_own(settings: Path) -> None:
+    """Raise SandboxError if the file is somebody's, because a configuration of a real service could be lost."""
+    try:
+        foreign = settings != STANDARD_OUTPUT and is_foreign(settings)
+    except OSError as error:
+        raise _unusable_file(settings, "settings", f"cannot be read ({error.strerror})") from error
+    if foreign:
+        raise SandboxError(f"The file {settings} is none that a sandbox wrote. Name a new one: --settings PATH.")
+
+
+def _write_settings(path: Path, ready: dict[str, Any], port: int, amqp_url: str | None, user: str) -> None:
+    """Write the configuration and print how to use it. Raises SandboxError."""
+    if path == STANDARD_OUTPUT:
+        typer.echo(configuration(ready, Path.cwd(), port, amqp_url, user))
+        return
+    path = path.absolute()
+    _write(path, configuration(ready, path.parent, port, amqp_url, user), "settings")
+    name = shlex.quote(str(path))
+    typer.echo("For `tc-treeherder serve`, `listen` and all other commands, in each shell:")
+    typer.echo(f"  export TC_TREEHERDER_CONFIG={name}")
+    typer.echo(f"  export TC_TREEHERDER_TOKEN=$(sed -n 's/.*value: //p' {name})")
+
+
+def _remove_exchanges(amqp_url: str, user: str) -> None:
+    try:
+        broker.remove(amqp_url, user)
+    except broker.BrokerError as error:
+        typer.echo(f"{error}. Delete what remains there of exchange/{user}/… and queue/{user}/….", err=True)
+
+
+def _say(urls: dict[str, str], repositories: tuple[str, ...], amqp: bool) -> None:
     typer.echo("The sandbox is up. Stop it with Ctrl-C.")
     for path in repositories:
         typer.echo(f"  Mercurial    {urls['hg']}/{path}/json-pushes?version=2")
     typer.echo(f"  Taskcluster  {urls['taskcluster']}  (TASKCLUSTER_ROOT_URL; its tasks: /__control__/tasks)")
     typer.echo(f"  Treeherder   {urls['treeherder']}/  (a page: look here)")
-    if not broker:
+    if not amqp:
         typer.echo("  No --amqp-url was given: task events and pressed buttons are not published.")
