@@ -2,15 +2,20 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from typer.main import get_command
 
+from sandbox.cli import app as sandbox_app
+from sandbox.demo import main
 from service.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +60,88 @@ def test_the_commands_that_documents_and_messages_name_exist() -> None:
     }
     assert len(named) > 20
     assert not [command for command in sorted(named) if command[2] not in groups[command[1]]]
+
+
+CODE_BLOCK = re.compile(r"^( *)```(?:sh|console)\b[^\n]*\n(.*?)^ *```", re.M | re.S)
+COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(tc-treeherder|bin/sandbox|bin/demo)(?= |$)(.*)$")
+
+
+def words_of(lines: list[str]) -> list[list[str]]:
+    """Return the words of each line that is a command of ours, up to a redirection."""
+    found = []
+    for line in lines:
+        if (match := COMMAND.match(line.strip())) and "…" not in line:
+            words = shlex.split(match[2], comments=True)
+            ends = [number for number, word in enumerate(words) if word in {">", "|", "&&", "&"}]
+            found.append([match[1], *words[: ends[0] if ends else None]])
+    return found
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """Return the words of each of our commands in a page's blocks of code."""
+    return words_of([line for _, block in CODE_BLOCK.findall(page) for line in block.splitlines()])
+
+
+def mentions_of(page: str) -> list[list[str]]:
+    """Return the words of each of our commands within a page's sentences, where arguments may be left out."""
+    return words_of([code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", CODE_BLOCK.sub("", page))])
+
+
+def misuse(words: list[str]) -> str:
+    """Return what the command line itself says against a command, without running it."""
+    program, *arguments = words
+    if program == "bin/demo":
+        demo = typer.Typer(add_completion=False)
+        demo.command()(main)
+        command: Any = get_command(demo)
+    else:
+        command = get_command(app if program == "tc-treeherder" else sandbox_app)
+    while arguments and hasattr(command, "get_command"):  # commands of a group may be loaded when they are asked for
+        part = command.get_command(typer.Context(command), arguments[0])
+        if part is None:
+            break
+        command, arguments = part, arguments[1:]
+    if hasattr(command, "get_command"):
+        if not arguments:
+            return ""  # a group is named
+        if not arguments[0].startswith("-"):
+            return f"there is no command {arguments[0]}"
+    try:
+        command.make_context(program, ["7" if argument == "ID" else argument for argument in arguments])
+    except typer.Exit as end:
+        return "" if end.exit_code == 0 else "it is refused"  # --version ends with 0
+    except Exception as error:  # noqa: BLE001 - typer's errors of usage are those of a click of its own
+        return str(error) or type(error).__name__
+    return ""
+
+
+@pytest.mark.parametrize(("commands_in", "least"), [(commands_of, 60), (mentions_of, 60)])
+def test_each_command_in_a_page_is_one_that_the_program_takes(
+    commands_in: Callable[[str], list[list[str]]], least: int
+) -> None:
+    commands = [(page.name, words) for page in PAGES for words in commands_in(page.read_text())]
+    wrong = [(name, " ".join(words), why) for name, words in commands if (why := misuse(words))]
+    if commands_in is mentions_of:
+        wrong = [entry for entry in wrong if not re.match("Missing|Option .* requires an argument", entry[2])]
+    assert len(commands) > least
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "tc-treeherder pushes shew try 1",
+        "tc-treeherder pushes show try",
+        "tc-treeherder pushes show try one",
+        "tc-treeherder pushes list --repositroy try",
+        "tc-treeherder actions run cancel --wait --task",
+        "bin/sandbox jobs",
+        "bin/demo --twice",
+    ],
+)
+def test_a_command_that_the_program_does_not_take_is_noticed(command: str) -> None:
+    (words,) = commands_of(f"```sh\n{command}\n```\n")
+    assert misuse(words)
 
 
 def test_the_tests_that_the_promises_name_exist() -> None:
