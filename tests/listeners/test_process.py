@@ -200,5 +200,5 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] == "service"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     libraries, service_modules = done.stdout.splitlines()
     assert libraries == "[]"
-    contract = sorted([*own, "build", "configuration", "events", "ports", "retry", "tracing", "validation"])
+    contract = sorted([*own, "build", "configuration", "events", "ports", "pushlog", "retry", "tracing", "validation"])
     assert service_modules == str(["service", "service.contract", *(f"service.contract.{name}" for name in contract)])

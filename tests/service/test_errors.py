@@ -82,7 +82,7 @@ async def test_frameworks_errors_are_problems_too(client: httpx.AsyncClient) -> 
     ("body", "detail"),
     [
         (b'{"side": 3}', "sides is missing; unknown key side (sides?)"),
-        (b'{"sides": 3, "fill": "dot"}', 'fill "dot" is none of solid, dotted'),
+        (b'{"sides": 3, "fill": "dot"}', 'fill "dot" is none of solid, dotted (dotted?)'),
         (b'{"sides": "three"}', 'sides "three" is no whole number'),
         (b"[]", "the body is a list, and must be an object ({…})"),
         (b"", "the body is missing"),

@@ -37,7 +37,7 @@ def test_a_second_service_on_a_sqlite_file_is_refused_with_the_reason(systems: S
     for command in (["serve"], ["serve", "--no-worker"], ["work"]):
         done = subprocess.run(
             [sys.executable, "-m", "service", *command],
-            env=system.stack.environment,
+            env={**system.stack.environment, "TC_TREEHERDER_PORT": "0"},
             capture_output=True,
             text=True,
             timeout=30,
