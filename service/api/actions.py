@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from sqlalchemy import func, text
 from sqlalchemy.orm import defer
 from sqlmodel import col, select
@@ -27,16 +28,20 @@ from service.api.schemas.actions import (
     ActionRead,
     ActionState,
     ActionSummary,
+    ActionTask,
     LeftOut,
     ListedDelivery,
     MadeTask,
+    MissingScope,
     PlannedCancel,
     PlannedCopy,
+    PlannedInTree,
 )
 from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
-from service.flow.actions.kinds import ACTIONS, scope_of
-from service.flow.actions.receive import new_action, store_idempotent
+from service.flow.actions import in_tree
+from service.flow.actions.kinds import ACTIONS, is_of_tree, scope_of
+from service.flow.actions.receive import Rules, load_rules, new_action, store_idempotent
 from service.flow.actions.subject import ActionFailedError, ActionRejectedError, NothingToDoError, newest_generation
 from service.sanitize import escape_unstorable
 from service.services import Services
@@ -83,9 +88,9 @@ async def create_action(
     _require(services, caller, body)
     worker: Worker = request.app.state.worker
     requester = caller.name if body.requester is None else body.requester
-    wanted = _action_of(body, requester)
     taken = []
     async with services.database.writing() as session:
+        wanted = _action_of(body, requester, await _rules(session, body))
         action: Action | None = wanted
         if wanted.push_id is not None:
             wanted.generation = await newest_generation(session, wanted.project, wanted.push_id)
@@ -121,6 +126,8 @@ async def create_action(
 async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerDep) -> ActionPlan:
     """Return what that action would do now. Nothing changes."""
     _require(services, caller, body)
+    async with services.database.reading() as session:
+        rules = await _rules(session, body)
     plan = ActionPlan(
         **body.model_dump(exclude={"requester"}),
         state=ActionState.PLANNED,
@@ -131,7 +138,7 @@ async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerD
         left_out=[],
     )
     try:
-        await _plan(services, body, plan)
+        await _plan(services, body, rules, plan)
     except NothingToDoError as error:
         plan.state, plan.reason = ActionState.NOTHING_TO_DO, str(error)
     except ActionRejectedError as error:
@@ -143,12 +150,23 @@ async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerD
     return plan
 
 
-async def _plan(services: Services, body: ActionCreate, plan: ActionPlan) -> None:
-    action = _action_of(body, "")
+async def _plan(services: Services, body: ActionCreate, rules: Rules, plan: ActionPlan) -> None:
+    action = _action_of(body, "", rules)
     if action.push_id is not None:
         async with services.database.reading() as session:
             action.generation = await newest_generation(session, action.project, action.push_id)
-    preview = await ACTIONS[body.action].plan(services, action)
+    preview = await (in_tree.plan if action.in_tree else ACTIONS[body.action].plan)(services, action)
+    if preview.tree is not None:
+        plan.in_tree = PlannedInTree(
+            decision_task=preview.tree.decision_task,
+            hook=preview.tree.hook,
+            input=preview.tree.told,
+            rendered=preview.tree.rendered,
+            missing_scopes=[MissingScope(scope=scope, holder=holder) for scope, holder in preview.tree.missing],
+        )
+        if preview.tree.missing:
+            scope, holder = preview.tree.missing[0]
+            plan.state, plan.reason = ActionState.FAILED, f"{holder} lacks {scope}"
     if preview.nothing_to_do is not None:
         plan.state, plan.reason = ActionState.NOTHING_TO_DO, preview.nothing_to_do
     plan.notes = preview.notes
@@ -169,10 +187,25 @@ async def _plan(services: Services, body: ActionCreate, plan: ActionPlan) -> Non
     ]
 
 
-def _action_of(body: ActionCreate, requester: str) -> Action:
-    action = new_action(body.action, body.project, body.task_id, body.run_id, requester, Source.API, body.push)
+def _action_of(body: ActionCreate, requester: str, rules: Rules) -> Action:
+    action = new_action(body.action, body.project, body.task_id, body.run_id, requester, Source.API, body.push, rules)
     action.input = body.input
     return action
+
+
+async def _rules(session: Session, body: ActionCreate) -> Rules:
+    """Return what the repository says of its actions. Raises a 422 for an input that does not fit one of ours."""
+    rules = (await load_rules(session, [body.project]))[body.project]
+    if not is_of_tree(body.action, rules.actions):
+        try:
+            body.fit_input()
+        except ValueError as error:
+            raise RequestValidationError([_input_error(body, error)]) from None
+    return rules
+
+
+def _input_error(body: ActionCreate, error: ValueError) -> dict[str, Any]:
+    return {"type": "value_error", "loc": ("body",), "msg": str(error), "input": body.input, "ctx": {"error": error}}
 
 
 def _require(services: Services, caller: auth.Caller, body: ActionCreate) -> None:
@@ -300,7 +333,7 @@ async def _tasks(session: Session, actions: Sequence[Action], first: int | None 
     tasks: dict[int, list[MadeTask]] = defaultdict(list)
     for action_id, _, copy_of, task_id, name, created in sorted(await session.exec(query), key=lambda row: row[:2]):
         tasks[action_id].append(
-            MadeTask(copy_of=copy_of or "", task_id=task_id if created else None, name=name, created=created)
+            MadeTask(copy_of=copy_of, task_id=task_id if created else None, name=name, created=created)
         )
     return tasks
 
@@ -344,5 +377,16 @@ def _summary(
         "tasks_planned": counts[0],
         "tasks_created": counts[1],
         "tasks": tasks,
+        "in_tree": _action_task(action) if action.in_tree else None,
         "next_attempt_at": action.next_attempt_at,
     }
+
+
+def _action_task(action: Action) -> ActionTask:
+    return ActionTask(
+        decision_task=action.decision_task,
+        hook=action.hook,
+        triggered_at=action.triggered_at,
+        task_id=action.action_task,
+        state=action.action_task_state,
+    )

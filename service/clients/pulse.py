@@ -37,6 +37,9 @@ ANNOUNCEMENTS = "v1/pushes"
 RETRIGGERS = "v1/retrigger"
 """Exchange of retriggered tasks, for any consumer."""
 
+ACTIONS = "v1/action"
+"""Exchange of in-tree actions whose task was created, for any consumer."""
+
 LONGEST_CLOSE = 5.0
 """Seconds that the end of the process waits for the broker: by then nobody waits for a confirm."""
 
@@ -48,7 +51,7 @@ def exchange_name(user: str, name: str) -> str:
 
 def exchanges(settings: Settings) -> list[str]:
     """Return the full names of all exchanges that a service with these settings publishes to."""
-    names = {ANNOUNCEMENTS, RETRIGGERS}
+    names = {ANNOUNCEMENTS, RETRIGGERS, ACTIONS}
     for environment in settings.environments.values():
         if environment.pushes == "pulse":
             names.add(environment.pushes_exchange or HGPUSHES)

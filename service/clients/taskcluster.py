@@ -92,8 +92,8 @@ class Queue(Protocol):
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
         """Return the scopes, with those of the roles among them."""
 
-    async def own_scopes(self) -> list[str]:
-        """Return our client's scopes, with those of its roles, at most `SCOPES_KEPT` seconds old."""
+    async def own_scopes(self, *, fresh: bool = False) -> list[str]:
+        """Return our client's scopes, with those of its roles: at most `SCOPES_KEPT` seconds old, or `fresh`."""
 
     async def schedule_task(self, task_id: str, scope: str) -> Status:
         """Schedule an unscheduled task."""
@@ -178,8 +178,8 @@ class TaskclusterQueue:
     async def expand_scopes(self, scopes: list[str]) -> list[str]:
         return await expand_scopes(self._settings, self._queue().session, scopes)
 
-    async def own_scopes(self) -> list[str]:
-        if self._own_scopes is None or time.monotonic() - self._own_scopes[0] > SCOPES_KEPT:
+    async def own_scopes(self, *, fresh: bool = False) -> list[str]:
+        if fresh or self._own_scopes is None or time.monotonic() - self._own_scopes[0] > SCOPES_KEPT:
             self._own_scopes = (time.monotonic(), await current_scopes(self._settings, self._queue().session))
         return self._own_scopes[1]
 

@@ -1,7 +1,10 @@
 """Implement `tc-treeherder actions`, which asks for actions on tasks and pushes, and shows what became of them."""
 
 import json
+import os
+import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +14,12 @@ from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, next_attempt, when
 
 app = typer.Typer(no_args_is_help=True, help="Ask for actions on tasks and pushes, and show them.")
+
+Task = Annotated[str | None, typer.Option(metavar="ALIAS/TASKID", help="Task, with its repository's alias.")]
+Push = Annotated[
+    str | None,
+    typer.Option(metavar="ALIAS/ID", help="Push, with its repository's alias and its id in the pushlog."),
+]
 
 LOOK = 0.5
 """Seconds between two looks at an action that is waited for."""
@@ -81,6 +90,53 @@ def list_kinds(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     output.table(("ACTION", "ON", "WHAT IT DOES", "INPUT"), rows, "no actions")
 
 
+@app.command("offered")
+def list_offered(
+    task: Task = None,
+    push: Push = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List the actions that the tree offers for a task or a push. Give --task or --push."""
+    subject = _parse_subject(task, push)
+    with Service(url) as service, output.waiting("asking what the tree offers"):
+        offered = _offered(service, subject)
+    if as_json:
+        output.document(offered)
+        return
+    rows = (
+        (
+            each["name"],
+            each["title"],
+            ", ".join(each["input"].get("properties", ())) if isinstance(each["input"], dict) else "",
+            each["broken"] or ("yes" if each["allowed"] else f"no: it needs {each['missing_scope']}"),
+        )
+        for each in offered["items"]
+    )
+    nothing = f"no actions: {offered['reason']}" if offered["reason"] else "no actions"
+    output.table(("ACTION", "WHAT IT IS", "INPUT", "MAY YOU"), rows, nothing)
+
+
+def _offered(service: Service, subject: dict[str, Any]) -> Any:
+    if "task_id" in subject:
+        return service.get("tasks", subject["task_id"], "actions", project=subject["project"])
+    return service.get("pushes", subject["project"], subject["push"], "actions")
+
+
+def complete_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of our own actions, and of those that the tree offers if a task or push is given already."""
+    given = ctx.params
+    try:
+        with Service(given.get("url") or os.environ.get("TC_TREEHERDER_SERVICE_URL") or DEFAULT_URL) as service:
+            names = [kind["name"] for kind in service.get("actions", "kinds")["items"]]
+            if given.get("task") or given.get("push"):
+                subject = _parse_subject(given.get("task"), given.get("push"))
+                names += [action["name"] for action in _offered(service, subject)["items"]]
+    except (Failed, typer.BadParameter):  # a shell shows no errors of a completion
+        return []
+    return sorted({name for name in names if name.startswith(incomplete)})
+
+
 @app.command()
 def show(action_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """One action, with the tasks that it made."""
@@ -91,19 +147,28 @@ def show(action_id: Annotated[int, typer.Argument(min=1)], url: Url = DEFAULT_UR
 
 @app.command()
 def run(
-    action: Annotated[str, typer.Argument(help="Name, such as retrigger or cancel-push: `actions kinds` lists all.")],
-    task: Annotated[str | None, typer.Option(metavar="ALIAS/TASKID", help="Task, with its repository's alias.")] = None,
-    push: Annotated[
-        str | None,
-        typer.Option(metavar="ALIAS/ID", help="Push, with its repository's alias and its id in the pushlog."),
-    ] = None,
+    action: Annotated[
+        str,
+        typer.Argument(
+            help="Name, such as retrigger: `actions kinds` lists our own, `actions offered` those of the tree.",
+            autocompletion=complete_names,
+        ),
+    ],
+    task: Task = None,
+    push: Push = None,
     run_id: Annotated[int | None, typer.Option(min=0, help="Run of the task. Default: the latest.")] = None,
     times: Annotated[int | None, typer.Option(min=1, help="Number of copies, for an action that makes some.")] = None,
     requester: Annotated[str | None, typer.Option(help="on whose behalf; your token's name, if not given")] = None,
     key: Annotated[
         str | None, typer.Option(help="Idempotency-Key: the same call with the same key is the same action, done once")
     ] = None,
-    told: Annotated[str, typer.Option("--input", help="what the action is told, as JSON")] = "{}",
+    told: Annotated[str | None, typer.Option("--input", help="what the action is told, as JSON")] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--input-file", exists=True, dir_okay=False, allow_dash=True, help="The same, from a file; - is stdin."
+        ),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show what it would do, and do nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 1 when it fails.")] = False,
     wait_seconds: Annotated[float, typer.Option(min=0, help="how long at most")] = 300,
@@ -117,7 +182,7 @@ def run(
         **_parse_subject(task, push),
         "run_id": run_id,
         "requester": requester,
-        "input": {**_parse_input(told), **more},
+        "input": {**_read_input(told, input_file), **more},
     }
     ask(request, key, url, plan=plan, wait_seconds=wait_seconds if wait else None, as_json=as_json)
 
@@ -163,13 +228,25 @@ def _subject(action: dict[str, Any]) -> str:
     return action["task_id"] if action["push"] is None else f"push {action['push']}"
 
 
-def _parse_input(text: str) -> dict[str, Any]:
+def _read_input(text: str | None, file: Path | None) -> dict[str, Any]:
+    if text is not None and file is not None:
+        raise typer.BadParameter("give either --input or --input-file")
+    if file is None:
+        return _parse_input("--input", "{}" if text is None else text)
+    try:
+        content = sys.stdin.read() if str(file) == "-" else file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--input-file {file} cannot be read: {error}") from None
+    return _parse_input("--input-file", content)
+
+
+def _parse_input(option: str, text: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--input is no JSON: {error}") from None
+        raise typer.BadParameter(f"{option} is no JSON: {error}") from None
     if not isinstance(parsed, dict):
-        raise typer.BadParameter(f'--input is no JSON object: {text[:100]}; give one such as {{"times": 2}}')
+        raise typer.BadParameter(f'{option} is no JSON object: {text[:100]}; give one such as {{"times": 2}}')
     return parsed
 
 
@@ -200,6 +277,9 @@ def _show(action: dict[str, Any], as_json: bool) -> None:
     elif action["working"] or action["next_attempt_at"]:
         pairs.append(("next attempt", next_attempt(action)))
     pairs += [("note", note) for note in action["notes"]]
+    if action["in_tree"]:
+        of_tree = action["in_tree"]
+        pairs += [(name, of_tree[key]) for name, key in _OF_TREE.items() if of_tree[key]]
     pairs.append(
         (
             "tasks",
@@ -212,6 +292,9 @@ def _show(action: dict[str, Any], as_json: bool) -> None:
     if action["cancels"]:
         pairs.append(("cancels", [f"{task['task_id']}  {task['name']}" for task in action["cancels"]]))
     output.fields([*pairs, *_left_out(action)])
+
+
+_OF_TREE = {"decision task": "decision_task", "hook": "hook", "action task": "task_id", "its state": "state"}
 
 
 def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
@@ -230,7 +313,7 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
             pairs.append(("copies", [f"{t['copy_of']}  {t['name']}" for t in plan["tasks"]]))
         if plan["cancels"]:
             pairs.append(("cancels", [f"{t['task_id']}  {t['state']:11}  {t['name']}" for t in plan["cancels"]]))
-        output.fields([*pairs, *_left_out(plan)])
+        output.fields([*pairs, *_left_out(plan), *_of_tree(plan["in_tree"])])
     if not good:
         raise Failed(f"it would be {plan['state']}: {plan['reason']}", FAILED)
 
@@ -238,3 +321,17 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
 def _left_out(of: dict[str, Any]) -> list[tuple[str, Any]]:
     entries = [f"{each['task_id']}  {each['name']}: {each['reason']}" for each in of["left_out"]]
     return [("left out", entries)] if entries else []
+
+
+def _of_tree(plan: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    """Return what the plan of an in-tree action has besides."""
+    if plan is None:
+        return []
+    pairs: list[tuple[str, Any]] = [("decision task", plan["decision_task"])]
+    if plan["hook"] is not None:
+        pairs.append(("hook", plan["hook"]))
+    pairs.append(("input", json.dumps(plan["input"])))
+    missing = [f"{each['scope']}: {each['holder']} lacks it" for each in plan["missing_scopes"]]
+    pairs += [("missing", missing)] if missing else []
+    rendered = json.dumps(plan["rendered"], indent=2, sort_keys=True).splitlines()
+    return [*pairs, ("task" if plan["hook"] is None else "payload", rendered)]

@@ -35,6 +35,16 @@ SupersedeOption = Annotated[
         "--supersede", help="Cancel what waits of the graph before a newer push: of its pusher, of all, or none."
     ),
 ]
+Actions = Annotated[
+    str | None,
+    typer.Option(
+        "--actions", help="Who retriggers and cancels: copies (this service), in-tree, or auto: in-tree where offered."
+    ),
+]
+PulseActions = Annotated[
+    list[str] | None,
+    typer.Option("--pulse-action", help="Action that a button may name over Pulse. Repeat it for more."),
+]
 Enabled = Annotated[bool | None, typer.Option("--enabled/--disabled", help="Poll it, or do not.")]
 Cursor = Annotated[
     int | None,
@@ -90,6 +100,8 @@ def add(
     graph: Graph = None,
     environments: Environments = None,
     supersede: SupersedeOption = None,
+    actions: Actions = None,
+    pulse_actions: PulseActions = None,
     enabled: Enabled = None,
     last_push_id: Cursor = None,
     url: Url = DEFAULT_URL,
@@ -99,6 +111,7 @@ def add(
     fields = _given_fields(
         level, trust_domain, route_project, scopes, contains, graph, environments, supersede, enabled
     )
+    fields |= _action_fields(actions, pulse_actions)
     body = {"alias": alias, "url": repository, "last_push_id": last_push_id, **fields}
     with Service(url) as service, output.waiting("reading its pushlog"):
         added = service.send("POST", "repositories", body=body)
@@ -129,12 +142,15 @@ def change(
     environments: Environments = None,
     all_environments: Annotated[bool, typer.Option("--all-environments", help="Show it in each Treeherder.")] = False,
     supersede: SupersedeOption = None,
+    actions: Actions = None,
+    pulse_actions: PulseActions = None,
     enabled: Enabled = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Change the given fields of a repository."""
     patch = _given_fields(level, trust_domain, route_project, scopes, contains, graph, environments, supersede, enabled)
+    patch |= _action_fields(actions, pulse_actions)
     for name, reset_to_default, option in (
         ("scopes", default_scopes, "--default-scopes"),
         ("contains", no_contains, "--no-contains"),
@@ -182,6 +198,12 @@ def _given_fields(
     # an option that can be repeated is an empty list if it is not given
     lists = {"scopes": scopes or None, "environments": environments or None}
     return {name: value for name, value in {**values, **lists}.items() if value is not None}
+
+
+def _action_fields(actions: str | None, pulse_actions: list[str] | None) -> dict[str, Any]:
+    """Return the given fields that are about actions."""
+    values = {"actions": actions, "pulse_actions": pulse_actions or None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @app.command()
@@ -232,6 +254,8 @@ def _show(repository: dict[str, Any], as_json: bool) -> None:
         ("graph", repository["graph"]),
         ("environments", environments),
         ("supersede", repository["supersede"]),
+        ("actions", repository["actions"]),
+        ("pulse actions", repository["pulse_actions"] or "none"),
         ("enabled", repository["enabled"]),
         ("cursor", f"push {repository['last_push_id']} of generation {repository['generation']}"),
         ("tip at cursor", repository["last_changeset"]),

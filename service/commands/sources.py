@@ -13,7 +13,7 @@ import yaml
 
 from service.commands import USAGE, Failed
 from service.commands.client import checked
-from service.store.models import Supersede
+from service.store.models import Supersede, TreeActions
 
 MAX_LISTING = 16 * 1024 * 1024
 """Largest accepted list of a Treeherder's repositories, in bytes: it has some hundred, of half a kilobyte each."""
@@ -233,6 +233,18 @@ def _environments(value: Any) -> list[str] | None:
     return prefixes
 
 
+def _actions(value: Any) -> str:
+    if value not in set(TreeActions):
+        raise ValueError(value)
+    return str(value)
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(value)
+    return value
+
+
 _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "level": ("level", _level),
     "access": ("level", _access),
@@ -243,4 +255,6 @@ _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "supersede": ("supersede", _supersede),
     "enabled": ("enabled", _bool),
     "environments": ("environments", _environments),
+    "actions": ("actions", _actions),
+    "pulse_actions": ("pulse_actions", _names),
 }

@@ -64,7 +64,7 @@ class Registry:
         self._runs[model, name] = run
 
     def add_step(self, step: Step) -> None:
-        """Have something done now and then by the reporters, which run if an environment takes jobs."""
+        """Have something done now and then by the reporter of each process."""
         self.steps.append(step)
 
     def add_replay(self, kind: str, replay: Replay) -> None:

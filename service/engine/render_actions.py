@@ -1,7 +1,7 @@
 """Read and render the in-tree actions that a decision task offers, in the child process of `service.engine.render`.
 
-`public/actions.json` is written by strangers: this module is for the child alone, but for `is_relevant` and `NAME`. It
-imports no settings, and reads JSON Schemas without following a reference that leaves the document.
+`public/actions.json` is written by strangers: what reads it is for the child alone. It imports no settings, and follows
+no reference of a JSON Schema that leaves the document.
 """
 
 import copy
@@ -27,11 +27,11 @@ MAX_PROBLEMS = 5
 MAX_DEPTH = 50
 """Levels of a schema in which defaults are looked for, because references may go in a circle."""
 
-NAME = r"^[A-Za-z0-9_.-]{1,100}$"
+ACTION_NAME = r"^[A-Za-z0-9_.-]{1,100}$"
 """The names of actions that are taken: a name is a part of a scope, in which `:` and `*` have a meaning."""
 
 _HOOK_GROUP, _HOOK = re.compile(r"[A-Za-z0-9_-]{1,1000}"), re.compile(r"[A-Za-z0-9_/-]{1,1000}")
-_NAME = re.compile(NAME)
+_NAME = re.compile(ACTION_NAME)
 _STRUCTURE = b"{[,"
 
 Render = Callable[[Any, dict[str, Any]], Any]

@@ -58,14 +58,12 @@ class Reporter:
 
     async def run(self) -> None:
         """Report until `stop`."""
-        if not self._environments:
-            await self._stopping.wait()
-            return
         helpers = [asyncio.create_task(environment.running.keep_renewing()) for environment in self._environments]
         helpers += [asyncio.create_task(self._loop(self._now_and_then(step), asyncio.Event())) for step in self._steps]
         try:
             await asyncio.gather(
-                *(self._loop(environment.serve, environment.wake) for environment in self._environments)
+                self._stopping.wait(),
+                *(self._loop(environment.serve, environment.wake) for environment in self._environments),
             )
             await asyncio.gather(*(environment.running.drain() for environment in self._environments))
         finally:

@@ -7,6 +7,7 @@
 
     actions    receive ──┬─▶ retrigger ─▶ tasks.create ─▶ Taskcluster       a pressed button becomes copies of a task
                          ├─▶ retrigger_failed ─▶ tasks.create               ...or of all failed tasks of a push
+                         ├─▶ in_tree ─▶ trigger ─▶ Taskcluster              what the tree itself offers
                          ├─▶ cancel, cancel_push, supersede ─▶ Taskcluster
                          └─▶ notice ─▶ Pulse, Treeherder                    its end is announced
 

@@ -53,6 +53,18 @@ class Supersede(StrEnum):
     ALL = "all"
 
 
+class TreeActions(StrEnum):
+    """Who carries out actions that both this service and the tree offer: `retrigger` and `cancel`."""
+
+    COPIES = "copies"
+    IN_TREE = "in-tree"
+    AUTO = "auto"
+
+
+PULSE_ACTIONS = ("retrigger", "cancel")
+"""Actions that a press from Pulse may name, unless the repository lists others."""
+
+
 class Repository(SQLModel, table=True):
     """A monitored repository, and the state of its poll.
 
@@ -87,6 +99,8 @@ class Repository(SQLModel, table=True):
     graph: bool = True
     environments: list[str] | None = Field(default=None, sa_type=Json)  # None: all
     supersede: Supersede = Field(default=Supersede.OFF, sa_type=Text)
+    actions: TreeActions = Field(default=TreeActions.COPIES, sa_type=Text)
+    pulse_actions: list[str] = Field(default_factory=lambda: list(PULSE_ACTIONS), sa_type=Json)
     enabled: bool = True
     created_at: datetime = Field(default_factory=now, sa_type=Utc)
     deleted_at: datetime | None = _utc()
@@ -288,9 +302,16 @@ def action_lane(kind: str) -> str:
     return f"action {kind}"
 
 
+FOLLOWED_TASKS = "action_task_seen_at IS NOT NULL"
+"""Condition of actions whose action task has not ended."""
+
 RECEIVED = "(state = 'pending' AND planned_at IS NULL)"
 PLANNED = "(state = 'pending' AND planned_at IS NOT NULL)"
 """Conditions of pending actions: those that wait for their plan, and those that have one."""
+
+
+IN_TREE = "in-tree"
+"""The kind of work of all actions that trees offer: their names are strangers'."""
 
 
 class Action(Work, Traced, table=True):
@@ -302,6 +323,8 @@ class Action(Work, Traced, table=True):
         Index("ix_action_task_id", "task_id", "id"),
         _partial("ix_action_push_id", "push_id", "id", where="push_id IS NOT NULL"),
         CheckConstraint("(task_id IS NULL) <> (push_id IS NULL)", name="ck_action_subject"),
+        _of_those_with("action", "action_task"),
+        _partial("ix_action_followed", "action_task_seen_at", where=FOLLOWED_TASKS),
         Index("ix_action_requester", "requester", "id"),
         Index("ix_action_state", "state", "id"),
         _partial("ix_action_received", "id", where=RECEIVED),
@@ -328,11 +351,20 @@ class Action(Work, Traced, table=True):
     notes: list[str] = Field(default_factory=list, sa_type=Json)  # further remarks for people
     failure_jobs: list[dict[str, Any]] = Field(default_factory=list, sa_type=Json)  # the jobs that show a failure
 
+    # of an action that the tree offers
+    in_tree: bool = False
+    decision_task: str | None = None
+    hook: str | None = None  # <hookGroupId>/<hookId>
+    triggered_at: datetime | None = _utc()  # stored before the hook is triggered, which is never done twice
+    action_task: str | None = None  # the task that was created
+    action_task_state: str | None = None  # as it was seen last
+    action_task_seen_at: datetime | None = _utc()  # while it is followed: when it was seen last
+
     letter_column: ClassVar[str | None] = "action_id"
 
     @property
     def work_name(self) -> str:
-        return self.kind
+        return IN_TREE if self.in_tree else self.kind
 
     @property
     def task(self) -> str:

@@ -2,9 +2,9 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from service.api.schemas.common import (
     EXAMPLE_COPY,
@@ -19,7 +19,8 @@ from service.api.schemas.common import (
     example,
 )
 from service.contract.events import Alias
-from service.contract.validation import closest, problems_of
+from service.contract.validation import named_pattern, problems_of
+from service.engine.render_actions import ACTION_NAME
 from service.flow.actions.kinds import ACTIONS, SubjectKind, known_names
 from service.store.models import Source
 
@@ -35,12 +36,10 @@ class ActionState(StrEnum):
     NOTHING_TO_DO = "nothing-to-do"
 
 
-def _known_action(name: str) -> str:
-    if name not in ACTIONS:
-        match = closest(name[:100], ACTIONS)
-        suggestion = f" (did you mean {match}?)" if match else ""
-        raise ValueError(f"there is no action {name[:100]!r}{suggestion}: this service does {known_names()}")
-    return name
+_NAME = named_pattern(
+    ACTION_NAME,
+    "name of an action (1 to 100 of A-Z a-z 0-9 _ . -): one of `actions kinds`, or one that the tree offers",
+)
 
 
 def _describe_inputs(schema: dict[str, Any]) -> None:
@@ -48,11 +47,13 @@ def _describe_inputs(schema: dict[str, Any]) -> None:
     schemas = [kind.input.model_json_schema() for kind in ACTIONS.values()]
     inputs = [schema for number, schema in enumerate(schemas) if schema not in schemas[:number]]
     del schema["additionalProperties"]
-    schema |= {"anyOf": inputs} if len(inputs) > 1 else {**inputs[0], **schema}
+    schema |= {
+        "anyOf": [*inputs, {"type": "object", "title": "InputOfTree", "description": "by the tree's own schema"}]
+    }
 
 
 class ActionCreate(Schema):
-    """An action to do on a task or a push. `GET /actions/kinds` lists the actions, each with the schema of its input.
+    """An action to do on a task or a push. `GET /actions/kinds` lists our own, each with the schema of its input.
 
     Give either `task_id` or `push`, as the action is about.
     """
@@ -66,7 +67,11 @@ class ActionCreate(Schema):
         requester="sheriff@example.com",
     )
 
-    action: Annotated[str, AfterValidator(_known_action)] = Field(json_schema_extra={"enum": [*sorted(ACTIONS)]})
+    action: str = Field(
+        pattern=_NAME,
+        description=f"{known_names()} are what this service does; any other name is one that the tree offers: "
+        "`GET /tasks/{task_id}/actions` and `GET /pushes/{alias}/{push_id}/actions` list those",
+    )
     project: Alias = Field(description="alias of the monitored repository; a route of the task must name it")
     task_id: TaskId | None = None
     push: PushId | None = Field(None, description="id in the pushlog; of the newest generation that has it")
@@ -80,7 +85,8 @@ class ActionCreate(Schema):
     def _one_subject(self) -> "ActionCreate":
         given = [name for name, value in (("task_id", self.task_id), ("push", self.push)) if value is not None]
         fields: dict[SubjectKind, str] = {"task": "task_id", "push": "push"}
-        wanted = [name for subject, name in fields.items() if subject in ACTIONS[self.action].subjects]
+        subjects = ACTIONS[self.action].subjects if self.action in ACTIONS else fields
+        wanted = [name for subject, name in fields.items() if subject in subjects]
         if len(given) != 1 or given[0] not in wanted:
             named = " and ".join(given) or "neither"
             raise ValueError(f"{self.action} needs {' or '.join(wanted)}, to say what it is about; {named} is given")
@@ -88,15 +94,17 @@ class ActionCreate(Schema):
             raise ValueError("run_id is for a task: leave it out for a push")
         return self
 
-    @model_validator(mode="after")
-    def _fitting_input(self) -> "ActionCreate":
+    def fit_input(self) -> None:
+        """Check the input of one of our own actions, and leave out what is its default. Raises ValueError.
+
+        It is no validator: whether our action or the tree's of that name is meant, the repository says.
+        """
         model = ACTIONS[self.action].input
         try:
             fitting = model.model_validate(self.input)
         except ValidationError as error:
             raise ValueError(f"input of {self.action}: {problems_of(error, model, quote=True)}") from None
         self.input = fitting.model_dump(mode="json", exclude_defaults=True)
-        return self
 
 
 class ActionKindRead(Schema):
@@ -116,9 +124,9 @@ class ActionKinds(Schema):
 
 
 class MadeTask(Schema):
-    """A copy: `task_id` of `copy_of`."""
+    """A copy: `task_id` of `copy_of`; or the task of an in-tree action."""
 
-    copy_of: str
+    copy_of: str | None = Field(description="null: it is no copy, but the task of an in-tree action")
     task_id: str | None = Field(description="null until it was created: nobody is to know the id before")
     name: str
     created: bool
@@ -137,6 +145,16 @@ class LeftOut(Schema):
     task_id: str
     name: str
     reason: str
+
+
+class ActionTask(Schema):
+    """What the tree does for an in-tree action."""
+
+    decision_task: str | None = Field(description="the decision task that offers it; null: it was not looked up yet")
+    hook: str | None = Field(description="`<hookGroupId>/<hookId>`; null: its task is created without a hook")
+    triggered_at: datetime | None = Field(description="stored before the hook was triggered, which is not done twice")
+    task_id: str | None = Field(description="the action task; null: it was not created yet")
+    state: str | None = Field(description="of the action task, as it was seen last; `expired` if it is gone")
 
 
 _SUMMARY: dict[str, Any] = {
@@ -161,6 +179,7 @@ _SUMMARY: dict[str, Any] = {
     "tasks": [
         {"copy_of": EXAMPLE_TASK, "task_id": EXAMPLE_COPY, "name": "test-linux64/opt-xpcshell-1", "created": True}
     ],
+    "in_tree": None,
     "attempts": 1,
     "received_at": "2026-01-15T12:30:00Z",
     "planned_at": "2026-01-15T12:30:01Z",
@@ -193,6 +212,7 @@ class ActionSummary(Schema):
     left_out_count: int
     cancels_count: int = Field(description="tasks that it cancels, or has cancelled if it has ended")
     tasks: list[MadeTask] = Field(description="the copies in dependency order; in a list of actions the first 20")
+    in_tree: ActionTask | None = Field(description="of an action that the tree carries out; null: this service does")
     attempts: int
     received_at: datetime
     planned_at: datetime | None
@@ -246,6 +266,23 @@ class PlannedCancel(CancelledTask):
     state: str = Field(description="unscheduled, pending or running")
 
 
+class MissingScope(Schema):
+    """A scope that is missing, and whose it would have to be."""
+
+    scope: str
+    holder: str = Field(description="the decision task, or the service's Taskcluster client")
+
+
+class PlannedInTree(Schema):
+    """What the tree would do for an in-tree action."""
+
+    decision_task: str
+    hook: str | None = Field(description="the hook that would be triggered; null: a task would be created")
+    input: Any = Field(description="the input with its defaults; null: it takes none")
+    rendered: dict[str, Any] = Field(description="the payload for the hook, or the definition of the task")
+    missing_scopes: list[MissingScope] = Field(description="what would keep it from being done; the first counts")
+
+
 class ActionPlan(Schema):
     """Effect that an action would have now."""
 
@@ -273,6 +310,7 @@ class ActionPlan(Schema):
         ],
         cancels=[],
         left_out=[],
+        in_tree=None,
     )
 
     action: str
@@ -287,3 +325,4 @@ class ActionPlan(Schema):
     tasks: list[PlannedCopy]
     cancels: list[PlannedCancel]
     left_out: list[LeftOut]
+    in_tree: PlannedInTree | None = Field(None, description="of an action that the tree carries out")

@@ -8,7 +8,9 @@ from pydantic import AfterValidator, Field, model_validator
 from service.api.schemas.common import EXAMPLE_NODE, Bool, Cursor, Page, Schema, Text, example, storable_text
 from service.contract.events import NAME, Alias
 from service.contract.validation import named_pattern
-from service.store.models import Supersede
+from service.engine.render_actions import ACTION_NAME
+from service.flow.actions.kinds import ACTIONS, pressable
+from service.store.models import PULSE_ACTIONS, Supersede, TreeActions
 
 _SCOPE = named_pattern(r"^[ -~]+$", "scope (printable ASCII characters)")
 _TRUST_DOMAIN = named_pattern(r"^[A-Za-z0-9_-]{1,30}$", "trust domain (1 to 30 of A-Z a-z 0-9 _ -)")
@@ -45,6 +47,21 @@ Level = Annotated[str, Field(pattern=NAME, description="1, 2, 3, or a name such 
 Prefix = Annotated[str, Field(max_length=100), AfterValidator(storable_text)]
 
 
+_ACTION = named_pattern(ACTION_NAME, "name of an action (1 to 100 of A-Z a-z 0-9 _ . -)")
+
+
+def _about_tasks(names: list[str]) -> list[str]:
+    for name in names:
+        if name in ACTIONS and not pressable(name, names):
+            raise ValueError(f"{name} is about a push, and a button about a task: leave it out")
+    return names
+
+
+PulseActions = Annotated[
+    list[Annotated[str, Field(pattern=_ACTION)]], Field(max_length=100), AfterValidator(_about_tasks)
+]
+
+
 class RepositoryChange(Schema):
     """JSON Merge Patch: what is not named stays."""
 
@@ -62,6 +79,16 @@ class RepositoryChange(Schema):
         Supersede.OFF,
         description="once the graph of a push is created, cancel what has not run yet of the graph before it. pusher: "
         "of the same pusher; all: of anybody",
+    )
+    actions: TreeActions = Field(
+        TreeActions.COPIES,
+        description="who carries out retrigger and cancel: copies: this service; in-tree: the tree, by its own actions "
+        "of these names; auto: the tree where it offers them",
+    )
+    pulse_actions: PulseActions = Field(
+        list(PULSE_ACTIONS),
+        description="actions that a message from Pulse may name, which has nobody's credentials: our own, and the "
+        "tree's",
     )
     enabled: Bool = Field(True, description="false: it is not polled")
 
@@ -96,6 +123,8 @@ _REPOSITORY: dict[str, Any] = {
     "graph": True,
     "environments": ["tc-treeherder"],
     "supersede": "off",
+    "actions": "copies",
+    "pulse_actions": ["retrigger", "cancel"],
     "enabled": True,
     "last_push_id": 43210,
 }
@@ -140,6 +169,8 @@ class RepositoryRead(Schema):
     graph: bool
     environments: list[str] | None
     supersede: Supersede
+    actions: TreeActions
+    pulse_actions: list[str]
     enabled: bool
     last_push_id: int = Field(description="the cursor: the newest push that was taken in")
     last_changeset: str | None = Field(description="the tip of that push")

@@ -12,5 +12,6 @@ cancel_push      cancel all unfinished tasks of a push; `cancels` cancels many t
 supersede        cancel what has not run yet of a push, for a newer one; the graph of that stores it
 decision         find the decision task whose in-tree actions are for a task or a push
 offers           read which in-tree actions a decision task offers
+in_tree          carry out what the tree offers; `trigger` triggers a hook at most once, `action_task` follows its task
 notice           announce the end of an action: a message on Pulse, a job in Treeherder
 """

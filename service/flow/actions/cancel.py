@@ -62,4 +62,4 @@ def refusal_text(name: str, status: Status, refusal: PermanentUpstreamError) -> 
     return f"Taskcluster refuses to cancel {task} with {refusal.status}: {refusal}"
 
 
-register(ActionKind("cancel", "Cancel a task that has not ended.", run, plan, pressed=True))
+register(ActionKind("cancel", "Cancel a task that has not ended.", run, plan, replaceable=True))

@@ -4,9 +4,9 @@ Name, input, plan and execution of an action are registered together, so that th
 metrics know of it at once.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,7 +15,7 @@ from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.flow.actions.subject import ActionFailedError, ActionRejectedError, NothingToDoError
 from service.services import Services
-from service.store.models import Action, State, action_lane
+from service.store.models import IN_TREE, Action, State, TreeActions, action_lane
 
 
 class NoInput(BaseModel):
@@ -44,6 +44,21 @@ class Cancel:
 
 
 @dataclass
+class TreePlan:
+    """The effect that an action of the tree would have now.
+
+    `rendered` is the payload for the hook, or the definition of the task. `missing` are scopes that are needed, each
+    with who lacks it.
+    """
+
+    decision_task: str
+    hook: str | None
+    told: Any
+    rendered: dict[str, Any]
+    missing: list[tuple[str, str]]
+
+
+@dataclass
 class Plan:
     """The effect that an action would have now: copies in dependency order, cancels, tasks left out, and notes.
 
@@ -55,6 +70,7 @@ class Plan:
     left_out: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     nothing_to_do: str | None = None
+    tree: TreePlan | None = None
 
 
 Run = Callable[[Services, Lease[Action]], Awaitable[None]]
@@ -79,8 +95,8 @@ class ActionKind:
     plan: Callable[[Services, Action], Awaitable[Plan]]
     input: type[BaseModel] = NoInput
     subjects: frozenset[SubjectKind] = frozenset({"task"})
-    pressed: bool = False
-    """True if a press from Pulse may name it: such a message has nobody's credentials."""
+    replaceable: bool = False
+    """True if a repository may have an action of this name carried out by its tree instead."""
 
     @property
     def lane(self) -> str:
@@ -128,15 +144,30 @@ def _run_to_end(run_action: Run) -> Run:
     return run
 
 
-def pressable(name: str) -> bool:
-    """Return True if a press from Pulse may name this action."""
-    return name in ACTIONS and ACTIONS[name].pressed
+def is_of_tree(name: str, carried_out_by: TreeActions) -> bool:
+    """Return True if an action of this name is looked for in what the tree offers."""
+    return name not in ACTIONS or (ACTIONS[name].replaceable and carried_out_by != TreeActions.COPIES)
 
 
-def known_names(*, pressed: bool = False) -> str:
-    """Return the names of all actions, or of those that a press may name, for a message."""
-    *names, last = sorted(name for name, kind in ACTIONS.items() if kind.pressed or not pressed)
-    return f"{', '.join(names)} and {last}" if names else last
+def lane_of(name: str, *, in_tree: bool) -> str:
+    """Return the lane of an action. Those of trees share one, for their names are strangers'."""
+    return action_lane(IN_TREE if in_tree else name)
+
+
+def pressable(name: str, allowed: Collection[str]) -> bool:
+    """Return True if a press from Pulse, which is about a task, may name this action."""
+    return name in allowed and (name not in ACTIONS or "task" in ACTIONS[name].subjects)
+
+
+def known_names() -> str:
+    """Return the names of all actions, for a message."""
+    return listed_names(ACTIONS)
+
+
+def listed_names(names: Collection[str]) -> str:
+    """Return names for a message."""
+    *first, last = sorted(names) or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 WORK.add_table(WorkTable(Action, "`tc-treeherder actions list --state received`, or `planned`, says why"))

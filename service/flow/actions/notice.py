@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlmodel import col, select
 
-from service.clients.pulse import RETRIGGERS
+from service.clients.pulse import ACTIONS, RETRIGGERS
 from service.clients.treeherder import DECISION_PLACE, failed_job
 from service.clock import now
 from service.engine.budget import blocked_for, jobs_budget, refilled
@@ -28,6 +28,10 @@ from service.store.models import Action, Notice, NoticeKind, Push, PushStep, Rep
 
 LONGEST_TURN = 10.0
 """Seconds that a job waits for its turn in the budget of requests; if it would take longer, it is tried later."""
+
+
+FAILED_TASK = frozenset({"failed", "exception"})
+"""States of an action task that are shown as a failure of its action."""
 
 
 async def run(services: Services, lease: Lease[Notice]) -> None:
@@ -60,6 +64,28 @@ def retrigger_notice(action: Action, old_id: str, new_id: str, group_id: str) ->
         action_id=action.id or 0,
         target=RETRIGGERS,
         key=old_id,
+        body=body,
+    )
+
+
+def action_notice(action: Action, task_id: str) -> Notice:
+    """Return the announcement of an in-tree action whose task was created."""
+    body = {
+        "requester": action.requester,
+        "action": action.kind,
+        "project": action.project,
+        "taskGroupId": action.decision_task,
+        "taskId": action.task_id,
+        "pushId": action.push_id,
+        "actionTaskId": task_id,
+    }
+    return Notice(
+        kind=NoticeKind.PULSE,
+        lane="pulse",
+        share=action.share,
+        action_id=action.id or 0,
+        target=ACTIONS,
+        key=task_id,
         body=body,
     )
 
@@ -191,9 +217,11 @@ async def _load_failure(services: Services, notice: Notice) -> _Failure | None:
             work = step
             push = await session.get_one(Push, step.push_id)
             what, began, details = "task graph", push.noticed_at, {"push": str(push.push_id)}
-    if work.state not in {State.FAILED, State.REJECTED}:
-        return None
     reason = work.error or "no reason is known"
+    if isinstance(work, Action) and work.state == State.DONE and work.action_task_state in FAILED_TASK:
+        reason = f"its action task {work.action_task} has ended as {work.action_task_state}"
+    elif work.state not in {State.FAILED, State.REJECTED}:
+        return None
     ended = int((work.done_at or now()).timestamp())
     return _Failure(what, reason, int(began.timestamp()), ended, {f"{what} failed": reason, **details})
 

@@ -41,10 +41,21 @@ from sqlmodel import col, select
 
 from service.clock import now
 from service.contract.events import JobActionMessage, PulseMessage, Verdict
-from service.flow.actions.kinds import ACTIONS, known_names, pressable
+from service.flow.actions.kinds import is_of_tree, lane_of, listed_names, pressable
 from service.sanitize import InvalidJSONError, parse
 from service.store.database import Session
-from service.store.models import REDELIVERED_WITHIN, UNSETTLED, Action, Delivery, Source, State, share_of
+from service.store.models import (
+    PULSE_ACTIONS,
+    REDELIVERED_WITHIN,
+    UNSETTLED,
+    Action,
+    Delivery,
+    Repository,
+    Source,
+    State,
+    TreeActions,
+    share_of,
+)
 
 log = structlog.get_logger()
 
@@ -97,6 +108,24 @@ def parse_press(message: PulseMessage) -> JobAction:
     return JobAction.model_validate(parse(raw))
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a repository says of its actions; the defaults are for one that is not monitored."""
+
+    actions: TreeActions = TreeActions.COPIES
+    pulse_actions: Sequence[str] = PULSE_ACTIONS
+
+
+async def load_rules(session: Session, projects: Iterable[str]) -> defaultdict[str, Rules]:
+    """Return the rules of monitored repositories, by alias."""
+    query = select(Repository.alias, Repository.actions, Repository.pulse_actions)
+    live = query.where(col(Repository.alias).in_(set(projects)), col(Repository.deleted_at).is_(None))
+    rules: defaultdict[str, Rules] = defaultdict(Rules)
+    for alias, actions, pulse_actions in await session.exec(live):
+        rules[alias] = Rules(TreeActions(actions), pulse_actions)
+    return rules
+
+
 def new_action(
     kind: str,
     project: str,
@@ -105,9 +134,11 @@ def new_action(
     requester: str,
     source: Source,
     push_id: int | None = None,
+    rules: Rules = Rules(),
 ) -> Action:
     """Return an action that is to be done; one that a press may not name is rejected at once if it comes from Pulse."""
-    rejected = source == Source.PULSE and not pressable(kind)
+    rejected = source == Source.PULSE and not pressable(kind, rules.pulse_actions)
+    in_tree = not rejected and is_of_tree(kind, rules.actions)
     action = Action(
         kind=kind,
         project=project,
@@ -116,12 +147,14 @@ def new_action(
         push_id=push_id,
         requester=requester,
         source=source,
-        lane="none" if rejected else ACTIONS[kind].lane,
+        in_tree=in_tree,
+        lane="none" if rejected else lane_of(kind, in_tree=in_tree),
         share=share_of(project, requester),
     )
     if rejected:
         action.state, action.due_at, action.done_at = State.REJECTED, None, now()
-        action.error = f"there is no action {kind!r} for a button: this service does {known_names(pressed=True)}"
+        allowed = listed_names(rules.pulse_actions)
+        action.error = f"there is no action {kind!r} for a button: {project} takes {allowed} (its pulse_actions)"
     return action
 
 
@@ -248,14 +281,19 @@ async def _make_actions(
     """Make an action of each delivery, and return them by its key; one listed on another action repeats that action."""
     ids = {delivery.action_id for delivery in deliveries} - {None}
     listed_on = {action.id: action for action in await session.exec(select(Action).where(col(Action.id).in_(ids)))}
+    presses = [arrived[delivery.key].press for delivery in deliveries if delivery.action_id is None]
+    projects = {press.project for press in presses} | {action.project for action in listed_on.values()}
+    rules = await load_rules(session, projects) if deliveries else defaultdict(Rules)
     actions: dict[str, Action] = {}
     for delivery in deliveries:
         if delivery.action_id is None:
             press = arrived[delivery.key].press
-            action = new_action(press.action, press.project, *press.job, press.requester, Source.PULSE)
+            of_press = (press.action, press.project, *press.job, press.requester, Source.PULSE)
+            action = new_action(*of_press, rules=rules[press.project])
         else:
             same = listed_on[delivery.action_id]
-            action = new_action(same.kind, same.project, same.task_id, same.run_id, same.requester, Source.PULSE)
+            of_same = (same.kind, same.project, same.task_id, same.run_id, same.requester, Source.PULSE)
+            action = new_action(*of_same, rules=rules[same.project])
             log.info("press-counted-late", delivery=delivery.key, listed_on=same.id, task_id=same.task_id)
         actions[delivery.key] = action
     session.add_all(actions.values())

@@ -365,6 +365,6 @@ register(
         run,
         plan,
         RetriggerInput,
-        pressed=True,
+        replaceable=True,
     )
 )

@@ -121,6 +121,46 @@ async def test_a_batch_posted_again_is_known_and_so_is_a_key_twice_in_one(api: A
     assert len(await actions(api)) == 3
 
 
+async def test_a_press_may_name_what_its_repository_lists(api: Api) -> None:
+    await api.add(actions="auto", pulse_actions=["backfill", "cancel"])
+    assert await press(api, message(1, action="backfill"), message(2, action="cancel")) == ["accepted", "accepted"]
+    assert await press(api, message(3), message(4, action="rerun")) == ["rejected", "rejected"]
+    assert await press(api, message(5, project="other", action="backfill"), message(6, project="other")) == [
+        "rejected",
+        "accepted",
+    ]
+    stored = await actions(api)
+    assert [(action.kind, action.in_tree, action.lane) for action in stored if action.state == State.PENDING] == [
+        ("backfill", True, "action in-tree"),
+        ("cancel", True, "action in-tree"),
+        ("retrigger", False, "action retrigger"),
+    ]
+    assert (
+        stored[2].error
+        == "there is no action 'retrigger' for a button: mc takes backfill and cancel (its pulse_actions)"
+    )
+
+
+async def test_whose_action_is_meant_the_repository_says(api: Api) -> None:
+    told = {**WANTED, "input": {"downstream": True}}
+    await api.add()
+    for path in ("/actions", "/actions/plan"):
+        is_problem(await api.post(path, told), 422, "input of retrigger: unknown key downstream")
+    assert (await api.post("/actions", WANTED)).json()["in_tree"] is None
+    assert (await api.patch("/repositories/mc", {"actions": "in-tree"})).status_code == 200
+    taken = (await api.post("/actions", told)).json()
+    assert taken["input"] == {"downstream": True}
+    assert taken["in_tree"] == dict.fromkeys(("decision_task", "hook", "triggered_at", "task_id", "state"))
+    offered = (await api.post("/actions", {**WANTED, "action": "backfill"})).json()
+    assert offered["in_tree"] is not None
+
+
+async def test_an_action_of_the_tree_needs_its_scope_before_anything_is_looked_up(api: Api) -> None:
+    for path in ("/actions", "/actions/plan"):
+        answer = await api.post(path, {**WANTED, "action": "backfill"}, token=RETRIER)
+        assert is_problem(answer, 403)["missing_scope"] == "tc-treeherder:action:backfill:mc"
+
+
 async def test_two_presses_are_two_actions(api: Api) -> None:
     assert await press(api, message(1), message(2)) == ["accepted", "accepted"]
     assert len(await actions(api)) == 2
@@ -634,7 +674,10 @@ async def test_reads_need_credentials_and_no_scope(sqlite_api: Api) -> None:
 
 
 BAD_CALLS: list[tuple[Any, str]] = [
-    ({**WANTED, "action": "backfill"}, "action"),
+    ({**WANTED, "action": "a:b"}, "action"),
+    ({**WANTED, "action": "retrigger*"}, "action"),
+    ({**WANTED, "action": ""}, "action"),
+    ({**WANTED, "action": "x" * 101}, "action"),
     ({**WANTED, "task_id": "x"}, "task_id"),
     ({**WANTED, "task_id": RUN}, "task_id"),
     ({**WANTED, "task_id": TASK + "\n"}, "task_id"),

@@ -266,7 +266,7 @@ def test_the_exchanges_of_a_service() -> None:
         pulse: dict[str, Any] = {"url": "amqp://127.0.0.1/", "user": "u"}
         return exchanges(Settings(pulse=pulse, environments={"tc-treeherder": values}))
 
-    always = ["exchange/u/v1/pushes", "exchange/u/v1/retrigger"]
+    always = ["exchange/u/v1/action", "exchange/u/v1/pushes", "exchange/u/v1/retrigger"]
     assert of(pushes="off") == always
     assert of(pushes="pulse") == ["exchange/u/hgpushes/v1", *always]
     assert of(pushes="pulse", pushes_exchange="exchange/hgpushes/v1") == ["exchange/hgpushes/v1", *always]

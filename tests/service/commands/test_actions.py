@@ -1,11 +1,15 @@
 """`tc-treeherder actions`."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sandbox.credentials import LEVEL, TRUST_DOMAIN
-from service.flow.actions.kinds import ACTIONS, known_names
+from service.commands.actions import complete_names
+from service.flow.actions.kinds import ACTIONS
 from tests.service.commands.conftest import Pretended, Pushed, Run
 from tests.system.conftest import System, graph_of
 
@@ -94,7 +98,7 @@ def test_a_failed_action_is_1_and_says_why(tc: Run, pushed: Pushed) -> None:
 
 
 def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
-    action = dict.fromkeys(("run_id", "reason", "done_at", "next_attempt_at"))
+    action = dict.fromkeys(("run_id", "reason", "done_at", "next_attempt_at", "in_tree"))
     lists: dict[str, object] = {"notes": [], "tasks": [], "left_out": [], "cancels": []}
     names = {"action": "cancel", "project": "mc", "task_id": NOBODY, "push": None, "requester": "me", "source": "api"}
     body = {
@@ -132,19 +136,30 @@ def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
         ["cancel", "--task", f"try/{NOBODY}", "--times", "0"],
         ["cancel", "--task", f"try/{NOBODY}", "--input", "{"],
         ["cancel", "--task", f"try/{NOBODY}", "--input", "[1]"],
+        ["cancel", "--task", f"try/{NOBODY}", "--input-file", "/nowhere"],
+        ["cancel", "--task", f"try/{NOBODY}", "--input-file", __file__],
+        ["cancel", "--task", f"try/{NOBODY}", "--input", "{}", "--input-file", "-"],
     ],
 )
 def test_used_wrongly(tc: Run, arguments: list[str]) -> None:
     assert tc("actions", "run", *arguments).code == 2
 
 
-def test_an_action_that_is_none_names_those_that_are(tc: Run) -> None:
-    ran = tc("actions", "run", "explode", "--task", f"try/{NOBODY}")
+def test_an_action_that_nobody_offers_is_rejected(tc: Run, pushed: Pushed) -> None:
+    ran = tc("actions", "run", "explode", "--task", f"try/{pushed.tasks[1]}", "--wait")
     assert ran.code == 1
-    assert f"there is no action 'explode': this service does {known_names()}" in ran.err
+    assert "the tree offers no action 'explode'" in ran.err
+    ran = tc("actions", "run", "ex:plode", "--task", f"try/{NOBODY}")
+    assert 'action "ex:plode" is no name of an action' in ran.err
     names = [kind["name"] for kind in tc("actions", "kinds", "--json").json]
     assert names == sorted(ACTIONS)
     assert [row[0] for row in tc("actions", "kinds").rows] == names
+
+
+def test_nothing_is_offered_without_a_file(tc: Run, pushed: Pushed) -> None:
+    ran = tc("actions", "offered", "--task", f"try/{pushed.tasks[1]}")
+    assert ran.code == 0
+    assert "no actions: the decision task of task" in ran.out + ran.err
 
 
 def test_an_input_that_the_action_does_not_take_is_told(tc: Run) -> None:
@@ -157,3 +172,89 @@ def test_there_is_no_such_action(tc: Run) -> None:
     ran = tc("actions", "show", "4711")
     assert ran.code == 4
     assert "no action 4711" in ran.err
+
+
+def offered(name: str, **more: Any) -> dict[str, Any]:
+    values = {"title": name.title(), "description": "", "input": None, "allowed": True, "missing_scope": None}
+    return {"name": name, **values, "broken": None, **more}
+
+
+OFFERED = {
+    "project": "try",
+    "task_id": NOBODY,
+    "push": None,
+    "decision_task": NOBODY,
+    "reason": None,
+    "items": [
+        offered("backfill", input={"type": "object", "properties": {"depth": {}, "times": {}}}),
+        offered("rerun", allowed=False, missing_scope="tc-treeherder:action:rerun:try"),
+        offered("broken", broken="its kind is 'x'", input=True),
+    ],
+}
+
+
+def test_what_the_tree_offers_is_listed(tc: Run, pretend: Pretended) -> None:
+    pretend.json(f"/api/v1/tasks/{NOBODY}/actions", OFFERED)
+    pretend.json("/api/v1/pushes/try/7/actions", {**OFFERED, "items": [], "reason": "there is no file"})
+    ran = tc("actions", "offered", "--task", f"try/{NOBODY}", "--url", pretend.url)
+    assert [row[0] for row in ran.rows] == ["backfill", "rerun", "broken"]
+    assert "depth, times" in ran.out
+    assert "no: it needs tc-treeherder:action:rerun:try" in ran.out
+    assert "its kind is 'x'" in ran.out
+    assert pretend.asked[0][1].endswith("/actions?project=try")
+    assert tc("actions", "offered", "--task", f"try/{NOBODY}", "--json", "--url", pretend.url).json == OFFERED
+    ran = tc("actions", "offered", "--push", "try/7", "--url", pretend.url)
+    assert "no actions: there is no file" in ran.out + ran.err
+
+
+def test_names_are_completed_with_our_own_and_the_tree_s(pretend: Pretended) -> None:
+    pretend.json("/api/v1/actions/kinds", {"items": [{"name": "retrigger"}, {"name": "cancel"}]})
+    pretend.json(f"/api/v1/tasks/{NOBODY}/actions", OFFERED)
+
+    def completed(incomplete: str, **given: Any) -> list[str]:
+        context: Any = SimpleNamespace(params={"url": pretend.url, **given})
+        return complete_names(context, incomplete)
+
+    assert completed("") == ["cancel", "retrigger"]
+    assert completed("re") == ["retrigger"]
+    assert completed("re", task=f"try/{NOBODY}") == ["rerun", "retrigger"]
+    assert completed("", task="nonsense") == []
+    assert completed("", url="http://127.0.0.1:9") == []
+
+
+def test_an_input_comes_from_a_file(tc: Run, pretend: Pretended, tmp_path: Path) -> None:
+    pretend.json("/api/v1/actions/plan", {"title": "No", "detail": "no"}, 422)
+    file = tmp_path / "input.json"
+    file.write_text('{"depth": 3}')
+    about = ["actions", "run", "backfill", "--task", f"try/{NOBODY}", "--plan", "--url", pretend.url]
+    tc(*about, "--input-file", str(file))
+    assert json.loads(pretend.asked[-1][2])["input"] == {"depth": 3}
+
+
+def test_the_plan_of_the_tree_is_shown_with_payload_hook_and_missing_scopes(tc: Run, pretend: Pretended) -> None:
+    scope = "in-tree:hook-action:project-x/hook"
+    plan: dict[str, Any] = {
+        "action": "backfill",
+        "project": "try",
+        "task_id": NOBODY,
+        "run_id": None,
+        "push": None,
+        "input": {},
+        "state": "failed",
+        "reason": f"the decision task {NOBODY} lacks {scope}",
+        **{key: [] for key in ("notes", "tasks", "cancels", "left_out")},
+        "in_tree": {
+            "decision_task": NOBODY,
+            "hook": "project-x/hook",
+            "input": {"depth": 9},
+            "rendered": {"user": {"taskId": NOBODY}},
+            "missing_scopes": [{"scope": scope, "holder": f"the decision task {NOBODY}"}],
+        },
+    }
+    pretend.json("/api/v1/actions/plan", plan)
+    ran = tc("actions", "run", "backfill", "--task", f"try/{NOBODY}", "--plan", "--url", pretend.url)
+    assert ran.code == 1
+    assert f"{scope}: the decision task {NOBODY} lacks it" in ran.out
+    for words in ("project-x/hook", '{"depth": 9}', f'"taskId": "{NOBODY}"'):
+        assert words in ran.out
+    assert f"it would be failed: the decision task {NOBODY} lacks {scope}" in ran.err

@@ -77,6 +77,12 @@ def test_set_changes_what_is_given_and_leaves_the_rest(system: System, tc: Run) 
     assert after["contains"] is None
     assert after["scopes"] == [f"assume:repo:{host}:branch:default"]
     assert {name for name in after if after[name] != before[name]} == {"level", "contains", "scopes"}
+    tree = tc("repositories", "set", "setting", "--actions", "auto", "--pulse-action", "backfill")
+    assert "actions         auto" in tree.out
+    assert "pulse actions   backfill" in tree.out
+    refused = tc("repositories", "set", "setting", "--actions", "tree")
+    assert refused.code == 1
+    assert 'actions "tree" is none of copies, in-tree, auto' in refused.err
     changed = tc("repositories", "set", "setting", "--environment", "tc-treeherder", "--graph", "--json").json
     assert changed["environments"] == ["tc-treeherder"]
     assert tc("repositories", "set", "setting", "--supersede", "pusher", "--json").json["supersede"] == "pusher"

@@ -95,6 +95,11 @@ FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("environments: tc-treeherder", {"environments": ["tc-treeherder"]}, []),
     ("environments: [a, b]", {"environments": ["a", "b"]}, []),
     ("environments: https://treeherder.mozilla.org", {}, ["environments: 'https://treeherder.mozilla.org'"]),
+    ("actions: auto", {"actions": "auto"}, []),
+    ("actions: tree", {}, ["actions: 'tree'"]),
+    ("actions: [auto]", {}, ["actions: ['auto']"]),
+    ("pulse_actions: [retrigger, backfill]", {"pulse_actions": ["retrigger", "backfill"]}, []),
+    ("pulse_actions: retrigger", {}, ["pulse_actions: 'retrigger'"]),
     ("url: https://example.com/template, branches: [{name: main}]", {}, ["url", "branches"]),
     ("owner: me, 7: x", {}, ["owner", "7"]),
 ]

@@ -2,7 +2,18 @@
 
 import pytest
 
-from service.flow.actions.kinds import ACTIONS, ActionKind, known_names, pressable, register, scope_of
+from service.flow.actions.kinds import (
+    ACTIONS,
+    ActionKind,
+    is_of_tree,
+    known_names,
+    lane_of,
+    listed_names,
+    pressable,
+    register,
+    scope_of,
+)
+from service.store.models import PULSE_ACTIONS, TreeActions
 
 
 def test_each_action_has_a_scope_for_each_project_and_a_lane_of_its_own() -> None:
@@ -12,9 +23,31 @@ def test_each_action_has_a_scope_for_each_project_and_a_lane_of_its_own() -> Non
     assert known_names().endswith(" and retrigger-failed")
 
 
-def test_a_press_may_name_retrigger_and_cancel_alone() -> None:
-    assert known_names(pressed=True) == "cancel and retrigger"
-    assert [name for name in [*ACTIONS, "explode"] if pressable(name)] == ["cancel", "retrigger"]
+def test_a_press_may_name_what_the_repository_lists_and_what_is_about_a_task() -> None:
+    names = [*ACTIONS, "backfill", "explode"]
+    assert [name for name in names if pressable(name, PULSE_ACTIONS)] == ["cancel", "retrigger"]
+    allowed = ["cancel-push", "backfill", "retrigger"]
+    assert [name for name in names if pressable(name, allowed)] == ["retrigger", "backfill"]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "of_tree"),
+    [
+        ("retrigger", TreeActions.COPIES, False),
+        ("retrigger", TreeActions.IN_TREE, True),
+        ("cancel", TreeActions.AUTO, True),
+        ("cancel-push", TreeActions.IN_TREE, False),
+        ("backfill", TreeActions.COPIES, True),
+    ],
+)
+def test_which_actions_are_the_tree_s(name: str, setting: TreeActions, of_tree: bool) -> None:
+    assert is_of_tree(name, setting) is of_tree
+    assert lane_of(name, in_tree=of_tree) == ("action in-tree" if of_tree else f"action {name}")
+
+
+def test_names_in_a_message() -> None:
+    assert listed_names(["b", "a", "c"]) == "a, b and c"
+    assert listed_names([]) == "none"
 
 
 def test_an_action_is_registered_once() -> None:
