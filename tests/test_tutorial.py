@@ -261,3 +261,32 @@ def test_blocks_are_for_readers_with_or_without_a_broker() -> None:
         ("2", "c", []),
     ]
     assert [step.command for step in read_steps(page, "without")] == ["a", "d\ne\n"]
+
+
+def names_in(steps: list[Step]) -> dict[str, list[set[str]]]:
+    """Return the names of values in each output, by the kind of command, such as `pushes show`."""
+    names: dict[str, list[set[str]]] = {}
+    for step in steps:
+        kind = " ".join(step.command.split()[1:3]).replace("repositories add", "repositories show")
+        lines = [re.match(r"([a-z_]+(?: [a-z_]+)*) {2,}", line) for line in step.output]
+        names.setdefault(kind, []).append({match[1] for match in lines if match})
+    return names
+
+
+FORMS = {"repositories show", "pushes show", "actions run", "actions list", "dead-letters list"}
+"""Kinds of commands whose outputs have the same names in other pages."""
+
+
+def test_other_pages_show_outputs_of_the_same_form() -> None:
+    tutorial = names_in(read_steps(PAGE.read_text(), "with"))
+    compared = set()
+    for page in (ROOT / "docs" / "how-to").glob("*.md"):
+        text = re.sub(r"^ {3}", "", page.read_text(), flags=re.M)
+        text = re.sub(r"^```(console|sh)$", r"```\1 1", text, flags=re.M)
+        shown = [step for step in read_steps(text, "with") if step.output]
+        for kind, outputs in names_in(shown).items():
+            if kind in FORMS:
+                always = set[str].intersection(*tutorial[kind])
+                assert not [always - names for names in outputs if always - names], f"{page.name}: {kind}"
+                compared.add(kind)
+    assert compared == FORMS
