@@ -95,15 +95,22 @@ tasks:
 """
 
 
+WITHOUT_TESTS = TASKCLUSTER_YML[
+    : TASKCLUSTER_YML.rindex("    - $merge:", 0, TASKCLUSTER_YML.index('as_slugid("test")'))
+]
+"""The file of an earlier push, on which a backfill runs the test."""
+
+
 @dataclass
 class Timeline:
     """Events with their times in milliseconds after the push; each event is printed once."""
 
     pushed_at: float
     printed: set[str] = field(default_factory=set)
+    quiet: bool = False
 
     def print_once(self, event: str, at: float) -> None:
-        if event not in self.printed:
+        if event not in self.printed and not self.quiet:
             self.printed.add(event)
             typer.echo(f"  {max(0, at - self.pushed_at) * 1000:7.0f} ms  {event}")
 
@@ -131,20 +138,27 @@ class Demo:
         )
         _expect(answer, 201)
 
-        typer.echo(f"Pushing a commit to {PATH} as {USER}\n")
-        pushed_at = time.time()
-        changeset = {"message": "Bug 1 - the first change", "files": {".taskcluster.yml": TASKCLUSTER_YML}}
+        end = time.monotonic() + seconds
+        typer.echo(f"Pushing a commit to {PATH} as {USER}, whose graph has no tests")
+        self._push("Bug 0 - only documentation", WITHOUT_TESTS, Timeline(time.time(), quiet=True), end)
+        typer.echo("Pushing another one, whose graph has tests\n")
+        ended = self._push("Bug 1 - the first change", TASKCLUSTER_YML, Timeline(time.time()), end)
+        typer.echo("\nThe push is complete. One of its tasks has failed, and its dependents stay unscheduled.")
+        failed = next(task for task, state in ended.items() if state == "failed")
+        self._retrigger(failed, end)
+        self._backfill(failed, end)
+
+    def _push(self, message: str, file: str, timeline: Timeline, end: float) -> dict[str, str]:
+        """Push this file, print what happens, and return the state of each task once nothing runs any more."""
+        changeset = {"message": message, "files": {".taskcluster.yml": file}}
         answer = self._hg.post("/push", json={"repository": PATH, "user": USER, "changesets": [changeset]})
         push_id = _expect(answer, 200)["id"]
-        timeline = Timeline(pushed_at)
         timeline.print_once(f"push {push_id} stands in the pushlog", time.time())
-        end = time.monotonic() + seconds
         while not (ended := self._look(timeline, push_id)):
             if time.monotonic() > end:
-                raise StackError(f"The push is not complete after {seconds:g} s: {self._explain(push_id)}")
+                raise StackError(f"The push is not complete in time: {self._explain(push_id)}")
             time.sleep(0.05)
-        typer.echo("\nThe push is complete. One of its tasks has failed, and its dependents stay unscheduled.")
-        self._retrigger(next(task for task, state in ended.items() if state == "failed"), end)
+        return ended
 
     def _retrigger(self, task_id: str, end: float) -> None:
         """Retrigger a failed task, by the button if there is a broker, and print how its copies run."""
@@ -166,6 +180,44 @@ class Demo:
             if time.monotonic() > end:
                 raise StackError(f"The retrigger is not complete: {self._api.get('/actions').json()['items'][:1]}")
             time.sleep(0.05)
+
+    def _backfill(self, task_id: str, end: float) -> None:
+        """Have the tree's own action run the task on the earlier push, and print what becomes of it."""
+        offered = _expect(self._api.get(f"/tasks/{task_id}/actions"), 200)["items"]
+        typer.echo(
+            f"\nThe retrigger is complete. The tree offers for this task: {', '.join(a['name'] for a in offered)}"
+        )
+        typer.echo("Asking for a backfill, which runs it on the earlier push\n")
+        timeline, before = Timeline(time.time()), set(self._in_taskcluster()[1])
+        body = {
+            "action": "backfill",
+            "project": REPOSITORY,
+            "task_id": task_id,
+            "input": {"depth": 1},
+            "requester": USER,
+        }
+        action_id = _expect(self._api.post("/actions", json=body), 202)["id"]
+        while not self._backfilled(timeline, action_id, before):
+            if time.monotonic() > end:
+                raise StackError(f"The backfill is not complete: {self._api.get(f'/actions/{action_id}').json()}")
+            time.sleep(0.05)
+
+    def _backfilled(self, timeline: Timeline, action_id: int, before: set[str]) -> bool:
+        action = _expect(self._api.get(f"/actions/{action_id}"), 200)
+        if action["state"] in {"failed", "rejected"}:
+            raise StackError(f"The backfill is {action['state']}: {action['reason']}")
+        events = [(_seconds(action["received_at"]), "backfill received")]
+        tasks = self._taskcluster.get("/tasks").json()["tasks"]
+        new = [task for task in tasks if task["status"]["taskId"] not in before]
+        created = {task["status"]["taskId"]: task["task"]["created"] for task in new}
+        statuses = {task["status"]["taskId"]: task["status"] for task in new}
+        for found in new:
+            name = found["task"]["metadata"]["name"]
+            events += self._task({"task_id": found["status"]["taskId"], "name": name}, created, statuses)
+        for at, event in sorted(events):
+            timeline.print_once(event, at)
+        ended = [status["state"] for status in statuses.values() if status["state"] in {"completed", "failed"}]
+        return action["state"] == "done" and len(ended) == 2
 
     def _copies_ran(self, timeline: Timeline, before: set[int]) -> bool:
         actions = [action for action in self._api.get("/actions").json()["items"] if action["id"] not in before]
@@ -211,12 +263,8 @@ class Demo:
         states_by_task = {
             task["task_id"]: statuses.get(task["task_id"], {}).get("state") for task in push["graph"]["tasks"]
         }
-        through = states == {"done"} and set(states_by_task.values()) == {
-            "completed",
-            "failed",
-            "unscheduled",
-        }
-        return states_by_task if through else {}
+        ended = set(states_by_task.values()) in ({"completed"}, {"completed", "failed", "unscheduled"})
+        return states_by_task if states == {"done"} and ended else {}
 
     def _task(self, task: dict[str, Any], created: dict[str, str], statuses: dict[str, Any]) -> list[tuple[float, str]]:
         events = []
@@ -314,7 +362,7 @@ def claim_folder(folder: Path) -> None:
 
 
 def main(
-    once: Annotated[bool, typer.Option("--once", help="End when push and retrigger are complete.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when push, retrigger and backfill are complete.")] = False,
     folder: Annotated[
         Path, typer.Option(help="Folder for the database and the logs: new, empty, or an earlier demo's.")
     ] = Path(".demo"),
@@ -328,7 +376,7 @@ def main(
         ),
     ] = None,
     no_broker: Annotated[bool, typer.Option("--no-broker", help="Use no broker, even if one answers.")] = False,
-    seconds: Annotated[float, typer.Option(help="Time limit for push and retrigger.")] = 50,
+    seconds: Annotated[float, typer.Option(help="Time limit for pushes, retrigger and backfill.")] = 50,
 ) -> None:
     """Push a commit through tc-treeherder, with stand-ins for the systems around it."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -354,7 +402,7 @@ def main(
             if url:
                 stack.listener("pulse-listener", "pulse")
             Demo(stack).run(seconds)
-            typer.echo("\nThe retrigger is complete.")
+            typer.echo("\nThe backfill is complete: the test fails on the earlier push, too.")
             if not once:
                 _stay(stack)
     except PortError as error:
