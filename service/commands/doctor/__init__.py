@@ -3,7 +3,7 @@
     examine.py       runs all checks                               finding.py      findings, and tools for checks
     local.py         settings, database, the service itself        hosts.py        hosts of repositories
     taskcluster.py   credentials and scopes                        treeherder.py   credentials and projects
-    pulse.py         user, exchanges, queues
+    pulse.py         user, exchanges, queues                       in_tree.py      hooks of in-tree actions
 
 The checks change nothing, except that they send an empty request to the service and to each Treeherder, declare the
 publisher's exchanges, and declare a queue that is deleted with its connection.

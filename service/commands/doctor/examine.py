@@ -7,7 +7,7 @@ import httpx
 
 from listeners.settings import load as load_listeners
 from service.commands.client import checked
-from service.commands.doctor import hosts, local, pulse, taskcluster, treeherder
+from service.commands.doctor import hosts, in_tree, local, pulse, taskcluster, treeherder
 from service.commands.doctor.finding import Examination, Finding, Report, limited, quiet, secrets_of, without
 from service.contract.configuration import SettingsError
 from service.settings import Settings
@@ -41,6 +41,7 @@ async def examine(settings: Settings, url: str | None, seconds: float) -> list[F
             (Report("taskcluster"), "ping", taskcluster.ping),
             (Report("taskcluster"), "scopes", taskcluster.scopes),
             (Report("taskcluster"), "error tasks", taskcluster.error_tasks),
+            (Report("taskcluster"), "in-tree actions", in_tree.hooks),
         ]
         checks += [
             (Report(f"treeherder {prefix}"), "answer", treeherder.check(prefix)) for prefix in settings.environments
