@@ -67,16 +67,17 @@ async def follow_action_tasks(services: Services) -> float:
 
 async def _record_reported(services: Services) -> None:
     """Record what task events have told of the runs of action tasks."""
-    query = (
-        select(Action.action_task, JobReport.stage, JobReport.run, Action.action_task_state)
-        .join(JobReport, col(JobReport.task_id) == Action.action_task)
-        .where(text(FOLLOWED_TASKS))
-        .order_by(col(JobReport.run_id), col(JobReport.stage))
+    followed = (
+        select(Action.action_task, Action.action_task_state)
+        .where(text(FOLLOWED_TASKS), col(Action.action_task_seen_at) >= NEVER)
+        .order_by(col(Action.action_task_seen_at))
         .limit(MOST * 10)
+        .cte()
     )
+    query = select(JobReport, followed.c.action_task_state).join(followed, followed.c.action_task == JobReport.task_id)
     async with services.database.reading() as session:
-        rows = (await session.exec(query)).all()
-    newest = {task_id: (_state_of(stage, run), known) for task_id, stage, run, known in rows if task_id}
+        rows = sorted(await session.exec(query), key=lambda row: (row[0].run_id, row[0].stage))
+    newest = {report.task_id: (_state_of(report.stage, report.run), known) for report, known in rows}
     changed = {task_id: state for task_id, (state, known) in newest.items() if state not in {None, known}}
     if changed:
         async with services.database.writing() as session:
@@ -105,9 +106,10 @@ async def _look_up_quiet(services: Services) -> int:
         return 0
     async with services.database.writing() as session:
         # their time is set first, so that no other replica looks them up, too
+        due = quiet.with_for_update(skip_locked=True).cte()
         claimed = await session.exec(
             update(Action)
-            .where(col(Action.id).in_(quiet.with_for_update(skip_locked=True).scalar_subquery()))
+            .where(col(Action.id).in_(select(due.c.id)))
             .values(action_task_seen_at=at)
             .returning(col(Action.action_task))
         )

@@ -61,7 +61,7 @@ async def test_it_adds_a_repository_lists_pushes_plans_and_runs_an_action(packag
             changed = of("api.repositories.change_repository").sync("mc", client=client, body=change)
             assert changed.contains == "try:"
             assert of("api.pushes.list_pushes").sync(client=client).items == []
-            wanted = models.ActionCreate(action=models.ActionCreateAction.CANCEL, project="mc", task_id=slug("x"))
+            wanted = models.ActionCreate(action="cancel", project="mc", task_id=slug("x"))
             refused = of("api.actions.plan_action").sync(client=client, body=wanted)
             assert (refused.status, refused.type_) == (502, "/problems#upstream-unavailable")
             action = of("api.actions.create_action").sync(client=client, body=wanted)

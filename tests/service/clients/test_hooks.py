@@ -1,5 +1,8 @@
 """Hooks: what a trigger answers, what is certain about one that failed, and which fires count."""
 
+import base64
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -106,6 +109,22 @@ async def test_each_call_has_its_one_scope_and_a_missing_one_is_named(tc: Taskcl
     await hooks.trigger(GROUP, HOOK, {"what": 1})
     with pytest.raises(ScopesRefusal, match="lacks hooks:list-last-fires:"):
         await hooks.last_fires(GROUP, HOOK, now())
+
+
+async def test_a_call_may_do_nothing_else() -> None:
+    seen: list[Any] = []
+
+    async def say(request: Request) -> Response:
+        ext = re.search(r'ext="([^"]+)"', request.headers["authorization"])
+        assert ext is not None
+        seen.append(json.loads(base64.b64decode(ext[1]))["authorizedScopes"])
+        return JSONResponse({"taskId": GROUP, "lastFires": []})
+
+    app = Starlette(routes=[Route("/{path:path}", say, methods=["GET", "POST"])])
+    async with serving(app) as url, hooks_at(url) as hooks:
+        await hooks.trigger(GROUP, HOOK, {})
+        await hooks.last_fires(GROUP, HOOK, now())
+    assert seen == [[trigger_scope(GROUP, HOOK)], [fires_scope(GROUP, HOOK)]]
 
 
 async def test_what_the_role_of_the_hook_lacks_is_not_said_of_our_client(

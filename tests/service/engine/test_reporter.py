@@ -9,6 +9,7 @@ import pytest
 
 from service.clock import now
 from service.engine import leases
+from service.engine.registry import Registry
 from service.engine.reporter import EnvironmentReporter, Reporter
 from service.flow.jobs.deliver import TreeherderDeliverer
 from service.store.models import JobReport
@@ -100,3 +101,19 @@ async def test_stopping_gives_back_what_takes_too_long(sqlite_harness: ReportHar
     (report,) = await sqlite_harness.reports()
     assert report.due_at is not None
     assert report.due_at <= now()
+
+
+async def test_what_is_due_now_and_then_is_done_without_an_environment_too(sqlite_harness: ReportHarness) -> None:
+    registry, done = Registry(), asyncio.Event()
+
+    async def step(_: object) -> float:
+        done.set()
+        return 60
+
+    registry.add_step(step)
+    reporter = Reporter(sqlite_harness.services, registry)
+    running = asyncio.create_task(reporter.run())
+    async with asyncio.timeout(5):
+        await done.wait()
+        reporter.stop()
+        await running

@@ -23,12 +23,23 @@ from service.clock import now
 from service.engine import batches, leases, retention
 from service.engine.leases import Lease
 from service.errors import UpstreamError
-from service.flow.actions import push_tasks, supersede
-from service.flow.actions.subject import find_push
+from service.flow.actions import action_task, decision, push_tasks, receive, supersede, trigger
+from service.flow.actions.subject import PushSubject, Subject, find_push
 from service.flow.jobs import reconcile
+from service.flow.tasks.routes import Route
 from service.settings import RetentionSettings
 from service.store.database import Database
-from service.store.models import NOBODY, Action, GroupCheck, JobReport, Source, Supersede, job_lane, work_tables
+from service.store.models import (
+    NEVER,
+    NOBODY,
+    Action,
+    GroupCheck,
+    JobReport,
+    Source,
+    Supersede,
+    job_lane,
+    work_tables,
+)
 from tests.service.asgi import Api, changeset, node, push_event, running, settings_for
 
 SMALL = {"pulse_queue", "budget", "rate_grant", "secret"}
@@ -314,6 +325,24 @@ async def listen(api: Api) -> None:
         assert (await api.signed("/listeners/report", report)).status_code == 200
 
 
+async def follow_tree(api: Api, subject: PushSubject) -> None:
+    """Run the queries for in-tree actions."""
+    followed = {"action_task": task_id("r", 1), "action_task_seen_at": NEVER}
+    async with api.database.writing() as session:
+        await session.exec(update(Action).where(col(Action.id) == 1).values(**followed))
+    await action_task.follow_action_tasks(api.services)
+    async with api.database.reading() as session:
+        action = await session.get_one(Action, 1)
+    assert action.action_task_state is not None
+    await trigger._rivals(api.services, action)
+    with pytest.raises(UpstreamError):  # no queue is there to be asked
+        await decision.decisions_of_push(api.services, subject)
+    route = Route(alias(1), revision=node(1))
+    await decision._push_of(api.services, Subject(subject.repository, {}, {}, [(ENVIRONMENT, route)]))
+    async with api.database.reading() as session:
+        await receive.load_rules(session, [alias(1), alias(2)])
+
+
 async def serve(api: Api) -> None:
     """Run the queries of the worker and the reporter, beside the work itself."""
     database, settings = api.database, api.settings
@@ -329,6 +358,7 @@ async def serve(api: Api) -> None:
     for mode in Supersede:
         subject.repository.supersede = mode
         await supersede.find_pairs(api.services, subject)
+    await follow_tree(api, subject)
     await push_tasks.read_copies(database, [task_id("t", 1), task_id("t", 2)])
     async with database.reading() as session:
         await push_tasks.graph_step(session, subject.push.id or 0)
