@@ -165,9 +165,7 @@ def run(
     told: Annotated[str | None, typer.Option("--input", help="what the action is told, as JSON")] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option(
-            "--input-file", exists=True, dir_okay=False, allow_dash=True, help="The same, from a file; - is stdin."
-        ),
+        typer.Option("--input-file", allow_dash=True, help="The same, from a file; - is stdin."),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show what it would do, and do nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 1 when it fails.")] = False,

@@ -89,7 +89,7 @@ async def test_unknown_tasks_and_projects_are_not_found(offering: tuple[FlowHarn
     is_problem(await api.get("/tasks/x/actions"), 404, "it may have expired")
     is_problem(await api.get("/pushes/mc/99/actions"), 404, "no push 99")
     task_id = add_task(harness)
-    is_problem(await api.get(f"/tasks/{task_id}/actions?project=try"), 404, "'try' is monitored here")
+    is_problem(await api.get(f"/tasks/{task_id}/actions?project=try"), 404, "no repository 'try' is monitored")
     add_task(harness, "theirs", routes=["tc-treeherder.v2.theirs." + "0" * 40])
     is_problem(await api.get(f"/tasks/{slug('theirs')}/actions"), 404, "names a repository that is monitored here")
 
