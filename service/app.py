@@ -34,6 +34,8 @@ from service.engine.worker import Worker
 from service.services import open_services
 from service.settings import Settings, load
 from service.store.database import Database, check_schema_async, follow_clock
+from service.web import install as web
+from service.web.pages import open_site
 
 
 def create_app(settings: Settings | None = None, *, work: bool = True, alone: bool = False) -> FastAPI:
@@ -53,6 +55,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         try:
             async with open_services(used_settings, database, alone=alone) as services:
                 app.state.services = services
+                app.state.site = await open_site(used_settings, database)
                 app.state.health = pages = health.Health(services)
                 app.state.worker = worker = Worker(services)
                 app.state.reporter = reporter = Reporter(services)
@@ -104,4 +107,5 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
     app.include_router(manual.router)
     openapi.install(app)
     docs.install(app)
+    web.install(app, used_settings)
     return app

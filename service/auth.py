@@ -21,7 +21,7 @@ from service.clients.auth import Logins, SignedRequest
 from service.clients.taskcluster import satisfies
 from service.clock import now
 from service.errors import PermanentUpstreamError, Problem, Unavailable
-from service.settings import READ, Settings
+from service.settings import READ, Settings, Token
 
 log = structlog.get_logger()
 
@@ -124,14 +124,16 @@ def caller_of(settings: Settings, request: Request) -> Caller:
         return ANYBODY
     kind, _, value = header.partition(" ")
     if kind.lower() == "bearer":
-        sent = value.strip().encode("latin-1")  # the header's original bytes
-        # every token is compared, so that the time does not depend on which one matches
-        matches = [
-            token for token in settings.tokens if hmac.compare_digest(token.value.get_secret_value().encode(), sent)
-        ]
-        if matches:
-            return Caller(matches[0].name, tuple(matches[0].scopes))
+        token = find_token(settings, value.strip().encode("latin-1"))  # the header's original bytes
+        if token is not None:
+            return Caller(token.name, tuple(token.scopes))
     raise _unauthorized(settings, "the Authorization header has no token that this service knows")
+
+
+def find_token(settings: Settings, sent: bytes) -> Token | None:
+    """Return the token of the settings that has this value. Which one matches does not change the time it takes."""
+    matches = [token for token in settings.tokens if hmac.compare_digest(token.value.get_secret_value().encode(), sent)]
+    return matches[0] if matches else None
 
 
 def check_local(method: str, headers: Mapping[str, str]) -> None:

@@ -96,7 +96,7 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
             for prefix, environment in settings.environments.items()
             if "rest" in {environment.pushes, environment.jobs}
         }
-        secret = await _secret(database)
+        secret = await load_secret(database, "task-ids")
         replica = Replica(database, settings.replica, alone=alone)
         stack.push_async_callback(replica.stop)
         connections = AdaptiveSlots(settings.taskcluster.connections, metrics.taskcluster_connections)
@@ -117,15 +117,15 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
         )
 
 
-async def _secret(database: Database) -> bytes:
-    """Return the secret of this deployment, which the first replica makes."""
+async def load_secret(database: Database, name: str) -> bytes:
+    """Return the secret of this name of this deployment, which the first replica makes."""
     async with database.reading() as session:
-        secret = await session.get(Secret, "task-ids")
+        secret = await session.get(Secret, name)
     if secret is None:
         async with database.writing() as session:
-            await make_secret(session, "task-ids")
+            await make_secret(session, name)
         async with database.reading() as session:
-            secret = (await session.exec(select(Secret).where(Secret.name == "task-ids"))).one()
+            secret = (await session.exec(select(Secret).where(Secret.name == name))).one()
     return secret.value
 
 

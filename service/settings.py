@@ -341,6 +341,17 @@ class Settings(Configuration):
         "signatures must be for this host and port, whatever a Host or X-Forwarded header says",
     )
     public_reads: bool = Field(False, description="allow everybody to read")
+    web: bool = Field(True, description="serve the page for people at /")
+    web_session: Duration = Field(
+        timedelta(hours=12), description="time after which whoever signed in to the page must sign in again"
+    )
+    web_proxies: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="number of proxies in front of the service: the address that failed sign-ins are counted by is the "
+        "one that the outermost of them put into X-Forwarded-For. 0: whoever opens the connection",
+    )
     health_cache: Duration = Field(
         timedelta(seconds=5), description="time for which /metrics and the checks of /__heartbeat__ are cached"
     )

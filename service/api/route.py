@@ -25,7 +25,7 @@ class Route(APIRoute):
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
-        dependants = list(_flatten(self.dependant))
+        dependants = list(flatten(self.dependant))
         calls = {dependant.call for dependant in dependants}
         known = sorted({parameter.alias for dependant in dependants for parameter in dependant.query_params})
 
@@ -42,7 +42,7 @@ class Route(APIRoute):
         if get_caller not in calls:
             return
         services: Services = request.app.state.services
-        caller = await auth.identify(services.settings, request, services.logins)
+        caller = await self._identify(request)
         request.state.caller = caller
         if request.method not in {"GET", "HEAD"} and caller is not auth.ANYBODY:
             writes: Writes = request.app.state.writes
@@ -53,6 +53,11 @@ class Route(APIRoute):
         if not checks:
             auth.require_credentials(services.settings, caller)
 
+    async def _identify(self, request: Request) -> auth.Caller:
+        """Return the caller whose credentials the request has."""
+        services: Services = request.app.state.services
+        return await auth.identify(services.settings, request, services.logins)
+
 
 class SignedRoute(Route):
     """A route for listeners, which verifies the signature of method and path before the body is read."""
@@ -62,10 +67,11 @@ class SignedRoute(Route):
         auth.verify_route_signature(services.settings, request)
 
 
-def _flatten(dependant: Dependant) -> Iterator[Dependant]:
+def flatten(dependant: Dependant) -> Iterator[Dependant]:
+    """Yield a dependant, and all that it depends on."""
     yield dependant
     for dependency in dependant.dependencies:
-        yield from _flatten(dependency)
+        yield from flatten(dependency)
 
 
 def _check_query(request: Request, known: list[str]) -> None:

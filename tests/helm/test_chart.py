@@ -26,6 +26,7 @@ from service.app import create_app
 from service.cli import app as cli
 from service.contract.configuration import proxy_for
 from service.settings import Settings
+from service.web.pages import PageRoute
 from tests.helm import schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -438,6 +439,13 @@ def test_pods_roll_when_what_they_read_changes() -> None:
 @cache
 def app_paths() -> set[str]:
     return set(create_app(Settings()).openapi()["paths"])
+
+
+@cache
+def page_paths() -> set[str]:
+    """Return the paths of the page, each up to its first parameter."""
+    routes = [route for route in create_app(Settings()).routes if isinstance(route, PageRoute)]
+    return {route.path.partition("{")[0].rstrip("/") or "/" for route in routes}
 
 
 @every
@@ -896,8 +904,10 @@ def test_the_ingress_leads_to_all_but_what_is_the_clusters() -> None:
     hosts = [rule["host"] for rule in ingress["spec"]["rules"]]
     assert hosts == EVERYTHING["ingress"]["hosts"]
     for rule in ingress["spec"]["rules"]:
-        led = [entry["path"] for entry in rule["http"]["paths"]]
-        open_to_all = (app_paths() | {"/problems", "/alerts"}) - {"/metrics", "/__readiness__"}
+        paths = rule["http"]["paths"]
+        assert [entry["path"] for entry in paths if entry["pathType"] == "Exact"] == ["/"]
+        led = [entry["path"] for entry in paths if entry["pathType"] == "Prefix"]
+        open_to_all = (app_paths() | page_paths() | {"/problems", "/alerts"}) - {"/", "/metrics", "/__readiness__"}
         assert not [path for path in open_to_all if not any(f"{path}/".startswith(f"{begin}/") for begin in led)]
         assert not [path for path in ("/metrics", "/__readiness__") if any(path.startswith(begin) for begin in led)]
         assert {"/docs", "/openapi.json"} <= set(led)

@@ -1,0 +1,33 @@
+"""The first page, and the static files."""
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.deps import Reader
+from service.errors import Problem
+from service.web.pages import PageRoute, show
+from service.web.rendering import HEADERS, static_file
+
+router = APIRouter(route_class=PageRoute)
+
+_STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+_YEAR = 365 * 24 * 3600
+
+
+@router.get("/")
+async def get_home(request: Request, _: Reader) -> Response:
+    """Show the first page."""
+    return show(request, "home.html")
+
+
+@router.get("/static/{digest}/{name}")
+async def get_static(digest: str, name: str) -> Response:
+    """Return a static file, to be kept for a year under the digest of its content.
+
+    Under another digest it is kept for a minute: while a release is rolled out, pages of both are read.
+    """
+    if name not in _STATIC:
+        raise Problem(404, "Not Found", f"there is no file {name}: the pages name those that there are")
+    content, present = static_file(name)
+    life = f"public, max-age={_YEAR}, immutable" if digest == present else "public, max-age=60"
+    return Response(content, 200, {**HEADERS, "Cache-Control": life}, _STATIC[name])

@@ -1,0 +1,55 @@
+"""Add the page to the app, and answer errors as pages where a person looks."""
+
+import json
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service.errors import Problem, problem_anchor
+from service.settings import Settings
+from service.web import home, sign_in
+from service.web.pages import PageRoute, show
+
+_MACHINES = ("/api/", "/__", "/metrics", "/openapi.json", "/static/")
+"""Paths whose errors are for programs, whatever they accept."""
+
+
+def install(app: FastAPI, settings: Settings) -> None:
+    """Add the page to `app`, unless it is switched off. `app.state.site` must be there before the first request."""
+    if not settings.web:
+        return
+    for module in (home, sign_in):
+        app.include_router(module.router, include_in_schema=False)
+    for kind in (Problem, RequestValidationError, HTTPException, Exception):
+        _answer_as_page(app, kind)
+
+
+def _answer_as_page(app: FastAPI, kind: type[Exception]) -> None:
+    """Answer errors of this kind as a page that says what the API would say, if a person asks."""
+    answer = app.exception_handlers[kind]
+
+    async def handler(request: Request, error: Exception) -> Response:
+        response: Response = await answer(request, error)  # type: ignore[misc]  # ours are all async
+        if not _is_for_people(request):
+            return response
+        told = json.loads(bytes(response.body))
+        if told["status"] == 404 and isinstance(error, HTTPException):
+            told["detail"] = (
+                f"there is no page {request.scope['path']}: search for what you want, or begin at the start"
+            )
+        page = show(request, "error.html", told["status"], problem=told, anchor=problem_anchor(told["title"]))
+        for name in ("allow", "retry-after"):
+            if name in response.headers:
+                page.headers[name] = response.headers[name]
+        return page
+
+    app.add_exception_handler(kind, handler)
+
+
+def _is_for_people(request: Request) -> bool:
+    if isinstance(request.scope.get("route"), PageRoute):
+        return True
+    accepts = request.headers.get("accept", "")
+    return "text/html" in accepts and not request.scope["path"].startswith(_MACHINES)

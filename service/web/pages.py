@@ -1,0 +1,210 @@
+"""Routes of the page: they know who asks by a cookie, answer errors as pages, and take forms of our own pages only."""
+
+import ipaddress
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from fastapi import Depends, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import RedirectResponse
+
+from service import auth
+from service.api.route import Route, flatten
+from service.auth import Caller
+from service.errors import Problem
+from service.services import load_secret
+from service.settings import Settings
+from service.store.database import Database
+from service.web.failed import FailedSignIns
+from service.web.rendering import HEADERS, path_of, render
+from service.web.sessions import COOKIE, Sessions, WebSession
+
+FORM = "application/x-www-form-urlencoded"
+
+MAX_FIELDS = 1_000
+
+NAVIGATION: tuple[tuple[str, str], ...] = ()
+"""The name and path of each list."""
+
+
+class Site:
+    """Everything that all pages of this process share."""
+
+    def __init__(self, settings: Settings, key: bytes) -> None:
+        self.settings = settings
+        self.sessions = Sessions(settings, key)
+        self.failed = FailedSignIns()
+        self.base = "" if settings.public_url is None else (settings.public_url.path or "").rstrip("/")
+
+    def redirect(self, path: str) -> Response:
+        """Return a redirect to a path of the page."""
+        return RedirectResponse(self.base + path, 303, HEADERS)
+
+
+async def open_site(settings: Settings, database: Database) -> Site | None:
+    """Return what all pages share, with the key that all replicas share; None: there is no page."""
+    return Site(settings, await load_secret(database, "web-sessions")) if settings.web else None
+
+
+class Visit:
+    """A request for a page: who asks, and in which session."""
+
+    def __init__(self, site: Site, request: Request) -> None:
+        self._site, self._request = site, request
+        self.session = site.sessions.read(request.cookies.get(COOKIE, ""))
+        self.changed = False  # the answer sets the cookie
+
+    @property
+    def caller(self) -> Caller:
+        if not self._site.settings.has_credentials:
+            return auth.LOCAL
+        token = None if self.session is None else self.session.token
+        return auth.ANYBODY if token is None else Caller(token.name, tuple(token.scopes))
+
+    def form_token(self) -> str:
+        """Return the token for a form on this page; whoever has no session gets one."""
+        if self.session is None:
+            self.begin(self._site.sessions.new(None))
+        assert self.session is not None
+        return self._site.sessions.form_token(self.session)
+
+    def begin(self, session: WebSession | None) -> None:
+        """Begin another session; None: there is none any more."""
+        self.session, self.changed = session, True
+
+    def set_cookie(self, response: Response) -> None:
+        """Tell the browser of a changed session."""
+        if not self.changed:
+            return
+        self.changed = False
+        settings, path = self._site.settings, self._site.base or "/"
+        https = settings.public_url is not None and settings.public_url.scheme == "https"
+        attributes: dict[str, Any] = {
+            "path": path,
+            "secure": https or self._request.url.scheme == "https",
+            "httponly": True,
+            "samesite": "strict",
+        }
+        if self.session is None:
+            response.delete_cookie(COOKIE, **attributes)
+        else:
+            life = int(settings.web_session.total_seconds())
+            response.set_cookie(COOKIE, self._site.sessions.cookie(self.session), max_age=life, **attributes)
+
+
+async def get_site(request: Request) -> Site:
+    """Return what all pages share."""
+    site: Site = request.app.state.site
+    return site
+
+
+async def get_visit(request: Request) -> Visit:
+    """Return the visit of this request."""
+    visit: Visit = request.state.visit
+    return visit
+
+
+SiteDep = Annotated[Site, Depends(get_site)]
+VisitDep = Annotated[Visit, Depends(get_visit)]
+
+
+async def read_form(request: Request, visit: VisitDep, site: SiteDep) -> dict[str, str]:
+    """Return the fields of a form of our own page. Raises a 403 for any other, and for one of another session."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+        raise Problem(415, "Unsupported Media Type", f"a form is sent as {FORM}: use the one on the page")
+    try:
+        body = await request.body()
+        fields = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+    except ClientDisconnect:
+        raise Problem(400, "Incomplete", "the connection ended before the body: send the form again") from None
+    except ValueError:
+        raise Problem(422, "Invalid request", f"a form is UTF-8, with at most {MAX_FIELDS:,} fields") from None
+    if visit.session is None or not site.sessions.is_form_token(visit.session, fields.get("form_token", "")):
+        detail = "this form is not of your present session: go back, load the page again, and send it again"
+        raise Problem(403, "Form expired", detail)
+    return fields
+
+
+FormDep = Annotated[Mapping[str, str], Depends(read_form)]
+
+
+def check_origin(settings: Settings, request: Request) -> None:
+    """Raise a 403 unless a page of ours has sent this form."""
+    origin = request.headers.get("origin")
+    same_site = request.headers.get("sec-fetch-site") in {None, "same-origin"}
+    ours = {request.headers.get("host", "").lower()}
+    if settings.public_url is not None:
+        ours.add(urlsplit(str(settings.public_url)).netloc.lower())
+    if origin is None or origin.lower().partition("://")[2] not in ours or not same_site:
+        detail = f"a page of {origin or 'elsewhere'} sent this, and not this service: send the form on its own page"
+        raise Problem(403, "Cross-site request", f"{detail}. Behind a proxy, set TC_TREEHERDER_PUBLIC_URL")
+
+
+def local_path(text: str) -> str:
+    """Return a path of ours that a request names, or `/` for anything that could lead elsewhere."""
+    return text if re.fullmatch(r"/(?![/\\])[!-\[\]-~]*", text) else "/"
+
+
+def address_of(settings: Settings, request: Request) -> str:
+    """Return the address of whoever asks; of IPv6 the network, because everybody has many addresses there."""
+    address = request.client.host if request.client is not None else ""
+    hops = [hop.strip() for hop in ",".join(request.headers.getlist("x-forwarded-for")).split(",")]
+    if settings.web_proxies and len(hops) >= settings.web_proxies:
+        address = hops[-settings.web_proxies]
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:100]
+    return str(parsed if parsed.version == 4 else ipaddress.ip_network((parsed, 64), strict=False))
+
+
+class PageRoute(Route):
+    """A route of a page. Its caller is whoever the cookie names; a form is taken only from our own pages."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        if "POST" in (self.methods or ()) and not any(part.call is read_form for part in flatten(self.dependant)):
+            raise TypeError(f"{self.path} takes a form without `FormDep`, which refuses forms of other pages")
+
+        async def page(request: Request) -> Response:
+            site: Site = request.app.state.site
+            request.state.visit = visit = Visit(site, request)
+            try:
+                if request.method not in {"GET", "HEAD"}:
+                    check_origin(site.settings, request)
+                response = await handle(request)
+            except Problem as refused:
+                if refused.status != 401 or request.method not in {"GET", "HEAD"}:
+                    raise
+                raw = request.scope.get("raw_path", b"/").decode("latin-1")
+                query = request.scope["query_string"].decode("latin-1")
+                wanted = local_path(f"{raw}?{query}" if query else raw)
+                response = site.redirect(path_of("sign-in", next=wanted))
+            visit.set_cookie(response)
+            return response
+
+        return page
+
+    async def _identify(self, request: Request) -> Caller:
+        visit: Visit = request.state.visit
+        return visit.caller
+
+
+def show(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    """Return a page within the layout."""
+    site: Site = request.app.state.site
+    visit: Visit = request.state.visit if hasattr(request.state, "visit") else Visit(site, request)
+    caller = visit.caller
+    common = {
+        "caller": None if caller is auth.ANYBODY else caller.name,
+        "signed_in": visit.session is not None and visit.session.token is not None,
+        "can_sign_in": site.settings.has_credentials,
+        "form_token": visit.form_token,
+        "here": request.scope["path"],
+        "navigation": NAVIGATION,
+    }
+    response = render(template, site.base, status, **common, **values)
+    visit.set_cookie(response)
+    return response

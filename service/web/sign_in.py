@@ -1,0 +1,50 @@
+"""Sign in with a token of the settings, and sign out. Signing in with Taskcluster will stand beside it here."""
+
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Query, Request, Response
+
+from service import auth
+from service.web.pages import FormDep, PageRoute, SiteDep, VisitDep, address_of, local_path, show
+
+log = structlog.get_logger()
+router = APIRouter(route_class=PageRoute)
+
+Next = Annotated[str, Query(max_length=4_000, description="the page to go on to")]
+
+
+@router.get("/sign-in")
+async def get_sign_in(request: Request, site: SiteDep, visit: VisitDep, next: Next = "/") -> Response:
+    """Show the form; whoever may do everything already is sent on."""
+    if visit.caller is not auth.ANYBODY:
+        return site.redirect(local_path(next))
+    return _form(request, local_path(next))
+
+
+@router.post("/sign-in")
+async def sign_in(request: Request, site: SiteDep, visit: VisitDep, form: FormDep) -> Response:
+    """Begin a session of the token's caller, and go on to the page that was wanted."""
+    address, wanted = address_of(site.settings, request), local_path(form.get("next", "/"))
+    site.failed.check(address)
+    token = auth.find_token(site.settings, form.get("token", "").strip().encode(errors="replace"))
+    if token is None:
+        log.warning("sign-in-failed", address=address, failures=site.failed.count(address))
+        return _form(request, wanted, failed=True)
+    visit.begin(site.sessions.new(token))
+    log.info("signed-in", by=token.name, address=address)
+    return site.redirect(wanted)
+
+
+@router.post("/sign-out")
+async def sign_out(site: SiteDep, visit: VisitDep, _: FormDep) -> Response:
+    """End the session in this browser."""
+    if visit.caller is not auth.ANYBODY:
+        log.info("signed-out", by=visit.caller.name)
+    visit.begin(None)
+    return site.redirect("/sign-in")
+
+
+def _form(request: Request, wanted: str, *, failed: bool = False) -> Response:
+    has_tokens = bool(request.app.state.site.settings.tokens)
+    return show(request, "sign_in.html", 403 if failed else 200, next=wanted, failed=failed, has_tokens=has_tokens)
