@@ -9,8 +9,11 @@ from starlette.responses import Response
 
 from service.errors import Problem, problem_anchor
 from service.settings import Settings
-from service.web import home, sign_in
+from service.web import actions, home, pushes, search, sign_in, tasks
 from service.web.pages import PageRoute, show
+
+MODULES = (home, sign_in, search, pushes, tasks, actions)
+"""The modules that have routes."""
 
 _MACHINES = ("/api/", "/__", "/metrics", "/openapi.json", "/static/")
 """Paths whose errors are for programs, whatever they accept."""
@@ -20,10 +23,15 @@ def install(app: FastAPI, settings: Settings) -> None:
     """Add the page to `app`, unless it is switched off. `app.state.site` must be there before the first request."""
     if not settings.web:
         return
-    for module in (home, sign_in):
+    for module in MODULES:
         app.include_router(module.router, include_in_schema=False)
     for kind in (Problem, RequestValidationError, HTTPException, Exception):
         _answer_as_page(app, kind)
+
+
+def page_routes() -> list[PageRoute]:
+    """Return the routes of all pages."""
+    return [route for module in MODULES for route in module.router.routes if isinstance(route, PageRoute)]
 
 
 def _answer_as_page(app: FastAPI, kind: type[Exception]) -> None:

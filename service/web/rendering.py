@@ -1,6 +1,7 @@
 """Render templates. Everything is escaped, unless a template of ours says otherwise."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
 from service.sanitize import escape_unstorable
+from service.web.words import tone_of
 
 HERE = Path(__file__).parent
 
@@ -60,6 +62,11 @@ def format_duration(begin: datetime | None, end: datetime | None) -> str:
     return " ".join(shown) or "0 s"
 
 
+def format_json(value: Any) -> str:
+    """Return JSON for people, in lines."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -71,7 +78,9 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters["time"] = format_time
+    environment.filters["pretty"] = format_json
     environment.globals["duration"] = format_duration
+    environment.globals["tone_of"] = tone_of
     environment.globals["path_of"] = path_of
     return environment
 

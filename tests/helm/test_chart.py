@@ -26,7 +26,7 @@ from service.app import create_app
 from service.cli import app as cli
 from service.contract.configuration import proxy_for
 from service.settings import Settings
-from service.web.pages import PageRoute
+from service.web.install import page_routes
 from tests.helm import schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -444,8 +444,9 @@ def app_paths() -> set[str]:
 @cache
 def page_paths() -> set[str]:
     """Return the paths of the page, each up to its first parameter."""
-    routes = [route for route in create_app(Settings()).routes if isinstance(route, PageRoute)]
-    return {route.path.partition("{")[0].rstrip("/") or "/" for route in routes}
+    paths = {route.path.partition("{")[0].rstrip("/") or "/" for route in page_routes()}
+    assert {"/", "/static"} <= paths
+    return paths
 
 
 @every

@@ -40,7 +40,9 @@ from service.store.models import (
     job_lane,
     work_tables,
 )
-from tests.service.asgi import Api, changeset, node, push_event, running, settings_for
+from service.web.install import page_routes
+from tests.service.asgi import ADMIN, Api, changeset, node, push_event, running, settings_for
+from tests.service.web.browser import Browser
 
 SMALL = {"pulse_queue", "budget", "rate_grant", "secret"}
 """Tables with a row for each queue, upstream, or key of ours."""
@@ -262,6 +264,30 @@ async def read_all(api: Api) -> None:
         assert (await api.call("GET", path)).status_code in {200, 503}
 
 
+async def look(api: Api) -> None:
+    """Open each page with each of its filters, as a person who has signed in; and search for each kind of thing."""
+    browser = Browser(api, api.client)
+    assert (await browser.sign_in(ADMIN)).status_code == 303
+    for route in page_routes():
+        names = re.findall(r"{(\w+)}", route.path)
+        if "digest" in names or "GET" not in (route.methods or ()):
+            continue
+        path = route.path.format(**{name: VALUES[name][0] for name in names})
+        filters = {field.alias for field in route.dependant.query_params} & {*VALUES, "state", "kind"} - {"limit"}
+        values = {**VALUES, "state": ["failed", "pending", "done"], "kind": ["graph"]}
+        for query in [{}, *({name: value} for name in sorted(filters) for value in values[name])]:
+            assert (await api.client.get(path, params=query)).status_code in {200, 303}, (path, query)
+    for text_ in (
+        revision(1)[:8],
+        f"{alias(1)}/1",
+        task_id("t", 1),
+        "user1@example.com",
+        alias(1),
+        "https://hg.x/a/rev/0",
+    ):
+        assert (await api.client.get("/search", params={"q": text_})).status_code in {200, 303}
+
+
 async def write(api: Api) -> None:
     """Send the writing requests of people."""
     letters = (await api.get("/dead-letters", params={"limit": 500})).json()["items"]
@@ -397,6 +423,13 @@ async def test_no_query_of_the_api_reads_a_large_table(grown: Api) -> None:
         await write(grown)
         await listen(grown)
     assert len(statements) > 50
+    assert not (left := await scans(grown.database, statements)), "\n".join(left)
+
+
+async def test_no_query_of_the_page_reads_a_large_table(grown: Api) -> None:
+    with caught(grown.database) as statements:
+        await look(grown)
+    assert len(statements) > 15
     assert not (left := await scans(grown.database, statements)), "\n".join(left)
 
 

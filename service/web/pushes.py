@@ -1,0 +1,116 @@
+"""The page of a push."""
+
+from collections import Counter
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.api.actions import list_actions
+from service.api.deps import PushNumber, Reader, Reading, RepositoryAlias
+from service.api.push_tasks import MOST, copies_of, task_states
+from service.api.pushes import Generation, get_push
+from service.api.repositories import get_repository
+from service.api.schemas.pushes import PushRead
+from service.api.schemas.repositories import RepositoryRead
+from service.errors import Problem
+from service.settings import Settings
+from service.store.database import Session
+from service.web.pages import PageRoute, SiteDep, show
+from service.web.words import Explanation, explain_graph, explain_resultset, tone_of
+
+router = APIRouter(route_class=PageRoute)
+
+TASKS = 100
+"""Tasks on one page, so that a page stays small: those that failed come first."""
+
+NOT_REPORTED = "not reported"
+
+ACTIONS = 20
+"""Actions on a push that its page shows."""
+
+CHANGESETS = 20
+"""Changesets that the page of a push shows, the newest."""
+
+
+@router.get("/pushes/{alias}/{push_id}")
+async def get_push_page(
+    request: Request,
+    alias: RepositoryAlias,
+    push_id: PushNumber,
+    session: Reading,
+    caller: Reader,
+    site: SiteDep,
+    generation: Generation = None,
+    first: Annotated[int, Query(ge=0, le=MOST, description="the task that is shown first")] = 0,
+) -> Response:
+    """Show a push: its steps, its tasks with their states, their copies, and what went wrong."""
+    push = await get_push(alias, push_id, session, caller, generation)
+    repository = await _repository(session, alias, caller)
+    tasks = [] if push.graph is None else push.graph.tasks[:MOST]
+    ids = [task.task_id for task in tasks if task.task_id is not None]
+    states, copies = await task_states(session, ids), await copies_of(session, ids)
+    made = [copy for task_id in ids for copy in copies.get(task_id, [])]
+    counts = Counter(states[task_id].state if task_id in states else NOT_REPORTED for task_id in ids)
+    states |= await task_states(session, [copy.task_id for copy in made])
+    tasks.sort(key=lambda task: task.task_id not in states or tone_of(states[task.task_id].state) != "bad")
+    actions = await list_actions(session, caller, project=push.repository, push=push_id, limit=ACTIONS)
+    groups = list(dict.fromkeys(states[task_id].task_group_id for task_id in ids if task_id in states))
+    return show(
+        request,
+        "push.html",
+        push=push,
+        links=links_of(site.settings, push, repository, groups[:3]),
+        tip=push.changesets[-1] if push.changesets else None,
+        changesets=push.changesets[::-1][:CHANGESETS],
+        tasks=tasks[first : first + TASKS],
+        first=first,
+        following=first + TASKS if len(tasks) > first + TASKS else None,
+        counts=counts.most_common(),
+        states=states,
+        copies=copies,
+        failures=failures_of(push),
+        scopes=None if repository is None else repository.scopes,
+        actions=actions.items,
+        root=site.settings.taskcluster.root,
+    )
+
+
+async def _repository(session: Session, alias: str, caller: Any) -> RepositoryRead | None:
+    """Return the monitored repository; None if it was deleted: its pushes can still be read."""
+    try:
+        return await get_repository(alias, session, caller)
+    except Problem:
+        return None
+
+
+def links_of(
+    settings: Settings, push: PushRead, repository: RepositoryRead | None, groups: list[str]
+) -> list[tuple[str, str]]:
+    """Return links to a push in other systems, each with its name."""
+    links = []
+    if push.revision is not None:
+        if repository is not None:
+            links.append(("hg", f"{repository.url}/rev/{quote(push.revision, safe='')}"))
+        query = urlencode({"repo": push.repository, "revision": push.revision})
+        for resultset in push.resultsets:
+            if (environment := settings.environments.get(resultset.environment)) is not None:
+                links.append((resultset.environment, f"{str(environment.url).rstrip('/')}/jobs?{query}"))
+    links += [("task group", f"{settings.taskcluster.root}/tasks/groups/{quote(group)}") for group in groups]
+    return links
+
+
+def failures_of(push: PushRead) -> list[tuple[str, Explanation]]:
+    """Return what failed of a push for good, with the explanation."""
+    failures = [
+        (
+            f"No resultset in {resultset.environment}",
+            explain_resultset(resultset.error or "", push.repository, push.push_id),
+        )
+        for resultset in push.resultsets
+        if resultset.state == "failed"
+    ]
+    if push.graph is not None and push.graph.state == "failed":
+        explanation = explain_graph(push.graph.reason or "", push.repository, push.push_id)
+        failures.insert(0, ("No task graph", explanation))
+    return failures

@@ -1,0 +1,20 @@
+"""The page of a task."""
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.deps import Reader, Reading
+from service.api.push_tasks import task_states
+from service.api.tasks import TaskNumber, get_task
+from service.web.pages import PageRoute, SiteDep, show
+
+router = APIRouter(route_class=PageRoute)
+
+
+@router.get("/tasks/{task_id}")
+async def get_task_page(
+    request: Request, task_id: TaskNumber, session: Reading, caller: Reader, site: SiteDep
+) -> Response:
+    """Show a task: the push or action that it belongs to, its runs, its copies, and the actions on it."""
+    task = await get_task(task_id, session, caller)
+    states = await task_states(session, [task.task_id, *(copy.task_id for copy in task.copies if copy.task_id)])
+    return show(request, "task.html", task=task, states=states, root=site.settings.taskcluster.root)

@@ -1,0 +1,128 @@
+"""The page of a push."""
+
+from typing import Any
+
+from sqlmodel import select
+
+from service.store.models import Action, PlannedTask, Source, Stage, State
+from service.web.pushes import TASKS
+from tests.service.api.test_pushes import plan
+from tests.service.api.test_tasks import COPY, OURS, PLANNED, report, stored
+from tests.service.asgi import changeset, node, push_event
+from tests.service.web.browser import Browser, text_of
+from tests.service.web.support import XSS, is_escaped, statements
+
+
+async def test_a_push_shows_its_steps_tasks_states_copies_and_links(admin: Browser) -> None:
+    ids = await stored(admin.api)
+    page = await admin.page("/pushes/mc/101")
+    text = text_of(page)
+    assert "Push 101 of mc" in text
+    for step in ("Noticed done", "Resultset in tc-treeherder pending", "Task graph pending"):
+        assert step in text
+    assert "1 of 1 tasks are created. Of these, 1 running ." in text
+    assert f"{COPY} by sheriff@example.com ( retrigger {ids['first']} )" in text
+    assert PLANNED not in page
+    assert "Bug 1 - 101" in text
+    for address in (
+        f"https://hg.mozilla.org/mc/rev/{node(101)}",
+        f"http://127.0.0.1:9/jobs?repo=mc&amp;revision={node(101)}",
+        f"https://firefox-ci-tc.services.mozilla.com/tasks/groups/{OURS}",
+    ):
+        assert f'href="{address}" rel="noreferrer"' in page
+    assert f'href="/tasks/{OURS}"' in page
+
+
+async def test_failed_tasks_come_first_and_a_large_graph_has_several_small_pages(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101))
+    names = [f"a task with quite a long name, as tests have, number {number:04d}" for number in range(TASKS + 20)]
+    await plan(admin.api, *names)
+    async with admin.api.database.writing() as session:
+        failed = report(f"{names[-1]}-0", 0, stage=Stage.RESOLVED, state=State.DONE)
+        failed.run = {"state": "failed"}
+        session.add(failed)
+    page = await admin.page("/pushes/mc/101")
+    assert page.index(names[-1]) < page.index(names[0])
+    assert names[-2] not in page
+    assert "1 failed" in text_of(page)
+    assert len(page) < 60_000
+    assert 'href="/pushes/mc/101?first=100"' in page
+    rest = await admin.page("/pushes/mc/101?first=100")
+    assert names[-2] in rest
+    assert names[0] not in rest
+
+
+async def test_a_failure_is_explained_with_its_remedy(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101))
+    reason = (
+        "Taskcluster refuses task build with 403: the project's scopes lack queue:route:a (for its route), "
+        f"assume:{XSS} (for the task's own scopes). Add them to its role in Taskcluster or to the repository"
+    )
+    await admin.api.end_steps(State.FAILED, reason, error_task="E" * 22)
+    page = await admin.page("/pushes/mc/101")
+    assert is_escaped(page)
+    text = text_of(page)
+    assert "No task graph The project may not create one of its tasks" in text
+    assert "queue:route:a for its route" in text
+    assert "The project has: assume:repo:hg.mozilla.org/mc:branch:default" in text
+    assert "tc-treeherder pushes retry mc 101" in text
+    assert f'href="/tasks/{"E" * 22}"' in page
+    assert "No resultset in tc-treeherder-stage" in text
+
+
+async def test_everything_that_strangers_wrote_is_escaped(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101, user=XSS, changesets=[changeset("a", desc=XSS, author=XSS)]))
+    await plan(admin.api, XSS)
+    async with admin.api.database.writing() as session:
+        task = (await session.exec(select(PlannedTask))).one()
+        fields: dict[str, Any] = {"project": "mc", "lane": "x", "source": Source.API, "requester": XSS, "error": XSS}
+        action = Action(kind=XSS, task_id=task.task_id, **fields)
+        session.add_all([action, Action(kind="cancel-push", push_id=101, generation=0, **fields)])
+        await session.flush()
+        copied: dict[str, Any] = {"position": 0, "label": "copy", "name": XSS, "definition": {}, "created": True}
+        session.add(PlannedTask(task_id=f"<b>{'C' * 19}", action_id=action.id, copy_of=task.task_id, **copied))
+        strange = report(task.task_id, 0, stage=Stage.RESOLVED, state=State.DONE)
+        strange.run, strange.task_group_id = {"state": "exception", "reason": XSS}, XSS
+        session.add(strange)
+    for state in (State.SKIPPED, State.FAILED):
+        await admin.api.end_steps(state, XSS)
+        page = await admin.page("/pushes/mc/101")
+        assert is_escaped(page)
+        assert page.count("&lt;script&gt;") > 8
+
+
+async def test_a_page_costs_the_same_however_many_tasks_there_are(admin: Browser) -> None:
+    await stored(admin.api)
+    with statements(admin.api) as few:
+        await admin.page("/pushes/mc/101")
+    await plan(admin.api, *(f"t{number}" for number in range(1, 60)))
+    with statements(admin.api) as many:
+        await admin.page("/pushes/mc/101")
+    assert len(many) == len(few) <= 20
+
+
+async def test_what_is_not_there_is_told_with_the_commands_that_list_it(admin: Browser) -> None:
+    await admin.api.add()
+    for path in ("/pushes/mc/1", "/pushes/nowhere/1", "/pushes/%3Cscript%3E/1", "/pushes/mc/-1", "/pushes/%ff%00/1"):
+        answer = await admin.get(path)
+        assert answer.status_code == 404
+        assert is_escaped(answer.text)
+        assert "tc-treeherder" in text_of(answer.text)
+    assert (await admin.get("/pushes/mc/x")).status_code == 422
+
+
+async def test_pushes_of_a_deleted_repository_can_still_be_seen(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101))
+    await admin.api.end_steps(State.DONE)
+    await admin.api.delete("/repositories/mc")
+    assert "Push 101 of mc" in text_of(await admin.page("/pushes/mc/101"))
+
+
+async def test_a_push_without_changesets_is_shown(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101, changesets=[]))
+    assert "no changesets any more" in text_of(await admin.page("/pushes/mc/101"))
