@@ -205,9 +205,9 @@ async def _steps(session: Session, push_ids: list[int]) -> dict[int, list[PushSt
     steps: dict[int, list[PushStep]] = defaultdict(list)
     if not push_ids:  # SQLite would read the whole table to find none
         return steps
-    for step in await session.exec(
-        select(PushStep).where(col(PushStep.push_id).in_(push_ids)).order_by(col(PushStep.id))
-    ):
+    # sorted here: for many pushes, SQLite would go through the whole table in the order of its key
+    rows = await session.exec(select(PushStep).where(col(PushStep.push_id).in_(push_ids)))
+    for step in sorted(rows, key=lambda step: step.id or 0):
         steps[step.push_id].append(step)
     return steps
 

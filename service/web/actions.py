@@ -1,13 +1,39 @@
-"""The page of an action."""
+"""The list of actions, and the page of one."""
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated, Literal
 
-from service.api.actions import get_action
-from service.api.deps import ActionNumber, Reader, Reading
+from fastapi import APIRouter, Query, Request, Response
+
+from service.api.actions import get_action, list_actions
+from service.api.deps import ActionNumber, After, Reader, Reading
 from service.api.push_tasks import MOST, task_states
+from service.api.schemas.actions import ActionState
 from service.web.pages import PageRoute, SiteDep, show
 
 router = APIRouter(route_class=PageRoute)
+
+
+@router.get("/actions")
+async def get_actions_page(
+    request: Request,
+    session: Reading,
+    caller: Reader,
+    state: ActionState | Literal[""] = "",
+    project: Annotated[str, Query(max_length=1_000)] = "",
+    task_id: Annotated[str, Query(max_length=100)] = "",
+    requester: Annotated[str, Query(max_length=1_000)] = "",
+    after: After = None,
+) -> Response:
+    """List actions, the newest first."""
+    filters = {
+        "state": state,
+        "project": project.strip(),
+        "task_id": task_id.strip(),
+        "requester": requester.strip(),
+    }
+    given = {name: value or None for name, value in filters.items()}
+    page = await list_actions(session, caller, **given, after=after)  # type: ignore[arg-type]  # each is of its type
+    return show(request, "actions.html", page=page, filters=filters, states=list(ActionState))
 
 
 @router.get("/actions/{action_id}")

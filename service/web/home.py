@@ -2,7 +2,9 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.deps import Reader
+from service.api.deps import Reader, Reading
+from service.api.health import HealthDep
+from service.api.pushes import list_pushes
 from service.errors import Problem
 from service.web.pages import PageRoute, show
 from service.web.rendering import HEADERS, static_file
@@ -11,13 +13,18 @@ router = APIRouter(route_class=PageRoute)
 
 _STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
+NEWEST = 15
+"""Pushes on the first page."""
+
 _YEAR = 365 * 24 * 3600
 
 
 @router.get("/")
-async def get_home(request: Request, _: Reader) -> Response:
-    """Show the first page."""
-    return show(request, "home.html")
+async def get_home(request: Request, session: Reading, caller: Reader, health: HealthDep) -> Response:
+    """Show the search, what the heartbeat warns of, and the newest pushes."""
+    checks = [check for check in await health.checks.get() if check.status != "ok"]
+    page = await list_pushes(session, caller, limit=NEWEST)
+    return show(request, "home.html", checks=checks, page=page)
 
 
 @router.get("/static/{digest}/{name}")

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from service.errors import Problem, problem_anchor
 from service.settings import Settings
-from service.web import actions, home, pushes, search, sign_in, tasks
+from service.web import actions, dead_letters, home, pushes, repositories, search, sign_in, tasks, watch
 from service.web.pages import PageRoute, show
 
-MODULES = (home, sign_in, search, pushes, tasks, actions)
+MODULES = (home, sign_in, search, pushes, tasks, actions, watch, dead_letters, repositories)
 """The modules that have routes."""
 
 _MACHINES = ("/api/", "/__", "/metrics", "/openapi.json", "/static/")

@@ -25,7 +25,14 @@ FORM = "application/x-www-form-urlencoded"
 
 MAX_FIELDS = 1_000
 
-NAVIGATION: tuple[tuple[str, str], ...] = ()
+NAVIGATION = (
+    ("Pushes", "pushes"),
+    ("Actions", "actions"),
+    ("What waits", "waiting"),
+    ("Dead letters", "dead-letters"),
+    ("Repositories", "repositories"),
+    ("Pulse queues", "pulse-queues"),
+)
 """The name and path of each list."""
 
 

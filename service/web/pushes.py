@@ -1,16 +1,17 @@
-"""The page of a push."""
+"""The list of pushes, and the page of one."""
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.actions import list_actions
-from service.api.deps import PushNumber, Reader, Reading, RepositoryAlias
+from service.api.deps import After, PushNumber, Reader, Reading, RepositoryAlias
 from service.api.push_tasks import MOST, copies_of, task_states
-from service.api.pushes import Generation, get_push
+from service.api.pushes import Generation, get_push, list_pushes
 from service.api.repositories import get_repository
+from service.api.schemas.common import StepState
 from service.api.schemas.pushes import PushRead
 from service.api.schemas.repositories import RepositoryRead
 from service.errors import Problem
@@ -31,6 +32,23 @@ ACTIONS = 20
 
 CHANGESETS = 20
 """Changesets that the page of a push shows, the newest."""
+
+
+@router.get("/pushes")
+async def get_pushes_page(
+    request: Request,
+    session: Reading,
+    caller: Reader,
+    repository: Annotated[str, Query(max_length=50)] = "",
+    user: Annotated[str, Query(max_length=1_000)] = "",
+    state: StepState | Literal[""] = "",
+    after: After = None,
+) -> Response:
+    """List pushes, the newest first."""
+    filters = {"repository": repository.strip(), "user": user.strip(), "state": state}
+    given = {name: value or None for name, value in filters.items()}
+    page = await list_pushes(session, caller, **given, after=after)  # type: ignore[arg-type]  # each is of its type
+    return show(request, "pushes.html", page=page, filters=filters, states=list(StepState))
 
 
 @router.get("/pushes/{alias}/{push_id}")

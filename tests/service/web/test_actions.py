@@ -51,3 +51,16 @@ async def test_it_costs_a_few_statements(admin: Browser) -> None:
     with statements(admin.api) as sent:
         await admin.page(f"/actions/{ids['first']}")
     assert len(sent) <= 6
+
+
+async def test_the_list_has_filters_in_its_address(admin: Browser) -> None:
+    ids = await stored(admin.api)
+    every = text_of(await admin.page("/actions"))
+    assert f"retrigger {ids['first']}" in every
+    assert f"retrigger {ids['second']}" in every
+    query = f"project=mc&requester=sheriff%40example.com&state=done&task_id={OURS}"
+    some = await admin.page(f"/actions?{query}")
+    assert f"retrigger {ids['first']}" in text_of(some)
+    assert f"retrigger {ids['second']}" not in text_of(some)
+    assert "<option selected>done</option>" in some
+    assert "No action matches" in text_of(await admin.page("/actions?state=failed"))

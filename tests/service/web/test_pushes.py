@@ -126,3 +126,28 @@ async def test_a_push_without_changesets_is_shown(admin: Browser) -> None:
     await admin.api.add()
     await admin.api.push(push_event(101, changesets=[]))
     assert "no changesets any more" in text_of(await admin.page("/pushes/mc/101"))
+
+
+async def test_the_list_has_filters_in_its_address_and_leads_on(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101, user="a@example.com"), *(push_event(number) for number in range(102, 160)))
+    first = await admin.page("/pushes")
+    assert "mc/159" in first
+    assert "mc/101" not in first
+    assert len(first) < 60_000
+    following = first.partition('rel="next" href="')[2].partition('"')[0].replace("&amp;", "&")
+    second = await admin.page(following)
+    assert "mc/101" in second
+    assert 'rel="next"' not in second
+    filtered = await admin.page("/pushes?repository=mc&user=%20a%40example.com&state=pending")
+    assert text_of(filtered).count("mc/1") == 1
+    assert 'name="user" value="a@example.com"' in filtered
+    assert "<option selected>pending</option>" in filtered
+    assert "No push matches" in text_of(await admin.page("/pushes?user=nobody&repository=&state="))
+
+
+async def test_a_filter_that_cannot_be_is_told(admin: Browser) -> None:
+    for query, status in {"state=sad": 422, "after=x": 422, "repository=nowhere": 404, "user=a&user=b": 422}.items():
+        answer = await admin.get(f"/pushes?{query}")
+        assert answer.status_code == status, query
+        assert "text/html" in answer.headers["content-type"]

@@ -1,0 +1,134 @@
+"""Read what people watch beside pushes and actions: which Pulse queues are read, and what waits."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, literal
+from sqlmodel import col, select
+
+from service.api.health import UNREAD
+from service.clock import now
+from service.engine.registry import WORK
+from service.store.database import Session
+from service.store.distinct import distinct_of
+from service.store.models import PulseQueue, Push, PushStep, Repository, Work
+
+MOST_QUEUES = 100
+"""Queues that are listed, those that were read last."""
+
+MOST_COUNTED = 10_000
+"""Waiting pieces of one lane that are counted."""
+
+MOST_LANES = 200
+"""Lanes that are listed, those that have waited longest."""
+
+
+@dataclass(frozen=True)
+class QueueRead:
+    """A Pulse queue of a listener."""
+
+    name: str
+    events: str
+    read: bool  # a listener told lately that it reads it
+    seen_at: datetime
+    declared_at: datetime
+    deleted_at: datetime | None
+    messages_lost_since: datetime | None
+    deletions: int
+
+
+async def list_pulse_queues(session: Session) -> list[QueueRead]:
+    """Return the Pulse queues that listeners read or have read, the newest first."""
+    at = now()
+    newest = select(PulseQueue).order_by(col(PulseQueue.seen_at).desc()).limit(MOST_QUEUES)
+    return [
+        QueueRead(
+            name=queue.name,
+            events=queue.events,
+            read=at - queue.seen_at <= UNREAD,
+            seen_at=queue.seen_at,
+            declared_at=queue.declared_at,
+            deleted_at=queue.deleted_at,
+            messages_lost_since=queue.messages_lost_since,
+            deletions=queue.deletions,
+        )
+        for queue in await session.exec(newest)
+    ]
+
+
+@dataclass
+class WaitingLane:
+    """The unfinished work of one lane: an upstream, a project of one, or a kind of action."""
+
+    table: str
+    lane: str
+    count: int
+    oldest_id: int
+    whose: str  # of the oldest piece: the repository, or the revision, and the person
+    since: datetime
+    attempts: int
+    working: bool
+    next_attempt_at: datetime | None
+    error: str | None
+    push: tuple[str, int] | None = None  # of the oldest piece, if it is a step of a push
+
+
+async def list_waiting(session: Session) -> list[WaitingLane]:
+    """Return each lane with unfinished work, and its oldest piece; the lane that has waited longest comes first."""
+    lanes = [lane for model in WORK.tables for lane in await _lanes_of(session, model)]
+    lanes = sorted(lanes, key=lambda lane: lane.since)[:MOST_LANES]
+    steps = [lane.oldest_id for lane in lanes if lane.table == PushStep.__tablename__]
+    if steps:
+        query = (
+            select(PushStep.id, Repository.alias, Push.push_id)
+            .join(Push, col(Push.id) == PushStep.push_id)
+            .join(Repository, col(Repository.id) == Push.repository_id)
+            .where(col(PushStep.id).in_(steps))
+        )
+        pushes = {step_id: (alias, push_id) for step_id, alias, push_id in await session.exec(query)}
+        for lane in lanes:
+            if lane.table == PushStep.__tablename__:
+                lane.push = pushes.get(lane.oldest_id)
+    return lanes
+
+
+async def _lanes_of(session: Session, model: type[Work]) -> list[WaitingLane]:
+    waiting = col(model.due_at).is_not(None)
+    lanes = distinct_of(model.lane, "lanes", waiting)
+    of_lane = (col(model.lane) == lanes.c.lane, waiting)
+    first = select(model.id).where(*of_lane).order_by(col(model.since)).limit(1).correlate(lanes).scalar_subquery()
+    some = select(literal(1)).where(*of_lane).limit(MOST_COUNTED).correlate(lanes).subquery()
+    count = select(func.count()).select_from(some).scalar_subquery()
+    query: Any = (
+        select(  # type: ignore[call-overload]  # SQLModel has types for four columns
+            lanes.c.lane,
+            count,
+            model.id,
+            model.share,
+            model.since,
+            model.attempts,
+            model.due_at,
+            model.holder,
+            model.error,
+        )
+        .select_from(lanes)
+        .join(model, col(model.id) == first)
+        .where(lanes.c.lane.is_not(None))
+    )
+    at = now()
+    return [
+        WaitingLane(
+            table=str(model.__tablename__),
+            lane=lane,
+            count=number,
+            oldest_id=oldest_id,
+            whose=share,
+            since=since,
+            attempts=attempts,
+            working=holder is not None and due_at > at,
+            next_attempt_at=None if holder is not None and due_at > at else max(due_at, since),
+            error=error,
+        )
+        for lane, number, oldest_id, share, since, attempts, due_at, holder, error in await session.exec(query)
+    ]

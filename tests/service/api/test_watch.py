@@ -1,0 +1,60 @@
+"""Which queues are read, and what waits."""
+
+from datetime import timedelta
+
+import pytest
+
+from service.api import watch
+from service.api.health import UNREAD
+from service.api.watch import list_pulse_queues, list_waiting
+from service.clock import now
+from service.store.models import PulseQueue, State
+from tests.service.asgi import Api, push_event
+
+
+async def test_a_queue_is_read_if_a_listener_said_so_lately(api: Api) -> None:
+    async with api.database.writing() as session:
+        session.add(PulseQueue(name="new", events="tasks"))
+        session.add(PulseQueue(name="old", events="tasks", seen_at=now() - UNREAD * 2, deleted_at=now(), deletions=2))
+    async with api.database.reading() as session:
+        queues = await list_pulse_queues(session)
+    assert [(queue.name, queue.read, queue.deletions) for queue in queues] == [("new", True, 0), ("old", False, 2)]
+
+
+async def test_what_waits_is_told_by_lane_the_oldest_first(api: Api) -> None:
+    async with api.database.reading() as session:
+        assert await list_waiting(session) == []
+    await api.add()
+    await api.push(push_event(101, user="dev@example.com"), push_event(102))
+    async with api.database.writing() as session:
+        for step in await api.steps():
+            step.since = now() - timedelta(hours=step.id or 0)
+            if step.kind == "graph" and step.id and step.id > 3:
+                step.error, step.attempts, step.since = "Taskcluster answers 503", 4, now() - timedelta(days=1)
+                step.due_at = now() + timedelta(minutes=5)
+            await session.merge(step)
+    async with api.database.reading() as session:
+        lanes = await list_waiting(session)
+    assert len(lanes) == 3
+    assert [lane.count for lane in lanes] == [2, 2, 2]
+    graph = lanes[0]
+    assert (graph.table, graph.push, graph.attempts, graph.error) == (
+        "push_step",
+        ("mc", 102),
+        4,
+        "Taskcluster answers 503",
+    )
+    assert graph.next_attempt_at is not None
+    assert graph.next_attempt_at > now()
+    assert lanes[1].since <= lanes[2].since
+    await api.end_steps(State.DONE)
+    async with api.database.reading() as session:
+        assert await list_waiting(session) == []
+
+
+async def test_a_lane_is_counted_up_to_a_bound(sqlite_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    await sqlite_api.add()
+    await sqlite_api.push(push_event(101), push_event(102))
+    monkeypatch.setattr(watch, "MOST_COUNTED", 1)
+    async with sqlite_api.database.reading() as session:
+        assert {lane.count for lane in await list_waiting(session)} == {1}
