@@ -4,15 +4,24 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.api.dead_letters import get_dead_letter, list_dead_letters
-from service.api.deps import After, LetterNumber, Reader, Reading
+from service.api.dead_letters import drop_dead_letter, get_dead_letter, list_dead_letters, replay_dead_letter
+from service.api.deps import After, LetterNumber, Reader, Reading, ServicesDep, Writer
 from service.api.schemas.dead_letters import LetterKind
-from service.web.pages import PageRoute, show
+from service.auth import Caller
+from service.errors import Problem
+from service.services import Services
+from service.settings import REPOSITORIES_WRITE
+from service.web.pages import FormDep, PageRoute, show
 
 router = APIRouter(route_class=PageRoute)
 
 MAX_PAYLOAD = 20_000
 """Characters of a payload that a page shows."""
+
+
+def _missing(caller: Caller) -> str | None:
+    """Return the scope that the caller lacks to replay and drop."""
+    return None if caller.has(REPOSITORIES_WRITE) else REPOSITORIES_WRITE
 
 
 @router.get("/dead-letters")
@@ -25,7 +34,14 @@ async def get_dead_letters_page(
 ) -> Response:
     """List dead letters, the newest first."""
     page = await list_dead_letters(session, caller, kind=kind or None, after=after)
-    return show(request, "dead_letters.html", page=page, filters={"kind": kind}, kinds=list(LetterKind))
+    return show(
+        request,
+        "dead_letters.html",
+        page=page,
+        filters={"kind": kind},
+        kinds=list(LetterKind),
+        missing=_missing(caller),
+    )
 
 
 @router.get("/dead-letters/{letter_id}")
@@ -33,4 +49,29 @@ async def get_dead_letter_page(request: Request, letter_id: LetterNumber, sessio
     """Show one dead letter, with the beginning of its payload."""
     letter = await get_dead_letter(letter_id, session, caller)
     payload = None if letter.payload is None else letter.payload[:MAX_PAYLOAD]
-    return show(request, "dead_letter.html", letter=letter, payload=payload)
+    return show(request, "dead_letter.html", letter=letter, payload=payload, missing=_missing(caller))
+
+
+@router.post("/dead-letters")
+async def handle_dead_letters(request: Request, services: ServicesDep, caller: Writer, form: FormDep) -> Response:
+    """Replay or drop the chosen dead letters, each by itself, and say what became of each."""
+    do = form.get("do", "")
+    chosen = [name.removeprefix("letter-") for name in form if name.startswith("letter-")]
+    numbers = [int(text) for text in chosen if text.isascii() and text.isdigit() and len(text) <= 10]
+    if do not in {"replay", "drop"} or not numbers:
+        raise Problem(422, "Invalid request", "choose dead letters, and then whether to replay or to drop them")
+    outcomes = [(number, await _handle(do, number, request, services, caller)) for number in numbers]
+    return show(request, "dead_letters_done.html", do=do, outcomes=outcomes)
+
+
+async def _handle(do: str, number: int, request: Request, services: Services, caller: Caller) -> str | None:
+    """Replay or drop one; return why that cannot be."""
+    try:
+        if do == "replay":
+            await replay_dead_letter(number, request, services, caller)
+        else:
+            async with services.database.writing() as session:
+                await drop_dead_letter(number, caller, session)
+    except Problem as refused:
+        return refused.detail
+    return None

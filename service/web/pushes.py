@@ -7,17 +7,20 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.actions import list_actions
-from service.api.deps import After, PushNumber, Reader, Reading, RepositoryAlias
+from service.api.deps import After, CallerDep, PushNumber, Reader, Reading, RepositoryAlias, ServicesDep
 from service.api.push_tasks import MOST, copies_of, task_states
-from service.api.pushes import Generation, get_push, list_pushes
+from service.api.pushes import Generation, get_push, list_pushes, retry_push
 from service.api.repositories import get_repository
 from service.api.schemas.common import StepState
 from service.api.schemas.pushes import PushRead
 from service.api.schemas.repositories import RepositoryRead
 from service.errors import Problem
+from service.flow.actions.kinds import scope_of
 from service.settings import Settings
 from service.store.database import Session
-from service.web.pages import PageRoute, SiteDep, show
+from service.web.asking import ON_PUSHES, buttons_for
+from service.web.pages import FormDep, PageRoute, SiteDep, show
+from service.web.rendering import path_of
 from service.web.words import Explanation, explain_graph, explain_resultset, tone_of
 
 router = APIRouter(route_class=PageRoute)
@@ -74,6 +77,7 @@ async def get_push_page(
     tasks.sort(key=lambda task: task.task_id not in states or tone_of(states[task.task_id].state) != "bad")
     actions = await list_actions(session, caller, project=push.repository, push=push_id, limit=ACTIONS)
     groups = list(dict.fromkeys(states[task_id].task_group_id for task_id in ids if task_id in states))
+    retry = scope_of("retry", push.repository)
     return show(
         request,
         "push.html",
@@ -91,7 +95,25 @@ async def get_push_page(
         scopes=None if repository is None else repository.scopes,
         actions=actions.items,
         root=site.settings.taskcluster.root,
+        buttons=buttons_for(caller, ON_PUSHES, push.repository),
+        retry_missing=None if caller.has(retry) else retry,
     )
+
+
+@router.post("/pushes/{alias}/{push_id}/retry")
+async def retry_push_form(
+    request: Request,
+    alias: RepositoryAlias,
+    push_id: PushNumber,
+    services: ServicesDep,
+    caller: CallerDep,
+    _: FormDep,
+    site: SiteDep,
+    generation: Generation = None,
+) -> Response:
+    """Retry the failed steps of a push, and lead back to its page."""
+    push = await retry_push(alias, push_id, request, services, caller, generation)
+    return site.redirect(path_of("pushes", alias, push_id, generation=push.generation or None))
 
 
 async def _repository(session: Session, alias: str, caller: Any) -> RepositoryRead | None:

@@ -32,7 +32,7 @@ class Browser:
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         return answer.text
 
-    async def post(self, path: str, /, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
+    async def post(self, path: str, headers: dict[str, str] | None = None, /, **fields: str) -> httpx.Response:
         """Send a form with exactly these fields, from our own origin unless `headers` say otherwise."""
         return await self.http.post(path, data=fields, headers={"Origin": ORIGIN, **(headers or {})})
 

@@ -8,7 +8,7 @@ from service.store.models import Action, PlannedTask, Source, Stage, State
 from service.web.pushes import TASKS
 from tests.service.api.test_pushes import plan
 from tests.service.api.test_tasks import COPY, OURS, PLANNED, report, stored
-from tests.service.asgi import changeset, node, push_event
+from tests.service.asgi import READER, changeset, node, push_event
 from tests.service.web.browser import Browser, text_of
 from tests.service.web.support import XSS, is_escaped, statements
 
@@ -151,3 +151,33 @@ async def test_a_filter_that_cannot_be_is_told(admin: Browser) -> None:
         answer = await admin.get(f"/pushes?{query}")
         assert answer.status_code == status, query
         assert "text/html" in answer.headers["content-type"]
+
+
+async def test_failed_steps_are_retried_by_a_button(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101))
+    assert "Retry the failed steps" not in await admin.page("/pushes/mc/101")
+    await admin.api.end_steps(State.FAILED, "gave up")
+    page = await admin.page("/pushes/mc/101")
+    assert 'action="/pushes/mc/101/retry"' in page
+    assert (await admin.post("/pushes/mc/101/retry", form_token="x")).status_code == 403
+    token = await admin.form_token("/")
+    answer = await admin.post("/pushes/mc/101/retry", form_token=token)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/pushes/mc/101")
+    assert {step.state for step in await admin.api.steps()} == {State.PENDING}
+    again = await admin.post("/pushes/mc/101/retry", form_token=token)
+    assert again.status_code == 409
+    assert "nothing to retry" in text_of(again.text)
+
+
+async def test_a_button_that_one_may_not_press_says_which_scope_is_missing(stranger: Browser) -> None:
+    await stranger.api.add()
+    await stranger.api.push(push_event(101))
+    await stranger.api.end_steps(State.FAILED, "gave up")
+    await stranger.sign_in(READER)
+    page = await stranger.page("/pushes/mc/101")
+    for scope in ("retry", "cancel-push", "retrigger-failed"):
+        assert f"<code>tc-treeherder:action:{scope}:mc</code>" in page
+    assert "<button>Preview" not in page
+    answer = await stranger.post("/pushes/mc/101/retry", form_token=await stranger.form_token("/"))
+    assert answer.status_code == 403
