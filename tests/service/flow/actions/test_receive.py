@@ -410,7 +410,8 @@ async def test_no_lookup_of_deliveries_scans_the_table(database: Database) -> No
     for plan in plans:
         assert "Seq Scan" not in plan
         assert "SCAN" not in plan
-    assert sum("ix_delivery_unsettled" in plan for plan in plans) == 1
+    if database.sqlite:  # of a few rows PostgreSQL may find any index as good
+        assert sum("ix_delivery_unsettled" in plan for plan in plans) == 1
 
 
 async def test_what_has_become_too_old_to_be_matched_makes_no_action(database: Database) -> None:
