@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.store.database import Database
 from service.web.failed import FailedSignIns
 from service.web.rendering import HEADERS, path_of, render
-from service.web.sessions import COOKIE, Sessions, WebSession
+from service.web.sessions import COOKIE, FORM_COOKIE, Sessions, WebSession
 
 FORM = "application/x-www-form-urlencoded"
 
@@ -60,8 +60,12 @@ class Visit:
 
     def __init__(self, site: Site, request: Request) -> None:
         self._site, self._request = site, request
-        self.session = site.sessions.read(request.cookies.get(COOKIE, ""))
+        self.session = self._read(COOKIE, signed_in=True) or self._read(FORM_COOKIE, signed_in=False)
         self.changed = False  # the answer sets the cookie
+
+    def _read(self, cookie: str, *, signed_in: bool) -> WebSession | None:
+        session = self._site.sessions.read(self._request.cookies.get(cookie, ""))
+        return session if session is not None and (session.token is not None) is signed_in else None
 
     @property
     def caller(self) -> Caller:
@@ -98,7 +102,8 @@ class Visit:
             response.delete_cookie(COOKIE, **attributes)
         else:
             life = int(settings.web_session.total_seconds())
-            response.set_cookie(COOKIE, self._site.sessions.cookie(self.session), max_age=life, **attributes)
+            name = FORM_COOKIE if self.session.token is None else COOKIE
+            response.set_cookie(name, self._site.sessions.cookie(self.session), max_age=life, **attributes)
 
 
 async def get_site(request: Request) -> Site:
@@ -188,7 +193,11 @@ class PageRoute(Route):
                 raw = request.scope.get("raw_path", b"/").decode("latin-1")
                 query = request.scope["query_string"].decode("latin-1")
                 wanted = local_path(f"{raw}?{query}" if query else raw)
-                response = site.redirect(path_of("sign-in", next=wanted))
+                if request.headers.get("sec-fetch-site") == "cross-site":
+                    # behind a link of another site the browser keeps a SameSite=Strict cookie to itself
+                    response = render("again.html", site.base, path=site.base + wanted)
+                else:
+                    response = site.redirect(path_of("sign-in", next=wanted))
             visit.set_cookie(response)
             return response
 

@@ -15,8 +15,12 @@ from service.clock import now
 from service.flow.tasks.ids import derive
 from service.settings import Settings, Token
 
-COOKIE = "tc-treeherder"
-"""Name of the cookie."""
+COOKIE, FORM_COOKIE = "tc-treeherder", "tc-treeherder-form"
+"""Names of the cookies: of whoever signed in, and of somebody unknown.
+
+They are two, because a browser that comes from another site shows neither: then a form for somebody unknown must not
+replace the session of whoever signed in.
+"""
 
 MAX_COOKIE = 2_000
 """Characters of the longest cookie that is looked at."""

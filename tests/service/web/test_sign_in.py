@@ -4,7 +4,7 @@ import pytest
 import structlog
 
 from service.web.failed import MOST_FAILED
-from service.web.sessions import COOKIE
+from service.web.sessions import COOKIE, FORM_COOKIE
 from tests.service.asgi import ADMIN, NEVER_SHOWN, READER, settings_for
 from tests.service.web.browser import Browser, opened, text_of
 from tests.service.web.test_pages import LEADING_ELSEWHERE
@@ -47,14 +47,28 @@ async def test_who_fails_too_often_waits_even_with_the_right_token(stranger: Bro
 async def test_signing_in_begins_another_session(stranger: Browser) -> None:
     """Whoever planted the cookie of a session in a browser has nothing once its owner has signed in."""
     token = await stranger.form_token()
-    planted = stranger.http.cookies[COOKIE]
+    planted = stranger.http.cookies[FORM_COOKIE]
     await stranger.sign_in(ADMIN)
     assert stranger.http.cookies[COOKIE] != planted
     assert (await stranger.post("/sign-out", form_token=token)).status_code == 403
-    stranger.http.cookies.set(COOKIE, planted, domain="service.local")
-    stranger.http.cookies.clear()
-    stranger.http.cookies.set(COOKIE, planted)
-    assert (await stranger.get("/")).status_code == 303
+    signed_in = stranger.http.cookies[COOKIE]
+    for name, cookie in ((COOKIE, planted), (FORM_COOKIE, planted), (FORM_COOKIE, signed_in)):
+        stranger.http.cookies.clear()
+        stranger.http.cookies.set(name, cookie)
+        assert (await stranger.get("/")).status_code == 303
+
+
+async def test_a_link_of_another_site_does_not_end_the_session(admin: Browser) -> None:
+    """The browser does not send the cookie behind such a link, but does when the page itself leads on."""
+    session = admin.http.cookies[COOKIE]
+    admin.http.cookies.clear()
+    answer = await admin.get("/?a=%22%3E%3Cscript%3E", headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 200
+    assert '<meta http-equiv="refresh" content="0; url=/?a=%22%3E%3Cscript%3E">' in answer.text
+    form = await admin.get("/sign-in", headers={"Sec-Fetch-Site": "cross-site"})
+    assert f"{COOKIE}=" not in form.headers["set-cookie"]
+    admin.http.cookies.set(COOKIE, session)
+    assert (await admin.get("/", headers={"Sec-Fetch-Site": "same-origin"})).status_code == 200
 
 
 async def test_signing_out_ends_it(admin: Browser) -> None:
