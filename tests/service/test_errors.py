@@ -157,4 +157,4 @@ def test_the_tree_of_upstream_errors() -> None:
 async def test_the_app_has_them_installed(sqlite_api: Api) -> None:
     is_problem(await sqlite_api.get("/nowhere"), 404, "/api/v1/nowhere")
     is_problem(await sqlite_api.call("PUT", "/api/v1/repositories"), 405)
-    is_problem(await sqlite_api.call("GET", "/"), 404)
+    is_problem(await sqlite_api.call("GET", "/elsewhere"), 404)
