@@ -392,7 +392,14 @@ def main(
             require_free(HOST, port, name, "Stop the program that uses it, or let the demo choose: --free-ports.")
         claim_folder(folder)
         url = _broker(amqp_url, no_broker)
-        stack = Stack(folder.absolute(), mercurial=True, ports=ports, service_port=service_port, amqp_url=url)
+        stack = Stack(
+            folder.absolute(),
+            mercurial=True,
+            ports=ports,
+            service_port=service_port,
+            amqp_url=url,
+            settings={"TC_TREEHERDER_POLL__INTERVAL": "1"},  # people watch
+        )
         if url:
             user = stack.pulse_user
             typer.echo(f"  exchange/{user}/… and queue/{user}/… are created there, and removed at the end")

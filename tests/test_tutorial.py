@@ -204,7 +204,7 @@ def free_ports() -> dict[str, int]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("variant", ["without", "with"])
+@pytest.mark.parametrize("variant", [pytest.param("without", marks=pytest.mark.long), "with"])
 def test_the_tutorial_is_true(checkout: Path, variant: str, request: pytest.FixtureRequest) -> None:
     ports = free_ports()
     names = Names({FOLDER: str(checkout)})

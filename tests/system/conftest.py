@@ -34,6 +34,12 @@ SHORT = {
 """Durations that let a test see in seconds what takes minutes in production."""
 
 
+mostly_postgresql = pytest.mark.parametrize(
+    "database_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.long)], indirect=True
+)
+"""Test with PostgreSQL, and with SQLite in bin/soak: for tests that take seconds, in which databases differ little."""
+
+
 def graph_of(tasks: int, *, seconds: float = 0.0) -> str:
     """Return a `.taskcluster.yml` with a decision task, and tasks that depend on it."""
     return f"""\

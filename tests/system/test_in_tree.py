@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sandbox.stack import free_port
-from tests.system.conftest import PATH, REPOSITORY, System
+from tests.system.conftest import PATH, REPOSITORY, System, mostly_postgresql
 from tests.system.test_actions import became
 
 Systems = Callable[..., System]
@@ -92,6 +92,7 @@ class Tree:
 
 
 @pytest.mark.timeout(120)
+@mostly_postgresql
 def test_what_the_tree_offers_is_listed_and_done_and_followed(systems: Systems, database_url: str) -> None:
     tree = Tree(systems, database_url, actions="in-tree")
     offered = tree.system.api.get(f"/tasks/{tree.task}/actions").json()
@@ -132,6 +133,7 @@ def test_an_action_task_that_fails_is_shown_on_the_push(systems: Systems, sqlite
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("seconds", [0.4, 1.0])
+@mostly_postgresql
 def test_killed_while_the_hook_is_being_triggered(systems: Systems, database_url: str, seconds: float) -> None:
     tree = Tree(systems, database_url, actions="in-tree")
     tree.fault("delay", seconds=seconds, times=1)

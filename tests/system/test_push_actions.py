@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.stack import free_port
 from service.flow.tasks.definition import format_date
-from tests.system.conftest import REPOSITORY, System
+from tests.system.conftest import REPOSITORY, System, mostly_postgresql
 from tests.system.test_actions import became, task_id
 
 Systems = Callable[..., System]
@@ -56,6 +56,7 @@ def unfinished(system: System) -> int:
 
 
 @pytest.mark.timeout(180)
+@mostly_postgresql
 def test_killed_in_the_middle_of_a_cancel_of_three_hundred(systems: Systems, database_url: str) -> None:
     system = begin(systems, database_url)
     first, other = push(system, 300), push(system, 3)
@@ -110,6 +111,7 @@ def states(system: System) -> list[str]:
 
 
 @pytest.mark.timeout(180)
+@mostly_postgresql
 def test_killed_while_two_hundred_failed_tasks_are_retriggered(systems: Systems, database_url: str) -> None:
     system = begin(systems, database_url)
     push_id = push(system, 1, seconds=0)
@@ -169,6 +171,7 @@ def action_on(system: System, push_id: int) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(180)
+@mostly_postgresql
 def test_newer_pushes_supersede_earlier_ones_in_spite_of_kills(systems: Systems, database_url: str) -> None:
     system = begin(systems, database_url, supersede="pusher")
     system.taskcluster.post("/latency", json={"seconds": 0.02}).raise_for_status()
@@ -189,6 +192,7 @@ def test_newer_pushes_supersede_earlier_ones_in_spite_of_kills(systems: Systems,
 
 
 @pytest.mark.timeout(180)
+@mostly_postgresql
 def test_pushes_from_before_the_cursor_are_processed_once_in_spite_of_kills(
     systems: Systems, database_url: str
 ) -> None:

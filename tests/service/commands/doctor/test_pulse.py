@@ -138,7 +138,7 @@ def test_a_url_that_is_none(doctor: Doctor) -> None:
 def test_where_the_service_publishes(doctor: Doctor, amqp: Amqp) -> None:
     user = f"{amqp.user}/{amqp.name}"
     exchange = f"exchange/{user}/hgpushes/v1"
-    names = {exchange, *(f"exchange/{user}/v1/{name}" for name in ("jobs", "pushes", "retrigger"))}
+    names = {exchange, *(f"exchange/{user}/v1/{name}" for name in ("action", "jobs", "pushes", "retrigger"))}
     amqp.exchanges |= names
     environments = {"th": {"url": "http://127.0.0.1:9", "pushes": "pulse", "jobs": "pulse"}}
     wanted = {"PULSE__URL": amqp.url, "PULSE__USER": user, "PULSE_READ": '["job-actions"]'}
