@@ -79,6 +79,7 @@ def test_postgres_survives_stop_and_kill_and_leaves_nothing(
     assert left_in(server.folder) == []
 
 
+@pytest.mark.long
 def test_broker_survives_kill_and_leaves_nothing(
     installed: Callable[[type[PrivateServer]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def bin_services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[s
     return run
 
 
+@pytest.mark.long
 def test_services_start_status_stop(
     installed: Callable[[type[PrivateServer]], None],
     bin_services: Callable[[str], subprocess.CompletedProcess[str]],

@@ -14,6 +14,7 @@ def test_a_push_is_timed_alone_and_beside_a_graph() -> None:
     assert labels(lines) == ["alone", "beside", "ratio", "of"]
 
 
+@pytest.mark.long
 def test_a_push_is_timed_alone_and_beside_a_slow_template() -> None:
     title, *lines = run_with_warm_stack("fairness", "templates", *ONCE, "--graphs", "1")
     assert title == "a push beside 1 templates of 10 s, 1 times, 0 ms a call of Taskcluster:"

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from tests.benchmarks.support import run_benchmark
 
 
+@pytest.mark.long
 def test_one_service_works_off_a_backlog(postgres_url: str) -> None:
     options = ("--waiting", "8", "--upstream", "0", "--services", "1", "--database-url", postgres_url)
     title, line = run_benchmark("growth", "replicas", *options)

@@ -29,6 +29,7 @@ def test_events_become_jobs_in_treeherder(amqp_url: str) -> None:
     assert labels(lines[3:]) == ["sandbox", "service", "listener", "memory"]
 
 
+@pytest.mark.long
 def test_the_time_from_a_message_to_its_job_is_measured(amqp_url: str) -> None:
     options = ("--rate", "20", "--seconds", "1", "--projects", "1", "--quiet", "2", "--amqp-url", amqp_url)
     title, median, _, refused = run_benchmark("reports", "latency", *options)

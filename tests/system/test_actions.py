@@ -13,7 +13,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from sandbox.stack import free_port
-from tests.system.conftest import REPOSITORY, System
+from tests.system.conftest import REPOSITORY, System, mostly_postgresql
 
 Systems = Callable[..., System]
 
@@ -129,6 +129,7 @@ def begin(systems: Systems, database_url: str, tasks: dict[str, list[str]]) -> S
 
 
 @pytest.mark.timeout(180)
+@mostly_postgresql
 def test_killed_in_the_middle_of_a_plan_of_five_hundred(
     systems: Systems, database_url: str, tasks: dict[str, list[str]]
 ) -> None:
@@ -151,6 +152,7 @@ def test_killed_in_the_middle_of_a_plan_of_five_hundred(
 
 
 @pytest.mark.timeout(180)
+@mostly_postgresql
 def test_killed_before_the_plan_is_stored(systems: Systems, database_url: str) -> None:
     tasks = graph(60)
     system = begin(systems, database_url, tasks)
@@ -247,6 +249,7 @@ def post(system: System, *messages: dict[str, Any]) -> list[str]:
     return [verdict["verdict"] for verdict in answer.json()["verdicts"]]
 
 
+@mostly_postgresql
 def test_a_message_that_comes_again_after_a_crash_is_one_action(systems: Systems, database_url: str) -> None:
     tasks = graph(5)
     system = begin(systems, database_url, tasks)

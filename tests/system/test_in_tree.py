@@ -188,6 +188,9 @@ def test_two_services_trigger_each_action_once(systems: Systems, postgres_url: s
     tree.system.wait(lambda: tree.triggers() >= 3)
     tree.system.stack.processes["other"].kill()
     ended = [became(tree.system, action_id) for action_id in ids]
-    assert {action["state"] for action in ended} == {"done"}, [action["reason"] for action in ended]
-    assert tree.triggers() == 20
-    assert sorted(action["in_tree"]["task_id"] for action in ended) == sorted(tree.action_tasks())
+    done = [action for action in ended if action["state"] == "done"]
+    for action in ended:  # of a call that was recorded and killed before it was sent there is no trace
+        assert action in done or "it may have been triggered" in action["reason"]
+    assert len(done) >= 15
+    assert tree.triggers() == len(done)
+    assert sorted(action["in_tree"]["task_id"] for action in done) == sorted(tree.action_tasks())

@@ -17,7 +17,7 @@ from sandbox.stack import free_port
 from tests.proxy import TcpProxy
 from tests.published_schemas import read_published
 from tests.pushlog_examples import TEN
-from tests.system.conftest import PATH, REPOSITORY, System
+from tests.system.conftest import PATH, REPOSITORY, System, mostly_postgresql
 
 Systems = Callable[..., System]
 
@@ -139,6 +139,7 @@ def test_killed_between_resultset_and_graph(systems: Systems, postgres_url: str)
     system.expect_exactly_once(pushes=1, tasks=2)
 
 
+@mostly_postgresql
 def test_killed_in_the_middle_of_a_graph_of_fifty(systems: Systems, database_url: str) -> None:
     system = systems(database_url)
     service = system.stack.service()

@@ -30,7 +30,7 @@ from service.settings import Environment
 from tests.service.flow.report_harness import PREFIX, PROJECTS, STAGE, definition, expected_jobs, resultset
 from tests.service.harness import ROOT
 from tests.services import Amqp
-from tests.system.conftest import SHORT
+from tests.system.conftest import SHORT, mostly_postgresql
 from tests.system.warm import WarmProcess
 
 RUNS = int(os.environ.get("REPORTS_RUNS", "150"))
@@ -267,6 +267,7 @@ def test_treeherder_is_away_while_events_come_in(newsrooms: Newsrooms, database_
 
 
 @pytest.mark.timeout(600)
+@mostly_postgresql
 def test_killed_again_and_again(newsrooms: Newsrooms, database_url: str) -> None:
     room = newsrooms(database_url)
     service, listener = room.start_service(), room.start_listener()
@@ -286,6 +287,7 @@ def test_killed_again_and_again(newsrooms: Newsrooms, database_url: str) -> None
         assert api.get("/dead-letters").json()["items"] == []
 
 
+@mostly_postgresql
 def test_messages_that_were_lost_heal(newsrooms: Newsrooms, database_url: str) -> None:
     room = newsrooms(database_url)
     room.start_service()

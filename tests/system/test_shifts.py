@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from sandbox.stack import Process
-from tests.system.conftest import System
+from tests.system.conftest import System, mostly_postgresql
 
 Systems = Callable[..., System]
 
@@ -66,6 +66,7 @@ def over_budget(arrivals: list[float], began: float, stops: list[float]) -> list
 
 
 @pytest.mark.timeout(120 + 2 * SECONDS)
+@mostly_postgresql
 def test_the_budget_is_kept_by_four_listeners_that_are_killed_and_stopped(systems: Systems, database_url: str) -> None:
     chance = random.Random(SECONDS)
     system = systems(database_url, settings=SETTINGS)

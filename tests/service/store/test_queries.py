@@ -443,6 +443,7 @@ async def test_no_query_of_the_worker_or_the_sweeper_reads_a_large_table(grown: 
 
 
 @pytest.mark.parametrize("index", ["ix_push_user", "ix_push_repository_id", "ix_action_state", "ix_push_step_state"])
+@pytest.mark.long
 async def test_it_sees_when_the_index_of_a_list_is_missing(grown: Api, index: str) -> None:
     with caught(grown.database) as statements:
         await read_all(grown)
