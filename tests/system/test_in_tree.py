@@ -191,6 +191,6 @@ def test_two_services_trigger_each_action_once(systems: Systems, postgres_url: s
     done = [action for action in ended if action["state"] == "done"]
     for action in ended:  # of a call that was recorded and killed before it was sent there is no trace
         assert action in done or "it may have been triggered" in action["reason"]
-    assert len(done) >= 15
+    assert len(done) >= 10  # the killed service may have begun ten, which is work.per_lane
     assert tree.triggers() == len(done)
     assert sorted(action["in_tree"]["task_id"] for action in done) == sorted(tree.action_tasks())
