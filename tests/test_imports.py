@@ -21,9 +21,7 @@ CLIENTS = LOW | {"service.clients"}
 ENGINE = STORE | {"service.engine"}
 SERVICES = ENGINE | CLIENTS | {"service.services"}
 TASKS = SERVICES | {"service.flow.tasks"}
-ACTION_KINDS = frozenset({"service.flow.actions.kinds", "service.flow.actions.subject"})
-"""The registry of actions, and what it needs: an action on pushes registers itself from their package."""
-FLOW = TASKS | ACTION_KINDS | {"service.flow", "service.flow.pushes", "service.flow.actions", "service.flow.jobs"}
+FLOW = TASKS | {"service.flow", "service.flow.pushes", "service.flow.actions", "service.flow.jobs"}
 TOP = FLOW | {"service.auth", "service.api"}
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -35,9 +33,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "service.engine": ENGINE,
     "service.services": SERVICES,
     "service.flow.tasks": TASKS,
-    **dict.fromkeys(ACTION_KINDS, TASKS | ACTION_KINDS),
-    "service.flow.pushes": TASKS | ACTION_KINDS | {"service.flow.pushes"},
-    "service.flow.actions": TASKS | ACTION_KINDS | {"service.flow.actions"},
+    "service.flow.pushes": TASKS | {"service.flow.pushes"},
+    "service.flow.actions": TASKS | {"service.flow.actions"},
     "service.flow.jobs": TASKS | {"service.flow.jobs"},
     "service.flow": frozenset(),  # it imports all of its modules by their names
     "service.auth": CLIENTS | STORE,

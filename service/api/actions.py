@@ -40,9 +40,9 @@ from service.api.schemas.actions import (
 from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
 from service.flow.actions import in_tree
-from service.flow.actions.kinds import ACTIONS, is_of_tree, scope_of
 from service.flow.actions.receive import Rules, load_rules, new_action, store_idempotent
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, NothingToDoError, newest_generation
+from service.flow.tasks.action_kinds import ACTIONS, is_of_tree, scope_of
+from service.flow.tasks.subject import ActionFailedError, ActionRejectedError, NothingToDoError, newest_generation
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Session

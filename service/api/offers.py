@@ -16,16 +16,16 @@ from service.api.tasks import TaskNumber
 from service.auth import Caller
 from service.clients.taskcluster import validate_definition
 from service.errors import PermanentUpstreamError, Problem, UpstreamError
-from service.flow.actions.kinds import scope_of
 from service.flow.actions.offers import Offered, offered_for_push, offered_for_task
-from service.flow.actions.subject import (
+from service.flow.tasks.action_kinds import scope_of
+from service.flow.tasks.definition import SLUGID
+from service.flow.tasks.subject import (
     ActionFailedError,
     ActionRejectedError,
     PushSubject,
     fetch_subject,
     find_projects,
 )
-from service.flow.tasks.definition import SLUGID
 from service.services import Services
 from service.store.models import Repository
 

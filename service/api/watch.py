@@ -61,24 +61,17 @@ async def list_pulse_queues(session: Session) -> list[QueueRead]:
 class WaitingLane:
     """The unfinished work of one lane: an upstream, a project of one, or a kind of action."""
 
-    table: str
     lane: str
     count: int
-    oldest_id: int
-    whose: str  # of the oldest piece: the repository, or the revision, and the person
-    since: datetime
-    attempts: int
-    working: bool
-    next_attempt_at: datetime | None
-    error: str | None
+    oldest: Work  # the piece that has waited longest
     push: tuple[str, int] | None = None  # of the oldest piece, if it is a step of a push
 
 
 async def list_waiting(session: Session) -> list[WaitingLane]:
     """Return each lane with unfinished work, and its oldest piece; the lane that has waited longest comes first."""
     lanes = [lane for model in WORK.tables for lane in await _lanes_of(session, model)]
-    lanes = sorted(lanes, key=lambda lane: lane.since)[:MOST_LANES]
-    steps = [lane.oldest_id for lane in lanes if lane.table == PushStep.__tablename__]
+    lanes = sorted(lanes, key=lambda lane: lane.oldest.since)[:MOST_LANES]
+    steps = [lane.oldest.id for lane in lanes if isinstance(lane.oldest, PushStep)]
     if steps:
         query = (
             select(PushStep.id, Repository.alias, Push.push_id)
@@ -88,8 +81,8 @@ async def list_waiting(session: Session) -> list[WaitingLane]:
         )
         pushes = {step_id: (alias, push_id) for step_id, alias, push_id in await session.exec(query)}
         for lane in lanes:
-            if lane.table == PushStep.__tablename__:
-                lane.push = pushes.get(lane.oldest_id)
+            if isinstance(lane.oldest, PushStep):
+                lane.push = pushes.get(lane.oldest.id)
     return lanes
 
 
@@ -101,34 +94,9 @@ async def _lanes_of(session: Session, model: type[Work]) -> list[WaitingLane]:
     some = select(literal(1)).where(*of_lane).limit(MOST_COUNTED).correlate(lanes).subquery()
     count = select(func.count()).select_from(some).scalar_subquery()
     query: Any = (
-        select(  # type: ignore[call-overload]  # SQLModel has types for four columns
-            lanes.c.lane,
-            count,
-            model.id,
-            model.share,
-            model.since,
-            model.attempts,
-            model.due_at,
-            model.holder,
-            model.error,
-        )
+        select(lanes.c.lane, count, model)
         .select_from(lanes)
         .join(model, col(model.id) == first)
         .where(lanes.c.lane.is_not(None))
     )
-    at = now()
-    return [
-        WaitingLane(
-            table=str(model.__tablename__),
-            lane=lane,
-            count=number,
-            oldest_id=oldest_id,
-            whose=share,
-            since=since,
-            attempts=attempts,
-            working=holder is not None and due_at > at,
-            next_attempt_at=None if holder is not None and due_at > at else max(due_at, since),
-            error=error,
-        )
-        for lane, number, oldest_id, share, since, attempts, due_at, holder, error in await session.exec(query)
-    ]
+    return [WaitingLane(lane, number, oldest) for lane, number, oldest in await session.exec(query)]

@@ -398,10 +398,15 @@ def bury(items: Iterable[tuple[Work, Any]], reason: str) -> list[SQLModel]:
     """
     left: list[SQLModel] = []
     for item, owner in items:
-        item.state, item.error, item.due_at, item.done_at = State.FAILED, reason, None, now()
-        item.fencing_token += 1  # whoever works on it now has lost it
+        stop(item, reason)
         left += [item.dead_letter(reason, owner), *item.failure_notices()]
     return left
+
+
+def stop(item: Work, reason: str) -> None:
+    """End work that the caller has locked as failed. Whoever works on it now has lost it, and can write nothing."""
+    item.state, item.error, item.due_at, item.done_at, item.holder = State.FAILED, reason, None, now(), None
+    item.fencing_token += 1
 
 
 def due_now(model: type[Work], lane: str) -> Statement:

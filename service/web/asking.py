@@ -13,7 +13,7 @@ from service.api.schemas.actions import ActionCreate
 from service.auth import Caller
 from service.contract.validation import problems_of
 from service.errors import Problem
-from service.flow.actions.kinds import ACTIONS, scope_of
+from service.flow.tasks.action_kinds import ACTIONS, scope_of
 from service.web.pages import FormDep, PageRoute, SiteDep, show
 
 router = APIRouter(route_class=PageRoute)

@@ -15,7 +15,7 @@ from service.api.schemas.common import StepState
 from service.api.schemas.pushes import PushRead
 from service.api.schemas.repositories import RepositoryRead
 from service.errors import Problem
-from service.flow.actions.kinds import scope_of
+from service.flow.tasks.action_kinds import scope_of
 from service.settings import Settings
 from service.store.database import Session
 from service.web.asking import ON_PUSHES, buttons_for

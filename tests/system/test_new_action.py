@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.flow.actions.kinds import ACTIONS
+from service.flow.tasks.action_kinds import ACTIONS
 from tests.system.conftest import REPOSITORY, System
 from tests.system.test_actions import became, put, task_id
 

@@ -21,7 +21,7 @@ from service.api.schemas.common import (
 from service.contract.events import Alias
 from service.contract.validation import named_pattern, problems_of
 from service.engine.render_actions import ACTION_NAME
-from service.flow.actions.kinds import ACTIONS, SubjectKind, known_names
+from service.flow.tasks.action_kinds import ACTIONS, SubjectKind, known_names
 from service.store.models import Source
 
 

@@ -9,7 +9,7 @@ from service.api.schemas.common import EXAMPLE_NODE, Bool, Cursor, Page, Schema,
 from service.contract.events import NAME, Alias
 from service.contract.validation import named_pattern
 from service.engine.render_actions import ACTION_NAME
-from service.flow.actions.kinds import ACTIONS, pressable
+from service.flow.tasks.action_kinds import ACTIONS, pressable
 from service.store.models import PULSE_ACTIONS, Supersede, TreeActions
 
 _SCOPE = named_pattern(r"^[ -~]+$", "scope (printable ASCII characters)")

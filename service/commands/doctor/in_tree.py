@@ -15,7 +15,7 @@ from service.engine.render import Renderer
 from service.errors import UpstreamError
 from service.flow.actions.decision import decisions_of_push
 from service.flow.actions.offers import Offer, load_offer
-from service.flow.actions.subject import ActionFailedError, PushSubject
+from service.flow.tasks.subject import ActionFailedError, PushSubject
 from service.services import Services
 from service.store.database import Database
 from service.store.models import Push, Repository, TreeActions

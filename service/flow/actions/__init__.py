@@ -1,8 +1,8 @@
 """From a pressed button, or a call of the API, to an action on a task or a push.
 
-kinds            registry of the actions: name, input, plan and execution of each
+`service.flow.tasks.action_kinds` is the registry of all actions.
+
 receive          store presses as actions, once for each press however often it is delivered
-subject          fetch the task or the push that an action names, as it is now
 push_tasks       collect the tasks of a push, and copies of them
 retrigger        create copies of a task; `search` searches for what to copy and chooses the task group, `dependents`
                  finds what depends on the task, `copies` chooses the copies and builds their definitions

@@ -6,9 +6,9 @@ from service.clients.taskcluster import Status, validate_status
 from service.clock import now
 from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError
-from service.flow.actions.kinds import ActionKind, Plan, register
-from service.flow.actions.subject import ActionFailedError, Subject, fetch_subject
+from service.flow.tasks.action_kinds import ActionKind, Plan, register
 from service.flow.tasks.status import RESOLVED, exact_scope, was_cancelled
+from service.flow.tasks.subject import ActionFailedError, Subject, fetch_subject
 from service.services import Services
 from service.store.models import Action, State
 

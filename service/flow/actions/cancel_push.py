@@ -13,16 +13,17 @@ from typing import Any
 import structlog
 
 from service.clock import now
+from service.engine import leases
 from service.engine.leases import Lease
 from service.errors import Unavailable
 from service.flow.actions import notice
 from service.flow.actions.cancels import cancel_tasks
-from service.flow.actions.kinds import ActionKind, Cancel, Plan, register
 from service.flow.actions.push_tasks import NO_ROUTE, PushTasks, collect_tasks, graph_step
 from service.flow.actions.search import MAX_LEFT_OUT
-from service.flow.actions.subject import PushSubject, find_push
+from service.flow.tasks.action_kinds import ActionKind, Cancel, Plan, register
 from service.flow.tasks.create import MAX_REASON, RECORD_SECONDS
 from service.flow.tasks.plan import mark_created
+from service.flow.tasks.subject import PushSubject, find_push
 from service.services import Services
 from service.store.models import Action, PushStep, State
 
@@ -69,9 +70,8 @@ async def _stop_graph(lease: Lease[Action], subject: PushSubject) -> None:
     async with lease.writing(**values) as session:
         step = await graph_step(session, subject.push.id or 0, lock=True)
         if step is not None and step.due_at is not None:
-            step.state, step.error, step.refused = State.FAILED, reason, reason
-            step.due_at, step.done_at, step.holder = None, now(), None
-            step.fencing_token += 1
+            leases.stop(step, reason)
+            step.refused = reason
             log.info("graph-stopped", repository=subject.repository.alias, push=subject.push.push_id, why=reason)
     action.planned_at = values["planned_at"]
 

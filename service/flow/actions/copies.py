@@ -15,8 +15,7 @@ from service.clients.taskcluster import Definition, Status
 from service.clock import now
 from service.contract.validation import problems_of
 from service.flow.actions.dependents import DependencySearch
-from service.flow.actions.kinds import Copy
-from service.flow.actions.subject import ActionFailedError
+from service.flow.tasks.action_kinds import Copy
 from service.flow.tasks.definition import (
     CycleError,
     TaskDefinition,
@@ -29,6 +28,7 @@ from service.flow.tasks.definition import (
     sort_by_dependencies,
 )
 from service.flow.tasks.status import RESOLVED
+from service.flow.tasks.subject import ActionFailedError
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.slugids import replace_ids

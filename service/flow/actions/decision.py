@@ -16,7 +16,7 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Status, validate_definition, validate_status
 from service.errors import PermanentUpstreamError
-from service.flow.actions.subject import ActionFailedError, PushSubject, Subject, routes_naming
+from service.flow.tasks.subject import ActionFailedError, PushSubject, Subject, routes_naming
 from service.services import Services
 from service.store.models import PlannedTask, Push, PushStep, Repository, StepKind
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.clients.taskcluster import Definition, Page, Queue, Status, validate_definition, validate_status
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError
 from service.flow.tasks.definition import CycleError, name_of
+from service.flow.tasks.subject import ActionFailedError, ActionRejectedError
 from service.sanitize import escape_unstorable
 
 WALK_CALLS = 20

@@ -24,9 +24,14 @@ from service.errors import PermanentUpstreamError, UpstreamError
 from service.flow.actions import notice
 from service.flow.actions.action_task import finish_created
 from service.flow.actions.decision import Decision
-from service.flow.actions.kinds import ACTIONS, Plan, TreePlan, register_internal
 from service.flow.actions.offers import FILE, Offered, offered_for_push, offered_for_task, tags_of
-from service.flow.actions.subject import (
+from service.flow.actions.trigger import settle, trigger
+from service.flow.tasks.action_kinds import ACTIONS, Plan, TreePlan, register_internal
+from service.flow.tasks.create import PlanRefusedError, create_tasks
+from service.flow.tasks.definition import TaskDefinition, complete, format_date, name_of, needed_scopes
+from service.flow.tasks.ids import slugid
+from service.flow.tasks.plan import mark_created, read_plan, store_plan
+from service.flow.tasks.subject import (
     ActionFailedError,
     ActionRejectedError,
     PushSubject,
@@ -34,11 +39,6 @@ from service.flow.actions.subject import (
     fetch_subject,
     find_push,
 )
-from service.flow.actions.trigger import settle, trigger
-from service.flow.tasks.create import PlanRefusedError, create_tasks
-from service.flow.tasks.definition import TaskDefinition, complete, format_date, name_of, needed_scopes
-from service.flow.tasks.ids import slugid
-from service.flow.tasks.plan import mark_created, read_plan, store_plan
 from service.services import Services
 from service.slugids import OWN_LABEL
 from service.store.models import IN_TREE, Action, PlannedTask, TreeActions

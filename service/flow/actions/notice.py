@@ -18,10 +18,10 @@ from service.engine.budget import blocked_for, jobs_budget, refilled
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.errors import PermanentUpstreamError, Unavailable
-from service.flow.actions.subject import PushSubject, Subject
 from service.flow.tasks.definition import format_date
 from service.flow.tasks.facts import TaskFacts, UnshowableTaskError
 from service.flow.tasks.ids import derive
+from service.flow.tasks.subject import PushSubject, Subject
 from service.services import Services
 from service.settings import Environment
 from service.store.models import Action, Notice, NoticeKind, Push, PushStep, Repository, State
@@ -57,15 +57,7 @@ async def run(services: Services, lease: Lease[Notice]) -> None:
 def retrigger_notice(action: Action, old_id: str, new_id: str, group_id: str) -> Notice:
     """Return the announcement of a retrigger that was carried out."""
     body = {"requester": action.requester, "taskGroupId": group_id, "taskId": old_id, "newTaskId": new_id}
-    return Notice(
-        kind=NoticeKind.PULSE,
-        lane="pulse",
-        share=action.share,
-        action_id=action.id or 0,
-        target=RETRIGGERS,
-        key=old_id,
-        body=body,
-    )
+    return _announcement(action, RETRIGGERS, old_id, body)
 
 
 def action_notice(action: Action, task_id: str) -> Notice:
@@ -79,13 +71,17 @@ def action_notice(action: Action, task_id: str) -> Notice:
         "pushId": action.push_id,
         "actionTaskId": task_id,
     }
+    return _announcement(action, ACTIONS, task_id, body)
+
+
+def _announcement(action: Action, exchange: str, key: str, body: dict[str, Any]) -> Notice:
     return Notice(
         kind=NoticeKind.PULSE,
         lane="pulse",
         share=action.share,
         action_id=action.id or 0,
-        target=ACTIONS,
-        key=task_id,
+        target=exchange,
+        key=key,
         body=body,
     )
 

@@ -13,7 +13,7 @@ from service.engine.render import Rendered, TemplateError
 from service.engine.render_actions import first_relevant
 from service.errors import PermanentUpstreamError
 from service.flow.actions.decision import Decision, decisions_of_push, decisions_of_task
-from service.flow.actions.subject import ActionFailedError, PushSubject, Subject
+from service.flow.tasks.subject import ActionFailedError, PushSubject, Subject
 from service.services import Services
 
 FILE = "public/actions.json"

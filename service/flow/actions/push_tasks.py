@@ -15,12 +15,12 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Status, validate_definition, validate_status
 from service.errors import PermanentUpstreamError
-from service.flow.actions.subject import KNOWN_PREFIXES, ActionFailedError, PushSubject
 from service.flow.tasks.create import created_without_answer
 from service.flow.tasks.definition import name_of
 from service.flow.tasks.plan import read_plan
 from service.flow.tasks.routes import parse_route
 from service.flow.tasks.status import RESOLVED, was_cancelled
+from service.flow.tasks.subject import KNOWN_PREFIXES, ActionFailedError, PushSubject
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Database, Session

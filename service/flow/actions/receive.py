@@ -41,7 +41,7 @@ from sqlmodel import col, select
 
 from service.clock import now
 from service.contract.events import JobActionMessage, PulseMessage, Verdict
-from service.flow.actions.kinds import is_of_tree, lane_of, listed_names, pressable
+from service.flow.tasks.action_kinds import is_of_tree, lane_of, listed_names, pressable
 from service.sanitize import InvalidJSONError, parse
 from service.store.database import Session
 from service.store.models import (

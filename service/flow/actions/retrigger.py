@@ -32,13 +32,13 @@ from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError
 from service.flow.actions import notice
 from service.flow.actions.copies import CopyDraft
-from service.flow.actions.kinds import ActionKind, Copy, Plan, register
 from service.flow.actions.search import CopySearch, explain_refusals
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, Subject, fetch_subject, find_repository
+from service.flow.tasks.action_kinds import ActionKind, Copy, Plan, register
 from service.flow.tasks.create import MAX_REASON, PlanRefusedError, cancel_created, create_as_planned
 from service.flow.tasks.definition import parse_expiries
 from service.flow.tasks.ids import DeriveId, copy_ids
 from service.flow.tasks.plan import mark_created, read_plan, store_definitions, store_plan
+from service.flow.tasks.subject import ActionFailedError, ActionRejectedError, Subject, fetch_subject, find_repository
 from service.services import Services
 from service.store.models import Action, PlannedTask, Repository, State
 

@@ -17,13 +17,13 @@ from service.engine.leases import Lease
 from service.flow.actions import notice
 from service.flow.actions.copies import BAD_ENDS, CopyDraft, choose_copies
 from service.flow.actions.dependents import DependencySearch, cycle_error
-from service.flow.actions.kinds import ActionKind, Copy, Plan, register
 from service.flow.actions.push_tasks import NO_ROUTE, PushTask, PushTasks, collect_tasks
 from service.flow.actions.retrigger import plan_of, run_copies
 from service.flow.actions.search import MAX_LEFT_OUT, choose_group, explain_refusals
-from service.flow.actions.subject import ActionFailedError, NothingToDoError, PushSubject, find_push
+from service.flow.tasks.action_kinds import ActionKind, Copy, Plan, register
 from service.flow.tasks.definition import CycleError, parse_expiries, sort_by_dependencies
 from service.flow.tasks.ids import DeriveId, copy_ids
+from service.flow.tasks.subject import ActionFailedError, NothingToDoError, PushSubject, find_push
 from service.services import Services
 from service.slugids import replace_ids
 from service.store.models import Action

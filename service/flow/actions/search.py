@@ -21,10 +21,10 @@ from service.clients.taskcluster import Definition, Page, Status, validate_defin
 from service.errors import PermanentUpstreamError
 from service.flow.actions.copies import BAD_ENDS, CopyDraft, choose_copies, read_originals
 from service.flow.actions.dependents import WALK_CALLS, DependencySearch, cycle_error, find_dependents
-from service.flow.actions.kinds import Copy
-from service.flow.actions.subject import ActionFailedError, Subject, find_run
+from service.flow.tasks.action_kinds import Copy
 from service.flow.tasks.definition import SLUGID, CycleError, parse_expiries, sort_by_dependencies
 from service.flow.tasks.ids import DeriveId
+from service.flow.tasks.subject import ActionFailedError, Subject, find_run
 from service.services import Services
 from service.slugids import find_ids
 from service.store.models import PlannedTask

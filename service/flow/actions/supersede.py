@@ -23,11 +23,11 @@ from service.engine.leases import Lease
 from service.errors import Unavailable
 from service.flow.actions import notice
 from service.flow.actions.cancels import cancel_tasks
-from service.flow.actions.kinds import register_internal
 from service.flow.actions.push_tasks import PushTask, PushTasks, collect_tasks
 from service.flow.actions.search import MAX_LEFT_OUT
-from service.flow.actions.subject import NothingToDoError, PushSubject, find_push
+from service.flow.tasks.action_kinds import register_internal
 from service.flow.tasks.create import MAX_REASON
+from service.flow.tasks.subject import NothingToDoError, PushSubject, find_push
 from service.services import Services
 from service.store.models import Action, Push, PushStep, Repository, State, StepKind, Supersede
 

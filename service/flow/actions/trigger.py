@@ -26,8 +26,8 @@ from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions.action_task import finish_created
 from service.flow.actions.decision import CALLBACK
-from service.flow.actions.subject import ActionFailedError
 from service.flow.tasks.definition import parse_date
+from service.flow.tasks.subject import ActionFailedError
 from service.services import Services
 from service.store.models import Action, State
 

@@ -15,15 +15,15 @@ from service.contract.validation import problems_of
 from service.engine import leases
 from service.engine.leases import Lease
 from service.errors import PermanentUpstreamError, Unavailable
-from service.flow.actions.kinds import ActionKind, Plan, register
-from service.flow.actions.subject import (
+from service.flow.pushes.graph import reason_for_no_graph
+from service.flow.pushes.push import push_of, store
+from service.flow.tasks.action_kinds import ActionKind, Plan, register
+from service.flow.tasks.subject import (
     ActionFailedError,
     ActionRejectedError,
     NothingToDoError,
     find_repository,
 )
-from service.flow.pushes.graph import reason_for_no_graph
-from service.flow.pushes.push import push_of, store
 from service.services import Services
 from service.settings import Settings
 from service.store.database import Session

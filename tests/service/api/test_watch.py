@@ -8,7 +8,7 @@ from service.api import watch
 from service.api.health import UNREAD
 from service.api.watch import list_pulse_queues, list_waiting
 from service.clock import now
-from service.store.models import PulseQueue, State
+from service.store.models import PulseQueue, PushStep, State
 from tests.service.asgi import Api, push_event
 
 
@@ -37,16 +37,13 @@ async def test_what_waits_is_told_by_lane_the_oldest_first(api: Api) -> None:
         lanes = await list_waiting(session)
     assert len(lanes) == 3
     assert [lane.count for lane in lanes] == [2, 2, 2]
-    graph = lanes[0]
-    assert (graph.table, graph.push, graph.attempts, graph.error) == (
-        "push_step",
-        ("mc", 102),
-        4,
-        "Taskcluster answers 503",
-    )
+    assert lanes[0].push == ("mc", 102)
+    graph = lanes[0].oldest
+    assert isinstance(graph, PushStep)
+    assert (graph.attempts, graph.error) == (4, "Taskcluster answers 503")
     assert graph.next_attempt_at is not None
     assert graph.next_attempt_at > now()
-    assert lanes[1].since <= lanes[2].since
+    assert lanes[1].oldest.since <= lanes[2].oldest.since
     await api.end_steps(State.DONE)
     async with api.database.reading() as session:
         assert await list_waiting(session) == []

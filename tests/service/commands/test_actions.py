@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.credentials import LEVEL, TRUST_DOMAIN
 from service.commands.actions import complete_names
-from service.flow.actions.kinds import ACTIONS
+from service.flow.tasks.action_kinds import ACTIONS
 from tests.service.commands.conftest import Pretended, Pushed, Run
 from tests.system.conftest import System, graph_of
 

@@ -4,6 +4,7 @@ import pytest
 
 from service.flow.pushes import poll, push, shift
 from tests.service.flow.fake_listeners import Clock
+from tests.service.harness import FlowHarness
 
 
 @pytest.fixture
@@ -13,3 +14,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for module in (poll, push, shift):
         monkeypatch.setattr(module, "now", fake_clock)
     return fake_clock
+
+
+@pytest.fixture
+async def monitored(harness: FlowHarness) -> FlowHarness:
+    await harness.add_repository()
+    return harness

@@ -24,9 +24,9 @@ from service.engine import batches, leases, retention
 from service.engine.leases import Lease
 from service.errors import UpstreamError
 from service.flow.actions import action_task, decision, push_tasks, receive, supersede, trigger
-from service.flow.actions.subject import PushSubject, Subject, find_push
 from service.flow.jobs import reconcile
 from service.flow.tasks.routes import Route
+from service.flow.tasks.subject import PushSubject, Subject, find_push
 from service.settings import RetentionSettings
 from service.store.database import Database
 from service.store.models import (

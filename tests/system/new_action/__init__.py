@@ -6,8 +6,8 @@ from pydantic import BaseModel
 
 from service.clock import now
 from service.engine.leases import Lease
-from service.flow.actions.kinds import ActionKind, Plan, register
-from service.flow.actions.subject import PushSubject, Subject, fetch_subject, find_push
+from service.flow.tasks.action_kinds import ActionKind, Plan, register
+from service.flow.tasks.subject import PushSubject, Subject, fetch_subject, find_push
 from service.services import Services
 from service.store.models import Action, State
 

@@ -19,12 +19,6 @@ from tests.service.harness import FlowHarness
 
 
 @pytest.fixture
-async def monitored(harness: FlowHarness) -> FlowHarness:
-    await harness.add_repository()
-    return harness
-
-
-@pytest.fixture
 def direct(harness: FlowHarness) -> Direct:
     """Replace the client by the queue of the stand-in, without HTTP."""
     client = Direct(harness.tc.queue)

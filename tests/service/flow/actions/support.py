@@ -10,8 +10,8 @@ from sandbox.taskcluster.queue import Queue
 from service.clock import now
 from service.engine.leases import Lease
 from service.flow.actions import retrigger
-from service.flow.actions.kinds import Plan
-from service.flow.actions.subject import Subject
+from service.flow.tasks.action_kinds import Plan
+from service.flow.tasks.subject import Subject
 from service.store.models import Action, PlannedTask, Push, PushStep, Repository, Source, State, StepKind
 from tests.service.flow.graph_factory import (
     WORKER,

@@ -11,8 +11,8 @@ from service.clock import now
 from service.engine.registry import WORK
 from service.errors import Unavailable
 from service.flow.actions import cancel_push
-from service.flow.actions.kinds import Plan
 from service.flow.actions.push_tasks import NO_ROUTE
+from service.flow.tasks.action_kinds import Plan
 from service.flow.tasks.definition import format_date
 from service.store.models import Action, Notice, PlannedTask, PushStep, Source, State, StepKind
 from tests.service.flow.actions.support import (

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.flow.actions.decision import decisions_of_push, decisions_of_task
-from service.flow.actions.subject import PushSubject, fetch_subject, find_repository
+from service.flow.tasks.subject import PushSubject, fetch_subject, find_repository
 from tests.service.flow.actions.in_tree_factory import DECISION, add_decision, add_push, add_task, file_of, route
 from tests.service.flow.actions.support import record_copies
 from tests.service.flow.graph_factory import build, slug

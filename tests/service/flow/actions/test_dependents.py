@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sandbox.taskcluster import Taskcluster
 from service.flow.actions import dependents
-from service.flow.actions.subject import ActionRejectedError
+from service.flow.tasks.subject import ActionRejectedError
 from tests.service.flow.actions.support import add_dependency, existing_task, plan_retrigger
 from tests.service.flow.graph_factory import (
     GROUP,

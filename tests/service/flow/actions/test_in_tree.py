@@ -8,7 +8,7 @@ from sqlmodel import select
 from service.engine.registry import WORK
 from service.errors import Unavailable
 from service.flow.actions import in_tree
-from service.flow.actions.kinds import Plan
+from service.flow.tasks.action_kinds import Plan
 from service.store.models import Action, Repository, Source, State, TreeActions
 from tests.service.flow.actions.in_tree_factory import (
     ACTION,

@@ -7,7 +7,7 @@ import pytest
 from service.errors import Unavailable
 from service.flow.actions import offers
 from service.flow.actions.offers import FILE, Offered, offered_for_push, offered_for_task
-from service.flow.actions.subject import ActionFailedError, PushSubject, fetch_subject, find_repository
+from service.flow.tasks.subject import ActionFailedError, PushSubject, fetch_subject, find_repository
 from tests.service.flow.actions.in_tree_factory import (
     ACTION,
     CANCEL_ALL,

@@ -6,7 +6,7 @@ import pytest
 from sqlmodel import update
 
 from service.flow.actions.push_tasks import PushTasks, collect_tasks
-from service.flow.actions.subject import ActionFailedError, find_push
+from service.flow.tasks.subject import ActionFailedError, find_push
 from service.store.models import Action, PlannedTask, Source, State
 from tests.service.flow.actions.support import push_with_graph, record_copies
 from tests.service.flow.graph_factory import GROUP, build, definition_of, slug

@@ -433,6 +433,15 @@ class Crash:
         return crash
 
 
+def crash_in(where: str, streaming: FlowHarness, crash: Crash, patch: pytest.MonkeyPatch) -> None:
+    """Have the process crash where a part of the plan is stored, or where a task is created."""
+    if where == "store":
+        patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
+        patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
+    else:
+        patch.setattr(streaming.services.queue, "create_task", crash(streaming.services.queue.create_task))
+
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
     ("where", "at"), [*(("store", n) for n in range(1, 6)), *(("create_task", n) for n in (1, 2, 5, 9, 13))]
@@ -444,11 +453,7 @@ async def test_a_crash_at_any_point_goes_on_with_the_same_tasks(
     queue = streaming.tc.queue
     crash = Crash(at, after=after)
     with pytest.MonkeyPatch.context() as patch:
-        if where == "store":
-            patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
-            patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
-        else:
-            patch.setattr(streaming.services.queue, "create_task", crash(streaming.services.queue.create_task))
+        crash_in(where, streaming, crash, patch)
         action = await action_on(streaming, slug("a"))
         crash.running = asyncio.create_task(retrigger.run(streaming.services, await claim_work(streaming)))
         with pytest.raises(asyncio.CancelledError):
@@ -564,11 +569,7 @@ async def test_copies_of_several_graphs_go_on_after_a_crash(streaming: FlowHarne
     queue = streaming.tc.queue
     crash = Crash(at, after=True)
     with pytest.MonkeyPatch.context() as patch:
-        if where == "store":
-            patch.setattr(retrigger, "store_plan", crash(plan.store_plan))
-            patch.setattr(retrigger, "store_definitions", crash(plan.store_definitions))
-        else:
-            patch.setattr(streaming.services.queue, "create_task", crash(streaming.services.queue.create_task))
+        crash_in(where, streaming, crash, patch)
         action = await action_on(streaming, slug("a"), input={"times": 3})
         crash.running = asyncio.create_task(retrigger.run(streaming.services, await claim_work(streaming)))
         with pytest.raises(asyncio.CancelledError):

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from service.flow.actions import retrigger_failed
-from service.flow.actions.kinds import Plan
 from service.flow.actions.push_tasks import NO_ROUTE
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, NothingToDoError
+from service.flow.tasks.action_kinds import Plan
+from service.flow.tasks.subject import ActionFailedError, ActionRejectedError, NothingToDoError
 from service.store.models import Action, Source, State
 from tests.service.flow.actions.support import carry_out_on_push, push_with_graph, record_copies, run_task
 from tests.service.flow.graph_factory import (

@@ -14,9 +14,9 @@ from service.contract.events import PushEvent
 from service.contract.pushlog import trim_entry
 from service.engine.registry import WORK
 from service.errors import Unavailable
-from service.flow.actions.kinds import Plan
-from service.flow.actions.subject import ActionRejectedError
 from service.flow.pushes import graph, ingest
+from service.flow.tasks.action_kinds import Plan
+from service.flow.tasks.subject import ActionRejectedError
 from service.store.models import Action, PushStep, Repository, Source, State, StepKind
 from tests.service.flow.graph_factory import action_on, carry_out, claim_work, read_notices, reload_action
 from tests.service.flow.pushes.support import YML

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from service.flow.actions.subject import (
+from service.flow.tasks.subject import (
     ActionRejectedError,
     fetch_subject,
     find_push,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from service.clients.taskcluster import Definition
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
-from service.flow.actions.subject import ActionFailedError, ActionRejectedError, NothingToDoError
+from service.flow.tasks.subject import ActionFailedError, ActionRejectedError, NothingToDoError
 from service.services import Services
 from service.store.models import IN_TREE, Action, State, TreeActions, action_lane
 
@@ -86,7 +86,7 @@ class ActionKind:
 
     `run` carries out a stored action, and continues one during which a process was killed. `plan` returns what the
     action would do, and changes nothing; the action that it gets is never stored. Both fetch what the action is about
-    (`service.flow.actions.subject`), and may raise its errors and those of clients.
+    (`service.flow.tasks.subject`), and may raise its errors and those of clients.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.flow.actions.kinds import (
+from service.flow.tasks.action_kinds import (
     ACTIONS,
     ActionKind,
     is_of_tree,
