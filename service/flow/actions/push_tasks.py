@@ -18,9 +18,8 @@ from service.errors import PermanentUpstreamError
 from service.flow.tasks.create import created_without_answer
 from service.flow.tasks.definition import name_of
 from service.flow.tasks.plan import read_plan
-from service.flow.tasks.routes import parse_route
 from service.flow.tasks.status import RESOLVED, was_cancelled
-from service.flow.tasks.subject import KNOWN_PREFIXES, ActionFailedError, PushSubject
+from service.flow.tasks.subject import ActionFailedError, PushSubject, routes_naming
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Database, Session
@@ -150,9 +149,6 @@ class _Collection:
         self._ours: set[str] = set()  # created by our own createTask
         self._members: set[str] = set()  # planned tasks, which may have begun a group
         self._listed: set[str] = set()
-        settings = services.settings
-        self._prefixes = tuple(settings.environments) or KNOWN_PREFIXES
-        self._projects = {subject.repository.alias, subject.repository.route_project}
 
     async def run(self) -> None:
         """Collect the tasks of the graph, then copies until there are no more."""
@@ -213,12 +209,5 @@ class _Collection:
             status,
             definition["dependencies"],
             definition["requires"],
-            self._names_project(definition["routes"]),
-        )
-
-    def _names_project(self, routes: Iterable[str]) -> bool:
-        return any(
-            (route := parse_route(prefix, text)) is not None and route.full_project in self._projects
-            for text in routes
-            for prefix in self._prefixes
+            bool(routes_naming(self._services.settings, self._subject.repository, definition)),
         )
