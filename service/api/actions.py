@@ -18,7 +18,7 @@ from service.api.deps import ActionNumber, After, CallerDep, Limit, Reader, Read
 from service.api.openapi import LOCATION, problems
 from service.api.paging import page
 from service.api.repositories import unknown_repository
-from service.api.route import Route
+from service.api.route import API, Route
 from service.api.schemas.actions import (
     ActionCreate,
     ActionKindRead,
@@ -50,7 +50,7 @@ from service.store.models import PLANNED, RECEIVED, UNCREATED, Action, Delivery,
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/actions", tags=["actions"], route_class=Route)
+router = APIRouter(prefix=f"{API}/actions", tags=["actions"], route_class=Route)
 
 TASKS_IN_A_LIST = 20
 DELIVERIES = 100

@@ -12,7 +12,7 @@ from service.api.deps import After, LetterNumber, Limit, Reader, Reading, Servic
 from service.api.openapi import WRITES, problems
 from service.api.paging import page_of_all
 from service.api.pushes import refuse_deleted
-from service.api.route import Route
+from service.api.route import API, Route
 from service.api.schemas.dead_letters import DeadLetterPage, DeadLetterRead, DeadLetterSummary, LetterKind
 from service.engine import leases
 from service.engine.registry import WORK
@@ -22,7 +22,7 @@ from service.store.models import DeadLetter, Push, PushStep, Work, work_tables
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/dead-letters", tags=["dead letters"], route_class=Route)
+router = APIRouter(prefix=f"{API}/dead-letters", tags=["dead letters"], route_class=Route)
 
 
 MAX_PAYLOAD = 1024 * 1024

@@ -10,7 +10,7 @@ from service import metrics
 from service.api.deps import ServicesDep
 from service.api.ingest import parse_each, parse_letter, store_letters
 from service.api.openapi import JobActionMessages, Pushes, signed
-from service.api.route import SignedRoute
+from service.api.route import API, SignedRoute
 from service.api.signed import events_of, signed_json
 from service.contract.events import Acknowledged, JobActionMessage, OversizedPush, PushEvent, Verdict, Verdicts
 from service.contract.validation import reason_of
@@ -25,7 +25,7 @@ from service.store.models import Work
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
+router = APIRouter(prefix=f"{API}/events", tags=["internal"], route_class=SignedRoute)
 
 
 @router.post("/pushes", status_code=202, operation_id="takePushes", openapi_extra=signed(Pushes))

@@ -5,14 +5,14 @@ from fastapi import APIRouter, Request
 
 from service.api.deps import ServicesDep
 from service.api.openapi import signed
-from service.api.route import SignedRoute
+from service.api.route import API, SignedRoute
 from service.api.signed import signed_model
 from service.contract.events import QueueReport, QueueState
 from service.flow.jobs import queues
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/listeners", tags=["internal"], route_class=SignedRoute)
+router = APIRouter(prefix=f"{API}/listeners", tags=["internal"], route_class=SignedRoute)
 
 
 @router.post("/report", operation_id="reportQueue", openapi_extra=signed(QueueReport))

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 from service.api.deps import PushNumber, Reader, RepositoryAlias, ServicesDep
 from service.api.openapi import problems
 from service.api.pushes import Generation, find_push
-from service.api.route import Route
+from service.api.route import API, Route
 from service.api.schemas.offers import OfferedAction, OfferedActions
 from service.api.tasks import TaskNumber
 from service.auth import Caller
@@ -29,7 +29,7 @@ from service.flow.tasks.subject import (
 from service.services import Services
 from service.store.models import Repository
 
-router = APIRouter(tags=["actions"], route_class=Route)
+router = APIRouter(prefix=API, tags=["actions"], route_class=Route)
 
 
 @router.get(

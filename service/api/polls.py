@@ -6,13 +6,13 @@ from pydantic import ValidationError
 from service import metrics
 from service.api.deps import ServicesDep
 from service.api.openapi import Announced, Renewal, signed
-from service.api.route import SignedRoute
+from service.api.route import API, SignedRoute
 from service.api.signed import signed_model
 from service.contract.events import AnnouncedLeases, AnnouncedPushes, PollNews, Shift, ShiftRequest
 from service.contract.validation import reason_of
 from service.flow.pushes import shift
 
-router = APIRouter(prefix="/polls", tags=["internal"], route_class=SignedRoute)
+router = APIRouter(prefix=f"{API}/polls", tags=["internal"], route_class=SignedRoute)
 
 
 @router.post("/lease", operation_id="leasePolls", response_model=Shift, openapi_extra=signed(Renewal))

@@ -24,7 +24,7 @@ from service.api.deps import (
 from service.api.openapi import problems
 from service.api.paging import page
 from service.api.repositories import unknown_repository
-from service.api.route import Route
+from service.api.route import API, Route
 from service.api.schemas.common import StepState
 from service.api.schemas.pushes import (
     ChangesetRead,
@@ -43,7 +43,7 @@ from service.store.models import UNCREATED, DeadLetter, PlannedTask, Push, PushS
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/pushes", tags=["pushes"], route_class=Route)
+router = APIRouter(prefix=f"{API}/pushes", tags=["pushes"], route_class=Route)
 
 TASKS_IN_A_LIST = 20
 

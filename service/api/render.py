@@ -9,13 +9,13 @@ from service.api.deps import MayRender, RepositoryAlias, ServicesDep
 from service.api.openapi import problems
 from service.api.pushes import find_push
 from service.api.repositories import find
-from service.api.route import Route
+from service.api.route import API, Route
 from service.api.schemas.pushes import RenderedTask, RenderRequest, RenderResult
 from service.flow.pushes.preview import Preview, make_up_push, preview_file
 from service.settings import RENDER
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Route)
+router = APIRouter(prefix=f"{API}/repositories", tags=["repositories"], route_class=Route)
 
 
 @router.post(

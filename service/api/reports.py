@@ -10,12 +10,12 @@ from sqlmodel import col, select
 from service.api.deps import After, Limit, Reader, Reading
 from service.api.openapi import problems
 from service.api.paging import page
-from service.api.route import Route
+from service.api.route import API, Route
 from service.api.schemas.common import StepState
 from service.api.schemas.tasks import ReportPage, ReportRead, RunStage
 from service.store.models import FAILED_REPORTS, JobReport, State
 
-router = APIRouter(prefix="/reports", tags=["reports"], route_class=Route)
+router = APIRouter(prefix=f"{API}/reports", tags=["reports"], route_class=Route)
 
 ReportState = Annotated[StepState | None, Query(description="of the report")]
 Waiting = Annotated[

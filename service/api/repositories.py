@@ -20,7 +20,7 @@ from service.api.deps import (
 )
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.api.paging import page_of_all
-from service.api.route import Route
+from service.api.route import API, Route
 from service.api.schemas.repositories import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
 from service.auth import loopback
 from service.clock import now
@@ -37,7 +37,7 @@ from service.store.database import Session
 from service.store.models import Action, Push, PushStep, Repository
 
 log = structlog.get_logger()
-router = APIRouter(prefix="/repositories", tags=["repositories"], route_class=Route)
+router = APIRouter(prefix=f"{API}/repositories", tags=["repositories"], route_class=Route)
 
 
 def normal_url(settings: Settings, url: str) -> tuple[str, str]:

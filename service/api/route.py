@@ -16,6 +16,9 @@ from service.services import Services
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
+API = "/api/v1"
+"""Prefix of all paths of the API."""
+
 
 class Route(APIRoute):
     """A route that refuses a caller before FastAPI reads the body, which FastAPI itself cannot do.

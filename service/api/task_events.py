@@ -10,7 +10,7 @@ from service import metrics
 from service.api.deps import ServicesDep
 from service.api.ingest import parse_each, parse_letter, store_letters
 from service.api.openapi import PulseMessages, signed
-from service.api.route import SignedRoute
+from service.api.route import API, SignedRoute
 from service.api.signed import events_of, parsed, signed_body
 from service.clock import now
 from service.contract.events import MAX_EVENTS, Verdict, Verdicts
@@ -25,7 +25,7 @@ from service.store.database import Session
 from service.store.models import DeadLetter
 from service.store.wakeups import Topic
 
-router = APIRouter(prefix="/events", tags=["internal"], route_class=SignedRoute)
+router = APIRouter(prefix=f"{API}/events", tags=["internal"], route_class=SignedRoute)
 
 
 class _Batch(BaseModel):

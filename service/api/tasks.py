@@ -9,7 +9,7 @@ from service.api.actions import WITHOUT_BODIES, state_of
 from service.api.deps import Reader, Reading
 from service.api.openapi import problems
 from service.api.reports import run_of
-from service.api.route import Route
+from service.api.route import API, Route
 from service.api.schemas.actions import MadeTask
 from service.api.schemas.tasks import RunRead, TaskAction, TaskOwner, TaskPush
 from service.errors import Problem
@@ -17,7 +17,7 @@ from service.sanitize import escape_unstorable
 from service.store.database import Session
 from service.store.models import Action, JobReport, PlannedTask, Push, PushStep, Repository
 
-router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=Route)
+router = APIRouter(prefix=f"{API}/tasks", tags=["tasks"], route_class=Route)
 
 MOST = 100
 """Actions, copies and runs that are shown of one task: the newest."""

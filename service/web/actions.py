@@ -10,7 +10,7 @@ from service.api.push_tasks import MOST, task_states
 from service.api.schemas.actions import ActionState
 from service.web.pages import PageRoute, SiteDep, show
 
-router = APIRouter(route_class=PageRoute)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get("/actions")

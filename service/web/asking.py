@@ -16,7 +16,7 @@ from service.errors import Problem
 from service.flow.tasks.action_kinds import ACTIONS, scope_of
 from service.web.pages import FormDep, PageRoute, SiteDep, show
 
-router = APIRouter(route_class=PageRoute)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 ON_TASKS, ON_PUSHES = ("retrigger", "cancel"), ("retrigger-failed", "cancel-push")
 """The actions that the pages of tasks and of pushes offer."""

@@ -9,7 +9,7 @@ from service.errors import Problem
 from service.web.pages import PageRoute, show
 from service.web.rendering import HEADERS, static_file
 
-router = APIRouter(route_class=PageRoute)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 _STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 

@@ -24,7 +24,7 @@ def install(app: FastAPI, settings: Settings) -> None:
     if not settings.web:
         return
     for module in MODULES:
-        app.include_router(module.router, include_in_schema=False)
+        app.router.routes.extend(module.router.routes)
     for kind in (Problem, RequestValidationError, HTTPException, Exception):
         _answer_as_page(app, kind)
 

@@ -23,7 +23,7 @@ from service.web.pages import FormDep, PageRoute, SiteDep, show
 from service.web.rendering import path_of
 from service.web.words import Explanation, explain_graph, explain_resultset, tone_of
 
-router = APIRouter(route_class=PageRoute)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 TASKS = 100
 """Tasks on one page, so that a page stays small: those that failed come first."""

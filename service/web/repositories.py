@@ -9,7 +9,7 @@ from service.api.schemas.repositories import RepositoryRead
 from service.clock import now
 from service.web.pages import PageRoute, show
 
-router = APIRouter(route_class=PageRoute)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 def poll_state(repository: RepositoryRead) -> str:

@@ -9,7 +9,7 @@ from service import auth
 from service.web.pages import FormDep, PageRoute, SiteDep, VisitDep, address_of, local_path, show
 
 log = structlog.get_logger()
-router = APIRouter(route_class=PageRoute)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 Next = Annotated[str, Query(max_length=4_000, description="the page to go on to")]
 

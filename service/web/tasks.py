@@ -8,7 +8,7 @@ from service.api.tasks import TaskNumber, get_task
 from service.web.asking import ON_TASKS, buttons_for
 from service.web.pages import PageRoute, SiteDep, show
 
-router = APIRouter(route_class=PageRoute)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get("/tasks/{task_id}")

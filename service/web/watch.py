@@ -6,7 +6,7 @@ from service.api.deps import Reader, Reading
 from service.api.watch import list_pulse_queues, list_waiting
 from service.web.pages import PageRoute, show
 
-router = APIRouter(route_class=PageRoute)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get("/waiting")
