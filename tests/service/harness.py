@@ -2,13 +2,14 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import uvicorn
+from sqlalchemy import event
 from sqlmodel import col, select
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
@@ -209,3 +210,20 @@ def push_event(
             "push": entry,
         }
     )
+
+
+@contextmanager
+def sent_statements(database: Database) -> Iterator[list[str]]:
+    """Note every statement that is sent to the database meanwhile."""
+    sent: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    for engine in database.engines:
+        event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        for engine in database.engines:
+            event.remove(engine, "before_cursor_execute", note)

@@ -90,6 +90,9 @@ def wrong(systems: Systems, database_url: str, faketime: Path, tmp_path: Path) -
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True
+)  # the wall clock plays no part in the other's leases
 def test_a_wall_clock_that_steps(wrong: Wrong, database_url: str) -> None:
     """PostgreSQL does not use it. SQLite does, and the step is noticed: intake continues, work waits."""
     system = wrong.system

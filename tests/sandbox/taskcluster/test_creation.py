@@ -176,6 +176,7 @@ async def test_a_task_whose_creation_crashed_is_not_scheduled_by_its_dependencie
     assert await api.state(task_id) == "pending"
 
 
+@pytest.mark.long
 def test_a_group_of_20000_is_created_in_seconds(api: Api) -> None:
     import time
 

@@ -3,13 +3,10 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 from sqlmodel import select
 
 from service.contract.events import Lease
@@ -19,7 +16,7 @@ from service.store.database import Database
 from service.store.models import Budget, RateGrant, Repository
 from tests.service.flow.fake_listeners import HOST, MINUTE, SECOND, START, Clock, Listener, Polls
 from tests.service.flow.pushes.test_push import pushes
-from tests.service.harness import node, push_event
+from tests.service.harness import node, push_event, sent_statements
 
 
 @pytest.fixture
@@ -202,36 +199,18 @@ async def test_a_slow_one_is_asked_less_often(quick: Polls) -> None:
 
 
 async def test_the_number_of_statements_does_not_depend_on_the_number_of_repositories(polls: Polls) -> None:
-    statements: list[str] = []
     listener = polls.listener()
     counts = []
     for more in (60, 200):
         await polls.add(*(f"{more}r{n}" for n in range(more)))
         await listener.polled_all()
         polls.clock.go(5)
-        with noted(polls.database, statements):
+        with sent_statements(polls.database) as statements:
             answer = await listener.polled_all()
         assert len(answer.leases) >= 50
         counts.append(len(statements))
-        statements.clear()
         polls.clock.go(5)
     assert counts[0] == counts[1] <= 9, counts
-
-
-@contextmanager
-def noted(database: Database, statements: list[str]) -> Iterator[None]:
-    """Note each statement meanwhile."""
-
-    def note(_: Any, __: Any, statement: str, ___: Any, ____: Any, _____: Any) -> None:
-        statements.append(statement)
-
-    for engine in database.engines:
-        event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield
-    finally:
-        for engine in database.engines:
-            event.remove(engine, "before_cursor_execute", note)
 
 
 # Several listeners
