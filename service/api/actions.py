@@ -1,5 +1,6 @@
 """Routes for actions: ask for one, plan one, see what became of them."""
 
+import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from urllib.parse import quote
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy import func, text
+from sqlalchemy import Text, cast, func, text
 from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
@@ -55,7 +56,10 @@ router = APIRouter(prefix=f"{API}/actions", tags=["actions"], route_class=Route)
 TASKS_IN_A_LIST = 20
 DELIVERIES = 100
 
-_BODIES: tuple[Any, ...] = (Action.left_out, Action.cancels, Action.failure_jobs)
+MAX_LISTED_INPUT = 4_000
+"""Characters of an input, as JSON, that a list of actions shows: a page of 500 can have 250 MB of inputs."""
+
+_BODIES: tuple[Any, ...] = (Action.left_out, Action.cancels, Action.failure_jobs, Action.input)
 WITHOUT_BODIES = tuple(defer(column, raiseload=True) for column in _BODIES)
 """Columns of actions that a list does not read, because they can be large."""
 
@@ -122,9 +126,16 @@ async def create_action(
     return read
 
 
-@router.post("/plan", operation_id="planAction", responses=problems(502, scope=_SCOPE))
-async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerDep) -> ActionPlan:
+@router.post("/plan", response_model=ActionPlan, operation_id="planAction", responses=problems(502, scope=_SCOPE))
+async def plan_action(body: ActionCreate, services: ServicesDep, caller: CallerDep) -> Response:
     """Return what that action would do now. Nothing changes."""
+    plan = await plan_of(body, services, caller)
+    # in a thread, for it can have ten thousand copies, or a payload of a megabyte
+    return Response(await asyncio.to_thread(plan.model_dump_json), media_type="application/json")
+
+
+async def plan_of(body: ActionCreate, services: Services, caller: auth.Caller) -> ActionPlan:
+    """Return the plan of an action. Raises a 422, a 502 and a 403."""
     _require(services, caller, body)
     async with services.database.reading() as session:
         rules = await _rules(session, body)
@@ -248,8 +259,11 @@ async def list_actions(
     actions = [action for _, action, _, _ in rows]
     counts = await _counts(session, actions)
     tasks = await _tasks(session, actions, first=TASKS_IN_A_LIST)
+    told = await _small_inputs(session, actions)
     items = [
-        ActionSummary.model_validate(_summary(action, left_out, cancels, counts.get(number, (0, 0)), tasks[number]))
+        ActionSummary.model_validate(
+            _summary(action, left_out, cancels, counts.get(number, (0, 0)), tasks[number]) | {"input": told.get(number)}
+        )
         for number, action, left_out, cancels in rows
     ]
     return ActionPage(items=items, next=following)
@@ -314,6 +328,13 @@ async def _counts(session: Session, actions: Sequence[Action]) -> dict[int, tupl
     return {action_id or 0: (last + 1, last + 1 - left) for action_id, last, left in rows if last is not None}
 
 
+async def _small_inputs(session: Session, actions: Sequence[Action]) -> dict[int, Any]:
+    """Return the inputs of actions that a list shows."""
+    length = func.length(cast(Action.input, Text))
+    query = select(Action.id, Action.input).where(col(Action.id).in_(_ids(actions)), length <= MAX_LISTED_INPUT)
+    return {action_id or 0: told for action_id, told in await session.exec(query)}
+
+
 async def _tasks(session: Session, actions: Sequence[Action], first: int | None = None) -> dict[int, list[MadeTask]]:
     """Return the copies of each action, without their definitions, which can be large."""
     query = (
@@ -353,6 +374,7 @@ async def _read(session: Session, action: Action) -> ActionRead:
     return ActionRead.model_validate(
         {
             **_summary(action, len(action.left_out), len(action.cancels), counts, tasks),
+            "input": action.input,
             "left_out": action.left_out,
             "cancels": action.cancels,
             "deliveries": deliveries,
@@ -363,7 +385,7 @@ async def _read(session: Session, action: Action) -> ActionRead:
 def _summary(
     action: Action, left_out: int, cancels: int, counts: tuple[int, int], tasks: list[MadeTask]
 ) -> dict[str, object]:
-    names = ["id", "project", "task_id", "run_id", "generation", "input", "requester", "source", "notes", "attempts"]
+    names = ["id", "project", "task_id", "run_id", "generation", "requester", "source", "notes", "attempts"]
     names += ["received_at", "planned_at", "done_at"]
     return {
         **{name: getattr(action, name) for name in names},

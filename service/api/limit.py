@@ -28,6 +28,9 @@ MAX_BODY = 256 * 1024
 """Bytes of a request by people and programs."""
 
 _PLAIN = Limit(MAX_BODY, 1_000)
+_ACTION = Limit(MAX_BODY, 10_000)
+"""An action, whose input can name thousands of tasks."""
+
 _RENDER = Limit(4 * 1024 * 1024, 400_000)
 """A whole `.taskcluster.yml`, as one text, in which what is counted as members may stand too."""
 
@@ -48,6 +51,8 @@ def limit_for(path: str) -> Limit:
     """Return what a request to this path may have."""
     if path.startswith("/api/v1/repositories/") and path.endswith("/render"):
         return _RENDER
+    if path in {"/api/v1/actions", "/api/v1/actions/plan"}:
+        return _ACTION
     return next((limit for prefix, limit in _SIGNED.items() if path.startswith(prefix)), _PLAIN)
 
 

@@ -443,6 +443,18 @@ def satisfies(held: Iterable[str], scope: str) -> bool:
     )
 
 
+class ScopeSet:
+    """Held scopes, in which one is found in the time that its length takes: strangers write both by the thousand."""
+
+    def __init__(self, held: Iterable[str]) -> None:
+        self._exact = set(held)
+        self._prefixes = {scope[:-1] for scope in self._exact if scope.endswith("*")}
+
+    def satisfies(self, scope: str) -> bool:
+        """Return True as the function `satisfies` does."""
+        return scope in self._exact or any(scope[:end] in self._prefixes for end in range(len(scope) + 1))
+
+
 def _field(answer: Any, key: str, kind: type[_T]) -> _T:
     """Return a field of the answer, or of an item of its list. Raises Unavailable unless it has that type."""
     value = answer.get(key) if isinstance(answer, dict) else None

@@ -22,6 +22,10 @@ class TemplateError(Exception):
     """The template cannot be rendered, however often it is tried; the message is for its author."""
 
 
+class SpentError(TemplateError):
+    """The child was ended at one of its limits, which can be because this machine has too much to do."""
+
+
 @dataclass(frozen=True)
 class Rendering:
     """The result of a template with task ids in it, and the ids that `as_slugid` and `ownTaskId` returned."""
@@ -95,7 +99,7 @@ class Renderer:
                 kept = bool(self._free)
                 answer = await self._try(self._free.pop() if kept else await self._spawn(), body)
                 if answer is None and not kept:  # a kept child may have died of something else meanwhile
-                    raise TemplateError(
+                    raise SpentError(
                         f"cannot be rendered within {self._limits.memory_mib} MiB of memory "
                         f"and {self._limits.seconds:g} s"
                     )
@@ -109,7 +113,7 @@ class Renderer:
             answer = await asyncio.wait_for(self._exchange(child, body), self._limits.seconds)
         except TimeoutError:
             await self._replace(child)
-            raise TemplateError(f"takes longer than {self._limits.seconds:g} s to render") from None
+            raise SpentError(f"takes longer than {self._limits.seconds:g} s to render") from None
         except (asyncio.IncompleteReadError, ConnectionError):
             await _kill(child)
             return None

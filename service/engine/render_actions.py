@@ -24,6 +24,15 @@ MAX_LISTED = 2 * 1024 * 1024
 MAX_PROBLEMS = 5
 """Problems of one input that an error names."""
 
+MAX_TAG_SETS = 50
+"""Sets of tags that one `context` may have: the service compares them with the tags of each task."""
+
+MAX_INPUT = 512 * 1024
+"""Characters of an input with its defaults, as JSON: the service stores it. What is given has half of that at most."""
+
+MAX_RENDERED, MAX_VALUES = 1_000_000, 50_000
+"""Characters as JSON, and values, of what an action is rendered as. Those of Firefox have some thousand characters."""
+
 MAX_DEPTH = 50
 """Levels of a schema in which defaults are looked for, because references may go in a circle."""
 
@@ -42,8 +51,13 @@ class InvalidActionsError(Exception):
     """The file cannot be used; the message is for its author."""
 
 
-def is_relevant(context: Sequence[Mapping[str, str]], tags: Mapping[str, str] | None) -> bool:
-    """Return True if an action with this `context` is for a task with these tags; None: for the task group."""
+def is_relevant(context: Sequence[Mapping[str, str]] | None, tags: Mapping[str, str] | None) -> bool:
+    """Return True if an action with this `context` is for a task with these tags; None: for the task group.
+
+    One without a context that can be understood is for nobody.
+    """
+    if context is None:
+        return False
     if tags is None:
         return not context
     return any(tag_set.items() <= tags.items() for tag_set in context)
@@ -88,10 +102,58 @@ def render_action(document: bytes, nodes: int, wanted: dict[str, Any], render: R
     if problem is not None:
         return {"rejected": problem}
     context = {**wanted["context"], "input": told, **variables}
-    rendered = render(action["template"], context)
-    if not isinstance(rendered, dict):
-        return {"failed": f"it is rendered as {type(rendered).__name__}, and not as an object"}
+    try:
+        _check_input_size(told)
+        rendered = render(action["template"], context)
+        _check_rendered(rendered)
+    except _UnusableError as error:
+        return _unusable(action, str(error))
     return {"kind": action["kind"], "hook": action["hook"], "input": told, "rendered": rendered}
+
+
+class _UnusableError(Exception):
+    """One action of the file cannot be used; the message is for its author."""
+
+
+def _check_input_size(told: Any) -> None:
+    size = _characters(told)
+    if size > MAX_INPUT:
+        raise _UnusableError(f"its input has {size:,} characters with the defaults of its `schema`, {_most(MAX_INPUT)}")
+
+
+def _check_rendered(rendered: Any) -> None:
+    if not isinstance(rendered, dict):
+        raise _UnusableError(f"it is rendered as {type(rendered).__name__}, and not as an object")
+    if not _has_at_most(rendered, MAX_VALUES):
+        raise _UnusableError(f"it is rendered as more than {MAX_VALUES:,} values")
+    size = _characters(rendered)
+    if size > MAX_RENDERED:
+        raise _UnusableError(f"it is rendered as {size:,} characters, {_most(MAX_RENDERED)}")
+
+
+def _unusable(action: dict[str, Any], why: str) -> dict[str, Any]:
+    return {"failed": f"the tree's action {action['name']} cannot be used: {why}"}
+
+
+def _characters(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def _most(limit: int) -> str:
+    return f"and {limit:,} at most are taken"
+
+
+def _has_at_most(value: Any, count: int) -> bool:
+    """Return True if a value, with all values in it, has at most `count`; it may stand in a list many times."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        count -= 1
+        inside = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        if count < len(waiting) + len(inside):
+            return False
+        waiting.extend(inside)
+    return True
 
 
 def _not_offered(name: str, on_task: bool, relevant: list[dict[str, Any]]) -> str:
@@ -137,23 +199,21 @@ def _has_name(action: Any) -> bool:
 
 
 def _action(action: dict[str, Any]) -> dict[str, Any]:
-    context, kind = action.get("context"), action.get("kind")
+    kind = action.get("kind")
     title, description = (str(action.get(name) or "")[:MAX_TEXT] for name in ("title", "description"))
     entry: dict[str, Any] = {
         "name": action["name"],
         "title": title or action["name"],
         "description": description,
         "kind": kind if kind in {"hook", "task"} else None,
-        "context": context,
+        "context": None,
         "schema": None,
         "hook": None,
         "template": action.get("hookPayload" if kind == "hook" else "task"),
         "broken": None,
     }
     try:
-        if not _is_context(context):
-            entry["context"] = []  # nobody can say what it is for, so nobody is offered it
-            raise InvalidActionsError("its `context` is no list of sets of tags")
+        entry["context"] = _context(action)
         if entry["kind"] is None:
             raise InvalidActionsError(f"its kind is {str(kind)[:100]!r}, and neither hook nor task")
         if kind == "hook":
@@ -164,14 +224,19 @@ def _action(action: dict[str, Any]) -> dict[str, Any]:
             _check_schema(action["schema"])
             entry["schema"] = action["schema"]
     except InvalidActionsError as error:
-        entry["broken"] = f"the tree's action {action['name']} cannot be used: {error}"
+        entry["broken"] = _unusable(action, str(error))["failed"]
     return entry
 
 
-def _is_context(context: Any) -> bool:
-    return isinstance(context, list) and all(
+def _context(action: dict[str, Any]) -> list[dict[str, str]]:
+    context = action.get("context")
+    if not isinstance(context, list) or not all(
         isinstance(tag_set, dict) and all(isinstance(value, str) for value in tag_set.values()) for tag_set in context
-    )
+    ):
+        raise InvalidActionsError("its `context` is no list of sets of tags")
+    if len(context) > MAX_TAG_SETS:
+        raise InvalidActionsError(f"its `context` has {len(context):,} sets of tags, {_most(MAX_TAG_SETS)}")
+    return context
 
 
 def _hook(action: dict[str, Any]) -> list[str]:
@@ -237,11 +302,11 @@ def _told(action: dict[str, Any], given: Any) -> tuple[Any, str | None]:
     from referencing.exceptions import Unresolvable  # noqa: PLC0415 - few requests need it
 
     schema, name = action["schema"], action["name"]
+    nothing = given is None or given == {}
     if schema is None:
-        return None, f"input of {name}: it takes none, and {_shown(given)} is given" if given else None
-    told = copy.deepcopy(given)
-    if not told and isinstance(schema, dict) and isinstance(schema.get("default"), dict):
-        told = copy.deepcopy(schema["default"])
+        return None, None if nothing else f"input of {name}: it takes none, and {_shown(given)} is given"
+    has_default = nothing and isinstance(schema, dict) and "default" in schema
+    told = copy.deepcopy(schema["default"] if has_default else given)
     told = _with_defaults(schema, told, schema, 0)
     problems = []
     try:

@@ -345,7 +345,7 @@ class Action(Work, Traced, table=True):
     planned_at: datetime | None = _utc()
     plan_attempt: int = 0  # incremented when a plan that created no task is replaced
     refused: str | None = Field(default=None, sa_type=Text)  # why the plan was refused
-    input: dict[str, Any] = Field(default_factory=dict, sa_type=Json)  # by the schema of the kind of action
+    input: Any = Field(default_factory=dict, sa_type=Json, nullable=False)  # by the schema of the kind of action
     cancels: list[dict[str, str]] = Field(default_factory=list, sa_type=Json)  # task_id, name; of many tasks at once
     left_out: list[dict[str, str]] = Field(default_factory=list, sa_type=Json)  # task_id, name, reason
     notes: list[str] = Field(default_factory=list, sa_type=Json)  # further remarks for people

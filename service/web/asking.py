@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from service.api.actions import create_action, plan_action
+from service.api.actions import create_action, plan_of
 from service.api.deps import CallerDep, ServicesDep
 from service.api.schemas.actions import ActionCreate
 from service.auth import Caller
@@ -74,7 +74,7 @@ def wanted_action(form: Mapping[str, str]) -> ActionCreate:
 async def preview_action(request: Request, services: ServicesDep, caller: CallerDep, form: FormDep) -> Response:
     """Show what an action would do now, with the form that does it."""
     wanted = wanted_action(form)
-    plan = await plan_action(wanted, services, caller)
+    plan = await plan_of(wanted, services, caller)
     key = secrets.token_urlsafe(16)
     return show(
         request, "plan.html", plan=plan, times=form.get("times", ""), key=key, summary=_summary(wanted), most=MAX_LISTED

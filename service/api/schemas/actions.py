@@ -2,9 +2,9 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from service.api.schemas.common import (
     EXAMPLE_COPY,
@@ -17,6 +17,7 @@ from service.api.schemas.common import (
     Text,
     Working,
     example,
+    storable_json,
 )
 from service.contract.events import Alias
 from service.contract.validation import named_pattern, problems_of
@@ -46,10 +47,10 @@ def _describe_inputs(schema: dict[str, Any]) -> None:
     """Describe the inputs of all actions: each has a schema of its own."""
     schemas = [kind.input.model_json_schema() for kind in ACTIONS.values()]
     inputs = [schema for number, schema in enumerate(schemas) if schema not in schemas[:number]]
-    del schema["additionalProperties"]
-    schema |= {
-        "anyOf": [*inputs, {"type": "object", "title": "InputOfTree", "description": "by the tree's own schema"}]
-    }
+    schema |= {"anyOf": [*inputs, {"title": "InputOfTree", "description": "any JSON, by the tree's own schema"}]}
+
+
+Input = Annotated[Any, AfterValidator(lambda told: {} if told is None else storable_json(told))]
 
 
 class ActionCreate(Schema):
@@ -77,8 +78,10 @@ class ActionCreate(Schema):
     push: PushId | None = Field(None, description="id in the pushlog; of the newest generation that has it")
     run_id: RunId | None = Field(None, description="of the task; null: the latest run")
     requester: Text | None = Field(None, description="on whose behalf; null: the caller")
-    input: dict[str, Any] = Field(
-        default_factory=dict, description="what the action is told", json_schema_extra=_describe_inputs
+    input: Input = Field(
+        default_factory=dict,
+        description="what the action is told; null is as an empty object: nothing",
+        json_schema_extra=_describe_inputs,
     )
 
     @model_validator(mode="after")
@@ -200,7 +203,7 @@ class ActionSummary(Schema):
     run_id: int | None
     push: int | None = Field(description="id in the pushlog; null: it is about a task")
     generation: int | None = Field(description="of the push; null: the push was not known when the action was stored")
-    input: dict[str, Any]
+    input: Any = Field(description="what it is told; in a list of actions null if that has more than 4,000 characters")
     requester: str
     source: Source
     state: ActionState
@@ -318,7 +321,7 @@ class ActionPlan(Schema):
     task_id: str | None
     run_id: int | None
     push: int | None
-    input: dict[str, Any]
+    input: Any
     state: ActionState = Field(description="planned; or what the action would end as, and then `reason` says why")
     reason: str | None
     notes: list[str]

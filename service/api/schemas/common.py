@@ -1,11 +1,13 @@
 """Parts that all schemas of the API share. A schema is never a table: those are not validated, and hold secrets."""
 
+import math
 from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.flow.tasks.definition import SLUGID
+from service.sanitize import MAX_NESTING
 
 
 class Schema(BaseModel):
@@ -19,6 +21,23 @@ def storable_text(text: str) -> str:
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError("it holds a NUL or half of a surrogate pair, which cannot be stored")
     return text
+
+
+def storable_json(value: Any) -> Any:
+    """Return JSON of any kind if a database can store it, and others can read it. Raises ValueError."""
+    waiting = [(value, 1)]
+    while waiting:
+        item, level = waiting.pop()
+        if isinstance(item, str):
+            storable_text(item)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ValueError("it holds NaN, or a number that is too large: JSON has no such numbers")
+        elif isinstance(item, dict | list):
+            if level > MAX_NESTING:
+                raise ValueError(f"it has more than {MAX_NESTING} levels of objects and lists")
+            waiting += [(inside, level + 1) for inside in item]  # of an object, the keys
+            waiting += [(inside, level + 1) for inside in item.values()] if isinstance(item, dict) else []
+    return value
 
 
 Text = Annotated[str, Field(max_length=1_000), AfterValidator(storable_text)]

@@ -7,7 +7,6 @@
 With `actions: auto`, a name that the tree does not offer is carried out by this service, if it knows that name.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from service.clients.hooks import trigger_scope
-from service.clients.taskcluster import satisfies
+from service.clients.taskcluster import ScopeSet
 from service.clock import now
 from service.contract.validation import problems_of
 from service.engine.leases import Lease
@@ -58,6 +57,11 @@ class Prepared:
     task_id: str
     """The id of the task that is created, if there is no hook."""
 
+    @property
+    def stored_input(self) -> Any:
+        """Return the input as it is stored: an empty object if the action takes none."""
+        return {} if self.told is None else self.told
+
 
 async def run(services: Services, lease: Lease[Action]) -> None:
     """Trigger the action's hook or create its task, once; or find out whether a hook was triggered."""
@@ -80,7 +84,7 @@ async def run(services: Services, lease: Lease[Action]) -> None:
     if missing:
         raise ActionFailedError(_missing_text(services, prepared, *missing[0]))
     if prepared.hook is not None:
-        values = {"decision_task": prepared.decision.task_id, "input": prepared.told or {}}
+        values = {"decision_task": prepared.decision.task_id, "input": prepared.stored_input}
         await trigger(services, lease, prepared.hook, prepared.rendered, values)
         return
     task = PlannedTask(
@@ -91,7 +95,7 @@ async def run(services: Services, lease: Lease[Action]) -> None:
         name=name_of(prepared.rendered),
         definition=prepared.rendered,
     )
-    values = {"decision_task": prepared.decision.task_id, "input": prepared.told or {}, "planned_at": now()}
+    values = {"decision_task": prepared.decision.task_id, "input": prepared.stored_input, "planned_at": now()}
     for name, value in values.items():
         setattr(action, name, value)
     await _create(services, lease, await store_plan(lease, [task], failure_jobs=action.failure_jobs, **values))
@@ -116,7 +120,7 @@ async def plan(services: Services, action: Action) -> Plan:
     )
 
 
-def fit_input(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+def fit_input(name: str, told: Any) -> dict[str, Any]:
     """Return the input of one of our own actions without defaults. Raises ActionRejectedError."""
     model: type[BaseModel] = ACTIONS[name].input
     try:
@@ -171,7 +175,7 @@ async def _render(services: Services, action: Action, subject: Subject | PushSub
     wanted = {"name": action.kind, "tags": tags, "input": action.input, "context": context}
     task_id = slugid(services.secret, "in-tree action", action.key, OWN_LABEL)
     try:
-        rendered = await services.renderer.action(offered.offer.document, wanted, action.share)
+        rendered = await services.renderer.action(offered.offer.file.document, wanted, action.share)
         parsed = (
             rendered.parse(lambda _: task_id)
             if rendered.small
@@ -211,13 +215,13 @@ async def missing_scopes(services: Services, prepared: Prepared, *, surely: bool
     is not said to be missing: then Taskcluster decides when the call is made.
     """
     scopes = [scope for scope in prepared.decision.definition.get("scopes", []) if isinstance(scope, str)]
-    held = await services.queue.expand_scopes(scopes)
+    held = ScopeSet(await services.queue.expand_scopes(scopes))
     if prepared.hook is not None:
         wanted = [[f"in-tree:hook-action:{'/'.join(prepared.hook)}"]]
         ours = [trigger_scope(*prepared.hook)]
     else:
         wanted, ours = needed_scopes(prepared.rendered), scopes
-    missing = [(any_of[-1], False) for any_of in wanted if not any(satisfies(held, scope) for scope in any_of)]
+    missing = [(any_of[-1], False) for any_of in wanted if not any(map(held.satisfies, any_of))]
     return missing + [(scope, True) for scope in await _missing_of_client(services, ours, surely=surely)]
 
 
@@ -225,11 +229,11 @@ async def _missing_of_client(services: Services, wanted: list[str], *, surely: b
     missing = list(wanted)
     for fresh in (False, True) if surely else (False,):
         try:
-            own = await services.queue.own_scopes(fresh=fresh)
+            own = ScopeSet(await services.queue.own_scopes(fresh=fresh))
         except UpstreamError as error:
             log.info("own-scopes-unknown", why=str(error))
             return []
-        missing = [scope for scope in wanted if not satisfies(own, scope)]
+        missing = [scope for scope in wanted if not own.satisfies(scope)]
         if not missing:
             return []
     return missing

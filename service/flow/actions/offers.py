@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.clients.taskcluster import Definition
-from service.engine.render import Rendered, TemplateError
+from service.engine.render import Rendered, SpentError, TemplateError
 from service.engine.render_actions import first_relevant
 from service.errors import PermanentUpstreamError
 from service.flow.actions.decision import Decision, decisions_of_push, decisions_of_task
@@ -27,6 +27,18 @@ class Offer:
     """A decision task's file, and the actions in it: see `render_actions.list_actions`."""
 
     decision: Decision
+    file: "File"
+
+    @property
+    def actions(self) -> list[dict[str, Any]]:
+        """Return all actions in the file."""
+        return self.file.actions
+
+
+@dataclass(frozen=True)
+class File:
+    """What is kept of an `actions.json`."""
+
     document: bytes = field(repr=False)
     actions: list[dict[str, Any]] = field(repr=False)
 
@@ -80,19 +92,18 @@ async def load_offer(services: Services, decision: Decision, share: str) -> Offe
     if decision.run_id is None:
         return None
     key = decision.task_id, decision.run_id
-    known = services.offers.get(key)
-    if known is None:
-        known, size = await _load(services, decision, decision.run_id, share)
-        if known is not None and decision.ended:
-            services.offers.put(key, known, size)
-    if isinstance(known, str):
-        raise ActionFailedError(known)
-    offer: Offer | None = known
-    return offer
+    file: File | str | None = services.offers.get(key)
+    if file is None:
+        file, size = await _load(services, decision, decision.run_id, share)
+        if file is not None and decision.ended:
+            services.offers.put(key, file, size)
+    if isinstance(file, str):
+        raise ActionFailedError(file)
+    return None if file is None else Offer(decision, file)
 
 
-async def _load(services: Services, decision: Decision, run_id: int, share: str) -> tuple[Offer | str | None, int]:
-    """Return what a decision task offers, or why its file cannot be used; and about how many bytes that takes."""
+async def _load(services: Services, decision: Decision, run_id: int, share: str) -> tuple[File | str | None, int]:
+    """Return the file, or why it cannot be used; and about how many bytes that takes."""
     place = f"{FILE} of the decision task {decision.task_id}"
     try:
         document = await services.artifacts.fetch(decision.task_id, run_id, FILE, MAX_FILE)
@@ -100,14 +111,17 @@ async def _load(services: Services, decision: Decision, run_id: int, share: str)
             return None, 0
         listed = await services.renderer.actions(document, share)
         actions = _parse(listed) if listed.small else await services.compute(share, _parse, listed)
+    except SpentError as error:
+        raise ActionFailedError(f"{place} {error}") from None  # not kept: it may be better another time
     except TemplateError as error:
-        return f"{place} {error}", 1_000
+        reason = f"{place} {error}"
+        return reason, len(reason) + 1_000
     except PermanentUpstreamError as refusal:
         if refusal.status == 413:
             return f"{place} cannot be used: {refusal}", 1_000
         raise ActionFailedError(f"{place} cannot be read ({refusal.status}): {refusal}") from None
     # a parsed value takes several times the memory of its text
-    return Offer(decision, document, actions), len(document) + 10 * len(listed.answer)
+    return File(document, actions), len(document) + 10 * len(listed.answer)
 
 
 def _parse(listed: Rendered) -> list[dict[str, Any]]:

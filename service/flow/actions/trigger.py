@@ -39,8 +39,13 @@ CLOCKS_DIFFER = timedelta(seconds=10)
 NOTHING_DONE = frozenset({401, 429})
 """Statuses of answers that say that nothing was done, and that may be another next time."""
 
+_JSON_BEGINS = frozenset('{["-0123456789tf')
+
 MAX_LOOK = 200_000
 """Values of one definition that are compared."""
+
+PIECE = 100
+"""Definitions of tasks that a hook created that are held at a time."""
 
 
 async def trigger(
@@ -148,18 +153,27 @@ async def _matches(services: Services, action: Action) -> list[str]:
     assert action.triggered_at is not None
     group, _, hook = (action.hook or "").partition("/")
     since = action.triggered_at - CLOCKS_DIFFER
-    definitions: dict[str, Definition] = {}
     fired = {fire.task_id for fire in await services.hooks.last_fires(group, hook, since)}
+    matches: set[str] = set()
+    examined: set[str] = set()
+
+    async def examine(definitions: dict[str, Definition]) -> None:
+        # in a thread and piece by piece, because a definition can have megabytes, and strangers write them
+        examined.update(definitions)
+        client = services.settings.taskcluster.client_id
+        matches.update(await services.compute(action.share, _those_of, definitions, action, client))
+
     async for page in services.queue.group(action.decision_task or ""):
-        for status, definition in page:
-            tags = definition.get("tags")
-            callback = isinstance(tags, dict) and tags.get("kind") == CALLBACK
-            if callback and parse_date(definition["created"]) >= since:
-                definitions[str(status.get("taskId"))] = definition
-    others = sorted(fired - definitions.keys())
-    definitions |= await services.queue.tasks(others) if others else {}
-    client = services.settings.taskcluster.client_id
-    matches = {task_id for task_id, definition in definitions.items() if is_of(definition, action, client)}
+        await examine(
+            {
+                str(status.get("taskId")): definition
+                for status, definition in page
+                if _is_callback(definition) and parse_date(definition["created"]) >= since
+            }
+        )
+    others = sorted(fired - examined)
+    for start in range(0, len(others), PIECE):
+        await examine(await services.queue.tasks(others[start : start + PIECE]))
     async with services.database.reading() as session:
         query = select(Action.action_task).where(
             col(Action.action_task).in_(sorted(matches)), col(Action.action_task).is_not(None)
@@ -168,21 +182,33 @@ async def _matches(services: Services, action: Action) -> list[str]:
     return sorted(matches - taken)
 
 
+def _is_callback(definition: Definition) -> bool:
+    tags = definition.get("tags")
+    return isinstance(tags, dict) and tags.get("kind") == CALLBACK
+
+
+def _those_of(definitions: dict[str, Definition], action: Action, client: str | None) -> set[str]:
+    return {task_id for task_id, definition in definitions.items() if is_of(definition, action, client)}
+
+
 async def _rivals(services: Services, action: Action) -> list[int]:
     """Return the equal actions that were triggered and have no clear answer yet.
 
     It is asked after the tasks were listed: whatever created one of them had been recorded by then.
     """
-    query = select(Action).where(Action.lane == action.lane, col(Action.due_at).is_not(None), Action.id != action.id)
+    query = select(Action.id, Action.input).where(
+        Action.lane == action.lane,
+        col(Action.due_at).is_not(None),
+        Action.id != action.id,
+        col(Action.triggered_at).is_not(None),
+        Action.kind == action.kind,
+        Action.hook == action.hook,
+        Action.task_id == action.task_id,
+        Action.decision_task == action.decision_task,
+    )
     async with services.database.reading() as session:
-        unfinished = (await session.exec(query)).all()
-    return [
-        other.id or 0
-        for other in unfinished
-        if other.triggered_at is not None
-        and (other.kind, other.hook, other.task_id, other.decision_task, other.input)
-        == (action.kind, action.hook, action.task_id, action.decision_task, action.input)
-    ]
+        rivals = await session.exec(query)
+        return [action_id or 0 for action_id, told in rivals if told == action.input]
 
 
 def is_of(definition: Definition, action: Action, client: str | None) -> bool:
@@ -200,7 +226,7 @@ def is_of(definition: Definition, action: Action, client: str | None) -> bool:
             return False
     wanted = [action.decision_task]
     wanted += [] if action.task_id is None else [action.task_id]
-    missing: list[Any] = [*wanted, *([action.input] if action.input else [])]
+    missing: list[Any] = [*wanted, *([] if action.input == {} else [action.input])]
     for value in _values(definition):
         missing = [item for item in missing if not _equal(item, value)]
         if not missing:
@@ -220,7 +246,7 @@ def _values(definition: Definition) -> Iterator[Any]:
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)
-        elif isinstance(value, str) and value[:1] in {"{", '"'}:
+        elif isinstance(value, str) and value[:1] in _JSON_BEGINS:
             try:
                 waiting.append(json.loads(value))
             except (ValueError, RecursionError):

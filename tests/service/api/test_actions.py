@@ -155,6 +155,47 @@ async def test_whose_action_is_meant_the_repository_says(api: Api) -> None:
     assert offered["in_tree"] is not None
 
 
+async def test_an_input_is_any_json(api: Api) -> None:
+    await api.add()
+    for told in (["a", {"b": None}], "text", 0, 1.5, True):
+        taken = (await api.post("/actions", {**WANTED, "action": "backfill", "input": told})).json()
+        assert (await api.get(f"/actions/{taken['id']}")).json()["input"] == told
+    assert (await api.post("/actions", {**WANTED, "action": "backfill", "input": None})).json()["input"] == {}
+    is_problem(await api.post("/actions", {**WANTED, "input": []}), 422, "input of retrigger: ")
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (r'{"a": ["\u0000"]}', "it holds a NUL"),
+        (r'{"a\ud800": 1}', "half of a surrogate pair"),
+        ('{"a": NaN}', "it holds NaN"),
+        ("[-1e999]", "a number that is too large"),
+        ("[" * 101 + "]" * 101, "more than 100 levels"),
+        ('{"a":' * 101 + "1" + "}" * 101, "more than 100 levels"),
+    ],
+)
+async def test_an_input_that_could_not_be_stored_is_refused(api: Api, told: str, why: str) -> None:
+    await api.add()
+    wanted = json.dumps({**WANTED, "action": "backfill", "input": 0}).removesuffix("0}")
+    for path in ("/actions", "/actions/plan"):
+        json_type = {"Content-Type": "application/json"}
+        answer = await api.call("POST", f"/api/v1{path}", content=f"{wanted}{told}}}", headers=json_type)
+        is_problem(answer, 422, "input: ", why)
+    assert await actions(api) == []
+
+
+async def test_an_input_names_thousands_of_tasks_and_a_list_leaves_it_out(api: Api) -> None:
+    await api.add()
+    told = {"tasks": [f"test-linux64/opt-xpcshell-{number}" for number in range(7_000)]}
+    taken = await api.post("/actions", {**WANTED, "action": "add-new-jobs", "input": told})
+    assert taken.status_code == 202, taken.text
+    await api.post("/actions", {**WANTED, "action": "add-new-jobs", "input": {"tasks": ["a"]}})
+    listed = (await api.get("/actions")).json()["items"]
+    assert [action["input"] for action in listed] == [{"tasks": ["a"]}, None]
+    assert (await api.get("/actions/1")).json()["input"] == told
+
+
 async def test_an_action_of_the_tree_needs_its_scope_before_anything_is_looked_up(api: Api) -> None:
     for path in ("/actions", "/actions/plan"):
         answer = await api.post(path, {**WANTED, "action": "backfill"}, token=RETRIER)

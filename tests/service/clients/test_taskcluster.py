@@ -11,6 +11,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,7 +20,7 @@ from starlette.routing import Route
 
 from sandbox.taskcluster import Client, Taskcluster, create_app
 from sandbox.taskcluster.clock import DAY, HOUR, iso
-from service.clients.taskcluster import TaskclusterQueue, missing_scopes
+from service.clients.taskcluster import ScopeSet, TaskclusterQueue, missing_scopes, satisfies
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.tasks.ids import slugid
 from service.settings import TaskclusterSettings
@@ -414,3 +416,17 @@ def test_aiohttp_keeps_what_was_read_in_body() -> None:
     """Our `_LimitedResponse` relies on this name, which is not part of aiohttp's documented interface (3.14.5)."""
     source = inspect.getsource(aiohttp.ClientResponse.read)
     assert "if self._body is None" in source, "ClientResponse.read has no _body any more: see _LimitedResponse"
+
+
+_SCOPES = st.text("ab:*", max_size=4)
+
+
+@given(st.lists(_SCOPES, max_size=4), _SCOPES)
+def test_a_set_of_scopes_satisfies_what_its_scopes_do(held: list[str], scope: str) -> None:
+    assert ScopeSet(held).satisfies(scope) is satisfies(held, scope)
+
+
+def test_many_scopes_are_found_among_many() -> None:
+    held = ScopeSet(f"queue:route:index.a{number}*" for number in range(100_000))
+    assert not any(held.satisfies(f"queue:route:index.b{number}") for number in range(10_000))
+    assert held.satisfies("queue:route:index.a77.b")

@@ -55,7 +55,7 @@ async def rendered(
     wanted = {
         "name": name,
         "tags": {} if tags is None else tags,
-        "input": told or {},
+        "input": {} if told is None else told,
         "context": {"taskGroupId": GROUP, "taskId": TASK, **context},
     }
     (result,) = (await renderer.action(file_of(*actions), wanted)).parse(ids).result
@@ -216,6 +216,34 @@ async def test_defaults_are_filled_in_where_objects_and_lists_are(renderer: Rend
     assert result["input"] == {"requests": [{"tasks": ["a"], "times": 1}, {"tasks": [], "times": 2}]}
 
 
+@pytest.mark.parametrize(
+    ("schema", "told", "result"),
+    [
+        ({"type": "array", "items": {"type": "string"}}, ["a"], ["a"]),
+        ({"type": "array"}, [], []),
+        ({"type": "array", "default": ["b"]}, {}, ["b"]),
+        ({"type": "array", "default": ["b"]}, [], []),
+        ({"type": "string"}, "", ""),
+        ({"type": "integer", "default": 3}, 0, 0),
+        ({"type": "boolean"}, False, False),
+        ({"type": ["null", "string"], "default": None}, {}, None),
+    ],
+)
+async def test_an_input_may_be_any_json_that_the_schema_allows(
+    renderer: Renderer, schema: Any, told: Any, result: Any
+) -> None:
+    assert (await rendered(renderer, {**RETRIGGER, "schema": schema}, told=told))["rendered"]["user"]["input"] == result
+
+
+async def test_an_input_of_another_type_is_rejected(renderer: Renderer) -> None:
+    refused = await rendered(renderer, {**RETRIGGER, "schema": {"type": "array"}}, told={})
+    assert refused == {"rejected": "input of retrigger: it is an object, and must be a list ([…])"}
+    plain = {**RETRIGGER, "schema": None}
+    assert await rendered(renderer, plain, told=[]) == {
+        "rejected": "input of retrigger: it takes none, and [] is given"
+    }
+
+
 async def test_the_default_of_the_whole_input_is_taken_if_none_is_given(renderer: Renderer) -> None:
     action = {**RETRIGGER, "schema": {"type": "object", "default": {"a": 1}, "properties": {"b": {"default": 2}}}}
     assert (await rendered(renderer, action))["input"] == {"a": 1, "b": 2}
@@ -277,7 +305,9 @@ async def test_an_action_that_is_nonsense_leaves_the_others_alone(renderer: Rend
     assert (second["name"], second["broken"]) == ("retrigger", None)
     assert first["broken"].startswith("the tree's action broken cannot be used: ")
     assert why in first["broken"]
-    if first["context"]:
+    if first["context"] is None:
+        assert first_relevant([first], None) == first_relevant([first], {}) == []
+    else:
         assert await rendered(renderer, broken, RETRIGGER, name="broken") == {"failed": first["broken"]}
 
 
@@ -315,8 +345,32 @@ async def test_a_template_that_grows_is_stopped(renderer: Renderer) -> None:
         "$let": {"a": [{}] * 100},
         "in": {"$let": {"b": [{"$eval": "a"}] * 100}, "in": {"c": [{"$eval": "b"}] * 200}},
     }
-    with pytest.raises(TemplateError, match="renders to more than 1,000,000 values"):
-        await rendered(renderer, {**RETRIGGER, "hookPayload": bomb})
+    refused = await rendered(renderer, {**RETRIGGER, "hookPayload": bomb})
+    assert refused["failed"].endswith("cannot be used: it is rendered as more than 50,000 values")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"schema": {"default": {"a": "x" * 600_000}}}, "its input has 600,008 characters with the defaults of its"),
+        ({"schema": {"properties": {"a": {"default": "x" * 600_000}}}}, "524,288 at most are taken"),
+        ({"hookPayload": {"a": "x" * 1_000_000}}, "it is rendered as 1,000,008 characters, and 1,000,000 at most"),
+        (
+            {"hookPayload": {"a": {"$map": [0] * 300, "each(x)": [0] * 170}}},
+            "it is rendered as more than 50,000 values",
+        ),
+    ],
+)
+async def test_what_the_service_would_keep_or_send_is_limited(renderer: Renderer, change: Any, why: str) -> None:
+    refused = await rendered(renderer, {**RETRIGGER, **change})
+    assert refused["failed"].startswith("the tree's action retrigger cannot be used: ")
+    assert why in refused["failed"]
+
+
+async def test_a_context_of_many_sets_of_tags_is_offered_to_nobody(renderer: Renderer) -> None:
+    (action,) = await listed(renderer, file_of({**RETRIGGER, "context": [{"kind": str(n)} for n in range(51)]}))
+    assert first_relevant([action], None) == first_relevant([action], {"kind": "1"}) == []
+    assert "its `context` has 51 sets of tags, and 50 at most are taken" in action["broken"]
 
 
 async def test_a_file_of_ten_megabytes_is_read(renderer: Renderer) -> None:

@@ -37,7 +37,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             left_out=[LeftOut(task_id=XSS, name=XSS, reason=XSS)],
         )
 
-    monkeypatch.setattr(asking, "plan_action", plan_action)
+    monkeypatch.setattr(asking, "plan_of", plan_action)
     return asked
 
 
@@ -77,7 +77,7 @@ async def test_what_cannot_be_done_has_no_button(admin: Browser) -> None:
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asking, "plan_action", refuse)
+        patch.setattr(asking, "plan_of", refuse)
         answer = await admin.post("/actions/plan", form_token=await admin.form_token("/"), **CANCEL_PUSH)
     assert "rejected no push 7" in text_of(answer.text)
     assert "Do it" not in answer.text

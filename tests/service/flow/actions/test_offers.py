@@ -1,9 +1,12 @@
 """What a decision task offers: read once for each run, within limits, and what a file that is no good comes to."""
 
+import dataclasses
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
+from service.engine.render import SpentError
 from service.errors import Unavailable
 from service.flow.actions import offers
 from service.flow.actions.offers import FILE, Offered, offered_for_push, offered_for_task
@@ -100,6 +103,22 @@ async def test_a_file_that_cannot_be_used_says_why_and_is_read_once(
             await offered(monitored, task_id)
         assert why in str(refused.value)
     assert monitored.tc.journal.calls["getArtifact"] == 1
+
+
+async def test_a_file_that_took_too_long_is_read_again(offering: FlowHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_id = add_task(offering)
+    slow = AsyncMock(side_effect=SpentError("takes longer than 10 s to render"))
+    with monkeypatch.context() as patch:
+        patch.setattr(offering.services.renderer, "actions", slow)
+        with pytest.raises(ActionFailedError, match="takes longer than 10 s"):
+            await offered(offering, task_id)
+    assert await names(offering, task_id) == ["backfill", "retrigger"]
+
+
+async def test_what_is_kept_of_a_file_has_no_definition_of_the_task(offering: FlowHarness) -> None:
+    assert (await offered(offering, add_task(offering))).offer is not None
+    kept = offering.services.offers.get((slug(DECISION), 0))
+    assert [field.name for field in dataclasses.fields(kept)] == ["document", "actions"]
 
 
 async def test_a_file_that_lies_elsewhere_is_not_fetched(monitored: FlowHarness) -> None:

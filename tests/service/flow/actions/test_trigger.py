@@ -1,5 +1,7 @@
 """A hook is triggered at most once: what is unclear is looked up, and then a person decides."""
 
+import json
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -267,6 +269,40 @@ async def test_a_task_of_the_group_is_found_though_no_fire_is_listed(offering: F
     assert (action.state, action.action_task) == (State.DONE, task_id)
 
 
+async def test_tasks_that_are_compared_are_not_held(offering: FlowHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    offering.tc.faults.add("after", "triggerHook", status=500, times=1)
+    action = await begin(offering)
+    (task_id,) = await triggered(offering)
+    definition = await offering.services.queue.task(task_id)
+    assert definition is not None
+    foreign = {**definition, "extra": {"action": {"name": "other"}}, "payload": {"text": "x" * 100_000}}
+    held: list[int] = []
+
+    class Large(dict[str, Any]):
+        """A definition that says when it is no longer held."""
+
+        def __init__(self) -> None:
+            super().__init__(foreign)
+            held.append(1)
+
+        def __del__(self) -> None:
+            held.pop()
+
+    most = 0
+
+    async def group(_: str) -> AsyncIterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
+        nonlocal most
+        for number in range(20):
+            yield [({"taskId": slug(f"{number} {name}")}, Large()) for name in range(5)]
+            most = max(most, len(held))
+        yield [({"taskId": task_id}, definition)]
+
+    monkeypatch.setattr(offering.services.queue, "group", group)
+    action = await attempt(offering, action, LIMIT)
+    assert (action.state, action.action_task) == (State.DONE, task_id)
+    assert most <= 10  # of 100: those of a page, and of the one before
+
+
 # --- which task is whose ------------------------------------------------------------------------------------------
 
 
@@ -299,6 +335,16 @@ def test_a_task_is_the_action_s_if_it_holds_what_the_action_has(definition: Any,
     values: dict[str, Any] = {"kind": "backfill", "project": "mc", "requester": "me", "source": Source.API, "lane": "x"}
     action = Action(**values, task_id="T", decision_task="G", input={"depth": 3})
     assert is_of(definition, action, "us") is its
+
+
+@pytest.mark.parametrize("told", [["a"], [], "text", 3, 0, True, False])
+def test_an_input_that_is_no_object_is_found_too(told: Any) -> None:
+    values: dict[str, Any] = {"kind": "backfill", "project": "mc", "requester": "me", "source": Source.API, "lane": "x"}
+    action = Action(**values, task_id="T", decision_task="G", input=told)
+    env = {"GROUP": "G", "TASK": "T"}
+    assert is_of({"payload": {"env": {**env, "INPUT": json.dumps(told)}}}, action, "us")
+    assert is_of(of_gecko(input=told), action, "us")
+    assert not is_of({"payload": {"env": {**env, "INPUT": json.dumps({"other": "input"})}}}, action, "us")
 
 
 def test_an_action_on_a_push_without_input_is_known_by_its_group() -> None:
