@@ -38,7 +38,7 @@ class Services:
     database: Database
     hg: Hg
     queue: Queue
-    treeherders: Mapping[str, Treeherder]  # by route prefix; only those that take resultsets or jobs over REST
+    treeherders: Mapping[str, Treeherder]  # by route prefix
     publisher: Publisher | None
     renderer: Renderer
     secret: bytes  # the key behind derived task ids
@@ -92,9 +92,7 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
         renderer = Renderer(settings.render)
         stack.push_async_callback(renderer.close)
         treeherders = {
-            prefix: RestTreeherder(environment, http)
-            for prefix, environment in settings.environments.items()
-            if "rest" in {environment.pushes, environment.jobs}
+            prefix: RestTreeherder(environment, http) for prefix, environment in settings.environments.items()
         }
         secret = await load_secret(database, "task-ids")
         replica = Replica(database, settings.replica, alone=alone)

@@ -87,6 +87,27 @@ class Api:
                 del result["revision_hash"]
         return json_response({"meta": {"count": len(results), "repository": project, **query}, "results": results})
 
+    async def get_decision_tasks(self, request: Request) -> Response:
+        """Answer the decision tasks that succeeded, one of each push. The project is not looked at."""
+        await self._admit(request)
+        names = request.query_params.get("push_ids", "").split(",")
+        try:
+            push_ids = {int(name) for name in names}
+        except ValueError:
+            raise HTTPException(500, "Internal Server Error") from None
+        found: dict[str, dict[str, str]] = {}
+        for job in self._state.store.jobs.values():
+            body = job.body
+            is_decision = body["name"].endswith("Decision Task") and body["job_symbol"] == "D"
+            if job.push.id in push_ids and is_decision and body["result"] == "success":
+                if "taskcluster_task_id" not in body:  # Treeherder has no metadata of such a job, and falls over
+                    raise HTTPException(500, "Internal Server Error")
+                run = body["job_guid"].split("/")[1]
+                found[str(job.push.id)] = {"id": body["taskcluster_task_id"], "run": run}
+        if not found:
+            return json_response(f"No decision tasks found for pushes: {names}", 404)
+        return json_response(found)
+
     async def get_jobs(self, request: Request) -> Response:
         await self._admit(request)
         project = self._project(request)

@@ -3,6 +3,7 @@
     POST /api/project/<project>/resultset/    pushes      GET the same with ?revision= or ?revision_hash=
     POST /api/project/<project>/jobs/         jobs        GET the same with ?job_guid=
     GET  /api/project/<project>/push/?revision=           GET /api/repository/
+    GET  /api/project/<project>/push/decisiontask/?push_ids=
     GET  /                                    the page for people: pushes with their jobs
     GET  /__control__/state, /__control__/counters        its contents, and counts of its requests
     GET PATCH DELETE /__control__/behaviour   faults and settings (class Behaviour); DELETE restores the defaults
@@ -36,6 +37,7 @@ _YEARS: dict[str, tuple[Year, ...]] = {
     "POST jobs": SUBMISSION,
     "GET jobs": ANY_YEAR,
     "GET push": ("today",),
+    "GET decisiontask": ("today",),
     "GET repository": ANY_YEAR,
 }
 """In which years a call is there."""
@@ -50,6 +52,7 @@ def create_app(state: State) -> ASGIApp:
             Route("/api/project/{project}/resultset/", api.post_resultsets, methods=["POST"]),
             Route("/api/project/{project}/resultset/", api.get_resultsets),
             Route("/api/project/{project}/push/", api.get_pushes),
+            Route("/api/project/{project}/push/decisiontask/", api.get_decision_tasks),
             Route("/api/project/{project}/jobs/", api.post_jobs, methods=["POST"]),
             Route("/api/project/{project}/jobs/", api.get_jobs),
             Route("/api/repository/", api.get_repositories),
@@ -112,9 +115,9 @@ async def _cut(receive: Receive, send: Send) -> None:
 
 
 def _kind(path: str) -> str:
-    """Return the last word of the path: `resultset`, `jobs`, `push`, `repository`, or `other` for anything else."""
+    """Return the last word of the path: `resultset`, `jobs`, `push`, …, or `other` for anything else."""
     last = path.strip("/").rsplit("/", 1)[-1]
-    return last if last in ("resultset", "jobs", "push", "repository") else "other"
+    return last if last in ("resultset", "jobs", "push", "decisiontask", "repository") else "other"
 
 
 async def _detail(request: Request, error: Exception) -> Response:

@@ -48,6 +48,12 @@ class Treeherder(Protocol):
     async def find_push(self, project: str, revision: str | None, revision_hash: str | None) -> FoundPush | None:
         """Return the push with that tip, or with that hash if `revision` is None; None if there is no such push."""
 
+    async def decision_task(self, project: str, revision: str) -> str | None:
+        """Return the id of a decision task of the push with that tip that succeeded; None if none is known there.
+
+        What Treeherder says of a push, anybody can have made it say who may create tasks with the push's route.
+        """
+
 
 class RestTreeherder:
     """Client of one Treeherder's REST API."""
@@ -56,13 +62,10 @@ class RestTreeherder:
         self._url = str(environment.url).rstrip("/")
         self._timeout = environment.timeout.total_seconds()
         self._http = http
-        assert environment.client_id is not None
-        assert environment.secret is not None
-        self._credentials = {
-            "id": environment.client_id,
-            "key": environment.secret.get_secret_value(),
-            "algorithm": "sha256",
-        }
+        self._credentials: dict[str, str] | None = None  # one that reads Pulse is only asked, without credentials
+        if environment.client_id is not None and environment.secret is not None:
+            secret = environment.secret.get_secret_value()
+            self._credentials = {"id": environment.client_id, "key": secret, "algorithm": "sha256"}
 
     async def post_resultset(self, project: str, resultset: dict[str, Any]) -> None:
         await self._post(self._project_url(project, "resultset"), [resultset])
@@ -105,6 +108,30 @@ class RestTreeherder:
         same_tip = [push for push in pushes if push.revision == revision]
         return next(iter(same_tip or pushes), None)
 
+    async def decision_task(self, project: str, revision: str) -> str | None:
+        url = self._project_url(project, "push")
+        try:
+            answer = await self._get(url, {"revision": revision})
+            pushes = answer.get("results") if isinstance(answer, dict) else None
+            push = next(push for push in pushes or () if isinstance(push, dict) and push.get("revision") == revision)
+            decisions = await self._get(f"{url}decisiontask/", {"push_ids": str(int(push["id"]))})
+            task_id = decisions[str(push["id"])]["id"]
+        except Unavailable as error:
+            if error.status != 404:  # it has no such project or no decision task; or it is of a time without this call
+                raise
+            return None
+        except (StopIteration, LookupError, TypeError, ValueError):
+            return None
+        return task_id if isinstance(task_id, str) else None
+
+    async def _get(self, url: str, query: dict[str, str]) -> Any:
+        """Return the JSON of an answer, None if it is none."""
+        body = await self._send("GET", url, params=query, headers=_ACCEPT)
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+
     async def _list_pushes(self, url: str, query: dict[str, str]) -> list[FoundPush]:
         body = await self._send("GET", url, params=query, headers=_ACCEPT)
         try:
@@ -119,6 +146,7 @@ class RestTreeherder:
         return f"{self._url}/api/project/{quote(project, safe='')}/{kind}/"
 
     async def _post(self, url: str, body: list[dict[str, Any]]) -> None:
+        assert self._credentials is not None, "the settings refuse rest without credentials"
         content = json.dumps(body).encode()
         # as a file: mohawk formats a text for a debug message, which takes longer than everything else
         signed = mohawk.Sender(

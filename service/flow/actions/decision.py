@@ -2,12 +2,16 @@
 
     the task's group      if the task of that id is a decision task
     its origin            of a copy of ours: the original; of an action task: what it names as its parent
-    its push              the newest decision task of the push that succeeded
+    its push              the newest decision task of the push that succeeded: of our own graph; or, without one, the
+                          one that a Treeherder names which reads tasks by itself
 
 A decision task counts only if its routes name the repository exactly, or if it is of the push's own graph: what a task
 says of its origin is free text, and with another project's decision task, a caller would use that project's rights.
+One that a Treeherder names must name the push, too.
 """
 
+import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +20,7 @@ from sqlmodel import col, select
 
 from service.clients.taskcluster import Definition, Status, validate_definition, validate_status
 from service.errors import PermanentUpstreamError
+from service.flow.tasks.definition import SLUGID
 from service.flow.tasks.subject import ActionFailedError, PushSubject, Subject, routes_naming
 from service.services import Services
 from service.store.models import PlannedTask, Push, PushStep, Repository, StepKind
@@ -25,6 +30,9 @@ MAX_STEPS = 5
 
 MAX_CANDIDATES = 10
 """Tasks of a push that are looked at: a graph without a decision task can have thousands that begin a group."""
+
+MAX_REVISIONS = 3
+"""Pushes that are asked for if a task of an unknown push names several."""
 
 MAX_KEYS = 500
 """Tasks whose copies one query looks for."""
@@ -56,13 +64,50 @@ async def decisions_of_task(services: Services, subject: Subject) -> list[Decisi
         raise _failure(f"task {task_id}", refusal) from None
     push = await _push_of(services, subject)
     if push is not None:
-        of_push = await decisions_of_push(services, PushSubject(subject.repository, push))
+        of_push = await _decisions_of_graph(services, PushSubject(subject.repository, push))
         decisions += [decision for decision in of_push if decision.task_id not in {d.task_id for d in decisions}]
+    if not decisions:
+        named = sorted({route.revision for _, route in subject.routes if route.revision is not None})
+        for revision in [push.revision] if push is not None else named[:MAX_REVISIONS]:
+            decisions += await _decisions_of_treeherder(services, subject.repository, revision)
     return decisions
 
 
 async def decisions_of_push(services: Services, subject: PushSubject) -> list[Decision]:
-    """Return the decision tasks of a push that succeeded, the newest first. Raises ActionFailedError."""
+    """Return the decision tasks of a push that succeeded, the newest first.
+
+    Raises ActionFailedError and Unavailable.
+    """
+    decisions = await _decisions_of_graph(services, subject)
+    return decisions or await _decisions_of_treeherder(services, subject.repository, subject.push.revision)
+
+
+async def _decisions_of_treeherder(services: Services, repository: Repository, revision: str | None) -> list[Decision]:
+    """Return the decision task that a Treeherder names for a push, if it is one of this push."""
+    if revision is None:  # of a push without changesets
+        return []
+    for prefix, environment in services.settings.environments.items():
+        # one that takes resultsets is older than this call
+        shown = repository.environments is None or prefix in repository.environments
+        if environment.pushes == "rest" or not shown:
+            continue
+        try:
+            task_id = await services.treeherders[prefix].decision_task(repository.alias, revision)
+            if task_id is None or re.fullmatch(SLUGID, task_id) is None:
+                continue
+            definition, status = await asyncio.gather(services.queue.task(task_id), services.queue.status(task_id))
+        except PermanentUpstreamError as refusal:
+            raise _failure(f"the push {revision} of {repository.alias}", refusal) from None
+        if definition is None or status is None or validate_status(status)["state"] != "completed":
+            continue
+        named = {route.revision for _, route in routes_naming(services.settings, repository, definition)}
+        if _begins_a_group(task_id, definition) and revision in named:
+            return [_decision(task_id, definition, status)]
+    return []
+
+
+async def _decisions_of_graph(services: Services, subject: PushSubject) -> list[Decision]:
+    """Return the decision tasks of a push's own graph that succeeded, the newest first. Raises ActionFailedError."""
     async with services.database.reading() as session:
         own = select(PlannedTask.task_id).join(PushStep, col(PushStep.id) == PlannedTask.step_id)
         own = own.where(PushStep.push_id == subject.push.id, PushStep.kind == StepKind.GRAPH)

@@ -1,11 +1,12 @@
 """Pushes are found, and requests are authenticated, as Treeherder does."""
 
 import json
+from typing import Any
 
 import pytest
 from mohawk import Sender
 
-from tests.sandbox.treeherder.support import GUID, JOBS, PUSH, RESULTSET, REVISION, Treeherder, resultset
+from tests.sandbox.treeherder.support import GUID, JOBS, PUSH, RESULTSET, REVISION, Treeherder, entry, resultset
 
 
 async def test_a_push_is_found_by_its_tip(th: Treeherder) -> None:
@@ -73,3 +74,37 @@ async def test_library_agents_are_turned_away(th: Treeherder, agent: str) -> Non
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json; version=2.0"])
 async def test_the_version_of_the_api_must_be_asked_for(th: Treeherder, accept: str) -> None:
     assert (await th.get("/api/repository/", headers={"Accept": accept})).status_code == 406
+
+
+async def decision(th: Treeherder, guid: str = GUID, **changes: Any) -> None:
+    job = {"name": "Gecko Decision Task", "job_symbol": "D", "state": "completed", "result": "success"}
+    times = {"start_timestamp": 1561576431, "end_timestamp": 1561576432}
+    of_task = {"taskcluster_task_id": "Vg7hTWNXSTyVNsVjBpOyCQ", "taskcluster_retry_id": 0}
+    await th.behave(year=2017)
+    answer = await th.submit(JOBS, [entry(**{**job, **times, **of_task, "job_guid": guid, **changes})])
+    assert answer.status_code == 200, answer.text
+    await th.behave(year="today")
+
+
+async def test_the_decision_task_of_a_push_is_found_today(th: Treeherder) -> None:
+    path = f"{PUSH}decisiontask/"
+    await th.submit(RESULTSET, [resultset()])
+    assert (await th.get(path, params={"push_ids": "1"})).status_code == 404  # of its time without this call
+    failed = GUID.replace("/0", "/1")
+    await decision(th, failed, result="testfailed")
+    await decision(th, GUID.replace("/0", "/2"), job_symbol="B")
+    nothing = await th.get(path, params={"push_ids": "1"})
+    assert (nothing.status_code, nothing.json()) == (404, "No decision tasks found for pushes: ['1']")
+    await decision(th)
+    answer = await th.get(path, params={"push_ids": "7,1"})
+    assert answer.json() == {"1": {"id": "Vg7hTWNXSTyVNsVjBpOyCQ", "run": "0"}}
+    for nonsense in ({}, {"push_ids": ""}, {"push_ids": "1,x"}):
+        assert (await th.get(path, params=nonsense)).status_code == 500
+
+
+async def test_a_decision_task_that_was_not_posted_as_one_of_taskcluster_breaks_the_answer(th: Treeherder) -> None:
+    await th.submit(RESULTSET, [resultset()])
+    await decision(th)
+    job = th.state.store.jobs["autoland", GUID]
+    del job.body["taskcluster_task_id"]
+    assert (await th.get(f"{PUSH}decisiontask/", params={"push_ids": "1"})).status_code == 500

@@ -305,3 +305,59 @@ async def test_the_tip_of_a_push_that_has_the_revision_among_others(http: Http) 
         th = client_of(http, url)
         assert await th.find_push("mc", node(3), None) == FoundPush(node(2), "g")
         assert await th.find_push("mc", node(1), None) == FoundPush(node(1), "h"), "as it was asked for"
+
+
+TASK = "Vg7hTWNXSTyVNsVjBpOyCQ"
+_PUSHES = {"results": [{"id": 6, "revision": node(2)}, {"id": 7, "revision": node(1)}]}
+
+
+def todays(pushes: Any, decisions: Any) -> Starlette:
+    """Return a Treeherder of today with these answers."""
+
+    async def push(request: Request) -> Response:
+        assert "authorization" not in request.headers
+        assert dict(request.query_params) == {"revision": node(1)}
+        return pushes if isinstance(pushes, Response) else JSONResponse(pushes)
+
+    async def decisiontask(request: Request) -> Response:
+        assert dict(request.query_params) == {"push_ids": "7"}
+        return decisions if isinstance(decisions, Response) else JSONResponse(decisions)
+
+    return Starlette(
+        routes=[
+            Route("/api/project/mc/push/", push),
+            Route("/api/project/mc/push/decisiontask/", decisiontask),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("pushes", "decisions", "task_id"),
+    [
+        (_PUSHES, {"7": {"id": TASK, "run": "0"}}, TASK),
+        (_PUSHES, {"6": {"id": TASK, "run": "0"}}, None),
+        (_PUSHES, JSONResponse("No decision tasks found for pushes: ['7']", 404), None),
+        ({"results": _PUSHES["results"][:1]}, {}, None),
+        ({"results": []}, {}, None),
+        (JSONResponse({"detail": "No project with name mc"}, 404), {}, None),
+        ([], {}, None),
+        ({"results": [7, {"revision": node(1)}]}, {}, None),
+        ({"results": [{"id": "x", "revision": node(1)}]}, {}, None),
+        (Response(b"<html>"), {}, None),
+        (_PUSHES, Response(b"<html>"), None),
+        (_PUSHES, [], None),
+        (_PUSHES, {"7": None}, None),
+        (_PUSHES, {"7": {"id": 3}}, None),
+    ],
+)
+async def test_the_decision_task_of_a_push(http: Http, pushes: Any, decisions: Any, task_id: str | None) -> None:
+    async with serving(todays(pushes, decisions)) as url:
+        th = RestTreeherder(Environment(url=url, pushes="off", jobs="off"), http)  # without credentials
+        assert await th.decision_task("mc", node(1)) == task_id
+
+
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
+async def test_a_treeherder_that_does_not_answer_names_no_decision_task(http: Http, status: int) -> None:
+    async with serving(todays(_PUSHES, JSONResponse({}, status))) as url:
+        with pytest.raises(Unavailable, match=f"answers {status}"):
+            await client_of(http, url).decision_task("mc", node(1))

@@ -1,15 +1,20 @@
 """The decision task of a task: by its group, its origin, or its push; never one of another project."""
 
+import hashlib
 from typing import Any
 
 import pytest
+from sqlmodel import select
 
+from service.clients.treeherder import DECISION_PLACE, failed_job
+from service.errors import Unavailable
 from service.flow.actions.decision import decisions_of_push, decisions_of_task
 from service.flow.tasks.subject import PushSubject, fetch_subject, find_repository
+from service.store.models import Repository
 from tests.service.flow.actions.in_tree_factory import DECISION, add_decision, add_push, add_task, file_of, route
 from tests.service.flow.actions.support import record_copies
 from tests.service.flow.graph_factory import build, slug
-from tests.service.harness import FlowHarness
+from tests.service.harness import ENVIRONMENT, FlowHarness, node
 
 
 async def decided(harness: FlowHarness, task_id: str) -> list[str]:
@@ -97,3 +102,111 @@ async def test_of_a_push_the_newest_that_succeeded_comes_first(monitored: FlowHa
 async def test_a_push_without_tasks_has_none(monitored: FlowHarness) -> None:
     subject = PushSubject(await find_repository(monitored.services, "mc"), await add_push(monitored))
     assert await decisions_of_push(monitored.services, subject) == []
+
+
+# --- of a push without a graph of ours ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def todays(monitored: FlowHarness) -> FlowHarness:
+    """Let the Treeherder be one of today, which knows push 7 and its decision task."""
+    revision = node("mc 7")
+    resultset = {
+        "revision": revision,
+        "revision_hash": hashlib.sha1(f"{revision}default".encode(), usedforsecurity=False).hexdigest(),
+        "push_timestamp": 1_700_000_000,
+        "author": "dev@example.com",
+        "type": "push",
+        "active_status": "active",
+        "revisions": [
+            {"revision": revision, "author": "D", "comment": "", "files": [], "branch": "default", "repository": "mc"}
+        ],
+    }
+    monitored.th.store.store_resultsets("mc", [resultset])
+    show_decision(monitored, slug(DECISION))
+    monitored.th.behaviour.year = "today"
+    environments = monitored.settings.environments
+    today = {prefix: environment.model_copy(update={"pushes": "off"}) for prefix, environment in environments.items()}
+    monitored.services.settings = monitored.settings.model_copy(update={"environments": today})
+    return monitored
+
+
+def show_decision(harness: FlowHarness, task_id: str) -> None:
+    """Let Treeherder show a task as the decision task of push 7."""
+    job = {
+        **failed_job(hashlib.sha256(task_id.encode()).digest(), "Gecko Decision Task", "dev", DECISION_PLACE),
+        "reason": "scheduled",
+        "result": "success",
+        **{f"{name}_timestamp": 1_700_000_000 for name in ("submit", "start", "end")},
+        "taskcluster_task_id": task_id,
+        "taskcluster_retry_id": 0,
+    }
+    harness.th.store.store_jobs("mc", [{"project": "mc", "revision": node("mc 7"), "superseded": [], "job": job}])
+
+
+async def of_push(harness: FlowHarness, *planned: str) -> list[str]:
+    subject = PushSubject(await find_repository(harness.services, "mc"), await add_push(harness, *planned))
+    return [decision.task_id for decision in await decisions_of_push(harness.services, subject)]
+
+
+async def test_of_a_push_without_a_graph_of_ours_treeherder_is_asked(todays: FlowHarness) -> None:
+    add_decision(todays, file_of())
+    assert await of_push(todays) == [slug(DECISION)]
+    assert await decided(todays, add_task(todays, group="gone")) == [slug(DECISION)]
+
+
+async def test_of_a_task_of_a_push_that_is_not_stored_treeherder_is_asked(todays: FlowHarness) -> None:
+    add_decision(todays, file_of())
+    assert await decided(todays, add_task(todays, group="gone")) == [slug(DECISION)]
+    without_revision = [f"tc-treeherder.mc.{node('hash')}"]
+    assert await decided(todays, add_task(todays, "old", group="gone", routes=without_revision)) == []
+
+
+async def test_what_is_known_here_is_not_asked_of_treeherder(todays: FlowHarness) -> None:
+    add_decision(todays, file_of())
+    add_decision(todays, file_of(), "ours")
+    assert await decided(todays, add_task(todays, group="ours")) == [slug("ours")]
+    assert await of_push(todays, "ours") == [slug("ours")]
+    assert not todays.th.counters
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"routes": [route(8)]},
+        {"routes": [route(7, "mozilla-release")]},
+        {"routes": []},
+        {"state": "failed"},
+        {"state": "running"},
+        {"extra": {"action": {"name": "a"}}},
+        {"tags": {"kind": "action-callback"}},
+        {"taskGroupId": slug("other")},
+    ],
+)
+async def test_what_treeherder_names_has_to_be_a_decision_task_of_this_push(todays: FlowHarness, change: Any) -> None:
+    add_decision(todays, file_of(), **change)
+    assert await of_push(todays) == []
+    assert todays.th.counters["GET decisiontask 200"] == 1
+
+
+async def test_what_treeherder_names_need_not_exist(todays: FlowHarness) -> None:
+    assert await of_push(todays) == []
+
+
+async def test_a_treeherder_that_shows_other_repositories_or_takes_resultsets_is_not_asked(todays: FlowHarness) -> None:
+    add_decision(todays, file_of())
+    async with todays.database.writing() as session:
+        (await session.exec(select(Repository))).one().environments = []
+    assert await of_push(todays) == []
+    async with todays.database.writing() as session:
+        (await session.exec(select(Repository))).one().environments = [ENVIRONMENT]
+    subject = PushSubject(await find_repository(todays.services, "mc"), (await todays.pushes())[0])
+    assert len(await decisions_of_push(todays.services, subject)) == 1
+    todays.services.settings.environments[ENVIRONMENT].pushes = "rest"
+    assert await decisions_of_push(todays.services, subject) == []
+
+
+async def test_while_treeherder_is_away_nothing_is_said_not_to_exist(todays: FlowHarness) -> None:
+    todays.th.behaviour.down = -1
+    with pytest.raises(Unavailable, match="answers 503"):
+        await of_push(todays)
