@@ -12,6 +12,7 @@ import typer
 from service.commands import FAILED, Failed, output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, next_attempt, when
+from service.contract.validation import closest
 
 app = typer.Typer(no_args_is_help=True, help="Ask for actions on tasks and pushes, and show them.")
 
@@ -35,15 +36,18 @@ def list_actions(
         str | None, typer.Option(help="received, planned, done, failed, rejected or nothing-to-do")
     ] = None,
     task_id: Annotated[str | None, typer.Option(help="on this task")] = None,
-    push: Annotated[int | None, typer.Option(help="on the push of this id", min=0)] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="[ALIAS/]ID", help="on the push of this id, of this alias if it is given")
+    ] = None,
     requester: Annotated[str | None, typer.Option(help="whom it was asked for by")] = None,
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 50,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Actions, the newest first."""
+    project, push_id = _parse_push_filter(project, push)
     with Service(url) as service:
-        filters = {"project": project, "state": state, "task_id": task_id, "push": push, "requester": requester}
+        filters = {"project": project, "state": state, "task_id": task_id, "push": push_id, "requester": requester}
         actions = list(service.pages("actions", limit=limit, **filters))
     if as_json:
         output.document(actions)
@@ -67,6 +71,18 @@ def list_actions(
         ),
         "no action matches",
     )
+
+
+def _parse_push_filter(project: str | None, push: str | None) -> tuple[str | None, int | None]:
+    """Return the alias and the id of the push that a list is of."""
+    alias, separator, name = ("", "", push) if push is None or "/" not in push else push.partition("/")
+    if push is None or name is None:
+        return project, None
+    if not (name.isascii() and name.isdigit()) or (separator and not alias):
+        raise typer.BadParameter(f"--push is {push!r}, not [ALIAS/]ID: give one such as {_EXAMPLES['--push']} or 43210")
+    if separator and project not in {None, alias}:
+        raise typer.BadParameter(f"--push {push} is of another repository than --project {project}: leave one out")
+    return alias or project, int(name)
 
 
 def _tasks_of(action: dict[str, Any]) -> str:
@@ -174,15 +190,41 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Do something to a task or a push, such as retrigger or cancel it. Give --task or --push."""
-    more = {} if times is None else {"times": times}
-    request = {
-        "action": action,
-        **_parse_subject(task, push),
-        "run_id": run_id,
-        "requester": requester,
-        "input": {**_read_input(told, input_file), **more},
-    }
+    subject = _parse_subject(task, push)
+    content = _read_input(told, input_file)
+    if times is not None:
+        if not isinstance(content, dict):
+            raise typer.BadParameter(
+                "--times goes into an input that is an object: leave it out, or give such an input"
+            )
+        content = {**content, "times": times}
+    request = {"action": action, **subject, "run_id": run_id, "requester": requester, "input": content}
+    if key is None and not plan:
+        _check_name(action, subject, url)
     ask(request, key, url, plan=plan, wait_seconds=wait_seconds if wait else None, as_json=as_json)
+
+
+def _check_name(name: str, subject: dict[str, Any], url: str) -> None:
+    """Raise Failed for a name that is neither ours nor offered by the tree, before anything is asked for.
+
+    The service says so too, but only once the action is carried out.
+    """
+    with Service(url) as service:
+        try:
+            known = [kind["name"] for kind in service.get("actions", "kinds")["items"]]
+            if name in known:
+                return
+            with output.waiting("asking what the tree offers"):
+                offered = [action["name"] for action in _offered(service, subject)["items"]]
+        except Failed:  # what is wrong is the answer to the action itself, too
+            return
+    if offered and name not in offered:
+        meant = closest(name, [*offered, *known])
+        guess = f" ({meant}?)" if meant else ""
+        about = f"--push {subject['project']}/{subject['push']}" if "push" in subject else None
+        about = about or f"--task {subject['project']}/{subject['task_id']}"
+        remedy = f"`tc-treeherder actions offered {about}` those of the tree"
+        raise Failed(f"there is no action {name!r}{guess}: `tc-treeherder actions kinds` lists our own, {remedy}")
 
 
 def ask(
@@ -226,7 +268,7 @@ def _subject(action: dict[str, Any]) -> str:
     return action["task_id"] if action["push"] is None else f"push {action['push']}"
 
 
-def _read_input(text: str | None, file: Path | None) -> dict[str, Any]:
+def _read_input(text: str | None, file: Path | None) -> Any:
     if text is not None and file is not None:
         raise typer.BadParameter("give either --input or --input-file")
     if file is None:
@@ -238,13 +280,12 @@ def _read_input(text: str | None, file: Path | None) -> dict[str, Any]:
     return _parse_input("--input-file", content)
 
 
-def _parse_input(option: str, text: str) -> dict[str, Any]:
+def _parse_input(option: str, text: str) -> Any:
     try:
         parsed = json.loads(text)
-    except ValueError as error:
+        json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()  # as it is sent
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{option} is no JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise typer.BadParameter(f'{option} is no JSON object: {text[:100]}; give one such as {{"times": 2}}')
     return parsed
 
 

@@ -88,14 +88,15 @@ def list_actions(document: bytes, nodes: int) -> list[dict[str, Any]]:
 def render_action(document: bytes, nodes: int, wanted: dict[str, Any], render: Render) -> dict[str, Any]:
     """Return the rendered action, or `rejected` or `failed` with the reason.
 
-    `wanted` has the `name`, the `tags` of the task, the `input`, and the `context` to render with. `rejected` is for
+    `wanted` has the `name`, the `tags` of the task, the `input`, the `context` to render with, and the names of the
+    service's `own` actions, of which one may have been meant. `rejected` is for
     whoever asked, `failed` for the author of the file. Raises InvalidActionsError.
     """
     variables, actions = _read(document, nodes)
     relevant = first_relevant(actions, wanted["tags"])
     action = next((action for action in relevant if action["name"] == wanted["name"]), None)
     if action is None:
-        return {"rejected": _not_offered(wanted["name"], wanted["tags"] is not None, relevant)}
+        return {"rejected": _not_offered(wanted, relevant)}
     if action["broken"] is not None:
         return {"failed": action["broken"]}
     told, problem = _told(action, wanted["input"])
@@ -156,13 +157,13 @@ def _has_at_most(value: Any, count: int) -> bool:
     return True
 
 
-def _not_offered(name: str, on_task: bool, relevant: list[dict[str, Any]]) -> str:
+def _not_offered(wanted: dict[str, Any], relevant: list[dict[str, Any]]) -> str:
     from service.contract.validation import closest  # noqa: PLC0415 - only this request of the child needs it
 
-    names = [action["name"] for action in relevant]
-    meant = closest(name, names)
+    name, names = wanted["name"], [action["name"] for action in relevant]
+    meant = closest(name, [*names, *wanted["own"]])
     offered = f"it offers {', '.join(names[:50])}" if names else "it offers none"
-    subject = "for this task" if on_task else "for a push"
+    subject = "for a push" if wanted["tags"] is None else "for this task"
     return f"there is no action {name!r} {subject}{f' ({meant}?)' if meant else ''}: {offered}"
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from service.clients.hooks import trigger_scope
 from service.clients.taskcluster import ScopeSet
 from service.clock import now
-from service.contract.validation import problems_of
+from service.contract.validation import closest, problems_of
 from service.engine.leases import Lease
 from service.engine.render import TemplateError
 from service.errors import PermanentUpstreamError, UpstreamError
@@ -154,8 +154,16 @@ async def _prepare(services: Services, action: Action) -> Prepared | None:
     if own and all(offer["name"] != action.kind for offer in offered.actions):
         return None
     if offered.offer is None:
-        raise ActionRejectedError(f"the tree offers no action {action.kind!r}: {offered.reason}")
+        meant = closest(action.kind, _own_names(action))
+        guess = f" ({meant}?)" if meant else ""
+        raise ActionRejectedError(f"the tree offers no action {action.kind!r}{guess}: {offered.reason}")
     return await _render(services, action, subject, offered)
+
+
+def _own_names(action: Action) -> list[str]:
+    """Return the other actions of this service on what this one is about: one of them may have been meant."""
+    subject = "push" if action.task_id is None else "task"
+    return [name for name, kind in ACTIONS.items() if subject in kind.subjects and name != action.kind]
 
 
 async def _offered(services: Services, subject: Subject | PushSubject, share: str) -> Offered:
@@ -172,7 +180,7 @@ async def _render(services: Services, action: Action, subject: Subject | PushSub
     if isinstance(subject, Subject):
         context |= {"taskId": subject.status["taskId"], "task": subject.definition}
     tags = tags_of(subject.definition) if isinstance(subject, Subject) else None
-    wanted = {"name": action.kind, "tags": tags, "input": action.input, "context": context}
+    wanted = {"name": action.kind, "tags": tags, "input": action.input, "context": context, "own": _own_names(action)}
     task_id = slugid(services.secret, "in-tree action", action.key, OWN_LABEL)
     try:
         rendered = await services.renderer.action(offered.offer.file.document, wanted, action.share)

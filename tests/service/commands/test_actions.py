@@ -135,7 +135,10 @@ def test_an_action_that_does_not_end_is_1(run: Run, pretend: Pretended) -> None:
         ["cancel", "--task", f"try/{NOBODY}", "--run-id", "-1"],
         ["cancel", "--task", f"try/{NOBODY}", "--times", "0"],
         ["cancel", "--task", f"try/{NOBODY}", "--input", "{"],
-        ["cancel", "--task", f"try/{NOBODY}", "--input", "[1]"],
+        ["cancel", "--task", f"try/{NOBODY}", "--input", "[1]", "--times", "2"],
+        ["cancel", "--task", f"try/{NOBODY}", "--input", "NaN"],
+        ["cancel", "--task", f"try/{NOBODY}", "--input", '"\\ud800"'],
+        ["cancel", "--task", f"try/{NOBODY}", "--input", "[" * 100_000],
         ["cancel", "--task", f"try/{NOBODY}", "--input-file", "/nowhere"],
         ["cancel", "--task", f"try/{NOBODY}", "--input-file", __file__],
         ["cancel", "--task", f"try/{NOBODY}", "--input", "{}", "--input-file", "-"],
@@ -154,6 +157,49 @@ def test_an_action_that_nobody_offers_is_rejected(tc: Run, pushed: Pushed) -> No
     names = [kind["name"] for kind in tc("actions", "kinds", "--json").json]
     assert names == sorted(ACTIONS)
     assert [row[0] for row in tc("actions", "kinds").rows] == names
+
+
+@pytest.mark.parametrize(
+    ("given", "query"),
+    [
+        (["--push", "7"], "push=7"),
+        (["--push", "try/7"], "project=try&push=7"),
+        (["--push", "try/7", "--project", "try"], "project=try&push=7"),
+        (["--push", "7", "--project", "try"], "project=try&push=7"),
+    ],
+)
+def test_actions_on_a_push_are_listed(run: Run, pretend: Pretended, given: list[str], query: str) -> None:
+    pretend.json("/api/v1/actions", {"items": [], "next": None})
+    assert run("actions", "list", *given, "--url", pretend.url).code == 0
+    assert pretend.asked[-1][1] == f"/api/v1/actions?limit=50&{query}"
+
+
+@pytest.mark.parametrize("given", [["try/"], ["/7"], ["x"], ["-1"], ["try/x"], ["try/7", "--project", "mc"]])
+def test_a_push_that_is_none_is_not_asked_for(run: Run, given: list[str]) -> None:
+    ran = run("actions", "list", "--push", *given)
+    assert (ran.code, "--push" in ran.err) == (2, True)
+
+
+def test_a_mistyped_name_is_not_asked_for(run: Run, pretend: Pretended) -> None:
+    pretend.json("/api/v1/actions/kinds", {"items": [{"name": "retrigger"}]})
+    pretend.json(f"/api/v1/tasks/{NOBODY}/actions", OFFERED)
+    pretend.json("/api/v1/actions", {"title": "No", "detail": "no"}, 422)
+
+    def asked(*arguments: str) -> tuple[str, int]:
+        pretend.asked.clear()
+        ran = run("actions", "run", *arguments, "--task", f"try/{NOBODY}", "--url", pretend.url)
+        return ran.err, sum(method == "POST" for method, *_ in pretend.asked)
+
+    for name, meant in (("backfil", "backfill"), ("retriger", "retrigger")):
+        error, posts = asked(name)
+        assert f"there is no action '{name}' ({meant}?)" in error
+        assert f"`tc-treeherder actions offered --task try/{NOBODY}`" in error
+        assert posts == 0
+    for name in ("backfill", "retrigger"):
+        assert asked(name)[1] == 1
+    assert asked("backfil", "--key", "k")[1] == 1  # it may have been offered when the key was used first
+    del pretend.answers[f"/api/v1/tasks/{NOBODY}/actions"]
+    assert asked("backfil")[1] == 1
 
 
 def test_nothing_is_offered_without_a_file(tc: Run, pushed: Pushed) -> None:

@@ -56,6 +56,7 @@ async def rendered(
         "name": name,
         "tags": {} if tags is None else tags,
         "input": {} if told is None else told,
+        "own": ["cancel"],
         "context": {"taskGroupId": GROUP, "taskId": TASK, **context},
     }
     (result,) = (await renderer.action(file_of(*actions), wanted)).parse(ids).result
@@ -125,6 +126,8 @@ async def test_an_action_for_another_kind_of_task_is_not_offered(renderer: Rende
     assert refused == {
         "rejected": "there is no action 'backfil' for this task (backfill?): it offers retrigger, backfill"
     }
+    refused = await rendered(renderer, RETRIGGER, name="cancle")
+    assert refused == {"rejected": "there is no action 'cancle' for this task (cancel?): it offers retrigger"}
 
 
 # --- rendering ----------------------------------------------------------------------------------------------------

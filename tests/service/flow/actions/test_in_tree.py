@@ -133,6 +133,8 @@ async def test_without_a_file_the_action_is_rejected(monitored: FlowHarness) -> 
     action = await done(monitored)
     assert action.state == State.REJECTED
     assert str(action.error).startswith("the tree offers no action 'backfill': the decision task of task")
+    action = await done(monitored, "retriger")
+    assert str(action.error).startswith("the tree offers no action 'retriger' (retrigger?): the decision task of task")
 
 
 async def test_an_action_that_does_not_render_is_failed(monitored: FlowHarness) -> None:
