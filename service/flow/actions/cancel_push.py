@@ -42,8 +42,9 @@ async def run(services: Services, lease: Lease[Action]) -> None:
         await _stop_graph(lease, subject)
     refused: dict[str, str] = {}
     planned = {entry["task_id"] for entry in action.cancels}
+    again = False
     while True:
-        collected = await collect_tasks(services, subject)
+        collected = await collect_tasks(services, subject, dependencies=False)
         waiting = [
             task
             for task in collected.tasks.values()
@@ -51,6 +52,8 @@ async def run(services: Services, lease: Lease[Action]) -> None:
         ]
         if not waiting:
             break
+        if again:
+            lease.give_way()  # somebody may create tasks as fast as they are cancelled
         # running ones first: a decision task creates others
         waiting.sort(key=lambda task: (task.state != "running", task.state != "unscheduled"))
         new = [task.entry() for task in waiting if task.task_id not in planned]
@@ -58,6 +61,7 @@ async def run(services: Services, lease: Lease[Action]) -> None:
         action.cancels = [*action.cancels, *new]
         await lease.commit(cancels=action.cancels)
         refused |= await cancel_tasks(services, lease, waiting)
+        again = True
     step = await _await_creations(services, subject, collected)
     await _end(lease, subject, collected, refused, step)
 
@@ -152,7 +156,7 @@ def _nothing_to_do(subject: PushSubject, collected: PushTasks) -> str:
 async def plan(services: Services, action: Action) -> Plan:
     """Return the tasks that would be cancelled now, and those that may not be."""
     subject = await find_push(services, action)
-    collected = await collect_tasks(services, subject)
+    collected = await collect_tasks(services, subject, dependencies=False)
     async with services.database.reading() as session:
         step = await graph_step(session, subject.push.id or 0)
     creating = step is not None and step.due_at is not None

@@ -14,7 +14,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from service.clients.hooks import trigger_scope
-from service.clients.taskcluster import ScopeSet
+from service.clients.taskcluster import ScopeSet, ScopesRefusal
 from service.clock import now
 from service.contract.validation import closest, problems_of
 from service.engine.leases import Lease
@@ -220,10 +220,17 @@ async def missing_scopes(services: Services, prepared: Prepared, *, surely: bool
     """Return the scopes that are missing, those of the decision task first: each with True if our client lacks it.
 
     With `surely`, the client's scopes are read anew before one of them is said to be missing. What may not be looked up
-    is not said to be missing: then Taskcluster decides when the call is made.
+    is not said to be missing: then Taskcluster decides when the call is made. Raises ActionFailedError and Unavailable.
     """
     scopes = [scope for scope in prepared.decision.definition.get("scopes", []) if isinstance(scope, str)]
-    held = ScopeSet(await services.queue.expand_scopes(scopes))
+    try:
+        held = ScopeSet(await services.queue.expand_scopes(scopes))
+    except ScopesRefusal:
+        client = _holder(services, prepared, ours=True)
+        raise ActionFailedError(f"{client} lacks auth:expand-scopes: grant that to the client") from None
+    except PermanentUpstreamError as refusal:
+        of_task = f"the scopes of the decision task {prepared.decision.task_id}"
+        raise ActionFailedError(f"Taskcluster refuses to expand {of_task} ({refusal.status}): {refusal}") from None
     if prepared.hook is not None:
         wanted = [[f"in-tree:hook-action:{'/'.join(prepared.hook)}"]]
         ours = [trigger_scope(*prepared.hook)]

@@ -34,6 +34,10 @@ MAX_TASKS = 100_000
 """Tasks of one push that are collected at most: each takes some kilobytes of memory."""
 
 
+MAX_DEPENDENCIES = 5_000_000
+"""Dependencies of these tasks together: each takes eight bytes."""
+
+
 @dataclass(slots=True)
 class PushTask:
     """A task of a push, as it is now, without the parts of its definition that nobody needs here."""
@@ -100,9 +104,9 @@ async def graph_step(session: Session, push_id: int, *, lock: bool = False) -> P
     return (await session.exec(query.with_for_update() if lock else query)).first()
 
 
-async def collect_tasks(services: Services, subject: PushSubject) -> PushTasks:
-    """Collect the tasks of a push. Raises ActionFailedError and Unavailable."""
-    collection = _Collection(services, subject)
+async def collect_tasks(services: Services, subject: PushSubject, *, dependencies: bool = True) -> PushTasks:
+    """Collect the tasks of a push, with their `dependencies` or without. Raises ActionFailedError and Unavailable."""
+    collection = _Collection(services, subject, dependencies=dependencies)
     try:
         await collection.run()
     except PermanentUpstreamError as refusal:
@@ -143,12 +147,14 @@ async def read_copies(database: Database, task_ids: Iterable[str]) -> list[Recor
 
 
 class _Collection:
-    def __init__(self, services: Services, subject: PushSubject) -> None:
+    def __init__(self, services: Services, subject: PushSubject, *, dependencies: bool) -> None:
         self.result = PushTasks()
         self._services, self._subject = services, subject
         self._ours: set[str] = set()  # created by our own createTask
         self._members: set[str] = set()  # planned tasks, which may have begun a group
         self._listed: set[str] = set()
+        self._ids: dict[str, str] = {}  # each id once: a task can depend on 10,000 others
+        self._with_dependencies, self._dependencies = dependencies, 0
 
     async def run(self) -> None:
         """Collect the tasks of the graph, then copies until there are no more."""
@@ -204,10 +210,15 @@ class _Collection:
         validate_definition(definition)
         if len(self.result.tasks) >= MAX_TASKS:
             raise ActionFailedError(f"{self._subject.name} has more than {MAX_TASKS:,} tasks, too many for one action")
+        dependencies = definition["dependencies"] if self._with_dependencies else []
+        self._dependencies += len(dependencies)
+        if self._dependencies > MAX_DEPENDENCIES:
+            many = f"more than {MAX_DEPENDENCIES:,} dependencies"
+            raise ActionFailedError(f"the tasks of {self._subject.name} have {many}, too many for one action")
         self.result.tasks[task_id] = PushTask(
             escape_unstorable(name_of(definition)),
             status,
-            definition["dependencies"],
+            [self._ids.setdefault(needed, needed) for needed in dependencies],
             definition["requires"],
             bool(routes_naming(self._services.settings, self._subject.repository, definition)),
         )

@@ -130,7 +130,7 @@ async def _supersede(
 ) -> None:
     """Cancel what has not run yet of the earlier push, after recording that."""
     action = lease.item
-    collected = await collect_tasks(services, PushSubject(repository, earlier.push))
+    collected = await collect_tasks(services, PushSubject(repository, earlier.push), dependencies=False)
     copies = {copy.task_id for copy in collected.copies}
     own = [task for task in collected.tasks.values() if copies.isdisjoint({task.task_id, task.group})]
     waiting = [task for task in own if task.authorised and task.state in {"unscheduled", "pending"}]

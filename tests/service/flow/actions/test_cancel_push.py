@@ -8,6 +8,7 @@ import pytest
 from sqlmodel import select
 
 from service.clock import now
+from service.engine.leases import YieldedError
 from service.engine.registry import WORK
 from service.errors import Unavailable
 from service.flow.actions import cancel_push
@@ -165,6 +166,37 @@ async def test_what_a_decision_task_creates_meanwhile_is_cancelled_too(
     assert action.state == "done"
     assert names_of(action.cancels) == {"running", "pending", "waiting", "late"}
     assert state_of(pushed, "late") == "canceled"
+
+
+async def test_whoever_creates_tasks_as_fast_as_they_are_cancelled_makes_nobody_wait(
+    pushed: FlowHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel_task, created = pushed.services.queue.cancel_task, 0
+
+    async def cancel_then_create(task_id: str, scope: str) -> Any:
+        nonlocal created
+        answer = await cancel_task(task_id, scope)
+        created += 1
+        build(pushed.tc.queue, {f"late {created}": []})
+        return answer
+
+    monkeypatch.setattr(pushed.services.queue, "cancel_task", cancel_then_create)
+    action = await action_on(pushed, None, "cancel-push", push_id=7, generation=0)
+    lease = await claim_work(pushed)
+    lease.wanted = True
+    with pytest.raises(YieldedError):
+        await asyncio.wait_for(WORK.run_of(lease.item)(pushed.services, lease), 30)
+    assert created == 3  # of one round
+    assert names_of((await reload_action(pushed, action)).cancels) == {"running", "pending", "waiting"}
+
+
+async def test_what_cannot_be_cancelled_keeps_nobody_from_the_end(pushed: FlowHarness) -> None:
+    pushed.tc.faults.add("before", "cancelTask", status=403)
+    action = await action_on(pushed, None, "cancel-push", push_id=7, generation=0)
+    lease = await claim_work(pushed)
+    lease.wanted = True
+    await WORK.run_of(lease.item)(pushed.services, lease)
+    assert (await reload_action(pushed, action)).state == State.FAILED
 
 
 async def test_what_ends_before_its_cancel_arrives_is_not_listed_as_cancelled(

@@ -184,6 +184,23 @@ async def test_a_scope_that_was_granted_just_now_counts(offering: FlowHarness) -
     assert (await done(offering)).state == State.DONE
 
 
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (403, "the service's Taskcluster client (tc-treeherder) lacks auth:expand-scopes: grant that to the client"),
+        (400, f"Taskcluster refuses to expand the scopes of the decision task {slug(DECISION)} (400): a fault was set"),
+    ],
+)
+async def test_without_the_scopes_of_the_decision_task_it_fails_at_once(
+    offering: FlowHarness, status: int, reason: str
+) -> None:
+    offering.tc.faults.add("before", "expandScopes", status=status)
+    action = await done(offering)
+    assert action.state == State.FAILED
+    assert str(action.error).startswith(reason)
+    assert not offering.tc.journal.calls["triggerHook"]
+
+
 async def test_scopes_of_roles_count_for_the_decision_task(offering: FlowHarness) -> None:
     add_decision(offering, file_of(ACTION), "by role", scopes=("assume:mc",))
     add_task(offering, "of role", group="by role")

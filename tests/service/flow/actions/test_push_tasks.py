@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlmodel import update
 
+from service.flow.actions import push_tasks
 from service.flow.actions.push_tasks import PushTasks, collect_tasks
 from service.flow.tasks.subject import ActionFailedError, find_push
 from service.store.models import Action, PlannedTask, Source, State
@@ -15,10 +16,10 @@ from tests.service.harness import FlowHarness, push_event
 GRAPH = {"group": [], "a": ["group"], "b": ["a"]}
 
 
-async def collect(harness: FlowHarness, push_id: int = 7) -> PushTasks:
+async def collect(harness: FlowHarness, push_id: int = 7, *, dependencies: bool = True) -> PushTasks:
     about: dict[str, Any] = {"kind": "look", "project": "mc", "requester": "me", "source": Source.API, "lane": "x"}
     subject = await find_push(harness.services, Action(**about, push_id=push_id, generation=0))
-    return await collect_tasks(harness.services, subject)
+    return await collect_tasks(harness.services, subject, dependencies=dependencies)
 
 
 def names(collected: PushTasks) -> set[str]:
@@ -105,3 +106,16 @@ async def test_what_taskcluster_refuses_fails_with_its_reason(monitored: FlowHar
     with pytest.raises(ActionFailedError, match=r"refuses to list the tasks of push 7 of mc \(403\).*list-task-group"):
         await collect(monitored)
     assert GROUP not in monitored.tc.journal.calls
+
+
+async def test_dependencies_are_limited_and_left_out_where_nobody_needs_them(
+    monitored: FlowHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push_with_graph(monitored, {"group": [], "a": ["group"], "b": ["group", "a"]})
+    tasks = (await collect(monitored)).tasks
+    assert tasks[slug("a")].dependencies[0] is tasks[slug("b")].dependencies[0]  # each id is in memory once
+    monkeypatch.setattr(push_tasks, "MAX_DEPENDENCIES", 2)
+    with pytest.raises(ActionFailedError, match="have more than 2 dependencies, too many for one action"):
+        await collect(monitored)
+    without = await collect(monitored, dependencies=False)
+    assert [task.dependencies for task in without.tasks.values()] == [[], [], []]
