@@ -17,7 +17,7 @@ from service.engine.leases import Lease
 from service.flow.actions import notice
 from service.flow.actions.copies import BAD_ENDS, CopyDraft, choose_copies
 from service.flow.actions.dependents import DependencySearch, cycle_error
-from service.flow.actions.push_tasks import NO_ROUTE, PushTask, PushTasks, collect_tasks
+from service.flow.actions.push_tasks import NO_ROUTE, PushTask, PushTasks, collect_tasks, graph_step
 from service.flow.actions.retrigger import plan_of, run_copies
 from service.flow.actions.search import MAX_LEFT_OUT, choose_group, explain_refusals
 from service.flow.tasks.action_kinds import ActionKind, Copy, Plan, register
@@ -118,6 +118,10 @@ async def find_failed(services: Services, subject: PushSubject, share: str, new_
     failures = _Failures(await collect_tasks(services, subject))
     left_out = [{**task.entry(), "reason": NO_ROUTE} for task in failures.without_route]
     notes: list[str] = []
+    async with services.database.reading() as session:
+        step = await graph_step(session, subject.push.id or 0)
+    if step is not None and step.due_at is not None:
+        notes.append("the task graph is still being created: retrigger again for what is created from now on")
     if failures.cancelled:
         notes.append(
             f"{failures.cancelled} tasks were cancelled, which is no failure: of these, only dependents are copied"

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from sqlmodel import select
 
 from service.flow.actions import retrigger_failed
 from service.flow.actions.push_tasks import NO_ROUTE
 from service.flow.tasks.action_kinds import Plan
 from service.flow.tasks.subject import ActionFailedError, ActionRejectedError, NothingToDoError
-from service.store.models import Action, Source, State
+from service.store.models import Action, PushStep, Source, State, StepKind
 from tests.service.flow.actions.support import carry_out_on_push, push_with_graph, record_copies, run_task
 from tests.service.flow.graph_factory import (
     GROUP,
@@ -244,6 +245,16 @@ async def test_where_none_may_be_copied_it_fails(monitored: FlowHarness) -> None
     end(monitored.tc.queue, "theirs")
     with pytest.raises(ActionFailedError, match="1 tasks of push 7 of mc have failed, and none may be copied"):
         await plan(monitored)
+
+
+async def test_while_the_graph_is_still_being_created_that_is_told(monitored: FlowHarness) -> None:
+    await prepare(monitored, {**DONE, "build": "failed"})
+    assert (await plan(monitored)).notes == []
+    async with monitored.database.writing() as session:
+        step = (await session.exec(select(PushStep).where(PushStep.kind == StepKind.GRAPH))).one()
+        step.state, step.due_at = State.PENDING, step.since
+    (note,) = (await plan(monitored)).notes
+    assert note == "the task graph is still being created: retrigger again for what is created from now on"
 
 
 async def test_a_plan_that_is_too_large_is_rejected_with_the_setting(monitored: FlowHarness) -> None:
