@@ -91,9 +91,6 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
             stack.push_async_callback(publisher.close)
         renderer = Renderer(settings.render)
         stack.push_async_callback(renderer.close)
-        treeherders = {
-            prefix: RestTreeherder(environment, http) for prefix, environment in settings.environments.items()
-        }
         secret = await load_secret(database, "task-ids")
         replica = Replica(database, settings.replica, alone=alone)
         stack.push_async_callback(replica.stop)
@@ -103,7 +100,7 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
             database,
             hg,
             queue,
-            treeherders,
+            treeherders_of(settings, http),
             publisher,
             renderer,
             secret,
@@ -113,6 +110,11 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
             replica,
             connections,
         )
+
+
+def treeherders_of(settings: Settings, http: Http) -> dict[str, Treeherder]:
+    """Return a client of each Treeherder, by route prefix. One that reads Pulse needs no credentials to be asked."""
+    return {prefix: RestTreeherder(environment, http) for prefix, environment in settings.environments.items()}
 
 
 async def load_secret(database: Database, name: str) -> bytes:

@@ -9,6 +9,7 @@ from sqlmodel import col, select
 from service.auth import Caller
 from service.clients.artifacts import TaskclusterArtifacts
 from service.clients.hooks import TaskclusterHooks, fires_scope, trigger_scope
+from service.clients.http import Http
 from service.clients.taskcluster import TaskclusterQueue
 from service.commands.doctor.finding import Examination, Report, summarize_names
 from service.engine.render import Renderer
@@ -16,7 +17,7 @@ from service.errors import UpstreamError
 from service.flow.actions.decision import decisions_of_push
 from service.flow.actions.offers import Offer, load_offer
 from service.flow.tasks.subject import ActionFailedError, PushSubject
-from service.services import Services
+from service.services import Services, treeherders_of
 from service.store.database import Database
 from service.store.models import Push, Repository, TreeActions
 
@@ -29,11 +30,13 @@ AT_A_TIME = 4
 
 async def hooks(report: Report, examination: Examination) -> None:
     """Check the scopes for the hooks that each repository's last decision task names."""
-    repositories = [repository for repository in examination.monitored if repository.graph]
+    environments = examination.settings.environments.values()
+    others_create = any(environment.pushes != "rest" for environment in environments)  # and Treeherder says which task
+    repositories = [repository for repository in examination.monitored if repository.graph or others_create]
     if not repositories:
         return
     async with AsyncExitStack() as stack:
-        services = _services(examination, stack)
+        services = await _services(examination, stack)
         try:
             held = await services.queue.own_scopes()
         except UpstreamError as error:
@@ -49,7 +52,7 @@ async def hooks(report: Report, examination: Examination) -> None:
         await asyncio.gather(*map(check, repositories))
 
 
-def _services(examination: Examination, stack: AsyncExitStack) -> Services:
+async def _services(examination: Examination, stack: AsyncExitStack) -> Services:
     """Return what finding and reading a decision task's offer needs, and nothing that changes anything."""
     settings = examination.settings
     database = Database(settings.database_url.get_secret_value(), AT_A_TIME)
@@ -58,7 +61,8 @@ def _services(examination: Examination, stack: AsyncExitStack) -> Services:
     for opened in (database, queue, renderer, artifacts, of_hooks):
         stack.push_async_callback(opened.close)
     nothing: Any = None
-    return Services(settings, database, nothing, queue, {}, None, renderer, b"", of_hooks, artifacts)
+    treeherders = treeherders_of(settings, await stack.enter_async_context(Http("treeherder")))
+    return Services(settings, database, nothing, queue, treeherders, None, renderer, b"", of_hooks, artifacts)
 
 
 async def _check(report: Report, services: Services, caller: Caller, repository: Repository) -> None:

@@ -22,6 +22,7 @@ from tests.service.flow.actions.in_tree_factory import (
     add_push,
     allow,
     file_of,
+    show_in_treeherder,
 )
 from tests.service.flow.graph_factory import slug
 from tests.service.harness import FlowHarness
@@ -85,12 +86,15 @@ def test_without_a_push_there_is_nothing_to_list(doctor: Doctor) -> None:
     assert finding["detail"] == "none of its last 5 pushes has a decision task with actions"
 
 
-async def examined(harness: FlowHarness, **repository: Any) -> Finding:
-    """Examine a repository whose decision task offers two hooks, of which the service may trigger one."""
+async def examined(harness: FlowHarness, *, shown: bool = False, **repository: Any) -> Finding:
+    """Examine a repository whose decision task offers two hooks, of which the service may trigger one.
+
+    The decision task is that of our graph, or one that is `shown` by Treeherder.
+    """
     monitored = await harness.add_repository(**repository)
     other = {**ACTION, "name": "release", "hookId": "in-tree-action-3-release/abc"}
     add_decision(harness, file_of(ACTION, RETRIGGER, other, TASK_ACTION))
-    await add_push(harness, DECISION)
+    await (add_push(harness) if shown else add_push(harness, DECISION))
     nothing: Any = None
     report = Report("taskcluster")
     await hooks(report, Examination(harness.settings, None, "http://unused", 10, nothing, [monitored]))
@@ -107,6 +111,13 @@ async def test_a_hook_that_may_not_be_triggered_is_named_with_the_scopes(harness
     assert finding.detail == f"of the hooks of decision task {slug(DECISION)}, {named}"
     scopes = f"hooks:trigger-hook:{other}, hooks:list-last-fires:{other}"
     assert finding.remedy == f"give client tc-treeherder the scopes {scopes}"
+
+
+async def test_a_decision_task_that_somebody_else_created_is_examined_too(harness: FlowHarness) -> None:
+    allow(harness)
+    show_in_treeherder(harness, slug(DECISION))
+    finding = await examined(harness, shown=True, graph=False)
+    assert finding.detail.startswith(f"of the hooks of decision task {slug(DECISION)}, the service may trigger")
 
 
 @pytest.mark.parametrize(("actions", "status"), [(TreeActions.COPIES, "ok"), (TreeActions.IN_TREE, "warning")])

@@ -1,5 +1,6 @@
 """Pushes with a decision task in the sandbox's Taskcluster, which offers in-tree actions."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from sqlmodel import col, select
 
 from sandbox.taskcluster.tasks import Task
 from service.clients.hooks import fires_scope, trigger_scope
+from service.clients.treeherder import DECISION_PLACE, failed_job
 from service.clock import now
 from service.flow.actions.offers import FILE
 from service.store.models import PlannedTask, Push, PushStep, State, StepKind
@@ -150,6 +152,37 @@ def add_hook(
     harness.tc.hooks.define(HOOK_GROUP, hook, body)
     scopes = ["queue:create-task:lowest:sandbox/test", "queue:create-task:project:none", "queue:scheduler-id:test"]
     harness.tc.auth.set_roles({f"hook-id:{HOOK_GROUP}/*": scopes})
+
+
+def show_in_treeherder(harness: FlowHarness, task_id: str) -> None:
+    """Let the Treeherder be one of today that shows push 7, with this task as its decision task."""
+    revision = node("mc 7")
+    commit = {"revision": revision, "author": "D", "comment": "", "files": [], "branch": "default", "repository": "mc"}
+    resultset = {
+        "revision": revision,
+        "revision_hash": hashlib.sha1(f"{revision}default".encode(), usedforsecurity=False).hexdigest(),
+        "push_timestamp": 1_700_000_000,
+        "author": "dev@example.com",
+        "type": "push",
+        "active_status": "active",
+        "revisions": [commit],
+    }
+    job = {
+        **failed_job(hashlib.sha256(task_id.encode()).digest(), "Gecko Decision Task", "dev", DECISION_PLACE),
+        "reason": "scheduled",
+        "result": "success",
+        **{f"{name}_timestamp": 1_700_000_000 for name in ("submit", "start", "end")},
+        "taskcluster_task_id": task_id,
+        "taskcluster_retry_id": 0,
+    }
+    harness.th.store.store_resultsets("mc", [resultset])
+    harness.th.store.store_jobs("mc", [{"project": "mc", "revision": revision, "superseded": [], "job": job}])
+    harness.th.behaviour.year = "today"
+    today = {
+        prefix: environment.model_copy(update={"pushes": "off"})
+        for prefix, environment in harness.settings.environments.items()
+    }
+    harness.services.settings = harness.settings.model_copy(update={"environments": today})
 
 
 def allow(harness: FlowHarness, *more: str, trigger: bool = True, fires: bool = True) -> None:

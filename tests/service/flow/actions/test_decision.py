@@ -1,17 +1,23 @@
 """The decision task of a task: by its group, its origin, or its push; never one of another project."""
 
-import hashlib
 from typing import Any
 
 import pytest
 from sqlmodel import select
 
-from service.clients.treeherder import DECISION_PLACE, failed_job
 from service.errors import Unavailable
 from service.flow.actions.decision import decisions_of_push, decisions_of_task
 from service.flow.tasks.subject import PushSubject, fetch_subject, find_repository
 from service.store.models import Repository
-from tests.service.flow.actions.in_tree_factory import DECISION, add_decision, add_push, add_task, file_of, route
+from tests.service.flow.actions.in_tree_factory import (
+    DECISION,
+    add_decision,
+    add_push,
+    add_task,
+    file_of,
+    route,
+    show_in_treeherder,
+)
 from tests.service.flow.actions.support import record_copies
 from tests.service.flow.graph_factory import build, slug
 from tests.service.harness import ENVIRONMENT, FlowHarness, node
@@ -110,38 +116,8 @@ async def test_a_push_without_tasks_has_none(monitored: FlowHarness) -> None:
 @pytest.fixture
 async def todays(monitored: FlowHarness) -> FlowHarness:
     """Let the Treeherder be one of today, which knows push 7 and its decision task."""
-    revision = node("mc 7")
-    resultset = {
-        "revision": revision,
-        "revision_hash": hashlib.sha1(f"{revision}default".encode(), usedforsecurity=False).hexdigest(),
-        "push_timestamp": 1_700_000_000,
-        "author": "dev@example.com",
-        "type": "push",
-        "active_status": "active",
-        "revisions": [
-            {"revision": revision, "author": "D", "comment": "", "files": [], "branch": "default", "repository": "mc"}
-        ],
-    }
-    monitored.th.store.store_resultsets("mc", [resultset])
-    show_decision(monitored, slug(DECISION))
-    monitored.th.behaviour.year = "today"
-    environments = monitored.settings.environments
-    today = {prefix: environment.model_copy(update={"pushes": "off"}) for prefix, environment in environments.items()}
-    monitored.services.settings = monitored.settings.model_copy(update={"environments": today})
+    show_in_treeherder(monitored, slug(DECISION))
     return monitored
-
-
-def show_decision(harness: FlowHarness, task_id: str) -> None:
-    """Let Treeherder show a task as the decision task of push 7."""
-    job = {
-        **failed_job(hashlib.sha256(task_id.encode()).digest(), "Gecko Decision Task", "dev", DECISION_PLACE),
-        "reason": "scheduled",
-        "result": "success",
-        **{f"{name}_timestamp": 1_700_000_000 for name in ("submit", "start", "end")},
-        "taskcluster_task_id": task_id,
-        "taskcluster_retry_id": 0,
-    }
-    harness.th.store.store_jobs("mc", [{"project": "mc", "revision": node("mc 7"), "superseded": [], "job": job}])
 
 
 async def of_push(harness: FlowHarness, *planned: str) -> list[str]:
