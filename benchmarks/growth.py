@@ -197,6 +197,16 @@ class Filling:
             at = self.age(number, self.sizes.reports // 20, 35 * DAY)
             yield {"id": number + 1, "task_group_id": task_id("g", number), **self.work(number, at, "task-groups", "-")}
 
+    def audit(self) -> Rows:
+        for number in range(self.sizes.actions):
+            yield {
+                "id": number + 1, "at": self.age(number, self.sizes.actions, 400 * DAY),
+                "event": "push-retried" if number % 100 == 0 else "action-asked", "caller": f"user{number % 1_000}",
+                "taskcluster": False, "origin": "api", "repository": alias(number % self.sizes.repositories),
+                "subject": "a task",
+                "details": {"action": number + 1},
+            }  # fmt: skip
+
     def tables(self) -> Iterable[tuple[str, Rows]]:
         """Yield the rows of each table, in the order of their foreign keys."""
         yield "repository", self.repositories()
@@ -210,6 +220,7 @@ class Filling:
         yield "job_report", self.reports()
         yield "group_check", self.checks()
         yield "dead_letter", self.letters()
+        yield "audit_entry", self.audit()
 
 
 def fill(database_url: str, sizes: Sizes) -> None:

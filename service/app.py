@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from service import errors, metrics
 from service.api import (
     actions,
+    audit,
     dead_letters,
     docs,
     events,
@@ -99,7 +100,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         app.add_middleware(Local)
     app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
-    for_people = (repositories, render, pushes, tasks, actions, offers, reports, dead_letters)
+    for_people = (repositories, render, pushes, tasks, actions, offers, reports, dead_letters, audit)
     for_listeners = (polls, events, task_events, listeners)
     for module in (*for_people, *for_listeners, health, manual):
         # as they are: include_router() has FastAPI make each of them anew for this app (0.1 s, 1 MB)

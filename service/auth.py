@@ -33,6 +33,7 @@ class Caller:
     name: str
     scopes: tuple[str, ...]
     taskcluster: bool = False  # `name` is a clientId
+    on_page: bool = False  # they ask by the page, and not by the API
 
     @property
     def key(self) -> str:

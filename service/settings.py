@@ -24,6 +24,9 @@ READ = "tc-treeherder:read"
 """The scope for reading, if reads are not public. Only Taskcluster clients need it, unless they have another one."""
 
 
+AUDIT_READ = "tc-treeherder:audit:read"
+"""The scope for reading who changed what, and who signed in."""
+
 MAX_PORT = 65_535
 
 
@@ -300,7 +303,8 @@ class RetentionSettings(Strict):
     job_reports: Duration = Field(timedelta(days=30), description="retention of reports of finished runs")
     dead_letters: Duration = Field(timedelta(days=90), description="retention of dead letters")
     pushes: Duration = Field(
-        timedelta(days=365), description="retention of pushes and actions, with their ids and delivery keys"
+        timedelta(days=365),
+        description="retention of pushes and actions, with their ids and delivery keys, and of the audit",
     )
 
 

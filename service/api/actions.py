@@ -15,6 +15,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, select
 
 from service import auth
+from service.api.audit import record
 from service.api.deps import ActionNumber, After, CallerDep, Limit, Reader, Reading, ServicesDep
 from service.api.openapi import LOCATION, problems
 from service.api.paging import page
@@ -38,6 +39,7 @@ from service.api.schemas.actions import (
     PlannedCopy,
     PlannedInTree,
 )
+from service.api.schemas.audit import AuditEvent
 from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
 from service.flow.actions import in_tree
@@ -110,6 +112,8 @@ async def create_action(
         if action is wanted:
             taken = worker.preclaim([action])
         await session.flush()
+        if action is wanted:
+            _record(session, caller, action)
         read = await _read(session, action)
     worker.begin(taken)
     if action is wanted and not taken:
@@ -124,6 +128,15 @@ async def create_action(
     )
     response.headers["Location"] = f"/api/v1/actions/{read.id}"
     return read
+
+
+def _record(session: Session, caller: auth.Caller, action: Action) -> None:
+    """Record who has asked for an action, and on whose behalf."""
+    details: dict[str, Any] = {"action": action.id, "kind": action.kind}
+    if action.requester != caller.name:
+        details["requester"] = action.requester
+    about = {"repository": action.project, "subject": f"{action.kind} of {action.subject}"}
+    record(session, AuditEvent.ACTION_ASKED, caller, **about, **details)
 
 
 @router.post("/plan", response_model=ActionPlan, operation_id="planAction", responses=problems(502, scope=_SCOPE))

@@ -8,12 +8,15 @@ from sqlalchemy import LargeBinary, func
 from sqlalchemy.orm import defer
 from sqlmodel import select
 
+from service.api.audit import record
 from service.api.deps import After, LetterNumber, Limit, Reader, Reading, ServicesDep, Writer, Writing
 from service.api.openapi import WRITES, problems
 from service.api.paging import page_of_all
 from service.api.pushes import refuse_deleted
 from service.api.route import API, Route
+from service.api.schemas.audit import AuditEvent
 from service.api.schemas.dead_letters import DeadLetterPage, DeadLetterRead, DeadLetterSummary, LetterKind
+from service.auth import Caller
 from service.engine import leases
 from service.engine.registry import WORK
 from service.errors import Problem
@@ -107,6 +110,7 @@ async def replay_dead_letter(
                 409, "Cannot be replayed", f"this release knows no dead letter of kind {letter.kind}: drop it"
             )
         await session.delete(letter)
+        _record(session, AuditEvent.DEAD_LETTER_REPLAYED, caller, letter)
     log.info("dead-letter-replayed", dead_letter=letter_id, by=caller.name)
     for topic in Topic:
         services.database.wakeups.wake(topic)
@@ -135,5 +139,11 @@ async def _requeue(session: Session, letter: DeadLetter, model: type[Work], work
 @router.delete("/{letter_id}", status_code=204, operation_id="dropDeadLetter", responses=problems(404, scope=WRITES))
 async def drop_dead_letter(letter_id: LetterNumber, caller: Writer, session: Writing) -> None:
     """Delete a dead letter."""
-    await session.delete(await _find(session, letter_id))
+    letter = await _find(session, letter_id)
+    await session.delete(letter)
+    _record(session, AuditEvent.DEAD_LETTER_DROPPED, caller, letter)
     log.info("dead-letter-dropped", dead_letter=letter_id, by=caller.name)
+
+
+def _record(session: Session, event: AuditEvent, caller: Caller, letter: DeadLetter) -> None:
+    record(session, event, caller, subject=letter.subject, dead_letter=letter.id, kind=letter.kind)

@@ -7,7 +7,7 @@ from fastapi import Depends, Path, Query, Request
 
 from service import auth
 from service.services import Services
-from service.settings import RENDER, REPOSITORIES_WRITE, Settings
+from service.settings import AUDIT_READ, RENDER, REPOSITORIES_WRITE, Settings
 from service.store.database import Session
 
 # all of them async: a plain function would be sent to a thread, for each request
@@ -82,6 +82,15 @@ async def may_render(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
 
 
 MayRender = Annotated[auth.Caller, Depends(may_render)]
+
+
+async def auditor(caller: CallerDep, settings: SettingsDep) -> auth.Caller:
+    """Return the caller. Raises a 403 if it may not read who changed what."""
+    auth.require(settings, caller, AUDIT_READ)
+    return caller
+
+
+Auditor = Annotated[auth.Caller, Depends(auditor)]
 
 RepositoryAlias = Annotated[str, Path(description="alias of a repository", examples=["mozilla-central"])]
 PushNumber = Annotated[int, Path(description="id in the pushlog", examples=[43210])]

@@ -42,6 +42,7 @@ TAGS = [
     {"name": "actions", "description": "What is done to tasks, such as a retrigger, and what became of it."},
     {"name": "reports", "description": "The reports of runs to each Treeherder, and those that wait."},
     {"name": "dead letters", "description": "What could not be understood, or ran out of retries: nothing disappears."},
+    {"name": "audit", "description": "Who changed, asked for, retried, replayed or dropped what, and who signed in."},
     {"name": "health", "description": "Dockerflow's endpoints and Prometheus' metrics. They need no credentials."},
     {"name": "internal", "description": "The listeners' way in, signed; it may change with any release."},
 ]

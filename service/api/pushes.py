@@ -11,6 +11,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col, or_, select
 
 from service import auth
+from service.api.audit import record
 from service.api.deps import (
     After,
     CallerDep,
@@ -25,6 +26,7 @@ from service.api.openapi import problems
 from service.api.paging import page
 from service.api.repositories import unknown_repository
 from service.api.route import API, Route
+from service.api.schemas.audit import AuditEvent
 from service.api.schemas.common import StepState
 from service.api.schemas.pushes import (
     ChangesetRead,
@@ -160,6 +162,9 @@ async def retry_push(
             await session.delete(letter)
         await session.flush()
         read = await _read(session, push, alias)
+        steps = [f"{step.kind} {step.environment}".strip() for step in failed]
+        about = {"repository": alias, "subject": f"push {push_id}"}
+        record(session, AuditEvent.PUSH_RETRIED, caller, **about, push=push_id, generation=push.generation, steps=steps)
     log.info("push-retried", repository=alias, push=push_id, steps=len(failed), by=caller.name)
     services.database.wakeups.wake(Topic.WORK)
     return read

@@ -1,6 +1,6 @@
 """Routes for the monitored repositories."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 
+from service.api.audit import record
 from service.api.deps import (
     After,
     Limit,
@@ -21,7 +22,14 @@ from service.api.deps import (
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.api.paging import page_of_all
 from service.api.route import API, Route
-from service.api.schemas.repositories import RepositoryCreate, RepositoryPage, RepositoryPatch, RepositoryRead, Reset
+from service.api.schemas.audit import AuditEvent
+from service.api.schemas.repositories import (
+    RepositoryCreate,
+    RepositoryPage,
+    RepositoryPatch,
+    RepositoryRead,
+    Reset,
+)
 from service.auth import loopback
 from service.clock import now
 from service.contract.validation import closest
@@ -147,6 +155,8 @@ async def add_repository(
             session.add(repository)
             await session.flush()
             read = RepositoryRead.model_validate(repository)
+            values = read.model_dump(mode="json", include=set(RepositoryCreate.model_fields))
+            record(session, AuditEvent.REPOSITORY_ADDED, caller, repository=read.alias, values=values)
     except IntegrityError:
         async with services.database.reading() as session:
             await _taken(session, body.alias, url)
@@ -216,13 +226,23 @@ async def change_repository(
     """Change a repository by JSON Merge Patch (RFC 7396). Alias and url cannot change: delete and add it instead."""
     _known_environments(services.settings, change.environments)
     repository = await find(session, alias, lock=True)
+    before = RepositoryRead.model_validate(repository)
     for name in change.model_fields_set:
         setattr(repository, name, getattr(change, name))
     if repository.scopes is None:
         repository.scopes = default_scopes(repository.url)
     poll.end_shift(repository)
+    after = RepositoryRead.model_validate(repository)
+    changes = _changes(before, after, change.model_fields_set)
+    record(session, AuditEvent.REPOSITORY_CHANGED, caller, repository=alias, changes=changes)
     log.info("repository-changed", repository=alias, changed=sorted(change.model_fields_set), by=caller.name)
-    return RepositoryRead.model_validate(repository)
+    return after
+
+
+def _changes(before: RepositoryRead, after: RepositoryRead, names: set[str]) -> dict[str, list[Any]]:
+    """Return of each of these fields that changed what it was and what it is."""
+    values = [read.model_dump(mode="json", include=names) for read in (before, after)]
+    return {name: [values[0][name], values[1][name]] for name in sorted(names) if values[0][name] != values[1][name]}
 
 
 @router.delete(
@@ -266,6 +286,7 @@ async def delete_repository(
     session.add_all(leases.bury(work, f"the repository was deleted by {caller.name}"))
     repository.deleted_at = now()
     poll.end_shift(repository)
+    record(session, AuditEvent.REPOSITORY_DELETED, caller, repository=alias, buried=unfinished)
     log.info("repository-deleted", repository=alias, buried=unfinished, by=caller.name)
 
 
@@ -286,5 +307,7 @@ async def reset_repository(
     async with services.database.writing() as session:
         repository = await find(session, alias, lock=True)
         poll.reset(repository, last_push_id, record_before=None)
+        values = {"last_push_id": last_push_id, "generation": repository.generation}
+        record(session, AuditEvent.REPOSITORY_RESET, caller, repository=alias, values=values)
         log.warning("repository-reset", repository=alias, new_generation=repository.generation, by=caller.name)
         return RepositoryRead.model_validate(repository)

@@ -9,7 +9,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from service import auth
-from service.api.deps import get_caller, may_render, reader, writer
+from service.api.deps import auditor, get_caller, may_render, reader, writer
 from service.api.limit import Writes
 from service.errors import Problem
 from service.services import Services
@@ -23,7 +23,8 @@ API = "/api/v1"
 class Route(APIRoute):
     """A route that refuses a caller before FastAPI reads the body, which FastAPI itself cannot do.
 
-    The endpoint's own signature says who may call: `Reader`, `Writer`, `MayRender`, or `CallerDep` for anyone known.
+    The endpoint's own signature says who may call: `Reader`, `Writer`, `MayRender`, `Auditor`, or `CallerDep` for
+    anyone known.
     """
 
     def get_route_handler(self) -> Handler:
@@ -50,7 +51,7 @@ class Route(APIRoute):
         if request.method not in {"GET", "HEAD"} and caller is not auth.ANYBODY:
             writes: Writes = request.app.state.writes
             writes.spend(caller.key)
-        checks = [check for check in (reader, writer, may_render) if check in calls]
+        checks = [check for check in (reader, writer, may_render, auditor) if check in calls]
         for check in checks:
             await check(caller, services.settings)
         if not checks:

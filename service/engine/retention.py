@@ -24,6 +24,7 @@ from service.store.database import Database, Session
 from service.store.models import (
     REDELIVERED_WITHIN,
     Action,
+    AuditEntry,
     DeadLetter,
     Delivery,
     GroupCheck,
@@ -88,6 +89,7 @@ def steps_of(settings: RetentionSettings) -> dict[str, list[tuple[Step, datetime
         "actions": [(_actions, with_keys)],
         "pushes": [(_pushes, at - settings.pushes)],
         "deliveries": [(_deliveries, with_keys)],
+        "audit": [(_audit, at - settings.pushes)],
     }
 
 
@@ -228,6 +230,13 @@ async def _deliveries(session: Session, before: datetime) -> Swept:
     keys = (await session.exec(old.order_by(col(Delivery.at)).limit(BATCH))).all()
     await _delete(session, Delivery, "key", keys)
     return len(keys), len(keys) == BATCH
+
+
+async def _audit(session: Session, before: datetime) -> Swept:
+    old = select(AuditEntry.id).where(col(AuditEntry.at) < before).order_by(col(AuditEntry.at))
+    ids = (await session.exec(old.limit(BATCH))).all()
+    await _delete(session, AuditEntry, "id", ids)
+    return len(ids), len(ids) == BATCH
 
 
 def _table(model: type[SQLModel]) -> Table:

@@ -603,6 +603,36 @@ class DeadLetter(SQLModel, table=True):
     digest: str | None = Field(default=None, unique=True)  # of an event, so that it is stored once
 
 
+class Origin(StrEnum):
+    """A way in which a person or a program asked for a change."""
+
+    API = "api"
+    PAGE = "page"
+
+
+class AuditEntry(SQLModel, table=True):
+    """An entry of the audit: who changed what. It is stored in the transaction of the change."""
+
+    __tablename__ = "audit_entry"
+    __table_args__ = (
+        # of the API's list: its filters and their order
+        Index("ix_audit_entry_event", "event", "id"),
+        Index("ix_audit_entry_caller", "caller", "id"),
+        Index("ix_audit_entry_repository", "repository", "id"),
+        Index("ix_audit_entry_at", "at"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(default_factory=now, sa_type=Utc)
+    event: str = Field(sa_type=Text)
+    caller: str = Field(sa_type=Text)  # name of the token, or clientId
+    taskcluster: bool = False  # `caller` is a clientId
+    origin: Origin = Field(sa_type=Text)
+    repository: str | None = Field(default=None, sa_type=Text)  # its alias then
+    subject: str | None = Field(default=None, sa_type=Text)  # a description for people
+    details: dict[str, Any] = Field(default_factory=dict, sa_type=Json)
+
+
 class PulseQueue(SQLModel, table=True):
     """A Pulse queue that listeners read."""
 

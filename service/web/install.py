@@ -9,10 +9,22 @@ from starlette.responses import Response
 
 from service.errors import Problem, problem_anchor
 from service.settings import Settings
-from service.web import actions, asking, dead_letters, home, pushes, repositories, search, sign_in, tasks, watch
+from service.web import (
+    actions,
+    asking,
+    audit,
+    dead_letters,
+    home,
+    pushes,
+    repositories,
+    search,
+    sign_in,
+    tasks,
+    watch,
+)
 from service.web.pages import PageRoute, show
 
-MODULES = (home, sign_in, search, pushes, tasks, actions, asking, watch, dead_letters, repositories)
+MODULES = (home, sign_in, search, pushes, tasks, actions, asking, watch, dead_letters, repositories, audit)
 """The modules that have routes."""
 
 _MACHINES = ("/api/", "/__", "/metrics", "/openapi.json", "/static/")

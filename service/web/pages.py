@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,7 +16,7 @@ from service.api.route import Route, flatten
 from service.auth import Caller
 from service.errors import Problem
 from service.services import load_secret
-from service.settings import Settings
+from service.settings import AUDIT_READ, Settings
 from service.store.database import Database
 from service.web.failed import FailedSignIns
 from service.web.rendering import HEADERS, path_of, render
@@ -32,8 +33,15 @@ NAVIGATION = (
     ("Dead letters", "dead-letters"),
     ("Repositories", "repositories"),
     ("Pulse queues", "pulse-queues"),
+    ("Audit", "audit"),
 )
 """The name and path of each list."""
+
+_OF_SCOPE = {"audit": AUDIT_READ}
+"""Lists that only those are led to who have a scope."""
+
+
+LOCAL = replace(auth.LOCAL, on_page=True)
 
 
 class Site:
@@ -70,9 +78,9 @@ class Visit:
     @property
     def caller(self) -> Caller:
         if not self._site.settings.has_credentials:
-            return auth.LOCAL
+            return LOCAL
         token = None if self.session is None else self.session.token
-        return auth.ANYBODY if token is None else Caller(token.name, tuple(token.scopes))
+        return auth.ANYBODY if token is None else Caller(token.name, tuple(token.scopes), on_page=True)
 
     def form_token(self) -> str:
         """Return the token for a form on this page; whoever has no session gets one."""
@@ -219,7 +227,7 @@ def show(request: Request, template: str, status: int = 200, **values: Any) -> R
         "can_sign_in": site.settings.has_credentials,
         "form_token": visit.form_token,
         "here": request.scope["path"],
-        "navigation": NAVIGATION,
+        "navigation": [entry for entry in NAVIGATION if entry[1] not in _OF_SCOPE or caller.has(_OF_SCOPE[entry[1]])],
     }
     response = render(template, site.base, status, **common, **values)
     visit.set_cookie(response)

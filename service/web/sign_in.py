@@ -6,6 +6,9 @@ import structlog
 from fastapi import APIRouter, Query, Request, Response
 
 from service import auth
+from service.api.audit import record
+from service.api.deps import ServicesDep
+from service.api.schemas.audit import AuditEvent
 from service.web.pages import FormDep, PageRoute, SiteDep, VisitDep, address_of, local_path, show
 
 log = structlog.get_logger()
@@ -23,7 +26,7 @@ async def get_sign_in(request: Request, site: SiteDep, visit: VisitDep, next: Ne
 
 
 @router.post("/sign-in")
-async def sign_in(request: Request, site: SiteDep, visit: VisitDep, form: FormDep) -> Response:
+async def sign_in(request: Request, services: ServicesDep, site: SiteDep, visit: VisitDep, form: FormDep) -> Response:
     """Begin a session of the token's caller, and go on to the page that was wanted."""
     address, wanted = address_of(site.settings, request), local_path(form.get("next", "/"))
     site.failed.check(address)
@@ -31,6 +34,10 @@ async def sign_in(request: Request, site: SiteDep, visit: VisitDep, form: FormDe
     if token is None:
         log.warning("sign-in-failed", address=address, failures=site.failed.count(address))
         return _form(request, wanted, failed=True)
+    caller = auth.Caller(token.name, tuple(token.scopes), on_page=True)
+    request.app.state.writes.spend(caller.key)
+    async with services.database.writing() as session:
+        record(session, AuditEvent.SIGNED_IN, caller, address=address)
     visit.begin(site.sessions.new(token))
     log.info("signed-in", by=token.name, address=address)
     return site.redirect(wanted)

@@ -26,7 +26,7 @@ def test_help_names_every_command(run: Run) -> None:
 
 
 def test_each_command_describes_itself(run: Run) -> None:
-    for noun in ("repositories", "pushes", "tasks", "actions", "reports", "dead-letters", "render", "doctor"):
+    for noun in ("repositories", "pushes", "tasks", "actions", "reports", "dead-letters", "audit", "render", "doctor"):
         ran = run(noun, "--help")
         assert ran.code == 0
         assert f"tc-treeherder {noun}" in ran.out or f"root {noun}" in ran.out

@@ -13,11 +13,13 @@ from service.settings import RetentionSettings
 from service.store.database import Database
 from service.store.models import (
     Action,
+    AuditEntry,
     DeadLetter,
     Delivery,
     JobReport,
     Notice,
     NoticeKind,
+    Origin,
     PlannedTask,
     Push,
     PushStep,
@@ -238,6 +240,17 @@ async def test_bodies_of_large_plans_go_a_batch_at_a_time(database: Database, mo
     async with database.reading() as session:
         kept = select(PlannedTask.step_id).where(col(PlannedTask.definition).is_not(None))
         assert set(await session.exec(kept)) == {step.id for step in steps[:3]}
+
+
+async def test_the_audit_is_kept_as_long_as_pushes(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "BATCH", 2)
+    async with database.writing() as session:
+        for age in (366, 370, 400, 364, 0):
+            at = now() - age * DAY
+            session.add(AuditEntry(at=at, event="signed-in", caller=str(age), origin=Origin.PAGE))
+    assert (await retention.sweep(database, RetentionSettings()))["audit"] == 3
+    async with database.reading() as session:
+        assert set(await session.exec(select(AuditEntry.caller))) == {"364", "0"}
 
 
 async def test_it_runs_now_and_then_and_outlives_an_error(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:

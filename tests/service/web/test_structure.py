@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.store.models import DeadLetter, PulseQueue
+from service.store.models import AuditEntry, DeadLetter, Origin, PulseQueue
 from service.web.install import page_routes
 from tests.service.api.test_tasks import OURS, stored
 from tests.service.asgi import push_event
@@ -48,11 +48,12 @@ async def filled(admin: Browser) -> Browser:
     async with admin.api.database.writing() as session:
         session.add(DeadLetter(kind="push-event", subject="s", reason="r", payload=b"{}"))
         session.add(PulseQueue(name="q", events="tasks"))
+        session.add(AuditEntry(event="signed-in", caller="c", origin=Origin.PAGE))
     return admin
 
 
 async def test_every_page_can_be_read_by_everybody(filled: Browser) -> None:
-    assert len(PAGES) == 13
+    assert len(PAGES) == 14
     for path in PAGES:
         answer = await filled.get(path)
         if path == "/sign-in":
@@ -105,6 +106,7 @@ async def test_a_list_costs_the_same_statements_however_long_it_is(filled: Brows
         for number in range(30):
             session.add(DeadLetter(kind="push-event", subject="s", reason="r", payload=b"{}"))
             session.add(PulseQueue(name=f"q{number}", events="tasks"))
+            session.add(AuditEntry(event="signed-in", caller="c", origin=Origin.PAGE))
     for path in LISTS:
         with statements(filled.api) as sent:
             await filled.page(path)
