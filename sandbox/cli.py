@@ -42,7 +42,11 @@ def start(
         typer.Option(help="File to write a configuration of tc-treeherder to, with new secrets; - prints it."),
     ] = None,
     service_port: Annotated[
-        int, typer.Option(help="Port of the service in that configuration.", envvar="SANDBOX_SERVICE_PORT")
+        int,
+        typer.Option(
+            help="Port of the service in that configuration, and to which people sign in.",
+            envvar="SANDBOX_SERVICE_PORT",
+        ),
     ] = SERVICE_PORT,
 ) -> None:
     """Run the stand-ins as one process, each on a port of its own, until Ctrl-C."""

@@ -3,7 +3,7 @@
 Both stand-ins are configured from here, and the ready file of `sandbox.run` contains them.
 """
 
-from sandbox.taskcluster import Client
+from sandbox.taskcluster import Client, RegisteredClient
 
 TRUST_DOMAIN, LEVEL = "sandbox", "3"
 """Of every repository here; with them, the roles below are those of a real project."""
@@ -32,6 +32,7 @@ SERVICE = Client(
         f"hooks:trigger-hook:{HOOKS}*",
         f"hooks:list-last-fires:{HOOKS}*",
         "auth:current-scopes",  # for `tc-treeherder doctor`, which checks all scopes
+        "auth:get-client:mozilla-auth0/*",  # what people may do who have signed in to the page
     ),
 )
 """The Taskcluster client of tc-treeherder itself."""
@@ -43,7 +44,22 @@ PERSON = Client(
 )
 """A person's Taskcluster client: may call tc-treeherder's API, and nothing of Taskcluster's."""
 
+PEOPLE = {
+    "mozilla-auth0/ad|Mozilla-LDAP|sheriff": ("tc-treeherder:*",),
+    "mozilla-auth0/ad|Mozilla-LDAP|developer": ("assume:sandbox:developers",),
+    "mozilla-auth0/email|stranger": (),
+}
+"""Identities with which people may sign in to Taskcluster, and their scopes."""
+
+SIGN_IN, SIGN_IN_PATH = "tc-treeherder", "/sign-in/taskcluster/done"
+"""The page, as it is registered with Taskcluster: its id, and the path that people are led back to."""
+
 ROLES = {
+    # Of people: what a developer may do with pushes to try.
+    "sandbox:developers": (
+        "tc-treeherder:read",
+        *(f"tc-treeherder:action:{name}:try" for name in ("retrigger", "cancel", "retrigger-failed", "cancel-push")),
+    ),
     # What tasks of a push may use, as with real projects: no cancel scope, one scheduler, one provisioner of its own.
     "repo:*": (
         "queue:create-task:highest:sandbox/*",
@@ -78,3 +94,9 @@ ROLES = {
 TREEHERDER_ID = "tc-treeherder"
 TREEHERDER_SECRET = "sandbox-treeherder-secret-that-is-no-secret"
 """The Hawk client that may submit to Treeherder."""
+
+
+def registered_client(service_port: int) -> RegisteredClient:
+    """Return the page of a service on this port, as it is registered."""
+    redirects = tuple(f"http://{host}:{service_port}{SIGN_IN_PATH}" for host in ("127.0.0.1", "localhost"))
+    return RegisteredClient(SIGN_IN, redirects, ("tc-treeherder:*",), max_expires="1 day", require_pkce=True)

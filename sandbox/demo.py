@@ -323,7 +323,7 @@ The system keeps running. Look at it, and press Ctrl-C to end it:
   Treeherder   {stack.sandbox["treeherder"]}/
   Taskcluster  {stack.sandbox["taskcluster"]}/__control__/tasks
   Mercurial    {hg}/{PATH}/json-pushes?version=2&full=1
-  the page     {stack.service_url}/   (sign in with the token {stack.token})
+  the page     {stack.service_url}/   (sign in with Taskcluster, or with the token {stack.token})
   the API      {stack.service_url}/docs   (Authorization: Bearer {stack.token})
   the logs     {stack.folder}/*.log
 Push again:
@@ -406,7 +406,7 @@ def main(
         typer.echo("Starting: sandbox (Mercurial, Taskcluster, Treeherder), service, listeners")
         with stack:
             stack.service()
-            typer.echo(f"Watch it at {stack.service_url}/ (sign in with the token {stack.token})")
+            typer.echo(f"Watch it at {stack.service_url}/ (sign in with Taskcluster, or with the token {stack.token})")
             stack.listener()
             if url:
                 stack.listener("pulse-listener", "pulse")

@@ -72,8 +72,9 @@ def run(
     `mercurial`, repositories are kept in memory, which is faster and needs no `hg`. `ready_file` is written once all
     three accept connections, and removed at the end: JSON with `hg`, `taskcluster` and `treeherder` (URLs),
     `repositories` and `credentials`. `host` is the address to listen on; the URLs name 127.0.0.1 in any case.
-    `settings` is the file to write a configuration to, for a service on `service_port`; `-` is standard output. With
-    it, the exchanges are those of a new Pulse user, and are deleted at the end with that user's queues.
+    People sign in to Taskcluster for a service on `service_port`. `settings` is the file to write a configuration to,
+    for that service; `-` is standard output. With it, the exchanges are those of a new Pulse user, and are deleted at
+    the end with that user's queues.
     """
     if settings is not None:
         _require_own(settings)
@@ -96,7 +97,7 @@ def run(
 
         loop_factory = uvicorn.Config(app="").get_loop_factory()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_run(sockets, amqp_url, exchange_prefix, mercurial, announce, paths))
+            runner.run(_run(sockets, amqp_url, exchange_prefix, mercurial, announce, paths, service_port))
 
 
 def _listen(name: str, host: str, port: int) -> socket.socket:
@@ -114,6 +115,7 @@ async def _run(
     mercurial: bool,
     announce: Callable[[dict[str, str]], None],
     repositories: tuple[str, ...],
+    service_port: int,
 ) -> None:
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     urls = {name: f"http://{HOST}:{listening.getsockname()[1]}" for name, listening in sockets.items()}
@@ -124,6 +126,8 @@ async def _run(
         amqp_url=amqp_url,
         exchange_prefix=exchange_prefix,
         worker=True,
+        people=credentials.PEOPLE,
+        registered=[credentials.registered_client(service_port)],
     )
     job_actions = exchange_prefix + treeherder.JOB_ACTIONS_EXCHANGE
     keys = {credentials.TREEHERDER_ID: credentials.TREEHERDER_SECRET}

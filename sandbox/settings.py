@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from sandbox import broker
+from sandbox.credentials import SIGN_IN, SIGN_IN_PATH
 from sandbox.taskcluster.tasks import EXCHANGES
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
 
@@ -48,6 +49,7 @@ def configuration(sandbox: dict[str, Any], folder: Path, port: int, amqp_url: st
             "client_id": client["clientId"],
             "access_token": client["accessToken"],
         },
+        "web_sign_in": {"client_id": SIGN_IN, "redirect_url": f"http://127.0.0.1:{port}{SIGN_IN_PATH}"},
         "environments": {
             ENVIRONMENT: {"url": sandbox["treeherder"], "client_id": hawk["id"], "secret": hawk["key"]},
         },

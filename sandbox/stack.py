@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self
 import httpx
 
 from sandbox import broker
+from sandbox.credentials import SIGN_IN, SIGN_IN_PATH
 from sandbox.taskcluster.tasks import EXCHANGES
 from sandbox.treeherder.job_actions import JOB_ACTIONS_EXCHANGE
 
@@ -169,6 +170,7 @@ class Stack:
         ready = self.folder / "sandbox.json"
         hg, taskcluster, treeherder = (str(port) for port in self._ports)
         arguments = ["--hg-port", hg, "--taskcluster-port", taskcluster, "--treeherder-port", treeherder]
+        arguments += ["--service-port", str(self._service_port)]
         arguments += ["--ready-file", str(ready), "--mercurial" if self._mercurial else "--no-mercurial"]
         environment = {name: value for name, value in os.environ.items() if name != "SANDBOX_AMQP_URL"}
         if self.amqp_url:
@@ -203,6 +205,8 @@ class Stack:
             "TC_TREEHERDER_TASKCLUSTER__ROOT_URL": self.sandbox["taskcluster"],
             "TC_TREEHERDER_TASKCLUSTER__CLIENT_ID": client["clientId"],
             "TC_TREEHERDER_TASKCLUSTER__ACCESS_TOKEN": client["accessToken"],
+            "TC_TREEHERDER_WEB_SIGN_IN__CLIENT_ID": SIGN_IN,
+            "TC_TREEHERDER_WEB_SIGN_IN__REDIRECT_URL": self.service_url + SIGN_IN_PATH,
             "TC_TREEHERDER_ENVIRONMENTS": json.dumps(dict.fromkeys(self._environments, treeherder)),
             **self._pulse,
             **self._extra,

@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         try:
             async with open_services(used_settings, database, alone=alone) as services:
                 app.state.services = services
-                app.state.site = await open_site(used_settings, database)
+                app.state.site = await open_site(services)
                 app.state.health = pages = health.Health(services)
                 app.state.worker = worker = Worker(services)
                 app.state.reporter = reporter = Reporter(services)

@@ -17,6 +17,7 @@ from service.clients.hg import Hg, HttpHg
 from service.clients.hooks import Hooks, TaskclusterHooks
 from service.clients.http import Http
 from service.clients.pulse import Publisher, PulsePublisher, exchanges
+from service.clients.sign_in import SignIns, TaskclusterSignIns
 from service.clients.taskcluster import Queue, TaskclusterQueue
 from service.clients.treeherder import RestTreeherder, Treeherder
 from service.engine.fair import AdaptiveSlots, FairSlots
@@ -45,6 +46,7 @@ class Services:
     hooks: Hooks
     artifacts: Artifacts
     logins: Logins | None = None  # None: Taskcluster credentials are not taken
+    sign_ins: SignIns | None = None  # None: people do not sign in with Taskcluster
     replica: Replica = field(default_factory=Replica)
     connections: AdaptiveSlots = field(default_factory=lambda: AdaptiveSlots(10))  # for createTask and the like
     large_plans: FairSlots = field(default_factory=lambda: FairSlots(1))  # one is in memory at a time
@@ -84,6 +86,10 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
         if settings.taskcluster_logins:
             logins = TaskclusterLogins(settings.taskcluster)
             stack.push_async_callback(logins.close)
+        sign_ins = None
+        if settings.web_sign_in.client_id is not None:
+            sign_ins = TaskclusterSignIns(settings)
+            stack.push_async_callback(sign_ins.close)
         http = await stack.enter_async_context(Http("treeherder"))
         publisher = None
         if settings.pulse.url is not None:
@@ -107,6 +113,7 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
             hooks,
             artifacts,
             logins,
+            sign_ins,
             replica,
             connections,
         )

@@ -182,6 +182,29 @@ class RenderLimits(Strict):
     )
 
 
+SIGN_IN_PATH = "/sign-in/taskcluster/done"
+"""Path of the page to which Taskcluster leads people back who sign in."""
+
+
+class SignInSettings(Strict):
+    """Signing in to the page with Taskcluster. Without a client, people sign in with tokens alone."""
+
+    client_id: str | None = Field(
+        None,
+        min_length=1,
+        description="id of this page among the clients that Taskcluster's web-server has registered, with responseType "
+        "code",
+    )
+    redirect_url: HttpUrl | None = Field(
+        None,
+        description=f"URL that Taskcluster leads people back to, exactly as registered there. Default: public_url with "
+        f"{SIGN_IN_PATH}",
+    )
+    scopes: list[str] = Field(
+        ["tc-treeherder:*"], min_length=1, description="scopes that are registered for the client there, all of them"
+    )
+
+
 class PollSettings(Strict):
     """Polling of pushlogs."""
 
@@ -349,6 +372,7 @@ class Settings(Configuration):
     web_session: Duration = Field(
         timedelta(hours=12), description="time after which whoever signed in to the page must sign in again"
     )
+    web_sign_in: SignInSettings = SignInSettings()
     web_proxies: int = Field(
         0,
         ge=0,
@@ -428,15 +452,31 @@ class Settings(Configuration):
                     raise ValueError(f"environments.{prefix}.{name} is pulse, which needs pulse.url")
         if self.taskcluster_logins and self.public_url is None:
             raise ValueError("taskcluster_logins needs public_url, because a signature includes the called address")
+        self._check_sign_in()
         names = [token.name for token in self.tokens]
         if len(set(names)) < len(names):
             raise ValueError("two tokens have the same name, but the log names callers by it: rename one")
         return self
 
+    def _check_sign_in(self) -> None:
+        if self.web_sign_in.client_id is None:
+            return
+        if self.public_url is None and self.web_sign_in.redirect_url is None:
+            raise ValueError("web_sign_in.client_id needs public_url, which Taskcluster leads people back to")
+        if not self.sign_in_redirect.endswith(SIGN_IN_PATH):
+            raise ValueError(f"web_sign_in.redirect_url must end with {SIGN_IN_PATH}, where the page takes people back")
+
+    @property
+    def sign_in_redirect(self) -> str:
+        """Return the URL that Taskcluster leads people back to who sign in."""
+        if self.web_sign_in.redirect_url is not None:
+            return str(self.web_sign_in.redirect_url)
+        return str(self.public_url).rstrip("/") + SIGN_IN_PATH
+
     @cached_property
     def has_credentials(self) -> bool:
         """Return True if callers need credentials. Otherwise the service answers on loopback only."""
-        return bool(self.tokens) or self.taskcluster_logins
+        return bool(self.tokens) or self.taskcluster_logins or self.web_sign_in.client_id is not None
 
     @property
     def sqlite(self) -> bool:

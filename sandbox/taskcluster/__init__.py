@@ -9,6 +9,7 @@ hooks.py trigger_schema.py hooks, and what they may be triggered with
 artifacts.py pages.py      artifacts, and continuation tokens
 methods.py endpoint.py     API methods and their routes, and how one is answered over HTTP
 app.py control.py          the ASGI app, and `/__control__/`
+login.py login_pages.py    people sign in for other services, and the pages for that
 faults.py                  faults, and the record of calls
 actions.py callbacks.py    what decision tasks offer, and what the action tasks do
 worker.py pulse.py         run the tasks, and publish the queue's messages
@@ -18,5 +19,6 @@ instance.py                all of this put together
 from sandbox.taskcluster.app import create_app
 from sandbox.taskcluster.auth import Client
 from sandbox.taskcluster.instance import Taskcluster
+from sandbox.taskcluster.login import RegisteredClient
 
-__all__ = ["Client", "Taskcluster", "create_app"]
+__all__ = ["Client", "RegisteredClient", "Taskcluster", "create_app"]

@@ -1,4 +1,4 @@
-"""Serve the stand-in over HTTP: the methods of the queue and of auth, and `/__control__/` for tests and demos.
+"""Serve the stand-in over HTTP: the methods of the queue, of auth and of hooks, the sign-in, and `/__control__/`.
 
 `create_app(Taskcluster())` is an ASGI app; its root url is where it is served.
 """
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox.taskcluster.control import control_routes
 from sandbox.taskcluster.endpoint import Endpoint
 from sandbox.taskcluster.instance import Taskcluster
+from sandbox.taskcluster.login_pages import login_routes
 from sandbox.taskcluster.methods import api_methods
 
 
@@ -36,4 +37,5 @@ def create_app(tc: Taskcluster) -> ASGIApp:
         Route(f"/api/{service}/v1{method.path}", Endpoint(tc, method), methods=[method.verb])
         for service, method in api_methods(tc)
     ]
-    return Router([*routes, *control_routes(tc)], lifespan=lifespan, default=_not_found, redirect_slashes=False)
+    routes += [*control_routes(tc), *login_routes(tc.login)]
+    return Router(routes, lifespan=lifespan, default=_not_found, redirect_slashes=False)

@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sandbox.taskcluster.clock import DAY, HOUR, MINUTE, Clock, iso
@@ -43,6 +43,9 @@ class Client:
     client_id: str
     access_token: str
     scopes: tuple[str, ...] = ()
+    created: int = 0
+    expires: int | None = None  # None: in a thousand years
+    disabled: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,38 @@ class Auth:
     _expanded: dict[tuple[str, ...], ScopeSet] = field(default_factory=dict)
     _extensions: dict[tuple[str, str], _Identity] = field(default_factory=dict)
 
-    def add_client(self, client_id: str, access_token: str, scopes: Iterable[str] = ()) -> None:
+    def add_client(
+        self, client_id: str, access_token: str, scopes: Iterable[str] = (), *, expires: int | None = None
+    ) -> None:
         """Add a client, or replace it."""
-        self.clients[client_id] = Client(client_id, access_token, tuple(scopes))
+        self.clients[client_id] = Client(client_id, access_token, tuple(scopes), self.clock.now(), expires)
         self._extensions.clear()
+
+    def disable(self, client_id: str, *, disabled: bool = True) -> None:
+        """Disable a client, or enable it again, as `auth.disableClient` does."""
+        self.clients[client_id] = replace(self.clients[client_id], disabled=disabled)
+        self._extensions.clear()
+
+    def describe(self, client_id: str, caller: "Caller") -> dict[str, Any]:
+        """Answer `auth.client`."""
+        require(caller, f"auth:get-client:{client_id}")
+        client = self.clients.get(client_id)
+        if client is None or (client.expires is not None and client.expires < self.clock.now()):
+            raise ApiError("ResourceNotFound", "Client not found")  # what has expired is deleted
+        created = iso(client.created)
+        return {
+            "clientId": client_id,
+            "expires": iso(self.clock.now() + 365_000 * DAY if client.expires is None else client.expires),
+            "description": "A client of the sandbox.",
+            "created": created,
+            "lastModified": created,
+            "lastDateUsed": created,
+            "lastRotated": created,
+            "deleteOnExpiration": client.expires is not None,
+            "scopes": list(client.scopes),
+            "expandedScopes": self.expand(client.scopes).scopes,
+            "disabled": client.disabled,
+        }
 
     def set_roles(self, roles: Roles) -> None:
         """Replace all roles."""
@@ -174,6 +205,10 @@ class Auth:
         client = self.clients.get(client_id)
         if client is None:
             raise AuthFailed(f"no such client: {client_id}")
+        if client.expires is not None and client.expires < self.clock.now():
+            raise AuthFailed(f"Client with clientId: '{client_id}' has expired")
+        if client.disabled:
+            raise AuthFailed(f"Client with clientId: '{client_id}' is disabled")
         scopes = self.expand([*client.scopes, "assume:anonymous"])
         return _Identity(client_id, client.access_token, scopes, self.clock.now() + HOUR)
 

@@ -41,6 +41,7 @@ _PARAMETERS = {
     "taskQueueId": _QUEUE,
     "runId": _RUN,
     "name": re.compile(r"[\x20-\x7e]{1,1024}"),
+    "clientId": re.compile(r"[A-Za-z0-9!@/:.+|_-]{1,1000}"),
     "hookGroupId": re.compile(r"[a-zA-Z0-9-_]{1,1000}"),
     "hookId": re.compile(r"[a-zA-Z0-9-_/]{1,1000}"),
 }

@@ -9,10 +9,13 @@ All in JSON and without credentials:
     GET    /__control__/hooks            every hook with its fires; POST defines one: {"hookGroupId", "hookId", "task",
                                          "metadata", "triggerSchema"} (create-hook-request.json);
                                          DELETE /{hookGroupId}/{hookId} removes one
+    POST   /__control__/clients          {"clientId", "disabled": true | false}; GET tells their ids
     POST   /__control__/clock            {"advance": seconds} | {"freeze": true} | {"reset": true}; GET tells the time
     POST   /__control__/latency          {"seconds": 0.02}: how long each call takes at least
     POST   /__control__/clear            forget tasks, calls, faults, fires of hooks; the clock goes back
 """
+
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -103,8 +106,21 @@ def control_routes(tc: Taskcluster) -> list[Route]:
         Route("/__control__/faults/{id:int}", faults, methods=["DELETE"]),
         Route("/__control__/hooks", hooks, methods=["GET", "POST"]),
         Route("/__control__/hooks/{hookGroupId}/{hookId:path}", hooks, methods=["DELETE"]),
+        Route("/__control__/clients", _clients(tc), methods=["GET", "POST"]),
         Route("/__control__/clock", clock, methods=["GET", "POST"]),
         Route("/__control__/latency", latency, methods=["POST"]),
         Route("/__control__/clear", clear, methods=["POST"]),
         Route("/__content__/{taskId}/{runId:int}/{name:path}", content, methods=["GET", "PUT"]),
     ]
+
+
+def _clients(tc: Taskcluster) -> Callable[[HttpRequest], Awaitable[Response]]:
+    async def clients(request: HttpRequest) -> Response:
+        if request.method == "POST":
+            body = await request.json()
+            if body.get("clientId") not in tc.auth.clients:
+                return JSONResponse({"message": f"no such client: {body.get('clientId')}"}, 404)
+            tc.auth.disable(body["clientId"], disabled=bool(body.get("disabled")))
+        return JSONResponse({"clients": sorted(tc.auth.clients)})
+
+    return clients

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from sandbox.taskcluster.artifacts import Artifacts
 from sandbox.taskcluster.auth import Auth, Client, random_token
@@ -10,6 +10,7 @@ from sandbox.taskcluster.claims import QUEUE_CLIENT
 from sandbox.taskcluster.clock import Clock
 from sandbox.taskcluster.faults import Faults, Journal
 from sandbox.taskcluster.hooks import Hooks
+from sandbox.taskcluster.login import Login, RegisteredClient
 from sandbox.taskcluster.pulse import Publisher
 from sandbox.taskcluster.queue import Queue
 from sandbox.taskcluster.scopes import Roles
@@ -21,7 +22,8 @@ class Taskcluster:
 
     In seconds: `claim_wait` is the time that claimWork waits for work, `tick` the interval at which deadlines are
     checked, `latency` the least time of each call. With a `worker`, tasks run to their end; with an `amqp_url`,
-    messages are published to Pulse. The role `anonymous` has the scopes that need no credentials.
+    messages are published to Pulse. `people` are the identities that may sign in, with their scopes, and `registered`
+    the services for which they may. The role `anonymous` has the scopes that need no credentials.
     """
 
     def __init__(
@@ -37,12 +39,15 @@ class Taskcluster:
         worker: bool = False,
         worker_capacity: int = 32,
         worker_seconds: float = 0.2,
+        people: Mapping[str, Iterable[str]] | None = None,
+        registered: Iterable[RegisteredClient] = (),
     ) -> None:
         self.clock = Clock()
         self.auth = Auth(self.clock, roles=roles or {})
         self.auth.add_client(QUEUE_CLIENT, random_token(), ["*"])
         for client in clients:
             self.auth.add_client(client.client_id, client.access_token, client.scopes)
+        self.login = Login(self.auth, people, registered)
         self.queue = Queue(self.clock, self.auth)
         self.artifacts = Artifacts(self.queue)
         self.hooks = Hooks(self.queue)

@@ -246,6 +246,7 @@ def _of_auth(tc: Taskcluster) -> Sequence[Method]:
 
     return [
         Method("authenticateHawk", "POST", "/authenticate-hawk", authenticate_hawk, takes_body=True, public=True),
+        Method("client", "GET", "/clients/{clientId:path}", lambda c: tc.auth.describe(c["clientId"], c.caller)),
         Method("currentScopes", "GET", "/scopes/current", current_scopes),
         Method("expandScopes", "POST", "/scopes/expand", expand_scopes, takes_body=True),
     ]

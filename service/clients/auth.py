@@ -19,7 +19,7 @@ TIME_LIMIT = timedelta(seconds=10)
 CONNECTIONS = 20
 """Signatures that one process checks at a time: strangers can send any number of them."""
 
-_CLIENT_ID = re.compile(r"[A-Za-z0-9!@/:.+|_-]{1,1000}")
+CLIENT_ID = re.compile(r"[A-Za-z0-9!@/:.+|_-]{1,1000}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _login(answer: dict[str, Any]) -> Login:
         status != "auth-success"
         or answer.get("scheme") != "hawk"
         or not isinstance(client_id, str)
-        or not _CLIENT_ID.fullmatch(client_id)
+        or not CLIENT_ID.fullmatch(client_id)
         or not isinstance(scopes, list)
         or not all(isinstance(scope, str) for scope in scopes)
         or not isinstance(payload_hash, str | None)

@@ -19,12 +19,13 @@ from service.web import (
     repositories,
     search,
     sign_in,
+    taskcluster,
     tasks,
     watch,
 )
 from service.web.pages import PageRoute, show
 
-MODULES = (home, sign_in, search, pushes, tasks, actions, asking, watch, dead_letters, repositories, audit)
+MODULES = (home, sign_in, taskcluster, search, pushes, tasks, actions, asking, watch, dead_letters, repositories, audit)
 """The modules that have routes."""
 
 _MACHINES = ("/api/", "/__", "/metrics", "/openapi.json", "/static/")

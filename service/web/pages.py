@@ -14,10 +14,12 @@ from starlette.responses import RedirectResponse
 from service import auth
 from service.api.route import Route, flatten
 from service.auth import Caller
+from service.clients.sign_in import SignIns
 from service.errors import Problem
-from service.services import load_secret
+from service.services import Services, load_secret
 from service.settings import AUDIT_READ, Settings
-from service.store.database import Database
+from service.web.attempts import Attempts
+from service.web.clients import Clients
 from service.web.failed import FailedSignIns
 from service.web.rendering import HEADERS, path_of, render
 from service.web.sessions import COOKIE, FORM_COOKIE, Sessions, WebSession
@@ -47,9 +49,11 @@ LOCAL = replace(auth.LOCAL, on_page=True)
 class Site:
     """Everything that all pages of this process share."""
 
-    def __init__(self, settings: Settings, key: bytes) -> None:
+    def __init__(self, settings: Settings, key: bytes, sign_ins: SignIns | None = None) -> None:
         self.settings = settings
         self.sessions = Sessions(settings, key)
+        self.clients = None if sign_ins is None else Clients(sign_ins)
+        self.attempts = Attempts(key)
         self.failed = FailedSignIns()
         self.base = "" if settings.public_url is None else (settings.public_url.path or "").rstrip("/")
 
@@ -58,9 +62,11 @@ class Site:
         return RedirectResponse(self.base + path, 303, HEADERS)
 
 
-async def open_site(settings: Settings, database: Database) -> Site | None:
+async def open_site(services: Services) -> Site | None:
     """Return what all pages share, with the key that all replicas share; None: there is no page."""
-    return Site(settings, await load_secret(database, "web-sessions")) if settings.web else None
+    if not services.settings.web:
+        return None
+    return Site(services.settings, await load_secret(services.database, "web-sessions"), services.sign_ins)
 
 
 class Visit:
@@ -70,17 +76,27 @@ class Visit:
         self._site, self._request = site, request
         self.session = self._read(COOKIE, signed_in=True) or self._read(FORM_COOKIE, signed_in=False)
         self.changed = False  # the answer sets the cookie
+        self._scopes: tuple[str, ...] | None = None  # of the client that signed in with Taskcluster
+
+    async def look_up(self) -> None:
+        """Look up what whoever signed in with Taskcluster may do. Raises a 503 if that is not known."""
+        if self.session is not None and self.session.client_id is not None and self._site.clients is not None:
+            self._scopes = await self._site.clients.scopes(self.session.client_id)
 
     def _read(self, cookie: str, *, signed_in: bool) -> WebSession | None:
         session = self._site.sessions.read(self._request.cookies.get(cookie, ""))
-        return session if session is not None and (session.token is not None) is signed_in else None
+        return session if session is not None and session.signed_in is signed_in else None
 
     @property
     def caller(self) -> Caller:
         if not self._site.settings.has_credentials:
             return LOCAL
-        token = None if self.session is None else self.session.token
-        return auth.ANYBODY if token is None else Caller(token.name, tuple(token.scopes), on_page=True)
+        session = self.session
+        if session is not None and session.token is not None:
+            return Caller(session.token.name, tuple(session.token.scopes), on_page=True)
+        if session is not None and session.client_id is not None and self._scopes is not None:
+            return Caller(session.client_id, self._scopes, taskcluster=True, on_page=True)
+        return auth.ANYBODY
 
     def form_token(self) -> str:
         """Return the token for a form on this page; whoever has no session gets one."""
@@ -110,7 +126,7 @@ class Visit:
             response.delete_cookie(COOKIE, **attributes)
         else:
             life = int(settings.web_session.total_seconds())
-            name = FORM_COOKIE if self.session.token is None else COOKIE
+            name = COOKIE if self.session.signed_in else FORM_COOKIE
             response.set_cookie(name, self._site.sessions.cookie(self.session), max_age=life, **attributes)
 
 
@@ -213,6 +229,7 @@ class PageRoute(Route):
 
     async def _identify(self, request: Request) -> Caller:
         visit: Visit = request.state.visit
+        await visit.look_up()
         return visit.caller
 
 
@@ -222,8 +239,8 @@ def show(request: Request, template: str, status: int = 200, **values: Any) -> R
     visit: Visit = request.state.visit if hasattr(request.state, "visit") else Visit(site, request)
     caller = visit.caller
     common = {
-        "caller": None if caller is auth.ANYBODY else caller.name,
-        "signed_in": visit.session is not None and visit.session.token is not None,
+        "caller": None if visit.session is None else visit.session.name,
+        "signed_in": visit.session is not None and visit.session.signed_in,
         "can_sign_in": site.settings.has_credentials,
         "form_token": visit.form_token,
         "here": request.scope["path"],

@@ -1,4 +1,4 @@
-"""Sign in with a token of the settings, and sign out. Signing in with Taskcluster will stand beside it here."""
+"""Sign in with a token of the settings, and sign out. `service.web.taskcluster` signs in with Taskcluster."""
 
 from typing import Annotated
 
@@ -14,6 +14,8 @@ from service.web.pages import FormDep, PageRoute, SiteDep, VisitDep, address_of,
 log = structlog.get_logger()
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
+NOT_FOUND = "This service has no such token. Check that all of it was pasted, or ask whoever runs the service for one."
+
 Next = Annotated[str, Query(max_length=4_000, description="the page to go on to")]
 
 
@@ -22,7 +24,7 @@ async def get_sign_in(request: Request, site: SiteDep, visit: VisitDep, next: Ne
     """Show the form; whoever may do everything already is sent on."""
     if visit.caller is not auth.ANYBODY:
         return site.redirect(local_path(next))
-    return _form(request, local_path(next))
+    return sign_in_page(request, local_path(next))
 
 
 @router.post("/sign-in")
@@ -33,7 +35,7 @@ async def sign_in(request: Request, services: ServicesDep, site: SiteDep, visit:
     token = auth.find_token(site.settings, form.get("token", "").strip().encode(errors="replace"))
     if token is None:
         log.warning("sign-in-failed", address=address, failures=site.failed.count(address))
-        return _form(request, wanted, failed=True)
+        return sign_in_page(request, wanted, failure=NOT_FOUND, status=403)
     caller = auth.Caller(token.name, tuple(token.scopes), on_page=True)
     request.app.state.writes.spend(caller.key)
     async with services.database.writing() as session:
@@ -46,12 +48,21 @@ async def sign_in(request: Request, services: ServicesDep, site: SiteDep, visit:
 @router.post("/sign-out")
 async def sign_out(site: SiteDep, visit: VisitDep, _: FormDep) -> Response:
     """End the session in this browser."""
-    if visit.caller is not auth.ANYBODY:
-        log.info("signed-out", by=visit.caller.name)
+    if visit.session is not None and visit.session.signed_in:
+        log.info("signed-out", by=visit.session.name)
     visit.begin(None)
     return site.redirect("/sign-in")
 
 
-def _form(request: Request, wanted: str, *, failed: bool = False) -> Response:
-    has_tokens = bool(request.app.state.site.settings.tokens)
-    return show(request, "sign_in.html", 403 if failed else 200, next=wanted, failed=failed, has_tokens=has_tokens)
+def sign_in_page(request: Request, wanted: str, *, failure: str | None = None, status: int = 200) -> Response:
+    """Return the page with the ways to sign in, and why the last one failed."""
+    settings = request.app.state.site.settings
+    return show(
+        request,
+        "sign_in.html",
+        status,
+        next=wanted,
+        failure=failure,
+        has_tokens=bool(settings.tokens),
+        with_taskcluster=settings.web_sign_in.client_id is not None,
+    )

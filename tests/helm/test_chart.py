@@ -778,6 +778,10 @@ NONSENSE: dict[str, tuple[Values, list[str]]] = {
         {"settings": {"taskcluster_logins": True}},
         ["settings.taskcluster_logins needs settings.public_url"],
     ),
+    "a sign-in without an address": (
+        {"settings": {"web_sign_in": {"client_id": "tc-treeherder"}}},
+        ["settings.web_sign_in.client_id needs settings.public_url"],
+    ),
     "a client of Taskcluster without its token": (
         {"settings": {"taskcluster": {"client_id": "project/x"}}},
         ["settings.taskcluster.client_id", "secrets.taskcluster.accessToken"],
@@ -872,8 +876,9 @@ def test_all_that_is_missing_is_said_at_once() -> None:
         assert f"- {name} is empty" in message
 
 
-def test_callers_of_taskcluster_need_no_token() -> None:
-    logins = {"taskcluster_logins": True, "public_url": "https://tc-treeherder.example.com"}
+@pytest.mark.parametrize("setting", [{"taskcluster_logins": True}, {"web_sign_in": {"client_id": "tc-treeherder"}}])
+def test_callers_of_taskcluster_need_no_token(setting: dict[str, Any]) -> None:
+    logins = {**setting, "public_url": "https://tc-treeherder.example.com"}
     manifests = render(over(MINIMAL, {"secrets": {"tokens": []}, "settings": logins}))
     settings = load(containers(manifests)["service"], manifests)
     assert isinstance(settings, Settings)

@@ -202,3 +202,36 @@ def test_repr_shows_no_secret() -> None:
 )
 def test_durations(text: Any, seconds: float) -> None:
     assert load(hg_timeout=text).hg_timeout == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("values", "redirect"),
+    [
+        ({"public_url": "https://us.example.com"}, "https://us.example.com/sign-in/taskcluster/done"),
+        ({"public_url": "https://us.example.com/below/"}, "https://us.example.com/below/sign-in/taskcluster/done"),
+        ({"web_sign_in": {"redirect_url": "http://a/sign-in/taskcluster/done"}}, "http://a/sign-in/taskcluster/done"),
+    ],
+)
+def test_people_are_led_back_to_the_page(values: dict[str, Any], redirect: str) -> None:
+    sign_in = {"client_id": "page", **values.pop("web_sign_in", {})}
+    settings = load(web_sign_in=sign_in, **values)
+    assert settings.sign_in_redirect == redirect
+    assert settings.has_credentials
+    assert settings.web_sign_in.scopes == ["tc-treeherder:*"]
+
+
+@pytest.mark.parametrize(
+    ("sign_in", "named"),
+    [
+        ({"client_id": "page"}, "web_sign_in.client_id needs public_url"),
+        (
+            {"client_id": "page", "redirect_url": "https://a.example.com/elsewhere"},
+            "must end with /sign-in/taskcluster",
+        ),
+        ({"client_id": ""}, "web_sign_in.client_id"),
+        ({"client_id": "page", "scopes": []}, "web_sign_in.scopes"),
+    ],
+)
+def test_a_sign_in_that_cannot_work_is_refused(sign_in: dict[str, Any], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        load(web_sign_in=sign_in)

@@ -27,8 +27,8 @@
 {{- $wrong = append $wrong (printf "secrets.webhook[%d] is not whsec_ and base64 of at least 24 random bytes: make one with echo whsec_$(openssl rand -base64 32)" $number) -}}
 {{- end -}}
 {{- end -}}
-{{- if not (or .secrets.tokens .settings.taskcluster_logins) -}}
-{{- $wrong = append $wrong "secrets.tokens is empty, and without anybody who may call it the service does not start: give at least {name: …, value: …, scopes: […]}, or set settings.taskcluster_logins" -}}
+{{- if not (or .secrets.tokens .settings.taskcluster_logins (default dict .settings.web_sign_in).client_id) -}}
+{{- $wrong = append $wrong "secrets.tokens is empty, and without anybody who may call it the service does not start: give at least {name: …, value: …, scopes: […]}, or set settings.taskcluster_logins or settings.web_sign_in.client_id" -}}
 {{- end -}}
 {{- $names := dict -}}
 {{- range $number, $token := .secrets.tokens -}}
@@ -84,6 +84,10 @@
 {{- $wrong = append $wrong (printf "settings.environments.%s.client_id is missing: %s is rest, which needs client_id and secret of a Treeherder Hawk client; or set %s to pulse or off" $prefix $name $name) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- $signIn := default dict .settings.web_sign_in -}}
+{{- if and $signIn.client_id (not .settings.public_url) (not $signIn.redirect_url) -}}
+{{- $wrong = append $wrong "settings.web_sign_in.client_id needs settings.public_url, which Taskcluster leads people back to: set it to the URL at which people reach this service" -}}
 {{- end -}}
 {{- if and .settings.taskcluster_logins (not .settings.public_url) -}}
 {{- $wrong = append $wrong "settings.taskcluster_logins needs settings.public_url, because a signature includes the called address: set it to the URL at which callers reach this service" -}}

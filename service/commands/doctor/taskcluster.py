@@ -102,6 +102,8 @@ async def scopes(report: Report, examination: Examination) -> None:
         for environment in examination.settings.environments.values()
     ):
         _check_optional(report, caller, "queue:list-artifacts:*", "jobs link to the artifacts of runs")
+    if examination.settings.web_sign_in.client_id is not None:
+        _check_reads_of_people(report, caller)
     _check_by_scheduler(report, caller, "queue:cancel-task:", "cancels")
     _check_by_scheduler(report, caller, "queue:schedule-task:", "tasks that Taskcluster left unscheduled are scheduled")
     _check_projects(report, examination, caller)
@@ -199,6 +201,16 @@ def _check_optional(report: Report, caller: Caller, scope: str, use: str) -> Non
         report.ok(scope, use)
     else:
         report.warning(scope, f"missing: {use}", f"give client {caller.name} the scope {scope}")
+
+
+def _check_reads_of_people(report: Report, caller: Caller) -> None:
+    """Check the scope for looking up the clients with which people signed in to the page."""
+    scope, prefix = "auth:get-client:*", "auth:get-client:"
+    use = "the page looks up what people may do who sign in with Taskcluster"
+    if caller.has(scope) or any(held.startswith(prefix) for held in caller.scopes):
+        report.ok(scope, use)
+    else:
+        report.error(scope, f"missing: {use}", f"give client {caller.name} the scope {scope}")
 
 
 def _check_by_scheduler(report: Report, caller: Caller, prefix: str, use: str) -> None:

@@ -291,6 +291,14 @@ SCHEMAS: dict[str, Schema] = {
         {**_pick(_DEFINITION, *_QUEUE), "pendingTasks": _whole(0), "claimedTasks": _whole(0)}
     ),
     "auth/v1/scopeset.json": _object({"scopes": _list(_SCOPE)}),
+    "auth/v1/get-client-response.json": _object(
+        {
+            **dict.fromkeys(("clientId", "description"), _ANY_TEXT),
+            **dict.fromkeys(("created", "expires", "lastDateUsed", "lastModified", "lastRotated"), _DATE),
+            **{name: {"type": "boolean"} for name in ("deleteOnExpiration", "disabled")},
+            **dict.fromkeys(("expandedScopes", "scopes"), _list(_SCOPE)),
+        }
+    ),
     "auth/v1/authenticate-hawk-request.json": _HAWK_REQUEST,
     "auth/v1/authenticate-hawk-response.json": _HAWK_ANSWER,
     "hooks/v1/trigger-hook.json": {"type": "object"},
@@ -365,6 +373,7 @@ ANSWERS: dict[str, str] = {
     "pendingTasks": "queue/v1/pending-tasks-response.json",
     "taskQueueCounts": "queue/v1/task-queue-counts-response.json",
     "expandScopes": "auth/v1/scopeset.json",
+    "client": "auth/v1/get-client-response.json",
     "currentScopes": "auth/v1/scopeset.json",
     "authenticateHawk": "auth/v1/authenticate-hawk-response.json",
 }

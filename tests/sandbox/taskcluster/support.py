@@ -266,15 +266,24 @@ def kinds(messages: list[Message], task_id: str) -> list[str]:
 @contextlib.asynccontextmanager
 async def served(tc: Taskcluster) -> AsyncIterator[str]:
     """Run a real server on a free port; yield its root URL."""
+    async with serve_app(create_app(tc)) as root:
+        try:
+            yield root
+        finally:
+            tc.faults.remove()
+
+
+@contextlib.asynccontextmanager
+async def serve_app(app: Any) -> AsyncIterator[str]:
+    """Serve an app on a free port; yield its URL."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(tc), log_config=None, lifespan="on", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
     task = asyncio.create_task(server.serve([listener]))
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        tc.faults.remove()
         server.should_exit = True
         await task

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sandbox.taskcluster import Client, Taskcluster
 from sandbox.taskcluster.auth import MAX_HEADER, Request, mac, payload_hash
 from sandbox.taskcluster.clock import DAY, HOUR, MINUTE
-from tests.sandbox.taskcluster.support import ROOT, Api, Refused, now_seconds, sign, validate
+from tests.sandbox.taskcluster.support import ROOT, Api, Refused, now_seconds, refused, sign, validate
 
 LIMITED = Client("limited", "limited-secret", ("auth:current-scopes", "queue:status:*", "assume:role-x"))
 URL = "http://taskcluster.example/api/auth/v1/scopes/current"
@@ -361,3 +361,28 @@ async def test_an_ipv6_host_and_a_port_are_read_from_the_host_header(api: Api) -
         full = f"{url}/api/auth/v1/scopes/current"
         answer = await api.http.get(full, headers=sign(ROOT, "GET", full))
         assert answer.status_code == 200, (url, answer.text)
+
+
+async def test_a_client_is_described_to_those_who_may_read_it(api: Api, tc: Taskcluster) -> None:
+    tc.auth.set_roles({"r": ("a:b",)})
+    tc.auth.add_client("idp/ann/page-1", "x" * 40, ["assume:r"], expires=tc.clock.now() + 1_000)
+    described = await api("client", "idp/ann/page-1", service="auth")
+    assert (described["disabled"], described["scopes"]) == (False, ["assume:r"])
+    assert described["expandedScopes"] == ["a:b", "assume:r"]
+    tc.auth.disable("idp/ann/page-1")
+    assert (await api("client", "idp/ann/page-1", service="auth"))["disabled"] is True
+    tc.clock.advance(2)
+    await refused(api("client", "idp/ann/page-1", service="auth"), 404, "ResourceNotFound")
+    await refused(api("client", "root", service="auth", client=None), 403, "InsufficientScopes", "auth:get-client:root")
+
+
+async def test_who_is_disabled_or_has_expired_is_refused(api: Api, tc: Taskcluster) -> None:
+    ann = Client("ann", "ann-secret")
+    tc.auth.add_client(ann.client_id, ann.access_token, ["*"], expires=tc.clock.now() + 1_000)
+    await api("client", "root", service="auth", client=ann)
+    tc.auth.disable("ann")
+    await refused(api("client", "root", service="auth", client=ann), 401, "AuthenticationFailed", "is disabled")
+    tc.auth.disable("ann", disabled=False)
+    tc.clock.advance(2)
+    tc.auth.disable("ann", disabled=False)
+    await refused(api("client", "root", service="auth", client=ann), 401, "AuthenticationFailed", "has expired")

@@ -27,8 +27,8 @@ def cookie_of(made: Sessions, name: str = "ann") -> str:
 def test_a_cookie_names_the_token_and_does_not_hold_it() -> None:
     cookie = cookie_of(sessions())
     body = cookie.partition(".")[0]
-    name, _, ends = json.loads(base64.urlsafe_b64decode(body + "=="))
-    assert name == "ann"
+    name, _, ends, client_id = json.loads(base64.urlsafe_b64decode(body + "=="))
+    assert (name, client_id) == ("ann", None)
     assert 0 < ends - now().timestamp() <= timedelta(hours=12).total_seconds() + 1
     assert VALUE not in cookie
     assert base64.urlsafe_b64encode(VALUE.encode()).decode().rstrip("=") not in cookie
@@ -71,3 +71,21 @@ def test_a_form_token_is_of_one_session() -> None:
     assert made.is_form_token(one, made.form_token(one))
     for wrong in (made.form_token(two), "", "é\udce9", made.form_token(one)[:-1]):
         assert not made.is_form_token(one, wrong)
+
+
+def with_taskcluster(**more: Any) -> Sessions:
+    return sessions(web_sign_in={"client_id": "page"}, public_url="https://us.example.com", **more)
+
+
+def test_a_session_of_a_client_ends_with_the_client_and_with_the_setting() -> None:
+    made, soon = with_taskcluster(), now() + timedelta(minutes=5)
+    cookie = made.cookie(made.new_of_client("idp/ann/page-1", soon))
+    read = made.read(cookie)
+    assert read is not None
+    assert (read.client_id, read.token, read.name, read.signed_in) == ("idp/ann/page-1", None, "idp/ann/page-1", True)
+    assert read.ends == int(soon.timestamp())
+    assert sessions().read(cookie) is None
+    late = made.new_of_client("idp/ann/page-1", now() + timedelta(days=30))
+    assert late.ends <= (now() + timedelta(hours=12)).timestamp()
+    gone = made.new_of_client("idp/ann/page-1", now() - timedelta(seconds=2))
+    assert made.read(made.cookie(gone)) is None

@@ -82,6 +82,7 @@ ALL = [
     "queue:list-task-group:*",
     "queue:list-dependent-tasks:*",
     "queue:list-artifacts:*",
+    "auth:get-client:mozilla-auth0/*",
     "queue:cancel-task:*",
     "queue:schedule-task:*",
 ]
@@ -113,6 +114,7 @@ PROJECT = [
         ("queue:list-task-group:*", "queue:list-task-group:*", "error"),
         ("queue:list-dependent-tasks:*", "queue:list-dependent-tasks:*", "error"),
         ("queue:list-artifacts:*", "queue:list-artifacts:*", "warning"),
+        ("auth:get-client:mozilla-auth0/*", "auth:get-client:*", "error"),
         ("queue:cancel-task:*", "queue:cancel-task:*", "error"),
         ("queue:schedule-task:*", "queue:schedule-task:*", "error"),
     ],
@@ -126,7 +128,7 @@ def test_a_scope_that_is_missing(doctor: Doctor, pretend: Pretended, lacking: st
 
 
 def test_stars_satisfy_what_begins_so(doctor: Doctor, pretend: Pretended) -> None:
-    url = taskcluster(pretend, ["queue:*", "assume:*"], headers={"Date": formatdate(usegmt=True)})
+    url = taskcluster(pretend, ["queue:*", "assume:*", "auth:*"], headers={"Date": formatdate(usegmt=True)})
     assert len(doctor(TASKCLUSTER__ROOT_URL=url).problems()) == 1
 
 
