@@ -39,6 +39,15 @@ async def test_what_strangers_wrote_is_escaped(admin: Browser) -> None:
     assert page.count("&lt;script&gt;") > 8
 
 
+async def test_an_input_that_is_no_object_is_shown(admin: Browser) -> None:
+    ids = await stored(admin.api)
+    assert "Input" not in text_of(await admin.page(f"/actions/{ids['first']}"))
+    for told, shown in ((False, "false"), (["a"], '[ "a" ]'), (0, "0")):
+        async with admin.api.database.writing() as session:
+            (await session.get_one(Action, ids["first"])).input = told
+        assert f"Input {shown}" in text_of(await admin.page(f"/actions/{ids['first']}"))
+
+
 async def test_an_action_that_is_not_there_is_told(admin: Browser) -> None:
     for path in ("/actions/0", "/actions/99", f"/actions/{2**70}", "/actions/-1"):
         answer = await admin.get(path)
