@@ -149,7 +149,9 @@ def _without_route(collected: PushTasks) -> list[dict[str, str]]:
 
 def _nothing_to_do(subject: PushSubject, collected: PushTasks) -> str:
     if not collected.tasks:
-        return f"{subject.name} has no tasks"
+        about = f"{subject.repository.alias}/{subject.push.push_id}"
+        offered = f"`tc-treeherder actions offered --push {about}` lists what its tree offers"
+        return f"{subject.name} has no tasks that this service created: {offered}"
     return f"all {len(collected.tasks)} tasks of {subject.name} have ended already"
 
 

@@ -99,7 +99,9 @@ async def test_copies_of_its_tasks_are_cancelled_too_and_other_pushes_are_not(pu
 async def test_a_push_without_tasks_is_nothing_to_do_and_an_unknown_one_is_rejected(monitored: FlowHarness) -> None:
     step = await push_with_graph(monitored, {}, planned=[])
     action = await carry_out_on_push(monitored, "cancel-push")
-    assert (action.state, action.error) == ("nothing-to-do", "push 7 of mc has no tasks")
+    offered = "`tc-treeherder actions offered --push mc/7` lists what its tree offers"
+    expected = f"push 7 of mc has no tasks that this service created: {offered}"
+    assert (action.state, action.error) == ("nothing-to-do", expected)
     unknown = await carry_out_on_push(monitored, "cancel-push", 8, generation=None)
     assert unknown.state == "rejected"
     assert "no push 8 of mc is known here" in str(unknown.error)
