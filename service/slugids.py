@@ -26,6 +26,9 @@ OWN_LABEL = "decision"
 _RUN = re.compile(rf"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{{{ID_LENGTH},}}")
 """A maximal run of characters that task ids consist of, at least as long as an id."""
 
+FEW = 10
+"""Ids that are looked for one by one in a long run: for so few, that takes a hundredth of the time."""
+
 _PLAIN = frozenset({int, float, bool, type(None)})
 
 
@@ -64,6 +67,8 @@ def find_ids(text: str, ids: Container[str]) -> set[str]:
 def _replace_in(run: str, new_ids: Mapping[str, str]) -> str:
     if len(run) == ID_LENGTH:
         return new_ids.get(run, run)
+    if len(new_ids) <= FEW and not any(old_id in run for old_id in new_ids):
+        return run
     # an id may begin anywhere, because the characters before it may be ones that ids consist of
     pieces, kept = [], 0
     for at in range(len(run) - ID_LENGTH + 1):
