@@ -311,3 +311,20 @@ async def reset_repository(
         record(session, AuditEvent.REPOSITORY_RESET, caller, repository=alias, values=values)
         log.warning("repository-reset", repository=alias, new_generation=repository.generation, by=caller.name)
         return RepositoryRead.model_validate(repository)
+
+
+@router.post(
+    "/{alias}/poll",
+    status_code=202,
+    operation_id="pollRepository",
+    responses=problems(404, 409, scope=WRITES),
+)
+async def poll_repository(alias: RepositoryAlias, caller: Writer, session: Writing) -> RepositoryRead:
+    """Have a repository polled at once, whatever its last polls were like: a listener does it within seconds."""
+    repository = await find(session, alias, lock=True)
+    if not repository.enabled:
+        raise Problem(409, "Not polled", f"{alias} is not polled: enable it first")
+    poll.end_shift(repository)
+    record(session, AuditEvent.REPOSITORY_POLLED, caller, repository=alias)
+    log.info("repository-polled", repository=alias, by=caller.name)
+    return RepositoryRead.model_validate(repository)

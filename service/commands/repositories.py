@@ -238,6 +238,14 @@ def reset(
     _show(repository, as_json)
 
 
+@app.command()
+def poll(alias: Alias, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Have a repository polled at once: a listener does it within seconds."""
+    with Service(url) as service:
+        repository = service.send("POST", "repositories", alias, "poll")
+    _show(repository, as_json)
+
+
 def _show(repository: dict[str, Any], as_json: bool) -> None:
     if as_json:
         output.document(repository)

@@ -32,6 +32,7 @@ NAVIGATION = (
     ("Pushes", "pushes"),
     ("Actions", "actions"),
     ("What waits", "waiting"),
+    ("Job reports", "reports"),
     ("Dead letters", "dead-letters"),
     ("Repositories", "repositories"),
     ("Pulse queues", "pulse-queues"),

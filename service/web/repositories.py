@@ -1,13 +1,26 @@
-"""The list of repositories, with the state of each poll."""
+"""The list of repositories with the state of each poll, the page of one, and the forms that change them."""
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.deps import After, Reader, Reading
+from service.api.deps import After, Reader, Reading, RepositoryAlias, ServicesDep, Writer
 from service.api.gauges import OLD_POLL
-from service.api.repositories import list_repositories
-from service.api.schemas.repositories import RepositoryRead
+from service.api.repositories import (
+    add_repository,
+    change_repository,
+    get_repository,
+    list_repositories,
+    poll_repository,
+    reset_repository,
+)
+from service.api.schemas.repositories import RepositoryPatch, RepositoryRead
+from service.auth import Caller
 from service.clock import now
-from service.web.pages import PageRoute, show
+from service.errors import Problem
+from service.settings import REPOSITORIES_WRITE
+from service.store.models import PULSE_ACTIONS, Supersede, TreeActions
+from service.web.pages import FormDep, PageRoute, SiteDep, show
+from service.web.rendering import path_of
+from service.web.repository_forms import seen_of, wanted_change, wanted_repository, wanted_reset
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -22,9 +35,79 @@ def poll_state(repository: RepositoryRead) -> str:
     return "waiting" if now() - last > OLD_POLL else "polled"
 
 
+def _missing(caller: Caller) -> str | None:
+    """Return the scope that the caller lacks to change repositories."""
+    return None if caller.has(REPOSITORIES_WRITE) else REPOSITORIES_WRITE
+
+
+_CHOICES = {"supersede": list(Supersede), "actions": list(TreeActions), "yes_or_no": ["yes", "no"]}
+
+_DEFAULTS = {"supersede": Supersede.OFF, "actions": TreeActions.COPIES, "pulse_actions": PULSE_ACTIONS}
+
+
 @router.get("/repositories")
-async def get_repositories_page(request: Request, session: Reading, caller: Reader, after: After = None) -> Response:
-    """List the monitored repositories."""
+async def get_repositories_page(
+    request: Request, session: Reading, caller: Reader, site: SiteDep, after: After = None
+) -> Response:
+    """List the monitored repositories, with the form that adds one."""
     page = await list_repositories(session, caller, limit=50, after=after)
     rows = [(repository, poll_state(repository)) for repository in page.items]
-    return show(request, "repositories.html", page=page, rows=rows, filters={})
+    return show(
+        request,
+        "repositories.html",
+        page=page,
+        rows=rows,
+        filters={},
+        missing=_missing(caller),
+        choices=_CHOICES,
+        known=list(site.settings.environments),
+        defaults=_DEFAULTS,
+    )
+
+
+@router.post("/repositories")
+async def add_repository_form(services: ServicesDep, caller: Writer, form: FormDep, site: SiteDep) -> Response:
+    """Add a repository, and lead to its page."""
+    repository = await add_repository(wanted_repository(form), Response(), services, caller)
+    return site.redirect(path_of("repositories", repository.alias))
+
+
+@router.get("/repositories/{alias}")
+async def get_repository_page(
+    request: Request, alias: RepositoryAlias, session: Reading, caller: Reader, site: SiteDep
+) -> Response:
+    """Show a repository, how its poll is, and the forms that change it."""
+    repository = await get_repository(alias, session, caller)
+    return show(
+        request,
+        "repository.html",
+        repository=repository,
+        word=poll_state(repository),
+        seen=seen_of(repository),
+        missing=_missing(caller),
+        choices=_CHOICES,
+        known=list(site.settings.environments),
+    )
+
+
+@router.post("/repositories/{alias}")
+async def change_repository_form(
+    alias: RepositoryAlias, services: ServicesDep, caller: Writer, form: FormDep, site: SiteDep
+) -> Response:
+    """Pause, resume, poll, change or reset a repository, and lead back to its page."""
+    do = form.get("do", "")
+    if do == "reset":
+        await reset_repository(alias, wanted_reset(form), services, caller)
+    else:
+        async with services.database.writing() as session:
+            if do in {"pause", "resume"}:
+                patch = RepositoryPatch(enabled=do == "resume")
+                await change_repository(alias, patch, caller, session, services)
+            elif do == "poll":
+                await poll_repository(alias, caller, session)
+            elif do == "change":
+                patch = wanted_change(form, await get_repository(alias, session, caller))
+                await change_repository(alias, patch, caller, session, services)
+            else:
+                raise Problem(422, "Invalid request", "do: a button of the page says what to do")
+    return site.redirect(path_of("repositories", alias))

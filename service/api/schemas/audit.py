@@ -17,10 +17,12 @@ class AuditEvent(StrEnum):
     REPOSITORY_CHANGED = "repository-changed"
     REPOSITORY_DELETED = "repository-deleted"
     REPOSITORY_RESET = "repository-reset"
+    REPOSITORY_POLLED = "repository-polled"
     ACTION_ASKED = "action-asked"
     PUSH_RETRIED = "push-retried"
     DEAD_LETTER_REPLAYED = "dead-letter-replayed"
     DEAD_LETTER_DROPPED = "dead-letter-dropped"
+    WAITING_TRIED = "waiting-tried"
     SIGNED_IN = "signed-in"
 
 

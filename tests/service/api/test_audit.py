@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from sqlalchemy import event
 from sqlmodel import select
 
 from service.api.schemas.audit import AuditEvent
-from service.store.models import AuditEntry, State
+from service.api.waiting import try_now
+from service.auth import LOCAL
+from service.clock import now
+from service.store.models import AuditEntry, PushStep, State
 from tests.service.asgi import ADMIN, READER, RETRIER, WRITER, Api, is_problem, push_event
 
 TASK = "fN1SbArXTPSVFNUvaOlinQ"
@@ -47,6 +51,12 @@ async def do_everything(api: Api) -> None:
     body = {"action": "cancel", "project": "mc", "task_id": TASK, "requester": "sheriff@example.com"}
     for _ in range(2):
         assert (await api.post("/actions", body, headers={"Idempotency-Key": "k"})).status_code == 202
+    assert (await api.post("/repositories/mc/poll")).status_code == 202
+    async with api.database.writing() as session:
+        for step in await session.exec(select(PushStep)):
+            step.error, step.due_at = "Treeherder answers 503", now() + timedelta(hours=1)
+        lane = step.lane
+    assert await try_now(api.services, LOCAL, PushStep, lane) == 1
     assert (await api.post("/repositories/mc/reset", {"last_push_id": 7})).status_code == 200
     assert (await api.delete("/repositories/mc?force=true")).status_code == 204
 
@@ -57,6 +67,7 @@ async def test_each_change_leaves_one_entry(api: Api) -> None:
     assert len(await entries(api)) == len(stored)
     assert {*stored, AuditEvent.SIGNED_IN} == set(AuditEvent)
     assert {entry.event: entry.caller for entry in stored.values() if entry.caller != "admin"} == {
+        "waiting-tried": "local",
         "repository-changed": "writer",
         "push-retried": "retrier",
     }
@@ -111,6 +122,7 @@ async def test_an_entry_is_stored_in_the_transaction_of_its_change_or_not_at_all
     changes: list[tuple[str, str, Any, str]] = [
         ("POST", "/repositories", body, "repository"),
         ("PATCH", "/repositories/mc", {"graph": False}, "repository"),
+        ("POST", "/repositories/mc/poll", None, "repository"),
         ("POST", "/repositories/mc/reset", {"last_push_id": 7}, "repository"),
         ("POST", f"/dead-letters/{first}/replay", None, "dead_letter"),
         ("DELETE", f"/dead-letters/{first + 1}", None, "dead_letter"),

@@ -149,7 +149,7 @@ def test_a_scope_that_cannot_be_changed_changes_nothing(
     assert (shown["scopes"], shown["level"]) == (["a:1"], "1")
 
 
-@pytest.mark.parametrize("command", [["show"], ["remove", "--yes"], ["reset", "--yes"]])
+@pytest.mark.parametrize("command", [["show"], ["poll"], ["remove", "--yes"], ["reset", "--yes"]])
 def test_there_is_no_such_repository(tc: Run, command: list[str]) -> None:
     ran = tc("repositories", command[0], "nowhere", *command[1:])
     assert ran.code == 4
@@ -160,6 +160,17 @@ def test_reset_begins_a_new_generation(system: System, tc: Run) -> None:
     added(system, tc, "resetting")
     ran = tc("repositories", "reset", "resetting", "--last-push-id", "3", "--json", "--yes")
     assert (ran.json["generation"], ran.json["last_push_id"]) == (1, 3)
+
+
+def test_a_poll_is_asked_for(system: System, tc: Run) -> None:
+    added(system, tc, "polled-now")
+    ran = tc("repositories", "poll", "polled-now")
+    assert ran.code == 1
+    assert "polled-now is not polled: enable it first" in ran.err
+    assert tc("repositories", "set", "polled-now", "--enabled").code == 0
+    ran = tc("repositories", "poll", "polled-now", "--json")
+    assert (ran.code, ran.json["alias"]) == (0, "polled-now")
+    assert tc("repositories", "remove", "polled-now", "--yes").code == 0
 
 
 def test_a_removed_repository_is_gone(system: System, tc: Run) -> None:

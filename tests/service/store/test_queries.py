@@ -272,7 +272,7 @@ async def look(api: Api) -> None:
     assert (await browser.sign_in(ADMIN)).status_code == 303
     for route in page_routes():
         names = re.findall(r"{(\w+)}", route.path)
-        if "digest" in names or "GET" not in (route.methods or ()):
+        if "digest" in names or "GET" not in (route.methods or ()) or "/sign-in/" in route.path:
             continue
         path = route.path.format(**{name: VALUES[name][0] for name in names})
         filters = {field.alias for field in route.dependant.query_params} & {*VALUES, "state", "kind", "event"} - {
@@ -282,6 +282,9 @@ async def look(api: Api) -> None:
         values = {**VALUES, "state": states, "kind": ["graph"], "event": ["push-retried"]}
         for query in [{}, *({name: value} for name in sorted(filters) for value in values[name])]:
             assert (await api.client.get(path, params=query)).status_code in {200, 303}, (path, query)
+    for model in work_tables():
+        query = {"work": str(model.__tablename__), "lane": job_lane(ENVIRONMENT, alias(1))}
+        assert (await api.client.get("/waiting", params=query)).status_code == 200
     for text_ in (
         revision(1)[:8],
         f"{alias(1)}/1",
@@ -303,6 +306,7 @@ async def write(api: Api) -> None:
     failed = (await api.get("/pushes", params={"state": "failed"})).json()["items"][0]
     assert (await api.post(f"/pushes/{failed['repository']}/{failed['push_id']}/retry")).status_code == 202
     assert (await api.patch(f"/repositories/{alias(1)}", {"enabled": True})).status_code == 200
+    assert (await api.post(f"/repositories/{alias(1)}/poll")).status_code == 202
     body = {"action": "cancel", "project": alias(1), "task_id": TASK}
     for _ in range(2):
         assert (await api.post("/actions", body, headers={"Idempotency-Key": "k"})).status_code == 202

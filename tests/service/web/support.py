@@ -11,9 +11,8 @@ XSS = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&lt;b&gt;{{7*7}}
 
 def is_escaped(page: str) -> bool:
     """Return True if nothing of `XSS` became a part of the page."""
-    return not any(
-        part in page for part in ("<script>", "<img", "onerror=alert(2)>", "<b>", "49</title>", "</textarea>")
-    )
+    parts = ("<script>", "<img", "onerror=alert(2)>", "<b>", "49</title>")
+    return page.count("</textarea>") == page.count("<textarea") and not any(part in page for part in parts)
 
 
 def statements(api: Api) -> AbstractContextManager[list[str]]:

@@ -1,11 +1,15 @@
 """Repositories with the states of their polls."""
 
+import re
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import pytest
 
 from service.clock import now
+from tests.service.api.test_audit import entries
+from tests.service.asgi import READER, WRITER
 from tests.service.web.browser import Browser, text_of
 from tests.service.web.support import XSS, is_escaped
 
@@ -36,3 +40,101 @@ async def test_what_strangers_wrote_is_escaped(admin: Browser) -> None:
     page = await admin.page("/repositories")
     assert is_escaped(page)
     assert "&lt;script&gt;" in page
+
+
+async def repository_form(admin: Browser, alias: str = "mc") -> dict[str, str]:
+    """Return the fields that the form of a repository has, as a browser sends them."""
+    page = await admin.page(f"/repositories/{alias}")
+    form = re.search(r"<h2>Change</h2>(.*?)</form>", page, re.S)
+    assert form is not None
+    inputs = dict(re.findall(r'<input[^>]* name="(\w+)" value="([^"]*)"', form[1]))
+    areas = dict(re.findall(r'<textarea name="(\w+)"[^>]*>\n?(.*?)</textarea>', form[1], re.S))
+    chosen = re.findall(r'<select name="(\w+)">.*?<option selected>([^<]*)<', form[1], re.S)
+    return {name: unescape(value) for name, value in {**inputs, **areas, **dict(chosen)}.items()}
+
+
+async def test_one_is_added_and_shown(admin: Browser) -> None:
+    token = await admin.form_token("/repositories")
+    body = {"alias": "try", "url": "https://hg.mozilla.org/try", "level": "1", "last_push_id": "7", "graph": "no"}
+    answer = await admin.post("/repositories", form_token=token, **body)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/repositories/try")
+    page = text_of(await admin.page("/repositories/try"))
+    assert "polled https://hg.mozilla.org/try" in page
+    assert "push 7 of generation 0" in page
+    assert "assume:repo:hg.mozilla.org/try:branch:default" in page
+    again = await admin.post("/repositories", form_token=token, **body)
+    assert again.status_code == 409
+    assert "is taken by repository try" in text_of(again.text)
+    assert (await admin.get("/repositories/other")).status_code == 404
+
+
+async def test_one_is_changed_by_the_form_as_it_is_shown(admin: Browser) -> None:
+    await admin.api.add(contains=XSS[:50], scopes=["a:b", "c:d"], environments=["tc-treeherder"])
+    form = await repository_form(admin)
+    assert (form["contains"], form["scopes"], form["environments"]) == (XSS[:50], "a:b\nc:d", "tc-treeherder")
+    unchanged = await admin.post("/repositories/mc", do="change", **form)
+    assert "change something first" in text_of(unchanged.text)
+    form |= {"contains": "", "scopes": "e:f", "enabled": "no"}
+    assert (await admin.post("/repositories/mc", do="change", **form)).status_code == 303
+    stored = await admin.api.repository()
+    assert (stored.contains, stored.scopes, stored.enabled) == (None, ["e:f"], False)
+    assert (stored.environments, stored.level) == (["tc-treeherder"], "1")
+    late = await admin.post("/repositories/mc", do="change", **{**form, "contains": "CI"})
+    assert late.status_code == 409
+    assert "was changed since you loaded this form" in text_of(late.text)
+    entry = (await entries(admin.api))[-1]
+    assert (entry.event, entry.origin) == ("repository-changed", "page")
+    assert set(entry.details["changes"]) == {"contains", "scopes", "enabled"}
+
+
+async def test_one_is_paused_resumed_polled_and_reset(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.change_repository(due_at=now() + timedelta(hours=1), poll_failures=3)
+    token = await admin.form_token("/repositories/mc")
+
+    async def do(what: str, **more: str) -> int:
+        return (await admin.post("/repositories/mc", form_token=token, do=what, **more)).status_code
+
+    before = await admin.api.repository()
+    assert await do("poll") == 303
+    polled = await admin.api.repository()
+    assert polled.turn <= now()
+    assert polled.shift == before.shift + 1
+    assert await do("pause") == 303
+    assert "Poll now" not in await admin.page("/repositories/mc")
+    assert await do("poll") == 409
+    assert await do("resume") == 303
+    assert (await admin.api.repository()).enabled
+    assert await do("reset") == 422
+    assert await do("reset", sure="yes", last_push_id="") == 303
+    reset = await admin.api.repository()
+    assert (reset.generation, reset.last_push_id) == (1, 41)
+    assert await do("burn") == 422
+
+
+async def test_who_may_not_change_it_is_told_the_scope(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.post("/sign-out", form_token=await admin.form_token("/"))
+    await admin.sign_in(READER)
+    for path in ("/repositories", "/repositories/mc"):
+        page = await admin.page(path)
+        assert "needs the scope tc-treeherder:repositories:write" in text_of(page)
+        assert page.count("<form") == 1  # to sign out
+    token = await admin.form_token("/")
+    for path, fields in (("/repositories", {"alias": "x"}), ("/repositories/mc", {"do": "pause"})):
+        assert (await admin.post(path, form_token=token, **fields)).status_code == 403
+    await admin.post("/sign-out", form_token=token)
+    await admin.sign_in(WRITER)
+    assert (await admin.post("/repositories/mc", form_token="x", do="pause")).status_code == 403
+    assert (await admin.api.repository()).enabled
+
+
+async def test_what_strangers_wrote_is_escaped_on_the_page_of_one(admin: Browser) -> None:
+    await admin.api.add()
+    texts = ("poll_error", "contains", "level", "trust_domain", "route_project")
+    lists = ("scopes", "environments", "pulse_actions")
+    values: dict[str, Any] = {**dict.fromkeys(texts, XSS), **{name: [XSS] for name in lists}}
+    await admin.api.change_repository(**values, poll_failures=2, reset_suspected_at=now())
+    page = await admin.page("/repositories/mc")
+    assert page.count("&lt;script&gt;") > 8
+    assert is_escaped(page)

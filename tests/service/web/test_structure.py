@@ -53,7 +53,7 @@ async def filled(admin: Browser) -> Browser:
 
 
 async def test_every_page_can_be_read_by_everybody(filled: Browser) -> None:
-    assert len(PAGES) == 14
+    assert len(PAGES) == 16
     for path in PAGES:
         answer = await filled.get(path)
         if path == "/sign-in":

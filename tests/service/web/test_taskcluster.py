@@ -104,7 +104,9 @@ async def test_an_answer_for_another_browser_is_refused(world: SigningIn) -> Non
     assert "not for a sign-in that began in this browser" in text_of(answer.text)
     await world.begin()
     assert world.browser.http.cookies[attempts.COOKIE] != own
-    assert (await world.come_back(path)).status_code == 403
+    answer = await world.come_back(path)
+    assert answer.status_code == 403
+    assert "not for a sign-in that began in this browser" in text_of(answer.text)  # the code is not even tried
     assert COOKIE not in world.browser.http.cookies
 
 
