@@ -54,9 +54,11 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         metrics.running(str(build.get("version", "")), str(build.get("commit", "")))
         database = Database(url, used_settings.database_pool)
         try:
-            async with open_services(used_settings, database, alone=alone) as services:
+            async with (
+                open_services(used_settings, database, alone=alone) as services,
+                open_site(services) as app.state.site,
+            ):
                 app.state.services = services
-                app.state.site = await open_site(services)
                 app.state.health = pages = health.Health(services)
                 app.state.worker = worker = Worker(services)
                 app.state.reporter = reporter = Reporter(services)

@@ -83,8 +83,8 @@ class Queue(Protocol):
     async def group_sealed(self, group_id: str) -> bool:
         """Return True if the group accepts no further tasks. An unknown group accepts them."""
 
-    def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
-        """Yield all tasks of a group, in no particular order, page by page, so that only one page is in memory."""
+    def group(self, group_id: str, limit: int = PAGE) -> AsyncIterator[list[tuple[Status, Definition]]]:
+        """Yield all tasks of a group, in no particular order, in pages of at most `limit`: one page is in memory."""
 
     async def artifacts(self, task_id: str, run_id: int, most: int) -> list[dict[str, Any]]:
         """Return up to `most` artifacts of the run; none if the run does not exist any more."""
@@ -134,7 +134,7 @@ class TaskclusterQueue:
         return {_field(entry, "taskId", str): _field(entry, "status", dict) for entry in entries}
 
     async def dependents(self, task_id: str, token: str | None = None, limit: int = PAGE) -> Page:
-        query = _page_query(token) | ({"limit": str(limit)} if limit < PAGE else {})
+        query = _page_query(token, limit)
         answer = await answer_of(lambda: self._queue().listDependentTasks(task_id, query=query))
         return Page(_tasks(answer), _next_token(answer, token))
 
@@ -142,10 +142,11 @@ class TaskclusterQueue:
         answer = await self._read(lambda: self._queue().getTaskGroup(group_id))
         return bool(answer and answer.get("sealed"))
 
-    async def group(self, group_id: str) -> AsyncIterator[list[tuple[Status, Definition]]]:
+    async def group(self, group_id: str, limit: int = PAGE) -> AsyncIterator[list[tuple[Status, Definition]]]:
         token: str | None = None
         while True:
-            answer = await answer_of(lambda: self._queue().listTaskGroup(group_id, query=_page_query(token)))  # noqa: B023 - awaited before the token changes
+            query = _page_query(token, limit)
+            answer = await answer_of(lambda: self._queue().listTaskGroup(group_id, query=query))  # noqa: B023 - awaited before it changes
             yield _tasks(answer)
             token = _next_token(answer, token)
             if token is None:
@@ -498,9 +499,10 @@ def _next_token(answer: dict[str, Any], token: str | None) -> str | None:
     return next_token
 
 
-def _page_query(token: str | None) -> dict[str, str]:
-    """Return the query for the page that `token` names."""
-    return {"continuationToken": token} if token else {}
+def _page_query(token: str | None, limit: int = PAGE) -> dict[str, str]:
+    """Return the query for the page that `token` names, of at most `limit` tasks."""
+    query = {"continuationToken": token} if token else {}
+    return query | ({"limit": str(limit)} if limit < PAGE else {})
 
 
 def _text(error: Exception) -> str:

@@ -14,6 +14,7 @@ from service.auth import Caller
 from service.contract.validation import problems_of
 from service.errors import Problem
 from service.flow.tasks.action_kinds import ACTIONS, scope_of
+from service.web.copy_tree import tree_of
 from service.web.pages import FormDep, PageRoute, SiteDep, show
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -77,7 +78,14 @@ async def preview_action(request: Request, services: ServicesDep, caller: Caller
     plan = await plan_of(wanted, services, caller)
     key = secrets.token_urlsafe(16)
     return show(
-        request, "plan.html", plan=plan, times=form.get("times", ""), key=key, summary=_summary(wanted), most=MAX_LISTED
+        request,
+        "plan.html",
+        plan=plan,
+        tree=tree_of(plan.tasks[:MAX_LISTED]),
+        times=form.get("times", ""),
+        key=key,
+        summary=_summary(wanted),
+        most=MAX_LISTED,
     )
 
 

@@ -2,7 +2,8 @@
 
 import ipaddress
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -12,6 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
 
 from service import auth
+from service.api.file_excerpt import FileExcerpts
+from service.api.queue_look import QueueLooks
 from service.api.route import Route, flatten
 from service.auth import Caller
 from service.clients.sign_in import SignIns
@@ -50,24 +53,35 @@ LOCAL = replace(auth.LOCAL, on_page=True)
 class Site:
     """Everything that all pages of this process share."""
 
-    def __init__(self, settings: Settings, key: bytes, sign_ins: SignIns | None = None) -> None:
+    def __init__(self, settings: Settings, key: bytes, looks: QueueLooks, sign_ins: SignIns | None = None) -> None:
         self.settings = settings
+        self.looks = looks
+        self.excerpts = FileExcerpts()
         self.sessions = Sessions(settings, key)
         self.clients = None if sign_ins is None else Clients(sign_ins)
         self.attempts = Attempts(key)
         self.failed = FailedSignIns()
         self.base = "" if settings.public_url is None else (settings.public_url.path or "").rstrip("/")
 
+    async def close(self) -> None:
+        """End what goes on in the background."""
+        await self.looks.close()
+
     def redirect(self, path: str) -> Response:
         """Return a redirect to a path of the page."""
         return RedirectResponse(self.base + path, 303, HEADERS)
 
 
-async def open_site(services: Services) -> Site | None:
-    """Return what all pages share, with the key that all replicas share; None: there is no page."""
+@asynccontextmanager
+async def open_site(services: Services) -> AsyncIterator[Site | None]:
+    """Open what all pages share, with the key that all replicas share; None: there is no page."""
     if not services.settings.web:
-        return None
-    return Site(services.settings, await load_secret(services.database, "web-sessions"), services.sign_ins)
+        yield None
+        return
+    key = await load_secret(services.database, "web-sessions")
+    site = Site(services.settings, key, QueueLooks(lambda: services.queue), services.sign_ins)
+    yield site
+    await site.close()
 
 
 class Visit:

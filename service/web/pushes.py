@@ -1,5 +1,6 @@
 """The list of pushes, and the page of one."""
 
+import asyncio
 from collections import Counter
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
@@ -8,18 +9,24 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.actions import list_actions
 from service.api.deps import After, CallerDep, PushNumber, Reader, Reading, RepositoryAlias, ServicesDep
-from service.api.push_tasks import MOST, copies_of, task_states
+from service.api.file_excerpt import QuotedLine
+from service.api.push_tasks import MOST
+from service.api.push_view import view_push
 from service.api.pushes import Generation, get_push, list_pushes, retry_push
 from service.api.repositories import get_repository
 from service.api.schemas.common import StepState
 from service.api.schemas.pushes import PushRead
 from service.api.schemas.repositories import RepositoryRead
+from service.clock import now
 from service.errors import Problem
+from service.flow.pushes.template import FILE
 from service.flow.tasks.action_kinds import scope_of
+from service.services import Services
 from service.settings import Settings
 from service.store.database import Session
 from service.web.asking import ON_PUSHES, buttons_for
-from service.web.pages import FormDep, PageRoute, SiteDep, show
+from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
+from service.web.picture import draw
 from service.web.rendering import path_of
 from service.web.words import Explanation, explain_graph, explain_resultset, tone_of
 
@@ -59,45 +66,59 @@ async def get_push_page(
     request: Request,
     alias: RepositoryAlias,
     push_id: PushNumber,
-    session: Reading,
+    services: ServicesDep,
     caller: Reader,
     site: SiteDep,
     generation: Generation = None,
     first: Annotated[int, Query(ge=0, le=MOST, description="the task that is shown first")] = 0,
 ) -> Response:
     """Show a push: its steps, its tasks with their states, their copies, and what went wrong."""
-    push = await get_push(alias, push_id, session, caller, generation)
-    repository = await _repository(session, alias, caller)
-    tasks = [] if push.graph is None else push.graph.tasks[:MOST]
-    ids = [task.task_id for task in tasks if task.task_id is not None]
-    states, copies = await task_states(session, ids), await copies_of(session, ids)
-    made = [copy for task_id in ids for copy in copies.get(task_id, [])]
-    counts = Counter(states[task_id].state if task_id in states else NOT_REPORTED for task_id in ids)
-    states |= await task_states(session, [copy.task_id for copy in made])
-    tasks.sort(key=lambda task: task.task_id not in states or tone_of(states[task.task_id].state) != "bad")
-    actions = await list_actions(session, caller, project=push.repository, push=push_id, limit=ACTIONS)
-    groups = list(dict.fromkeys(states[task_id].task_group_id for task_id in ids if task_id in states))
+    async with services.database.reading() as session:
+        push = await get_push(alias, push_id, session, caller, generation)
+        repository = await _repository(session, alias, caller)
+        actions = await list_actions(session, caller, project=push.repository, push=push_id, limit=ACTIONS)
+    # no connection to the database is held while Taskcluster and hg are asked
+    view, failures = await asyncio.gather(
+        view_push(services.database, site.looks, push), _quoted(services, site, push, repository)
+    )
+    tasks = sorted(view.tasks, key=lambda task: task.state is None or tone_of(task.state.state) != "bad")
+    created = [task for task in tasks if task.task_id is not None]
+    counts = Counter(NOT_REPORTED if task.state is None else task.state.state for task in created)
     retry = scope_of("retry", push.repository)
     return show(
         request,
         "push.html",
         push=push,
-        links=links_of(site.settings, push, repository, groups[:3]),
+        links=links_of(site.settings, push, repository, view.groups[:3]),
         tip=push.changesets[-1] if push.changesets else None,
         changesets=push.changesets[::-1][:CHANGESETS],
+        view=view,
         tasks=tasks[first : first + TASKS],
         first=first,
         following=first + TASKS if len(tasks) > first + TASKS else None,
         counts=counts.most_common(),
-        states=states,
-        copies=copies,
-        failures=failures_of(push),
+        by_tasks=sum(not task.planned for task in tasks),
+        picture=draw(push, view.tasks, now()),
+        failures=failures,
         scopes=None if repository is None else repository.scopes,
         actions=actions.items,
         root=site.settings.taskcluster.root,
         buttons=buttons_for(caller, ON_PUSHES, push.repository),
         retry_missing=None if caller.has(retry) else retry,
     )
+
+
+async def _quoted(
+    services: Services, site: Site, push: PushRead, repository: RepositoryRead | None
+) -> list[tuple[str, Explanation, list[QuotedLine]]]:
+    """Return what failed, each with the lines of the file where one is the cause."""
+    failures = []
+    for title, failure in failures_of(push):
+        lines: list[QuotedLine] = []
+        if failure.line is not None and repository is not None and push.revision is not None:
+            lines = await site.excerpts.quote(services.hg, repository.url, push.revision, FILE, failure.line)
+        failures.append((title, failure, lines))
+    return failures
 
 
 @router.post("/pushes/{alias}/{push_id}/retry")

@@ -36,11 +36,12 @@ class Explanation:
     remedy: str
     scopes: tuple[Scope, ...] = ()
     place: str = ""  # in the file
+    line: int | None = None  # of the file
 
 
 _LACKING = re.compile(r"^(.*?the project's scopes lack) (.*?)\. Add them to its role", re.DOTALL)
 _SCOPE = re.compile(r"(?:^|, )(?:and )?(.+?) \(for ((?:its|the)[^()]*)\)(?=, |$)", re.DOTALL)
-_PLACE = re.compile(r"line \d+(?:, column \d+)?")
+_PLACE = re.compile(r"line (\d{1,7})(?:, column \d+)?")
 _FILE = ".taskcluster.yml"
 
 _RETRY = "Then retry the push: tc-treeherder pushes retry {alias} {push_id}"
@@ -63,7 +64,9 @@ def explain_graph(reason: str, alias: str, push_id: int) -> Explanation:
             "A retry of this push reads the file of this push again, so it helps only if something else was wrong."
         )
         what = f"The file {_FILE} of this push cannot be used, so no task was created."
-        return Explanation(what, reason, remedy, place="" if place is None else place[0])
+        if place is None:
+            return Explanation(what, reason, remedy)
+        return Explanation(what, reason, remedy, place=place[0], line=int(place[1]))
     if "Taskcluster refuses" in reason:
         what = "Taskcluster refuses one of the tasks for good, so those that were created have been cancelled."
         return Explanation(what, reason, f"Correct what Taskcluster names. {retry}")

@@ -197,10 +197,13 @@ class Direct:
     async def group_sealed(self, group_id: str) -> bool:
         return "sealed" in self._call("getTaskGroup", lambda: self._queue.get_task_group(group_id))
 
-    async def group(self, group_id: str) -> AsyncIterator[list[tuple[Any, Definition]]]:
+    async def group(self, group_id: str, limit: int = 1000) -> AsyncIterator[list[tuple[Any, Definition]]]:
         token = None
         while True:
-            answer = self._call("group", lambda token=token: self._queue.list_task_group(group_id, None, token))  # type: ignore[misc]  # mypy cannot infer lambdas
+            answer = self._call(
+                "group",
+                lambda token=token: self._queue.list_task_group(group_id, None, token, str(limit)),  # type: ignore[misc]  # mypy cannot infer lambdas
+            )
             yield [(item["status"], item["task"]) for item in answer["tasks"]]
             token = answer.get("continuationToken")
             if token is None:

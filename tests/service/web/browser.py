@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from service.errors import Unavailable
 from service.settings import Settings
 from tests.service.asgi import Api, running
 
@@ -52,10 +53,22 @@ def text_of(page: str) -> str:
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", main.partition("</main>")[0])).split())
 
 
+class NoTaskcluster:
+    """A queue that does not answer: no page depends on it."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*_: Any) -> Any:
+            raise Unavailable("taskcluster", "Taskcluster answers 503")
+
+        return call
+
+
 @asynccontextmanager
 async def opened(settings: Settings, *, origin: str = ORIGIN) -> AsyncIterator[Browser]:
     """Start the service, and open a browser that has never been there."""
     async with running(settings) as api:
+        queue: Any = NoTaskcluster()
+        api.services.queue = queue
         transport = httpx.ASGITransport(api.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url=origin) as http:
             yield Browser(api, http)

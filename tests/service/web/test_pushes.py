@@ -4,13 +4,15 @@ from typing import Any
 
 from sqlmodel import select
 
+from sandbox import taskcluster
 from service.store.models import Action, PlannedTask, Source, Stage, State
 from service.web.pushes import TASKS
 from tests.service.api.test_pushes import plan
 from tests.service.api.test_tasks import COPY, OURS, PLANNED, report, stored
 from tests.service.asgi import READER, changeset, node, push_event
+from tests.service.flow.graph_factory import Direct, build, end, slug
 from tests.service.web.browser import Browser, text_of
-from tests.service.web.support import XSS, is_escaped, statements
+from tests.service.web.support import XSS, is_escaped, statements, without_picture
 
 
 async def test_a_push_shows_its_steps_tasks_states_copies_and_links(admin: Browser) -> None:
@@ -20,7 +22,8 @@ async def test_a_push_shows_its_steps_tasks_states_copies_and_links(admin: Brows
     assert "Push 101 of mc" in text
     for step in ("Noticed done", "Resultset in tc-treeherder pending", "Task graph pending"):
         assert step in text
-    assert "1 of 1 tasks are created. Of these, 1 running ." in text
+    assert "1 of 1 tasks of the graph are created. Of all, 1 running ." in text
+    assert "Taskcluster does not tell the newest: Taskcluster answers 503." in text
     assert f"{COPY} by sheriff@example.com ( retrigger {ids['first']} )" in text
     assert PLANNED not in page
     assert "Bug 1 - 101" in text
@@ -42,13 +45,13 @@ async def test_failed_tasks_come_first_and_a_large_graph_has_several_small_pages
         failed = report(f"{names[-1]}-0", 0, stage=Stage.RESOLVED, state=State.DONE)
         failed.run = {"state": "failed"}
         session.add(failed)
-    page = await admin.page("/pushes/mc/101")
+    page = without_picture(await admin.page("/pushes/mc/101"))
     assert page.index(names[-1]) < page.index(names[0])
     assert names[-2] not in page
     assert "1 failed" in text_of(page)
     assert len(page) < 60_000
     assert 'href="/pushes/mc/101?first=100"' in page
-    rest = await admin.page("/pushes/mc/101?first=100")
+    rest = without_picture(await admin.page("/pushes/mc/101?first=100"))
     assert names[-2] in rest
     assert names[0] not in rest
 
@@ -70,6 +73,58 @@ async def test_a_failure_is_explained_with_its_remedy(admin: Browser) -> None:
     assert "tc-treeherder pushes retry mc 101" in text
     assert f'href="/tasks/{"E" * 22}"' in page
     assert "No resultset in tc-treeherder-stage" in text
+
+
+async def test_tasks_that_a_decision_task_created_are_shown_with_their_states_and_copies(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101))
+    queue = Direct(taskcluster.Taskcluster([], claim_wait=0).queue)
+    admin.api.services.queue = queue  # type: ignore[assignment]  # it has the calls that are made
+    decision = slug("decision")
+    build(queue._queue, {"decision": ()}, taskGroupId=decision)
+    build(queue._queue, {"build": ["decision"], XSS: ["decision"], "again": ()}, taskGroupId=decision)
+    end(queue._queue, "decision", "completed")
+    end(queue._queue, "build")
+    await plan(admin.api, "decision")
+    async with admin.api.database.writing() as session:
+        (task,) = await session.exec(select(PlannedTask))
+        task.task_id = decision
+        action = Action(
+            kind="retrigger", task_id=slug("build"), project="mc", lane="x", requester="a", source=Source.API
+        )
+        session.add(action)
+        await session.flush()
+        copied: dict[str, Any] = {"position": 0, "label": "copy", "name": "n", "definition": {}, "created": True}
+        session.add(PlannedTask(task_id=slug("again"), action_id=action.id, copy_of=slug("build"), **copied))
+        session.add(PlannedTask(task_id=slug("twice"), action_id=action.id, copy_of=slug("again"), **copied))
+    page = await admin.page("/pushes/mc/101")
+    assert is_escaped(page)
+    text = text_of(without_picture(page))
+    assert "its tasks have created 2 more. Of all, 1 failed , 1 completed , 1 pending ." in text
+    assert text.index("build failed") < text.index("decision completed")
+    assert f"pending {slug('again')} by a ( retrigger 1 ) not reported {slug('twice')} by a" in text
+    assert page.count('<path class="line"') == 2
+    assert f'href="https://firefox-ci-tc.services.mozilla.com/tasks/groups/{decision}"' in page
+
+
+async def test_the_line_of_the_file_is_quoted_where_one_is_the_cause(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101))
+    await admin.api.end_steps(State.FAILED, ".taskcluster.yml is no YAML: in line 2, column 5: mapping values")
+    asked: list[Any] = []
+
+    async def raw_file(*arguments: str) -> bytes:
+        asked.append(arguments)
+        return f"version: 1\ntasks: {XSS}\nmore".encode()
+
+    admin.api.services.hg.raw_file = raw_file  # type: ignore[method-assign, assignment]
+    for _ in range(2):
+        page = await admin.page("/pushes/mc/101")
+    assert asked == [("https://hg.mozilla.org/mc", node(101), ".taskcluster.yml")]
+    assert is_escaped(page)
+    assert "In line 2, column 5 of the file: 1 version: 1 2 ▶ tasks:" in text_of(page)
+    notice = page.partition('<section class="notice bad">')[2].partition("</section>")[0]
+    assert 'action="/pushes/mc/101/retry"' in notice
 
 
 async def test_everything_that_strangers_wrote_is_escaped(admin: Browser) -> None:

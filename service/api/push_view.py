@@ -1,0 +1,85 @@
+"""Read all tasks of a push for people who look: those of its graph, and those that a decision task of it created."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from service.api.push_tasks import MOST, Copy, TaskState, all_copies, copies_of, newest_states, task_states
+from service.api.queue_look import Look, QueueLooks
+from service.api.schemas.pushes import PushRead, TaskRead
+from service.store.database import Database
+
+
+@dataclass
+class PushTask:
+    """A task of a push."""
+
+    task_id: str | None  # None: it is not created yet
+    name: str
+    kind: str
+    dependencies: tuple[str, ...]  # as far as they are known
+    state: TaskState | None  # None: nobody told of it
+    planned: bool  # this service creates it; otherwise a task of the push did
+    copies: list[Copy] = field(default_factory=list)
+
+
+@dataclass
+class PushView:
+    """The tasks of a push, at most `MOST`."""
+
+    tasks: list[PushTask]
+    states: dict[str, TaskState]  # of the copies, too
+    more: bool
+    problem: str | None  # why the queue does not tell all of it
+
+    @property
+    def groups(self) -> list[str]:
+        """Return the task groups that its tasks are in."""
+        states = [task.state for task in self.tasks if task.state is not None]
+        return list(dict.fromkeys(state.task_group_id for state in states))
+
+
+async def view_push(database: Database, looks: QueueLooks, push: PushRead) -> PushView:
+    """Return the tasks of a push. The queue is asked while no database connection is held."""
+    planned = [] if push.graph is None else push.graph.tasks[:MOST]
+    ids = [task.task_id for task in planned if task.task_id is not None]
+    look = await looks.look((push.repository, push.generation, push.push_id, push.revision_hash), ids)
+    every = list(dict.fromkeys((*ids, *look.tasks)))[:MOST]
+    async with database.reading() as session:
+        copies = await copies_of(session, every)
+        copied = [copy.task_id for of_task in copies.values() for copy in all_copies(of_task)]
+        reported = await task_states(session, every) | await task_states(session, copied)
+    states = newest_states(reported, look.states)
+    more = look.more or (push.graph is not None and len(push.graph.tasks) > MOST)
+    return PushView(_tasks(planned, every, look, states, copies), states, more, look.problem)
+
+
+def _tasks(
+    planned: Sequence[TaskRead],
+    every: Sequence[str],
+    look: Look,
+    states: Mapping[str, TaskState],
+    copies: Mapping[str, list[Copy]],
+) -> list[PushTask]:
+    ids = {task.task_id for task in planned}
+    copied = {copy.task_id for of_task in copies.values() for copy in all_copies(of_task)}
+    tasks = [_task(task.task_id, task.name, look, states, copies, planned=True) for task in planned]
+    for task_id in every:
+        if task_id not in ids and task_id not in copied:
+            tasks.append(_task(task_id, look.tasks[task_id].name, look, states, copies, planned=False))
+    return tasks
+
+
+def _task(
+    task_id: str | None,
+    name: str,
+    look: Look,
+    states: Mapping[str, TaskState],
+    copies: Mapping[str, list[Copy]],
+    *,
+    planned: bool,
+) -> PushTask:
+    if task_id is None:
+        return PushTask(None, name, "", (), None, planned)
+    queued = look.tasks.get(task_id)
+    kind, dependencies = ("", ()) if queued is None else (queued.kind, queued.dependencies)
+    return PushTask(task_id, name, kind, dependencies, states.get(task_id), planned, copies.get(task_id, []))
