@@ -8,6 +8,7 @@ The class uses parts of `HttpToolsProtocol` that are not uvicorn's documented in
 
     pipeline, cycle, cycle.response_complete, cycle.more_body, headers, loop, transport
     on_message_begin, on_headers_complete, on_body, on_message_complete, on_response_complete, send_400_response
+    scope, shutdown
 
 `tests/service/test_server.py` fails when an upgrade removes one of them.
 """
@@ -77,6 +78,7 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests at once")  # the parser ends, and calls `send_400_response`
         super().on_message_begin()
+        self.scope["abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # for answers that nobody reads
         self._idle = False
         if self._head_timer is None:
             self._begin_head()
@@ -104,6 +106,12 @@ class Protocol(HttpToolsProtocol):
             self._bytes_left += MAX_DISCARDED
             self._body_timer = self.loop.call_later(self._seconds, self.transport.close)
         super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """End with the server: an answer without an end is cut off, every other one is waited for."""
+        if self.cycle is not None and not self.cycle.response_complete and self.cycle.scope.get("endless"):
+            self.transport.close()
+        super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         detail = (

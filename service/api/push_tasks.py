@@ -43,10 +43,12 @@ class TaskState:
     @property
     def rank(self) -> tuple[int, int]:
         """Return how far the task is: a state of a higher rank is newer."""
-        return self.run_id, _ORDER.get(self.state, len(_ORDER))
+        return self.run_id, _ORDER.get(self.state, RESOLVED_RANK)
 
 
 _ORDER = {"unscheduled": 0, "pending": 1, "running": 2}
+RESOLVED_RANK = len(_ORDER)
+"""How far a run is that has ended."""
 
 
 @dataclass(frozen=True)

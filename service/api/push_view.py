@@ -23,7 +23,7 @@ class PushTask:
 
 
 @dataclass
-class PushView:
+class PushTasks:
     """The tasks of a push, at most `MOST`."""
 
     tasks: list[PushTask]
@@ -38,7 +38,7 @@ class PushView:
         return list(dict.fromkeys(state.task_group_id for state in states))
 
 
-async def view_push(database: Database, looks: QueueLooks, push: PushRead) -> PushView:
+async def view_push(database: Database, looks: QueueLooks, push: PushRead) -> PushTasks:
     """Return the tasks of a push. The queue is asked while no database connection is held."""
     planned = [] if push.graph is None else push.graph.tasks[:MOST]
     ids = [task.task_id for task in planned if task.task_id is not None]
@@ -50,7 +50,7 @@ async def view_push(database: Database, looks: QueueLooks, push: PushRead) -> Pu
         reported = await task_states(session, every) | await task_states(session, copied)
     states = newest_states(reported, look.states)
     more = look.more or (push.graph is not None and len(push.graph.tasks) > MOST)
-    return PushView(_tasks(planned, every, look, states, copies), states, more, look.problem)
+    return PushTasks(_tasks(planned, every, look, states, copies), states, more, look.problem)
 
 
 def _tasks(

@@ -120,7 +120,7 @@ async def get_push(
 ) -> PushRead:
     """Return one push, with the state of each step and its tasks."""
     push = await find_push(session, alias, push_id, generation)
-    return await _read(session, push, alias)
+    return await read_push(session, push, alias)
 
 
 @router.post(
@@ -161,7 +161,7 @@ async def retry_push(
         for letter in await session.exec(letters):
             await session.delete(letter)
         await session.flush()
-        read = await _read(session, push, alias)
+        read = await read_push(session, push, alias)
         steps = [f"{step.kind} {step.environment}".strip() for step in failed]
         about = {"repository": alias, "subject": f"push {push_id}"}
         record(session, AuditEvent.PUSH_RETRIED, caller, **about, push=push_id, generation=push.generation, steps=steps)
@@ -276,7 +276,8 @@ def _counts(step_ids: Sequence[int | None]) -> Any:
     return select(PushStep.id, last, left).where(col(PushStep.id).in_(step_ids))
 
 
-async def _read(session: Session, push: Push, alias: str) -> PushRead:
+async def read_push(session: Session, push: Push, alias: str) -> PushRead:
+    """Return a push with the state of each step and its tasks."""
     steps = (await _steps(session, [push.id or 0]))[push.id or 0]
     return PushRead(
         **_summary(push, alias, steps, await _graphs(session, steps)),

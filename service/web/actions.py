@@ -1,23 +1,54 @@
 """The list of actions, and the page of one."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.actions import get_action, list_actions
-from service.api.deps import ActionNumber, After, Reader, Reading
+from service.api.deps import ActionNumber, After, Reader, ServicesDep
+from service.api.marks import Watched
 from service.api.push_tasks import MOST, task_states
 from service.api.schemas.actions import ActionState
-from service.web.pages import PageRoute, SiteDep, show
+from service.auth import LOCAL
+from service.services import Services
+from service.web.pages import PageRoute, Site, SiteDep, show
+from service.web.pushes import LIST_AGAIN
+from service.web.views import Shown, View, live
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@live
+@dataclass(frozen=True)
+class ActionsView(View):
+    """A list of actions."""
+
+    name = "actions"
+    template = "actions.html"
+
+    state: ActionState | None = None
+    project: str = ""
+    task_id: str = ""
+    requester: str = ""
+    after: str | None = None
+
+    async def read(self, services: Services, site: Site) -> Shown:
+        """Read one page of the list."""
+        names = ("state", "project", "task_id", "requester")
+        given: dict[str, Any] = {name: getattr(self, name) or None for name in names}
+        async with services.database.reading() as session:
+            page = await list_actions(session, LOCAL, limit=50, after=self.after, **given)
+        filters = {name: getattr(self, name) or "" for name in names}
+        return Shown({"page": page, "filters": filters, "states": list(ActionState)}, Watched(newest=True), LIST_AGAIN)
 
 
 @router.get("/actions")
 async def get_actions_page(
     request: Request,
-    session: Reading,
-    caller: Reader,
+    services: ServicesDep,
+    _: Reader,
+    site: SiteDep,
     state: ActionState | Literal[""] = "",
     project: Annotated[str, Query(max_length=1_000)] = "",
     task_id: Annotated[str, Query(max_length=100)] = "",
@@ -25,29 +56,41 @@ async def get_actions_page(
     after: After = None,
 ) -> Response:
     """List actions, the newest first."""
-    filters = {
-        "state": state,
-        "project": project.strip(),
-        "task_id": task_id.strip(),
-        "requester": requester.strip(),
-    }
-    given = {name: value or None for name, value in filters.items()}
-    page = await list_actions(session, caller, **given, after=after)  # type: ignore[arg-type]  # each is of its type
-    return show(request, "actions.html", page=page, filters=filters, states=list(ActionState))
+    view = ActionsView(state or None, project.strip(), task_id.strip(), requester.strip(), after)
+    shown = await view.read(services, site)
+    return show(request, view.template, view=view, **shown.values)
+
+
+@live
+@dataclass(frozen=True)
+class ActionView(View):
+    """An action: who asked for what, and what came of it."""
+
+    name = "action"
+    template = "action.html"
+
+    action_id: int
+
+    async def read(self, services: Services, site: Site) -> Shown:
+        """Read the action and the states of its copies."""
+        async with services.database.reading() as session:
+            action = await get_action(self.action_id, session, LOCAL)
+            ids = [task.task_id for task in action.tasks if task.task_id is not None][:MOST]
+            states = await task_states(session, ids)
+        values = {
+            "action": action,
+            "tasks": action.tasks[:MOST],
+            "states": states,
+            "root": site.settings.taskcluster.root,
+        }
+        return Shown(values, Watched(action_ids=frozenset({action.id}), task_ids=frozenset(ids)))
 
 
 @router.get("/actions/{action_id}")
 async def get_action_page(
-    request: Request, action_id: ActionNumber, session: Reading, caller: Reader, site: SiteDep
+    request: Request, action_id: ActionNumber, services: ServicesDep, _: Reader, site: SiteDep
 ) -> Response:
     """Show an action: who asked for what, and what came of it."""
-    action = await get_action(action_id, session, caller)
-    states = await task_states(session, [task.task_id for task in action.tasks if task.task_id is not None])
-    return show(
-        request,
-        "action.html",
-        action=action,
-        tasks=action.tasks[:MOST],
-        states=states,
-        root=site.settings.taskcluster.root,
-    )
+    view = ActionView(action_id)
+    shown = await view.read(services, site)
+    return show(request, view.template, view=view, **shown.values)

@@ -1,13 +1,20 @@
 """The first page, and the static files."""
 
+from dataclasses import dataclass
+
 from fastapi import APIRouter, Request, Response
 
-from service.api.deps import Reader, Reading
+from service.api.deps import Reader, ServicesDep
 from service.api.health import HealthDep
+from service.api.marks import Watched
 from service.api.pushes import list_pushes
+from service.auth import LOCAL
 from service.errors import Problem
-from service.web.pages import PageRoute, show
+from service.services import Services
+from service.web.pages import PageRoute, Site, SiteDep, show
+from service.web.pushes import LIST_AGAIN
 from service.web.rendering import HEADERS, static_file
+from service.web.views import Shown, View, live
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -19,12 +26,29 @@ NEWEST = 15
 _YEAR = 365 * 24 * 3600
 
 
+@live
+@dataclass(frozen=True)
+class HomeView(View):
+    """The newest pushes."""
+
+    name = "home"
+    template = "home.html"
+    personal = {"checks": ()}  # noqa: RUF012 - nobody changes it
+
+    async def read(self, services: Services, site: Site) -> Shown:
+        """Read the newest pushes."""
+        async with services.database.reading() as session:
+            page = await list_pushes(session, LOCAL, limit=NEWEST)
+        return Shown({"page": page}, Watched(newest=True), LIST_AGAIN)
+
+
 @router.get("/")
-async def get_home(request: Request, session: Reading, caller: Reader, health: HealthDep) -> Response:
+async def get_home(request: Request, services: ServicesDep, _: Reader, site: SiteDep, health: HealthDep) -> Response:
     """Show the search, what the heartbeat warns of, and the newest pushes."""
     checks = [check for check in await health.checks.get() if check.status != "ok"]
-    page = await list_pushes(session, caller, limit=NEWEST)
-    return show(request, "home.html", checks=checks, page=page)
+    view = HomeView()
+    shown = await view.read(services, site)
+    return show(request, view.template, view=view, checks=checks, **shown.values)
 
 
 @router.get("/static/{digest}/{name}")

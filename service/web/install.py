@@ -14,6 +14,7 @@ from service.web import (
     asking,
     audit,
     dead_letters,
+    events,
     home,
     pushes,
     repositories,
@@ -25,7 +26,10 @@ from service.web import (
 )
 from service.web.pages import PageRoute, show
 
-MODULES = (home, sign_in, taskcluster, search, pushes, tasks, actions, asking, watch, dead_letters, repositories, audit)
+MODULES = (
+    *(home, sign_in, taskcluster, search, pushes, tasks, actions, asking),
+    *(watch, dead_letters, repositories, audit, events),
+)
 """The modules that have routes."""
 
 _MACHINES = ("/api/", "/__", "/metrics", "/openapi.json", "/static/")

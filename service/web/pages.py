@@ -17,15 +17,16 @@ from service.api.file_excerpt import FileExcerpts
 from service.api.queue_look import QueueLooks
 from service.api.route import Route, flatten
 from service.auth import Caller
-from service.clients.sign_in import SignIns
 from service.errors import Problem
 from service.services import Services, load_secret
 from service.settings import AUDIT_READ, Settings
 from service.web.attempts import Attempts
 from service.web.clients import Clients
 from service.web.failed import FailedSignIns
+from service.web.live import Hub
 from service.web.rendering import HEADERS, path_of, render
 from service.web.sessions import COOKIE, FORM_COOKIE, Sessions, WebSession
+from service.web.views import Items, View
 
 FORM = "application/x-www-form-urlencoded"
 
@@ -53,19 +54,27 @@ LOCAL = replace(auth.LOCAL, on_page=True)
 class Site:
     """Everything that all pages of this process share."""
 
-    def __init__(self, settings: Settings, key: bytes, looks: QueueLooks, sign_ins: SignIns | None = None) -> None:
-        self.settings = settings
-        self.looks = looks
+    def __init__(self, services: Services, key: bytes) -> None:
+        self.settings = settings = services.settings
+        self.looks = QueueLooks(lambda: services.queue)
         self.excerpts = FileExcerpts()
+        self.hub = Hub(services, self)
         self.sessions = Sessions(settings, key)
-        self.clients = None if sign_ins is None else Clients(sign_ins)
+        self.clients = None if services.sign_ins is None else Clients(services.sign_ins)
         self.attempts = Attempts(key)
         self.failed = FailedSignIns()
         self.base = "" if settings.public_url is None else (settings.public_url.path or "").rstrip("/")
 
     async def close(self) -> None:
         """End what goes on in the background."""
+        await self.hub.close()
         await self.looks.close()
+
+    def render_items(self, view: View, values: Mapping[str, Any]) -> Items:
+        """Return the items of a view that has these values."""
+        items = Items()
+        render(view.template, self.base, items=items, **_NOBODY, **view.personal, **values)
+        return items
 
     def redirect(self, path: str) -> Response:
         """Return a redirect to a path of the page."""
@@ -79,7 +88,7 @@ async def open_site(services: Services) -> AsyncIterator[Site | None]:
         yield None
         return
     key = await load_secret(services.database, "web-sessions")
-    site = Site(services.settings, key, QueueLooks(lambda: services.queue), services.sign_ins)
+    site = Site(services, key)
     yield site
     await site.close()
 
@@ -248,8 +257,8 @@ class PageRoute(Route):
         return visit.caller
 
 
-def show(request: Request, template: str, status: int = 200, **values: Any) -> Response:
-    """Return a page within the layout."""
+def show(request: Request, template: str, status: int = 200, *, view: View | None = None, **values: Any) -> Response:
+    """Return a page within the layout. A browser goes on to watch it if it has a view."""
     site: Site = request.app.state.site
     visit: Visit = request.state.visit if hasattr(request.state, "visit") else Visit(site, request)
     caller = visit.caller
@@ -260,7 +269,22 @@ def show(request: Request, template: str, status: int = 200, **values: Any) -> R
         "form_token": visit.form_token,
         "here": request.scope["path"],
         "navigation": [entry for entry in NAVIGATION if entry[1] not in _OF_SCOPE or caller.has(_OF_SCOPE[entry[1]])],
+        "view": view,
+        "reloads": request.method == "GET",
     }
     response = render(template, site.base, status, **common, **values)
     visit.set_cookie(response)
     return response
+
+
+_NOBODY: dict[str, Any] = {
+    "caller": None,
+    "signed_in": False,
+    "can_sign_in": False,
+    "form_token": str,
+    "here": "",
+    "navigation": (),
+    "view": None,
+    "reloads": False,
+}
+"""What the layout shows while only the items of a page are of interest."""

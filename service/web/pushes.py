@@ -2,21 +2,24 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.actions import list_actions
-from service.api.deps import After, CallerDep, PushNumber, Reader, Reading, RepositoryAlias, ServicesDep
+from service.api.deps import After, CallerDep, PushNumber, Reader, RepositoryAlias, ServicesDep
 from service.api.file_excerpt import QuotedLine
-from service.api.push_tasks import MOST
-from service.api.push_view import view_push
-from service.api.pushes import Generation, get_push, list_pushes, retry_push
+from service.api.marks import Watched
+from service.api.push_tasks import MOST, RESOLVED_RANK
+from service.api.push_view import PushTasks, view_push
+from service.api.pushes import Generation, find_push, list_pushes, read_push, retry_push
 from service.api.repositories import get_repository
 from service.api.schemas.common import StepState
 from service.api.schemas.pushes import PushRead
 from service.api.schemas.repositories import RepositoryRead
+from service.auth import LOCAL
 from service.clock import now
 from service.errors import Problem
 from service.flow.pushes.template import FILE
@@ -28,6 +31,7 @@ from service.web.asking import ON_PUSHES, buttons_for
 from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
 from service.web.picture import draw
 from service.web.rendering import path_of
+from service.web.views import Shown, View, live
 from service.web.words import Explanation, explain_graph, explain_resultset, tone_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -43,22 +47,131 @@ ACTIONS = 20
 CHANGESETS = 20
 """Changesets that the page of a push shows, the newest."""
 
+WATCHED_TASKS = 300
+"""Tasks of a push whose changes are noticed at once; others are read with it."""
+
+LIST_AGAIN = 5.0
+"""Seconds after which a list that is watched is read again."""
+
+RUNNING_AGAIN = 10.0
+"""Seconds after which a push that is watched is read again: the queue may know more than job reports tell."""
+
+ENDED_AGAIN = 60.0
+"""Seconds after which a push that is watched is read again although all of its tasks have ended."""
+
+
+@live
+@dataclass(frozen=True)
+class PushesView(View):
+    """A list of pushes."""
+
+    name = "pushes"
+    template = "pushes.html"
+
+    repository: str = ""
+    user: str = ""
+    state: StepState | None = None
+    after: str | None = None
+
+    async def read(self, services: Services, site: Site) -> Shown:
+        """Read one page of the list."""
+        given: dict[str, Any] = {"repository": self.repository or None, "user": self.user or None}
+        async with services.database.reading() as session:
+            page = await list_pushes(session, LOCAL, **given, state=self.state, limit=50, after=self.after)
+        filters = {"repository": self.repository, "user": self.user, "state": self.state or ""}
+        return Shown({"page": page, "filters": filters, "states": list(StepState)}, Watched(newest=True), LIST_AGAIN)
+
 
 @router.get("/pushes")
 async def get_pushes_page(
     request: Request,
-    session: Reading,
-    caller: Reader,
+    services: ServicesDep,
+    _: Reader,
+    site: SiteDep,
     repository: Annotated[str, Query(max_length=50)] = "",
     user: Annotated[str, Query(max_length=1_000)] = "",
     state: StepState | Literal[""] = "",
     after: After = None,
 ) -> Response:
     """List pushes, the newest first."""
-    filters = {"repository": repository.strip(), "user": user.strip(), "state": state}
-    given = {name: value or None for name, value in filters.items()}
-    page = await list_pushes(session, caller, **given, after=after)  # type: ignore[arg-type]  # each is of its type
-    return show(request, "pushes.html", page=page, filters=filters, states=list(StepState))
+    view = PushesView(repository.strip(), user.strip(), state or None, after)
+    shown = await view.read(services, site)
+    return show(request, view.template, view=view, **shown.values)
+
+
+@live
+@dataclass(frozen=True)
+class PushView(View):
+    """A push: its steps, its tasks with their states, their copies, and what went wrong."""
+
+    name = "push"
+    template = "push.html"
+    personal = {"buttons": ()}  # noqa: RUF012 - nobody changes it
+
+    alias: str
+    push_id: int
+    generation: int | None
+    first: int
+    may_retry: bool
+
+    async def read(self, services: Services, site: Site) -> Shown:
+        """Read the push; no connection to the database is held while Taskcluster and hg are asked."""
+        async with services.database.reading() as session:
+            row = await find_push(session, self.alias, self.push_id, self.generation)
+            push = await read_push(session, row, self.alias)
+            repository = await _repository(session, self.alias)
+            actions = await list_actions(session, LOCAL, project=push.repository, push=self.push_id, limit=ACTIONS)
+        view, failures = await asyncio.gather(
+            view_push(services.database, site.looks, push), _quoted(services, site, push, repository)
+        )
+        values = {
+            "push": push,
+            "links": links_of(site.settings, push, repository, view.groups[:3]),
+            "tip": push.changesets[-1] if push.changesets else None,
+            "changesets": push.changesets[::-1][:CHANGESETS],
+            "seen": view,
+            "picture": draw(push, view.tasks, now()),
+            "failures": failures,
+            "scopes": None if repository is None else repository.scopes,
+            "actions": actions.items,
+            "root": site.settings.taskcluster.root,
+            "retry_missing": None if self.may_retry else scope_of("retry", push.repository),
+            **self._tasks(view),
+        }
+        watched = Watched(
+            frozenset({row.id or 0}),
+            frozenset(action.id for action in actions.items if action.done_at is None),
+            frozenset(_watched_tasks(view)),
+        )
+        return Shown(values, watched, _again(view))
+
+    def _tasks(self, view: PushTasks) -> dict[str, Any]:
+        """Return the tasks that are shown, those that failed first, and how many there are of each state."""
+        tasks = sorted(view.tasks, key=lambda task: task.state is None or tone_of(task.state.state) != "bad")
+        created = [task for task in tasks if task.task_id is not None]
+        counts = Counter(NOT_REPORTED if task.state is None else task.state.state for task in created)
+        return {
+            "tasks": tasks[self.first : self.first + TASKS],
+            "first": self.first,
+            "following": self.first + TASKS if len(tasks) > self.first + TASKS else None,
+            "counts": counts.most_common(),
+            "by_tasks": sum(not task.planned for task in tasks),
+        }
+
+
+def _watched_tasks(view: PushTasks) -> list[str]:
+    """Return the tasks and copies whose states are watched, those first that have not ended."""
+    ids = [*(task.task_id for task in view.tasks if task.task_id is not None), *view.states]
+    ids.sort(key=lambda task_id: task_id in view.states and view.states[task_id].rank[1] == RESOLVED_RANK)
+    return list(dict.fromkeys(ids))[:WATCHED_TASKS]
+
+
+def _again(view: PushTasks) -> float:
+    """Return the seconds after which a push is read again, whatever the database says."""
+    states = [task.state for task in view.tasks if task.task_id is not None]
+    if view.problem is None and all(state is not None and state.rank[1] == RESOLVED_RANK for state in states):
+        return ENDED_AGAIN
+    return RUNNING_AGAIN
 
 
 @router.get("/pushes/{alias}/{push_id}")
@@ -73,39 +186,10 @@ async def get_push_page(
     first: Annotated[int, Query(ge=0, le=MOST, description="the task that is shown first")] = 0,
 ) -> Response:
     """Show a push: its steps, its tasks with their states, their copies, and what went wrong."""
-    async with services.database.reading() as session:
-        push = await get_push(alias, push_id, session, caller, generation)
-        repository = await _repository(session, alias, caller)
-        actions = await list_actions(session, caller, project=push.repository, push=push_id, limit=ACTIONS)
-    # no connection to the database is held while Taskcluster and hg are asked
-    view, failures = await asyncio.gather(
-        view_push(services.database, site.looks, push), _quoted(services, site, push, repository)
-    )
-    tasks = sorted(view.tasks, key=lambda task: task.state is None or tone_of(task.state.state) != "bad")
-    created = [task for task in tasks if task.task_id is not None]
-    counts = Counter(NOT_REPORTED if task.state is None else task.state.state for task in created)
-    retry = scope_of("retry", push.repository)
-    return show(
-        request,
-        "push.html",
-        push=push,
-        links=links_of(site.settings, push, repository, view.groups[:3]),
-        tip=push.changesets[-1] if push.changesets else None,
-        changesets=push.changesets[::-1][:CHANGESETS],
-        view=view,
-        tasks=tasks[first : first + TASKS],
-        first=first,
-        following=first + TASKS if len(tasks) > first + TASKS else None,
-        counts=counts.most_common(),
-        by_tasks=sum(not task.planned for task in tasks),
-        picture=draw(push, view.tasks, now()),
-        failures=failures,
-        scopes=None if repository is None else repository.scopes,
-        actions=actions.items,
-        root=site.settings.taskcluster.root,
-        buttons=buttons_for(caller, ON_PUSHES, push.repository),
-        retry_missing=None if caller.has(retry) else retry,
-    )
+    view = PushView(alias, push_id, generation, first, caller.has(scope_of("retry", alias)))
+    shown = await view.read(services, site)
+    buttons = buttons_for(caller, ON_PUSHES, alias)
+    return show(request, view.template, view=view, buttons=buttons, **shown.values)
 
 
 async def _quoted(
@@ -137,10 +221,10 @@ async def retry_push_form(
     return site.redirect(path_of("pushes", alias, push_id, generation=push.generation or None))
 
 
-async def _repository(session: Session, alias: str, caller: Any) -> RepositoryRead | None:
+async def _repository(session: Session, alias: str) -> RepositoryRead | None:
     """Return the monitored repository; None if it was deleted: its pushes can still be read."""
     try:
-        return await get_repository(alias, session, caller)
+        return await get_repository(alias, session, LOCAL)
     except Problem:
         return None
 

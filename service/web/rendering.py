@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
 from service.sanitize import escape_unstorable
+from service.web.views import Items
 from service.web.words import tone_of
 
 HERE = Path(__file__).parent
@@ -85,8 +86,8 @@ def _environment() -> Environment:
     return environment
 
 
-def render(template: str, base: str, status: int = 200, **values: Any) -> Response:
-    """Return a page. `base` is the path below which a proxy serves us."""
+def render(template: str, base: str, status: int = 200, *, items: Items | None = None, **values: Any) -> Response:
+    """Return a page, and note its items. `base` is the path below which a proxy serves us."""
 
     def url(*parts: object, **query: object) -> str:
         return base + path_of(*parts, **query)
@@ -94,6 +95,7 @@ def render(template: str, base: str, status: int = 200, **values: Any) -> Respon
     def static(name: str) -> str:
         return url("static", static_file(name)[1], name)
 
-    text = _environment().get_template(template).render(url=url, static=static, **values)
+    item = Items() if items is None else items
+    text = _environment().get_template(template).render(url=url, static=static, item=item, **values)
     headers: Mapping[str, str] = HEADERS
     return Response(escape_unstorable(text).encode(), status, headers, "text/html; charset=utf-8")

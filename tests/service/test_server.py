@@ -25,7 +25,7 @@ from service.server import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, Protocol
     "name",
     [
         *("on_message_begin", "on_headers_complete", "on_body", "on_message_complete", "on_response_complete"),
-        "send_400_response",
+        *("send_400_response", "shutdown"),
     ],
 )
 def test_uvicorn_calls_the_methods_that_we_override(name: str) -> None:
@@ -47,6 +47,15 @@ def test_uvicorn_uses_the_attributes_that_we_use(use: str) -> None:
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     request = Request(scope, receive)
+    if request.url.path in {"/endless", "/unread"}:
+        scope["endless"] = True
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begin", "more_body": True})
+        if request.url.path == "/unread":
+            scope["abort"]()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
     if request.url.path == "/early":
         answer = PlainTextResponse("early")
     else:
@@ -56,7 +65,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def connected(seconds: float = 5) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def started(seconds: float) -> AsyncIterator[tuple[uvicorn.Server, asyncio.Task[None], int]]:
     config = uvicorn.Config(
         echo,
         lifespan="off",
@@ -69,13 +78,21 @@ async def connected(seconds: float = 5) -> AsyncIterator[tuple[asyncio.StreamRea
         task = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
-        reader, writer = await asyncio.open_connection("127.0.0.1", listening.getsockname()[1])
+        try:
+            yield server, task, listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
+
+
+@asynccontextmanager
+async def connected(seconds: float = 5) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async with started(seconds) as (_, _, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             yield reader, writer
         finally:
             writer.close()
-            server.should_exit = True
-            await task
 
 
 async def answers_to(sent: bytes, seconds: float = 5) -> bytes:
@@ -130,3 +147,23 @@ async def test_a_head_that_does_not_end_is_408_and_a_silent_connection_is_closed
 async def test_a_connection_is_closed_if_an_unread_body_does_not_end() -> None:
     answer = await answers_to(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", seconds=0.2)
     assert answer.endswith(b"early")
+
+
+async def test_an_answer_without_an_end_does_not_keep_the_server_from_ending() -> None:
+    async with started(5) as (server, task, port), asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"begin")
+        server.should_exit = True
+        await task
+        writer.close()
+
+
+async def test_an_answer_that_nobody_reads_can_be_cut_off() -> None:
+    async with connected() as (reader, writer), asyncio.timeout(20):
+        writer.write(b"GET /unread HTTP/1.1\r\nHost: x\r\n\r\n")
+        try:
+            rest = await reader.read()
+        except ConnectionResetError:
+            rest = b""
+        assert not rest.endswith(b"0\r\n\r\n")

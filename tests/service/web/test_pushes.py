@@ -123,8 +123,8 @@ async def test_the_line_of_the_file_is_quoted_where_one_is_the_cause(admin: Brow
     assert asked == [("https://hg.mozilla.org/mc", node(101), ".taskcluster.yml")]
     assert is_escaped(page)
     assert "In line 2, column 5 of the file: 1 version: 1 2 ▶ tasks:" in text_of(page)
-    notice = page.partition('<section class="notice bad">')[2].partition("</section>")[0]
-    assert 'action="/pushes/mc/101/retry"' in notice
+    notice = page.partition('<section class="notice bad"')[2].partition("</section>")[0]
+    assert '<button form="retry">Retry the failed steps</button>' in notice
 
 
 async def test_everything_that_strangers_wrote_is_escaped(admin: Browser) -> None:
