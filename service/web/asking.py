@@ -1,5 +1,6 @@
 """Ask for actions by forms: a preview first, then the action itself, once however often its form is sent."""
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from service.auth import Caller
 from service.contract.validation import problems_of
 from service.errors import Problem
 from service.flow.tasks.action_kinds import ACTIONS, scope_of
+from service.sanitize import InvalidJSONError, parse
 from service.web.copy_tree import tree_of
+from service.web.forms import form_of, input_of
+from service.web.offers import named, offered
 from service.web.pages import FormDep, PageRoute, SiteDep, show
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -58,12 +62,18 @@ def wanted_action(form: Mapping[str, str]) -> ActionCreate:
             raise Problem(422, "Invalid request", f"{name}: {text[:100]!r} is no number")
         if text:
             numbers[name] = int(text)
+    given = {"times": numbers["times"]} if "times" in numbers else {}
+    if form.get("input"):  # of a preview
+        try:
+            given = parse(form["input"].encode())
+        except InvalidJSONError:
+            raise Problem(422, "Invalid request", "input: it is not that of a preview: begin there") from None
     body = {
         "action": form.get("action", ""),
         "project": form.get("project", ""),
         "task_id": form.get("task_id") or None,
         "push": numbers.get("push"),
-        "input": {"times": numbers["times"]} if "times" in numbers else {},
+        "input": given,
     }
     try:
         return ActionCreate.model_validate(body)
@@ -75,6 +85,9 @@ def wanted_action(form: Mapping[str, str]) -> ActionCreate:
 async def preview_action(request: Request, services: ServicesDep, caller: CallerDep, form: FormDep) -> Response:
     """Show what an action would do now, with the form that does it."""
     wanted = wanted_action(form)
+    if form.get("offered"):
+        offers = await offered(services, caller, task_id=wanted.task_id, project=wanted.project, push=wanted.push)
+        wanted.input = input_of(form_of(named(offers, wanted.action).input), form)
     plan = await plan_of(wanted, services, caller)
     key = secrets.token_urlsafe(16)
     return show(
@@ -82,7 +95,7 @@ async def preview_action(request: Request, services: ServicesDep, caller: Caller
         "plan.html",
         plan=plan,
         tree=tree_of(plan.tasks[:MAX_LISTED]),
-        times=form.get("times", ""),
+        input=json.dumps(wanted.input),
         key=key,
         summary=_summary(wanted),
         most=MAX_LISTED,

@@ -16,6 +16,7 @@ from service.web import (
     dead_letters,
     events,
     home,
+    offers,
     pushes,
     repositories,
     search,
@@ -27,7 +28,7 @@ from service.web import (
 from service.web.pages import PageRoute, show
 
 MODULES = (
-    *(home, sign_in, taskcluster, search, pushes, tasks, actions, asking),
+    *(home, sign_in, taskcluster, search, pushes, tasks, actions, asking, offers),
     *(watch, dead_letters, repositories, audit, events),
 )
 """The modules that have routes."""
