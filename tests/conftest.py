@@ -9,6 +9,7 @@ amqp_url                just the URL
 private_broker          a RabbitMQ that a test may break: one for the run, which each test leaves as it was
 faketime                a library that fakes the time of a process
 promtool                Prometheus' checker of rules and metrics
+browser_program         a browser of Chromium's kind
 
 A server that cannot be had skips the tests that need it, or fails them with REQUIRE_SERVICES=1; tests/services.py says
 where servers are looked for.
@@ -29,7 +30,7 @@ from typing import Any, TypeVar
 import pytest
 import structlog
 
-from tests.private_servers import MissingServiceError, PrivateBroker, find_faketime, find_promtool
+from tests.private_servers import MissingServiceError, PrivateBroker, find_browser, find_faketime, find_promtool
 from tests.published_schemas import VARIABLE, has_published_schemas, published_folder
 from tests.services import (
     Amqp,
@@ -150,7 +151,7 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-SHARED = ("system", "private_broker")
+SHARED = ("system", "private_broker", "site")
 """Fixtures that take seconds to start, and that several modules share."""
 
 
@@ -230,6 +231,12 @@ def faketime() -> Path:
 def promtool() -> Path:
     """Return Prometheus' checker of rules and metrics."""
     return _had(find_promtool)
+
+
+@pytest.fixture(scope="session")
+def browser_program() -> Path:
+    """Return a browser of Chromium's kind."""
+    return _had(find_browser)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -440,6 +440,31 @@ def find_promtool() -> Path:
     return Path(str(shutil.which("promtool")))
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
+_BROWSER_OF_MACOS = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+
+
+def find_browser() -> Path:
+    """Return a browser of Chromium's kind: TEST_BROWSER, or one that is there; install it if needed, as servers are."""
+    if named := os.environ.get("TEST_BROWSER"):
+        if program := shutil.which(named):
+            return Path(program)
+        raise MissingServiceError(f"TEST_BROWSER is set, but {named} is no program: correct it, or unset it")
+    programs = [program for name in BROWSERS if (program := shutil.which(name))]
+    programs += [str(_BROWSER_OF_MACOS)] if _BROWSER_OF_MACOS.exists() else []
+    if not programs:
+        apt = shutil.which("apt-get")
+        if apt is None or os.geteuid() != 0:
+            raise MissingServiceError(
+                f"no browser: none of {', '.join(BROWSERS)} is in PATH, nor may one be installed here. What to do: "
+                "install Chromium (Debian: apt-get install chromium; macOS: brew install --cask google-chrome), or set "
+                "TEST_BROWSER to a browser of its kind"
+            )
+        _apt_install(apt, ["chromium"])
+        programs = [str(shutil.which("chromium"))]
+    return Path(programs[0])
+
+
 def _version(path: Path) -> list[int]:
     """Return the numbers in a path, so that postgresql/17 sorts after postgresql/9.6."""
     return [int(word) for word in "".join(c if c.isdigit() else " " for c in str(path)).split()]

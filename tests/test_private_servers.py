@@ -249,6 +249,25 @@ def test_only_root_installs(monkeypatch: pytest.MonkeyPatch) -> None:
         PrivatePostgres.install()
 
 
+def test_a_browser_is_the_one_that_is_named_or_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(private_servers, "_BROWSER_OF_MACOS", tmp_path / "none")
+    monkeypatch.delenv("TEST_BROWSER", raising=False)
+    with pytest.raises(MissingServiceError, match=r"install Chromium .* or set TEST_BROWSER"):
+        private_servers.find_browser()
+    for name in ("google-chrome", "mine"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert private_servers.find_browser() == tmp_path / "google-chrome"
+    monkeypatch.setenv("TEST_BROWSER", "mine")
+    assert private_servers.find_browser() == tmp_path / "mine"
+    monkeypatch.setenv("TEST_BROWSER", "other")
+    with pytest.raises(MissingServiceError, match="TEST_BROWSER is set, but other is no program"):
+        private_servers.find_browser()
+
+
 def test_the_newest_installed_version_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version, programs in {"9.6": ("initdb", "postgres"), "15": ("initdb", "postgres"), "17": ("initdb",)}.items():
         for program in programs:
