@@ -122,14 +122,10 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def input_of(form: Field | None, entered: Mapping[str, str]) -> dict[str, Any]:
+def input_of(form: Field | None, entered: Mapping[str, str]) -> Any:
     """Return the input that somebody entered. Raises a 422 that names the field."""
-    value = {} if form is None else _value(form, entered)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise Problem(422, "Invalid request", "the input is no object: enter `name: value` in each line")
-    return value
+    value = None if form is None else _value(form, entered)
+    return {} if value is None else value
 
 
 def _value(made: Field, entered: Mapping[str, str]) -> Any:

@@ -240,14 +240,3 @@ async def test_a_database_that_goes_away_ends_no_watching(watched: Browser, monk
     await hub.enter(PUSH, "", "a")
     for _ in range(3):
         await asyncio.wait_for(polls.acquire(), 5)
-
-
-async def test_only_readers_watch(stranger: Browser) -> None:
-    answer = await stranger.get("/live", params={"page": "home", "args": "{}"})
-    assert answer.status_code == 303
-
-
-async def test_what_no_page_is_cannot_be_watched(admin: Browser) -> None:
-    answer = await admin.get("/live", params={"page": "home", "args": "[]"})
-    assert answer.status_code == 422
-    assert site_of(admin).hub.watchers == 0

@@ -67,7 +67,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         wanted = body.model_dump(exclude={"requester"})
         return ActionPlan(**wanted, state=ActionState.PLANNED, reason=None, in_tree=tree, **lists)
 
-    monkeypatch.setattr(asking, "plan_action", plan_action)
+    monkeypatch.setattr(asking, "plan_of", plan_action)
     return asked
 
 
@@ -118,9 +118,9 @@ async def test_a_push_has_forms_too_and_nonsense_names_the_field(admin: Browser,
     assert refused.status_code == 422
     assert "depth: 'many' is no integer" in text_of(refused.text)
     assert planned == []
-    for text in ("[1", "[1]", "7"):
+    for text in ("[1", "{"):
         answer = await admin.post("/actions", **{**fields, "key": "k", "input": text})
-        assert answer.status_code == 422
+        assert answer.status_code == 422, text
 
 
 @pytest.mark.usefixtures("offering")
