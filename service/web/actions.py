@@ -16,7 +16,7 @@ from service.web.pages import PageRoute, Site, SiteDep, show
 from service.web.pushes import LIST_AGAIN
 from service.web.views import Shown, View, live
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 
 @live

@@ -21,7 +21,7 @@ from service.web.forms import form_of, input_of
 from service.web.offers import named, offered
 from service.web.pages import FormDep, PageRoute, SiteDep, show
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 ON_TASKS, ON_PUSHES = ("retrigger", "cancel"), ("retrigger-failed", "cancel-push")
 """The actions that the pages of tasks and of pushes offer."""

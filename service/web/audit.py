@@ -9,7 +9,7 @@ from service.api.deps import After, Auditor, Reading
 from service.api.schemas.audit import AuditEvent, AuditRead
 from service.web.pages import PageRoute, show
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 
 @router.get("/audit")

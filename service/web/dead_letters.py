@@ -13,7 +13,7 @@ from service.services import Services
 from service.settings import REPOSITORIES_WRITE
 from service.web.pages import FormDep, PageRoute, show
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 MAX_PAYLOAD = 20_000
 """Characters of a payload that a page shows."""

@@ -16,7 +16,7 @@ from service.web.pushes import LIST_AGAIN
 from service.web.rendering import HEADERS, static_file
 from service.web.views import Shown, View, live
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 _STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 

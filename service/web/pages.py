@@ -223,6 +223,9 @@ def address_of(settings: Settings, request: Request) -> str:
 class PageRoute(Route):
     """A route of a page. Its caller is whoever the cookie names; a form is taken only from our own pages."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "include_in_schema": False})  # the document is of the API
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         if "POST" in (self.methods or ()) and not any(part.call is read_form for part in flatten(self.dependant)):

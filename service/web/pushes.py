@@ -34,7 +34,7 @@ from service.web.rendering import path_of
 from service.web.views import Shown, View, live
 from service.web.words import Explanation, explain_graph, explain_resultset, tone_of
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 TASKS = 100
 """Tasks on one page, so that a page stays small: those that failed come first."""

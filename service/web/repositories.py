@@ -22,7 +22,7 @@ from service.web.pages import FormDep, PageRoute, SiteDep, show
 from service.web.rendering import path_of
 from service.web.repository_forms import seen_of, wanted_change, wanted_repository, wanted_reset
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 
 def poll_state(repository: RepositoryRead) -> str:

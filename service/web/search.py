@@ -9,7 +9,7 @@ from service.api.search import Match, search, understand
 from service.web.pages import PageRoute, SiteDep, show
 from service.web.rendering import path_of
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 
 def path_of_match(match: Match) -> str:

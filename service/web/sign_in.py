@@ -12,7 +12,7 @@ from service.api.schemas.audit import AuditEvent
 from service.web.pages import FormDep, PageRoute, SiteDep, VisitDep, address_of, local_path, show
 
 log = structlog.get_logger()
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 NOT_FOUND = "This service has no such token. Check that all of it was pasted, or ask whoever runs the service for one."
 

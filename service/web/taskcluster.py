@@ -19,7 +19,7 @@ from service.web.rendering import HEADERS, render
 from service.web.sign_in import Next, sign_in_page
 
 log = structlog.get_logger()
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 Text = Annotated[str, Query(max_length=2_000)]
 

@@ -14,7 +14,7 @@ from service.web.asking import ON_TASKS, buttons_for
 from service.web.pages import PageRoute, Site, SiteDep, show
 from service.web.views import Shown, View, live
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 TASK_AGAIN = 15.0
 """Seconds after which a task that is watched is read again: somebody may have asked for something."""

@@ -14,7 +14,7 @@ from service.settings import REPOSITORIES_WRITE
 from service.web.pages import FormDep, PageRoute, SiteDep, show
 from service.web.rendering import path_of
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 SHOWN = 100
 """Pieces, and repositories, of one lane that its page shows."""

@@ -272,7 +272,9 @@ async def look(api: Api) -> None:
     assert (await browser.sign_in(ADMIN)).status_code == 303
     for route in page_routes():
         names = re.findall(r"{(\w+)}", route.path)
-        if "digest" in names or "GET" not in (route.methods or ()) or "/sign-in/" in route.path:
+        if {"digest", "name"} & set(names) or "GET" not in (route.methods or ()) or "/sign-in/" in route.path:
+            continue
+        if route.path == "/live":  # it sends what its pages read, for as long as they are open
             continue
         path = route.path.format(**{name: VALUES[name][0] for name in names})
         filters = {field.alias for field in route.dependant.query_params} & {*VALUES, "state", "kind", "event"} - {
@@ -281,7 +283,9 @@ async def look(api: Api) -> None:
         states = ["failed", "received" if path == "/actions" else "pending", "done"]
         values = {**VALUES, "state": states, "kind": ["graph"], "event": ["push-retried"]}
         for query in [{}, *({name: value} for name in sorted(filters) for value in values[name])]:
-            assert (await api.client.get(path, params=query)).status_code in {200, 303}, (path, query)
+            # what the tree offers is in Taskcluster, and there is none here
+            expected = {404, 502} if "/offers" in path else {200, 303}
+            assert (await api.client.get(path, params=query)).status_code in expected, (path, query)
     for model in work_tables():
         query = {"work": str(model.__tablename__), "lane": job_lane(ENVIRONMENT, alias(1))}
         assert (await api.client.get("/waiting", params=query)).status_code == 200
