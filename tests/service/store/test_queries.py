@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel, col
 
 from benchmarks.growth import ENVIRONMENT, Sizes, alias, fill, revision, task_id
+from service.api.marks import Watched, read_marks
 from service.clock import now
 from service.engine import batches, leases, retention
 from service.engine.leases import Lease
@@ -274,7 +275,7 @@ async def look(api: Api) -> None:
         names = re.findall(r"{(\w+)}", route.path)
         if {"digest", "name"} & set(names) or "GET" not in (route.methods or ()) or "/sign-in/" in route.path:
             continue
-        if route.path == "/live":  # it sends what its pages read, for as long as they are open
+        if route.path == "/live":  # it sends what its pages read, and asks for marks
             continue
         path = route.path.format(**{name: VALUES[name][0] for name in names})
         filters = {field.alias for field in route.dependant.query_params} & {*VALUES, "state", "kind", "event"} - {
@@ -286,6 +287,10 @@ async def look(api: Api) -> None:
             # what the tree offers is in Taskcluster, and there is none here
             expected = {404, 502} if "/offers" in path else {200, 303}
             assert (await api.client.get(path, params=query)).status_code in expected, (path, query)
+    ids = frozenset(range(1, 11))
+    watched = Watched(ids, ids, frozenset(task_id("r", n) for n in ids), newest=True)
+    async with api.database.reading() as session:
+        assert {kind for kind, _ in await read_marks(session, watched)} == {"push", "action", "task", "newest"}
     for model in work_tables():
         query = {"work": str(model.__tablename__), "lane": job_lane(ENVIRONMENT, alias(1))}
         assert (await api.client.get("/waiting", params=query)).status_code == 200
