@@ -321,7 +321,7 @@ def _stay(stack: Stack) -> None:
             f"""
 The system keeps running. Look at it, and press Ctrl-C to end it:
   Treeherder   {stack.sandbox["treeherder"]}/
-  Taskcluster  {stack.sandbox["taskcluster"]}/__control__/tasks
+  Taskcluster  {stack.sandbox["taskcluster"]}/
   Mercurial    {hg}/{PATH}/json-pushes?version=2&full=1
   the page     {stack.service_url}/   (sign in with Taskcluster, or with the token {stack.token})
   the API      {stack.service_url}/docs   (Authorization: Bearer {stack.token})

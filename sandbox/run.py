@@ -285,7 +285,7 @@ def _say(urls: dict[str, str], repositories: tuple[str, ...], amqp: bool) -> Non
     typer.echo("The sandbox is up. Stop it with Ctrl-C.")
     for path in repositories:
         typer.echo(f"  Mercurial    {urls['hg']}/{path}/json-pushes?version=2")
-    typer.echo(f"  Taskcluster  {urls['taskcluster']}  (TASKCLUSTER_ROOT_URL; its tasks: /__control__/tasks)")
+    typer.echo(f"  Taskcluster  {urls['taskcluster']}  (TASKCLUSTER_ROOT_URL, and a page: look here)")
     typer.echo(f"  Treeherder   {urls['treeherder']}/  (a page: look here)")
     if not amqp:
         typer.echo("  No --amqp-url was given: task events and pressed buttons are not published.")

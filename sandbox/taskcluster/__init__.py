@@ -9,6 +9,7 @@ hooks.py trigger_schema.py hooks, and what they may be triggered with
 artifacts.py pages.py      artifacts, and continuation tokens
 methods.py endpoint.py     API methods and their routes, and how one is answered over HTTP
 app.py control.py          the ASGI app, and `/__control__/`
+ui.py                      pages for people
 login.py login_pages.py    people sign in for other services, and the pages for that
 faults.py                  faults, and the record of calls
 actions.py callbacks.py    what decision tasks offer, and what the action tasks do

@@ -1,4 +1,4 @@
-"""Serve the stand-in over HTTP: the methods of the queue, of auth and of hooks, the sign-in, and `/__control__/`.
+"""Serve the stand-in over HTTP: the methods of its services, the sign-in, pages for people, and `/__control__/`.
 
 `create_app(Taskcluster())` is an ASGI app; its root url is where it is served.
 """
@@ -16,6 +16,7 @@ from sandbox.taskcluster.endpoint import Endpoint
 from sandbox.taskcluster.instance import Taskcluster
 from sandbox.taskcluster.login_pages import login_routes
 from sandbox.taskcluster.methods import api_methods
+from sandbox.taskcluster.ui import ui_routes
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,5 +38,5 @@ def create_app(tc: Taskcluster) -> ASGIApp:
         Route(f"/api/{service}/v1{method.path}", Endpoint(tc, method), methods=[method.verb])
         for service, method in api_methods(tc)
     ]
-    routes += [*control_routes(tc), *login_routes(tc.login)]
+    routes += [*control_routes(tc), *login_routes(tc.login), *ui_routes(tc)]
     return Router(routes, lifespan=lifespan, default=_not_found, redirect_slashes=False)
