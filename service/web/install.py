@@ -13,6 +13,7 @@ from service.web import (
     actions,
     asking,
     audit,
+    badge,
     dead_letters,
     events,
     home,
@@ -29,7 +30,7 @@ from service.web.pages import PageRoute, show
 
 MODULES = (
     *(home, sign_in, taskcluster, search, pushes, tasks, actions, asking, offers),
-    *(watch, dead_letters, repositories, audit, events),
+    *(watch, dead_letters, repositories, audit, events, badge),
 )
 """The modules that have routes."""
 

@@ -17,6 +17,7 @@ from service.api.file_excerpt import FileExcerpts
 from service.api.queue_look import QueueLooks
 from service.api.route import Route, flatten
 from service.auth import Caller
+from service.engine.sized_cache import SizedCache
 from service.errors import Problem
 from service.services import Services, load_secret
 from service.settings import AUDIT_READ, Settings
@@ -58,6 +59,7 @@ class Site:
         self.settings = settings = services.settings
         self.looks = QueueLooks(lambda: services.queue)
         self.excerpts = FileExcerpts()
+        self.badges = SizedCache(1024 * 1024)
         self.hub = Hub(services, self)
         self.sessions = Sessions(settings, key)
         self.clients = None if services.sign_ins is None else Clients(services.sign_ins)

@@ -86,6 +86,11 @@ def _environment() -> Environment:
     return environment
 
 
+def render_text(template: str, **values: Any) -> str:
+    """Return what a template that is no page says."""
+    return escape_unstorable(_environment().get_template(template).render(**values))
+
+
 def render(template: str, base: str, status: int = 200, *, items: Items | None = None, **values: Any) -> Response:
     """Return a page, and note its items. `base` is the path below which a proxy serves us."""
 

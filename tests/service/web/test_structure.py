@@ -18,7 +18,7 @@ VALUES = {"alias": "mc", "push_id": "101", "task_id": OURS, "action_id": "1", "l
 PAGES = [
     route.path.format(**VALUES)
     for route in page_routes()
-    if "GET" in (route.methods or ()) and not re.search("digest|/sign-in/|/live|/offers", route.path)
+    if "GET" in (route.methods or ()) and not re.search("digest|/sign-in/|/live|/offers|/badge/", route.path)
 ]
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
