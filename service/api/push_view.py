@@ -48,7 +48,7 @@ async def view_push(database: Database, looks: QueueLooks, push: PushRead) -> Pu
         copies = await copies_of(session, every)
         copied = [copy.task_id for of_task in copies.values() for copy in all_copies(of_task)]
         reported = await task_states(session, every) | await task_states(session, copied)
-    states = newest_states(reported, look.states)
+    states = newest_states(look.states, reported)  # of two that are as far, the queue knows times to the millisecond
     more = look.more or (push.graph is not None and len(push.graph.tasks) > MOST)
     return PushTasks(_tasks(planned, every, look, states, copies), states, more, look.problem)
 
