@@ -10,7 +10,7 @@ states where no environment reports jobs.
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -42,8 +42,8 @@ WAIT = 1.0
 MOST_RUNNING = 20
 """Pushes for which the queue is asked at a time; for others, those who look have to look again."""
 
-MOST_DEPENDENCIES = 20
-"""Dependencies of a task that are kept."""
+MOST_DEPENDENCIES, MOST_ROUTES = 20, 8
+"""Dependencies and routes of a task that are kept."""
 
 CACHE = 32 * 1024 * 1024
 
@@ -56,6 +56,7 @@ class QueuedTask:
     name: str
     kind: str
     dependencies: tuple[str, ...]
+    routes: tuple[str, ...]
     state: TaskState
 
 
@@ -81,7 +82,7 @@ class Look:
     @property
     def size(self) -> int:
         """Return about how many bytes it takes."""
-        runs = sum(len(task.state.runs) + len(task.dependencies) for task in self.tasks.values())
+        runs = sum(len(task.state.runs) + len(task.dependencies) + len(task.routes) for task in self.tasks.values())
         return 1_000 + 1_000 * len(self.tasks) + 200 * runs
 
 
@@ -171,11 +172,12 @@ def _task(status: Status, definition: Definition) -> QueuedTask:
     tags = definition.get("tags")
     kind = tags.get("kind") if isinstance(tags, dict) else None
     kind = kind[:100] if isinstance(kind, str) else ""
-    return QueuedTask(status["taskId"], name_of(definition), kind, dependencies, state_of_status(status))
+    routes = tuple(definition["routes"][:MOST_ROUTES])
+    return QueuedTask(status["taskId"], name_of(definition), kind, dependencies, routes, state_of_status(status))
 
 
 def _with_state(task: QueuedTask, status: Status) -> QueuedTask:
-    return QueuedTask(task.task_id, task.name, task.kind, task.dependencies, state_of_status(status))
+    return replace(task, state=state_of_status(status))
 
 
 def state_of_status(status: Status) -> TaskState:

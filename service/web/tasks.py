@@ -7,8 +7,10 @@ from fastapi import APIRouter, Request, Response
 from service.api.deps import Reader, ServicesDep
 from service.api.marks import Watched
 from service.api.push_tasks import task_states
+from service.api.queued_task import find_queued_task
 from service.api.tasks import TaskNumber, get_task
 from service.auth import LOCAL
+from service.errors import Problem
 from service.services import Services
 from service.web.asking import ON_TASKS, buttons_for
 from service.web.pages import PageRoute, Site, SiteDep, show
@@ -32,7 +34,22 @@ class TaskView(View):
     task_id: str
 
     async def read(self, services: Services, site: Site) -> Shown:
-        """Read the task, and the states of its copies."""
+        """Read the task, and the states of its copies; the queue is asked for one that is not known here."""
+        try:
+            return await self._read_stored(services, site)
+        except Problem:
+            found = await find_queued_task(services, site.looks, self.task_id)
+            if found is None:
+                raise
+        values = {
+            "task": found.task,
+            "states": {self.task_id: found.state},
+            "root": site.settings.taskcluster.root,
+            "project": found.project,
+        }
+        return Shown(values, Watched(task_ids=frozenset({self.task_id})), again=TASK_AGAIN)
+
+    async def _read_stored(self, services: Services, site: Site) -> Shown:
         async with services.database.reading() as session:
             task = await get_task(self.task_id, session, LOCAL)
             ids = [task.task_id, *(copy.task_id for copy in task.copies if copy.task_id)]

@@ -2,8 +2,11 @@
 
 from sqlmodel import select
 
+from sandbox import taskcluster
 from service.store.models import JobReport, PlannedTask
 from tests.service.api.test_tasks import COPY, OTHER, OURS, PLANNED, stored
+from tests.service.asgi import changeset, node, push_event
+from tests.service.flow.graph_factory import Direct, build, slug
 from tests.service.web.browser import Browser, text_of
 from tests.service.web.support import XSS, is_escaped, statements
 
@@ -46,3 +49,16 @@ async def test_it_costs_a_few_statements(admin: Browser) -> None:
     with statements(admin.api) as sent:
         await admin.page(f"/tasks/{OURS}")
     assert len(sent) <= 10
+
+
+async def test_a_task_that_only_the_queue_knows_has_a_page_with_its_push_and_buttons(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101, changesets=[changeset("tip")]))
+    queue = Direct(taskcluster.Taskcluster([], claim_wait=0).queue)
+    admin.api.services.queue = queue  # type: ignore[assignment]  # it has the calls that are made
+    build(queue._queue, {XSS: ()}, routes=[f"tc-treeherder.v2.mc.{node('tip')}.101"])
+    page = await admin.page(f"/tasks/{slug(XSS)}")
+    assert is_escaped(page)
+    assert "State pending Push push 101 of mc" in text_of(page)
+    assert "Preview retrigger" in page
+    assert (await admin.get(f"/tasks/{slug('missing')}")).status_code == 404
