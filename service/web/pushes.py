@@ -67,6 +67,7 @@ class PushesView(View):
 
     name = "pushes"
     template = "pushes.html"
+    personal = {"ingest": ()}  # noqa: RUF012 - nobody changes it
 
     repository: str = ""
     user: str = ""
@@ -86,7 +87,7 @@ class PushesView(View):
 async def get_pushes_page(
     request: Request,
     services: ServicesDep,
-    _: Reader,
+    caller: Reader,
     site: SiteDep,
     repository: Annotated[str, Query(max_length=50)] = "",
     user: Annotated[str, Query(max_length=1_000)] = "",
@@ -96,7 +97,8 @@ async def get_pushes_page(
     """List pushes, the newest first."""
     view = PushesView(repository.strip(), user.strip(), state or None, after)
     shown = await view.read(services, site)
-    return show(request, view.template, view=view, **shown.values)
+    ingest = buttons_for(caller, ("ingest",), view.repository) if view.repository else []
+    return show(request, view.template, view=view, ingest=ingest, **shown.values)
 
 
 @live

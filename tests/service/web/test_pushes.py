@@ -9,7 +9,7 @@ from service.store.models import Action, PlannedTask, Source, Stage, State
 from service.web.pushes import TASKS
 from tests.service.api.test_pushes import plan
 from tests.service.api.test_tasks import COPY, OURS, PLANNED, report, stored
-from tests.service.asgi import READER, changeset, node, push_event
+from tests.service.asgi import ADMIN, READER, changeset, node, push_event
 from tests.service.flow.graph_factory import Direct, build, end, slug
 from tests.service.web.browser import Browser, text_of
 from tests.service.web.support import XSS, is_escaped, statements, without_picture
@@ -236,3 +236,19 @@ async def test_a_button_that_one_may_not_press_says_which_scope_is_missing(stran
     assert "<button>Preview" not in page
     answer = await stranger.post("/pushes/mc/101/retry", form_token=await stranger.form_token("/"))
     assert answer.status_code == 403
+
+
+async def test_a_push_that_is_missing_can_be_ingested_from_the_list_of_its_repository(stranger: Browser) -> None:
+    await stranger.api.add()
+    await stranger.sign_in(READER)
+    assert "<code>tc-treeherder:action:ingest:mc</code>" in await stranger.page("/pushes?repository=mc")
+    await stranger.post("/sign-out", form_token=await stranger.form_token("/"))
+    await stranger.sign_in(ADMIN)
+    assert "Preview ingest" not in await stranger.page("/pushes")
+    page = await stranger.page("/pushes?repository=mc")
+    assert '<input type="hidden" name="action" value="ingest">' in page
+    fields = {"action": "ingest", "project": "mc", "push": "7", "key": "k"}
+    answer = await stranger.post("/actions", form_token=await stranger.form_token("/"), **fields)
+    assert answer.status_code == 303
+    (action,) = (await stranger.api.get("/actions")).json()["items"]
+    assert (action["action"], action["push"]) == ("ingest", 7)
