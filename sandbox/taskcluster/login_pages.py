@@ -133,6 +133,7 @@ def _consent(wanted: Wanted, identity: str, transaction: str) -> str:
 
 def _page(title: str, body: str) -> Response:
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title} - Taskcluster (sandbox)</title>'
+    head += '<link rel="icon" href="data:,">'
     style = "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:2em auto;padding:0 1em}</style>"
     content = f"{head}{style}</head><body><h1>Taskcluster (sandbox): {title}</h1>{body}</body></html>"
     return HTMLResponse(content, headers=_HEADERS)

@@ -30,11 +30,13 @@ _COLOURS = {
     "unscheduled": "#8a5a00",
 }
 
-_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
+}
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light"><title>{title} - Taskcluster (sandbox)</title>
+<meta name="color-scheme" content="light"><link rel="icon" href="data:,"><title>{title} - Taskcluster (sandbox)</title>
 <style>
 body {{ font: 14px/1.5 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff }}
 table {{ border-collapse: collapse }}

@@ -39,12 +39,19 @@ PATIENCE = 20_000
 """Milliseconds that the browser waits for what is to come."""
 
 
+def taskcluster_of(stack: Stack) -> str:
+    """Return the root URL of Taskcluster under a name that makes it another site than the page."""
+    root: str = stack.sandbox["taskcluster"]
+    return root.replace("127.0.0.1", "localhost")
+
+
 class Site:
     """The service, what stands behind it, and a browser."""
 
     def __init__(self, stack: Stack, browser: Browser, hg: httpx.Client, api: httpx.Client) -> None:
         self.stack, self.browser, self._hg, self.api = stack, browser, hg, api
         self.url = stack.service_url
+        self.taskcluster = taskcluster_of(stack)
         self._state: Any = None
         self.problems: list[str] = []
 
@@ -96,11 +103,11 @@ class Site:
             yield page
         finally:
             context.close()
-        assert self.problems == []
+        assert not self.problems, self.problems
 
     def _note_error(self, message: ConsoleMessage) -> None:
         if message.type == "error":
-            self.problems.append(message.text)
+            self.problems.append(f"{message.location.get('url')}: {message.text}")
 
     def _note_stranger(self, request: Request) -> None:
         if not request.url.startswith((self.url, "data:", "blob:")):
@@ -125,7 +132,7 @@ def open_site(folder: Path, program: Path, amqp_url: str) -> Iterator[Site]:
     }
     with Stack(folder, amqp_url=amqp_url, settings=settings, process=WarmProcess) as stack, sync_playwright() as driver:
         stack.token = ADMIN
-        stack.service()
+        stack.service(TC_TREEHERDER_TASKCLUSTER__ROOT_URL=taskcluster_of(stack))
         stack.listener("pushlog-listener")
         stack.listener("pulse-listener", "pulse")
         browser = driver.chromium.launch(executable_path=program, args=ARGUMENTS)
