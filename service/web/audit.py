@@ -39,6 +39,10 @@ def _path_of_subject(entry: AuditRead) -> tuple[str, ...] | None:
     return None
 
 
+MOST_TOLD = 400
+"""Characters of what else an entry tells that the page shows; the API has all of it."""
+
+
 def _told(entry: AuditRead) -> list[str]:
     """Return what else the entry tells, in words."""
     told = []
@@ -49,4 +53,5 @@ def _told(entry: AuditRead) -> list[str]:
             told += [f"{field}: {of_field!r}" for field, of_field in value.items()]
         elif name not in {"action", "push"}:
             told.append(f"{name.replace('_', ' ')}: {', '.join(value) if isinstance(value, list) else value}")
-    return told
+    shown = "\n".join(told)
+    return (shown if len(shown) <= MOST_TOLD else f"{shown[:MOST_TOLD]} …").split("\n")

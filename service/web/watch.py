@@ -16,7 +16,7 @@ from service.web.rendering import path_of
 
 router = APIRouter(route_class=PageRoute)
 
-SHOWN = 100
+SHOWN = 30
 """Pieces, and repositories, of one lane that its page shows."""
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from service.clock import now
 from service.store.models import AuditEntry, DeadLetter, Origin, PulseQueue
 from service.web.install import page_routes
+from tests.service.api.test_reports import report
 from tests.service.api.test_tasks import OURS, stored
 from tests.service.asgi import push_event
 from tests.service.web.browser import Browser
@@ -49,6 +51,7 @@ async def filled(admin: Browser) -> Browser:
         session.add(DeadLetter(kind="push-event", subject="s", reason="r", payload=b"{}"))
         session.add(PulseQueue(name="q", events="tasks"))
         session.add(AuditEntry(event="signed-in", caller="c", origin=Origin.PAGE))
+        session.add(report(99))
     return admin
 
 
@@ -90,7 +93,11 @@ async def test_no_page_answers_a_stranger(stranger: Browser) -> None:
             assert (await stranger.post(route.path.format(**VALUES), form_token="x")).status_code in {401, 403}
 
 
-LISTS = [path for path in PAGES if path.count("/") == 1 and path != "/sign-in"]
+LISTS = [
+    *(path for path in PAGES if path.count("/") == 1 and path != "/sign-in"),
+    *("/repositories/mc", "/reports?state=any", "/waiting?work=push_step&lane=resultset%20tc-treeherder"),
+    *("/waiting?work=job_report&lane=job%20tc-treeherder%20mc", "/audit?caller=c", "/audit?event=signed-in"),
+]
 
 
 async def test_a_list_costs_the_same_statements_however_long_it_is(filled: Browser) -> None:
@@ -107,11 +114,25 @@ async def test_a_list_costs_the_same_statements_however_long_it_is(filled: Brows
             session.add(DeadLetter(kind="push-event", subject="s", reason="r", payload=b"{}"))
             session.add(PulseQueue(name=f"q{number}", events="tasks"))
             session.add(AuditEntry(event="signed-in", caller="c", origin=Origin.PAGE))
+            session.add(report(number))
     for path in LISTS:
         with statements(filled.api) as sent:
             await filled.page(path)
         assert len(sent) <= before[path], path
         assert len(sent) <= 20, path
+
+
+async def test_full_lists_stay_small(admin: Browser) -> None:
+    await admin.api.add()
+    changes = {name: ["x" * 1_000, "y" * 1_000] for name in "abcdef"}
+    async with admin.api.database.writing() as session:
+        for number in range(120):
+            waits = {"error": "e" * 1_000, "attempts": 12, "no_push_since": now(), "environment": "e" * 40}
+            session.add(report(number, project=f"{number}{'p' * 40}", lane="L", share="s" * 500, **waits))
+            session.add(AuditEntry(event="repository-changed", caller="c" * 300, origin=Origin.PAGE,
+                                   repository="r" * 50, subject="s" * 500, details={"changes": changes}))  # fmt: skip
+    for path in ("/reports", "/waiting?work=job_report&lane=L", "/audit", "/waiting"):
+        assert len(await admin.page(path)) < 60_000, path
 
 
 def luminance(colour: str) -> float:
