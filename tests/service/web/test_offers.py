@@ -90,7 +90,7 @@ async def test_the_form_leads_to_a_preview_with_the_payload_and_then_to_the_acti
     admin: Browser, planned: list[Any]
 ) -> None:
     page = await admin.page(f"/tasks/{TASK}/offers/backfill")
-    assert is_escaped(page.replace("</textarea>\n</div>", ""))
+    assert is_escaped(page)
     main = page.partition("<main")[2]
     fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', main))
     assert 'name="in.1" value="9"' in main
