@@ -2,4 +2,4 @@
 
 from sandbox.cli import app
 
-app()
+app(prog_name="bin/sandbox")

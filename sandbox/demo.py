@@ -5,6 +5,7 @@
 
 import base64
 import contextlib
+import fcntl
 import logging
 import shutil
 import signal
@@ -14,7 +15,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import httpx
 import typer
@@ -28,6 +29,8 @@ from service.contract.ports import EXIT_CODE, PortError, require_free
 REPOSITORY, PATH = "autoland", "integration/autoland"
 USER = "dev@example.com"
 SERVICE_PORT = 8080
+
+FOLDER = Path(__file__).parents[1] / ".demo"
 
 LOOKED_FOR = 0.8
 """Seconds that a broker of which nobody spoke may take to answer."""
@@ -338,35 +341,58 @@ MARKER = ".tc-treeherder-demo"
 """The file that says that a folder is the demo's own."""
 
 
-def claim_folder(folder: Path) -> None:
-    """Make `folder` an empty folder that is marked as the demo's.
+class FolderError(StackError):
+    """A folder is not for the demo. The message says why not, and what to do."""
 
-    Raises StackError if the folder contains anything and is not marked, because only the demo's own files are deleted.
+
+def claim_folder(folder: Path) -> TextIO:
+    """Make `folder` an empty folder that is marked as the demo's, and return its marker, which is locked until closed.
+
+    Raises FolderError if the folder contains anything and is not marked, because only the demo's own files are deleted,
+    or if another demo runs in it.
     """
-    marker = folder / MARKER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        contents = list(folder.iterdir())
-        if contents and not marker.is_file():
-            raise StackError(
-                f"The folder {folder} contains files that are not the demo's ({contents[0].name}, ...). "
-                "Name a new or an empty one with --folder."
-            )
-        marker.touch()
-        for path in contents:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path != marker:
-                path.unlink()
-    except OSError as error:
-        raise StackError(f"The folder {folder} cannot be used ({error}). Name another one with --folder.") from None
+    with contextlib.ExitStack() as opened:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            contents = list(folder.iterdir())
+            marker = folder / MARKER
+            if contents and not marker.is_file():
+                raise FolderError(
+                    f"The folder {folder} contains files that are not the demo's ({contents[0].name}, ...). "
+                    "Name a new or an empty one with --folder."
+                )
+            claim = opened.enter_context(marker.open("a"))
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in contents:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path != marker:
+                    path.unlink()
+        except BlockingIOError:
+            raise FolderError(
+                f"Another demo runs in the folder {folder}. End it with Ctrl-C, or name another folder with --folder."
+            ) from None
+        except OSError as error:
+            raise FolderError(
+                f"The folder {folder} cannot be used ({error}). Name another one with --folder."
+            ) from None
+        opened.pop_all()
+    return claim
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     once: Annotated[bool, typer.Option("--once", help="End when push, retrigger and backfill are complete.")] = False,
     folder: Annotated[
-        Path, typer.Option(help="Folder for the database and the logs: new, empty, or an earlier demo's.")
-    ] = Path(".demo"),
+        Path,
+        typer.Option(
+            help="Folder for the database and the logs: new, empty, or an earlier demo's.",
+            show_default=".demo in the checkout",
+        ),
+    ] = FOLDER,
     free_ports: Annotated[bool, typer.Option(help="Use any free ports instead of the default ones.")] = False,
     amqp_url: Annotated[
         str | None,
@@ -390,7 +416,7 @@ def main(
     try:
         for name, port in zip(names, (*ports, service_port), strict=True):
             require_free(HOST, port, name, "Stop the program that uses it, or let the demo choose: --free-ports.")
-        claim_folder(folder)
+        claim = claim_folder(folder)
         url = _broker(amqp_url, no_broker)
         stack = Stack(
             folder.absolute(),
@@ -404,7 +430,7 @@ def main(
             user = stack.pulse_user
             typer.echo(f"  exchange/{user}/… and queue/{user}/… are created there, and removed at the end")
         typer.echo("Starting: sandbox (Mercurial, Taskcluster, Treeherder), service, listeners")
-        with stack:
+        with claim, stack:
             stack.service()
             typer.echo(f"Watch it at {stack.service_url}/ (sign in with Taskcluster, or with the token {stack.token})")
             stack.listener()
@@ -417,13 +443,15 @@ def main(
     except PortError as error:
         typer.echo(f"The demo cannot start. {error}", err=True)
         sys.exit(EXIT_CODE)
+    except FolderError as error:
+        typer.echo(f"The demo cannot start. {error}", err=True)
+        sys.exit(1)
     except (StackError, httpx.HTTPError) as error:
         typer.echo(f"\nThe demo failed. {error}", err=True)
-        if (folder / MARKER).exists():
-            typer.echo(f"The logs are in {folder.absolute()}", err=True)
+        typer.echo(f"The logs are in {folder.absolute()}", err=True)
         sys.exit(1)
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        typer.run(main)
+        app(prog_name="bin/demo")
