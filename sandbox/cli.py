@@ -121,7 +121,11 @@ def jobs(
 ) -> None:
     """Print a running sandbox's Treeherder: the pushes of a project, the newest first, and their jobs by platform."""
     state = _ask(treeherder_url, "GET", f"state?project={quote(project)}")
-    if project not in {repository["name"] for repository in state["repositories"]}:
+    names = {repository["name"] for repository in state["repositories"]}
+    if project not in names:
+        name = project.rsplit("/", 1)[-1]
+        if name in names:
+            _fail(f"Treeherder has no project {project}. It is called {name} there: bin/sandbox jobs {name}.")
         _fail(f"Treeherder has no project {project}. Create it with bin/sandbox create {project}.")
     for resultset in state["resultsets"][: -limit - 1 : -1]:
         body = resultset["resultset"]

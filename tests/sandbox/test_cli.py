@@ -110,8 +110,10 @@ async def test_jobs_shows_the_newest_pushes_first() -> None:
     async with serving(treeherder.create_app(treeherder.State(store, {}, None))) as url:
         done = await asyncio.to_thread(invoke, "jobs", "mine", "--limit", "2", "--treeherder-url", url)
         unknown = await asyncio.to_thread(invoke, "jobs", "yours", "--treeherder-url", url)
+        nested = await asyncio.to_thread(invoke, "jobs", "x/mine", "--treeherder-url", url)
         pressed = await asyncio.to_thread(invoke, "press", "cancel", "mine", "B", "--treeherder-url", url)
     assert done.output.splitlines() == [f"{node[:12]}  ada@example.com  Bug 7 - first" for node in nodes[:0:-1]]
     assert (unknown.exit_code, pressed.exit_code) == (1, 1)
+    assert "no project x/mine. It is called mine there: bin/sandbox jobs mine." in nested.output
     assert "no project yours. Create it with bin/sandbox create yours." in unknown.output
     assert "no job with the symbol B. See bin/sandbox jobs mine." in pressed.output
