@@ -460,7 +460,7 @@ def find_browser() -> Path:
                 "install Chromium (Debian: apt-get install chromium; macOS: brew install --cask google-chrome), or set "
                 "TEST_BROWSER to a browser of its kind"
             )
-        _apt_install(apt, ["chromium"])
+        _apt_install(apt, ["chromium", "fonts-dejavu-core"])  # without a font, texts have no width
         programs = [str(shutil.which("chromium"))]
     return Path(programs[0])
 
