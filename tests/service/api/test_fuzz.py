@@ -73,6 +73,7 @@ TELLING = {
     "listActions": "`after` is opaque",
     "listReports": "`after` is opaque",
     "listDeadLetters": "`after` is opaque",
+    "listAudit": "`after` is opaque",
     "addRepository": "the host must be among allowed_hosts, environments must be configured",
     "planRepository": "likewise",
     "changeRepository": "environments must be configured",
