@@ -1,6 +1,6 @@
 """Record who changed what.
 
-Revision ID: 0027
+Revision ID: 0025
 Revises: 0024
 """
 
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from alembic import op
 
-revision = "0027"
+revision = "0025"
 down_revision = "0024"
 branch_labels = None
 depends_on = None
