@@ -61,7 +61,10 @@ def normal_url(settings: Settings, url: str) -> tuple[str, str]:
     except ValueError as error:
         raise wrong(str(error)) from None
     if host not in settings.allowed_hosts:
-        refusal = wrong(f"is on {host}, which is not among allowed_hosts ({', '.join(settings.allowed_hosts)})")
+        refusal = wrong(
+            f"is on {host}, which is not among allowed_hosts ({', '.join(settings.allowed_hosts)}): "
+            "if it may be trusted, add it to that setting of the service"
+        )
         refusal.more["host_not_allowed"] = host
         raise refusal
     if canonical.startswith("http:") and not loopback(host):

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from service.commands.text import escape_control
+from service.contract.validation import closest
 
 FAILED = 1
 """Exit code: the service refused, or something failed."""
@@ -70,6 +71,12 @@ class Commands(TyperGroup):
         command = typer.main.get_command(importlib.import_module(_MODULES[cmd_name]).app)
         command.name = cmd_name
         return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            meant = closest(args[0], self.list_commands(ctx))  # typer itself does not suggest those of `_MODULES`
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {meant!r}?" if meant else ""))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

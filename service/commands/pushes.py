@@ -11,7 +11,18 @@ from service.commands.output import AsJson, next_attempt, when
 app = typer.Typer(no_args_is_help=True, help="Show pushes with their steps, retry them, ingest earlier ones.")
 
 Alias = Annotated[str, typer.Argument(help="Alias of the repository.")]
-PushId = Annotated[int, typer.Argument(help="Id of the push in the pushlog.", min=0)]
+
+
+def _push_id(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise typer.BadParameter(
+            f"{text!r} is no push id: give the number of the push in the pushlog, such as 43210. "
+            "`tc-treeherder pushes list --revision` finds the push with a tip."
+        )
+    return int(text)
+
+
+PushId = Annotated[int, typer.Argument(help="Id of the push in the pushlog.", parser=_push_id)]
 Generation = Annotated[
     int | None, typer.Option(help="Generation of the repository. Default: the newest that has the push.", min=0)
 ]

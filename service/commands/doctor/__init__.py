@@ -33,6 +33,7 @@ def doctor(
         ),
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time limit of one check, in seconds.")] = 10,
+    problems: Annotated[bool, typer.Option("--problems", help="Show only warnings and errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every configured system and credential, and print remedies. The exit code is 1 if there is an error."""
@@ -47,15 +48,16 @@ def doctor(
         raise Failed(str(error), USAGE) from None
     with output.waiting("checking"):
         findings = asyncio.run(examine(settings, url, seconds))
+    shown = [finding for finding in findings if not (problems and finding.status == "ok")]
     counts = Counter(finding.status for finding in findings)
     worst = next(status for status in ("error", "warning", "ok") if counts[status] or status == "ok")
     if as_json:
-        output.document({"status": worst, "checks": [asdict(finding) for finding in findings]})
+        output.document({"status": worst, "checks": [asdict(finding) for finding in shown]})
     else:
         output.table(
             ("STATUS", "SYSTEM", "CHECK", "FOUND", "WHAT TO DO"),
-            ((finding.status, finding.system, finding.check, finding.detail, finding.remedy) for finding in findings),
-            "nothing was checked",
+            ((finding.status, finding.system, finding.check, finding.detail, finding.remedy) for finding in shown),
+            f"all {len(findings)} checks are good",
         )
     if counts["error"]:
         raise Failed(f"{counts['error']} of {len(findings)} checks failed")

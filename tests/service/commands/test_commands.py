@@ -25,6 +25,12 @@ def test_help_names_every_command(run: Run) -> None:
     assert run("pushes", "--no-such-option").code == 2
 
 
+def test_a_mistyped_command_is_told_which_one_is_meant(run: Run) -> None:
+    for typed, meant in (("lissten", "listen"), ("push", "pushes"), ("dead-leters", "dead-letters")):
+        ran = run(typed, "list")
+        assert (ran.code, f"Did you mean '{meant}'?" in ran.err) == (2, True), ran.err
+
+
 def test_each_command_describes_itself(run: Run) -> None:
     for noun in ("repositories", "pushes", "tasks", "actions", "reports", "dead-letters", "audit", "render", "doctor"):
         ran = run(noun, "--help")

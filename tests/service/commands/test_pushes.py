@@ -140,3 +140,11 @@ def test_a_push_is_ingested(tc: Run, system: System) -> None:
     unknown = tc("pushes", "ingest", alias, "99", "--wait")
     assert unknown.code == 1
     assert "has no push 99" in unknown.err
+
+
+def test_a_revision_in_place_of_a_push_id_is_told_how_to_find_the_push(tc: Run) -> None:
+    for given in ("1c523a745e03", "mine/3", "²"):
+        ran = tc("pushes", "show", "try", given)
+        assert ran.code == 2
+        assert f"{given!r} is no push id" in ran.err
+        assert "--revision" in ran.err

@@ -60,6 +60,7 @@ def test_what_the_service_refuses_is_1_in_its_words(system: System, tc: Run) -> 
     ran = tc("repositories", "add", "elsewhere", "https://hg.example.com/x", "--level", "1")
     assert ran.code == 1
     assert "hg.example.com, which is not among allowed_hosts" in ran.err
+    assert "add it to that setting" in ran.err
     assert ran.out == ""
     added(system, tc, "taken")
     ran = tc(
