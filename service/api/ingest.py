@@ -10,7 +10,7 @@ import structlog
 from sqlmodel import col
 
 from service.contract.events import Verdict
-from service.contract.validation import reason_of
+from service.contract.validation import NOT_UNDERSTOOD, reason_of
 from service.errors import Problem
 from service.sanitize import escape_unstorable, parse, raw_elements
 from service.store.database import INSERT, Session
@@ -107,4 +107,4 @@ def parse_letter(parse_event: Callable[[Any], T], payload: bytes) -> T:
     try:
         return parse_event(parse(payload))
     except ValueError as error:  # pydantic's is one
-        raise Problem(422, "Still not understood", reason_of(error)) from None
+        raise Problem(422, "Still not understood", reason_of(error).removeprefix(NOT_UNDERSTOOD)) from None

@@ -78,7 +78,7 @@ async def task_states(session: Session, task_ids: Sequence[str]) -> dict[str, Ta
         known = runs[task_id].get(run_id)
         if known is None or stage > known[0]:  # one environment may be ahead of another
             times = (_time(run, "scheduled"), _time(run, "started"), _time(run, "resolved"))
-            runs[task_id][run_id] = stage, RunState(run_id, _state_of(stage, run), *times)
+            runs[task_id][run_id] = stage, RunState(run_id, run_state(stage, run), *times)
     return {
         task_id: state_of_runs([run for _, (_, run) in sorted(of_task.items())], groups[task_id])
         for task_id, of_task in runs.items()
@@ -108,7 +108,8 @@ def newest_states(*sources: dict[str, TaskState]) -> dict[str, TaskState]:
     return states
 
 
-def _state_of(stage: int, run: dict[str, Any]) -> str:
+def run_state(stage: int, run: dict[str, Any]) -> str:
+    """Return the state of a run as people know it, from what its report has of it."""
     if stage < Stage.RESOLVED:
         return ("unscheduled", "pending", "running")[stage]
     state = str(run.get("state", "exception"))

@@ -10,10 +10,11 @@ from sqlmodel import col, select
 from service.api.deps import After, Limit, Reader, Reading
 from service.api.openapi import problems
 from service.api.paging import page
+from service.api.push_tasks import run_state
 from service.api.route import API, Route
 from service.api.schemas.common import StepState
 from service.api.schemas.tasks import ReportPage, ReportRead, RunStage
-from service.store.models import FAILED_REPORTS, JobReport, State
+from service.store.models import FAILED_REPORTS, JobReport, Stage, State
 
 router = APIRouter(prefix=f"{API}/reports", tags=["reports"], route_class=Route)
 
@@ -82,6 +83,7 @@ def run_of(report: JobReport) -> dict[str, Any]:
         "environment": report.environment,
         "project": report.project,
         "stage": RunStage.of(report.stage),
+        "result": run_state(report.stage, report.run) if report.stage >= Stage.RESOLVED else None,
         "told": None if report.delivered is None else RunStage.of(report.delivered),
         "state": StepState(report.state),
         "working": report.working,

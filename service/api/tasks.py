@@ -1,5 +1,6 @@
 """A task of Taskcluster's, as far as this service has to do with it."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -13,6 +14,7 @@ from service.api.route import API, Route
 from service.api.schemas.actions import MadeTask
 from service.api.schemas.tasks import RunRead, TaskAction, TaskOwner, TaskPush
 from service.errors import Problem
+from service.flow.tasks.definition import SLUGID
 from service.sanitize import escape_unstorable
 from service.store.database import Session
 from service.store.models import Action, JobReport, PlannedTask, Push, PushStep, Repository
@@ -30,7 +32,8 @@ async def get_task(task_id: TaskNumber, session: Reading, _: Reader) -> TaskOwne
     """Return what a task belongs to, the reports of its runs, and the actions on it with their copies."""
     task_id = escape_unstorable(task_id)
     planned = await session.get(PlannedTask, task_id)
-    unknown = Problem(404, "Unknown task", f"no push, action or report of this service names a task {task_id!r}")
+    none = "" if re.fullmatch(SLUGID, task_id) else ", which is no taskId (22 characters of A-Z a-z 0-9 _ -)"
+    unknown = Problem(404, "Unknown task", f"no push, action or report of this service names a task {task_id!r}{none}")
     if planned is not None and not planned.created:  # nobody is to know an id before its task is created
         raise unknown
     owner = TaskOwner(

@@ -85,10 +85,12 @@ def _parse_push_filter(project: str | None, push: str | None) -> tuple[str | Non
     return alias or project, int(name)
 
 
-def _tasks_of(action: dict[str, Any]) -> str:
-    """Return the number of tasks that an action made of those that it plans, or that it cancels."""
-    cancels: int = action["cancels_count"]
-    return f"{cancels} cancelled" if cancels else f"{action['tasks_created']}/{action['tasks_planned']}"
+def _tasks_of(action: dict[str, Any]) -> str | None:
+    """Return the number of tasks that an action made of those that it plans, or that it cancels; None without any."""
+    cancels, planned = action["cancels_count"], action["tasks_planned"]
+    if cancels:
+        return f"{cancels} cancelled"
+    return f"{action['tasks_created']}/{planned}" if planned else None
 
 
 @app.command("kinds")

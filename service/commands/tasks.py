@@ -46,4 +46,4 @@ def show(
 def _run(run: dict[str, Any]) -> str:
     reported = f"{run['told'] or 'nothing'} was reported to {run['environment']}"
     reason = f": {run['error']}" if run["error"] else ""
-    return f"{run['run_id']}, {run['stage']} at {when(run['last_event_at'])}; {reported}{reason}"
+    return f"{run['run_id']}, {run['result'] or run['stage']} at {when(run['last_event_at'])}; {reported}{reason}"

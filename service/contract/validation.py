@@ -38,9 +38,13 @@ def problems_of(error: ValidationError, model: Any = None, *, quote: bool = Fals
     return "; ".join(explain(problem, model, quote=quote) for problem in root_causes(error)[:MAX_PROBLEMS])
 
 
+NOT_UNDERSTOOD = "not understood: "
+"""How the reason begins why an event was not understood."""
+
+
 def reason_of(error: ValueError) -> str:
     """Return the reason why input from outside is invalid, without its values."""
-    return f"not understood: {problems_of(error) if isinstance(error, ValidationError) else error}"
+    return f"{NOT_UNDERSTOOD}{problems_of(error) if isinstance(error, ValidationError) else error}"
 
 
 def root_causes(error: ValidationError) -> list[Any]:

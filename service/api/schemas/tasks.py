@@ -61,6 +61,9 @@ class RunRead(Schema):
     environment: str
     project: str
     stage: RunStage = Field(description="the newest that was heard of")
+    result: str | None = Field(
+        description="how it ended: completed, failed, or why it is an exception, such as canceled; null: it has not"
+    )
     told: RunStage | None = Field(description="what Treeherder was told last")
     state: StepState = Field(description="of the report")
     working: Working
@@ -81,6 +84,7 @@ class ReportRead(RunRead):
         revision=EXAMPLE_NODE,
         revision_hash=None,
         stage="running",
+        result=None,
         told=None,
         state="pending",
         working=False,
@@ -122,6 +126,7 @@ class TaskOwner(Schema):
                 "environment": "tc-treeherder",
                 "project": "mozilla-central",
                 "stage": "running",
+                "result": None,
                 "told": "pending",
                 "state": "pending",
                 "working": False,

@@ -24,7 +24,7 @@ def report(task_id: str, run_id: int, **more: Any) -> JobReport:
         environment="tc-treeherder",
         project="mc",
         task_group_id=task_id,
-        run={},
+        run={"state": "failed"},
         lane="job",
         **more,
     )
@@ -68,9 +68,9 @@ async def test_a_task_of_a_push_has_its_push_its_runs_its_actions_and_copies(api
     assert task["name"] == "name of A"
     assert task["push"] == {"repository": "mc", "push_id": 101, "generation": 0, "revision": node(101)}
     assert (task["made_by"], task["copy_of"]) == (None, None)
-    assert [(run["run_id"], run["stage"], run["told"]) for run in task["runs"]] == [
-        (1, "running", "pending"),
-        (0, "resolved", "resolved"),
+    assert [(run["run_id"], run["stage"], run["result"], run["told"]) for run in task["runs"]] == [
+        (1, "running", None, "pending"),
+        (0, "resolved", "failed", "resolved"),
     ]
     assert [(each["id"], each["requester"], each["state"]) for each in task["actions"]] == [
         (ids["first"], "sheriff@example.com", "done")

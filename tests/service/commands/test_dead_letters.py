@@ -108,7 +108,7 @@ def test_it_goes_on_after_one_that_is_refused(tc: Run, bury: Bury) -> None:
     assert "2 of 2 could not be replayed" in ran.err
     ran = tc("dead-letters", "replay", str(ids[0]))
     assert ran.code == 1
-    assert "Still not understood" in ran.err
+    assert f"{ids[0]}: Still not understood: not JSON: " in ran.err
     assert ran.out == "replayed 0 of 1\n"
 
 

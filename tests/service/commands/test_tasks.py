@@ -18,6 +18,7 @@ def test_a_task_shows_its_push_and_what_was_done_to_it(tc: Run, pushed: Pushed) 
     ran = tc("tasks", "show", "--", "CCCCCCCCQAyAAAAAAAAAAA")
     assert ran.code == 4
     assert "CCCCCCCCQAyAAAAAAAAAAA" in ran.err
+    assert "'lint', which is no taskId (22 characters" in tc("tasks", "show", "lint").err
     listed = tc("actions", "list", "--requester", "somebody", "--task-id", pushed.tasks[1], "--json").json
     assert [listed_action["id"] for listed_action in listed] == [action["id"]]
     assert tc("actions", "list", "--requester", "nobody", "--json").json == []
