@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import ssl
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -358,6 +360,19 @@ def session_of(root: str, seconds: float, connections: int) -> aiohttp.ClientSes
     )
 
 
+def _connect_problem(error: BaseException) -> str:
+    """Return why no connection was had, with the address, such as `Connection refused (tc.example.com:443)`."""
+    cause = getattr(error, "os_error", None)  # not that of a certificate
+    if not isinstance(error, aiohttp.ClientConnectorError) or not isinstance(cause, OSError):
+        return type(error).__name__
+    if isinstance(cause, ssl.SSLError):
+        reason = f"no TLS: {cause.reason or type(cause).__name__}"
+    else:  # not the error's own text, in which Python repeats the address
+        number = cause.errno or 0  # negative: of the name's look-up
+        reason = os.strerror(number) if number > 0 else cause.strerror or type(cause).__name__
+    return f"{reason} ({error.host}:{error.port})"
+
+
 async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
     """Return the answer to a `call` of the official client. Raises Unavailable and PermanentUpstreamError."""
     try:
@@ -388,7 +403,7 @@ async def answer_of(call: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
         if isinstance(cause, aiohttp.ClientHttpProxyError):
             raise Unavailable("taskcluster", f"the proxy before Taskcluster answers {cause.status}") from None
         kind = NotSentError if isinstance(cause, aiohttp.ClientConnectorError) else Unavailable
-        raise kind("taskcluster", f"Taskcluster cannot be reached: {type(cause).__name__}") from None
+        raise kind("taskcluster", f"Taskcluster cannot be reached: {_connect_problem(cause)}") from None
     except (RecursionError, UnicodeDecodeError) as error:
         raise Unavailable("taskcluster", f"Taskcluster's answer cannot be read: {type(error).__name__}") from None
     if not isinstance(answer, dict) or isinstance(answer.get("response"), aiohttp.ClientResponse):
