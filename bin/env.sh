@@ -46,7 +46,7 @@ _env_prepare() {
                 return 1
             fi
         fi
-        echo "bin/env.sh: installing requirements-dev.lock" >&2
+        echo "bin/env.sh: installing requirements-dev.lock, which may take some minutes" >&2
         if ! "$root/.venv/bin/python" -m pip install --quiet --quiet --no-input --disable-pip-version-check \
             --require-hashes --requirement "$root/requirements-dev.lock"; then
             echo "bin/env.sh: pip could not install requirements-dev.lock: its own words are above." >&2
