@@ -1,4 +1,4 @@
-"""Read cheaply whether something changed of pushes, actions and tasks that people watch: one mark for each.
+"""Read cheaply whether something changed of what people watch, such as pushes, tasks and what waits: one mark for each.
 
 A mark is any value that differs after a change. All marks of all watchers are read at once, in few statements.
 """
@@ -7,17 +7,62 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, text
+from sqlalchemy import func, literal, text, true
 from sqlmodel import col, select
 
+from service.engine.registry import WORK
 from service.store.database import Session
-from service.store.models import UNCREATED, Action, JobReport, PlannedTask, Push, PushStep
+from service.store.distinct import distinct_of
+from service.store.models import (
+    UNCREATED,
+    Action,
+    AuditEntry,
+    DeadLetter,
+    JobReport,
+    PlannedTask,
+    PulseQueue,
+    Push,
+    PushStep,
+    Repository,
+    Work,
+)
 
 MOST_TASKS = 2_000
 """Tasks whose marks are read at once; of more, the rest has its turn at the next poll."""
 
-MOST_ROWS = 1_000
-"""Pushes, and actions, whose marks are read at once."""
+MOSTROWS = 1_000
+"""Pushes, actions, and rows of each other kind whose marks are read at once."""
+
+MOST_LANES = 400
+"""Lanes of each kind of work whose marks are read."""
+
+NEWEST: dict[str, Any] = {
+    "push": Push,
+    "action": Action,
+    "report": JobReport,
+    "letter": DeadLetter,
+    "audit": AuditEntry,
+    "repository": Repository,
+}
+"""Tables whose newest row can be watched."""
+
+ROWS: dict[str, tuple[Any, ...]] = {
+    "letter": (DeadLetter.id, DeadLetter.kind),
+    "report": (JobReport.id, JobReport.state, JobReport.stage, JobReport.due_at, JobReport.attempts),
+    # not the time of the last good poll, which changes with every renewal of a shift
+    "repository": (
+        Repository.alias,
+        Repository.enabled,
+        Repository.last_push_id,
+        Repository.generation,
+        Repository.poll_failures,
+        Repository.reset_suspected_at,
+    ),
+}
+"""The key of each other kind of row that can be watched, and the columns that are its mark."""
+
+_ALIVE = {"repository": col(Repository.deleted_at).is_(None)}
+"""What else holds for rows of a kind."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +72,20 @@ class Watched:
     push_ids: frozenset[int] = field(default_factory=frozenset)  # of rows, not of the pushlog
     action_ids: frozenset[int] = field(default_factory=frozenset)
     task_ids: frozenset[str] = field(default_factory=frozenset)
-    newest: bool = False  # pushes and actions that are added
+    rows: frozenset[tuple[str, Any]] = field(default_factory=frozenset)  # of other kinds: kind and key, see ROWS
+    newest: frozenset[str] = field(default_factory=frozenset)  # kinds of which rows are added, see NEWEST
+    waiting: bool = False  # unfinished work
+    pulse_queues: bool = False
 
     def __or__(self, other: "Watched") -> "Watched":
         return Watched(
             self.push_ids | other.push_ids,
             self.action_ids | other.action_ids,
             self.task_ids | other.task_ids,
-            self.newest or other.newest,
+            self.rows | other.rows,
+            self.newest | other.newest,
+            self.waiting or other.waiting,
+            self.pulse_queues or other.pulse_queues,
         )
 
     @property
@@ -42,7 +93,9 @@ class Watched:
         """Return the keys of its marks."""
         ids = {"push": self.push_ids, "action": self.action_ids, "task": self.task_ids}
         keys: set[tuple[str, Any]] = {(kind, each) for kind, of_kind in ids.items() for each in of_kind}
-        return keys | {("newest", 0)} if self.newest else keys
+        keys |= self.rows | {("newest", kind) for kind in self.newest}
+        keys |= {("waiting", 0)} if self.waiting else set()
+        return keys | {("pulse queues", 0)} if self.pulse_queues else keys
 
 
 Marks = dict[tuple[str, Any], Any]
@@ -53,14 +106,23 @@ async def read_marks(session: Session, watched: Watched) -> Marks:
     """Return the marks of what is watched, as far as there is something."""
     marks: Marks = {}
     if watched.push_ids:
-        marks |= await _pushes(session, sorted(watched.push_ids)[:MOST_ROWS])
+        marks |= await _pushes(session, sorted(watched.push_ids)[:MOSTROWS])
     if watched.action_ids:
-        marks |= await _actions(session, sorted(watched.action_ids)[:MOST_ROWS])
+        marks |= await _actions(session, sorted(watched.action_ids)[:MOSTROWS])
     if watched.task_ids:
         marks |= await _tasks(session, sorted(watched.task_ids)[:MOST_TASKS])
+    for kind in sorted({kind for kind, _ in watched.rows}):
+        marks |= await _rows(session, kind, sorted(key for of_kind, key in watched.rows if of_kind == kind))
     if watched.newest:
-        ids = [select(func.max(model.id)).scalar_subquery() for model in (Push, Action)]
-        marks["newest", 0] = tuple((await session.exec(select(*ids))).one())
+        kinds = sorted(watched.newest)
+        ids = [select(func.max(NEWEST[kind].id)).scalar_subquery() for kind in kinds]
+        row: Any = (await session.exec(select(literal(0), *ids))).one()
+        marks |= {("newest", kind): number for kind, number in zip(kinds, row[1:], strict=True)}
+    if watched.waiting:
+        marks["waiting", 0] = [await _lanes(session, model) for model in WORK.tables]
+    if watched.pulse_queues:
+        queues = select(func.count(), func.max(PulseQueue.seen_at), func.sum(PulseQueue.deletions))
+        marks["pulse queues", 0] = tuple((await session.exec(queues)).one())
     return marks
 
 
@@ -87,3 +149,24 @@ async def _tasks(session: Session, ids: Iterable[str]) -> Marks:
     newest = func.max(col(JobReport.run_id) * 8 + col(JobReport.stage))
     query = select(JobReport.task_id, newest).where(col(JobReport.task_id).in_(ids)).group_by(col(JobReport.task_id))
     return {("task", task_id): mark for task_id, mark in await session.exec(query)}
+
+
+async def _rows(session: Session, kind: str, keys: list[Any]) -> Marks:
+    """Return a mark for each of these rows: None if it has gone."""
+    keys = keys[:MOSTROWS]
+    key, *columns = ROWS[kind]
+    rows = await session.exec(select(key, *columns).where(col(key).in_(keys), _ALIVE.get(kind, true())))
+    return {(kind, each): None for each in keys} | {(kind, row[0]): tuple(row[1:]) for row in rows}
+
+
+async def _lanes(session: Session, model: type[Work]) -> Any:
+    """Return of each lane when its oldest work began to wait, and when work is due: look-ups in two indexes."""
+    waiting = col(model.due_at).is_not(None)
+    lanes = distinct_of(model.lane, "lanes", waiting)
+    of_lane = (col(model.lane) == lanes.c.lane, waiting)
+    oldest, due = (
+        select(func.min(column)).where(*of_lane).correlate(lanes).scalar_subquery()
+        for column in (model.since, model.due_at)
+    )
+    rows = await session.exec(select(lanes.c.lane, oldest, due).limit(MOST_LANES))
+    return [tuple(row) for row in rows]

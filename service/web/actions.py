@@ -40,7 +40,8 @@ class ActionsView(View):
         async with services.database.reading() as session:
             page = await list_actions(session, LOCAL, limit=50, after=self.after, **given)
         filters = {name: getattr(self, name) or "" for name in names}
-        return Shown({"page": page, "filters": filters, "states": list(ActionState)}, Watched(newest=True), LIST_AGAIN)
+        values = {"page": page, "filters": filters, "states": list(ActionState)}
+        return Shown(values, Watched(newest=frozenset({"action"})), LIST_AGAIN)
 
 
 @router.get("/actions")

@@ -1,33 +1,63 @@
 """The list of who changed what."""
 
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.audit import list_audit
-from service.api.deps import After, Auditor, Reading
+from service.api.deps import After, Auditor, ServicesDep
+from service.api.marks import Watched
 from service.api.schemas.audit import AuditEvent, AuditRead
-from service.web.pages import PageRoute, show
+from service.auth import LOCAL
+from service.services import Services
+from service.settings import AUDIT_READ
+from service.web.pages import PageRoute, Site, SiteDep, show
+from service.web.views import Shown, View, live
 
 router = APIRouter(route_class=PageRoute)
+
+
+@live
+@dataclass(frozen=True)
+class AuditView(View):
+    """A list of entries of the audit. An entry never changes."""
+
+    name = "audit"
+    template = "audit.html"
+    scope = AUDIT_READ
+
+    caller: str = ""
+    repository: str = ""
+    event: AuditEvent | None = None
+    after: str | None = None
+
+    async def read(self, services: Services, site: Site) -> Shown:
+        """Read one page of the list."""
+        given: dict[str, Any] = {name: value or None for name, value in asdict(self).items()}
+        async with services.database.reading() as session:
+            page = await list_audit(session, LOCAL, **given)
+        rows = [(entry, _path_of_subject(entry), _told(entry)) for entry in page.items]
+        filters = {"caller": self.caller, "repository": self.repository, "event": self.event or ""}
+        values = {"page": page, "rows": rows, "filters": filters, "events": list(AuditEvent)}
+        return Shown(values, Watched(newest=frozenset({"audit"})))
 
 
 @router.get("/audit")
 async def get_audit_page(
     request: Request,
-    session: Reading,
-    auditor: Auditor,
+    services: ServicesDep,
+    _: Auditor,
+    site: SiteDep,
     event: AuditEvent | Literal[""] = "",
     caller: Annotated[str, Query(max_length=1_000)] = "",
     repository: Annotated[str, Query(max_length=50)] = "",
     after: After = None,
 ) -> Response:
     """List who changed what, the newest first."""
-    filters = {"caller": caller.strip(), "repository": repository.strip(), "event": event}
-    given = {name: value or None for name, value in filters.items()}
-    page = await list_audit(session, auditor, **given, after=after)  # type: ignore[arg-type]  # each is of its type
-    rows = [(entry, _path_of_subject(entry), _told(entry)) for entry in page.items]
-    return show(request, "audit.html", page=page, rows=rows, filters=filters, events=list(AuditEvent))
+    view = AuditView(caller.strip(), repository.strip(), event or None, after)
+    shown = await view.read(services, site)
+    return show(request, view.template, view=view, **shown.values)
 
 
 def _path_of_subject(entry: AuditRead) -> tuple[str, ...] | None:

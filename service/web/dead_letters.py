@@ -1,17 +1,21 @@
 """The list of dead letters, and the page of one."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.dead_letters import drop_dead_letter, get_dead_letter, list_dead_letters, replay_dead_letter
 from service.api.deps import After, LetterNumber, Reader, Reading, ServicesDep, Writer
+from service.api.marks import Watched
 from service.api.schemas.dead_letters import LetterKind
-from service.auth import Caller
+from service.auth import LOCAL, Caller
 from service.errors import Problem
 from service.services import Services
 from service.settings import REPOSITORIES_WRITE
-from service.web.pages import FormDep, PageRoute, show
+from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
+from service.web.pushes import LIST_AGAIN
+from service.web.views import Shown, View, live
 
 router = APIRouter(route_class=PageRoute)
 
@@ -19,29 +23,50 @@ MAX_PAYLOAD = 20_000
 """Characters of a payload that a page shows."""
 
 
-def _missing(caller: Caller) -> str | None:
-    """Return the scope that the caller lacks to replay and drop."""
-    return None if caller.has(REPOSITORIES_WRITE) else REPOSITORIES_WRITE
+def _missing(may_choose: bool) -> str | None:
+    """Return the scope that is lacking to replay and drop."""
+    return None if may_choose else REPOSITORIES_WRITE
+
+
+@live
+@dataclass(frozen=True)
+class DeadLettersView(View):
+    """A list of dead letters."""
+
+    name = "dead-letters"
+    template = "dead_letters.html"
+
+    kind: LetterKind | None = None
+    after: str | None = None
+    may_choose: bool = False
+
+    async def read(self, services: Services, site: Site) -> Shown:
+        """Read one page of the list."""
+        async with services.database.reading() as session:
+            page = await list_dead_letters(session, LOCAL, kind=self.kind, after=self.after)
+        values = {
+            "page": page,
+            "filters": {"kind": self.kind or ""},
+            "kinds": list(LetterKind),
+            "missing": _missing(self.may_choose),
+        }
+        watched = Watched(rows=frozenset(("letter", letter.id) for letter in page.items), newest=frozenset({"letter"}))
+        return Shown(values, watched, LIST_AGAIN)
 
 
 @router.get("/dead-letters")
 async def get_dead_letters_page(
     request: Request,
-    session: Reading,
+    services: ServicesDep,
     caller: Reader,
+    site: SiteDep,
     kind: Annotated[LetterKind | Literal[""], Query(description="of this kind alone")] = "",
     after: After = None,
 ) -> Response:
     """List dead letters, the newest first."""
-    page = await list_dead_letters(session, caller, kind=kind or None, after=after)
-    return show(
-        request,
-        "dead_letters.html",
-        page=page,
-        filters={"kind": kind},
-        kinds=list(LetterKind),
-        missing=_missing(caller),
-    )
+    view = DeadLettersView(kind or None, after, caller.has(REPOSITORIES_WRITE))
+    shown = await view.read(services, site)
+    return show(request, view.template, view=view, **shown.values)
 
 
 @router.get("/dead-letters/{letter_id}")
@@ -49,7 +74,8 @@ async def get_dead_letter_page(request: Request, letter_id: LetterNumber, sessio
     """Show one dead letter, with the beginning of its payload."""
     letter = await get_dead_letter(letter_id, session, caller)
     payload = None if letter.payload is None else letter.payload[:MAX_PAYLOAD]
-    return show(request, "dead_letter.html", letter=letter, payload=payload, missing=_missing(caller))
+    missing = _missing(caller.has(REPOSITORIES_WRITE))
+    return show(request, "dead_letter.html", letter=letter, payload=payload, missing=missing)
 
 
 @router.post("/dead-letters")

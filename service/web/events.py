@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from service import auth
 from service.api.deps import Reader
 from service.web.live import EventStream
 from service.web.pages import PageRoute, SiteDep, address_of
@@ -15,7 +16,7 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 @router.get("/live")
 async def get_live(
     request: Request,
-    _: Reader,
+    caller: Reader,
     site: SiteDep,
     page: Annotated[str, Query(max_length=50, description="the view that the page shows")],
     args: Annotated[str, Query(max_length=MAX_ARGUMENTS, description="its arguments")],
@@ -24,5 +25,7 @@ async def get_live(
 ) -> Response:
     """Tell what changes on a page from now on."""
     view = parse_view(page, args)
+    if view.scope is not None:
+        auth.require(site.settings, caller, view.scope)
     watcher = await site.hub.enter(view, last_event_id or digest, address_of(site.settings, request))
     return EventStream(site.hub, view, watcher)

@@ -12,7 +12,7 @@ from service.auth import LOCAL
 from service.errors import Problem
 from service.services import Services
 from service.web.pages import PageRoute, Site, SiteDep, show
-from service.web.pushes import LIST_AGAIN
+from service.web.pushes import LIST_AGAIN, NEW_PUSHES
 from service.web.rendering import HEADERS, static_file
 from service.web.views import Shown, View, live
 
@@ -39,7 +39,7 @@ class HomeView(View):
         """Read the newest pushes."""
         async with services.database.reading() as session:
             page = await list_pushes(session, LOCAL, limit=NEWEST)
-        return Shown({"page": page}, Watched(newest=True), LIST_AGAIN)
+        return Shown({"page": page}, Watched(newest=NEW_PUSHES), LIST_AGAIN)
 
 
 @router.get("/")

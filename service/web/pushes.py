@@ -50,6 +50,8 @@ CHANGESETS = 20
 WATCHED_TASKS = 300
 """Tasks of a push whose changes are noticed at once; others are read with it."""
 
+NEW_PUSHES = frozenset({"push"})
+
 LIST_AGAIN = 5.0
 """Seconds after which a list that is watched is read again."""
 
@@ -80,7 +82,9 @@ class PushesView(View):
         async with services.database.reading() as session:
             page = await list_pushes(session, LOCAL, **given, state=self.state, limit=50, after=self.after)
         filters = {"repository": self.repository, "user": self.user, "state": self.state or ""}
-        return Shown({"page": page, "filters": filters, "states": list(StepState)}, Watched(newest=True), LIST_AGAIN)
+        return Shown(
+            {"page": page, "filters": filters, "states": list(StepState)}, Watched(newest=NEW_PUSHES), LIST_AGAIN
+        )
 
 
 @router.get("/pushes")

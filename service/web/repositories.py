@@ -1,9 +1,12 @@
 """The list of repositories with the state of each poll, the page of one, and the forms that change them."""
 
+from dataclasses import dataclass
+
 from fastapi import APIRouter, Request, Response
 
 from service.api.deps import After, Reader, Reading, RepositoryAlias, ServicesDep, Writer
 from service.api.gauges import OLD_POLL
+from service.api.marks import Watched
 from service.api.repositories import (
     add_repository,
     change_repository,
@@ -13,14 +16,16 @@ from service.api.repositories import (
     reset_repository,
 )
 from service.api.schemas.repositories import RepositoryPatch, RepositoryRead
-from service.auth import Caller
+from service.auth import LOCAL, Caller
 from service.clock import now
 from service.errors import Problem
+from service.services import Services
 from service.settings import REPOSITORIES_WRITE
 from service.store.models import PULSE_ACTIONS, Supersede, TreeActions
-from service.web.pages import FormDep, PageRoute, SiteDep, show
+from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
 from service.web.rendering import path_of
 from service.web.repository_forms import seen_of, wanted_change, wanted_repository, wanted_reset
+from service.web.views import Shown, View, live
 
 router = APIRouter(route_class=PageRoute)
 
@@ -45,24 +50,40 @@ _CHOICES = {"supersede": list(Supersede), "actions": list(TreeActions), "yes_or_
 _DEFAULTS = {"supersede": Supersede.OFF, "actions": TreeActions.COPIES, "pulse_actions": PULSE_ACTIONS}
 
 
+POLLS_AGAIN = 15.0
+"""Seconds after which watched repositories are read again: the time of the last good poll changes all the time."""
+
+
+@live
+@dataclass(frozen=True)
+class RepositoriesView(View):
+    """A list of the monitored repositories."""
+
+    name = "repositories"
+    template = "repositories.html"
+    personal = {"missing": REPOSITORIES_WRITE, "choices": _CHOICES, "known": (), "defaults": _DEFAULTS}  # noqa: RUF012 - nobody changes it
+
+    after: str | None = None
+
+    async def read(self, services: Services, site: Site) -> Shown:
+        """Read one page of the list."""
+        async with services.database.reading() as session:
+            page = await list_repositories(session, LOCAL, limit=50, after=self.after)
+        rows = [(repository, poll_state(repository)) for repository in page.items]
+        rows_watched = frozenset(("repository", repository.alias) for repository in page.items)
+        watched = Watched(rows=rows_watched, newest=frozenset({"repository"}))
+        return Shown({"page": page, "rows": rows, "filters": {}}, watched, POLLS_AGAIN)
+
+
 @router.get("/repositories")
 async def get_repositories_page(
-    request: Request, session: Reading, caller: Reader, site: SiteDep, after: After = None
+    request: Request, services: ServicesDep, caller: Reader, site: SiteDep, after: After = None
 ) -> Response:
     """List the monitored repositories, with the form that adds one."""
-    page = await list_repositories(session, caller, limit=50, after=after)
-    rows = [(repository, poll_state(repository)) for repository in page.items]
-    return show(
-        request,
-        "repositories.html",
-        page=page,
-        rows=rows,
-        filters={},
-        missing=_missing(caller),
-        choices=_CHOICES,
-        known=list(site.settings.environments),
-        defaults=_DEFAULTS,
-    )
+    view = RepositoriesView(after)
+    shown = await view.read(services, site)
+    personal = {**view.personal, "missing": _missing(caller), "known": list(site.settings.environments)}
+    return show(request, view.template, view=view, **personal, **shown.values)
 
 
 @router.post("/repositories")

@@ -77,6 +77,8 @@ class View:
     template: ClassVar[str]
     personal: ClassVar[dict[str, Any]] = {}
     """Values that depend on who looks, for when nobody in particular does. No item may use them."""
+    scope: ClassVar[str | None] = None
+    """The scope that whoever watches it needs, beside that to read."""
 
     async def read(self, services: Services, site: "Site") -> Shown:
         """Read what the page shows. Raises Problem."""

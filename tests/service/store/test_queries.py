@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel, col
 
 from benchmarks.growth import ENVIRONMENT, Sizes, alias, fill, revision, task_id
-from service.api.marks import Watched, read_marks
+from service.api.marks import NEWEST, ROWS, Watched, read_marks
 from service.clock import now
 from service.engine import batches, leases, retention
 from service.engine.leases import Lease
@@ -288,9 +288,12 @@ async def look(api: Api) -> None:
             expected = {404, 502} if "/offers" in path else {200, 303}
             assert (await api.client.get(path, params=query)).status_code in expected, (path, query)
     ids = frozenset(range(1, 11))
-    watched = Watched(ids, ids, frozenset(task_id("r", n) for n in ids), newest=True)
+    rows = frozenset((kind, alias(n) if kind == "repository" else n) for kind in ROWS for n in ids)
+    tasks = frozenset(task_id("r", n) for n in ids)
+    watched = Watched(ids, ids, tasks, rows, frozenset(NEWEST), waiting=True, pulse_queues=True)
     async with api.database.reading() as session:
-        assert {kind for kind, _ in await read_marks(session, watched)} == {"push", "action", "task", "newest"}
+        kinds = {"push", "action", "task", *ROWS, "newest", "waiting", "pulse queues"}
+        assert {kind for kind, _ in await read_marks(session, watched)} == kinds
     for model in work_tables():
         query = {"work": str(model.__tablename__), "lane": job_lane(ENVIRONMENT, alias(1))}
         assert (await api.client.get("/waiting", params=query)).status_code == 200

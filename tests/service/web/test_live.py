@@ -8,11 +8,17 @@ import pytest
 from starlette.types import Message
 
 from service.errors import Problem
-from service.store.models import State
+from service.store.models import DeadLetter, PulseQueue, State
 from service.web import live
+from service.web.audit import AuditView
+from service.web.dead_letters import DeadLettersView
 from service.web.live import EventStream, Hub, Watcher
 from service.web.pages import Site
 from service.web.pushes import PushesView, PushView
+from service.web.repositories import RepositoriesView
+from service.web.views import View
+from service.web.watch import PulseQueuesView, ReportsView, WaitingLaneView, WaitingView
+from tests.service.api.test_reports import report
 from tests.service.asgi import push_event
 from tests.service.web.browser import Browser
 from tests.service.web.support import XSS, is_escaped, statements
@@ -94,6 +100,47 @@ async def test_whoever_has_the_newest_page_is_told_nothing_before_a_change(watch
     change = data_of(await watcher.next(1))
     assert change["pushes"]["keys"] == ["mc/102/0", "mc/101/0"]
     assert list(change["pushes"]["items"]) == ["mc/102/0"]
+
+
+LANE = "resultset tc-treeherder"
+
+
+async def test_every_other_list_is_told_what_is_added_and_what_goes(watched: Browser) -> None:
+    views: dict[View, str] = {
+        DeadLettersView(): "letters",
+        ReportsView(): "reports",
+        RepositoriesView(): "repositories",
+        AuditView(): "entries",
+        PulseQueuesView(): "queues",
+        WaitingView(): "lanes",
+        WaitingLaneView("push_step", LANE): "pieces",
+    }
+    hub = site_of(watched).hub
+    watchers = {view: await hub.enter(view, "", view.name) for view in views}
+    for _ in range(len(views)):
+        await poll(hub)
+    keys = {view: data_of(await watchers[view].next(1))[name]["keys"] for view, name in views.items()}
+    assert keys[WaitingLaneView("push_step", LANE)] == ["1"]
+    async with watched.api.database.writing() as session:
+        session.add(report(7, lane="other"))
+        session.add(PulseQueue(name="queue/x", events="tasks"))
+    await watched.api.add("other")
+    await watched.api.end_steps(State.FAILED, "gave up", bury=True)
+    for page in hub._pages.values():
+        page.again_at = None  # marks alone tell
+    for _ in range(len(views)):
+        await poll(hub)
+    for view, name in views.items():
+        assert data_of(await watchers[view].next(1))[name]["keys"] != keys[view], view
+    async with watched.api.database.writing() as session:
+        await session.delete(await session.get_one(DeadLetter, 1))
+    await watched.api.change_repository("other", poll_failures=3)
+    for page in hub._pages.values():
+        page.again_at = None
+    for _ in range(len(views)):
+        await poll(hub)
+    assert "1" not in data_of(await watchers[DeadLettersView()].next(1))["letters"]["keys"]
+    assert list(data_of(await watchers[RepositoriesView()].next(1))["repositories"]["items"]) == ["other"]
 
 
 async def test_busy_pages_wait_for_their_turn(watched: Browser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,10 @@ def test_only_what_changed_is_told() -> None:
 
 
 def test_a_view_is_made_again_of_its_arguments() -> None:
-    assert set(VIEWS) == {"home", "pushes", "push", "actions", "action", "task"}
+    assert set(VIEWS) == {
+        *("home", "pushes", "push", "actions", "action", "task", "waiting", "lane", "reports", "dead-letters"),
+        *("repositories", "pulse-queues", "audit"),
+    }
     for view in (PushView("mc", 7, None, 100, may_retry=True), PushesView("mc", "<b>", None, None)):
         assert parse_view(view.name, view.arguments()) == view
 

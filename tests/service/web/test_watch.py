@@ -74,13 +74,13 @@ async def test_a_lane_says_for_which_repository_it_waits_and_is_tried_now(admin:
     assert is_escaped(page)
     assert 'href="/pushes/mc/101"' in page
     assert "By repository Repository Pieces Oldest since Oldest Attempts Next try Last error mc 1" in text_of(page)
-    form = {"form_token": await admin.form_token(path), "work": "push_step", "lane": lane}
+    form = {"form_token": await admin.form_token(path), "lane": f"push_step/{lane}"}
     answer = await admin.post("/waiting", **form)
     assert (answer.status_code, answer.headers["location"]) == (303, path)
     tried = [step for step in await admin.api.steps() if step.due_at is not None and step.due_at <= now()]
     assert [step.lane for step in tried] == [lane]
     assert (await admin.get("/waiting?work=x&lane=y")).status_code == 404
-    assert (await admin.post("/waiting", **{**form, "work": "x"})).status_code == 404
+    assert (await admin.post("/waiting", **{**form, "lane": f"x/{lane}"})).status_code == 404
     assert "Nothing waits here any more." in text_of(await admin.page("/waiting?work=action&lane=%3Cb%3E"))
 
 
@@ -92,7 +92,7 @@ async def test_who_may_not_try_now_is_told_the_scope(admin: Browser) -> None:
         page = await admin.page(path)
         assert "needs the scope tc-treeherder:repositories:write" in text_of(page)
         assert "Try now" not in page
-    form = {"form_token": await admin.form_token("/"), "work": "push_step", "lane": lane}
+    form = {"form_token": await admin.form_token("/"), "lane": f"push_step/{lane}"}
     assert (await admin.post("/waiting", **form)).status_code == 403
 
 
