@@ -199,7 +199,7 @@ class Stack:
             "TC_TREEHERDER_DATABASE_URL": self._database_url,
             "TC_TREEHERDER_PORT": str(self._service_port),
             "TC_TREEHERDER_SERVICE_URL": self.service_url,
-            "TC_TREEHERDER_TOKENS": json.dumps([{"name": "stack", "value": self.token, "scopes": ["tc-treeherder:*"]}]),
+            "TC_TREEHERDER_TOKENS": json.dumps([{"name": "demo", "value": self.token, "scopes": ["tc-treeherder:*"]}]),
             "TC_TREEHERDER_WEBHOOK_SECRETS": json.dumps([self._webhook_secret]),
             "TC_TREEHERDER_ALLOWED_HOSTS": json.dumps([host]),
             "TC_TREEHERDER_TASKCLUSTER__ROOT_URL": self.sandbox["taskcluster"],

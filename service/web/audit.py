@@ -1,5 +1,6 @@
 """The list of who changed what."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -78,10 +79,17 @@ def _told(entry: AuditRead) -> list[str]:
     told = []
     for name, value in entry.details.items():
         if name == "changes":
-            told += [f"{field}: {before!r} → {after!r}" for field, (before, after) in value.items()]
+            told += [f"{field}: {_in_words(before)} → {_in_words(after)}" for field, (before, after) in value.items()]
         elif name == "values":
-            told += [f"{field}: {of_field!r}" for field, of_field in value.items()]
+            told += [f"{field}: {_in_words(of_field)}" for field, of_field in value.items()]
         elif name not in {"action", "push"}:
             told.append(f"{name.replace('_', ' ')}: {', '.join(value) if isinstance(value, list) else value}")
     shown = "\n".join(told)
     return (shown if len(shown) <= MOST_TOLD else f"{shown[:MOST_TOLD]} …").split("\n")
+
+
+def _in_words(value: Any) -> str:
+    """Return a value of a setting as people write it."""
+    if value is None:
+        return "nothing"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

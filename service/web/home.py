@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 
+from service.api.dead_letters import list_dead_letters
 from service.api.deps import Reader, ServicesDep
 from service.api.health import HealthDep
 from service.api.marks import Watched
@@ -29,17 +30,18 @@ _YEAR = 365 * 24 * 3600
 @live
 @dataclass(frozen=True)
 class HomeView(View):
-    """The newest pushes."""
+    """The newest pushes, and whether dead letters wait."""
 
     name = "home"
     template = "home.html"
     personal = {"checks": ()}  # noqa: RUF012 - nobody changes it
 
     async def read(self, services: Services, site: Site) -> Shown:
-        """Read the newest pushes."""
+        """Read the newest pushes, and the newest dead letter."""
         async with services.database.reading() as session:
             page = await list_pushes(session, LOCAL, limit=NEWEST)
-        return Shown({"page": page}, Watched(newest=NEW_PUSHES), LIST_AGAIN)
+            letters = await list_dead_letters(session, LOCAL, limit=1)
+        return Shown({"page": page, "letters": letters.items}, Watched(newest=NEW_PUSHES), LIST_AGAIN)
 
 
 @router.get("/")

@@ -119,7 +119,7 @@ def _steps_of(push: PushRead, at: datetime) -> list[_Line]:
     words = f"noticed after {format_duration(push.date, push.noticed_at)}"
     noticed = [] if late else [_Span(min(push.date, push.noticed_at), push.noticed_at, "good", words)]
     lines = [_Line("commit to notice", noticed, f"{words}, not drawn" if late else words)]
-    steps = [(f"resultset in {each.environment}", each.state, each.at) for each in push.resultsets]
+    steps = [(f"resultset ({each.environment})", each.state, each.at) for each in push.resultsets]
     if push.graph is not None:
         steps.append(("task graph", push.graph.state, push.graph.at))
     for name, state, ended_at in steps:

@@ -246,7 +246,9 @@ def links_of(
         query = urlencode({"repo": push.repository, "revision": push.revision})
         for resultset in push.resultsets:
             if (environment := settings.environments.get(resultset.environment)) is not None:
-                links.append((resultset.environment, f"{str(environment.url).rstrip('/')}/jobs?{query}"))
+                links.append(
+                    (f"Treeherder ({resultset.environment})", f"{str(environment.url).rstrip('/')}/jobs?{query}")
+                )
     links += [("task group", f"{settings.taskcluster.root}/tasks/groups/{quote(group)}") for group in groups]
     return links
 
@@ -255,7 +257,7 @@ def failures_of(push: PushRead) -> list[tuple[str, Explanation]]:
     """Return what failed of a push for good, with the explanation."""
     failures = [
         (
-            f"No resultset in {resultset.environment}",
+            f"No resultset in Treeherder ({resultset.environment})",
             explain_resultset(resultset.error or "", push.repository, push.push_id),
         )
         for resultset in push.resultsets

@@ -13,7 +13,7 @@ async def test_what_was_done_is_listed_with_who_did_it(admin: Browser) -> None:
     await do_everything(admin.api)
     page = text_of(await admin.page("/audit"))
     assert "admin page signed-in" in page
-    assert "writer api repository-changed mc graph: True → False" in page
+    assert "writer api repository-changed mc graph: true → false" in page
     assert 'href="/actions/1"' in await admin.page("/audit?event=action-asked")
     assert 'href="/pushes/mc/101"' in await admin.page("/audit?event=push-retried")
     assert "writer" not in text_of(await admin.page("/audit?caller=admin"))

@@ -2,8 +2,10 @@
 
 import re
 
+from service.store.models import DeadLetter
 from tests.service.asgi import settings_for
-from tests.service.web.browser import Browser, opened
+from tests.service.web.browser import Browser, opened, text_of
+from tests.service.web.support import XSS, is_escaped
 
 
 async def test_every_page_refuses_frames_inline_code_and_other_hosts(admin: Browser) -> None:
@@ -51,3 +53,13 @@ async def test_it_is_below_the_path_of_the_public_url(sqlite_url: str) -> None:
         answer = await browser.get("/sign-in")
         assert "Path=/tc" in answer.headers["set-cookie"]
         assert "Secure" in answer.headers["set-cookie"]
+
+
+async def test_it_leads_to_dead_letters_that_wait(admin: Browser) -> None:
+    assert "Dead letters wait for a person" not in text_of(await admin.page("/"))
+    async with admin.api.database.writing() as session:
+        session.add(DeadLetter(kind="push-event", subject="x", reason=f"not understood {XSS}", payload=b"{}"))
+    page = await admin.page("/")
+    assert is_escaped(page)
+    assert "Dead letters wait for a person" in text_of(page)
+    assert "not understood" in page

@@ -20,7 +20,7 @@ async def test_a_push_shows_its_steps_tasks_states_copies_and_links(admin: Brows
     page = await admin.page("/pushes/mc/101")
     text = text_of(page)
     assert "Push 101 of mc" in text
-    for step in ("Noticed done", "Resultset in tc-treeherder pending", "Task graph pending"):
+    for step in ("Noticed done", "Resultset in Treeherder (tc-treeherder) pending", "Task graph pending"):
         assert step in text
     assert "1 of 1 tasks of the graph are created. Of all, 1 running ." in text
     assert "Taskcluster does not tell the newest: Taskcluster answers 503." in text
@@ -72,7 +72,7 @@ async def test_a_failure_is_explained_with_its_remedy(admin: Browser) -> None:
     assert "The project has: assume:repo:hg.mozilla.org/mc:branch:default" in text
     assert "tc-treeherder pushes retry mc 101" in text
     assert f'href="/tasks/{"E" * 22}"' in page
-    assert "No resultset in tc-treeherder-stage" in text
+    assert "No resultset in Treeherder (tc-treeherder-stage)" in text
 
 
 async def test_tasks_that_a_decision_task_created_are_shown_with_their_states_and_copies(admin: Browser) -> None:
