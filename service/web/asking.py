@@ -1,5 +1,6 @@
 """Ask for actions by forms: a preview first, then the action itself, once however often its form is sent."""
 
+import asyncio
 import json
 import secrets
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
+from service import auth
 from service.api.actions import create_action, plan_of
 from service.api.deps import CallerDep, ServicesDep
 from service.api.schemas.actions import ActionCreate
@@ -85,9 +87,12 @@ def wanted_action(form: Mapping[str, str]) -> ActionCreate:
 async def preview_action(request: Request, services: ServicesDep, caller: CallerDep, form: FormDep) -> Response:
     """Show what an action would do now, with the form that does it."""
     wanted = wanted_action(form)
+    auth.require(services.settings, caller, scope_of(wanted.action, wanted.project))  # before anything is looked up
     if form.get("offered"):
         offers = await offered(services, caller, task_id=wanted.task_id, project=wanted.project, push=wanted.push)
-        wanted.input = input_of(form_of(named(offers, wanted.action).input), form)
+        schema = named(offers, wanted.action).input
+        # in a thread, for some ten thousand characters of YAML take a tenth of a second
+        wanted.input = await asyncio.to_thread(lambda: input_of(form_of(schema), form))
     plan = await plan_of(wanted, services, caller)
     key = secrets.token_urlsafe(16)
     return show(

@@ -7,7 +7,7 @@ decides: it happens with the preview.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,11 +19,20 @@ MOST_FIELDS, MAX_DEPTH = 200, 5
 """Fields of a form, and levels of objects in objects; what is beyond is entered as YAML."""
 
 MOST_CHOICES = 500
+"""Choices of all fields of a form."""
+
+MAX_DEFAULTS = 10_000
+"""Characters, as JSON, of all defaults of a form that are shown as YAML: to write more of it takes seconds."""
+
 MAX_LABEL, MAX_HELP = 200, 2_000
 """Characters of a label and of a description that are shown."""
 
 MAX_YAML, MAX_YAML_DEPTH = 20_000, 50
-"""Characters of YAML that are read, and levels of what it says."""
+"""Characters of YAML that are read of a form, and levels of what it says."""
+
+# libyaml, if it is available: it is ten times as fast
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 Kind = Literal["text", "number", "integer", "boolean", "choice", "lines", "object", "yaml"]
 
@@ -48,17 +57,32 @@ class Field:
     fields: list["Field"] = field(default_factory=list)
 
 
+@dataclass
+class _Budget:
+    """What is left for a form, so that no schema makes one that is slow to make or to show."""
+
+    fields: int = MOST_FIELDS
+    choices: int = MOST_CHOICES
+    defaults: int = MAX_DEFAULTS
+
+    def take(self, name: Literal["fields", "choices", "defaults"], number: int) -> bool:
+        """Take so many; return False if not as many are left."""
+        left: int = getattr(self, name) - number
+        if left >= 0:
+            setattr(self, name, left)
+        return left >= 0
+
+
 def form_of(schema: Any) -> Field | None:
     """Return the form for a schema, an object or one field of YAML; None: the action takes no input."""
     if schema is None or schema is False:
         return None
-    budget = iter(range(MOST_FIELDS))
-    form = _field("in", "", schema if isinstance(schema, dict) else {}, budget, required=False, depth=0)
+    form = _field("in", "", schema if isinstance(schema, dict) else {}, _Budget(), required=False, depth=0)
     form.required = form.kind == "object"
     return form
 
 
-def _field(name: str, key: str, schema: Any, budget: Iterator[int], *, required: bool, depth: int) -> Field:
+def _field(name: str, key: str, schema: Any, budget: _Budget, *, required: bool, depth: int) -> Field:
     known = schema if isinstance(schema, dict) else {}
     label = known.get("title") if isinstance(known.get("title"), str) and known["title"] else key
     description = known.get("description")
@@ -70,18 +94,19 @@ def _field(name: str, key: str, schema: Any, budget: Iterator[int], *, required:
         description[:MAX_HELP] if isinstance(description, str) else "",
         required,
     )
-    if next(budget, None) is not None and not any(word in known for word in _COMPOSED):
+    if not any(word in known for word in _COMPOSED):
         _fill(made, known, budget, depth)
     if made.kind != "object":
-        made.value = _entered(made, known["default"]) if "default" in known else ""
+        made.value = _entered(made, known["default"], budget) if "default" in known else ""
     return made
 
 
-def _fill(made: Field, schema: Mapping[str, Any], budget: Iterator[int], depth: int) -> None:
+def _fill(made: Field, schema: Mapping[str, Any], budget: _Budget, depth: int) -> None:
     """Give a field its kind, if its schema is a simple one."""
     enum, kind, properties = schema.get("enum"), schema.get("type"), schema.get("properties")
     if isinstance(enum, list):
-        if enum and len(enum) <= MOST_CHOICES and all(isinstance(each, str | int | float | bool) for each in enum):
+        simple = all(isinstance(each, str | int | float | bool) for each in enum)
+        if enum and simple and budget.take("choices", len(enum)):
             made.kind, made.choices = "choice", [(str(each)[:MAX_LABEL], each) for each in enum]
     elif kind == "string":
         made.kind = "text"
@@ -93,12 +118,14 @@ def _fill(made: Field, schema: Mapping[str, Any], budget: Iterator[int], depth: 
     elif kind == "array" and isinstance(schema.get("items"), dict) and schema["items"].get("type") == "string":
         made.kind = "lines"
     elif kind == "object" and isinstance(properties, dict) and properties and depth < MAX_DEPTH:
+        if not budget.take("fields", len(properties)):
+            return
         required = schema.get("required")
-        names = required if isinstance(required, list) else []
+        names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
         made.kind = "object"
         made.fields = [
             _field(f"{made.name}.{number}", key, of_key, budget, required=key in names, depth=depth + 1)
-            for number, (key, of_key) in enumerate(list(properties.items())[:MOST_FIELDS])
+            for number, (key, of_key) in enumerate(properties.items())
         ]
 
 
@@ -106,8 +133,8 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _entered(made: Field, default: Any) -> str:
-    """Return a default as somebody would enter it."""
+def _entered(made: Field, default: Any, budget: _Budget) -> str:
+    """Return a default as somebody would enter it; nothing if it is too large."""
     if made.kind in {"choice", "boolean"}:
         places = [number for number, (_, value) in enumerate(made.choices) if _same(value, default)]
         return str(places[0]) if places else ""
@@ -115,7 +142,9 @@ def _entered(made: Field, default: Any) -> str:
         return "\n".join(str(each) for each in default)[:MAX_YAML]
     if made.kind in {"text", "number", "integer"} and isinstance(default, str | int | float):
         return str(default)[:MAX_YAML]
-    return str(yaml.safe_dump(default, allow_unicode=True))[:MAX_YAML]
+    if not budget.take("defaults", len(json.dumps(default))):
+        return ""
+    return str(yaml.dump(default, Dumper=_DUMPER, allow_unicode=True))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -124,8 +153,23 @@ def _same(one: Any, other: Any) -> bool:
 
 def input_of(form: Field | None, entered: Mapping[str, str]) -> Any:
     """Return the input that somebody entered. Raises a 422 that names the field."""
+    if form is not None:
+        _check_yaml(form, entered)
     value = None if form is None else _value(form, entered)
     return {} if value is None else value
+
+
+def _check_yaml(form: Field, entered: Mapping[str, str]) -> None:
+    """Raise a 422 if all that is entered as YAML is too much."""
+    fields, length = [form], 0
+    while fields:
+        made = fields.pop()
+        fields += made.fields
+        length += len(entered.get(made.name, "")) if made.kind == "yaml" else 0
+        if length > MAX_YAML:
+            name = made.label or "the input"
+            detail = f"{name}: enter at most {MAX_YAML:,} characters of YAML in all of the form"
+            raise Problem(422, "Invalid request", detail)
 
 
 def _value(made: Field, entered: Mapping[str, str]) -> Any:
@@ -152,10 +196,10 @@ def _read(made: Field, text: str) -> Any:
         if made.kind in {"choice", "boolean"}:
             return made.choices[_position(text)][1]
         number = int(text) if made.kind == "integer" else float(text)
-    except (ValueError, IndexError):
+        if not math.isfinite(number):
+            raise ValueError(text)
+    except (ValueError, IndexError, OverflowError):
         raise Problem(422, "Invalid request", f"{made.label}: {text[:100]!r} is no {made.kind}") from None
-    if not math.isfinite(number):
-        raise Problem(422, "Invalid request", f"{made.label}: {text[:100]!r} is no {made.kind}")
     return number
 
 
@@ -168,19 +212,16 @@ def _position(text: str) -> int:
 def _parse_yaml(made: Field, text: str) -> Any:
     """Return what YAML says. Anchors are refused: with them a few lines can stand for gigabytes."""
     name = made.label or "the input"
-    if len(text) > MAX_YAML:
-        raise Problem(422, "Invalid request", f"{name}: enter at most {MAX_YAML:,} characters")
     try:
         depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):
+        for event in yaml.parse(text, _LOADER):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent):
                 raise Problem(422, "Invalid request", f"{name}: YAML's `*` is not taken: repeat what it stands for")
             if depth > MAX_YAML_DEPTH:
                 raise Problem(422, "Invalid request", f"{name}: enter at most {MAX_YAML_DEPTH} levels")
-        value = yaml.safe_load(text)
-        json.dumps(value, allow_nan=False)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        value = json.loads(json.dumps(yaml.load(text, _LOADER), allow_nan=False))  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # a tag on what it is not for
         why = " ".join(str(error).split())[:300]
         raise Problem(422, "Invalid request", f"{name} is no YAML that JSON could say: {why}") from None
     return value

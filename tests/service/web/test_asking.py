@@ -114,7 +114,8 @@ async def test_an_action_without_a_preview_or_a_scope_is_refused(admin: Browser)
     await admin.sign_in(READER)
     token = await admin.form_token("/")
     for path in ("/actions", "/actions/plan"):
-        refused = await admin.post(path, form_token=token, key="k", **RETRIGGER)
+        # asked before what the tree offers is fetched, and before anything that was entered is read
+        refused = await admin.post(path, {}, form_token=token, key="k", offered="yes", **RETRIGGER)
         assert refused.status_code == 403
         assert "reader needs the scope tc-treeherder:action:retrigger:mc" in text_of(refused.text)
     assert (await admin.api.get("/actions")).json()["items"] == []

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.errors import Problem
-from service.web.forms import MAX_DEPTH, MOST_FIELDS, Field, form_of, input_of
+from service.web.forms import MAX_DEPTH, MOST_CHOICES, MOST_FIELDS, Field, form_of, input_of
 
 BACKFILL = {
     "type": "object",
@@ -84,7 +84,12 @@ def test_what_is_left_empty_is_left_out_unless_it_is_needed() -> None:
         ({"either": ".nan"}, "is no YAML that JSON could say"),
         ({"times": "nan"}, "is no number"),
         ({"depth": "9" * 9_999}, "is no integer"),
+        ({"depth": "9" * 4_000}, "is no integer"),
         ({"either": "x" * 30_000}, "at most 20,000 characters"),
+        ({"either": "x" * 15_000, "requests": "y" * 15_000}, "at most 20,000 characters of YAML in all of the form"),
+        ({"either": '!!int ""'}, "is no YAML"),
+        ({"either": "!!bool maybe"}, "is no YAML"),
+        ({"either": "!!timestamp today"}, "is no YAML"),
     ],
 )
 def test_nonsense_names_the_field(fields: dict[str, str], words: str) -> None:
@@ -106,6 +111,20 @@ def test_a_schema_without_fields_is_entered_as_yaml() -> None:
     assert input_of(None, {"in": "x"}) == {}
 
 
+def test_what_is_entered_as_yaml_is_what_json_says() -> None:
+    assert entered(either="{1: a, 2.5: b, null: c}")["either"] == {"1": "a", "2.5": "b", "null": "c"}
+
+
+def test_a_default_that_is_entered_as_yaml_is_shown_unless_it_is_large() -> None:
+    small, large = {"a": ["b", 1]}, [1] * 100_000
+    form = form_of({"type": "object", "properties": {"small": {"default": small}, "large": {"default": large}}})
+    assert form is not None
+    assert [each.value for each in form.fields] == ["a:\n- b\n- 1\n", ""]
+    many = form_of({"type": "object", "properties": {f"p{n}": {"default": ["x" * 999]} for n in range(50)}})
+    assert many is not None
+    assert sum(each.value != "" for each in many.fields) == 9
+
+
 def count(field: Field) -> int:
     return 1 + sum(count(each) for each in field.fields)
 
@@ -117,17 +136,27 @@ def depth(field: Field) -> int:
 def test_no_schema_makes_a_form_without_bounds() -> None:
     wide = form_of({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(5_000)}})
     assert wide is not None
-    assert count(wide) <= MOST_FIELDS + 1
+    assert (wide.kind, count(wide)) == ("yaml", 1)  # and not a form without some of them
     nested: dict[str, Any] = {"type": "string"}
     for _ in range(200):
         nested = {"type": "object", "properties": {"a": nested, "b": nested}}
     deep = form_of(nested)
     assert deep is not None
     assert depth(deep) <= MAX_DEPTH + 1
-    assert count(deep) <= 3 * MOST_FIELDS
+    assert count(deep) <= MOST_FIELDS + 1
+    stacked: dict[str, Any] = {"type": "string"}
+    for _ in range(MAX_DEPTH):
+        stacked = {"type": "object", "properties": {f"p{n}": stacked for n in range(MOST_FIELDS - 1)}}
+    high = form_of(stacked)
+    assert high is not None
+    assert count(high) <= MOST_FIELDS + 1
     many = form_of({"type": "object", "properties": {"e": {"enum": list(range(9_999))}}})
     assert many is not None
     assert many.fields[0].kind == "yaml"
+    enums = {f"e{n}": {"enum": list(range(100))} for n in range(50)}
+    choosing = form_of({"type": "object", "properties": enums})
+    assert choosing is not None
+    assert sum(len(each.choices) for each in choosing.fields) == MOST_CHOICES
 
 
 @pytest.mark.parametrize(
@@ -139,6 +168,7 @@ def test_no_schema_makes_a_form_without_bounds() -> None:
         {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string"}, "default": 7}}},
         {"type": "object", "properties": {"a": {"type": "boolean", "default": 1}}},
         {"type": "object", "properties": []},
+        {"type": "object", "properties": {"a": {}}, "required": [{}, ["a"], "a"]},
     ],
 )
 def test_a_strange_schema_is_no_error(schema: Any) -> None:
