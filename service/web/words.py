@@ -40,7 +40,7 @@ class Explanation:
 
 
 _LACKING = re.compile(r"^(.*?the project's scopes lack) (.*?)\. Add them to its role", re.DOTALL)
-_SCOPE = re.compile(r"(?:^|, )(?:and )?(.+?) \(for ((?:its|the)[^()]*)\)(?=, |$)", re.DOTALL)
+_NEEDED_FOR = re.compile(r" \(for ((?:its|the)[^()]*)\)(?:, |$)")
 _PLACE = re.compile(r"line (\d{1,7})(?:, column \d+)?")
 _FILE = ".taskcluster.yml"
 
@@ -51,7 +51,7 @@ def explain_graph(reason: str, alias: str, push_id: int) -> Explanation:
     """Explain why a push has no graph."""
     retry = _RETRY.format(alias=alias, push_id=push_id)
     if lacking := _LACKING.search(reason):
-        scopes = tuple(Scope(scope, needed_for) for scope, needed_for in _SCOPE.findall(lacking[2]))
+        scopes = _scopes_of(lacking[2])
         what = (
             "The project may not create one of its tasks: Taskcluster misses scopes. They are the project's, not yours."
         )
@@ -72,6 +72,18 @@ def explain_graph(reason: str, alias: str, push_id: int) -> Explanation:
         return Explanation(what, reason, f"Correct what Taskcluster names. {retry}")
     what = "The graph was given up after many attempts. It waits as a dead letter."
     return Explanation(what, reason, f"See that the system which it names works again. {retry}")
+
+
+def _scopes_of(text: str) -> tuple[Scope, ...]:
+    """Return the scopes of a list such as `a (for its route), and b (for its schedulerId)`.
+
+    Strangers choose scopes, so the text is read once from its begin to its end.
+    """
+    scopes, begin = [], 0
+    for match in _NEEDED_FOR.finditer(text):
+        scopes.append(Scope(text[begin : match.start()].removeprefix("and "), match[1]))
+        begin = match.end()
+    return tuple(scopes)
 
 
 def explain_resultset(reason: str, alias: str, push_id: int) -> Explanation:

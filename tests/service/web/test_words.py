@@ -31,6 +31,14 @@ def test_missing_scopes_are_told_one_by_one() -> None:
     assert "tc-treeherder pushes retry mc 101" in explained.remedy
 
 
+def test_scopes_that_look_like_a_list_are_read_in_one_go() -> None:
+    for text in (", (for its", ", and (for the ", " (for its, "):
+        reason = (
+            f"the project's scopes lack {text * 100_000}. Add them to its role"  # twice as much took four times as long
+        )
+        assert explain_graph(reason, "mc", 101).scopes == ()
+
+
 def test_a_broken_file_is_told_with_its_line() -> None:
     explained = explain_graph(".taskcluster.yml is no YAML: in line 3, column 7: mapping values", "mc", 1)
     assert explained.place == "line 3, column 7"
