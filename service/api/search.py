@@ -88,10 +88,10 @@ def _of_address(text: str) -> Wanted:
     try:
         address = urlsplit(text)
         fragment = urlsplit(address.fragment)
-        query = dict(parse_qsl(address.query) + parse_qsl(fragment.query))
+        query = {name: escape_unstorable(value) for name, value in parse_qsl(address.query) + parse_qsl(fragment.query)}
     except ValueError:
         return Wanted()
-    parts = [unquote(part) for part in f"{address.path}/{fragment.path}".split("/") if part]
+    parts = [escape_unstorable(unquote(part)) for part in f"{address.path}/{fragment.path}".split("/") if part]
     wanted = Wanted(alias=query.get("repo"), user=query.get("author"))
     revision = (
         query.get("revision") or query.get("changeset") or _after(parts, ("rev", "file", "raw-file", "changeset"))
@@ -110,7 +110,7 @@ def _of_address(text: str) -> Wanted:
     of_hg = next((n for n, part in enumerate(parts) if part in _HG), None)
     if of_hg:
         wanted.url = f"{address.scheme}://{address.netloc}/{'/'.join(parts[:of_hg])}"
-        if (number := query.get("endID", "")).isdigit() and int(number) < 2**31:
+        if re.fullmatch(r"[0-9]{1,10}", number := query.get("endID", "")) and int(number) < 2**31:
             wanted.push = wanted.url, int(number)
     elif wanted == Wanted():
         wanted.url = text.rstrip("/")
