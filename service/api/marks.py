@@ -28,7 +28,7 @@ from service.store.models import (
 )
 
 MOST_TASKS = 2_000
-"""Tasks whose marks are read at once; of more, the rest has its turn at the next poll."""
+"""Tasks whose marks are read at once; those of further pages have their turn at the next poll."""
 
 MOSTROWS = 1_000
 """Pushes, actions, and rows of each other kind whose marks are read at once."""
@@ -77,17 +77,6 @@ class Watched:
     waiting: bool = False  # unfinished work
     pulse_queues: bool = False
 
-    def __or__(self, other: "Watched") -> "Watched":
-        return Watched(
-            self.push_ids | other.push_ids,
-            self.action_ids | other.action_ids,
-            self.task_ids | other.task_ids,
-            self.rows | other.rows,
-            self.newest | other.newest,
-            self.waiting or other.waiting,
-            self.pulse_queues or other.pulse_queues,
-        )
-
     @property
     def keys(self) -> set[tuple[str, Any]]:
         """Return the keys of its marks."""
@@ -96,6 +85,41 @@ class Watched:
         keys |= self.rows | {("newest", kind) for kind in self.newest}
         keys |= {("waiting", 0)} if self.waiting else set()
         return keys | {("pulse queues", 0)} if self.pulse_queues else keys
+
+
+@dataclass
+class WatchedSum:
+    """What several pages watch, with the tasks of as many of them as are looked at at once."""
+
+    push_ids: set[int] = field(default_factory=set)
+    action_ids: set[int] = field(default_factory=set)
+    task_ids: set[str] = field(default_factory=set)
+    rows: set[tuple[str, Any]] = field(default_factory=set)
+    newest: set[str] = field(default_factory=set)
+    waiting: bool = False
+    pulse_queues: bool = False
+    full: bool = False  # there are as many tasks as are looked at
+
+    def add(self, watched: Watched) -> bool:
+        """Add what a page watches; return False if its tasks are too many together with those that are there."""
+        self.push_ids |= watched.push_ids
+        self.action_ids |= watched.action_ids
+        self.rows |= watched.rows
+        self.newest |= watched.newest
+        self.waiting = self.waiting or watched.waiting
+        self.pulse_queues = self.pulse_queues or watched.pulse_queues
+        if self.full:
+            return not watched.task_ids
+        more = watched.task_ids - self.task_ids
+        self.full = bool(self.task_ids) and len(self.task_ids) + len(more) > MOST_TASKS
+        if not self.full:
+            self.task_ids |= more
+        return not self.full
+
+    @property
+    def watched(self) -> Watched:
+        ids = frozenset(self.push_ids), frozenset(self.action_ids), frozenset(self.task_ids)
+        return Watched(*ids, frozenset(self.rows), frozenset(self.newest), self.waiting, self.pulse_queues)
 
 
 Marks = dict[tuple[str, Any], Any]

@@ -197,7 +197,8 @@ async def find_push(session: Session, alias: str, push_id: int, generation: int 
     if generation is not None:
         query = query.where(Push.generation == generation)
     # of each repository that had the alias, and each generation: the live one's newest
-    known = (await session.exec(query)).all() if 0 <= push_id < 2**31 else []
+    storable = all(0 <= number < 2**31 for number in (push_id, generation or 0))
+    known = (await session.exec(query)).all() if storable else []
     if not known:
         await check_alias(session, alias)
         detail = f"no push {push_id} of {alias!r} is known: `tc-treeherder pushes list --repository {alias}` lists them"

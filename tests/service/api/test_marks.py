@@ -3,9 +3,11 @@
 import re
 from datetime import timedelta
 
+import pytest
 from sqlmodel import col, select
 
-from service.api.marks import NEWEST, ROWS, Watched, read_marks
+from service.api import marks
+from service.api.marks import NEWEST, ROWS, Watched, WatchedSum, read_marks
 from service.clock import now
 from service.engine.registry import WORK
 from service.store.models import (
@@ -70,16 +72,18 @@ async def test_however_much_is_watched_there_are_few_statements_and_without_anyt
     assert len([statement for statement in sent if re.match("SELECT|WITH", statement)]) == 8 + len(WORK.tables)
 
 
-def test_what_several_pages_watch_is_put_together() -> None:
-    assert Watched(frozenset({1})) | Watched(frozenset({2}), frozenset({3}), frozenset({"t"})) == Watched(
-        frozenset({1, 2}), frozenset({3}), frozenset({"t"})
-    )
-    one = Watched(frozenset({1}), task_ids=frozenset({"t"}), newest=frozenset({"push"}))
+def test_what_several_pages_watch_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "MOST_TASKS", 3)
+    together = WatchedSum()
+    assert together.add(Watched(frozenset({1}), task_ids=frozenset("abcde")))  # one page alone is never too much
+    assert not together.add(Watched(frozenset({2}), frozenset({3}), frozenset("x")))
+    assert not together.add(Watched(task_ids=frozenset("a")))
+    assert together.add(Watched(newest=frozenset({"push"})))
     other = Watched(rows=frozenset({("letter", 3)}), newest=frozenset({"audit"}), waiting=True, pulse_queues=True)
-    assert (one | other).keys == one.keys | other.keys
-    assert (one | other).keys == {
-        *(("push", 1), ("task", "t"), ("newest", "push"), ("newest", "audit"), ("letter", 3)),
-        *(("waiting", 0), ("pulse queues", 0)),
+    assert together.add(other)
+    assert together.watched.keys == {
+        *(("push", 1), ("push", 2), ("action", 3), *(("task", each) for each in "abcde"), ("newest", "push")),
+        *(("newest", "audit"), ("letter", 3), ("waiting", 0), ("pulse queues", 0)),
     }
 
 

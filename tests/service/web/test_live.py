@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from service.api import marks
+from service.api.marks import Watched
 from service.errors import Problem
 from service.store.models import DeadLetter, PulseQueue, State
 from service.web import live
@@ -156,6 +158,28 @@ async def test_busy_pages_wait_for_their_turn(watched: Browser, monkeypatch: pyt
         assert sum((page.again_at or 0) <= at for page in hub._pages.values()) == left
 
 
+async def test_tasks_of_more_pages_than_are_looked_at_have_their_turn(
+    watched: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marks, "MOST_TASKS", 4)
+    hub = site_of(watched).hub
+    views = [PushView("mc", 101, None, first, may_retry=False) for first in range(5)]
+    for number, view in enumerate(views):
+        await hub.enter(view, "", "a")
+        hub._pages[view].watched = Watched(task_ids=frozenset({f"{number} a", f"{number} b"}))
+    looked_at = [hub._watched() for _ in range(5)]
+    assert all(len(each.task_ids) == 4 for each, _ in looked_at)
+    turns = [
+        [
+            number
+            for number, (_, with_tasks) in enumerate(sorted(pages, key=lambda it: min(it[0].watched.task_ids)))
+            if with_tasks
+        ]
+        for _, pages in looked_at
+    ]
+    assert turns == [[0, 1], [2, 3], [0, 4], [1, 2], [3, 4]]
+
+
 async def test_pages_with_changes_come_before_those_that_are_read_again_without(watched: Browser) -> None:
     hub = site_of(watched).hub
     await hub.enter(PUSH, "", "a")
@@ -170,6 +194,15 @@ async def test_pages_with_changes_come_before_those_that_are_read_again_without(
     digest = hub._pages[PUSH].digest
     await poll(hub)
     assert hub._pages[PUSH].digest != digest
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**30, -1])
+async def test_a_page_of_a_number_that_no_row_has_is_unknown(watched: Browser, number: int) -> None:
+    for view in (PushView("mc", number, None, 0, may_retry=False), PushView("mc", 101, number, 0, may_retry=False)):
+        with pytest.raises(Problem) as unknown:
+            await site_of(watched).hub.enter(view, "", "a")
+        assert unknown.value.status == 404
+    assert site_of(watched).hub.watchers == 0
 
 
 async def test_there_are_bounds_of_all_and_of_each_address(watched: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
