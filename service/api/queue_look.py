@@ -69,6 +69,7 @@ class Look:
     problem: str | None = None
     asked_at: float = 0.0
     listed_at: float = 0.0
+    wanted: frozenset[str] = frozenset()  # the tasks that the queue was asked for, known to it or not
 
     @property
     def states(self) -> dict[str, TaskState]:
@@ -83,7 +84,7 @@ class Look:
     def size(self) -> int:
         """Return about how many bytes it takes."""
         runs = sum(len(task.state.runs) + len(task.dependencies) + len(task.routes) for task in self.tasks.values())
-        return 1_000 + 1_000 * len(self.tasks) + 200 * runs
+        return 1_000 + 100 * len(self.wanted) + 1_000 * len(self.tasks) + 200 * runs
 
 
 class QueueLooks:
@@ -121,7 +122,7 @@ class QueueLooks:
         await asyncio.gather(*running, return_exceptions=True)
 
     def _is_old(self, look: Look, wanted: Sequence[str]) -> bool:
-        is_new = look.problem is None and any(task_id not in look.tasks for task_id in wanted)
+        is_new = look.problem is None and not look.wanted.issuperset(wanted)
         return is_new or self._clock() - look.asked_at >= FRESH
 
     async def _run(self, key: Hashable, wanted: Sequence[str], before: Look | None) -> None:
@@ -136,7 +137,7 @@ class QueueLooks:
             look.problem = "Taskcluster's answer cannot be read"
         finally:
             self._running.pop(key, None)
-        look.asked_at = self._clock()
+        look.wanted, look.asked_at = frozenset(wanted), self._clock()
         self._looks.put(key, look, look.size)
 
     async def _ask(self, look: Look, wanted: Sequence[str]) -> None:

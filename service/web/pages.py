@@ -58,6 +58,8 @@ class Site:
     def __init__(self, services: Services, key: bytes) -> None:
         self.settings = settings = services.settings
         self.looks = QueueLooks(lambda: services.queue)
+        # apart from those of pushes: whoever asks for many tasks that nobody knows makes no push wait
+        self.task_looks = QueueLooks(lambda: services.queue)
         self.excerpts = FileExcerpts()
         self.badges = SizedCache(1024 * 1024)
         self.hub = Hub(services, self)
@@ -71,6 +73,7 @@ class Site:
         """End what goes on in the background."""
         await self.hub.close()
         await self.looks.close()
+        await self.task_looks.close()
 
     def render_items(self, view: View, values: Mapping[str, Any]) -> Items:
         """Return the items of a view that has these values."""

@@ -38,7 +38,7 @@ class TaskView(View):
         try:
             return await self._read_stored(services, site)
         except Problem:
-            found = await find_queued_task(services, site.looks, self.task_id)
+            found = await find_queued_task(services, site.task_looks, self.task_id)
             if found is None:
                 raise
         values = {

@@ -118,6 +118,21 @@ async def test_tasks_without_a_group_of_their_own_are_asked_for_in_pieces(
     assert dict(queue.calls) == {"statuses": 1, "tasks": 3}
 
 
+async def test_a_task_that_the_queue_does_not_know_is_asked_for_no_more_often_than_others(
+    queue: Direct, looks: QueueLooks, clock: Clock
+) -> None:
+    ids = build(queue._queue, {"old": ()})
+    missing = slug("expired")
+    for _ in range(3):
+        await looks.look("push", [*ids.values(), missing])
+    assert queue.calls["statuses"] == 1
+    await looks.look("push", [*ids.values(), missing, slug("new")])
+    assert queue.calls["statuses"] == 2
+    clock.at += queue_look.FRESH
+    await looks.look("push", [*ids.values(), missing, slug("new")])
+    assert queue.calls["statuses"] == 3
+
+
 async def test_other_groups_than_those_of_the_push_are_not_listed(queue: Direct, looks: QueueLooks) -> None:
     build(queue._queue, {"mine": (), "of another push": ()})
     look = await looks.look("push", [slug("mine")])
