@@ -30,7 +30,7 @@ from service.api.schemas.repositories import (
     RepositoryRead,
     Reset,
 )
-from service.auth import loopback
+from service.auth import Caller, loopback
 from service.clock import now
 from service.contract.validation import closest
 from service.engine import leases
@@ -302,6 +302,13 @@ async def reset_repository(
     alias: RepositoryAlias, body: Reset, services: ServicesDep, caller: Writer
 ) -> RepositoryRead:
     """Begin a new generation of a repository that was created anew, and set its cursor."""
+    return await reset_once(alias, body, services, caller, None)
+
+
+async def reset_once(
+    alias: str, body: Reset, services: Services, caller: Caller, generation: int | None
+) -> RepositoryRead:
+    """Begin a new generation. Raises a 409 if `generation` is given, and is not the present one any more."""
     async with services.database.reading() as session:
         url = (await find(session, alias)).url
     last_push_id = body.last_push_id
@@ -309,6 +316,11 @@ async def reset_repository(
         last_push_id = await _end_of_pushlog(services, url)
     async with services.database.writing() as session:
         repository = await find(session, alias, lock=True)
+        if generation not in {None, repository.generation}:
+            detail = (
+                f"{alias} was reset since you loaded this form, to generation {repository.generation}: load it again"
+            )
+            raise Problem(409, "Changed meanwhile", detail)
         poll.reset(repository, last_push_id, record_before=None)
         values = {"last_push_id": last_push_id, "generation": repository.generation}
         record(session, AuditEvent.REPOSITORY_RESET, caller, repository=alias, values=values)

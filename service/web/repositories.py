@@ -13,7 +13,7 @@ from service.api.repositories import (
     get_repository,
     list_repositories,
     poll_repository,
-    reset_repository,
+    reset_once,
 )
 from service.api.schemas.repositories import RepositoryPatch, RepositoryRead
 from service.auth import LOCAL, Caller
@@ -24,7 +24,7 @@ from service.settings import REPOSITORIES_WRITE
 from service.store.models import PULSE_ACTIONS, Supersede, TreeActions
 from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
 from service.web.rendering import path_of
-from service.web.repository_forms import seen_of, wanted_change, wanted_repository, wanted_reset
+from service.web.repository_forms import seen_generation, seen_of, wanted_change, wanted_repository, wanted_reset
 from service.web.views import Shown, View, live
 
 router = APIRouter(route_class=PageRoute)
@@ -118,7 +118,8 @@ async def change_repository_form(
     """Pause, resume, poll, change or reset a repository, and lead back to its page."""
     do = form.get("do", "")
     if do == "reset":
-        await reset_repository(alias, wanted_reset(form), services, caller)
+        # of the generation that the form shows, so that to press twice is to reset once
+        await reset_once(alias, wanted_reset(form), services, caller, seen_generation(form))
     else:
         async with services.database.writing() as session:
             if do in {"pause", "resume"}:

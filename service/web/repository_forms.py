@@ -1,6 +1,7 @@
 """Forms that add and change repositories: what they show, and what is meant by what they send."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -78,6 +79,14 @@ def wanted_change(form: Mapping[str, str], repository: RepositoryRead) -> Reposi
     if not changed:
         raise Problem(422, "Invalid request", "the form has what the repository has already: change something first")
     return _validated(RepositoryPatch, changed)
+
+
+def seen_generation(form: Mapping[str, str]) -> int:
+    """Return the generation that a form was made for. Raises a 422."""
+    text = form.get("generation", "")
+    if not re.fullmatch(r"[0-9]{1,10}", text):
+        raise Problem(422, "Invalid request", f"generation: {text[:100]!r} is no number: load the page again")
+    return int(text)
 
 
 def wanted_reset(form: Mapping[str, str]) -> Reset:

@@ -105,8 +105,11 @@ async def test_one_is_paused_resumed_polled_and_reset(admin: Browser) -> None:
     assert await do("poll") == 409
     assert await do("resume") == 303
     assert (await admin.api.repository()).enabled
-    assert await do("reset") == 422
-    assert await do("reset", sure="yes", last_push_id="") == 303
+    assert 'name="generation" value="0"' in await admin.page("/repositories/mc")
+    assert await do("reset", generation="0") == 422
+    assert await do("reset", generation="²", sure="yes") == 422
+    assert await do("reset", generation="0", sure="yes", last_push_id="") == 303
+    assert await do("reset", generation="0", sure="yes", last_push_id="") == 409  # pressed twice
     reset = await admin.api.repository()
     assert (reset.generation, reset.last_push_id) == (1, 41)
     assert await do("burn") == 422
