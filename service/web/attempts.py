@@ -43,7 +43,7 @@ class Attempts:
     def new(self, wanted: str) -> Attempt:
         """Return a new attempt."""
         ends = int((now() + LIFE).timestamp())
-        wanted = wanted if len(wanted) <= MAX_WANTED else "/"
+        wanted = wanted if len(json.dumps(wanted)) - 2 <= MAX_WANTED else "/"  # where a quotation mark takes two
         parts = [secrets.token_urlsafe(16), ends, wanted]
         body = base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
         return Attempt(f"{body}.{self._derive('cookie', body)}", wanted)

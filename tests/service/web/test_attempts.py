@@ -27,6 +27,13 @@ def test_the_cookie_of_an_attempt_has_its_state_and_verifier() -> None:
     assert not {state, verifier} & {body, attempt.cookie}
 
 
+def test_no_path_makes_a_cookie_that_is_too_long() -> None:
+    for wanted in ("/" + "x" * 3_999, "/" + "x" * (MAX_WANTED - 1), "/" + '"' * (MAX_WANTED - 1)):
+        attempt = Attempts(KEY).new(wanted)
+        assert len(attempt.cookie) <= MAX_COOKIE
+        assert Attempts(KEY).read(attempt.cookie) == attempt
+
+
 def test_each_attempt_has_its_own() -> None:
     one, other = Attempts(KEY).new("/"), Attempts(KEY).new("/")
     assert not Attempts(KEY).is_state(one, Attempts(KEY).state(other))
