@@ -196,13 +196,23 @@ class Hub:
         return together.watched, looked_at
 
     def _due(self, at: float) -> list[tuple[View, _Page]]:
-        """Return the pages to read again: those with changes first, the one before that waits longest."""
+        """Return the pages to read again: those with changes first, the one before that waits longest.
+
+        Each address has its turn, so whoever watches hundreds of busy pages makes nobody else wait for them.
+        """
         due = [
             (page.changed_at is None, page.changed_at or page.again_at or at, view, page)
             for view, page in self._pages.items()
             if page.changed_at is not None or (page.again_at is not None and page.again_at <= at)
         ]
-        return [(view, page) for _, _, view, page in sorted(due, key=lambda item: item[:2])]
+        in_turns = []
+        earlier: Counter[tuple[bool, str]] = Counter()  # pages of the same address
+        for unchanged, _, view, page in sorted(due, key=lambda item: item[:2]):
+            turns = {(unchanged, watcher.address): earlier[unchanged, watcher.address] for watcher in page.watchers}
+            share = min(turns, key=turns.__getitem__, default=(unchanged, ""))
+            in_turns.append(((unchanged, earlier[share]), view, page))
+            earlier[share] += 1
+        return [(view, page) for _, view, page in sorted(in_turns, key=lambda item: item[0])]
 
     async def _render_again(self, view: View, page: _Page, marks: Marks) -> None:
         before, page.changed_at = page.lists or {}, None

@@ -158,6 +158,22 @@ async def test_busy_pages_wait_for_their_turn(watched: Browser, monkeypatch: pyt
         assert sum((page.again_at or 0) <= at for page in hub._pages.values()) == left
 
 
+async def test_each_address_has_its_turn(watched: Browser) -> None:
+    hub = site_of(watched).hub
+    hogged = [PushesView("mc", user=f"u{number}") for number in range(5)]
+    for view in hogged:
+        await hub.enter(view, "", "hog")
+        hub._pages[view].again_at = 0.5
+    for address in ("hog", "a"):
+        await hub.enter(PUSH, "", address)
+    await hub.enter(PushesView("mc"), "", "b")
+    hub._pages[PUSH].again_at = hub._pages[PushesView("mc")].again_at = 1
+    due = [view for view, _ in hub._due(2)]
+    assert due == [hogged[0], PUSH, PushesView("mc"), *hogged[1:]]
+    hub._pages[hogged[4]].changed_at = 1.5
+    assert hub._due(2)[0][0] == hogged[4]
+
+
 async def test_tasks_of_more_pages_than_are_looked_at_have_their_turn(
     watched: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
