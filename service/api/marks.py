@@ -5,9 +5,10 @@ A mark is any value that differs after a change. All marks of all watchers are r
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import func, literal, text, true
+from sqlalchemy import bindparam, func, literal, text, true
 from sqlmodel import col, select
 
 from service.engine.registry import WORK
@@ -30,7 +31,7 @@ from service.store.models import (
 MOST_TASKS = 2_000
 """Tasks whose marks are read at once; those of further pages have their turn at the next poll."""
 
-MOSTROWS = 1_000
+MOST_ROWS = 1_000
 """Pushes, actions, and rows of each other kind whose marks are read at once."""
 
 MOST_LANES = 400
@@ -130,9 +131,9 @@ async def read_marks(session: Session, watched: Watched) -> Marks:
     """Return the marks of what is watched, as far as there is something."""
     marks: Marks = {}
     if watched.push_ids:
-        marks |= await _pushes(session, sorted(watched.push_ids)[:MOSTROWS])
+        marks |= await _pushes(session, sorted(watched.push_ids)[:MOST_ROWS])
     if watched.action_ids:
-        marks |= await _actions(session, sorted(watched.action_ids)[:MOSTROWS])
+        marks |= await _actions(session, sorted(watched.action_ids)[:MOST_ROWS])
     if watched.task_ids:
         marks |= await _tasks(session, sorted(watched.task_ids)[:MOST_TASKS])
     for kind in sorted({kind for kind, _ in watched.rows}):
@@ -143,48 +144,74 @@ async def read_marks(session: Session, watched: Watched) -> Marks:
         row: Any = (await session.exec(select(literal(0), *ids))).one()
         marks |= {("newest", kind): number for kind, number in zip(kinds, row[1:], strict=True)}
     if watched.waiting:
-        marks["waiting", 0] = [await _lanes(session, model) for model in WORK.tables]
+        lanes = [await session.exec(_select_lanes(model)) for model in WORK.tables]
+        marks["waiting", 0] = [tuple(row) for of_table in lanes for row in of_table]
     if watched.pulse_queues:
         queues = select(func.count(), func.max(PulseQueue.seen_at), func.sum(PulseQueue.deletions))
         marks["pulse queues", 0] = tuple((await session.exec(queues)).one())
     return marks
 
 
-async def _pushes(session: Session, ids: Iterable[int]) -> Marks:
+# made once: to build these statements each second took more time than to execute them
+_IDS: Any = bindparam("ids", expanding=True)
+
+
+@cache
+def _select_pushes() -> Any:
     of_step = (PlannedTask.step_id == PushStep.id, PlannedTask.plan_attempt == PushStep.plan_attempt)
     left = select(func.count()).select_from(PlannedTask).where(*of_step, text(UNCREATED)).scalar_subquery()
     step: tuple[Any, ...] = (PushStep.state, PushStep.fencing_token, PushStep.attempts, PushStep.due_at, left)
-    rows = await session.exec(select(PushStep.push_id, PushStep.id, *step).where(col(PushStep.push_id).in_(ids)))
+    return select(PushStep.push_id, PushStep.id, *step).where(col(PushStep.push_id).in_(_IDS))
+
+
+async def _pushes(session: Session, ids: Iterable[int]) -> Marks:
+    rows = await session.exec(_select_pushes(), params={"ids": list(ids)})
     marks: dict[tuple[str, Any], list[Any]] = {}
     for push_id, *mark in rows:
         marks.setdefault(("push", push_id), []).append(tuple(mark))
     return {key: sorted(steps, key=lambda mark: mark[0]) for key, steps in marks.items()}
 
 
-async def _actions(session: Session, ids: Iterable[int]) -> Marks:
+@cache
+def _select_actions() -> Any:
     of_action = (PlannedTask.action_id == Action.id, PlannedTask.plan_attempt == Action.plan_attempt)
     left = select(func.count()).select_from(PlannedTask).where(*of_action, text(UNCREATED)).scalar_subquery()
     mark: tuple[Any, ...] = (Action.state, Action.fencing_token, Action.planned_at, Action.action_task_state, left)
-    rows = await session.exec(select(Action.id, *mark).where(col(Action.id).in_(ids)))
+    return select(Action.id, *mark).where(col(Action.id).in_(_IDS))
+
+
+async def _actions(session: Session, ids: Iterable[int]) -> Marks:
+    rows = await session.exec(_select_actions(), params={"ids": list(ids)})
     return {("action", action_id): tuple(values) for action_id, *values in rows}
 
 
-async def _tasks(session: Session, ids: Iterable[str]) -> Marks:
+@cache
+def _select_tasks() -> Any:
     newest = func.max(col(JobReport.run_id) * 8 + col(JobReport.stage))
-    query = select(JobReport.task_id, newest).where(col(JobReport.task_id).in_(ids)).group_by(col(JobReport.task_id))
-    return {("task", task_id): mark for task_id, mark in await session.exec(query)}
+    return select(JobReport.task_id, newest).where(col(JobReport.task_id).in_(_IDS)).group_by(col(JobReport.task_id))
+
+
+async def _tasks(session: Session, ids: Iterable[str]) -> Marks:
+    rows = await session.exec(_select_tasks(), params={"ids": list(ids)})
+    return {("task", task_id): mark for task_id, mark in rows}
+
+
+@cache
+def _select_rows(kind: str) -> Any:
+    key, *columns = ROWS[kind]
+    return select(key, *columns).where(col(key).in_(_IDS), _ALIVE.get(kind, true()))
 
 
 async def _rows(session: Session, kind: str, keys: list[Any]) -> Marks:
     """Return a mark for each of these rows: None if it has gone."""
-    keys = keys[:MOSTROWS]
-    key, *columns = ROWS[kind]
-    rows = await session.exec(select(key, *columns).where(col(key).in_(keys), _ALIVE.get(kind, true())))
+    keys = keys[:MOST_ROWS]
+    rows = await session.exec(_select_rows(kind), params={"ids": keys})
     return {(kind, each): None for each in keys} | {(kind, row[0]): tuple(row[1:]) for row in rows}
 
 
-async def _lanes(session: Session, model: type[Work]) -> Any:
-    """Return of each lane when its oldest work began to wait, and when work is due: look-ups in two indexes."""
+@cache
+def _select_lanes(model: type[Work]) -> Any:
+    """Select of each lane when its oldest work began to wait, and when work is due: look-ups in two indexes."""
     waiting = col(model.due_at).is_not(None)
     lanes = distinct_of(model.lane, "lanes", waiting)
     of_lane = (col(model.lane) == lanes.c.lane, waiting)
@@ -192,5 +219,4 @@ async def _lanes(session: Session, model: type[Work]) -> Any:
         select(func.min(column)).where(*of_lane).correlate(lanes).scalar_subquery()
         for column in (model.since, model.due_at)
     )
-    rows = await session.exec(select(lanes.c.lane, oldest, due).limit(MOST_LANES))
-    return [tuple(row) for row in rows]
+    return select(lanes.c.lane, oldest, due).limit(MOST_LANES)

@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import func, text
+from sqlalchemy import bindparam, func, text
 from sqlalchemy.orm import defer
 from sqlmodel import col, or_, select
 
@@ -207,12 +208,18 @@ async def find_push(session: Session, alias: str, push_id: int, generation: int 
     return await session.get_one(Push, newest)
 
 
+# Made once: to build these statements for each page took more time than to execute them.
+_IDS: Any = bindparam("ids", expanding=True)
+
+_STEPS = select(PushStep).where(col(PushStep.push_id).in_(_IDS))
+
+
 async def _steps(session: Session, push_ids: list[int]) -> dict[int, list[PushStep]]:
     steps: dict[int, list[PushStep]] = defaultdict(list)
     if not push_ids:  # SQLite would read the whole table to find none
         return steps
     # sorted here: for many pushes, SQLite would go through the whole table in the order of its key
-    rows = await session.exec(select(PushStep).where(col(PushStep.push_id).in_(push_ids)))
+    rows = await session.exec(_STEPS, params={"ids": push_ids})
     for step in sorted(rows, key=lambda step: step.id or 0):
         steps[step.push_id].append(step)
     return steps
@@ -225,17 +232,12 @@ async def _graphs(session: Session, steps: list[PushStep], first: int | None = N
     """
     graphs = [step for step in steps if step.kind == StepKind.GRAPH]
     ids = [step.id for step in graphs]
-    query = (
-        select(PushStep.id, PlannedTask.position, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)  # type: ignore[call-overload]  # SQLModel has types for four columns
-        .join(PushStep, col(PushStep.id) == PlannedTask.step_id)
-        .where(col(PushStep.id).in_(ids), PlannedTask.plan_attempt == PushStep.plan_attempt, *_OF_GRAPH)
-    )
-    if first is not None:
-        query = query.where(PlannedTask.position < first)
+    bounds = {} if first is None else {"first": first}
+    rows = await session.exec(_planned_tasks(bounded=first is not None), params={"ids": ids, **bounds})
     tasks: dict[int, list[TaskRead]] = defaultdict(list)
-    for step_id, _, task_id, name, created in sorted(await session.exec(query), key=lambda row: row[:2]):
+    for step_id, _, task_id, name, created in sorted(rows, key=lambda row: row[:2]):
         tasks[step_id].append(TaskRead(task_id=task_id if created else None, name=name, created=created))
-    counts = {step_id: (last, left) for step_id, last, left in await session.exec(_counts(ids))}
+    counts = {step_id: (last, left) for step_id, last, left in await session.exec(_counts(), params={"ids": ids})}
     supersedes = await _supersedes(session, graphs)
     return {
         step.id or 0: _graph(step, tasks[step.id or 0], *counts[step.id or 0], supersedes[step.push_id])
@@ -243,19 +245,33 @@ async def _graphs(session: Session, steps: list[PushStep], first: int | None = N
     }
 
 
+@cache
+def _planned_tasks(*, bounded: bool) -> Any:
+    """Select the tasks of these steps' present plans, of each the first ones if it is bounded."""
+    query: Any = (
+        select(PushStep.id, PlannedTask.position, PlannedTask.task_id, PlannedTask.name, PlannedTask.created)  # type: ignore[call-overload]  # SQLModel has types for four columns
+        .join(PushStep, col(PushStep.id) == PlannedTask.step_id)
+        .where(col(PushStep.id).in_(_IDS), PlannedTask.plan_attempt == PushStep.plan_attempt, *_OF_GRAPH)
+    )
+    return query.where(PlannedTask.position < bindparam("first")) if bounded else query
+
+
+_NUMBERS = select(Push.id, Push.repository_id, Push.generation, Push.push_id).where(col(Push.id).in_(_IDS))
+
+_SUPERSEDED = (
+    select(Push.repository_id, Push.generation, Push.push_id, PushStep.superseded_by)
+    .join(PushStep, col(PushStep.push_id) == Push.id)
+    .where(col(PushStep.superseded_by).in_(_IDS))
+    .order_by(col(Push.push_id))
+)
+
+
 async def _supersedes(session: Session, graphs: list[PushStep]) -> dict[int, list[int]]:
     """Return the pushes that each push of these graphs supersedes, by the ids of the pushes."""
     ids = [step.push_id for step in graphs]
-    newer = await session.exec(
-        select(Push.id, Push.repository_id, Push.generation, Push.push_id).where(col(Push.id).in_(ids))
-    )
+    newer = await session.exec(_NUMBERS, params={"ids": ids})
     rows = {(repository_id, generation, number): row_id or 0 for row_id, repository_id, generation, number in newer}
-    earlier = await session.exec(
-        select(Push.repository_id, Push.generation, Push.push_id, PushStep.superseded_by)
-        .join(PushStep, col(PushStep.push_id) == Push.id)
-        .where(col(PushStep.superseded_by).in_({number for _, _, number in rows}))
-        .order_by(col(Push.push_id))
-    )
+    earlier = await session.exec(_SUPERSEDED, params={"ids": list({number for _, _, number in rows})})
     pushes: dict[int, list[int]] = defaultdict(list)
     for repository_id, generation, number, by in earlier:
         if by is not None and (newer_id := rows.get((repository_id, generation, by))) is not None:
@@ -266,15 +282,16 @@ async def _supersedes(session: Session, graphs: list[PushStep]) -> dict[int, lis
 _OF_GRAPH = (or_(col(PlannedTask.label) != "error", col(PlannedTask.label).is_(None)),)
 
 
-def _counts(step_ids: Sequence[int | None]) -> Any:
-    """Select of each step the position of its plan's last task, and how many of its tasks are not created yet.
+@cache
+def _counts() -> Any:
+    """Select of each of these steps the position of its plan's last task, and how many of its tasks are not created.
 
     Neither looks at more than the latter.
     """
     of_step = (PlannedTask.step_id == PushStep.id, PlannedTask.plan_attempt == PushStep.plan_attempt)
     last = select(func.max(PlannedTask.position)).where(*of_step, *_OF_GRAPH).scalar_subquery()
     left = select(func.count()).select_from(PlannedTask).where(*of_step, text(UNCREATED)).scalar_subquery()
-    return select(PushStep.id, last, left).where(col(PushStep.id).in_(step_ids))
+    return select(PushStep.id, last, left).where(col(PushStep.id).in_(_IDS))
 
 
 async def read_push(session: Session, push: Push, alias: str) -> PushRead:
