@@ -1,8 +1,9 @@
-"""Measure lists, claims, sweeps and /metrics in a database that has grown: `bin/measure-growth`."""
+"""Measure pages, lists, claims, sweeps and /metrics in a database that has grown: `bin/measure-growth`."""
 
 import asyncio
 import itertools
 import json
+import re
 import statistics
 import tempfile
 import time
@@ -337,6 +338,15 @@ LISTS: dict[str, Row] = {
     f"/tasks/{task_id('c', 1)}": {},
 }
 
+PAGES = (
+    *("/", "/pushes", f"/pushes?repository={alias(1)}", "/pushes?state=failed", "/pushes?user=user1%40example.com"),
+    *(f"/pushes/{alias(1)}/1", "/actions", f"/actions?project={alias(1)}", "/actions/2", f"/tasks/{task_id('c', 1)}"),
+    *("/waiting", f"/waiting?work=push_step&lane=resultset%20{ENVIRONMENT}", "/reports", "/reports?state=failed"),
+    *("/dead-letters", "/dead-letters?kind=graph", "/dead-letters/1", "/repositories", f"/repositories/{alias(1)}"),
+    *("/pulse-queues", "/audit", "/audit?event=push-retried", f"/search?q={alias(1)}", "/search?q=user1%40example.com"),
+)
+"""Pages that people open, each with a filter or two."""
+
 
 async def time_of(call: Callable[[], Awaitable[Any]], times: int) -> list[float]:
     """Call once without counting, then `times` times; return the duration of each call in milliseconds."""
@@ -433,6 +443,22 @@ def report(title: str, milliseconds: list[float]) -> None:
     typer.echo(f"{title:45} {statistics.median(milliseconds):9.1f} ms, at best {min(milliseconds):.1f}")
 
 
+async def measure_pages(database_url: str, times: int) -> None:
+    """Time each page until it is complete: it goes out at once, so its first byte comes no sooner."""
+    settings = settings_for(database_url).model_copy(update={"public_reads": True})
+    async with served(settings) as (client, _):
+        sign_in = await client.get("http://measure/sign-in")
+        form = {"form_token": re.findall(r'name="form_token" value="(\w+)"', sign_in.text)[0], "token": TOKEN}
+        (await client.post("http://measure/sign-in", data=form, headers={"Origin": "http://measure"})).read()
+        for path in PAGES:
+
+            async def get(path: str = path) -> None:
+                answer = await client.get(f"http://measure{path}")
+                assert answer.status_code in {200, 303}, (path, answer.text)
+
+            report(f"page {path}", await time_of(get, times))
+
+
 async def measure_work(database: Database, settings: Settings, times: int) -> None:
     """Time the claims of worker and reporter, and /metrics."""
     lease = settings.work.lease
@@ -498,6 +524,7 @@ def grow(database_url: str, sizes: Sizes, times: int) -> None:
     typer.echo(f"filled in {time.perf_counter() - began:.0f} s")
     sizes_on_disk(database_url)
     asyncio.run(measure_push(database_url, f"after {sizes.pushes:,}", sizes.pushes + 1_000))
+    asyncio.run(measure_pages(database_url, times))
     asyncio.run(measure(database_url, times))
 
 
