@@ -10,6 +10,7 @@ from service.api.marks import Watched
 from service.api.repositories import (
     add_repository,
     change_repository,
+    delete_repository,
     get_repository,
     list_repositories,
     poll_repository,
@@ -109,6 +110,35 @@ async def get_repository_page(
         choices=_CHOICES,
         known=list(site.settings.environments),
     )
+
+
+@router.get("/repositories/{alias}/remove")
+async def get_removal_page(request: Request, alias: RepositoryAlias, session: Reading, caller: Writer) -> Response:
+    """Show what is lost if a repository is removed, with the button that does it."""
+    repository = await get_repository(alias, session, caller)
+    return show(request, "repository_remove.html", repository=repository, seen=seen_of(repository), unfinished=None)
+
+
+@router.post("/repositories/{alias}/remove")
+async def remove_repository_form(
+    request: Request, alias: RepositoryAlias, services: ServicesDep, caller: Writer, form: FormDep, site: SiteDep
+) -> Response:
+    """Remove a repository, and lead to the list. If its work is unfinished, ask whether to bury it."""
+    async with services.database.reading() as session:
+        repository = await get_repository(alias, session, caller)
+    seen = seen_of(repository)
+    if form.get("seen") != seen:
+        detail = f"{alias} was changed since this page was loaded: go back, load the page again, and look at it"
+        raise Problem(409, "Changed meanwhile", detail)
+    try:
+        async with services.database.writing() as session:
+            await delete_repository(alias, caller, session, force=form.get("force") == "yes")
+    except Problem as refused:
+        if "unfinished" not in refused.more:
+            raise
+        name, why = "repository_remove.html", refused.detail
+        return show(request, name, 409, repository=repository, seen=seen, unfinished=why)
+    return site.redirect(path_of("repositories"))
 
 
 @router.post("/repositories/{alias}")

@@ -9,7 +9,7 @@ import pytest
 
 from service.clock import now
 from tests.service.api.test_audit import entries
-from tests.service.asgi import READER, WRITER
+from tests.service.asgi import READER, WRITER, push_event
 from tests.service.web.browser import Browser, text_of
 from tests.service.web.support import XSS, is_escaped
 
@@ -141,3 +141,49 @@ async def test_what_strangers_wrote_is_escaped_on_the_page_of_one(admin: Browser
     page = await admin.page("/repositories/mc")
     assert page.count("&lt;script&gt;") > 8
     assert is_escaped(page)
+
+
+async def removal_form(admin: Browser) -> dict[str, str]:
+    """Return the fields of the form that removes a repository."""
+    page = await admin.page("/repositories/mc/remove")
+    form = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.partition("<main")[2])
+    return dict(form)
+
+
+async def test_one_is_removed_after_a_page_that_says_what_is_lost(admin: Browser) -> None:
+    await admin.api.add()
+    assert 'href="/repositories/mc/remove"' in await admin.page("/repositories/mc")
+    assert "no push after 100 becomes a resultset" in text_of(await admin.page("/repositories/mc/remove"))
+    form = await removal_form(admin)
+    await admin.api.patch("/repositories/mc", {"graph": False})
+    assert (await admin.post("/repositories/mc/remove", **form)).status_code == 409
+    answer = await admin.post("/repositories/mc/remove", **await removal_form(admin))
+    assert (answer.status_code, answer.headers["location"]) == (303, "/repositories")
+    assert "None is monitored" in text_of(await admin.page("/repositories"))
+    assert (await admin.get("/repositories/mc/remove")).status_code == 404
+    assert (await entries(admin.api))[-1].event == "repository-deleted"
+
+
+async def test_unfinished_work_is_named_before_it_is_buried(admin: Browser) -> None:
+    await admin.api.add()
+    await admin.api.push(push_event(101))
+    form = await removal_form(admin)
+    asked = await admin.post("/repositories/mc/remove", **form)
+    assert asked.status_code == 409
+    assert "3 steps of mc's pushes and 0 actions on its tasks are unfinished" in text_of(asked.text)
+    assert 'name="force" value="yes"' in asked.text
+    assert await admin.api.letters() == []
+    assert (await admin.post("/repositories/mc/remove", **form, force="yes")).status_code == 303
+    assert len(await admin.api.letters()) == 3
+
+
+async def test_who_may_not_write_removes_nothing(admin: Browser) -> None:
+    await admin.api.add()
+    form = await removal_form(admin)
+    await admin.post("/sign-out", form_token=form["form_token"])
+    await admin.sign_in(READER)
+    assert (await admin.get("/repositories/mc/remove")).status_code == 403
+    assert "/remove" not in await admin.page("/repositories/mc")
+    token = await admin.form_token("/")
+    assert (await admin.post("/repositories/mc/remove", **{**form, "form_token": token})).status_code == 403
+    assert (await admin.api.get("/repositories/mc")).status_code == 200
