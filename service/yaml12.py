@@ -111,6 +111,11 @@ def load(text: str) -> Any:
     return yaml.load(text, loader)  # noqa: S506 - subclasses of the safe loader
 
 
+def compose(text: str) -> Any:
+    """Return the root node of one document, whose nodes know their lines. Raises as `load` does."""
+    return yaml.compose(text, _Full if _SURROGATE_ESCAPE.search(text) else _Fast)
+
+
 def join_pairs(text: str) -> str:
     """Return `text` with surrogate pairs replaced by the characters that they encode."""
     return _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)

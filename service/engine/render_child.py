@@ -26,7 +26,7 @@ import yaml
 
 from service.sanitize import escape_unstorable
 from service.slugids import OWN_LABEL, slugid_of
-from service.yaml12 import EqualKeysError, as_number, join_pairs, key_text, load
+from service.yaml12 import EqualKeysError, as_number, compose, join_pairs, key_text, load
 
 _MAX_ERROR = 10_000
 """Characters of an error: some quote the whole value that is wrong."""
@@ -143,24 +143,44 @@ def _parse(text: str) -> Any:
         raise _InvalidTemplateError(f"not YAML: {error}") from None
 
 
-def _tasks(template: Any, context: dict[str, Any]) -> Any:
+def _place(text: str, location: list[str]) -> str:
+    """Return the line of a file at which JSON-e failed, or where the operator begins behind which it lost its way."""
+    node, line = compose(text), None
+    for step in location:
+        child = None
+        if isinstance(node, yaml.MappingNode):
+            name = step[1:] if step.startswith(".") else step[2:-2]
+            child = next(((key, value) for key, value in node.value if key.value == name), None)
+        elif isinstance(node, yaml.SequenceNode) and step[1:-1].isdigit() and int(step[1:-1]) < len(node.value):
+            child = (node.value[int(step[1:-1])],) * 2
+        if child is None:
+            return "" if line is None else f" (in what begins in line {line})"
+        line, node = child[0].start_mark.line + 1, child[1]
+    return "" if line is None else f" (line {line})"
+
+
+def _tasks(text: str, context: dict[str, Any]) -> Any:
     """Return the rendered `tasks` of a `.taskcluster.yml` of version 1."""
+    template = _parse(text)
     if not isinstance(template, dict):
         raise _InvalidTemplateError("not a mapping: it needs `version: 1` and `tasks`")
     if template.get("version") != 1 or isinstance(template["version"], bool):
         raise _InvalidTemplateError(f"version is {template.get('version')!r}: only version 1 is understood")
-    rendered = _render(template, context)
+    rendered = _render(template, context, text)
     tasks = rendered.get("tasks", []) if isinstance(rendered, dict) else None
     if not isinstance(tasks, list):
         raise _InvalidTemplateError(f"`tasks` is rendered as {type(tasks).__name__}: it must be a list of tasks")
     return tasks
 
 
-def _render(template: Any, context: dict[str, Any]) -> Any:
+def _render(template: Any, context: dict[str, Any], text: str | None = None) -> Any:
+    """Return what a template renders to; `text` is the file that it was read from."""
     try:
         return jsone.render(template, context)
     except jsone.JSONTemplateError as error:
         where = "".join(error.location).lstrip(".")
+        if where and text is not None:
+            where += _place(text, error.location)
         raise _InvalidTemplateError(f"does not render: {f'at {where}: ' if where else ''}{error.args[0]}") from None
 
 
@@ -213,7 +233,7 @@ def _answer(request: dict[str, Any], document: bytes, limits: _Limits) -> bytes:
         else:
             own = placeholders.as_slugid(OWN_LABEL)
             context = {**request["context"], "ownTaskId": own, "as_slugid": placeholders.as_slugid}
-            result = _tasks(_parse(request["yaml"]), context) if tasks else _render(request["template"], context)
+            result = _tasks(request["yaml"], context) if tasks else _render(request["template"], context)
         labels = placeholders.labels()
         limits.check(result, len(labels), tasks=tasks)
         head = json.dumps({"labels": labels})

@@ -52,3 +52,8 @@ def test_everything_else_has_a_remedy_too() -> None:
         assert "pushes retry mc 1" in explained.remedy
         assert explained.reason == reason
     assert "tc-treeherder doctor" in explain_resultset("401", "mc", 1).remedy
+
+
+def test_the_line_of_what_json_e_finds_wrong_is_quoted() -> None:
+    reason = ".taskcluster.yml does not render: at tasks[0].payload (line 5): unknown context value nope"
+    assert explain_graph(reason, "mc", 101).line == 5
