@@ -71,6 +71,22 @@ async def list_pushes(
 
     With several filters a page can be shorter than `limit`, even empty, while `next` says that there are more.
     """
+    filters: dict[str, Any] = {"repository": repository, "state": state, "revision": revision, "user": user}
+    return await summarize_pushes(session, **filters, limit=limit, after=after, tasks=TASKS_IN_A_LIST)
+
+
+async def summarize_pushes(
+    session: Session,
+    *,
+    repository: str | None = None,
+    state: StepState | None = None,
+    revision: str | None = None,
+    user: str | None = None,
+    limit: int,
+    after: str | None = None,
+    tasks: int = 0,
+) -> PushPage:
+    """Return pushes, the newest first, each with its first `tasks` tasks."""
     filters: list[Any] = []
     if repository is not None:
         await check_alias(session, repository)
@@ -89,7 +105,7 @@ async def list_pushes(
     candidates, key = await _candidates(session, repository, state, revision, user)
     rows, following = await page(session, candidates, key, matching, limit, after)
     steps = await _steps(session, [push_id for push_id, _, _ in rows])
-    graphs = await _graphs(session, [step for of_push in steps.values() for step in of_push], first=TASKS_IN_A_LIST)
+    graphs = await _graphs(session, [step for of_push in steps.values() for step in of_push], first=tasks)
     items = [PushSummary(**_summary(push, alias, steps[push_id], graphs)) for push_id, push, alias in rows]
     return PushPage(items=items, next=following)
 
@@ -233,7 +249,9 @@ async def _graphs(session: Session, steps: list[PushStep], first: int | None = N
     graphs = [step for step in steps if step.kind == StepKind.GRAPH]
     ids = [step.id for step in graphs]
     bounds = {} if first is None else {"first": first}
-    rows = await session.exec(_planned_tasks(bounded=first is not None), params={"ids": ids, **bounds})
+    rows: Any = ()
+    if first != 0:
+        rows = await session.exec(_planned_tasks(bounded=first is not None), params={"ids": ids, **bounds})
     tasks: dict[int, list[TaskRead]] = defaultdict(list)
     for step_id, _, task_id, name, created in sorted(rows, key=lambda row: row[:2]):
         tasks[step_id].append(TaskRead(task_id=task_id if created else None, name=name, created=created))

@@ -7,9 +7,8 @@ from fastapi import APIRouter, Response
 
 from service.api.deps import Reader, ServicesDep
 from service.api.push_tasks import RESOLVED_RANK, TaskState, task_states
-from service.api.pushes import find_push, list_pushes, read_push
+from service.api.pushes import find_push, read_push, summarize_pushes
 from service.api.schemas.pushes import PushRead
-from service.auth import LOCAL
 from service.errors import Problem
 from service.services import Services
 from service.web.pages import PageRoute, SiteDep
@@ -65,7 +64,7 @@ async def get_badge(name: str, services: ServicesDep, _: Reader, site: SiteDep) 
 
 async def _draw(services: Services, alias: str) -> str:
     async with services.database.reading() as session:
-        page = await list_pushes(session, LOCAL, repository=alias, limit=1)
+        page = await summarize_pushes(session, repository=alias, limit=1)
         push, states = None, {}
         for newest in page.items:
             row = await find_push(session, alias, newest.push_id, newest.generation)

@@ -8,7 +8,7 @@ from service.api.dead_letters import list_dead_letters
 from service.api.deps import Reader, ServicesDep
 from service.api.health import HealthDep
 from service.api.marks import Watched
-from service.api.pushes import list_pushes
+from service.api.pushes import summarize_pushes
 from service.auth import LOCAL
 from service.errors import Problem
 from service.services import Services
@@ -39,7 +39,7 @@ class HomeView(View):
     async def read(self, services: Services, site: Site) -> Shown:
         """Read the newest pushes, and the newest dead letter."""
         async with services.database.reading() as session:
-            page = await list_pushes(session, LOCAL, limit=NEWEST)
+            page = await summarize_pushes(session, limit=NEWEST)
             letters = await list_dead_letters(session, LOCAL, limit=1)
         return Shown({"page": page, "letters": letters.items}, Watched(newest=NEW_PUSHES), LIST_AGAIN)
 

@@ -14,7 +14,7 @@ from service.api.file_excerpt import QuotedLine
 from service.api.marks import Watched
 from service.api.push_tasks import MOST, RESOLVED_RANK
 from service.api.push_view import PushTasks, view_push
-from service.api.pushes import Generation, find_push, list_pushes, read_push, retry_push
+from service.api.pushes import Generation, find_push, read_push, retry_push, summarize_pushes
 from service.api.repositories import get_repository
 from service.api.schemas.common import StepState
 from service.api.schemas.pushes import PushRead
@@ -80,7 +80,7 @@ class PushesView(View):
         """Read one page of the list."""
         given: dict[str, Any] = {"repository": self.repository or None, "user": self.user or None}
         async with services.database.reading() as session:
-            page = await list_pushes(session, LOCAL, **given, state=self.state, limit=50, after=self.after)
+            page = await summarize_pushes(session, **given, state=self.state, limit=50, after=self.after)
         filters = {"repository": self.repository, "user": self.user, "state": self.state or ""}
         return Shown(
             {"page": page, "filters": filters, "states": list(StepState)}, Watched(newest=NEW_PUSHES), LIST_AGAIN
