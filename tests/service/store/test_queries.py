@@ -136,7 +136,8 @@ def _scans(statement: str, node: dict[str, Any], limited: bool) -> Iterator[str]
     kind, table = node["Node Type"], node.get("Relation Name")
     how = f"{kind} on {table} by {node.get('Index Name')}: {node.get('Index Cond')}, filter {node.get('Filter')}"
     if table in LARGE and kind != "ModifyTable":
-        if kind == "Seq Scan" or (kind != "Bitmap Heap Scan" and "Index Cond" not in node):
+        first_ones = limited and "Filter" not in node  # along an index, as for max()
+        if kind == "Seq Scan" or (kind != "Bitmap Heap Scan" and "Index Cond" not in node and not first_ones):
             yield how
         by_key = re.fullmatch(r"\(\w*id [<>] \S+\)", node.get("Index Cond", ""))
         if by_key and node["Index Name"] not in PARTIAL and not KEYSET_ALONE.search(statement):

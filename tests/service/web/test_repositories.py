@@ -17,17 +17,18 @@ from tests.service.web.support import XSS, is_escaped
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({"last_good_poll_at": now()}, "polled"),
+        ({"last_good_poll_at": timedelta()}, "polled"),
         ({}, "polled"),
-        ({"created_at": now() - timedelta(hours=1)}, "waiting"),
-        ({"last_good_poll_at": now() - timedelta(hours=1)}, "waiting"),
-        ({"poll_failures": 3, "poll_error": "hg answers 500", "last_good_poll_at": now()}, "failing"),
+        ({"created_at": timedelta(hours=-1)}, "waiting"),
+        ({"last_good_poll_at": timedelta(hours=-1)}, "waiting"),
+        ({"poll_failures": 3, "poll_error": "hg answers 500", "last_good_poll_at": timedelta()}, "failing"),
         ({"enabled": False, "poll_failures": 3}, "paused"),
     ],
 )
 async def test_a_word_says_how_the_poll_is(admin: Browser, values: dict[str, Any], word: str) -> None:
     await admin.api.add()
-    await admin.api.change_repository(**values)
+    times = {name: now() + value for name, value in values.items() if isinstance(value, timedelta)}
+    await admin.api.change_repository(**{**values, **times})
     page = await admin.page("/repositories")
     assert f">{word}</span>" in page
     assert values.get("poll_error", "") in text_of(page)

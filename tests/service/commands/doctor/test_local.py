@@ -18,7 +18,7 @@ from tests.system.conftest import System
 
 
 def test_nothing_is_set_that_matters(doctor: Doctor) -> None:
-    report = doctor(WEBHOOK_SECRETS=None, TOKENS=None, ENVIRONMENTS=None)
+    report = doctor(WEBHOOK_SECRETS=None, TOKENS=None, WEB_SIGN_IN__CLIENT_ID=None, ENVIRONMENTS=None)
     assert report.status("settings", "webhook_secrets") == "error"
     assert report.status("settings", "listeners") == "error"
     assert report.status("settings", "credentials") == "warning"
