@@ -78,6 +78,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
                 reporter.stop()
                 for task in running:
                     task.cancel()
+                await asyncio.wait(running)  # a connection that one gives back later is closed by nobody
                 if work:
                     await asyncio.gather(app.state.worker_task, app.state.reporter_task)
         finally:

@@ -94,8 +94,10 @@ async def open_site(services: Services) -> AsyncIterator[Site | None]:
         return
     key = await load_secret(services.database, "web-sessions")
     site = Site(services, key)
-    yield site
-    await site.close()
+    try:
+        yield site
+    finally:
+        await site.close()
 
 
 class Visit:

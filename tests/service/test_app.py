@@ -3,11 +3,13 @@
 import asyncio
 
 import pytest
+from sqlalchemy import func
 from sqlalchemy.exc import IntegrityError
+from sqlmodel import select
 
 from service.app import create_app
 from service.clock import now
-from service.store.database import SchemaBehindError
+from service.store.database import Database, SchemaBehindError
 from service.store.models import Repository, State
 from tests.service.asgi import ADMIN, NEVER_SHOWN, Api, is_problem, push_event, running, settings_for
 
@@ -32,6 +34,24 @@ async def test_its_worker_begins_on_what_is_taken_in_and_ends_with_it(sqlite_url
         assert (graph["state"], graph["reason"]) == ("skipped", "graphs are off for mc")
     assert worker.done()
     assert worker.exception() is None
+
+
+async def test_the_database_is_closed_after_all_that_read_it(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    async def read_slowly(database: Database) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            async with database.reading() as session:
+                ended.append((await session.exec(select(func.count()).select_from(Repository))).one())
+
+    monkeypatch.setattr("service.app.follow_clock", read_slowly)
+    async with running(settings_for(sqlite_url)) as api:
+        assert (await api.get("/repositories")).status_code == 200
+        pool = api.database.engine.pool
+    assert ended == [0]
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]  # of the pool that is used with files
 
 
 async def test_without_a_worker_the_work_is_left_to_others(sqlite_url: str) -> None:
