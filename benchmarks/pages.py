@@ -121,7 +121,7 @@ async def _measure(stack: Stack, service: Process, pages: int, seconds: int, rou
             events, size = browsers.events - events, browsers.bytes - size
         typer.echo(
             f"round {number}: {100 * alone:.1f} % of a core with nobody, {100 * watched:.1f} % with {pages} open pages "
-            f"({100 * (watched - alone):+.1f}); {events / seconds:.0f} events, {size / seconds / 1e3:.0f} kB a second"
+            f"({100 * (watched - alone):+.1f}); {events} events, {size / seconds / 1e3:.0f} kB a second"
         )
 
 

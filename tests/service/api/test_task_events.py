@@ -160,7 +160,7 @@ async def test_a_commit_that_fails_is_no_202(api: Api) -> None:
 async def test_a_dead_letter_of_a_task_event_can_be_replayed_once_it_is_understood(sqlite_api: Api) -> None:
     await take(sqlite_api, event(body="no json"))
     (letter,) = await sqlite_api.letters()
-    is_problem(await sqlite_api.post(f"/dead-letters/{letter.id}/replay"), 422, "not understood")
+    is_problem(await sqlite_api.post(f"/dead-letters/{letter.id}/replay"), 422, "no JSON")
     async with sqlite_api.database.writing() as session:
         letter.payload = json.dumps(event()).encode()
         session.add(letter)
