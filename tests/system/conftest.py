@@ -123,7 +123,7 @@ class System:
             for push in stored
         )
 
-    def wait(self, what: Callable[[], bool], seconds: float = 25) -> None:
+    def wait(self, what: Callable[[], bool], seconds: float = 60) -> None:
         wait_for(what, seconds, next(iter(self.stack.processes.values())))
 
     def expect_exactly_once(self, pushes: int, tasks: int, environments: int = 1) -> list[dict[str, Any]]:

@@ -173,7 +173,7 @@ class PlantedSystem:
         push = {"repository": PATH, "user": "dev", "changesets": [changeset]}
         self.system.hg.post("/push", json=push).raise_for_status()
 
-    def wait_for_graphs(self, pushes: int, seconds: float = 25) -> None:
+    def wait_for_graphs(self, pushes: int, seconds: float = 60) -> None:
         def settled() -> bool:
             stored = self.api.get("/pushes").json()["items"]
             return len(stored) == pushes and all(push["graph"]["state"] != "pending" for push in stored)

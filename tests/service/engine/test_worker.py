@@ -293,8 +293,8 @@ async def test_a_lease_is_renewed_while_its_step_runs(sqlite: Database, steps: S
     slow = asyncio.Event()
     steps.does["graph x"] = waits(slow)
     await add_steps(sqlite)
-    async with working(sqlite, steps, lease=0.3), working(sqlite, steps, lease=0.3):
-        await asyncio.sleep(1)
+    async with working(sqlite, steps, lease=0.6), working(sqlite, steps, lease=0.6):
+        await asyncio.sleep(1.5)
         assert len(steps.began) == 1
         (step,) = await all_steps(sqlite)
         assert (step.fencing_token, step.attempts) == (1, 1)
