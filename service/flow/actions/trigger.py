@@ -39,7 +39,7 @@ CLOCKS_DIFFER = timedelta(seconds=10)
 NOTHING_DONE = frozenset({401, 429})
 """Statuses of answers that say that nothing was done, and that may be another next time."""
 
-_JSON_BEGINS = frozenset('{["-0123456789tf')
+_JSON_BEGINS = frozenset('{["')
 
 MAX_LOOK = 200_000
 """Values of one definition that are compared."""
@@ -215,8 +215,11 @@ def is_of(definition: Definition, action: Action, client: str | None) -> bool:
     """Return True if the task may have been created for this action.
 
     Its definition must hold the task group, the task and the input of the action, as values or as JSON in texts. What
-    it says of the action's name and of who triggered it must not be something else.
+    it says of the action's name and of who triggered it must not be something else. An input that is a single value,
+    such as `true`, tells no task from another: then none is found.
     """
+    if not isinstance(action.input, dict | list):
+        return False
     extra = definition.get("extra")
     told = extra.get("action") if isinstance(extra, dict) else None
     if isinstance(told, dict):

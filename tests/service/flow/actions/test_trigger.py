@@ -337,13 +337,15 @@ def test_a_task_is_the_action_s_if_it_holds_what_the_action_has(definition: Any,
     assert is_of(definition, action, "us") is its
 
 
-@pytest.mark.parametrize("told", [["a"], [], "text", 3, 0, True, False])
-def test_an_input_that_is_no_object_is_found_too(told: Any) -> None:
+@pytest.mark.parametrize(
+    ("told", "its"), [(["a"], True), ([], True), ("text", False), (3, False), (True, False), (None, False)]
+)
+def test_a_list_is_found_as_an_object_is_and_a_single_value_tells_nothing(told: Any, its: bool) -> None:
     values: dict[str, Any] = {"kind": "backfill", "project": "mc", "requester": "me", "source": Source.API, "lane": "x"}
     action = Action(**values, task_id="T", decision_task="G", input=told)
     env = {"GROUP": "G", "TASK": "T"}
-    assert is_of({"payload": {"env": {**env, "INPUT": json.dumps(told)}}}, action, "us")
-    assert is_of(of_gecko(input=told), action, "us")
+    assert is_of({"payload": {"env": {**env, "INPUT": json.dumps(told)}}}, action, "us") is its
+    assert is_of(of_gecko(input=told), action, "us") is its
     assert not is_of({"payload": {"env": {**env, "INPUT": json.dumps({"other": "input"})}}}, action, "us")
 
 
