@@ -228,7 +228,8 @@ class TaskclusterQueue:
         except UpstreamError:
             reason = f"{client} lacks one of the scopes {named(scopes)}; auth.currentScopes does not tell which one"
             return ScopesRefusal(reason, 401, [])
-        missing = [scope for scope in scopes if not satisfies(own_scopes, scope)]
+        held = ScopeSet(own_scopes)
+        missing = [scope for scope in scopes if not held.satisfies(scope)]
         if not missing:  # the cached scopes are out of date, or the scope was granted just now
             self._own_scopes = None
             return Unavailable("taskcluster", f"{client} lacked one of the scopes {named(scopes)} a moment ago")
@@ -452,13 +453,6 @@ def _flatten_scopes(expression: Any) -> list[str]:
     return [str(expression)]
 
 
-def satisfies(held: Iterable[str], scope: str) -> bool:
-    """Return True if one of the held scopes satisfies `scope`: it is equal, or ends in `*` and is a prefix of it."""
-    return any(
-        scope == candidate or (candidate.endswith("*") and scope.startswith(candidate[:-1])) for candidate in held
-    )
-
-
 class ScopeSet:
     """Held scopes, in which one is found in the time that its length takes: strangers write both by the thousand."""
 
@@ -467,8 +461,13 @@ class ScopeSet:
         self._prefixes = {scope[:-1] for scope in self._exact if scope.endswith("*")}
 
     def satisfies(self, scope: str) -> bool:
-        """Return True as the function `satisfies` does."""
+        """Return True if a held scope satisfies this one: it is equal, or ends in `*` and is a prefix of it."""
         return scope in self._exact or any(scope[:end] in self._prefixes for end in range(len(scope) + 1))
+
+
+def satisfies(held: Iterable[str], scope: str) -> bool:
+    """Return True if one of the held scopes satisfies `scope`. For many, make a `ScopeSet` once."""
+    return ScopeSet(held).satisfies(scope)
 
 
 def _field(answer: Any, key: str, kind: type[_T]) -> _T:

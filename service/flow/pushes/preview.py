@@ -3,7 +3,7 @@
 import secrets
 from dataclasses import dataclass, field
 
-from service.clients.taskcluster import satisfies
+from service.clients.taskcluster import ScopeSet
 from service.clock import now
 from service.engine.render import Rendered, TemplateError
 from service.errors import UpstreamError
@@ -68,11 +68,12 @@ def _plan(rendered: Rendered) -> list[PlannedTask]:
 
 
 def _find_missing_scopes(tasks: list[PlannedTask], held: list[str]) -> list[list[str]]:
+    scopes = ScopeSet(held)
     return [
         [
             alternatives[-1]
             for alternatives in needed_scopes(task.definition or {})
-            if not any(satisfies(held, scope) for scope in alternatives)
+            if not any(map(scopes.satisfies, alternatives))
         ]
         for task in tasks
     ]
