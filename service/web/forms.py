@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from service import yaml12
 from service.errors import Problem
 
 MOST_FIELDS, MAX_DEPTH = 200, 5
@@ -22,7 +23,7 @@ MOST_CHOICES = 500
 """Choices of all fields of a form."""
 
 MAX_DEFAULTS = 10_000
-"""Characters, as JSON, of all defaults of a form that are shown as YAML: to write more of it takes seconds."""
+"""Characters of all defaults of a form that are shown as YAML: what is longer is not edited by hand."""
 
 MAX_LABEL, MAX_HELP = 200, 2_000
 """Characters of a label and of a description that are shown."""
@@ -30,9 +31,8 @@ MAX_LABEL, MAX_HELP = 200, 2_000
 MAX_YAML, MAX_YAML_DEPTH = 20_000, 50
 """Characters of YAML that are read of a form, and levels of what it says."""
 
-# libyaml, if it is available: it is ten times as fast
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""libyaml, if it is available: it is ten times as fast."""
 
 Kind = Literal["text", "number", "integer", "boolean", "choice", "lines", "object", "yaml"]
 
@@ -142,9 +142,8 @@ def _entered(made: Field, default: Any, budget: _Budget) -> str:
         return "\n".join(str(each) for each in default)[:MAX_YAML]
     if made.kind in {"text", "number", "integer"} and isinstance(default, str | int | float):
         return str(default)[:MAX_YAML]
-    if not budget.take("defaults", len(json.dumps(default))):
-        return ""
-    return str(yaml.dump(default, Dumper=_DUMPER, allow_unicode=True))
+    text = json.dumps(default, indent=2, ensure_ascii=False)  # which is YAML, too
+    return text if budget.take("defaults", len(text)) else ""
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -220,7 +219,7 @@ def _parse_yaml(made: Field, text: str) -> Any:
                 raise Problem(422, "Invalid request", f"{name}: YAML's `*` is not taken: repeat what it stands for")
             if depth > MAX_YAML_DEPTH:
                 raise Problem(422, "Invalid request", f"{name}: enter at most {MAX_YAML_DEPTH} levels")
-        value = json.loads(json.dumps(yaml.load(text, _LOADER), allow_nan=False))  # noqa: S506 - a safe loader
+        value = json.loads(json.dumps(yaml12.load(text), allow_nan=False))
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # a tag on what it is not for
         why = " ".join(str(error).split())[:300]
         raise Problem(422, "Invalid request", f"{name} is no YAML that JSON could say: {why}") from None
