@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy.orm import load_only
+from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import col, select
 
 from service.api.audit import record
@@ -64,17 +65,25 @@ def work_table(name: str) -> type[Work]:
     raise Problem(404, "Not Found", f"there is no work {name[:100]!r}: {names} are known")
 
 
+def small_columns(model: type[Work]) -> ExecutableOption:
+    """Return the option of a query that reads the columns that a `WaitingPiece` needs, and no large one."""
+    return load_only(*(getattr(model, name) for name in (*_COMMON, *_OWN[model])), raiseload=True)
+
+
 async def list_pieces(session: Session, model: type[Work], lane: str) -> list[WaitingPiece]:
     """Return the unfinished pieces of a lane, those that have waited longest first."""
-    names = (*_COMMON, *_OWN[model])
     query = (
         select(model)
-        .options(load_only(*(getattr(model, name) for name in names), raiseload=True))
+        .options(small_columns(model))
         .where(model.lane == escape_unstorable(lane), col(model.due_at).is_not(None))
         .order_by(col(model.since))
         .limit(MOST_PIECES)
     )
-    items = list((await session.exec(query)).all())
+    return await pieces_of(session, (await session.exec(query)).all())
+
+
+async def pieces_of(session: Session, items: Sequence[Work]) -> list[WaitingPiece]:
+    """Return what these pieces of work are, in their order."""
     pushes = await _pushes(session, items)
     return [_piece(item, pushes) for item in items]
 

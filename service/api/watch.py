@@ -8,11 +8,12 @@ from sqlalchemy import func, literal
 from sqlmodel import col, select
 
 from service.api.health import UNREAD
+from service.api.waiting import WaitingPiece, pieces_of, small_columns
 from service.clock import now
 from service.engine.registry import WORK
 from service.store.database import Session
 from service.store.distinct import distinct_of
-from service.store.models import PulseQueue, Push, PushStep, Repository, Work
+from service.store.models import PulseQueue, Work
 
 MOST_QUEUES = 100
 """Queues that are listed, those that were read last."""
@@ -57,36 +58,25 @@ async def list_pulse_queues(session: Session) -> list[QueueRead]:
     ]
 
 
-@dataclass
+@dataclass(frozen=True)
 class WaitingLane:
     """The unfinished work of one lane: an upstream, a project of one, or a kind of action."""
 
     lane: str
     count: int
-    oldest: Work  # the piece that has waited longest
-    push: tuple[str, int] | None = None  # of the oldest piece, if it is a step of a push
+    oldest: WaitingPiece  # the piece that has waited longest
 
 
 async def list_waiting(session: Session) -> list[WaitingLane]:
     """Return each lane with unfinished work, and its oldest piece; the lane that has waited longest comes first."""
     lanes = [lane for model in WORK.tables for lane in await _lanes_of(session, model)]
-    lanes = sorted(lanes, key=lambda lane: lane.oldest.since)[:MOST_LANES]
-    steps = [lane.oldest.id for lane in lanes if isinstance(lane.oldest, PushStep)]
-    if steps:
-        query = (
-            select(PushStep.id, Repository.alias, Push.push_id)
-            .join(Push, col(Push.id) == PushStep.push_id)
-            .join(Repository, col(Repository.id) == Push.repository_id)
-            .where(col(PushStep.id).in_(steps))
-        )
-        pushes = {step_id: (alias, push_id) for step_id, alias, push_id in await session.exec(query)}
-        for lane in lanes:
-            if isinstance(lane.oldest, PushStep):
-                lane.push = pushes.get(lane.oldest.id)
-    return lanes
+    lanes = sorted(lanes, key=lambda lane: lane[2].since)[:MOST_LANES]
+    pieces = await pieces_of(session, [oldest for _, _, oldest in lanes])
+    return [WaitingLane(lane, count, oldest) for (lane, count, _), oldest in zip(lanes, pieces, strict=True)]
 
 
-async def _lanes_of(session: Session, model: type[Work]) -> list[WaitingLane]:
+async def _lanes_of(session: Session, model: type[Work]) -> list[tuple[str, int, Work]]:
+    """Return each lane of one table, how many of its pieces wait, and the oldest of them."""
     waiting = col(model.due_at).is_not(None)
     lanes = distinct_of(model.lane, "lanes", waiting)
     of_lane = (col(model.lane) == lanes.c.lane, waiting)
@@ -98,5 +88,6 @@ async def _lanes_of(session: Session, model: type[Work]) -> list[WaitingLane]:
         .select_from(lanes)
         .join(model, col(model.id) == first)
         .where(lanes.c.lane.is_not(None))
+        .options(small_columns(model))
     )
-    return [WaitingLane(lane, number, oldest) for lane, number, oldest in await session.exec(query)]
+    return [(lane, number, oldest) for lane, number, oldest in await session.exec(query)]

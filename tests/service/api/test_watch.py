@@ -8,8 +8,9 @@ from service.api import watch
 from service.api.health import UNREAD
 from service.api.watch import list_pulse_queues, list_waiting
 from service.clock import now
-from service.store.models import PulseQueue, PushStep, State
+from service.store.models import Action, PulseQueue, PushStep, Source, State
 from tests.service.asgi import Api, push_event
+from tests.service.harness import sent_statements
 
 
 async def test_a_queue_is_read_if_a_listener_said_so_lately(api: Api) -> None:
@@ -37,13 +38,13 @@ async def test_what_waits_is_told_by_lane_the_oldest_first(api: Api) -> None:
         lanes = await list_waiting(session)
     assert len(lanes) == 3
     assert [lane.count for lane in lanes] == [2, 2, 2]
-    assert lanes[0].push == ("mc", 102)
-    graph = lanes[0].oldest
+    assert lanes[0].oldest.path == ("pushes", "mc", "102")
+    graph = lanes[0].oldest.item
     assert isinstance(graph, PushStep)
     assert (graph.attempts, graph.error) == (4, "Taskcluster answers 503")
     assert graph.next_attempt_at is not None
     assert graph.next_attempt_at > now()
-    assert lanes[1].oldest.since <= lanes[2].oldest.since
+    assert lanes[1].oldest.item.since <= lanes[2].oldest.item.since
     await api.end_steps(State.DONE)
     async with api.database.reading() as session:
         assert await list_waiting(session) == []
@@ -55,3 +56,14 @@ async def test_a_lane_is_counted_up_to_a_bound(sqlite_api: Api, monkeypatch: pyt
     monkeypatch.setattr(watch, "MOST_COUNTED", 1)
     async with sqlite_api.database.reading() as session:
         assert {lane.count for lane in await list_waiting(session)} == {1}
+
+
+async def test_what_waits_is_read_without_what_can_be_large(api: Api) -> None:
+    await api.add()
+    async with api.database.writing() as session:
+        session.add(Action(kind="cancel", project="mc", task_id="T", requester="r", source=Source.API, lane="x"))
+    with sent_statements(api.database) as sent:
+        async with api.database.reading() as session:
+            (lane,) = await list_waiting(session)
+    assert lane.oldest.path == ("actions", "1")
+    assert not [statement for statement in sent if "action.input" in statement or "action.cancels" in statement]
