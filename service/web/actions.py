@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.actions import get_action, list_actions
-from service.api.deps import ActionNumber, After, Reader, ServicesDep
+from service.api.deps import ActionNumber, After, Reader
 from service.api.marks import Watched
 from service.api.push_tasks import MOST, task_states
 from service.api.schemas.actions import ActionState
 from service.auth import LOCAL
 from service.services import Services
-from service.web.pages import PageRoute, Site, SiteDep, show
+from service.web.pages import PageRoute, Site, show_view
 from service.web.pushes import LIST_AGAIN
 from service.web.views import Shown, View, live
 
@@ -47,9 +47,7 @@ class ActionsView(View):
 @router.get("/actions")
 async def get_actions_page(
     request: Request,
-    services: ServicesDep,
     _: Reader,
-    site: SiteDep,
     state: ActionState | Literal[""] = "",
     project: Annotated[str, Query(max_length=1_000)] = "",
     task_id: Annotated[str, Query(max_length=100)] = "",
@@ -58,8 +56,7 @@ async def get_actions_page(
 ) -> Response:
     """List actions, the newest first."""
     view = ActionsView(state or None, project.strip(), task_id.strip(), requester.strip(), after)
-    shown = await view.read(services, site)
-    return show(request, view.template, view=view, **shown.values)
+    return await show_view(request, view)
 
 
 @live
@@ -88,10 +85,6 @@ class ActionView(View):
 
 
 @router.get("/actions/{action_id}")
-async def get_action_page(
-    request: Request, action_id: ActionNumber, services: ServicesDep, _: Reader, site: SiteDep
-) -> Response:
+async def get_action_page(request: Request, action_id: ActionNumber, _: Reader) -> Response:
     """Show an action: who asked for what, and what came of it."""
-    view = ActionView(action_id)
-    shown = await view.read(services, site)
-    return show(request, view.template, view=view, **shown.values)
+    return await show_view(request, ActionView(action_id))

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.api.audit import list_audit
-from service.api.deps import After, Auditor, ServicesDep
+from service.api.deps import After, Auditor
 from service.api.marks import Watched
 from service.api.schemas.audit import AuditEvent, AuditRead
 from service.auth import LOCAL
 from service.services import Services
 from service.settings import AUDIT_READ
-from service.web.pages import PageRoute, Site, SiteDep, show
+from service.web.pages import PageRoute, Site, show_view
 from service.web.views import Shown, View, live
 
 router = APIRouter(route_class=PageRoute)
@@ -47,18 +47,14 @@ class AuditView(View):
 @router.get("/audit")
 async def get_audit_page(
     request: Request,
-    services: ServicesDep,
     _: Auditor,
-    site: SiteDep,
     event: AuditEvent | Literal[""] = "",
     caller: Annotated[str, Query(max_length=1_000)] = "",
     repository: Annotated[str, Query(max_length=50)] = "",
     after: After = None,
 ) -> Response:
     """List who changed what, the newest first."""
-    view = AuditView(caller.strip(), repository.strip(), event or None, after)
-    shown = await view.read(services, site)
-    return show(request, view.template, view=view, **shown.values)
+    return await show_view(request, AuditView(caller.strip(), repository.strip(), event or None, after))
 
 
 def _path_of_subject(entry: AuditRead) -> tuple[str, ...] | None:

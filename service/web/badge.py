@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Response
 
 from service.api.deps import Reader, ServicesDep
-from service.api.push_tasks import RESOLVED_RANK, TaskState, task_states
-from service.api.pushes import find_push, read_push, summarize_pushes
-from service.api.schemas.pushes import PushRead
+from service.api.push_tasks import MOST, RESOLVED_RANK, TaskState, task_states
+from service.api.pushes import summarize_pushes
+from service.api.schemas.pushes import PushSummary
 from service.errors import Problem
 from service.services import Services
 from service.web.pages import PageRoute, SiteDep
 from service.web.rendering import HEADERS, render_text
 from service.web.words import tone_of
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 KEPT = 10.0
 """Seconds for which a badge is kept for all who ask."""
@@ -35,7 +35,7 @@ class BadgeState:
     tone: str
 
 
-def state_of(push: PushRead | None, states: dict[str, TaskState]) -> BadgeState:
+def state_of(push: PushSummary | None, states: dict[str, TaskState]) -> BadgeState:
     """Return the state of a push, of whose tasks these states were reported."""
     if push is None:
         return BadgeState("no pushes", "mute")
@@ -64,13 +64,10 @@ async def get_badge(name: str, services: ServicesDep, _: Reader, site: SiteDep) 
 
 async def _draw(services: Services, alias: str) -> str:
     async with services.database.reading() as session:
-        page = await summarize_pushes(session, repository=alias, limit=1)
-        push, states = None, {}
-        for newest in page.items:
-            row = await find_push(session, alias, newest.push_id, newest.generation)
-            push = await read_push(session, row, alias)
-            tasks = [] if push.graph is None else push.graph.tasks
-            states = await task_states(session, [task.task_id for task in tasks if task.task_id is not None])
+        page = await summarize_pushes(session, repository=alias, limit=1, tasks=MOST)
+        push = next(iter(page.items), None)
+        tasks = [] if push is None or push.graph is None else push.graph.tasks
+        states = await task_states(session, [task.task_id for task in tasks if task.task_id is not None])
     state = state_of(push, states)
     left, right = (_CHARACTER * len(text) + 2 * _MARGIN for text in (alias, state.word))
     return render_text("badge.svg", alias=alias, state=state, colour=_COLOURS[state.tone], left=left, right=right)

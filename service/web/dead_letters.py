@@ -13,7 +13,7 @@ from service.auth import LOCAL, Caller
 from service.errors import Problem
 from service.services import Services
 from service.settings import REPOSITORIES_WRITE
-from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
+from service.web.pages import FormDep, PageRoute, Site, show, show_view
 from service.web.pushes import LIST_AGAIN
 from service.web.views import Shown, View, live
 
@@ -57,16 +57,12 @@ class DeadLettersView(View):
 @router.get("/dead-letters")
 async def get_dead_letters_page(
     request: Request,
-    services: ServicesDep,
     caller: Reader,
-    site: SiteDep,
     kind: Annotated[LetterKind | Literal[""], Query(description="of this kind alone")] = "",
     after: After = None,
 ) -> Response:
     """List dead letters, the newest first."""
-    view = DeadLettersView(kind or None, after, caller.has(REPOSITORIES_WRITE))
-    shown = await view.read(services, site)
-    return show(request, view.template, view=view, **shown.values)
+    return await show_view(request, DeadLettersView(kind or None, after, caller.has(REPOSITORIES_WRITE)))
 
 
 @router.get("/dead-letters/{letter_id}")

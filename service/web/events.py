@@ -10,7 +10,7 @@ from service.web.live import EventStream
 from service.web.pages import PageRoute, SiteDep, address_of
 from service.web.views import MAX_ARGUMENTS, parse_view
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 
 @router.get("/live")

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from service.api.dead_letters import list_dead_letters
-from service.api.deps import Reader, ServicesDep
+from service.api.deps import Reader
 from service.api.health import HealthDep
 from service.api.marks import Watched
 from service.api.pushes import summarize_pushes
 from service.auth import LOCAL
 from service.errors import Problem
 from service.services import Services
-from service.web.pages import PageRoute, Site, SiteDep, show
+from service.web.pages import PageRoute, Site, show_view
 from service.web.pushes import LIST_AGAIN, NEW_PUSHES
 from service.web.rendering import HEADERS, static_file
 from service.web.views import Shown, View, live
@@ -45,12 +45,10 @@ class HomeView(View):
 
 
 @router.get("/")
-async def get_home(request: Request, services: ServicesDep, _: Reader, site: SiteDep, health: HealthDep) -> Response:
+async def get_home(request: Request, _: Reader, health: HealthDep) -> Response:
     """Show the search, what the heartbeat warns of, and the newest pushes."""
     checks = [check for check in await health.checks.get() if check.status != "ok"]
-    view = HomeView()
-    shown = await view.read(services, site)
-    return show(request, view.template, view=view, checks=checks, **shown.values)
+    return await show_view(request, HomeView(), checks=checks)
 
 
 @router.get("/static/{digest}/{name}")

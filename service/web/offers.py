@@ -16,7 +16,7 @@ from service.services import Services
 from service.web.forms import form_of
 from service.web.pages import PageRoute, show
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=PageRoute)
 
 
 async def offered(

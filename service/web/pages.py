@@ -48,7 +48,6 @@ NAVIGATION = (
 _OF_SCOPE = {"audit": AUDIT_READ}
 """Lists that only those are led to who have a scope."""
 
-
 LOCAL = replace(auth.LOCAL, on_page=True)
 
 
@@ -285,6 +284,12 @@ def show(request: Request, template: str, status: int = 200, *, view: View | Non
     response = render(template, site.base, status, **common, **values)
     visit.set_cookie(response)
     return response
+
+
+async def show_view(request: Request, view: View, **personal: Any) -> Response:
+    """Read a view, and return its page; `personal` are values for whoever looks. Raises Problem."""
+    shown = await view.read(request.app.state.services, request.app.state.site)
+    return show(request, view.template, view=view, **personal, **shown.values)
 
 
 _NOBODY: dict[str, Any] = {

@@ -28,7 +28,7 @@ from service.services import Services
 from service.settings import Settings
 from service.store.database import Session
 from service.web.asking import ON_PUSHES, buttons_for
-from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
+from service.web.pages import FormDep, PageRoute, Site, SiteDep, show_view
 from service.web.picture import draw
 from service.web.rendering import path_of
 from service.web.views import Shown, View, live
@@ -90,9 +90,7 @@ class PushesView(View):
 @router.get("/pushes")
 async def get_pushes_page(
     request: Request,
-    services: ServicesDep,
     caller: Reader,
-    site: SiteDep,
     repository: Annotated[str, Query(max_length=50)] = "",
     user: Annotated[str, Query(max_length=1_000)] = "",
     state: StepState | Literal[""] = "",
@@ -100,9 +98,8 @@ async def get_pushes_page(
 ) -> Response:
     """List pushes, the newest first."""
     view = PushesView(repository.strip(), user.strip(), state or None, after)
-    shown = await view.read(services, site)
     ingest = buttons_for(caller, ("ingest",), view.repository) if view.repository else []
-    return show(request, view.template, view=view, ingest=ingest, **shown.values)
+    return await show_view(request, view, ingest=ingest)
 
 
 @live
@@ -185,17 +182,13 @@ async def get_push_page(
     request: Request,
     alias: RepositoryAlias,
     push_id: PushNumber,
-    services: ServicesDep,
     caller: Reader,
-    site: SiteDep,
     generation: Generation = None,
     first: Annotated[int, Query(ge=0, le=MOST, description="the task that is shown first")] = 0,
 ) -> Response:
     """Show a push: its steps, its tasks with their states, their copies, and what went wrong."""
     view = PushView(alias, push_id, generation, first, caller.has(scope_of("retry", alias)))
-    shown = await view.read(services, site)
-    buttons = buttons_for(caller, ON_PUSHES, alias)
-    return show(request, view.template, view=view, buttons=buttons, **shown.values)
+    return await show_view(request, view, buttons=buttons_for(caller, ON_PUSHES, alias))
 
 
 async def _quoted(

@@ -11,6 +11,7 @@ from service.api.repositories import (
     add_repository,
     change_repository,
     delete_repository,
+    find,
     get_repository,
     list_repositories,
     poll_repository,
@@ -22,8 +23,9 @@ from service.clock import now
 from service.errors import Problem
 from service.services import Services
 from service.settings import REPOSITORIES_WRITE
+from service.store.database import Session
 from service.store.models import PULSE_ACTIONS, Supersede, TreeActions
-from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
+from service.web.pages import FormDep, PageRoute, Site, SiteDep, show, show_view
 from service.web.rendering import path_of
 from service.web.repository_forms import seen_generation, seen_of, wanted_change, wanted_repository, wanted_reset
 from service.web.views import Shown, View, live
@@ -44,6 +46,11 @@ def poll_state(repository: RepositoryRead) -> str:
 def _missing(caller: Caller) -> str | None:
     """Return the scope that the caller lacks to change repositories."""
     return None if caller.has(REPOSITORIES_WRITE) else REPOSITORIES_WRITE
+
+
+async def _locked(session: Session, alias: str) -> RepositoryRead:
+    """Return a repository that nobody else changes until this transaction ends, to compare it with what a form saw."""
+    return RepositoryRead.model_validate(await find(session, alias, lock=True))
 
 
 _CHOICES = {"supersede": list(Supersede), "actions": list(TreeActions), "yes_or_no": ["yes", "no"]}
@@ -77,14 +84,10 @@ class RepositoriesView(View):
 
 
 @router.get("/repositories")
-async def get_repositories_page(
-    request: Request, services: ServicesDep, caller: Reader, site: SiteDep, after: After = None
-) -> Response:
+async def get_repositories_page(request: Request, caller: Reader, site: SiteDep, after: After = None) -> Response:
     """List the monitored repositories, with the form that adds one."""
-    view = RepositoriesView(after)
-    shown = await view.read(services, site)
-    personal = {**view.personal, "missing": _missing(caller), "known": list(site.settings.environments)}
-    return show(request, view.template, view=view, **personal, **shown.values)
+    personal = {**RepositoriesView.personal, "missing": _missing(caller), "known": list(site.settings.environments)}
+    return await show_view(request, RepositoriesView(after), **personal)
 
 
 @router.post("/repositories")
@@ -124,20 +127,18 @@ async def remove_repository_form(
     request: Request, alias: RepositoryAlias, services: ServicesDep, caller: Writer, form: FormDep, site: SiteDep
 ) -> Response:
     """Remove a repository, and lead to the list. If its work is unfinished, ask whether to bury it."""
-    async with services.database.reading() as session:
-        repository = await get_repository(alias, session, caller)
-    seen = seen_of(repository)
-    if form.get("seen") != seen:
-        detail = f"{alias} was changed since this page was loaded: go back, load the page again, and look at it"
-        raise Problem(409, "Changed meanwhile", detail)
     try:
         async with services.database.writing() as session:
+            repository = await _locked(session, alias)
+            if form.get("seen") != seen_of(repository):
+                detail = f"{alias} was changed since this page was loaded: go back, load the page again, and look at it"
+                raise Problem(409, "Changed meanwhile", detail)
             await delete_repository(alias, caller, session, force=form.get("force") == "yes")
     except Problem as refused:
         if "unfinished" not in refused.more:
             raise
         name, why = "repository_remove.html", refused.detail
-        return show(request, name, 409, repository=repository, seen=seen, unfinished=why)
+        return show(request, name, 409, repository=repository, seen=seen_of(repository), unfinished=why)
     return site.redirect(path_of("repositories"))
 
 
@@ -158,7 +159,7 @@ async def change_repository_form(
             elif do == "poll":
                 await poll_repository(alias, caller, session)
             elif do == "change":
-                patch = wanted_change(form, await get_repository(alias, session, caller))
+                patch = wanted_change(form, await _locked(session, alias))
                 await change_repository(alias, patch, caller, session, services)
             else:
                 raise Problem(422, "Invalid request", "do: a button of the page says what to do")

@@ -37,7 +37,9 @@ class TaskView(View):
         """Read the task, and the states of its copies; the queue is asked for one that is not known here."""
         try:
             return await self._read_stored(services, site)
-        except Problem:
+        except Problem as unknown:
+            if unknown.status != 404:
+                raise
             found = await find_queued_task(services, site.task_looks, self.task_id)
             if found is None:
                 raise

@@ -14,7 +14,7 @@ from service.api.watch import list_pulse_queues, list_waiting
 from service.auth import LOCAL
 from service.services import Services
 from service.settings import REPOSITORIES_WRITE
-from service.web.pages import FormDep, PageRoute, Site, SiteDep, show
+from service.web.pages import FormDep, PageRoute, Site, SiteDep, show_view
 from service.web.pushes import LIST_AGAIN
 from service.web.rendering import path_of
 from service.web.views import Shown, View, live
@@ -76,17 +76,13 @@ class WaitingLaneView(View):
 @router.get("/waiting")
 async def get_waiting_page(
     request: Request,
-    services: ServicesDep,
     caller: Reader,
-    site: SiteDep,
     work: Annotated[str, Query(max_length=100, description="table of one lane's work")] = "",
     lane: Annotated[str, Query(max_length=2_000, description="lane whose pieces are shown")] = "",
 ) -> Response:
     """List what waits for which upstream, or the pieces of one lane by repository, the oldest first."""
     may_try = caller.has(REPOSITORIES_WRITE)
-    view: View = WaitingLaneView(work, lane, may_try) if lane else WaitingView(may_try)
-    shown = await view.read(services, site)
-    return show(request, view.template, view=view, **shown.values)
+    return await show_view(request, WaitingLaneView(work, lane, may_try) if lane else WaitingView(may_try))
 
 
 @router.post("/waiting")
@@ -126,18 +122,14 @@ class ReportsView(View):
 @router.get("/reports")
 async def get_reports_page(
     request: Request,
-    services: ServicesDep,
     _: Reader,
-    site: SiteDep,
     state: StepState | Literal["any", ""] = StepState.PENDING,
     waiting: Literal["push", ""] = "",
     after: After = None,
 ) -> Response:
     """List job reports, at first those that wait, the newest first."""
     of_state = None if state in {"", "any"} else StepState(state)
-    view = ReportsView(of_state, waiting or None, after)
-    shown = await view.read(services, site)
-    return show(request, view.template, view=view, **shown.values)
+    return await show_view(request, ReportsView(of_state, waiting or None, after))
 
 
 @live
@@ -156,8 +148,6 @@ class PulseQueuesView(View):
 
 
 @router.get("/pulse-queues")
-async def get_pulse_queues_page(request: Request, services: ServicesDep, _: Reader, site: SiteDep) -> Response:
+async def get_pulse_queues_page(request: Request, _: Reader) -> Response:
     """List the Pulse queues that listeners read."""
-    view = PulseQueuesView()
-    shown = await view.read(services, site)
-    return show(request, view.template, view=view, **shown.values)
+    return await show_view(request, PulseQueuesView())

@@ -41,7 +41,9 @@ def test_an_unknown_alias_is_an_error_that_names_those_that_there_are(
     assert (ran.code, ran.out) == (4, "")
     expected = "no repository 'tri' is monitored; did you mean try? `tc-treeherder repositories list` lists them: "
     assert expected in ran.err
-    assert ran.err.partition(expected)[2].strip()
+    named = set(ran.err.partition(expected)[2].strip().split(", ")) - {"…"}
+    assert named
+    assert named <= {repository["alias"] for repository in tc("repositories", "list", "--json").json}
 
 
 def test_what_a_worker_does_just_now_is_shown_as_working(run: Run, tc: Run, pushed: Pushed, pretend: Pretended) -> None:

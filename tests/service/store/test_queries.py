@@ -129,15 +129,15 @@ def believe_sqlite_large(connection: Connection) -> None:
 
 def scans_of_postgres(connection: Connection, statement: str, parameters: Any) -> list[str]:
     plan = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
-    return list(_scans(statement, plan[0]["Plan"], limited=False))
+    return list(_scans(statement, plan[0]["Plan"], limited=False, first_ones=False))
 
 
-def _scans(statement: str, node: dict[str, Any], limited: bool) -> Iterator[str]:
+def _scans(statement: str, node: dict[str, Any], limited: bool, first_ones: bool) -> Iterator[str]:
     kind, table = node["Node Type"], node.get("Relation Name")
     how = f"{kind} on {table} by {node.get('Index Name')}: {node.get('Index Cond')}, filter {node.get('Filter')}"
     if table in LARGE and kind != "ModifyTable":
-        first_ones = limited and "Filter" not in node  # along an index, as for max()
-        if kind == "Seq Scan" or (kind != "Bitmap Heap Scan" and "Index Cond" not in node and not first_ones):
+        unbounded = "Index Cond" not in node and not (first_ones and "Filter" not in node)
+        if kind == "Seq Scan" or (kind != "Bitmap Heap Scan" and unbounded):
             yield how
         by_key = re.fullmatch(r"\(\w*id [<>] \S+\)", node.get("Index Cond", ""))
         if by_key and node["Index Name"] not in PARTIAL and not KEYSET_ALONE.search(statement):
@@ -146,10 +146,11 @@ def _scans(statement: str, node: dict[str, Any], limited: bool) -> Iterator[str]
         yield f"{kind} by {node['Index Name']}"
     if limited and kind == "Sort":
         yield f"Sort by {node['Sort Key']}"
+    first_ones = kind == "Limit"  # nothing between it and an index: as for max(), a few entries are read
     # a limit holds for all that is below it, as far as rows come through in order
     limited = kind == "Limit" or (limited and kind in {"LockRows", "Subquery Scan", "Result", "Unique"})
     for child in node.get("Plans", []):
-        yield from _scans(statement, child, limited)
+        yield from _scans(statement, child, limited, first_ones)
 
 
 def believe_postgres_large(connection: Connection) -> None:

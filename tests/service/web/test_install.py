@@ -43,7 +43,7 @@ async def test_a_bug_is_a_page_without_its_cause(admin: Browser, monkeypatch: py
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("hunter2")
 
-    monkeypatch.setattr("service.web.home.show", broken)
+    monkeypatch.setattr("service.web.home.show_view", broken)
     answer = await admin.get("/")
     assert answer.status_code == 500
     assert "this is a bug" in text_of(answer.text)

@@ -1,5 +1,6 @@
 """Repositories with the states of their polls."""
 
+import asyncio
 import re
 from datetime import timedelta
 from html import unescape
@@ -9,8 +10,8 @@ import pytest
 
 from service.clock import now
 from tests.service.api.test_audit import entries
-from tests.service.asgi import READER, WRITER, push_event
-from tests.service.web.browser import Browser, text_of
+from tests.service.asgi import ADMIN, READER, WRITER, push_event, settings_for
+from tests.service.web.browser import Browser, opened, text_of
 from tests.service.web.support import XSS, is_escaped
 
 
@@ -86,6 +87,19 @@ async def test_one_is_changed_by_the_form_as_it_is_shown(admin: Browser) -> None
     entry = (await entries(admin.api))[-1]
     assert (entry.event, entry.origin) == ("repository-changed", "page")
     assert set(entry.details["changes"]) == {"contains", "scopes", "enabled"}
+
+
+async def test_of_two_forms_at_once_one_is_refused(postgres_url: str) -> None:
+    async with opened(settings_for(postgres_url)) as browser:
+        assert (await browser.sign_in(ADMIN)).status_code == 303
+        for number in range(5):
+            await browser.api.add(f"r{number}")
+            form = await repository_form(browser, f"r{number}")
+            both = [{**form, "contains": "CI"}, {**form, "enabled": "no"}]
+            answers = await asyncio.gather(
+                *(browser.post(f"/repositories/r{number}", do="change", **one) for one in both)
+            )
+            assert sorted(answer.status_code for answer in answers) == [303, 409]
 
 
 async def test_one_is_paused_resumed_polled_and_reset(admin: Browser) -> None:
