@@ -47,6 +47,11 @@ async def list_task_actions(
     ] = None,
 ) -> Response:
     """List the in-tree actions for a task, and whether the caller may use them."""
+    return await _respond(await read_task_offers(task_id, services, caller, project))
+
+
+async def read_task_offers(task_id: str, services: Services, caller: Caller, project: str | None) -> OfferedActions:
+    """Return the in-tree actions for a task, of this project if it is given. Raises a 404 and a 502."""
 
     async def offered() -> Offered:
         subject = await fetch_subject(services, shown.project, task_id)
@@ -55,7 +60,7 @@ async def list_task_actions(
     async with services.previews.use(caller.key):
         alias = project or await _project_of(services, task_id)
         shown = OfferedActions(project=alias, task_id=task_id, push=None, decision_task=None, reason=None, items=[])
-        return await _answer(shown, caller, offered)
+        return await _fill(shown, caller, offered)
 
 
 @router.get(
@@ -68,6 +73,13 @@ async def list_push_actions(
     alias: RepositoryAlias, push_id: PushNumber, services: ServicesDep, caller: Reader, generation: Generation = None
 ) -> Response:
     """List the in-tree actions for a push, and whether the caller may use them."""
+    return await _respond(await read_push_offers(alias, push_id, services, caller, generation))
+
+
+async def read_push_offers(
+    alias: str, push_id: int, services: Services, caller: Caller, generation: int | None = None
+) -> OfferedActions:
+    """Return the in-tree actions for a push. Raises a 404 and a 502."""
 
     async def offered() -> Offered:
         return await offered_for_push(services, subject, f"offers {caller.key}")
@@ -77,7 +89,7 @@ async def list_push_actions(
             push = await find_push(session, alias, push_id, generation)
             subject = PushSubject(await session.get_one(Repository, push.repository_id), push)
         shown = OfferedActions(project=alias, task_id=None, push=push_id, decision_task=None, reason=None, items=[])
-        return await _answer(shown, caller, offered)
+        return await _fill(shown, caller, offered)
 
 
 async def _project_of(services: Services, task_id: str) -> str:
@@ -94,15 +106,15 @@ async def _project_of(services: Services, task_id: str) -> str:
     return projects[0]
 
 
-async def _answer(shown: OfferedActions, caller: Caller, offered: Callable[[], Awaitable[Offered]]) -> Response:
-    """Answer with the actions. Raises a 404 for a task that is not the project's, and a 502."""
+async def _fill(shown: OfferedActions, caller: Caller, offered: Callable[[], Awaitable[Offered]]) -> OfferedActions:
+    """Add what is offered. Raises a 404 for a task that is not the project's, and a 502."""
     try:
         found = await offered()
     except ActionRejectedError as error:
         raise Problem(404, "Unknown task", str(error)) from None
     except ActionFailedError as error:
         shown.reason = str(error)
-        return await _respond(shown)
+        return shown
     except UpstreamError as error:
         raise _unavailable(error) from None
     shown.reason = found.reason
@@ -122,7 +134,7 @@ async def _answer(shown: OfferedActions, caller: Caller, offered: Callable[[], A
                 broken=action["broken"],
             )
         )
-    return await _respond(shown)
+    return shown
 
 
 async def _respond(shown: OfferedActions) -> Response:

@@ -13,7 +13,7 @@ from service.auth import LOCAL, Caller
 from service.errors import Problem
 from service.services import Services
 from service.settings import REPOSITORIES_WRITE
-from service.web.pages import FormDep, PageRoute, Site, show, show_view
+from service.web.pages import FormDep, PageRoute, Site, lacking_to_write, show, show_view
 from service.web.pushes import LIST_AGAIN
 from service.web.views import Shown, View, live
 
@@ -21,11 +21,6 @@ router = APIRouter(route_class=PageRoute)
 
 MAX_PAYLOAD = 20_000
 """Characters of a payload that a page shows."""
-
-
-def _missing(may_choose: bool) -> str | None:
-    """Return the scope that is lacking to replay and drop."""
-    return None if may_choose else REPOSITORIES_WRITE
 
 
 @live
@@ -48,7 +43,7 @@ class DeadLettersView(View):
             "page": page,
             "filters": {"kind": self.kind or ""},
             "kinds": list(LetterKind),
-            "missing": _missing(self.may_choose),
+            "missing": lacking_to_write(self.may_choose),
         }
         watched = Watched(rows=frozenset(("letter", letter.id) for letter in page.items), newest=frozenset({"letter"}))
         return Shown(values, watched, LIST_AGAIN)
@@ -70,7 +65,7 @@ async def get_dead_letter_page(request: Request, letter_id: LetterNumber, sessio
     """Show one dead letter, with the beginning of its payload."""
     letter = await get_dead_letter(letter_id, session, caller)
     payload = None if letter.payload is None else letter.payload[:MAX_PAYLOAD]
-    missing = _missing(caller.has(REPOSITORIES_WRITE))
+    missing = lacking_to_write(caller.has(REPOSITORIES_WRITE))
     return show(request, "dead_letter.html", letter=letter, payload=payload, missing=missing)
 
 

@@ -1,13 +1,11 @@
 """The in-tree actions of a task or of a push, and the form of each, which leads to the preview."""
 
-import asyncio
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from service.api.deps import PushNumber, Reader, RepositoryAlias, ServicesDep
-from service.api.offers import list_push_actions, list_task_actions
+from service.api.offers import read_push_offers, read_task_offers
 from service.api.schemas.offers import OfferedAction, OfferedActions
 from service.api.tasks import TaskNumber
 from service.auth import Caller
@@ -24,13 +22,10 @@ async def offered(
 ) -> OfferedActions:
     """Return the in-tree actions of a task, or of a push of the project. Raises Problem."""
     if task_id is not None:
-        answer = await list_task_actions(task_id, services, caller, project)
-    elif project is not None and push is not None:
-        answer = await list_push_actions(project, push, services, caller)
-    else:
-        raise Problem(422, "Invalid request", "task_id, push: one of them says what the action is about")
-    # in a thread, for schemas can have two megabytes
-    return OfferedActions.model_validate(await asyncio.to_thread(json.loads, bytes(answer.body)))
+        return await read_task_offers(task_id, services, caller, project)
+    if project is not None and push is not None:
+        return await read_push_offers(project, push, services, caller)
+    raise Problem(422, "Invalid request", "task_id, push: one of them says what the action is about")
 
 
 def named(offers: OfferedActions, name: str) -> OfferedAction:

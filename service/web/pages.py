@@ -20,7 +20,7 @@ from service.auth import Caller
 from service.engine.sized_cache import SizedCache
 from service.errors import Problem
 from service.services import Services, load_secret
-from service.settings import AUDIT_READ, Settings
+from service.settings import AUDIT_READ, REPOSITORIES_WRITE, Settings
 from service.web.attempts import Attempts
 from service.web.clients import Clients
 from service.web.failed import FailedSignIns
@@ -284,6 +284,11 @@ def show(request: Request, template: str, status: int = 200, *, view: View | Non
     response = render(template, site.base, status, **common, **values)
     visit.set_cookie(response)
     return response
+
+
+def lacking_to_write(may_write: bool) -> str | None:
+    """Return the scope that is lacking to change repositories, and to replay, drop or try what waits."""
+    return None if may_write else REPOSITORIES_WRITE
 
 
 async def show_view(request: Request, view: View, **personal: Any) -> Response:

@@ -18,14 +18,14 @@ from service.api.repositories import (
     reset_once,
 )
 from service.api.schemas.repositories import RepositoryPatch, RepositoryRead
-from service.auth import LOCAL, Caller
+from service.auth import LOCAL
 from service.clock import now
 from service.errors import Problem
 from service.services import Services
 from service.settings import REPOSITORIES_WRITE
 from service.store.database import Session
 from service.store.models import PULSE_ACTIONS, Supersede, TreeActions
-from service.web.pages import FormDep, PageRoute, Site, SiteDep, show, show_view
+from service.web.pages import FormDep, PageRoute, Site, SiteDep, lacking_to_write, show, show_view
 from service.web.rendering import path_of
 from service.web.repository_forms import seen_generation, seen_of, wanted_change, wanted_repository, wanted_reset
 from service.web.views import Shown, View, live
@@ -41,11 +41,6 @@ def poll_state(repository: RepositoryRead) -> str:
         return "failing"
     last = repository.last_good_poll_at or repository.created_at
     return "waiting" if now() - last > OLD_POLL else "polled"
-
-
-def _missing(caller: Caller) -> str | None:
-    """Return the scope that the caller lacks to change repositories."""
-    return None if caller.has(REPOSITORIES_WRITE) else REPOSITORIES_WRITE
 
 
 async def _locked(session: Session, alias: str) -> RepositoryRead:
@@ -86,7 +81,11 @@ class RepositoriesView(View):
 @router.get("/repositories")
 async def get_repositories_page(request: Request, caller: Reader, site: SiteDep, after: After = None) -> Response:
     """List the monitored repositories, with the form that adds one."""
-    personal = {**RepositoriesView.personal, "missing": _missing(caller), "known": list(site.settings.environments)}
+    personal = {
+        **RepositoriesView.personal,
+        "missing": lacking_to_write(caller.has(REPOSITORIES_WRITE)),
+        "known": list(site.settings.environments),
+    }
     return await show_view(request, RepositoriesView(after), **personal)
 
 
@@ -109,7 +108,7 @@ async def get_repository_page(
         repository=repository,
         word=poll_state(repository),
         seen=seen_of(repository),
-        missing=_missing(caller),
+        missing=lacking_to_write(caller.has(REPOSITORIES_WRITE)),
         choices=_CHOICES,
         known=list(site.settings.environments),
     )

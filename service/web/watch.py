@@ -14,7 +14,7 @@ from service.api.watch import list_pulse_queues, list_waiting
 from service.auth import LOCAL
 from service.services import Services
 from service.settings import REPOSITORIES_WRITE
-from service.web.pages import FormDep, PageRoute, Site, SiteDep, show_view
+from service.web.pages import FormDep, PageRoute, Site, SiteDep, lacking_to_write, show_view
 from service.web.pushes import LIST_AGAIN
 from service.web.rendering import path_of
 from service.web.views import Shown, View, live
@@ -42,7 +42,7 @@ class WaitingView(View):
         """Read the lanes with unfinished work."""
         async with services.database.reading() as session:
             lanes = await list_waiting(session)
-        return Shown({"lanes": lanes, "missing": _missing(self.may_try)}, Watched(waiting=True), LIST_AGAIN)
+        return Shown({"lanes": lanes, "missing": lacking_to_write(self.may_try)}, Watched(waiting=True), LIST_AGAIN)
 
 
 @live
@@ -68,7 +68,7 @@ class WaitingLaneView(View):
             "repositories": by_repository(pieces)[:SHOWN],
             "looked_at": len(pieces),
             "most": MOST_PIECES,
-            "missing": _missing(self.may_try),
+            "missing": lacking_to_write(self.may_try),
         }
         return Shown(values, Watched(waiting=True), LIST_AGAIN)
 
@@ -91,11 +91,6 @@ async def try_now_form(services: ServicesDep, caller: Writer, form: FormDep, sit
     work, _, lane = form.get("lane", "").partition("/")
     await try_now(services, caller, work_table(work), lane)
     return site.redirect(path_of("waiting", work=work, lane=lane))
-
-
-def _missing(may_try: bool) -> str | None:
-    """Return the scope that is lacking to have work tried now."""
-    return None if may_try else REPOSITORIES_WRITE
 
 
 @live

@@ -5,7 +5,6 @@ import re
 from typing import Any
 
 import pytest
-from fastapi import Response
 
 from service.api.schemas.actions import ActionPlan, ActionState, MissingScope, PlannedInTree
 from service.api.schemas.offers import OfferedAction, OfferedActions
@@ -31,7 +30,7 @@ SCHEMA = {
 def offering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Offer actions full of strangers' texts, for any task and push."""
 
-    def answer(task_id: str | None, push: int | None) -> Response:
+    def answer(task_id: str | None, push: int | None) -> OfferedActions:
         common = {"title": XSS, "description": XSS, "allowed": True, "missing_scope": None, "broken": None}
         items = [
             OfferedAction(name="backfill", input=SCHEMA, **common),
@@ -39,17 +38,16 @@ def offering(monkeypatch: pytest.MonkeyPatch) -> None:
             OfferedAction(name="broken", input=None, **{**common, "broken": XSS}),
             OfferedAction(name="forbidden", input=None, **{**common, "missing_scope": "tc-treeherder:action:x:mc"}),
         ]
-        shown = OfferedActions(project="mc", task_id=task_id, push=push, decision_task=TASK, reason=XSS, items=items)
-        return Response(shown.model_dump_json())
+        return OfferedActions(project="mc", task_id=task_id, push=push, decision_task=TASK, reason=XSS, items=items)
 
-    async def of_task(task_id: str, *_: Any) -> Response:
+    async def of_task(task_id: str, *_: Any) -> OfferedActions:
         return answer(task_id, None)
 
-    async def of_push(_: str, push: int, *__: Any) -> Response:
+    async def of_push(_: str, push: int, *__: Any) -> OfferedActions:
         return answer(None, push)
 
-    monkeypatch.setattr(offers, "list_task_actions", of_task)
-    monkeypatch.setattr(offers, "list_push_actions", of_push)
+    monkeypatch.setattr(offers, "read_task_offers", of_task)
+    monkeypatch.setattr(offers, "read_push_offers", of_push)
 
 
 @pytest.fixture
