@@ -37,6 +37,12 @@ async def test_the_same_bad_event_again_is_kept_once(api: Api) -> None:
     assert subjects == ["push 7 of mc", "push 7 of mc", "push 8 of mc"]
 
 
+async def test_a_bad_event_without_a_name_is_listed_with_question_marks(sqlite_api: Api) -> None:
+    await sqlite_api.push({"push": {}})
+    (letter,) = await sqlite_api.letters()
+    assert letter.subject == "push ? of ?"
+
+
 @pytest.mark.parametrize(
     "body",
     [
