@@ -19,14 +19,17 @@ from service.api import (
     offers,
     openapi,
     polls,
+    push_view,
     pushes,
     render,
     reports,
     repositories,
     task_events,
     tasks,
+    watch,
 )
 from service.api.limit import BodyLimit, Local, Writes
+from service.api.queue_look import open_looks
 from service.api.trace import QUIET, Trace
 from service.contract import tracing
 from service.engine import retention
@@ -56,7 +59,8 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         try:
             async with (
                 open_services(used_settings, database, alone=alone) as services,
-                open_site(services) as app.state.site,
+                open_looks(services) as app.state.looks,
+                open_site(services, app.state.looks) as app.state.site,
             ):
                 app.state.services = services
                 app.state.health = pages = health.Health(services)
@@ -103,7 +107,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
         app.add_middleware(Local)
     app.add_middleware(Trace)  # the last added is the outermost
     errors.install(app)
-    for_people = (repositories, render, pushes, tasks, actions, offers, reports, dead_letters, audit)
+    for_people = (repositories, render, pushes, push_view, tasks, actions, offers, reports, watch, dead_letters, audit)
     for_listeners = (polls, events, task_events, listeners)
     for module in (*for_people, *for_listeners, health, manual):
         # as they are: include_router() has FastAPI make each of them anew for this app (0.1 s, 1 MB)

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request
 
 from service import auth
+from service.api.queue_look import QueueLooks
 from service.services import Services
 from service.settings import AUDIT_READ, RENDER, REPOSITORIES_WRITE, Settings
 from service.store.database import Session
@@ -20,6 +21,15 @@ async def get_services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+async def get_looks(request: Request) -> QueueLooks:
+    """Return what this process asked the queue lately."""
+    looks: QueueLooks = request.app.state.looks
+    return looks
+
+
+LooksDep = Annotated[QueueLooks, Depends(get_looks)]
 
 
 async def get_settings(services: ServicesDep) -> Settings:

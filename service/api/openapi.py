@@ -41,6 +41,7 @@ TAGS = [
     {"name": "tasks", "description": "What a task belongs to, and what was reported of it."},
     {"name": "actions", "description": "What is done to tasks, such as a retrigger, and what became of it."},
     {"name": "reports", "description": "The reports of runs to each Treeherder, and those that wait."},
+    {"name": "pulse queues", "description": "The queues of the Pulse listeners, and whether anybody reads them."},
     {"name": "dead letters", "description": "What could not be understood, or ran out of retries: nothing disappears."},
     {"name": "audit", "description": "Who changed, asked for, retried, replayed or dropped what, and who signed in."},
     {"name": "health", "description": "Dockerflow's endpoints and Prometheus' metrics. They need no credentials."},

@@ -1,12 +1,21 @@
 """Read all tasks of a push for people who look: those of its graph, and those that a decision task of it created."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fastapi import APIRouter
+
+from service.api.deps import LooksDep, PushNumber, Reader, RepositoryAlias, ServicesDep
+from service.api.openapi import problems
 from service.api.push_tasks import MOST, Copy, TaskState, all_copies, copies_of, newest_states, task_states
+from service.api.pushes import Generation, find_push, read_push
 from service.api.queue_look import Look, QueueLooks
-from service.api.schemas.pushes import PushRead, TaskRead
+from service.api.route import API, Route
+from service.api.schemas.pushes import CopyRead, PushRead, PushTaskRead, PushTasksRead, TaskRead
 from service.store.database import Database
+
+router = APIRouter(prefix=f"{API}/pushes", tags=["pushes"], route_class=Route)
 
 
 @dataclass
@@ -36,6 +45,52 @@ class PushTasks:
         """Return the task groups that its tasks are in."""
         states = [task.state for task in self.tasks if task.state is not None]
         return list(dict.fromkeys(state.task_group_id for state in states))
+
+
+@router.get("/{alias}/{push_id}/tasks", operation_id="listPushTasks", responses=problems(404))
+async def list_push_tasks(
+    alias: RepositoryAlias,
+    push_id: PushNumber,
+    services: ServicesDep,
+    looks: LooksDep,
+    _: Reader,
+    generation: Generation = None,
+) -> PushTasksRead:
+    """Return the tasks of a push with their states: those of its graph, those that these created, and their copies.
+
+    States come from job reports and from the queue, whose answer is kept for five seconds.
+    """
+    async with services.database.reading() as session:
+        push = await read_push(session, await find_push(session, alias, push_id, generation), alias)
+    view = await view_push(services.database, looks, push)
+    tasks = [_read(task, view.states) for task in view.tasks]
+    states = Counter(task.state for task in tasks if task.state is not None)
+    return PushTasksRead(tasks=tasks, states=dict(states.most_common()), more=view.more, problem=view.problem)
+
+
+def _read(task: PushTask, states: Mapping[str, TaskState]) -> PushTaskRead:
+    state = task.state
+    copies = [
+        CopyRead(
+            task_id=copy.task_id,
+            copy_of=copy.copy_of,
+            name=copy.name,
+            state=states[copy.task_id].state if copy.task_id in states else None,
+            action_id=copy.action_id,
+            requester=copy.requester,
+        )
+        for copy in all_copies(task.copies)
+    ]
+    return PushTaskRead(
+        task_id=task.task_id,
+        name=task.name,
+        planned=task.planned,
+        state=state and state.state,
+        run_id=state and state.run_id,
+        started=state and state.started,
+        ended=state and state.ended,
+        copies=copies,
+    )
 
 
 async def view_push(database: Database, looks: QueueLooks, push: PushRead) -> PushTasks:

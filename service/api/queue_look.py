@@ -9,7 +9,8 @@ states where no environment reports jobs.
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,7 @@ from service.clients.taskcluster import Definition, Queue, Status, validate_defi
 from service.engine.sized_cache import SizedCache
 from service.errors import UpstreamError
 from service.flow.tasks.definition import name_of, parse_date
+from service.services import Services
 
 log = structlog.get_logger()
 
@@ -166,6 +168,16 @@ class QueueLooks:
                     return
                 task = _task(validate_status(status), definition)
                 look.tasks[task.task_id] = task
+
+
+@asynccontextmanager
+async def open_looks(services: Services) -> AsyncIterator[QueueLooks]:
+    """Open what the API and the page of this process share; close it at the end."""
+    looks = QueueLooks(lambda: services.queue)
+    try:
+        yield looks
+    finally:
+        await looks.close()
 
 
 def _task(status: Status, definition: Definition) -> QueuedTask:

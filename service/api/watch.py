@@ -1,19 +1,25 @@
 """Read what people watch beside pushes and actions: which Pulse queues are read, and what waits."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
+from fastapi import APIRouter
 from sqlalchemy import func, literal
 from sqlmodel import col, select
 
+from service.api.deps import Reader, Reading
 from service.api.health import UNREAD
+from service.api.openapi import problems
+from service.api.route import API, Route
+from service.api.schemas.watch import QueuePage, QueueRead
 from service.api.waiting import WaitingPiece, pieces_of, small_columns
 from service.clock import now
 from service.engine.registry import WORK
 from service.store.database import Session
 from service.store.distinct import distinct_of
 from service.store.models import PulseQueue, Work
+
+router = APIRouter(prefix=f"{API}/pulse-queues", tags=["pulse queues"], route_class=Route)
 
 MOST_QUEUES = 100
 """Queues that are listed, those that were read last."""
@@ -25,25 +31,12 @@ MOST_LANES = 200
 """Lanes that are listed, those that have waited longest."""
 
 
-@dataclass(frozen=True)
-class QueueRead:
-    """A Pulse queue of a listener."""
-
-    name: str
-    events: str
-    read: bool  # a listener told lately that it reads it
-    seen_at: datetime
-    declared_at: datetime
-    deleted_at: datetime | None
-    messages_lost_since: datetime | None
-    deletions: int
-
-
-async def list_pulse_queues(session: Session) -> list[QueueRead]:
-    """Return the Pulse queues that listeners read or have read, the newest first."""
+@router.get("", operation_id="listPulseQueues", responses=problems(422))
+async def list_pulse_queues(session: Reading, _: Reader) -> QueuePage:
+    """List the Pulse queues that listeners read or have read, those that were read last first; at most 100."""
     at = now()
     newest = select(PulseQueue).order_by(col(PulseQueue.seen_at).desc()).limit(MOST_QUEUES)
-    return [
+    queues = [
         QueueRead(
             name=queue.name,
             events=queue.events,
@@ -56,6 +49,7 @@ async def list_pulse_queues(session: Session) -> list[QueueRead]:
         )
         for queue in await session.exec(newest)
     ]
+    return QueuePage(items=queues)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Commands of `tc-treeherder` for operators, with a module for each noun, which is imported when its command is used.
 
-    repositories pushes tasks actions reports dead_letters audit render
+    repositories pushes tasks actions reports pulse_queues dead_letters audit render
                                use the API of a running service (client.py)
     doctor                     reads the settings of this machine, and checks every system that they name
     client.py                  the HTTP client, and its errors
@@ -49,6 +49,7 @@ _MODULES = {
     "tasks": "service.commands.tasks",
     "actions": "service.commands.actions",
     "reports": "service.commands.reports",
+    "pulse-queues": "service.commands.pulse_queues",
     "dead-letters": "service.commands.dead_letters",
     "audit": "service.commands.audit",
     "render": "service.commands.render",

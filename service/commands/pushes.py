@@ -89,7 +89,56 @@ def show(
     """Show a push, with its steps, tasks and changesets."""
     with Service(url) as service:
         push = service.get("pushes", alias, push_id, generation=generation)
-    _show(push, as_json)
+        if as_json:
+            output.document(push)
+            return
+        _show(push, service.get("pushes", alias, push_id, "tasks", generation=push["generation"]))
+
+
+@app.command()
+def tasks(
+    alias: Alias, push_id: PushId, generation: Generation = None, url: Url = DEFAULT_URL, as_json: AsJson = False
+) -> None:
+    """List the tasks of a push with their states, those that failed first."""
+    with Service(url) as service:
+        found = service.get("pushes", alias, push_id, "tasks", generation=generation)
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ("TASK", "STATE", "RUN", "STARTED", "ENDED", "COPIES", "NAME"),
+        (
+            (
+                task["task_id"] or "(no id yet)",
+                _state(task),
+                task["run_id"],
+                when(task["started"]),
+                when(task["ended"]),
+                ", ".join(f"{copy['task_id']} {copy['state'] or NOT_REPORTED}" for copy in task["copies"]),
+                task["name"],
+            )
+            for task in sorted(found["tasks"], key=lambda task: task["state"] in _UNFAILED)
+        ),
+        "it has no tasks",
+    )
+    for sentence in _remarks(found):
+        output.warn(sentence)
+
+
+NOT_REPORTED = "not reported"
+
+_UNFAILED = {None, "unscheduled", "pending", "running", "completed"}
+
+
+def _state(task: dict[str, Any]) -> str:
+    return "planned" if task["task_id"] is None else task["state"] or NOT_REPORTED
+
+
+def _remarks(found: dict[str, Any]) -> list[str]:
+    """Return why the tasks that were found are not all."""
+    problem = found["problem"] and f"Taskcluster does not tell the newest: {found['problem']}"
+    more = found["more"] and "there are more tasks: the task group has them all"
+    return [remark for remark in (problem, more) if remark]
 
 
 @app.command()
@@ -99,7 +148,10 @@ def retry(
     """Retry the failed steps of a push."""
     with Service(url) as service:
         push = service.send("POST", "pushes", alias, push_id, "retry", query={"generation": generation})
-    _show(push, as_json)
+    if as_json:
+        output.document(push)
+        return
+    _show(push)
 
 
 @app.command()
@@ -122,10 +174,8 @@ def ingest(
     actions.ask(request, key, url, plan=plan, wait_seconds=wait_seconds if wait else None, as_json=as_json)
 
 
-def _show(push: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        output.document(push)
-        return
+def _show(push: dict[str, Any], found: dict[str, Any] | None = None) -> None:
+    """Print a push, with the states of the tasks that were found."""
     graph = push["graph"]
     pairs: list[tuple[str, Any]] = [
         ("push", f"{push['push_id']} of {push['repository']}, generation {push['generation']}"),
@@ -148,17 +198,24 @@ def _show(push: dict[str, Any], as_json: bool) -> None:
             pairs.append(("error task", graph["error_task"]))
         if graph["error_task_refused"]:
             pairs.append(("left out of it", graph["error_task_refused"]))
-        pairs.append(
-            (
-                "tasks",
-                [_task_line(task) for task in graph["tasks"]],
-            )
-        )
+        if found is None:
+            pairs.append(("tasks", f"{graph['tasks_created']} of {graph['tasks_planned']} are created"))
+    if found is not None:
+        counts = ", ".join(f"{number} {state}" for state, number in found["states"].items())
+        lines = [line for task in found["tasks"] for line in _task_lines(task)]
+        pairs.append(("tasks", [counts, *lines] if counts else lines))
+        pairs += [("remark", remark) for remark in _remarks(found)]
     output.fields(pairs)
 
 
-def _task_line(task: dict[str, Any]) -> str:
-    return f"{task['task_id'] or '(no id yet)':22}  {'created' if task['created'] else 'not yet'}  {task['name']}"
+def _task_lines(task: dict[str, Any]) -> list[str]:
+    """Return a line for a task, and one for each copy of it."""
+    lines = [f"{task['task_id'] or '(no id yet)':22}  {_state(task):12}  {task['name']}"]
+    for copy in task["copies"]:
+        lines.append(
+            f"{copy['task_id']}  {copy['state'] or NOT_REPORTED:12}  {copy['name']}, a copy for {copy['requester']}"
+        )
+    return lines
 
 
 def _step(name: str, step: dict[str, Any], error: str | None) -> list[tuple[str, Any]]:

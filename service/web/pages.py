@@ -54,9 +54,9 @@ LOCAL = replace(auth.LOCAL, on_page=True)
 class Site:
     """Everything that all pages of this process share."""
 
-    def __init__(self, services: Services, key: bytes) -> None:
+    def __init__(self, services: Services, looks: QueueLooks, key: bytes) -> None:
         self.settings = settings = services.settings
-        self.looks = QueueLooks(lambda: services.queue)
+        self.looks = looks  # at the tasks of pushes
         # apart from those of pushes: whoever asks for many tasks that nobody knows makes no push wait
         self.task_looks = QueueLooks(lambda: services.queue)
         self.excerpts = FileExcerpts()
@@ -71,7 +71,6 @@ class Site:
     async def close(self) -> None:
         """End what goes on in the background."""
         await self.hub.close()
-        await self.looks.close()
         await self.task_looks.close()
 
     def render_items(self, view: View, values: Mapping[str, Any]) -> Items:
@@ -86,13 +85,13 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(services: Services) -> AsyncIterator[Site | None]:
+async def open_site(services: Services, looks: QueueLooks) -> AsyncIterator[Site | None]:
     """Open what all pages share, with the key that all replicas share; None: there is no page."""
     if not services.settings.web:
         yield None
         return
     key = await load_secret(services.database, "web-sessions")
-    site = Site(services, key)
+    site = Site(services, looks, key)
     try:
         yield site
     finally:

@@ -138,8 +138,8 @@ class PulseQueuesView(View):
     async def read(self, services: Services, site: Site) -> Shown:
         """Read the queues."""
         async with services.database.reading() as session:
-            queues = await list_pulse_queues(session)
-        return Shown({"queues": queues}, Watched(pulse_queues=True), QUEUES_AGAIN)
+            page = await list_pulse_queues(session, LOCAL)
+        return Shown({"queues": page.items}, Watched(pulse_queues=True), QUEUES_AGAIN)
 
 
 @router.get("/pulse-queues")

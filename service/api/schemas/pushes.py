@@ -5,7 +5,17 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from service.api.schemas.common import EXAMPLE_NODE, EXAMPLE_TASK, Page, PushId, Schema, StepState, Working, example
+from service.api.schemas.common import (
+    EXAMPLE_NODE,
+    EXAMPLE_TASK,
+    Page,
+    PushId,
+    Schema,
+    StepState,
+    TaskId,
+    Working,
+    example,
+)
 
 
 class ResultsetRead(Schema):
@@ -140,6 +150,60 @@ class PushRead(PushSummary):
 
     changesets_count: int
     changesets: list[ChangesetRead]
+
+
+class CopyRead(Schema):
+    """A copy that an action made of a task."""
+
+    task_id: TaskId
+    copy_of: TaskId
+    name: str
+    state: str | None = Field(description="as that of a task")
+    action_id: int
+    requester: str
+
+
+class PushTaskRead(Schema):
+    """A task of a push, as far as it is known."""
+
+    task_id: TaskId | None = Field(description="null until it was created")
+    name: str
+    planned: bool = Field(description="this service creates it; otherwise a task of the push did")
+    state: str | None = Field(
+        description="unscheduled, pending, running, completed, failed, or the reason of an exception, such as "
+        "canceled; null: nobody told of it yet"
+    )
+    run_id: int | None = Field(description="the newest run")
+    started: datetime | None
+    ended: datetime | None
+    copies: list[CopyRead] = Field(description="copies of copies, too")
+
+
+class PushTasksRead(Schema):
+    """The tasks of a push."""
+
+    model_config = example(
+        tasks=[
+            {
+                "task_id": EXAMPLE_TASK,
+                "name": "Decision task",
+                "planned": True,
+                "state": "completed",
+                "run_id": 0,
+                "started": "2026-01-15T12:00:05Z",
+                "ended": "2026-01-15T12:01:30Z",
+                "copies": [],
+            }
+        ],
+        states={"completed": 1},
+        more=False,
+        problem=None,
+    )
+
+    tasks: list[PushTaskRead] = Field(description="those of the graph first, at most 1,000")
+    states: dict[str, int] = Field(description="how many of these tasks are in each state that is known")
+    more: bool = Field(description="the push has more tasks")
+    problem: str | None = Field(description="why the queue does not tell all of it")
 
 
 class RenderRequest(Schema):

@@ -7,6 +7,7 @@ import pytest
 from service.api import watch
 from service.api.health import UNREAD
 from service.api.watch import list_pulse_queues, list_waiting
+from service.auth import LOCAL
 from service.clock import now
 from service.store.models import Action, PulseQueue, PushStep, Source, State
 from tests.service.asgi import Api, push_event
@@ -18,8 +19,11 @@ async def test_a_queue_is_read_if_a_listener_said_so_lately(api: Api) -> None:
         session.add(PulseQueue(name="new", events="tasks"))
         session.add(PulseQueue(name="old", events="tasks", seen_at=now() - UNREAD * 2, deleted_at=now(), deletions=2))
     async with api.database.reading() as session:
-        queues = await list_pulse_queues(session)
-    assert [(queue.name, queue.read, queue.deletions) for queue in queues] == [("new", True, 0), ("old", False, 2)]
+        page = await list_pulse_queues(session, LOCAL)
+    queues = [(queue.name, queue.read, queue.deletions) for queue in page.items]
+    assert queues == [("new", True, 0), ("old", False, 2)]
+    answer = await api.get("/pulse-queues")
+    assert [queue["name"] for queue in answer.json()["items"]] == ["new", "old"]
 
 
 async def test_what_waits_is_told_by_lane_the_oldest_first(api: Api) -> None:

@@ -1,12 +1,15 @@
 """`tc-treeherder pushes`."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from tests.service.commands.conftest import Pretended, Pushed, Run
 from tests.system.conftest import System
+
+NO_TASKS: dict[str, Any] = {"tasks": [], "states": {}, "more": False, "problem": None}
 
 
 def test_pushes_are_listed_newest_first(tc: Run, pushed: Pushed) -> None:
@@ -51,6 +54,7 @@ def test_what_a_worker_does_just_now_is_shown_as_working(run: Run, tc: Run, push
     push["graph"] |= {"state": "pending", "working": True, "next_attempt_at": None, "at": None}
     push["resultsets"][0] |= {"state": "pending", "next_attempt_at": "2026-01-15T12:00:00Z", "at": None}
     pretend.answers["/api/v1/pushes/try/1"] = [(200, {"Content-Type": "application/json"}, json.dumps(push).encode())]
+    pretend.json("/api/v1/pushes/try/1/tasks", NO_TASKS)
     lines = run("pushes", "show", "try", "1", "--url", pretend.url).out.splitlines()
     waiting, working = [line.split(maxsplit=2)[2] for line in lines if line.startswith("  next attempt")]
     assert (waiting, working) == ("2026-01-15 12:00:00Z", "working")
@@ -73,6 +77,7 @@ def test_pushes_of_which_one_supersedes_the_other(run: Run, pretend: Pretended) 
         push |= {"changesets_count": 0, "resultsets": []}
         own = {**graph, "superseded_by": superseded_by, "supersedes": supersedes}
         pretend.json(f"/api/v1/pushes/mc/{push_id}", {**push, "graph": own})
+        pretend.json(f"/api/v1/pushes/mc/{push_id}/tasks", NO_TASKS)
         if push_id == 7:
             pretend.json("/api/v1/pushes", {"items": [{**push, "graph": own}], "next": None})
     earlier, _, newer = (run("pushes", "show", "mc", str(number), "--url", pretend.url).out for number in (7, 8, 9))
@@ -86,8 +91,8 @@ def test_a_push_is_shown_with_its_steps_and_tasks(tc: Run, pushed: Pushed) -> No
     lines = tc("pushes", "show", "try", str(pushed.good)).out.splitlines()
     assert lines[0] == f"push                     {pushed.good} of try, generation 0"
     assert "graph                    done" in lines
-    assert f"tasks                    {pushed.tasks[0]}  created  decision" in lines
-    assert f"                         {pushed.tasks[1]}  created  test" in lines
+    for task_id, name in zip(pushed.tasks, ("decision", "test"), strict=True):
+        assert any(re.fullmatch(rf" +{task_id}  [a-z ]{{12}}  {name}", line) for line in lines)
     document = tc("pushes", "show", "try", str(pushed.good), "--generation", "0", "--json").json
     assert [task["name"] for task in document["graph"]["tasks"]] == ["decision", "test"]
     broken = tc("pushes", "show", "try", str(pushed.broken)).out
@@ -150,3 +155,49 @@ def test_a_revision_in_place_of_a_push_id_is_told_how_to_find_the_push(tc: Run) 
         assert ran.code == 2
         assert f"{given!r} is no push id" in ran.err
         assert "--revision" in ran.err
+
+
+def test_the_tasks_of_a_push_have_states_and_copies(run: Run, pretend: Pretended) -> None:
+    green: dict[str, Any] = {"task_id": "A" * 22, "name": "build", "planned": True, "state": "completed", "run_id": 0}
+    green |= {"started": "2026-01-02T03:04:05Z", "ended": "2026-01-02T03:05:05Z", "copies": []}
+    copy: dict[str, Any] = {"task_id": "C" * 22, "copy_of": "B" * 22, "name": "unit", "state": "completed"}
+    copy |= {"action_id": 3, "requester": "sheriff@example.com"}
+    red = {**green, "task_id": "B" * 22, "name": "unit", "state": "failed", "run_id": 1, "copies": [copy]}
+    planned = {**green, "task_id": None, "name": "later", "state": None, "run_id": None, "started": None, "ended": None}
+    unknown = {**planned, "task_id": "D" * 22, "name": "lint"}
+    found = {"tasks": [green, red, planned, unknown], "states": {"completed": 1, "failed": 1}, "more": True}
+    found["problem"] = "Taskcluster answers 503"
+    pretend.json("/api/v1/pushes/mc/7/tasks", found)
+    ran = run("pushes", "tasks", "mc", "7", "--url", pretend.url)
+    assert [(row[0][0], row[1]) for row in ran.rows] == [
+        ("B", "failed"),
+        ("A", "completed"),
+        ("(", "id"),
+        ("D", "not"),
+    ]
+    assert f"{'C' * 22} completed" in ran.out
+    assert "Taskcluster answers 503" in ran.err
+    assert "the task group has them all" in ran.err
+    assert run("pushes", "tasks", "mc", "7", "--json", "--url", pretend.url).json == found
+
+    graph: dict[str, Any] = {"state": "done", "working": False, "attempts": 1, "at": None, "reason": None}
+    graph |= {"error_task": None, "error_task_refused": None, "next_attempt_at": None, "superseded_by": None}
+    push = {"repository": "mc", "push_id": 7, "generation": 0, "user": "me", "revision": None, "resultsets": []}
+    push |= {"date": "2026-01-02T03:04:05Z", "noticed_at": "2026-01-02T03:04:05Z", "revision_hash": ""}
+    pretend.json("/api/v1/pushes/mc/7", {**push, "changesets_count": 0, "graph": {**graph, "supersedes": []}})
+    lines = [
+        line.split(maxsplit=1)[-1] for line in run("pushes", "show", "mc", "7", "--url", pretend.url).out.splitlines()
+    ]
+    assert "1 completed, 1 failed" in lines
+    assert f"{'failed':12}  unit" in lines
+    assert f"{'completed':12}  unit, a copy for sheriff@example.com" in lines
+    assert f"{'not reported':12}  lint" in lines
+
+
+def test_a_real_push_is_shown_with_the_states_of_its_tasks(tc: Run, pushed: Pushed) -> None:
+    found = tc("pushes", "tasks", "try", str(pushed.good), "--json").json
+    assert [task["task_id"] for task in found["tasks"]][:2] == pushed.tasks
+    assert sum(found["states"].values()) == len(found["tasks"])
+    shown = tc("pushes", "show", "try", str(pushed.good)).out
+    assert f"{pushed.tasks[0]}  {found['tasks'][0]['state']}" in shown
+    assert tc("pushes", "tasks", "try", str(pushed.broken)).err == "it has no tasks\n"
