@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from sandbox.credentials import LEVEL, TRUST_DOMAIN
-from sandbox.stack import Stack, wait_for
+from sandbox.stack import Stack, StackError, wait_for
 from tests.system.warm import WarmProcess
 
 REPOSITORY, PATH = "try", "try"
@@ -124,7 +124,12 @@ class System:
         )
 
     def wait(self, what: Callable[[], bool], seconds: float = 60) -> None:
-        wait_for(what, seconds, next(iter(self.stack.processes.values())))
+        """Wait until `what` is true. Fails with the end of each process's log."""
+        try:
+            wait_for(what, seconds, next(iter(self.stack.processes.values())))
+        except StackError as error:
+            logs = [f"--- {name}:\n{process.tail()}" for name, process in self.stack.processes.items()]
+            raise StackError("\n".join([str(error), *logs])) from None
 
     def expect_exactly_once(self, pushes: int, tasks: int, environments: int = 1) -> list[dict[str, Any]]:
         """Wait until all is done, then hold it to the promise: one resultset an environment, one graph a push."""

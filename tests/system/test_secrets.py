@@ -216,7 +216,6 @@ def planted_system(systems: Systems, role: Role, amqp: Amqp, searched: Searched,
         "TC_TREEHERDER_SENTRY_DSN": f"http://{names['sentry key']}@{sentry}/1",
         "TC_TREEHERDER_WORK__GIVE_UP": "3",
         "TC_TREEHERDER_WORK__GIVE_UP_ATTEMPTS": "1",
-        "TC_TREEHERDER_PROBE_PORT": str(free_port()),
     }
     system = systems(role.url, settings=settings, service_port=port)
     stack = system.stack
@@ -227,8 +226,8 @@ def planted_system(systems: Systems, role: Role, amqp: Amqp, searched: Searched,
     }
     both = json.dumps(environments)
     stack.service(TC_TREEHERDER_ENVIRONMENTS=both)
-    stack.listener(TC_TREEHERDER_ENVIRONMENTS=both)
-    stack.listener("pulse", "pulse", TC_TREEHERDER_ENVIRONMENTS=both)
+    for name, what in (("listener", "pushlog"), ("pulse", "pulse")):
+        stack.listener(name, what, TC_TREEHERDER_ENVIRONMENTS=both, TC_TREEHERDER_PROBE_PORT=str(free_port()))
     api = searched.client(f"{stack.service_url}/api/v1", Authorization=f"Bearer {names['token']}")
     url = stack.sandbox["repositories"][REPOSITORY]
     repository = {"alias": REPOSITORY, "url": url, "level": "3", "last_push_id": 0}
