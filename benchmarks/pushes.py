@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -195,20 +196,19 @@ async def _by_turns(
 ) -> tuple[list[float], list[float]]:
     service_times, bare_times = [], []
     queue = TaskclusterQueue(settings)
-    store = _bare_store(stack.folder / "bare.sqlite")
-    async with Http("treeherder") as http:
-        for number in range(pushes + warm_up):
-            pushed = clients.push()
-            await asyncio.sleep(0.4)  # constant polling would measure itself
-            wait_for(lambda pushed=pushed: _graph_at(clients, pushed) is not None, 20)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
-            listed_at = clients.hg.get("/requests").json()["listed"][f"{PATH} {pushed['id']}"]
-            done_at = _graph_at(clients, pushed)
-            assert done_at is not None
-            bare_seconds = await bare(stack, pushed, http, queue, store)
-            if number >= warm_up:
-                service_times.append(done_at - listed_at)
-                bare_times.append(bare_seconds)
-    store.close()
+    with closing(_bare_store(stack.folder / "bare.sqlite")) as store:
+        async with Http("treeherder") as http:
+            for number in range(pushes + warm_up):
+                pushed = clients.push()
+                await asyncio.sleep(0.4)  # constant polling would measure itself
+                wait_for(lambda pushed=pushed: _graph_at(clients, pushed) is not None, 20)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+                listed_at = clients.hg.get("/requests").json()["listed"][f"{PATH} {pushed['id']}"]
+                done_at = _graph_at(clients, pushed)
+                assert done_at is not None
+                bare_seconds = await bare(stack, pushed, http, queue, store)
+                if number >= warm_up:
+                    service_times.append(done_at - listed_at)
+                    bare_times.append(bare_seconds)
     await queue.close()
     return service_times, bare_times
 

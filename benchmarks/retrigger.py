@@ -215,6 +215,11 @@ class Measured:
         with self._engine.connect() as connection:
             return connection.execute(text(statement)).scalar_one()
 
+    def close(self) -> None:
+        self._engine.dispose()
+        self.api.close()
+        self.taskcluster.close()
+
     def cpu(self) -> float:
         """Return the seconds of CPU that the service has used."""
         times = self._process.cpu_times()
@@ -246,8 +251,11 @@ def _since(then: float, moment: str) -> float:
 @contextlib.contextmanager
 def measured(folder: Path) -> Iterator[Measured]:
     """Yield a running stack on SQLite."""
-    with Stack(folder, settings=SETTINGS) as stack:
-        yield Measured(stack, stack.service(), sqlite_in(folder))
+    with (
+        Stack(folder, settings=SETTINGS) as stack,
+        contextlib.closing(Measured(stack, stack.service(), sqlite_in(folder))) as one,
+    ):
+        yield one
 
 
 def sqlite_in(folder: Path) -> str:
@@ -309,14 +317,15 @@ def against(folder: Path, kinds: list[str], size: int, database_url: str | None,
     settings = {**SETTINGS, "TC_TREEHERDER_TASKCLUSTER__CONNECTIONS": str(connections + 1)}
     with Stack(folder, settings=settings, database_url=database_url) as stack:
         prepare(stack, database_url)
-        one = Measured(stack, stack.service(), database_url or sqlite_in(folder))
-        for kind in kinds:
-            typer.echo(f"against: {kind} of {size}, 20 ms a call, {connections} connections, {one.database}")
-            turns = [_turn(one, stack, graph(kind, size), connections) for _ in range(rounds)]
-            stored, pressed, first, cpu = (statistics.median(which) for which in zip(*turns, strict=True))
-            typer.echo(
-                f"  median: {stored:.2f} and {pressed:.2f} times, first createTask {first:.2f} s, CPU {cpu:.2f} times"
-            )
+        with contextlib.closing(Measured(stack, stack.service(), database_url or sqlite_in(folder))) as one:
+            for kind in kinds:
+                typer.echo(f"against: {kind} of {size}, 20 ms a call, {connections} connections, {one.database}")
+                turns = [_turn(one, stack, graph(kind, size), connections) for _ in range(rounds)]
+                stored, pressed, first, cpu = (statistics.median(which) for which in zip(*turns, strict=True))
+                typer.echo(
+                    f"  median: {stored:.2f} and {pressed:.2f} times, first createTask {first:.2f} s, "
+                    f"CPU {cpu:.2f} times"
+                )
 
 
 def _turn(
@@ -376,8 +385,10 @@ def rate(folder: Path, size: int, rounds: int) -> None:
     """Compare the rate of created tasks with that of a bare loop over the same client, by turns."""
     typer.echo(f"rate: {size} tasks, {CONNECTIONS} connections, 0 ms a call")
     tasks = graph("fan", size)
-    with Stack(folder, settings=SETTINGS) as stack:
-        one = Measured(stack, stack.service(), sqlite_in(folder))
+    with (
+        Stack(folder, settings=SETTINGS) as stack,
+        contextlib.closing(Measured(stack, stack.service(), sqlite_in(folder))) as one,
+    ):
         for _ in range(rounds):
             one.load(tasks)
             cost = one.retrigger(task_id("failed"), 0)
@@ -414,8 +425,10 @@ def press(folder: Path, amqp_url: str, presses: int) -> None:
     broker.check(amqp_url)
     guid = str(uuid.UUID(bytes=base64.urlsafe_b64decode(task_id("failed") + "==")))
     pressed = {"version": 1, "project": PROJECT, "job_guid": f"{guid}/0", "action": "retrigger", "requester": "me"}
-    with Stack(folder, settings=SETTINGS, amqp_url=amqp_url) as stack:
-        one = Measured(stack, stack.service(), sqlite_in(folder))
+    with (
+        Stack(folder, settings=SETTINGS, amqp_url=amqp_url) as stack,
+        contextlib.closing(Measured(stack, stack.service(), sqlite_in(folder))) as one,
+    ):
         stack.listener("pulse", "pulse")
         exchange = broker.exchange_prefix(stack.pulse_user) + JOB_ACTIONS_EXCHANGE
         with pika.BlockingConnection(pika.URLParameters(amqp_url)) as connection:
