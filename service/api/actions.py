@@ -39,7 +39,6 @@ from service.api.schemas.actions import (
     PlannedCopy,
     PlannedInTree,
 )
-from service.api.schemas.audit import AuditEvent
 from service.engine.worker import Worker
 from service.errors import Problem, UpstreamError
 from service.flow.actions import in_tree
@@ -49,7 +48,18 @@ from service.flow.tasks.subject import ActionFailedError, ActionRejectedError, N
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Session
-from service.store.models import PLANNED, RECEIVED, UNCREATED, Action, Delivery, PlannedTask, Repository, Source, State
+from service.store.models import (
+    PLANNED,
+    RECEIVED,
+    UNCREATED,
+    Action,
+    AuditEvent,
+    Delivery,
+    PlannedTask,
+    Repository,
+    Source,
+    State,
+)
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()

@@ -10,12 +10,12 @@ from service.api.deps import After, Auditor, Limit, Reading
 from service.api.openapi import problems
 from service.api.paging import page
 from service.api.route import API, Route
-from service.api.schemas.audit import AuditEvent, AuditPage, AuditRead
+from service.api.schemas.audit import AuditPage, AuditRead
 from service.auth import Caller
 from service.sanitize import escape_unstorable
 from service.settings import AUDIT_READ
 from service.store.database import Session
-from service.store.models import AuditEntry, Origin
+from service.store.models import AuditEntry, AuditEvent, Origin
 
 router = APIRouter(prefix=f"{API}/audit", tags=["audit"], route_class=Route)
 

@@ -14,14 +14,13 @@ from service.api.openapi import WRITES, problems
 from service.api.paging import page_of_all
 from service.api.pushes import refuse_deleted
 from service.api.route import API, Route
-from service.api.schemas.audit import AuditEvent
 from service.api.schemas.dead_letters import DeadLetterPage, DeadLetterRead, DeadLetterSummary, LetterKind
 from service.auth import Caller
 from service.engine import leases
 from service.engine.registry import WORK
 from service.errors import Problem
 from service.store.database import Session
-from service.store.models import DeadLetter, Push, PushStep, Work, work_tables
+from service.store.models import AuditEvent, DeadLetter, Push, PushStep, Work, work_tables
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()

@@ -27,7 +27,6 @@ from service.api.openapi import problems
 from service.api.paging import page
 from service.api.repositories import unknown_repository
 from service.api.route import API, Route
-from service.api.schemas.audit import AuditEvent
 from service.api.schemas.common import StepState
 from service.api.schemas.pushes import (
     ChangesetRead,
@@ -42,7 +41,17 @@ from service.engine import leases
 from service.errors import Problem
 from service.sanitize import escape_unstorable
 from service.store.database import Session
-from service.store.models import UNCREATED, DeadLetter, PlannedTask, Push, PushStep, Repository, State, StepKind
+from service.store.models import (
+    UNCREATED,
+    AuditEvent,
+    DeadLetter,
+    PlannedTask,
+    Push,
+    PushStep,
+    Repository,
+    State,
+    StepKind,
+)
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()

@@ -22,7 +22,6 @@ from service.api.deps import (
 from service.api.openapi import LOCATION, MERGE_PATCH, WRITES, problems
 from service.api.paging import page_of_all
 from service.api.route import API, Route
-from service.api.schemas.audit import AuditEvent
 from service.api.schemas.repositories import (
     RepositoryCreate,
     RepositoryPage,
@@ -42,7 +41,7 @@ from service.sanitize import escape_unstorable
 from service.services import Services
 from service.settings import Settings
 from service.store.database import Session
-from service.store.models import Action, Push, PushStep, Repository
+from service.store.models import Action, AuditEvent, Push, PushStep, Repository
 
 log = structlog.get_logger()
 router = APIRouter(prefix=f"{API}/repositories", tags=["repositories"], route_class=Route)

@@ -10,7 +10,6 @@ from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import col, select
 
 from service.api.audit import record
-from service.api.schemas.audit import AuditEvent
 from service.auth import Caller
 from service.engine import leases
 from service.engine.registry import WORK
@@ -18,7 +17,7 @@ from service.errors import Problem
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.store.database import Session
-from service.store.models import Action, GroupCheck, JobReport, Notice, Push, PushStep, Repository, Work
+from service.store.models import Action, AuditEvent, GroupCheck, JobReport, Notice, Push, PushStep, Repository, Work
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()

@@ -608,6 +608,23 @@ class Origin(StrEnum):
 
     API = "api"
     PAGE = "page"
+    PULSE = "pulse"  # a button in Treeherder
+
+
+class AuditEvent(StrEnum):
+    """The changes that are recorded."""
+
+    REPOSITORY_ADDED = "repository-added"
+    REPOSITORY_CHANGED = "repository-changed"
+    REPOSITORY_DELETED = "repository-deleted"
+    REPOSITORY_RESET = "repository-reset"
+    REPOSITORY_POLLED = "repository-polled"
+    ACTION_ASKED = "action-asked"
+    PUSH_RETRIED = "push-retried"
+    DEAD_LETTER_REPLAYED = "dead-letter-replayed"
+    DEAD_LETTER_DROPPED = "dead-letter-dropped"
+    WAITING_TRIED = "waiting-tried"
+    SIGNED_IN = "signed-in"
 
 
 class AuditEntry(SQLModel, table=True):
@@ -625,7 +642,7 @@ class AuditEntry(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     at: datetime = Field(default_factory=now, sa_type=Utc)
     event: str = Field(sa_type=Text)
-    caller: str = Field(sa_type=Text)  # name of the token, or clientId
+    caller: str = Field(sa_type=Text)  # name of the token, or clientId; who pressed a button, as Treeherder says
     taskcluster: bool = False  # `caller` is a clientId
     origin: Origin = Field(sa_type=Text)
     repository: str | None = Field(default=None, sa_type=Text)  # its alias then

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.audit import list_audit
 from service.api.deps import After, Auditor
 from service.api.marks import Watched
-from service.api.schemas.audit import AuditEvent, AuditRead
+from service.api.schemas.audit import AuditRead
 from service.auth import LOCAL
 from service.services import Services
 from service.settings import AUDIT_READ
+from service.store.models import AuditEvent
 from service.web.pages import PageRoute, Site, show_view
 from service.web.views import Shown, View, live
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service import auth
 from service.api.audit import record
 from service.api.deps import ServicesDep
-from service.api.schemas.audit import AuditEvent
+from service.store.models import AuditEvent
 from service.web.pages import FormDep, PageRoute, SiteDep, VisitDep, address_of, local_path, show
 
 log = structlog.get_logger()

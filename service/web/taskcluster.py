@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query, Request, Response
 from service import auth
 from service.api.audit import record
 from service.api.deps import ServicesDep
-from service.api.schemas.audit import AuditEvent
 from service.clients.sign_in import Client, SignIns
 from service.errors import PermanentUpstreamError, Problem, Unavailable
 from service.services import Services
 from service.settings import SIGN_IN_PATH
+from service.store.models import AuditEvent
 from service.web.attempts import COOKIE, LIFE, Attempt
 from service.web.pages import PageRoute, Site, SiteDep, VisitDep, address_of, local_path
 from service.web.rendering import HEADERS, render

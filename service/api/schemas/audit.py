@@ -1,29 +1,12 @@
 """Entries of the audit, as the API shows them."""
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
 
 from service.api.schemas.common import Page, Schema, example
 from service.store.models import Origin
-
-
-class AuditEvent(StrEnum):
-    """The changes that are recorded."""
-
-    REPOSITORY_ADDED = "repository-added"
-    REPOSITORY_CHANGED = "repository-changed"
-    REPOSITORY_DELETED = "repository-deleted"
-    REPOSITORY_RESET = "repository-reset"
-    REPOSITORY_POLLED = "repository-polled"
-    ACTION_ASKED = "action-asked"
-    PUSH_RETRIED = "push-retried"
-    DEAD_LETTER_REPLAYED = "dead-letter-replayed"
-    DEAD_LETTER_DROPPED = "dead-letter-dropped"
-    WAITING_TRIED = "waiting-tried"
-    SIGNED_IN = "signed-in"
 
 
 class AuditRead(Schema):
@@ -44,7 +27,7 @@ class AuditRead(Schema):
     id: int
     at: datetime
     event: str
-    caller: str = Field(description="name of the token, or clientId")
+    caller: str = Field(description="name of the token, or clientId; of a button in Treeherder, whom Treeherder names")
     taskcluster: bool = Field(description="the caller is a client of Taskcluster, and no token")
     origin: Origin
     repository: str | None = Field(description="alias that the repository had then")

@@ -49,7 +49,10 @@ from service.store.models import (
     REDELIVERED_WITHIN,
     UNSETTLED,
     Action,
+    AuditEntry,
+    AuditEvent,
     Delivery,
+    Origin,
     Repository,
     Source,
     State,
@@ -298,9 +301,21 @@ async def _make_actions(
         actions[delivery.key] = action
     session.add_all(actions.values())
     await session.flush()
+    session.add_all(_audited(action) for action in actions.values())
     for delivery in deliveries:
         delivery.action_id, delivery.made_action = actions[delivery.key].id, True
     return actions
+
+
+def _audited(action: Action) -> AuditEntry:
+    return AuditEntry(
+        event=AuditEvent.ACTION_ASKED.value,
+        caller=action.requester,
+        origin=Origin.PULSE,
+        repository=action.project,
+        subject=f"{action.kind} of {action.subject}",
+        details={"action": action.id, "kind": action.kind},
+    )
 
 
 def _list_others(group: Sequence[Delivery]) -> None:

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import select
 
-from service.api.schemas.audit import AuditEvent
 from service.api.waiting import try_now
 from service.auth import LOCAL
 from service.clock import now
-from service.store.models import AuditEntry, PushStep, State
+from service.store.models import AuditEntry, AuditEvent, PushStep, State
+from tests.service.api.test_actions import message, press
 from tests.service.asgi import ADMIN, READER, RETRIER, WRITER, Api, is_problem, push_event
 
 TASK = "fN1SbArXTPSVFNUvaOlinQ"
@@ -88,6 +88,18 @@ async def test_each_change_leaves_one_entry(api: Api) -> None:
         entry = stored[item["event"]]
         for name in ("id", "caller", "taskcluster", "origin", "repository", "subject", "details"):
             assert item[name] == getattr(entry, name)
+
+
+async def test_each_press_in_treeherder_leaves_an_entry_of_whom_treeherder_names(api: Api) -> None:
+    await api.add()
+    again = message(1, requester="sheriff@example.com", redelivered=True)
+    assert await press(api, message(1, requester="sheriff@example.com")) == ["accepted"]
+    assert await press(api, again) == ["duplicate"]
+    assert await press(api, message(2, requester="other@example.com", action="no such")) == ["rejected"]
+    _, pressed, refused = await entries(api)
+    assert (pressed.caller, pressed.origin, pressed.event) == ("sheriff@example.com", "pulse", "action-asked")
+    assert (pressed.repository, pressed.details) == ("mc", {"action": 1, "kind": "retrigger"})
+    assert (refused.caller, refused.details["kind"]) == ("other@example.com", "no such")
 
 
 @contextmanager
