@@ -28,18 +28,20 @@ async def test_the_secret_is_made_once_and_kept(harness: FlowHarness) -> None:
 async def test_a_share_that_computes_a_lot_leaves_a_thread_to_others(harness: FlowHarness) -> None:
     running: list[str] = []
     most: list[int] = []
-    go = threading.Event()
+    began, go = threading.Event(), threading.Event()
 
     def compute(share: str) -> str:
         running.append(share)
         most.append(len(running))
         if share == "hog":
+            began.set()
             assert go.wait(10)
         running.remove(share)
         return share
 
     hog = [asyncio.create_task(harness.services.compute("hog", compute, "hog")) for _ in range(6)]
     async with asyncio.timeout(10):
+        assert await asyncio.to_thread(began.wait, 10)
         assert [await harness.services.compute("other", compute, "other") for _ in range(3)] == ["other"] * 3
         go.set()
         assert await asyncio.gather(*hog) == ["hog"] * 6

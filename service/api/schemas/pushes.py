@@ -12,7 +12,6 @@ from service.api.schemas.common import (
     PushId,
     Schema,
     StepState,
-    TaskId,
     Working,
     example,
 )
@@ -155,8 +154,8 @@ class PushRead(PushSummary):
 class CopyRead(Schema):
     """A copy that an action made of a task."""
 
-    task_id: TaskId
-    copy_of: TaskId
+    task_id: str
+    copy_of: str
     name: str
     state: str | None = Field(description="as that of a task")
     action_id: int
@@ -166,7 +165,7 @@ class CopyRead(Schema):
 class PushTaskRead(Schema):
     """A task of a push, as far as it is known."""
 
-    task_id: TaskId | None = Field(description="null until it was created")
+    task_id: str | None = Field(description="null until it was created")
     name: str
     planned: bool = Field(description="this service creates it; otherwise a task of the push did")
     state: str | None = Field(
