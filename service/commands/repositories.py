@@ -243,7 +243,13 @@ def poll(alias: Alias, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Have a repository polled at once: a listener does it within seconds."""
     with Service(url) as service:
         repository = service.send("POST", "repositories", alias, "poll")
-    _show(repository, as_json)
+    if as_json:
+        output.document(repository)
+        return
+    last = when(repository["last_good_poll_at"])
+    output.say(
+        f"{alias} is polled within seconds (the last good poll: {last}); `repositories show` says what came of it"
+    )
 
 
 def _show(repository: dict[str, Any], as_json: bool) -> None:

@@ -169,6 +169,7 @@ def test_a_poll_is_asked_for(system: System, tc: Run) -> None:
     assert ran.code == 1
     assert "polled-now is not polled: enable it first" in ran.err
     assert tc("repositories", "set", "polled-now", "--enabled").code == 0
+    assert tc("repositories", "poll", "polled-now").out.startswith("polled-now is polled within seconds")
     ran = tc("repositories", "poll", "polled-now", "--json")
     assert (ran.code, ran.json["alias"]) == (0, "polled-now")
     assert tc("repositories", "remove", "polled-now", "--yes").code == 0
