@@ -197,6 +197,10 @@ EVERY_RULE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"
 COLOURS = {"runOnly": ["color-contrast"]}
 
 
+BLOCKS = 640
+"""Width in pixels below which each row of a table is a block."""
+
+
 def check(page: Page, path: str | None, rules: dict[str, list[str]]) -> None:
     """Look for what keeps people out, and for a page that is wider than the window; None: at the page that is open."""
     if path is not None:
@@ -208,6 +212,9 @@ def check(page: Page, path: str | None, rules: dict[str, list[str]]) -> None:
         "&& !e.closest('.table, pre')).map(e => e.outerHTML.slice(0, 100))"
     )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{page.url} is too wide: {too_wide}"
+    if page.evaluate("innerWidth") < BLOCKS:
+        scrolled = "[...document.querySelectorAll('.table')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert page.evaluate(scrolled) == 0, f"{page.url}: a table scrolls sideways"
 
 
 @pytest.mark.parametrize(
