@@ -155,7 +155,9 @@ def parse_listing(body: bytes, headers: httpx.Headers) -> Listing:
     try:
         # hgweb escapes; if a server does not, its raw bytes become what hgweb makes of them: lone surrogates
         document = json.loads(body.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ListingError(f"the answer is not JSON (nested too deeply); it begins with {beginning_of(body)}") from None
+    except ValueError as error:
         raise ListingError(f"the answer is not JSON ({error}); it begins with {beginning_of(body)}") from None
     if not isinstance(document, dict):
         raise ListingError(f"the answer is {_abbreviate(document)}: expected an object with lastpushid and pushes")

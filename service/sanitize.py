@@ -50,7 +50,9 @@ def parse(raw: bytes) -> Any:
     """Parse and sanitize JSON from outside. Raises InvalidJSONError."""
     try:
         return sanitize_json(json.loads(raw.decode()), MAX_NESTING)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:  # its text differs between versions of Python
+        raise InvalidJSONError("not JSON: nested too deeply") from None
+    except ValueError as error:
         raise InvalidJSONError(f"not JSON: {escape_unstorable(str(error))}") from None
 
 

@@ -182,7 +182,9 @@ def _parse(raw: bytes, content_type: str) -> Any:
         )
     try:
         return json.loads(raw.decode("utf-8", "replace"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ApiError("MalformedPayload", "Failed to parse JSON: nested too deeply") from None
+    except ValueError as error:
         raise ApiError("MalformedPayload", f"Failed to parse JSON: {error}") from None
 
 

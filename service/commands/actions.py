@@ -286,7 +286,9 @@ def _parse_input(option: str, text: str) -> Any:
     try:
         parsed = json.loads(text)
         json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()  # as it is sent
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise typer.BadParameter(f"{option} is no JSON: nested too deeply") from None
+    except ValueError as error:
         raise typer.BadParameter(f"{option} is no JSON: {error}") from None
     return parsed
 

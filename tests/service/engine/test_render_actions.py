@@ -274,7 +274,7 @@ async def test_the_default_of_the_whole_input_is_taken_if_none_is_given(renderer
             file_of(*[{**RETRIGGER, "name": f"a{n}", "schema": {"description": "x" * 30_000}} for n in range(80)]),
             "has more than 2,097,152 characters of schemas and descriptions",
         ),
-        (b"[" * 100_000, "is no JSON: maximum recursion depth exceeded"),
+        (b"[" * 100_000, "is no JSON: nested too deeply"),
         (b'{"version": 1, "actions": [' + b"[]," * 1_000_001 + b"[]]}", "has more than 1,000,000 values"),
     ],
 )
