@@ -245,17 +245,17 @@ PULLED_BACK = 500
 """Rows that one statement makes due."""
 
 SHARES = 50
-"""Shares of a lane that one claim considers; the next claim continues with those that follow."""
+"""Shares of a lane that are considered at most; the next claim continues with those that follow."""
 
 
-async def due_shares(session: Session, model: type[Work], lane: str, after: str = "") -> list[str]:
-    """Return the shares of `lane` that have due work, in the order of their turns, beginning behind `after`."""
-    values = {"lane": lane, "at": now()}
+async def due_shares(session: Session, model: type[Work], lane: str, after: str = "", most: int = SHARES) -> list[str]:
+    """Return up to `most` shares of `lane` with due work, in the order of their turns, beginning behind `after`."""
+    values = {"lane": lane, "at": now(), "most": most}
     shares = list(await session.exec(_due_shares(model), params={**values, "after": after}))
-    if after and len(shares) < SHARES:
+    if after and len(shares) < most:
         first = await session.exec(_due_shares(model), params={**values, "after": ""})
         shares += [share for share in first if share not in shares]
-    return shares[:SHARES]
+    return shares[:most]
 
 
 @cache
@@ -269,7 +269,9 @@ def _due_shares(model: type[Work]) -> Any:
     following = select(func.min(model.share)).where(*unfinished, col(model.share) > shares.c.share).scalar_subquery()
     shares = shares.union_all(select(following).where(shares.c.share.is_not(None)))
     due = select(literal(1)).where(col(model.lane) == lane, col(model.share) == shares.c.share, col(model.due_at) <= at)
-    return select(shares.c.share).where(shares.c.share.is_not(None), due.exists()).limit(SHARES)
+    return (
+        select(shares.c.share).where(shares.c.share.is_not(None), due.exists()).limit(bindparam("most", type_=Integer))
+    )
 
 
 async def claim(
@@ -291,7 +293,9 @@ async def claim(
     """
     at = now()
     leases_held = Counter(held)
-    shares = await due_shares(session, model, lane, after)
+    # more than enough to find `limit` shares that hold nothing, although other replicas take some meanwhile
+    considered = min(2 * limit + len(leases_held), SHARES)
+    shares = await due_shares(session, model, lane, after, considered)
     claimed: list[W] = []
     while shares and len(claimed) < limit:
         dealt = deal(shares, leases_held, limit - len(claimed), most or limit)

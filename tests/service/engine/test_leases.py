@@ -407,6 +407,14 @@ async def test_more_shares_than_are_looked_at_take_turns_too(
     assert len(served) == count
 
 
+async def test_who_holds_nothing_is_found_behind_all_who_hold_something(database: Database) -> None:
+    for number in range(9):
+        await add_steps(database, 2, alias=f"r{number}", share=f"r{number}/dev")
+    held = {f"r{number}/dev": 1 for number in range(7)}
+    items = await claim_fairly(database, 2, held=held)
+    assert [item.share for item in items] == ["r7/dev", "r8/dev"]
+
+
 async def test_who_waits_for_a_retry_has_no_turn(database: Database) -> None:
     await add_steps(database, 5, share="mc/later", due_at=now() + MINUTE)
     await add_steps(database, 1, alias="r1", share="r1/dev")
