@@ -40,8 +40,9 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
             await store_letters(session, letters)
 
     def write(session: SyncSession) -> tuple[Stored, list[Work]]:
-        stored = store_new(session, services.settings, list(batch.parsed.values()))
-        return stored, worker.preclaim(stored[1])
+        taken: list[Work] = []
+        events = list(batch.parsed.values())
+        return store_new(session, services.settings, events, lambda new: taken.extend(worker.preclaim(new))), taken
 
     (stored, steps, pushes), taken = await services.database.run_objects(write)
     if len(taken) < len(steps):

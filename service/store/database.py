@@ -256,6 +256,24 @@ def _insert_into(model: type[SQLModel]) -> Any:
     return SQLModel.metadata.tables[str(model.__tablename__)].insert()
 
 
+def insert_rows(session: SyncSession, rows: Sequence[SQLModel]) -> None:
+    """Insert rows of one table, and set their ids. The session does not know them, which takes a third of the time."""
+    if not rows:
+        return
+    table = SQLModel.metadata.tables[str(type(rows[0]).__tablename__)]
+    names = [column.key for column in table.columns if column.key != "id"]
+    values = [{name: getattr(row, name) for name in names} for row in rows]
+    ids = session.connection().execute(_insert_for_ids(type(rows[0])), values).scalars()
+    for row, number in zip(rows, ids, strict=True):
+        row.id = number
+
+
+@cache
+def _insert_for_ids(model: type[SQLModel]) -> Any:
+    insert = _insert_into(model)
+    return insert.returning(insert.table.c.id, sort_by_parameter_order=True)
+
+
 async def insert_new(session: AsyncSession, model: type[SQLModel], **values: Any) -> None:
     """Insert a row, unless a row with its key exists."""
     insert = INSERT[session.get_bind().dialect.name]

@@ -1,11 +1,12 @@
 """Store pushlog entries as pushes, each with the steps that are to be done for it."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
+from sqlalchemy import bindparam
 from sqlmodel import col, select
 
 from service.clock import now
@@ -22,7 +23,7 @@ from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.services import Services
 from service.settings import Settings
-from service.store.database import Session, SyncSession
+from service.store.database import Session, SyncSession, insert_rows
 from service.store.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
 
 log = structlog.get_logger()
@@ -78,8 +79,17 @@ async def store(
     return await session.run_sync(store_new, settings, events, replayed=replayed)
 
 
+Claim = Callable[[Sequence[PushStep]], object]
+"""Is called with the steps that are to be done before they are stored, and may lease them."""
+
+
 def store_new(
-    session: SyncSession, settings: Settings, events: list[PushEvent | OversizedPush], *, replayed: bool = False
+    session: SyncSession,
+    settings: Settings,
+    events: list[PushEvent | OversizedPush],
+    claim: Claim = len,
+    *,
+    replayed: bool = False,
 ) -> Stored:
     """Store the new pushes of `events`, in the caller's transaction.
 
@@ -90,7 +100,7 @@ def store_new(
     batches = _lock_repositories(session, events)
     verdicts = [_store_event(session, batches.get(event.repository_id), event, replayed=replayed) for event in events]
     new = [(batch.repository, push) for batch in batches.values() for push in batch.new]
-    steps = _insert_pushes(session, settings, new)
+    steps = _insert_pushes(session, settings, new, claim)
     for event, verdict in zip(events, verdicts, strict=True):
         if batch := batches.get(event.repository_id):
             repository = batch.repository
@@ -104,26 +114,31 @@ def _lock_repositories(session: SyncSession, events: list[PushEvent | OversizedP
 
     They are locked in the order of their ids, so that two batches cannot deadlock.
     """
-    repositories = session.scalars(
-        select(Repository)
-        .where(col(Repository.id).in_({event.repository_id for event in events}), col(Repository.deleted_at).is_(None))
-        .order_by(col(Repository.id))
-        .with_for_update()
-    )
+    repositories = session.scalars(_LOCKED, {"ids": list({event.repository_id for event in events})})
     batches = {repository.id or 0: _RepositoryBatch(repository, {}) for repository in repositories}
     for repository_id, batch in batches.items():
         ids = {
             event.push.id for event in events if isinstance(event, PushEvent) and event.repository_id == repository_id
         }
-        pushes = session.scalars(
-            select(Push).where(
-                Push.repository_id == repository_id,
-                Push.generation == batch.repository.generation,
-                col(Push.push_id).in_(ids),
-            )
-        )
+        key = {"repository_id": repository_id, "generation": batch.repository.generation}
+        pushes = session.scalars(_STORED, {**key, "ids": list(ids)})
         batch.stored = {push.push_id: push for push in pushes}
     return batches
+
+
+# made once: to build these statements for each batch took more time than to execute them
+_LOCKED = (
+    select(Repository)
+    .where(col(Repository.id).in_(bindparam("ids", expanding=True)), col(Repository.deleted_at).is_(None))
+    .order_by(col(Repository.id))
+    .with_for_update()
+)
+
+_STORED = select(Push).where(
+    Push.repository_id == bindparam("repository_id"),
+    Push.generation == bindparam("generation"),
+    col(Push.push_id).in_(bindparam("ids", expanding=True)),
+)
 
 
 def _store_event(
@@ -188,14 +203,18 @@ def suspect_reset(repository: Repository, why: str) -> None:
     log.warning("reset-suspected", repository=repository.alias, why=why, times=repository.reset_suspicions)
 
 
-def _insert_pushes(session: SyncSession, settings: Settings, new: list[tuple[Repository, Push]]) -> list[PushStep]:
-    session.add_all([push for _, push in new])
-    session.flush()
+def _insert_pushes(
+    session: SyncSession, settings: Settings, new: list[tuple[Repository, Push]], claim: Claim
+) -> list[PushStep]:
+    """Insert pushes and their steps; return the steps that are to be done."""
+    insert_rows(session, [push for _, push in new])
     steps = [step for repository, push in new for step in _steps(settings, repository, push)]
-    session.add_all(steps)
+    to_do = [step for step in steps if step.due_at is not None]
+    claim(to_do)
+    insert_rows(session, steps)
     for repository, push in new:
         log.info("push-stored", repository=repository.alias, push=push.push_id, revision=push.revision)
-    return [step for step in steps if step.due_at is not None]
+    return to_do
 
 
 def _steps(settings: Settings, repository: Repository, push: Push) -> list[PushStep]:
