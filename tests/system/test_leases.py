@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ class Wrong:
         new.write_text(f"{seconds:+}")
         new.replace(self._file)
 
+    def step(self, seconds: int) -> None:
+        """Set the clock, and wait until the service reads it: its answers have a date."""
+        self.set(seconds)
+        self.system.wait(lambda: abs(self._date() - time.time() - seconds) < 30)
+
+    def _date(self) -> float:
+        answer = httpx.get(f"{self.system.stack.service_url}/__lbheartbeat__", timeout=10)
+        return parsedate_to_datetime(answer.headers["date"]).timestamp()
+
     def start(self) -> Process:
         return self.system.stack.service(**self._environment)
 
@@ -107,8 +117,7 @@ def test_a_wall_clock_that_steps(wrong: Wrong, database_url: str) -> None:
     system.push()
     system.expect_exactly_once(pushes=1, tasks=2)
 
-    wrong.set(172_800 if not sqlite else 600)
-    time.sleep(1.5)  # until it is read
+    wrong.step(172_800 if not sqlite else 600)
     push_id = system.push()
     system.wait(lambda: system.push_stored(push_id))
     if sqlite:
