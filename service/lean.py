@@ -1,14 +1,15 @@
-"""Import libraries without the parts that they load for a terminal only.
+"""Import libraries without parts that are not used here, for a terminal for example.
 
 httpx has a command, and structlog has coloured tracebacks, which they load if rich and click are installed. Both are,
-because our commands print tables. A service or a listener does not use them, and saves 5 MB of memory.
+because our commands print tables. A service or a listener does not use them, and saves 5 MB of memory. structlog also
+has loggers for greenlets, which SQLAlchemy brings along: without those, a listener saves 1 MB.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_HIDDEN = ("rich", "pygments", "click")
+_HIDDEN = ("rich", "pygments", "click", "greenlet")
 
 
 @contextmanager

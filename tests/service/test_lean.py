@@ -28,7 +28,17 @@ def loaded(module: str) -> set[str]:
 def test_a_listener_has_nothing_of_the_service_s_nor_of_the_commands(listener: str) -> None:
     libraries = loaded(f"listeners.{listener}")
     assert {"httpx", "structlog", "pydantic"} <= libraries
-    assert not libraries & {"rich", "pygments", "click", "sqlalchemy", "fastapi", "aiohttp", "psycopg", "jsone"}
+    assert not libraries & {
+        "rich",
+        "pygments",
+        "click",
+        "greenlet",
+        "sqlalchemy",
+        "fastapi",
+        "aiohttp",
+        "psycopg",
+        "jsone",
+    }
     assert not libraries & {"opentelemetry", *OF_TRACES}, "no endpoint is configured"
 
 
