@@ -133,9 +133,9 @@ def serve(
 
     import uvicorn
 
+    from service import server
     from service.app import create_app
     from service.contract.ports import EXIT_CODE, PortError, require_free
-    from service.server import Protocol
 
     settings = _settings()
     if (problem := _exposure(settings)) is not None:
@@ -155,11 +155,11 @@ def serve(
         # exclude 170,000 permanent objects from full collections, which would traverse them during a request
         gc.collect()
         gc.freeze()
-        uvicorn.run(
+        config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=partial(Protocol, seconds=settings.request_timeout.total_seconds()),  # type: ignore[arg-type]  # a factory
+            http=partial(server.Protocol, seconds=settings.request_timeout.total_seconds()),  # type: ignore[arg-type]  # a factory
             ws="none",
             proxy_headers=False,  # credentials identify the caller, and public_url is our address
             log_config=None,
@@ -167,6 +167,7 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=10,
         )
+        server.run(config)
 
 
 @app.command()

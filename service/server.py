@@ -1,10 +1,11 @@
-"""Add limits to uvicorn's HTTP protocol.
+"""Run uvicorn, with limits for its HTTP protocol, and without its ten looks a second for whether it is to end.
 
 Without them, uvicorn waits for a request's head for ever, and limits neither the size of head and trailers nor the
 number of pipelined requests. h11 (and hypercorn, which uses it) has such limits, but parses small chunks ten times as
 slowly, which blocks the event loop for 0.1 s with every read, and would need the same timers.
 
-The class uses parts of `HttpToolsProtocol` that are not uvicorn's documented interface (they are those of 0.54.0):
+The classes use parts of uvicorn that are not its documented interface (they are those of 0.54.0); of the server
+main_loop, on_tick, handle_exit, and of `HttpToolsProtocol`:
 
     pipeline, cycle, cycle.response_complete, cycle.more_body, headers, loop, transport
     on_message_begin, on_headers_complete, on_body, on_message_complete, on_response_complete, send_400_response
@@ -15,9 +16,12 @@ The class uses parts of `HttpToolsProtocol` that are not uvicorn's documented in
 
 import asyncio
 import json
+import sys
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import problem_type
@@ -36,6 +40,42 @@ MAX_PIPELINED = 8
 
 _FRAMING = 16
 """Bytes of chunk framing that are allowed per byte of the body, beside MAX_HEAD: a chunk can have a single byte."""
+
+
+TICK = 1.0
+"""Seconds between two changes of the `Date` header."""
+
+STARTUP_FAILED = 3
+"""Exit code of a process whose app did not start."""
+
+
+class Server(uvicorn.Server):
+    """A server that sleeps until a signal. uvicorn's own looks took more than half of the CPU of an idle service."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def main_loop(self) -> None:
+        """Serve until a signal."""
+        self._signalled = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._signalled.wait(), TICK)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """End soon: a signal has come."""
+        super().handle_exit(sig, frame)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._signalled.set)
+
+
+def run(config: uvicorn.Config) -> None:
+    """Serve until a signal. Ends the process with exit code 3 if the app does not start."""
+    server = Server(config)
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal that stopped it again
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILED)
 
 
 class Protocol(HttpToolsProtocol):

@@ -51,7 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uvicorn.run", lambda *_, **__: pytest.fail("it was started"))
+    monkeypatch.setattr("service.server.run", lambda _: pytest.fail("it was started"))
 
 
 WRONG_SETTINGS: list[tuple[dict[str, str], list[str]]] = [
@@ -89,8 +89,8 @@ def test_wrong_settings_end_with_2_and_name_the_setting_without_its_secret(
 
 
 def test_beyond_loopback_it_serves_only_with_tokens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[dict[str, Any]] = []
-    monkeypatch.setattr("uvicorn.run", lambda _, **options: started.append(options))
+    started: list[str] = []
+    monkeypatch.setattr("service.server.run", lambda config: started.append(config.host))
     monkeypatch.setattr("signal.signal", lambda *_: None)
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.com", ""):
         code, output = run("serve", HOST=host)
@@ -102,7 +102,7 @@ def test_beyond_loopback_it_serves_only_with_tokens(run: Run, monkeypatch: pytes
         assert run("serve", HOST=host)[0] == 0
     tokens = json.dumps([{"name": "me", "value": SECRET}])
     assert run("serve", HOST="0.0.0.0", TOKENS=tokens)[0] == 0
-    assert [options["host"] for options in started] == ["127.0.0.1", "127.0.0.2", "::1", "localhost", "0.0.0.0"]
+    assert started == ["127.0.0.1", "127.0.0.2", "::1", "localhost", "0.0.0.0"]
 
 
 def test_settings_are_checked_as_serve_would(run: Run) -> None:
@@ -124,7 +124,7 @@ def test_settings_are_checked_as_serve_would(run: Run) -> None:
 
 
 def test_a_variable_that_is_no_setting_is_warned_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("service.server.run", lambda _: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with capture_logs() as logs:
         assert run("serve", POL__INTERVAL=SECRET)[0] == 0

@@ -6,9 +6,12 @@ How the whole service behaves within them is in tests/service/api/test_limit.py.
 import asyncio
 import inspect
 import json
+import signal
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -18,6 +21,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http import httptools_impl
 
+from service import server
 from service.server import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, Protocol
 
 
@@ -43,6 +47,34 @@ def test_uvicorn_calls_the_methods_that_we_override(name: str) -> None:
 def test_uvicorn_uses_the_attributes_that_we_use(use: str) -> None:
     source = inspect.getsource(httptools_impl)
     assert use in source, f"uvicorn's HttpToolsProtocol has no `{use}` any more: see service/server.py"
+
+
+@pytest.mark.parametrize("name", ["main_loop", "on_tick", "handle_exit"])
+def test_uvicorns_server_has_the_methods_that_we_use(name: str) -> None:
+    assert callable(getattr(uvicorn.Server, name, None)), (
+        f"uvicorn.Server has no {name} any more: see service/server.py"
+    )
+
+
+def test_a_server_ends_at_once_and_not_with_the_next_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "TICK", 60)
+    running = server.Server(uvicorn.Config(echo, port=0, log_config=None, lifespan="off"))
+    threading.Timer(0.5, lambda: running.handle_exit(signal.SIGTERM, None)).start()
+    monkeypatch.setattr(running, "capture_signals", nullcontext)
+    began = time.monotonic()
+    running.run()
+    assert running.started
+    assert time.monotonic() - began < 30
+
+
+def test_an_app_that_does_not_start_ends_the_process_with_an_exit_code() -> None:
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no"})
+
+    with pytest.raises(SystemExit) as ended:
+        server.run(uvicorn.Config(fails, port=0, log_config=None, lifespan="on"))
+    assert ended.value.code == server.STARTUP_FAILED
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
