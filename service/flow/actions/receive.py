@@ -40,7 +40,7 @@ from sqlalchemy import text
 from sqlmodel import col, select
 
 from service.clock import now
-from service.contract.events import JobActionMessage, PulseMessage, Verdict
+from service.contract.events import JobActionMessage, Person, PulseMessage, Verdict
 from service.flow.tasks.action_kinds import is_of_tree, lane_of, listed_names, pressable
 from service.sanitize import InvalidJSONError, parse
 from service.store.database import Session
@@ -92,10 +92,10 @@ class JobAction(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
 
     version: Literal[1]
-    project: str = Field(max_length=1_000)
+    project: Person
     job: Annotated[tuple[str, int], PlainValidator(_parse_job_guid)] = Field(alias="job_guid")
     action: str = Field(max_length=100)
-    requester: str = Field(max_length=1_000)
+    requester: Person
     job_id: int | float | None = None
 
 
@@ -301,13 +301,13 @@ async def _make_actions(
         actions[delivery.key] = action
     session.add_all(actions.values())
     await session.flush()
-    session.add_all(_audited(action) for action in actions.values())
+    session.add_all(_audit_entry(action) for action in actions.values())
     for delivery in deliveries:
         delivery.action_id, delivery.made_action = actions[delivery.key].id, True
     return actions
 
 
-def _audited(action: Action) -> AuditEntry:
+def _audit_entry(action: Action) -> AuditEntry:
     return AuditEntry(
         event=AuditEvent.ACTION_ASKED.value,
         caller=action.requester,

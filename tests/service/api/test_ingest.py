@@ -1,13 +1,13 @@
 """Events that cannot be parsed become dead letters, once and as they came."""
 
 import json
+import random
 
 import pytest
 
-from tests.service.asgi import (
-    Api,
-    push_event,
-)
+from service.contract.events import MAX_PERSON
+from tests.service.api.test_actions import message, press
+from tests.service.asgi import Api, push_event
 
 
 async def test_a_bad_event_is_kept_as_it_came_and_spoils_nothing(api: Api) -> None:
@@ -41,6 +41,26 @@ async def test_a_bad_event_without_a_name_is_listed_with_question_marks(sqlite_a
     await sqlite_api.push({"push": {}})
     (letter,) = await sqlite_api.letters()
     assert letter.subject == "push ? of ?"
+
+
+def letters_of_four_bytes(count: int) -> str:
+    """Return a text that a database cannot make shorter by compressing it."""
+    chance = random.Random(7)
+    return "".join(chr(chance.randrange(0x20000, 0x2A000)) for _ in range(count))
+
+
+async def test_a_name_that_no_index_takes_is_refused_and_spoils_nothing(api: Api) -> None:
+    await api.add()
+    long, longest = letters_of_four_bytes(1_000), letters_of_four_bytes(MAX_PERSON // 4)
+    presses = [message(1, requester=long), message(2, project=long), message(3, requester=longest, project=longest)]
+    assert await press(api, *presses) == ["rejected", "rejected", "accepted"]
+    pushes = await api.push(push_event(101, user=long), push_event(102, user=longest))
+    assert [verdict["verdict"] for verdict in pushes] == ["rejected", "accepted"]
+    assert len(await api.letters()) == 3
+    assert all("4,000 bytes, and at most 1,000" in letter.reason for letter in await api.letters())
+    body = {"action": "cancel", "project": "mc", "task_id": "fN1SbArXTPSVFNUvaOlinQ"}
+    assert (await api.post("/actions", {**body, "requester": long})).status_code == 422
+    assert (await api.post("/actions", {**body, "requester": longest})).status_code == 202
 
 
 @pytest.mark.parametrize(
