@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None, *, work: bool = True, alone: bo
             async with (
                 open_services(used_settings, database, alone=alone) as services,
                 open_looks(services) as app.state.looks,
-                open_site(services, app.state.looks) as app.state.site,
+                open_site(services) as app.state.site,
             ):
                 app.state.services = services
                 app.state.health = pages = health.Health(services)

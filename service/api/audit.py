@@ -48,7 +48,8 @@ async def list_audit(
     _: Auditor,
     event: Annotated[AuditEvent | None, Query(description="of this kind alone")] = None,
     caller: Annotated[
-        str | None, Query(max_length=1_000, description="name of the token, or clientId, exactly")
+        str | None,
+        Query(max_length=1_000, description="name of the token, clientId, or whom Treeherder names, exactly"),
     ] = None,
     repository: Annotated[str | None, Query(max_length=50, description="alias that the repository had then")] = None,
     limit: Limit = 50,

@@ -24,7 +24,7 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 
 
 async def get_looks(request: Request) -> QueueLooks:
-    """Return what this process asked the queue lately."""
+    """Return what the API of this process asked the queue lately."""
     looks: QueueLooks = request.app.state.looks
     return looks
 

@@ -92,11 +92,11 @@ def _subject(kind: str, event: Any) -> str:
     if kind == "push-event":
         push = event.get("push")
         push_id = push.get("id") if isinstance(push, dict) else None
-        return f"push {_named(push_id, 20)} of {_named(event.get('repository'), 50)}"
-    return f"{_named(event.get('exchange'), 100)}, {_named(event.get('routing_key'), 200)}"
+        return f"push {_abbreviate(push_id, 20)} of {_abbreviate(event.get('repository'), 50)}"
+    return f"{_abbreviate(event.get('exchange'), 100)}, {_abbreviate(event.get('routing_key'), 200)}"
 
 
-def _named(value: Any, most: int) -> str:
+def _abbreviate(value: Any, most: int) -> str:
     return "?" if value is None else str(value)[:most]
 
 

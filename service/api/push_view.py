@@ -86,7 +86,7 @@ def _read(task: PushTask, states: Mapping[str, TaskState]) -> PushTaskRead:
         name=task.name,
         planned=task.planned,
         state=state and state.state,
-        run_id=state and state.run_id,
+        run_id=state.run_id if state and state.runs else None,
         started=state and state.started,
         ended=state and state.ended,
         copies=copies,
@@ -104,8 +104,10 @@ async def view_push(database: Database, looks: QueueLooks, push: PushRead) -> Pu
         copied = [copy.task_id for of_task in copies.values() for copy in all_copies(of_task)]
         reported = await task_states(session, every) | await task_states(session, copied)
     states = newest_states(look.states, reported)  # of two that are as far, the queue knows times to the millisecond
-    more = look.more or (push.graph is not None and len(push.graph.tasks) > MOST)
-    return PushTasks(_tasks(planned, every, look, states, copies), states, more, look.problem)
+    tasks = _tasks(planned, every, look, states, copies)
+    all_planned = 0 if push.graph is None else len(push.graph.tasks)
+    more = look.more or all_planned > MOST or len({*ids, *look.tasks}) > MOST or len(tasks) > MOST
+    return PushTasks(tasks[:MOST], states, more, look.problem)
 
 
 def _tasks(

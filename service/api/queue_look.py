@@ -22,6 +22,7 @@ from service.clients.taskcluster import Definition, Queue, Status, validate_defi
 from service.engine.sized_cache import SizedCache
 from service.errors import UpstreamError
 from service.flow.tasks.definition import name_of, parse_date
+from service.sanitize import escape_unstorable
 from service.services import Services
 
 log = structlog.get_logger()
@@ -31,6 +32,9 @@ MOST_GROUPS = 3
 
 FRESH = 5.0
 """Seconds for which an answer is kept."""
+
+STALE = 30.0
+"""Seconds after which an answer that stands for a newer one is told to be old."""
 
 DEFINITIONS_PER_SECOND = 20
 """A list of a thousand tasks is some megabytes, so it is asked for more rarely than a small one."""
@@ -114,7 +118,14 @@ class QueueLooks:
         if (task := self._running.get(key)) is not None:
             await asyncio.wait({task}, timeout=wait)
             look = self._looks.get(key) or look
-        return look or Look(problem="Taskcluster has not answered yet: look again in a moment")
+        if look is None:
+            return Look(problem="Taskcluster has not answered yet: look again in a moment")
+        age = self._clock() - look.asked_at
+        if look.problem is None and age > STALE:
+            return replace(
+                look, problem=f"it was asked {age:.0f} s ago, and has not answered again: look again in a moment"
+            )
+        return look
 
     async def close(self) -> None:
         """Cancel the questions that are under way."""
@@ -133,7 +144,7 @@ class QueueLooks:
             async with self._slots:
                 await self._ask(look, wanted)
         except UpstreamError as error:
-            look.problem = str(error)
+            look.problem = escape_unstorable(str(error))
         except Exception:  # whatever it is, the page says that it does not know
             log.exception("queue-look-failed")
             look.problem = "Taskcluster's answer cannot be read"
@@ -151,6 +162,7 @@ class QueueLooks:
                 look.tasks[task_id] = _with_state(task, status)
         groups = [task_id for task_id in wanted if task_id in statuses and statuses[task_id]["taskGroupId"] == task_id]
         if self._clock() - look.listed_at >= look.keep_list or not look.tasks:
+            look.more = look.more or len(groups) > MOST_GROUPS
             for group in groups[:MOST_GROUPS]:
                 await self._list(look, group)
             look.listed_at = self._clock()
@@ -172,7 +184,7 @@ class QueueLooks:
 
 @asynccontextmanager
 async def open_looks(services: Services) -> AsyncIterator[QueueLooks]:
-    """Open what the API and the page of this process share; close it at the end."""
+    """Open what the API of this process asks the queue; close it at the end."""
     looks = QueueLooks(lambda: services.queue)
     try:
         yield looks
@@ -186,7 +198,9 @@ def _task(status: Status, definition: Definition) -> QueuedTask:
     kind = tags.get("kind") if isinstance(tags, dict) else None
     kind = kind[:100] if isinstance(kind, str) else ""
     routes = tuple(definition["routes"][:MOST_ROUTES])
-    return QueuedTask(status["taskId"], name_of(definition), kind, dependencies, routes, state_of_status(status))
+    return QueuedTask(
+        status["taskId"], escape_unstorable(name_of(definition)), kind, dependencies, routes, state_of_status(status)
+    )
 
 
 def _with_state(task: QueuedTask, status: Status) -> QueuedTask:
@@ -204,7 +218,7 @@ def state_of_status(status: Status) -> TaskState:
 def _run(run: dict[str, Any]) -> RunState:
     state = run["state"]
     if state == "exception" and isinstance(run.get("reasonResolved"), str):
-        state = run["reasonResolved"]
+        state = escape_unstorable(run["reasonResolved"])
     return RunState(run["runId"], state, *(_date(run.get(name)) for name in ("scheduled", "started", "resolved")))
 
 

@@ -35,7 +35,7 @@ MOST_LANES = 200
 async def list_pulse_queues(session: Reading, _: Reader) -> QueuePage:
     """List the Pulse queues that listeners read or have read, those that were read last first; at most 100."""
     at = now()
-    newest = select(PulseQueue).order_by(col(PulseQueue.seen_at).desc()).limit(MOST_QUEUES)
+    newest = select(PulseQueue).order_by(col(PulseQueue.seen_at).desc(), col(PulseQueue.name)).limit(MOST_QUEUES)
     queues = [
         QueueRead(
             name=queue.name,

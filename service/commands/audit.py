@@ -17,7 +17,9 @@ def audit(
     event: Annotated[
         str | None, typer.Option(help="Kind of entry, such as repository-changed, action-asked or signed-in.")
     ] = None,
-    caller: Annotated[str | None, typer.Option(help="Name of the token, or Taskcluster's clientId.")] = None,
+    caller: Annotated[
+        str | None, typer.Option(help="Name of the token, Taskcluster's clientId, or whom Treeherder names.")
+    ] = None,
     repository: Annotated[str | None, typer.Option("--repository", "-r", help="Alias of a repository.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Largest number of entries.")] = 50,
     url: Url = DEFAULT_URL,

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands import actions, output
+from service.commands import Failed, actions, output
 from service.commands.client import DEFAULT_URL, Service, Url
 from service.commands.output import AsJson, next_attempt, when
 
@@ -92,7 +92,12 @@ def show(
         if as_json:
             output.document(push)
             return
-        _show(push, service.get("pushes", alias, push_id, "tasks", generation=push["generation"]))
+        try:
+            push_tasks = service.get("pushes", alias, push_id, "tasks", generation=push["generation"])
+        except Failed as error:
+            output.warn(f"the states of its tasks are not known: {error}")
+            push_tasks = None
+    _show(push, push_tasks)
 
 
 @app.command()
@@ -101,9 +106,9 @@ def tasks(
 ) -> None:
     """List the tasks of a push with their states, those that failed first."""
     with Service(url) as service:
-        found = service.get("pushes", alias, push_id, "tasks", generation=generation)
+        push_tasks = service.get("pushes", alias, push_id, "tasks", generation=generation)
     if as_json:
-        output.document(found)
+        output.document(push_tasks)
         return
     output.table(
         ("TASK", "STATE", "RUN", "STARTED", "ENDED", "COPIES", "NAME"),
@@ -117,11 +122,11 @@ def tasks(
                 ", ".join(f"{copy['task_id']} {copy['state'] or NOT_REPORTED}" for copy in task["copies"]),
                 task["name"],
             )
-            for task in sorted(found["tasks"], key=lambda task: task["state"] in _UNFAILED)
+            for task in sorted(push_tasks["tasks"], key=lambda task: task["state"] in _UNFAILED)
         ),
         "it has no tasks",
     )
-    for sentence in _remarks(found):
+    for sentence in _remarks(push_tasks):
         output.warn(sentence)
 
 
@@ -134,10 +139,13 @@ def _state(task: dict[str, Any]) -> str:
     return "planned" if task["task_id"] is None else task["state"] or NOT_REPORTED
 
 
-def _remarks(found: dict[str, Any]) -> list[str]:
-    """Return why the tasks that were found are not all."""
-    problem = found["problem"] and f"Taskcluster does not tell the newest: {found['problem']}"
-    more = found["more"] and "there are more tasks: the task group has them all"
+def _remarks(push_tasks: dict[str, Any]) -> list[str]:
+    """Return why these are not all tasks."""
+    problem = push_tasks["problem"] and f"Taskcluster does not tell the newest: {push_tasks['problem']}"
+    more = (
+        push_tasks["more"]
+        and "there are more tasks than are listed: the page of the task group in Taskcluster has them all"
+    )
     return [remark for remark in (problem, more) if remark]
 
 
@@ -174,8 +182,8 @@ def ingest(
     actions.ask(request, key, url, plan=plan, wait_seconds=wait_seconds if wait else None, as_json=as_json)
 
 
-def _show(push: dict[str, Any], found: dict[str, Any] | None = None) -> None:
-    """Print a push, with the states of the tasks that were found."""
+def _show(push: dict[str, Any], push_tasks: dict[str, Any] | None = None) -> None:
+    """Print a push, with the states of its tasks if they are known."""
     graph = push["graph"]
     pairs: list[tuple[str, Any]] = [
         ("push", f"{push['push_id']} of {push['repository']}, generation {push['generation']}"),
@@ -198,19 +206,24 @@ def _show(push: dict[str, Any], found: dict[str, Any] | None = None) -> None:
             pairs.append(("error task", graph["error_task"]))
         if graph["error_task_refused"]:
             pairs.append(("left out of it", graph["error_task_refused"]))
-        if found is None:
-            pairs.append(("tasks", f"{graph['tasks_created']} of {graph['tasks_planned']} are created"))
-    if found is not None:
-        counts = ", ".join(f"{number} {state}" for state, number in found["states"].items())
-        lines = [line for task in found["tasks"] for line in _task_lines(task)]
+        if push_tasks is None:
+            lines = [_line(task, "created" if task["created"] else "planned") for task in graph["tasks"]]
+            pairs.append(("tasks", lines))
+    if push_tasks is not None:
+        counts = ", ".join(f"{number} {state}" for state, number in push_tasks["states"].items())
+        lines = [line for task in push_tasks["tasks"] for line in _task_lines(task)]
         pairs.append(("tasks", [counts, *lines] if counts else lines))
-        pairs += [("remark", remark) for remark in _remarks(found)]
+        pairs += [("remark", remark) for remark in _remarks(push_tasks)]
     output.fields(pairs)
+
+
+def _line(task: dict[str, Any], state: str) -> str:
+    return f"{task['task_id'] or '(no id yet)':22}  {state:12}  {task['name']}"
 
 
 def _task_lines(task: dict[str, Any]) -> list[str]:
     """Return a line for a task, and one for each copy of it."""
-    lines = [f"{task['task_id'] or '(no id yet)':22}  {_state(task):12}  {task['name']}"]
+    lines = [_line(task, _state(task))]
     for copy in task["copies"]:
         lines.append(
             f"{copy['task_id']}  {copy['state'] or NOT_REPORTED:12}  {copy['name']}, a copy for {copy['requester']}"

@@ -248,7 +248,8 @@ def poll(alias: Alias, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         return
     last = when(repository["last_good_poll_at"])
     output.say(
-        f"{alias} is polled within seconds (the last good poll: {last}); `repositories show` says what came of it"
+        f"{alias} is polled within seconds (the last good poll: {last}); "
+        f"`tc-treeherder repositories show {alias}` says what came of it"
     )
 
 

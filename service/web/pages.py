@@ -54,9 +54,10 @@ LOCAL = replace(auth.LOCAL, on_page=True)
 class Site:
     """Everything that all pages of this process share."""
 
-    def __init__(self, services: Services, looks: QueueLooks, key: bytes) -> None:
+    def __init__(self, services: Services, key: bytes) -> None:
         self.settings = settings = services.settings
-        self.looks = looks  # at the tasks of pushes
+        # apart from those of the API: a program that asks for many pushes makes nobody wait who looks at a page
+        self.looks = QueueLooks(lambda: services.queue)
         # apart from those of pushes: whoever asks for many tasks that nobody knows makes no push wait
         self.task_looks = QueueLooks(lambda: services.queue)
         self.excerpts = FileExcerpts()
@@ -71,6 +72,7 @@ class Site:
     async def close(self) -> None:
         """End what goes on in the background."""
         await self.hub.close()
+        await self.looks.close()
         await self.task_looks.close()
 
     def render_items(self, view: View, values: Mapping[str, Any]) -> Items:
@@ -85,13 +87,13 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(services: Services, looks: QueueLooks) -> AsyncIterator[Site | None]:
+async def open_site(services: Services) -> AsyncIterator[Site | None]:
     """Open what all pages share, with the key that all replicas share; None: there is no page."""
     if not services.settings.web:
         yield None
         return
     key = await load_secret(services.database, "web-sessions")
-    site = Site(services, looks, key)
+    site = Site(services, key)
     try:
         yield site
     finally:

@@ -67,14 +67,18 @@ def test_a_server_ends_at_once_and_not_with_the_next_tick(monkeypatch: pytest.Mo
     assert time.monotonic() - began < 30
 
 
-def test_an_app_that_does_not_start_ends_the_process_with_an_exit_code() -> None:
-    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "lifespan.startup.failed", "message": "no"})
+@pytest.mark.parametrize(("started", "code"), [(True, None), (False, server.STARTUP_FAILED)])
+def test_a_process_whose_app_did_not_start_has_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, started: bool, code: int | None
+) -> None:
+    def end(running: server.Server) -> None:
+        running.started = started
+        raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit) as ended:
-        server.run(uvicorn.Config(fails, port=0, log_config=None, lifespan="on"))
-    assert ended.value.code == server.STARTUP_FAILED
+    monkeypatch.setattr(server.Server, "run", end)
+    with nullcontext() if code is None else pytest.raises(SystemExit) as ended:
+        server.run(uvicorn.Config(echo))
+    assert ended is None or ended.value.code == code
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

@@ -30,7 +30,9 @@ class AuditRead(Schema):
     caller: str = Field(description="name of the token, or clientId; of a button in Treeherder, whom Treeherder names")
     taskcluster: bool = Field(description="the caller is a client of Taskcluster, and no token")
     origin: Origin
-    repository: str | None = Field(description="alias that the repository had then")
+    repository: str | None = Field(
+        description="alias that the repository had then; of a button, the project that Treeherder names"
+    )
     subject: str | None = Field(description="what it was done to, for people")
     details: dict[str, Any] = Field(description="of a changed repository, what each field was and is; ids of others")
 

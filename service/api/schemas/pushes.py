@@ -172,10 +172,10 @@ class PushTaskRead(Schema):
         description="unscheduled, pending, running, completed, failed, or the reason of an exception, such as "
         "canceled; null: nobody told of it yet"
     )
-    run_id: int | None = Field(description="the newest run")
+    run_id: int | None = Field(description="the newest run; null: there is none yet")
     started: datetime | None
     ended: datetime | None
-    copies: list[CopyRead] = Field(description="copies of copies, too")
+    copies: list[CopyRead] = Field(description="copies of copies, too, up to the fifth; of all tasks at most 1,000")
 
 
 class PushTasksRead(Schema):

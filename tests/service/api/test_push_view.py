@@ -86,5 +86,5 @@ async def test_the_api_lists_tasks_with_states_and_copies(api: Api) -> None:
         ("copy", slug("decision"), None, "a"),
         ("again", slug("copy"), "pending", "a"),
     ]
-    assert (waiting["task_id"], waiting["state"]) == (None, None)
+    assert (waiting["task_id"], waiting["state"], waiting["run_id"]) == (None, None, None)
     assert (await api.get("/pushes/mc/102/tasks")).status_code == 404

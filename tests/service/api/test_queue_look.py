@@ -220,3 +220,35 @@ async def test_only_some_pushes_are_asked_for_at_a_time(clock: Clock, monkeypatc
 )
 def test_a_status_tells_the_state_of_the_newest_run(runs: list[dict[str, Any]], state: str, told: str) -> None:
     assert state_of_status({"state": state, "runs": runs, "taskGroupId": "g"}).state == told
+
+
+async def test_an_old_answer_that_stands_for_a_newer_one_is_told_to_be_old(queue: Direct, clock: Clock) -> None:
+    decision, answers = decide(queue), asyncio.Event()
+    answers.set()
+
+    class Slow(Direct):
+        async def statuses(self, task_ids: Sequence[str]) -> Any:
+            await answers.wait()
+            return await super().statuses(task_ids)
+
+    looks = QueueLooks(lambda: Slow(queue._queue), clock)  # type: ignore[arg-type, return-value]  # as above
+    assert (await looks.look("push", [decision])).problem is None
+    answers.clear()
+    clock.at += queue_look.FRESH + 1
+    assert (await looks.look("push", [decision], wait=0.01)).problem is None, "it is hardly older than any other"
+    clock.at += queue_look.STALE
+    look = await looks.look("push", [decision], wait=0.01)
+    assert look.problem == "it was asked 36 s ago, and has not answered again: look again in a moment"
+    assert look.tasks
+    answers.set()
+    assert (await looks.look("push", [decision])).problem is None
+    await looks.close()
+
+
+async def test_groups_that_are_not_listed_are_told_of(queue: Direct, looks: QueueLooks) -> None:
+    groups = [f"group{number}" for number in range(queue_look.MOST_GROUPS + 1)]
+    for name in groups:
+        build(queue._queue, {name: ()}, taskGroupId=slug(name))
+    look = await looks.look("push", [slug(name) for name in groups])
+    assert look.more
+    assert len(look.tasks) == len(groups)

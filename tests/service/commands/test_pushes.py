@@ -177,7 +177,7 @@ def test_the_tasks_of_a_push_have_states_and_copies(run: Run, pretend: Pretended
     ]
     assert f"{'C' * 22} completed" in ran.out
     assert "Taskcluster answers 503" in ran.err
-    assert "the task group has them all" in ran.err
+    assert "the task group in Taskcluster has them all" in ran.err
     assert run("pushes", "tasks", "mc", "7", "--json", "--url", pretend.url).json == found
 
     graph: dict[str, Any] = {"state": "done", "working": False, "attempts": 1, "at": None, "reason": None}
@@ -201,3 +201,14 @@ def test_a_real_push_is_shown_with_the_states_of_its_tasks(tc: Run, pushed: Push
     shown = tc("pushes", "show", "try", str(pushed.good)).out
     assert f"{pushed.tasks[0]}  {found['tasks'][0]['state']}" in shown
     assert tc("pushes", "tasks", "try", str(pushed.broken)).err == "it has no tasks\n"
+
+
+def test_a_push_is_shown_although_the_states_of_its_tasks_cannot_be_had(
+    run: Run, tc: Run, pushed: Pushed, pretend: Pretended
+) -> None:
+    push = tc("pushes", "show", "try", str(pushed.good), "--json").json
+    pretend.json("/api/v1/pushes/try/1", push)
+    ran = run("pushes", "show", "try", "1", "--url", pretend.url)
+    assert ran.code == 0
+    assert "the states of its tasks are not known" in ran.err
+    assert f"{pushed.tasks[0]}  created       decision" in ran.out
