@@ -58,7 +58,7 @@ async def list_push_tasks(
 ) -> PushTasksRead:
     """Return the tasks of a push with their states: those of its graph, those that these created, and their copies.
 
-    States come from job reports and from the queue, whose answer is kept for five seconds.
+    States come from job reports, and from the queue, which is asked of a push every five seconds at most.
     """
     async with services.database.reading() as session:
         push = await read_push(session, await find_push(session, alias, push_id, generation), alias)

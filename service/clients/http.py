@@ -46,9 +46,8 @@ class Http:
         self._system = system
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None  # created in the event loop that uses it
-        self._proxies: dict[
-            str, str | None
-        ] = {}  # by origin: to read the environment each time takes a twentieth of the CPU
+        # by origin: to read the environment for each request takes a twentieth of the service's CPU
+        self._proxies: dict[str, str | None] = {}
 
     async def send(
         self,

@@ -32,20 +32,24 @@ DeliveryKey = Annotated[str, Field(pattern=_UUID, description="a UUID drawn at r
 RowId = Annotated[int, Field(ge=1, le=2**31 - 1)]
 ShiftNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
-MAX_PERSON = 1_000
-"""Largest size of what names a person or a project, in bytes of UTF-8: PostgreSQL indexes rows of up to 2,704 bytes."""
-
-
-def check_person(name: str) -> str:
-    """Return the name of a person or a project if it is short enough for the database. Raises ValueError."""
-    size = len(name.encode(errors="surrogatepass"))
-    if size > MAX_PERSON:
-        raise ValueError(f"it has {size:,} bytes, and at most {MAX_PERSON:,} are taken")
-    return name
-
-
-Person = Annotated[str, AfterValidator(check_person)]
 Alias = Annotated[str, Field(pattern=NAME, description="1 to 50 of A-Z a-z 0-9 _ -")]
+
+MAX_INDEXED = 1_000
+"""Largest size of a text from outside that the database indexes, in bytes of UTF-8.
+
+PostgreSQL refuses a row of an index that has more than 2,704 bytes, and one index holds two such texts.
+"""
+
+
+def check_indexed(text: str) -> str:
+    """Return the text if the database can index it. Raises ValueError."""
+    size = len(text.encode(errors="surrogatepass"))
+    if size > MAX_INDEXED:
+        raise ValueError(f"it has {size:,} bytes, and at most {MAX_INDEXED:,} are taken")
+    return text
+
+
+Indexed = Annotated[str, AfterValidator(check_indexed)]
 
 
 class Event(BaseModel):
@@ -75,7 +79,7 @@ class PushlogEntry(Event):
     """An entry of json-pushes, with its changesets in DAG order, tip last."""
 
     id: PushId
-    user: Person
+    user: Indexed
     date: float = Field(ge=0, lt=32_503_680_000, description="seconds since 1970")
     changesets: list[Changeset]
 

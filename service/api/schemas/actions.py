@@ -19,7 +19,7 @@ from service.api.schemas.common import (
     example,
     storable_json,
 )
-from service.contract.events import Alias, check_person
+from service.contract.events import Alias, check_indexed
 from service.contract.validation import named_pattern, problems_of
 from service.engine.render_actions import ACTION_NAME
 from service.flow.tasks.action_kinds import ACTIONS, SubjectKind, known_names
@@ -77,7 +77,7 @@ class ActionCreate(Schema):
     task_id: TaskId | None = None
     push: PushId | None = Field(None, description="id in the pushlog; of the newest generation that has it")
     run_id: RunId | None = Field(None, description="of the task; null: the latest run")
-    requester: Annotated[Text, AfterValidator(check_person)] | None = Field(
+    requester: Annotated[Text, AfterValidator(check_indexed)] | None = Field(
         None, description="on whose behalf; null: the caller"
     )
     input: Input = Field(

@@ -40,7 +40,7 @@ from sqlalchemy import text
 from sqlmodel import col, select
 
 from service.clock import now
-from service.contract.events import JobActionMessage, Person, PulseMessage, Verdict
+from service.contract.events import Indexed, JobActionMessage, PulseMessage, Verdict
 from service.flow.tasks.action_kinds import is_of_tree, lane_of, listed_names, pressable
 from service.sanitize import InvalidJSONError, parse
 from service.store.database import Session
@@ -92,10 +92,10 @@ class JobAction(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, hide_input_in_errors=True)
 
     version: Literal[1]
-    project: Person
+    project: Indexed
     job: Annotated[tuple[str, int], PlainValidator(_parse_job_guid)] = Field(alias="job_guid")
     action: str = Field(max_length=100)
-    requester: Person
+    requester: Indexed
     job_id: int | float | None = None
 
 

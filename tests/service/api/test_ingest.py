@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from service.contract.events import MAX_PERSON
+from service.contract.events import MAX_INDEXED
 from tests.service.api.test_actions import message, press
 from tests.service.asgi import Api, push_event
 
@@ -51,7 +51,7 @@ def letters_of_four_bytes(count: int) -> str:
 
 async def test_a_name_that_no_index_takes_is_refused_and_spoils_nothing(api: Api) -> None:
     await api.add()
-    long, longest = letters_of_four_bytes(1_000), letters_of_four_bytes(MAX_PERSON // 4)
+    long, longest = letters_of_four_bytes(1_000), letters_of_four_bytes(MAX_INDEXED // 4)
     presses = [message(1, requester=long), message(2, project=long), message(3, requester=longest, project=longest)]
     assert await press(api, *presses) == ["rejected", "rejected", "accepted"]
     pushes = await api.push(push_event(101, user=long), push_event(102, user=longest))
