@@ -24,6 +24,7 @@ import jsone
 import jsone.interpreter
 import yaml
 
+from service.engine.sized_cache import SizedCache
 from service.sanitize import escape_unstorable
 from service.slugids import OWN_LABEL, slugid_of
 from service.yaml12 import EqualKeysError, as_number, compose, join_pairs, key_text, load
@@ -125,7 +126,19 @@ def _finished(value: Any) -> Any:
 _VERSION_0 = re.compile(r"^version:[ \t]*0[ \t]*(?:#.*)?$", re.MULTILINE)
 
 
+_TEMPLATES = SizedCache(512 * 1024)
+"""Parsed files by their text, up to so many characters of JSON: most pushes to a repository have the same file."""
+
+
 def _parse(text: str) -> Any:
+    template = _TEMPLATES.get(text)
+    if template is None:
+        template = _parse_anew(text)
+        _TEMPLATES.put(text, template, len(text) + len(json.dumps(template)))
+    return template
+
+
+def _parse_anew(text: str) -> Any:
     # by its text: before its mustache is rendered, such a file need not be YAML
     if _VERSION_0.search(text):
         raise _InvalidTemplateError(

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from service.engine.render import Renderer
-from service.engine.render_child import NICE
+from service.engine.render_child import NICE, _parse
 from tests.service.engine.rendering import CONTEXT, NESTED, children, error, ids, renderer_of, tasks
 
 
@@ -170,3 +170,27 @@ async def test_the_child_leaves_the_processor_to_others(renderer: Renderer) -> N
     assert await tasks(renderer, "tasks: [1]") == [1]
     (child,) = children()
     assert child.nice() == os.nice(0) + NICE
+
+
+async def test_a_file_that_was_parsed_before_is_rendered_anew(renderer: Renderer) -> None:
+    text = (
+        "x: &x [3, {b: 2, a: 1}]\n"
+        "tasks: [{$mergeDeep: [{a: *x}, {a: ['${now}'], b: {$reverse: *x}}]}, {$sort: [2, 1]}, {$eval: push.owner}]"
+    )
+    first = await tasks(renderer, text)
+    other = {**CONTEXT, "now": "later", "push": {"owner": "other@example.com"}}
+    second = (await renderer.taskcluster_yml("version: 1\n" + text, other)).parse(ids).result
+    assert second == [{**first[0], "a": [*first[0]["a"][:-1], "later"]}, [1, 2], "other@example.com"]
+    assert await tasks(renderer, "tasks: []") == []
+    assert await tasks(renderer, text) == first
+    assert len(children()) == 1
+
+
+def test_small_files_are_parsed_once() -> None:
+    small, large = "version: 1\ntasks: [{a: 1}]", "a: [" + "x, " * 200_000 + "]"
+    assert _parse(small) is _parse(small)
+    assert _parse(large) is not _parse(large)
+
+
+async def test_a_file_that_is_not_yaml_is_refused_each_time(renderer: Renderer) -> None:
+    assert await error(renderer, "tasks: [") == await error(renderer, "tasks: [")
