@@ -1,5 +1,7 @@
 """Routes that take events of listeners: they store, answer, and call no upstream."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -14,6 +16,7 @@ from service.api.route import API, SignedRoute
 from service.api.signed import events_of, signed_json
 from service.contract.events import Acknowledged, JobActionMessage, OversizedPush, PushEvent, Verdict, Verdicts
 from service.contract.validation import reason_of
+from service.engine.leases import Storing
 from service.engine.registry import WORK
 from service.engine.worker import Worker
 from service.errors import Problem
@@ -21,7 +24,7 @@ from service.flow.actions import receive
 from service.flow.pushes.push import Stored, store, store_new
 from service.services import Services
 from service.store.database import Session, SyncSession
-from service.store.models import Work
+from service.store.models import PushStep, Work
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
@@ -39,16 +42,29 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
         async with services.database.writing() as session:
             await store_letters(session, letters)
 
-    def write(session: SyncSession) -> tuple[Stored, list[Work]]:
-        taken: list[Work] = []
-        events = list(batch.parsed.values())
-        return store_new(session, services.settings, events, lambda new: taken.extend(worker.preclaim(new))), taken
+    loop = asyncio.get_running_loop()
+    storing = Storing()
+    taken: list[Work] = []
 
-    (stored, steps, pushes), taken = await services.database.run_objects(write)
+    def claim(new: Sequence[PushStep], owners: Sequence[Any]) -> None:
+        taken.extend(worker.preclaim(new))
+        chosen = {id(step) for step in taken}
+        owners = [owner for step, owner in zip(new, owners, strict=True) if id(step) in chosen]
+        loop.call_soon_threadsafe(worker.begin, taken, owners, storing)
+
+    def write(session: SyncSession) -> Stored:
+        return store_new(session, services.settings, list(batch.parsed.values()), claim)
+
+    try:
+        verdicts, steps = await services.database.run_objects(write)
+    except BaseException:
+        storing.end(succeeded=False)
+        raise
+    storing.end(succeeded=True)
+    await asyncio.sleep(0)  # the work goes on before the answer is written
     if len(taken) < len(steps):
         services.database.wakeups.wake(Topic.WORK)
-    worker.begin(taken, {step.id or 0: pushes[step.push_id] for step in steps})
-    return _answer("push", batch.verdicts(stored))
+    return _answer("push", batch.verdicts(verdicts))
 
 
 @router.post("/job-actions", status_code=202, operation_id="takeJobActions", openapi_extra=signed(JobActionMessages))
@@ -100,7 +116,7 @@ async def _replay_push(session: Session, services: Services, payload: bytes) -> 
     if isinstance(event, OversizedPush):
         detail = "the push was too large to send and is not in this dead letter: see the pushlog, then drop it"
         raise Problem(409, "Cannot be replayed", detail)
-    (verdict,), _, _ = await store(session, services.settings, [event], replayed=True)
+    (verdict,), _ = await store(session, services.settings, [event], replayed=True)
     if verdict.verdict == "rejected" or verdict.reason is not None:
         raise Problem(409, "Cannot be replayed", verdict.reason or "it was rejected")
 

@@ -8,6 +8,7 @@ would otherwise make finished work due again.
 Job reports are claimed and renewed here. `service.engine.batches` records what became of them, by the hundred.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -47,16 +48,42 @@ class YieldedError(Exception):
     """The work stopped between two of its parts, for others who wait; it is continued after their turn."""
 
 
+class Storing:
+    """Says when work that was begun while it was being stored is stored, or cannot be."""
+
+    def __init__(self) -> None:
+        self._over = asyncio.Event()
+        self.succeeded = False
+
+    def end(self, *, succeeded: bool) -> None:
+        """Tell those who wait whether the work is stored."""
+        self.succeeded = succeeded
+        self._over.set()
+
+    async def wait(self) -> bool:
+        """Wait for the end; return True if the work is stored."""
+        await self._over.wait()
+        return self.succeeded
+
+
 class Lease(Generic[W]):
     """A piece of work that this process holds.
 
     `loaded` is what the work belongs to, if that was read together with it. `ended` is set once the work was finished,
-    given back or buried.
+    given back or buried. `storing` is given for work that may not be in the database yet.
     """
 
-    def __init__(self, database: Database, settings: WorkSettings, item: W, loaded: Any = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: WorkSettings,
+        item: W,
+        loaded: Any = None,
+        storing: Storing | None = None,
+    ) -> None:
         self.item = item
         self.loaded = loaded
+        self._storing = storing
         self.ended = False
         self.requeued = False  # given back or to be retried: soon due again
         self.wanted = False  # others wait for its slot
@@ -68,9 +95,20 @@ class Lease(Generic[W]):
     def __repr__(self) -> str:
         return f"Lease({self._model.__name__} {self.item.id}, token {self.item.fencing_token})"
 
+    @property
+    def renewable(self) -> bool:
+        """Return True if the database has this lease, and it has not ended."""
+        return not self.ended and (self._storing is None or self._storing.succeeded)
+
+    async def wait_until_stored(self) -> None:
+        """Wait until the work is stored, if it was begun before. Raises LeaseLostError if it cannot be stored."""
+        if self._storing is not None and not await self._storing.wait():
+            raise LeaseLostError(f"{self!r} could not be stored")
+
     @asynccontextmanager
     async def writing(self, **values: Any) -> AsyncIterator[Session]:
         """Open a transaction that proves and renews the lease, and sets `values` on the work. Raises LeaseLostError."""
+        await self.wait_until_stored()
         async with self._database.writing() as session:
             await self._set(session, due_at=now() + self._settings.lease, **values)
             yield session
@@ -111,6 +149,7 @@ class Lease(Generic[W]):
 
         The statements change about `rows` rows. Returns how many rows each of them changed. Raises LeaseLostError.
         """
+        await self.wait_until_stored()
         values = self._values({"due_at": now() + self._settings.lease, **values})
         table, number, token = _table(self._model), self.item.id or 0, self.item.fencing_token
         own = (fenced(self._model, tuple(values)), [{**values, "its_id": number, "its_token": token}])

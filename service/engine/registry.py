@@ -50,6 +50,7 @@ class Registry:
         self.steps: list[Step] = []
         self.replays: dict[str, Replay] = {}
         self._runs: dict[tuple[type[Work], str], Run] = {}
+        self._early: set[tuple[type[Work], str]] = set()
 
     def add_table(self, table: WorkTable) -> None:
         """Add a table of leased work. Raises ValueError if it is there."""
@@ -57,11 +58,17 @@ class Registry:
             raise ValueError(f"{table.model.__name__} is registered already")
         self.tables[table.model] = table
 
-    def add_kind(self, model: type[Work], name: str, run: Run) -> None:
-        """Say what does the work of a table that has this `work_name`. Raises ValueError if something does already."""
+    def add_kind(self, model: type[Work], name: str, run: Run, *, early: bool = False) -> None:
+        """Say what does the work of a table that has this `work_name`. Raises ValueError if something does already.
+
+        Work that is `early` may begin while it is being stored: until its first write, which waits for that, it only
+        reads.
+        """
         if (model, name) in self._runs:
             raise ValueError(f"{name} of {model.__name__} is registered already")
         self._runs[model, name] = run
+        if early:
+            self._early.add((model, name))
 
     def add_step(self, step: Step) -> None:
         """Have something done now and then by the reporter of each process."""
@@ -77,6 +84,10 @@ class Registry:
             return self._runs[type(item), item.work_name]
         except KeyError:
             raise LookupError(f"nothing does {item.work_name} of {type(item).__name__} in this release") from None
+
+    def is_early(self, item: Work) -> bool:
+        """Return True if this piece of work may begin while it is being stored."""
+        return (type(item), item.work_name) in self._early
 
     @property
     def worked(self) -> tuple[type[Work], ...]:

@@ -33,7 +33,7 @@ class Running:
     @property
     def leases(self) -> list[Lease[Any]]:
         """Return all leases that are held, those that are held longest first."""
-        return [lease for held in self.tasks.values() for lease in held]
+        return [lease for held in list(self.tasks.values()) for lease in held]  # a copy: other threads look, too
 
     def _over(self, task: asyncio.Task[None]) -> None:
         held = self.tasks.pop(task)
@@ -45,7 +45,7 @@ class Running:
         """Renew the leases three times in their length, until cancelled; stop each task that has lost all of its."""
         while True:
             await asyncio.sleep(self._settings.lease.total_seconds() / 3)
-            held = [lease for lease in self.leases if not lease.ended]
+            held = [lease for lease in self.leases if lease.renewable]
             if not held:
                 continue
             try:

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -13,7 +12,7 @@ from service.contract import tracing
 from service.contract.retry import backoff
 from service.engine import leases
 from service.engine.fair import most_of
-from service.engine.leases import Lease, LeaseLostError, YieldedError
+from service.engine.leases import Lease, LeaseLostError, Storing, YieldedError
 from service.engine.process import Process
 from service.engine.registry import WORK, Registry
 from service.engine.running import Running, give_back
@@ -126,7 +125,8 @@ class Worker:
                 if table.load is not None and items:
                     loaded[model] = await table.load(session, items)
         for (model, lane), items in claimed.items():
-            self.begin(items, loaded.get(model, {}))
+            of_model = loaded.get(model, {})
+            self.begin(items, [of_model.get(item.id or 0) for item in items])
             if items:
                 self._last[model, lane] = items[-1].share
             if len(items) < free[model, lane]:  # the rest belongs to shares that hold their most
@@ -154,8 +154,8 @@ class Worker:
     def preclaim(self, new: Sequence[Work]) -> list[Work]:
         """Lease new work whose turn it is, as far as there are free slots; return what was leased.
 
-        The caller is about to store all of `new`, and passes what is returned to `begin` after the commit. The rest is
-        claimed from the database as usual.
+        The caller is about to store all of `new`, and passes what is returned to `begin`. The rest is claimed from the
+        database as usual.
         """
         if self._services.database.sqlite:  # it costs nothing, and may have been set since the last look
             check_wall_clock()
@@ -175,10 +175,13 @@ class Worker:
         leases.preclaim(claimed, self._settings.lease, self._services.replica.holder)
         return claimed
 
-    def begin(self, items: Iterable[Work], loaded: Mapping[int, Any] = MappingProxyType({})) -> None:
-        """Start work that this worker has claimed; `loaded` is what it belongs to, by the id of the work."""
-        for item in items:
-            lease = Lease(self._services.database, self._settings, item, loaded.get(item.id or 0))
+    def begin(self, items: Sequence[Work], loaded: Sequence[Any] | None = None, storing: Storing | None = None) -> None:
+        """Start work that this worker has claimed; `loaded` is what each piece belongs to.
+
+        `storing` is given if the work is just being stored. Until that has ended, work only reads.
+        """
+        for item, belongs_to in zip(items, loaded or [None] * len(items), strict=True):
+            lease = Lease(self._services.database, self._settings, item, belongs_to, storing)
             self._running.start(self._do(lease), [lease])
 
     def _ended(self, held: Sequence[Lease[Any]]) -> None:
@@ -197,6 +200,8 @@ class Worker:
 
     async def _attempt(self, lease: Lease[Any]) -> None:
         try:
+            if not self._registry.is_early(lease.item):
+                await lease.wait_until_stored()
             await self._registry.run_of(lease.item)(self._services, lease)
         except LeaseLostError as error:
             log.warning("lease-lost", error=str(error))

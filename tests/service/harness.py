@@ -100,7 +100,7 @@ class FlowHarness:
 
     async def store(self, *events: PushEvent) -> list[Verdict]:
         async with self.database.writing() as session:
-            verdicts, _, _ = await store(session, self.settings, list(events))
+            verdicts, _ = await store(session, self.settings, list(events))
             return verdicts
 
     async def lease(self, kind: StepKind) -> Lease[PushStep]:

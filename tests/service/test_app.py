@@ -1,6 +1,8 @@
 """Start and stop of the app, and properties of all routes."""
 
 import asyncio
+import threading
+from typing import Any
 
 import pytest
 from sqlalchemy import func
@@ -8,10 +10,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
 from service.app import create_app
+from service.clients.treeherder import RestTreeherder
 from service.clock import now
-from service.store.database import Database, SchemaBehindError
-from service.store.models import Repository, State
-from tests.service.asgi import ADMIN, NEVER_SHOWN, Api, is_problem, push_event, running, settings_for
+from service.engine.render import Rendered, Renderer
+from service.flow.pushes import push
+from service.store.database import Database, SchemaBehindError, insert_rows
+from service.store.models import PlannedTask, Repository, State
+from tests.service.asgi import ADMIN, NEVER_SHOWN, Api, is_problem, node, push_event, running, settings_for
+from tests.service.flow.pushes.support import YML
 
 
 async def test_it_does_not_start_on_a_schema_that_is_behind(empty_database_url: str) -> None:
@@ -34,6 +40,87 @@ async def test_its_worker_begins_on_what_is_taken_in_and_ends_with_it(sqlite_url
         assert (graph["state"], graph["reason"]) == ("skipped", "graphs are off for mc")
     assert worker.done()
     assert worker.exception() is None
+
+
+class Mercurial:
+    """A Mercurial whose every changeset has a `.taskcluster.yml`; `asked` is set once it was asked for one."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    async def raw_file(self, *_: str) -> bytes:
+        self.asked.set()
+        return YML.encode()
+
+
+async def test_a_push_that_is_being_stored_is_planned_as_soon_as_it_is_stored(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered, real_render, real_insert = threading.Event(), Renderer.taskcluster_yml, insert_rows
+    order: list[str] = []
+
+    async def render(*arguments: Any) -> Rendered:
+        try:
+            return await real_render(*arguments)
+        finally:
+            order.append("rendered")
+            rendered.set()
+
+    def insert(*arguments: Any) -> None:
+        assert rendered.wait(10), "nobody rendered the file meanwhile"
+        order.append("inserted")
+        real_insert(*arguments)
+
+    monkeypatch.setattr(Renderer, "taskcluster_yml", render)
+    monkeypatch.setattr(push, "insert_rows", insert)
+    away = {"root_url": "http://127.0.0.1:9"}
+    async with running(settings_for(sqlite_url, environments={}, taskcluster=away), work=True) as api:
+        api.app.state.services.hg = Mercurial()
+        await api.add()
+        await api.push(push_event(101))
+        plan: list[PlannedTask] = []
+        for _ in range(200):
+            async with api.database.reading() as session:
+                plan = list(await session.exec(select(PlannedTask)))
+            if plan:
+                break
+            await asyncio.sleep(0.02)
+        (step,) = await api.steps()
+        assert [(task.step_id, task.position) for task in plan] == [(step.id, 0), (step.id, 1)]
+    assert order == ["rendered", "inserted", "inserted"]
+
+
+async def test_of_a_push_that_could_not_be_stored_nobody_is_told(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mercurial, told = Mercurial(), []
+
+    async def tell(_: Any, project: str, resultset: Any) -> None:
+        told.append((project, resultset["revision"]))
+
+    def fail(*_: Any) -> None:
+        assert mercurial.asked.wait(10), "nobody asked for the file meanwhile"
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(RestTreeherder, "post_resultset", tell)
+    async with running(settings_for(sqlite_url, taskcluster={"root_url": "http://127.0.0.1:9"}), work=True) as api:
+        api.app.state.services.hg = mercurial
+        await api.add()
+        with monkeypatch.context() as broken:
+            broken.setattr(push, "insert_rows", fail)
+            assert (await api.signed("/events/pushes", {"events": [push_event(101)]})).status_code == 500
+        worker = api.app.state.worker
+        for _ in range(200):
+            if not worker._running.leases:
+                break
+            await asyncio.sleep(0.02)
+        assert (worker._running.leases, await api.pushes(), told) == ([], [], [])
+        assert [verdict["verdict"] for verdict in await api.push(push_event(101))] == ["accepted"]
+        for _ in range(200):
+            if len(told) == 2:
+                break
+            await asyncio.sleep(0.02)
+        assert told == [("mc", node(101))] * 2, "one for each environment"
 
 
 async def test_the_database_is_closed_after_all_that_read_it(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,7 @@ async def _plan_tasks(
         rendered = await services.renderer.taskcluster_yml(text, context, step.share)
     except TemplateError as error:
         raise TemplateError(f"{FILE} {error}") from None
+    await lease.wait_until_stored()  # the plan needs the step's id
     ids = graph_ids(services.secret, services.settings.deployment, repository, push, step.plan_attempt, "graph")
     if rendered.small:
         return None, _parse_rendered(rendered, ids, step)
@@ -221,4 +222,4 @@ async def _read_outline(services: Services, step: PushStep) -> list[PlannedTask]
     return await read_plan(services.database, *_plan_conditions(step), bodies=False)
 
 
-WORK.add_kind(PushStep, StepKind.GRAPH, run)
+WORK.add_kind(PushStep, StepKind.GRAPH, run, early=True)

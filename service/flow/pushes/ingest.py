@@ -51,7 +51,7 @@ async def run(services: Services, lease: Lease[Action]) -> None:
     event = await _read_event(services, repository, action)
     any_age = IngestInput(**action.input).any_age
     async with lease.writing(planned_at=now(), generation=repository.generation) as session:
-        (verdict,), steps, _ = await store(session, services.settings, [event], replayed=True)
+        (verdict,), steps = await store(session, services.settings, [event], replayed=True)
         if verdict.verdict == "rejected":
             raise _rejection(verdict.reason or "it was rejected", repository, event)
         push = await _stored_push(session, repository, event.push.id)

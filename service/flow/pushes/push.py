@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import bindparam
-from sqlmodel import col, select
+from sqlmodel import SQLModel, col, select
 
 from service.clock import now
 from service.contract.events import (
@@ -19,6 +20,7 @@ from service.contract.events import (
     PushlogEntry,
     Verdict,
 )
+from service.contract.tracing import current_traceparent
 from service.engine.leases import Lease
 from service.engine.registry import WORK, WorkTable
 from service.services import Services
@@ -59,17 +61,22 @@ def push_of(repository: Repository, entry: PushlogEntry) -> Push:
     )
 
 
+class _StoredPush(NamedTuple):
+    revision: str | None
+    nodes: list[str]
+
+
 @dataclass
 class _RepositoryBatch:
     """The pushes of one repository in a batch: those that are stored already, by id, and those to be stored."""
 
     repository: Repository
-    stored: dict[int, Push]
+    stored: dict[int, _StoredPush]
     new: list[Push] = field(default_factory=list)
 
 
-Stored = tuple[list[Verdict], list[PushStep], dict[int, tuple[Push, Repository]]]
-"""A verdict for each event, the steps that are to be done, and the pushes and repositories of these by push id."""
+Stored = tuple[list[Verdict], list[PushStep]]
+"""A verdict for each event, and the steps that are to be done."""
 
 
 async def store(
@@ -79,8 +86,8 @@ async def store(
     return await session.run_sync(store_new, settings, events, replayed=replayed)
 
 
-Claim = Callable[[Sequence[PushStep]], object]
-"""Is called with the steps that are to be done before they are stored, and may lease them."""
+Claim = Callable[[Sequence[PushStep], Sequence[tuple[Push, Repository]]], object]
+"""Is called with the steps to be done and what each belongs to, before they are stored, and may lease them."""
 
 
 def store_new(
@@ -106,7 +113,7 @@ def store_new(
             repository = batch.repository
             verdict.repository, verdict.cursor = repository.alias, repository.last_push_id
             verdict.shift = repository.shift
-    return verdicts, steps, {push.id or 0: (push, repository) for repository, push in new}
+    return verdicts, steps
 
 
 def _lock_repositories(session: SyncSession, events: list[PushEvent | OversizedPush]) -> dict[int, _RepositoryBatch]:
@@ -116,13 +123,13 @@ def _lock_repositories(session: SyncSession, events: list[PushEvent | OversizedP
     """
     repositories = session.scalars(_LOCKED, {"ids": list({event.repository_id for event in events})})
     batches = {repository.id or 0: _RepositoryBatch(repository, {}) for repository in repositories}
-    for repository_id, batch in batches.items():
-        ids = {
-            event.push.id for event in events if isinstance(event, PushEvent) and event.repository_id == repository_id
-        }
-        key = {"repository_id": repository_id, "generation": batch.repository.generation}
-        pushes = session.scalars(_STORED, {**key, "ids": list(ids)})
-        batch.stored = {push.push_id: push for push in pushes}
+    push_ids = {event.push.id for event in events if isinstance(event, PushEvent)}
+    # a statement of its own: with the first, PostgreSQL would not see what was stored while that waited for a lock
+    stored = session.connection().execute(_STORED, {"ids": list(batches), "push_ids": list(push_ids)})
+    for repository_id, generation, push_id, revision, nodes in stored:
+        batch = batches[repository_id]
+        if generation == batch.repository.generation:
+            batch.stored[push_id] = _StoredPush(revision, nodes)
     return batches
 
 
@@ -134,10 +141,11 @@ _LOCKED = (
     .with_for_update()
 )
 
-_STORED = select(Push).where(
-    Push.repository_id == bindparam("repository_id"),
-    Push.generation == bindparam("generation"),
-    col(Push.push_id).in_(bindparam("ids", expanding=True)),
+_PUSHES = SQLModel.metadata.tables["push"].c
+
+_STORED = select(*(_PUSHES[n] for n in ("repository_id", "generation", "push_id", "revision", "nodes"))).where(
+    _PUSHES.repository_id.in_(bindparam("ids", expanding=True)),
+    _PUSHES.push_id.in_(bindparam("push_ids", expanding=True)),
 )
 
 
@@ -164,7 +172,7 @@ def _store_event(
         return Verdict(verdict="duplicate")
 
     push = push_of(repository, entry)
-    batch.stored[entry.id] = push
+    batch.stored[entry.id] = _StoredPush(push.revision, push.nodes)
     batch.new.append(push)
     repository.last_push_at = now()
     _advance_cursor(repository, event.since, entry.id, revision)
@@ -207,29 +215,39 @@ def _insert_pushes(
     session: SyncSession, settings: Settings, new: list[tuple[Repository, Push]], claim: Claim | None
 ) -> list[PushStep]:
     """Insert pushes and their steps; return the steps that are to be done."""
-    insert_rows(session, [push for _, push in new])
-    steps = [step for repository, push in new for step in _steps(settings, repository, push)]
-    to_do = [step for step in steps if step.due_at is not None]
+    steps = [(step, push, repository) for repository, push in new for step in _steps(settings, repository, push)]
+    to_do = [of_step for of_step in steps if of_step[0].due_at is not None]
     if claim is not None:
-        claim(to_do)
-    insert_rows(session, steps)
+        claim([step for step, _, _ in to_do], [(push, repository) for _, push, repository in to_do])
+    insert_rows(session, [push for _, push in new])
+    for step, push, _ in steps:
+        step.push_id = push.id or 0
+    insert_rows(session, [step for step, _, _ in steps])
     for repository, push in new:
         log.info("push-stored", repository=repository.alias, push=push.push_id, revision=push.revision)
-    return to_do
+    return [step for step, _, _ in to_do]
 
 
 def _steps(settings: Settings, repository: Repository, push: Push) -> list[PushStep]:
-    assert push.id is not None
-    steps = [
-        PushStep(push_id=push.id, kind=StepKind.RESULTSET, environment=prefix, lane=f"resultset {prefix}")
+    """Return the steps of a push, which get its id once it is stored."""
+    at = now()
+    # the defaults, too: pydantic inspects the functions that make them for each object
+    common: dict[str, Any] = {
+        "push_id": 0,
+        "share": share_of(repository.alias, push.user),
+        "due_at": at,
+        "since": at,
+        "traceparent": current_traceparent(),
+    }
+    # the graph first: it takes longest
+    steps = [PushStep(kind=StepKind.GRAPH, lane=f"graph {repository.host}", **common)]
+    steps += [
+        PushStep(kind=StepKind.RESULTSET, environment=prefix, lane=f"resultset {prefix}", **common)
         for prefix, environment in settings.environments.items()
         if environment.pushes != "off" and (repository.environments is None or prefix in repository.environments)
     ]
-    steps.append(PushStep(push_id=push.id, kind=StepKind.GRAPH, lane=f"graph {repository.host}"))
     if settings.pulse.url is not None:
-        steps.append(PushStep(push_id=push.id, kind=StepKind.ANNOUNCEMENT, lane="pulse"))
-    for step in steps:
-        step.share = share_of(repository.alias, push.user)
+        steps.append(PushStep(kind=StepKind.ANNOUNCEMENT, lane="pulse", **common))
     if repository.record_before is not None and push.date <= repository.record_before:
         for step in steps:
             step.state, step.due_at, step.done_at = State.SKIPPED, None, now()

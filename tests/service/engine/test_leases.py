@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from service.clock import now
 from service.engine import batches, leases
-from service.engine.leases import Lane, Lease, LeaseLostError, backoff, claim, due_lanes, due_shares
+from service.engine.leases import Lane, Lease, LeaseLostError, Storing, backoff, claim, due_lanes, due_shares
 from service.metrics import PREFIX, REGISTRY
 from service.settings import WorkSettings
 from service.store.database import Database
@@ -488,3 +488,29 @@ def statements(database: Database) -> Iterator[list[Any]]:
     event.listen(engine, "before_cursor_execute", note)
     yield sent
     event.remove(engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("succeeded", [True, False])
+async def test_no_write_of_a_holder_comes_before_its_work_is_stored(database: Database, succeeded: bool) -> None:
+    await add_steps(database)
+    async with database.writing() as session:
+        (step,) = await claim(session, PushStep, "graph x", 1, MINUTE)
+    storing = Storing()
+    lease = Lease(database, SETTINGS, step, storing=storing)
+
+    async def write_within() -> None:
+        async with lease.writing(error="written"):
+            pass
+
+    writes = [asyncio.create_task(write) for write in (lease.commit(error="written"), write_within())]
+    await asyncio.sleep(0.05)
+    assert await read_errors(database) == [None]
+    storing.end(succeeded=succeeded)
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [isinstance(outcome, LeaseLostError) for outcome in outcomes] == [not succeeded] * 2
+    assert await read_errors(database) == ["written" if succeeded else None]
+
+
+async def read_errors(database: Database) -> list[str | None]:
+    async with database.reading() as session:
+        return list(await session.exec(select(PushStep.error)))

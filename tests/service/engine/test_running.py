@@ -9,11 +9,11 @@ from structlog.testing import capture_logs
 
 from service.clock import now
 from service.engine import leases
-from service.engine.leases import Lease
+from service.engine.leases import Lease, Storing
 from service.engine.running import Running
 from service.settings import WorkSettings
 from service.store.database import Database
-from service.store.models import PushStep
+from service.store.models import PushStep, StepKind
 from tests.service.engine.test_leases import add_steps
 
 LANE = "graph x"
@@ -96,3 +96,20 @@ async def test_work_that_outlasts_the_drain_is_given_back(sqlite: Database) -> N
     assert step.due_at is not None
     assert step.due_at <= now()
     assert step.attempts == 0
+
+
+async def test_a_lease_that_is_not_stored_yet_is_neither_renewed_nor_lost(sqlite: Database) -> None:
+    settings = WorkSettings(lease=timedelta(seconds=0.15))
+    running = Running(sqlite, settings, lambda _: None)
+    storing = Storing()
+    lease = Lease(sqlite, settings, PushStep(push_id=0, kind=StepKind.GRAPH, lane=LANE), storing=storing)
+    running.start(asyncio.sleep(60), [lease])
+    renewing = asyncio.create_task(running.keep_renewing())
+    (task,) = running.tasks
+    await asyncio.sleep(0.3)
+    assert not task.done()
+    storing.end(succeeded=True)  # but no row has its id
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+    renewing.cancel()
+    await asyncio.gather(renewing, return_exceptions=True)

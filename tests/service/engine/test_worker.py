@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import col, select, update
 
 from service.clock import now
-from service.engine.leases import Lease
+from service.engine.leases import Lease, Storing
 from service.engine.registry import Registry, WorkTable
 from service.engine.worker import Worker
 from service.errors import PermanentUpstreamError, Unavailable
@@ -60,22 +60,22 @@ def settings_of(**values: Any) -> Settings:
     return Settings(work=work, taskcluster={"timeout": 0.01})
 
 
-def worker_of(database: Database, steps: Steps, settings: Settings) -> Worker:
+def worker_of(database: Database, steps: Steps, settings: Settings, *, early: bool = False) -> Worker:
     """Return a worker that runs `steps` for whatever is due, which need none of the other services."""
     nothing: Any = None
     registry = Registry()
     registry.add_table(WorkTable(PushStep, "nowhere"))
     registry.add_table(WorkTable(Notice, "nowhere"))
     for name in StepKind:
-        registry.add_kind(PushStep, name, steps)
+        registry.add_kind(PushStep, name, steps, early=early)
     registry.add_kind(Notice, "notice", steps)
     services = Services(settings, database, nothing, nothing, {}, None, nothing, b"", nothing, nothing)
     return Worker(services, registry)
 
 
 @asynccontextmanager
-async def working(database: Database, steps: Steps, **values: Any) -> AsyncIterator[Worker]:
-    worker = worker_of(database, steps, settings_of(**values))
+async def working(database: Database, steps: Steps, *, early: bool = False, **values: Any) -> AsyncIterator[Worker]:
+    worker = worker_of(database, steps, settings_of(**values), early=early)
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -517,3 +517,47 @@ async def _began(steps: Steps, step_id: int) -> bool:
 
 async def _again(steps: Steps, hogs: list[int]) -> bool:
     return any(steps.began.count(hog) > 1 for hog in hogs)
+
+
+# Work that begins while it is being stored
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_only_early_work_begins_before_it_is_stored_and_none_writes(sqlite: Database, early: bool) -> None:
+    steps = Steps()
+    async with working(sqlite, steps, early=early, idle=60) as worker:
+        await until(lambda: _is(_active(worker), 1))
+        storing = Storing()
+        step = await _being_stored(sqlite, worker, storing)
+        await asyncio.sleep(0.1)
+        assert len(steps.began) == int(early)
+        assert await done(sqlite) == 0
+        storing.end(succeeded=True)
+        await until(lambda: _is(done(sqlite), 1))
+        assert steps.began == [step.id]
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_work_that_could_not_be_stored_is_dropped(sqlite: Database, early: bool) -> None:
+    steps = Steps()
+    async with working(sqlite, steps, early=early, idle=60) as worker:
+        await until(lambda: _is(_active(worker), 1))
+        storing = Storing()
+        await _being_stored(sqlite, worker, storing)
+        storing.end(succeeded=False)
+        await until(lambda: _is(_held(worker), 0))
+        assert await done(sqlite) == 0
+        assert len(steps.began) == int(early)
+
+
+async def _being_stored(database: Database, worker: Worker, storing: Storing) -> PushStep:
+    """Have the worker begin with a step before the transaction that stores it is said to have ended."""
+    (number,) = await add_steps(database, due_at=now() + timedelta(minutes=1), fencing_token=1)
+    async with database.reading() as session:
+        step = await session.get_one(PushStep, number)
+    worker.begin([step], None, storing)
+    return step
+
+
+async def _held(worker: Worker) -> int:
+    return len(worker._running.leases)

@@ -13,8 +13,8 @@ from sqlmodel import delete, select, update
 
 from sandbox.hg.faults import Fault
 from service.clock import now
-from service.engine.leases import Lease, YieldedError
-from service.engine.render import Rendered
+from service.engine.leases import Lease, LeaseLostError, Storing, YieldedError
+from service.engine.render import Rendered, Renderer
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.pushes import graph
 from service.flow.pushes.graph import reason_for_no_graph
@@ -400,3 +400,38 @@ async def test_nobody_has_our_secret(harness: FlowHarness) -> None:
     for shown in (str(definition), str(step.error)):
         assert "service-secret" not in shown
         assert harness.services.secret.hex() not in shown
+
+
+async def test_the_file_is_rendered_while_the_push_is_being_stored_and_nothing_is_created(
+    harness: FlowHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pushed(harness)
+    rendered, real = asyncio.Event(), Renderer.taskcluster_yml
+
+    async def watched(*arguments: Any) -> Rendered:
+        try:
+            return await real(*arguments)
+        finally:
+            rendered.set()
+
+    monkeypatch.setattr(Renderer, "taskcluster_yml", watched)
+    storing = Storing()
+    claimed = await harness.lease(StepKind.GRAPH)
+    lease = Lease(harness.database, harness.settings.work, claimed.item, storing=storing)
+    making = asyncio.create_task(graph.run(harness.services, lease))
+    await asyncio.wait_for(rendered.wait(), 10)
+    await asyncio.sleep(0.2)
+    assert (await harness.planned(), harness.tc.journal.calls) == ([], {})
+    storing.end(succeeded=True)
+    await making
+    assert harness.tc.journal.calls == {"createTask": 2}
+
+
+async def test_a_push_that_could_not_be_stored_gets_no_graph(harness: FlowHarness) -> None:
+    await pushed(harness)
+    storing = Storing()
+    claimed = await harness.lease(StepKind.GRAPH)
+    storing.end(succeeded=False)
+    with pytest.raises(LeaseLostError, match="could not be stored"):
+        await graph.run(harness.services, Lease(harness.database, harness.settings.work, claimed.item, storing=storing))
+    assert (await harness.planned(), harness.tc.journal.calls) == ([], {})

@@ -38,7 +38,7 @@ def settings() -> Settings:
 
 async def take(database: Database, settings: Settings, *events: PushEvent | OversizedPush) -> list[Verdict]:
     async with database.writing() as session:
-        verdicts, _, _ = await store(session, settings, list(events))
+        verdicts, _ = await store(session, settings, list(events))
     return verdicts
 
 
@@ -160,9 +160,9 @@ async def test_its_steps(database: Database, settings: Settings) -> None:
     await take(database, settings, push_event(1))
     stored_steps = await steps(database)
     assert [(step.kind, step.environment) for step in stored_steps] == [
+        ("graph", ""),
         ("resultset", "tc-treeherder"),
         ("resultset", "tc-treeherder-stage"),
-        ("graph", ""),
     ]
     assert len({step.lane for step in stored_steps}) == 3
     for step in stored_steps:
@@ -281,7 +281,7 @@ async def test_another_shift_is_rejected(database: Database, settings: Settings,
 async def test_what_is_replayed_may_be_of_an_old_shift(sqlite: Database, settings: Settings) -> None:
     await add_repository(sqlite, "mc", shift=4)
     async with sqlite.writing() as session:
-        ((verdict,), _, _) = await store(session, settings, [push_event(1, shift=2)], replayed=True)
+        ((verdict,), _) = await store(session, settings, [push_event(1, shift=2)], replayed=True)
     assert verdict.verdict == "accepted"
 
 
@@ -387,7 +387,7 @@ async def test_pushes_from_before_a_reset_are_only_recorded(database: Database, 
         assert step.done_at is not None
         assert step.error == "pushed before the repository was reset: recorded only"
     async with database.writing() as session:
-        _, todo, _ = await store(session, settings, [push_event(4, date=dates[0])])
+        _, todo = await store(session, settings, [push_event(4, date=dates[0])])
     assert todo == []
 
 
