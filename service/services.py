@@ -16,7 +16,7 @@ from service.clients.auth import Logins, TaskclusterLogins
 from service.clients.hg import Hg, HttpHg
 from service.clients.hooks import Hooks, TaskclusterHooks
 from service.clients.http import Http
-from service.clients.pulse import Publisher, PulsePublisher, exchanges
+from service.clients.pulse import Publisher, exchanges
 from service.clients.sign_in import SignIns, TaskclusterSignIns
 from service.clients.taskcluster import Queue, TaskclusterQueue
 from service.clients.treeherder import RestTreeherder, Treeherder
@@ -93,6 +93,8 @@ async def open_services(settings: Settings, database: Database, *, alone: bool =
         http = await stack.enter_async_context(Http("treeherder"))
         publisher = None
         if settings.pulse.url is not None:
+            from service.clients.publisher import PulsePublisher  # noqa: PLC0415 - pika takes 2 MB
+
             publisher = PulsePublisher(settings.pulse, exchanges(settings))
             stack.push_async_callback(publisher.close)
         renderer = Renderer(settings.render)

@@ -16,7 +16,7 @@ from service.clients.pulse import JOBS, exchange_name
 from service.flow.pushes import resultset
 from service.settings import Settings
 from service.store.models import State, StepKind
-from tests.service.clients.test_pulse import until_there
+from tests.service.clients.test_publisher import until_there
 from tests.service.flow.jobs.report_factory import check_pulse
 from tests.service.flow.report_harness import PREFIX, open_report_harness
 from tests.service.flow.single_treeherder import create_resultset, own_push, upload

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated, Any
@@ -151,9 +150,11 @@ def _why(failure: Exception) -> str:
     cause = failure.orig if isinstance(failure, DBAPIError) else None
     if cause is None:
         return type(failure).__name__
+    import sqlite3  # noqa: PLC0415 - a process loads the driver of its own database, which takes 2 to 9 MB
+
     if isinstance(cause, sqlite3.Error):
         return str(cause)
-    import psycopg  # noqa: PLC0415 - 9 MB, which SQLite does without
+    import psycopg  # noqa: PLC0415
 
     message = cause.diag.message_primary if isinstance(cause, psycopg.Error) and cause.sqlstate else None
     return message or type(cause).__name__

@@ -28,7 +28,6 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service import clock
 from service.clock import check_wall_clock, now
-from service.store import sqlite
 from service.store.commits import MAX_ROWS, Fence, GroupCommit, Statement
 from service.store.wakeups import CHANNEL, Topic, Wakeups
 
@@ -106,6 +105,8 @@ class Database:
     def __init__(self, url: str, pool: int = 20) -> None:
         self.sqlite = url.startswith("sqlite")
         if self.sqlite:
+            from service.store import sqlite  # noqa: PLC0415 - it takes 2 MB, which PostgreSQL does not need
+
             make_private(url)
             self.engine = create_async_engine(
                 url,

@@ -44,8 +44,25 @@ def test_a_listener_has_nothing_of_the_service_s_nor_of_the_commands(listener: s
 
 def test_the_service_has_nothing_of_the_commands_nor_the_driver_of_a_database_that_it_does_not_use() -> None:
     libraries = loaded("service.app")
-    assert {"fastapi", "sqlalchemy", "aiosqlite"} <= libraries
-    assert not libraries & {"rich", "pygments", "httpx", "psycopg", "alembic", "jsone", *OF_TRACES}
+    assert {"fastapi", "sqlalchemy", "taskcluster"} <= libraries
+    of_others = {"sqlite3", "aiosqlite", "psycopg", "pika", "requests", "urllib3"}
+    assert not libraries & {"rich", "pygments", "httpx", "alembic", "jsone", *of_others, *OF_TRACES}
+
+
+def test_what_needs_requests_says_so_and_requests_itself_can_be_imported() -> None:
+    program = """
+import service.clients, taskcluster, requests
+print(requests.codes.ok)
+try:
+    taskcluster.createSession()
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == [
+        "200",
+        "requests was left out by service.lean, which expects that nobody uses it",
+    ], done.stderr
 
 
 def test_tables_and_tracebacks_for_people_work_all_the_same() -> None:
