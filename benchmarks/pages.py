@@ -23,7 +23,11 @@ from sandbox.credentials import LEVEL, TRUST_DOMAIN
 from sandbox.demo import PATH, REPOSITORY, TASKCLUSTER_YML, USER
 from sandbox.stack import Process, Stack
 
-QUIET = {"TC_TREEHERDER_LOG_LEVEL": "WARNING", "TC_TREEHERDER_PUBLIC_READS": "true"}
+SETTINGS = {
+    "TC_TREEHERDER_LOG_LEVEL": "WARNING",
+    "TC_TREEHERDER_PUBLIC_READS": "true",
+    "TC_TREEHERDER_POLL__INTERVAL": "1",  # or several pushes would come at a time
+}
 
 LISTS = ("/", "/pushes", "/actions")
 
@@ -135,7 +139,7 @@ def main(
     typer.echo(f"{database_name(database_url)}, {json.dumps({'pages': pages, 'seconds': seconds})}")
     with (
         tempfile.TemporaryDirectory() as folder,
-        Stack(Path(folder), database_url=database_url, settings=QUIET) as stack,
+        Stack(Path(folder), database_url=database_url, settings=SETTINGS) as stack,
     ):
         prepare(stack, database_url)
         service = stack.service()

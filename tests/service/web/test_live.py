@@ -122,7 +122,7 @@ async def test_every_other_list_is_told_what_is_added_and_what_goes(watched: Bro
     for _ in range(len(views)):
         await poll(hub)
     keys = {view: data_of(await watchers[view].next(1))[name]["keys"] for view, name in views.items()}
-    assert keys[WaitingLaneView("push_step", LANE)] == ["1"]
+    assert keys[WaitingLaneView("push_step", LANE)] == ["2"]
     async with watched.api.database.writing() as session:
         session.add(report(7, lane="other"))
         session.add(PulseQueue(name="queue/x", events="tasks"))
