@@ -4,9 +4,11 @@ Only `Database` commits: leaving the block of `Database.writing` commits, and an
 """
 
 import asyncio
+import contextvars
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
@@ -95,6 +97,9 @@ Json = JSON(none_as_null=True)
 """A JSON column in which None is SQL's NULL."""
 
 
+TRANSACTIONS = 4
+"""Transactions on PostgreSQL that run in threads at a time, beside those that writes share."""
+
 SQLITE_POOL = 6
 """Connections to SQLite. Each has a thread, and 2 MB of pages in memory."""
 
@@ -120,15 +125,22 @@ class Database:
             _prepare_sqlite(group)
             group = group.execution_options(immediate=True)
         else:
-            self.engine = create_async_engine(
-                url, pool_size=pool, max_overflow=0, pool_pre_ping=True, hide_parameters=True
-            )
-            group = create_engine(url, pool_size=2, max_overflow=0, pool_pre_ping=True, hide_parameters=True)
+            # statements are prepared when they come again, and connections that have them are used first
+            options: dict[str, Any] = {
+                "pool_pre_ping": True,
+                "pool_use_lifo": True,
+                "connect_args": {"prepare_threshold": 1},
+                "hide_parameters": True,
+            }
+            self.engine = create_async_engine(url, pool_size=pool, max_overflow=0, **options)
+            group = create_engine(url, pool_size=2 + TRANSACTIONS, max_overflow=0, **options)
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self.engines = (self.engine.sync_engine, group)  # for tools that observe the statements
         self._group = GroupCommit(group, self._turn)
         # SQLite has one writer; on PostgreSQL large writes run beside the small ones
         self._large = self._group if self.sqlite else GroupCommit(group, self._turn)
+        self._alone = group
+        self._transactions = ThreadPoolExecutor(TRANSACTIONS, thread_name_prefix="transaction")  # starts none by itself
         self.wakeups = Wakeups(None if self.sqlite else self._notify)
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
 
@@ -160,15 +172,19 @@ class Database:
         return await group.write(fence, statements, share, rows)
 
     async def run(self, write: Callable[[Connection], T]) -> T:
-        """Call `write` in a transaction of its own, and return its result after the commit.
+        """Call `write` in a transaction of its own in another thread, and return its result after the commit.
 
-        On SQLite this takes one hop to a thread for all statements. On PostgreSQL it may wait for locks, without
-        holding up the writes that share transactions.
+        On PostgreSQL it may wait for locks, without holding up the writes that share transactions.
         """
         if self.sqlite:
             return await self.commit(write, "", rows=MAX_ROWS)
-        async with self.writing() as session:
-            return await (await session.connection()).run_sync(write)
+        context = contextvars.copy_context()
+
+        def transact() -> T:
+            with self._alone.begin() as connection:
+                return context.run(write, connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._transactions, transact)
 
     async def run_objects(self, write: Callable[[SyncSession], T]) -> T:
         """Call `write` as `run` does, with a session. Its objects may be read after the commit."""
@@ -195,6 +211,7 @@ class Database:
 
     async def close(self) -> None:
         await self.wakeups.close()
+        self._transactions.shutdown()
         await self._group.close()
         await self._large.close()
         await self.engine.dispose()

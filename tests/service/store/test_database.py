@@ -5,25 +5,31 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError, StatementError
-from sqlmodel import col, select
+from sqlmodel import col, select, update
 
 from service.clock import now
 from service.store.database import (
+    TRANSACTIONS,
     Database,
     SchemaBehindError,
     SchemaError,
+    SyncSession,
     check_schema,
     check_schema_async,
     downgrade,
+    insertion,
     upgrade,
 )
-from service.store.models import DeadLetter, PushStep, StepKind
+from service.store.models import DeadLetter, PushStep, Repository, StepKind
 from tests.service.harness import add_repository
 from tests.services import Server, create_database, drop_database
 
@@ -113,6 +119,51 @@ async def test_writers_at_once_wait_for_each_other(database: Database) -> None:
     await asyncio.gather(*(one() for _ in range(15)))
     async with database.reading() as session:
         assert (await session.exec(select(type(repository).shift))).one() == 15
+
+
+CALLER = ContextVar("CALLER", default="nobody")
+
+
+async def test_a_transaction_in_a_thread_commits_and_has_its_callers_context(database: Database) -> None:
+    CALLER.set("somebody")
+
+    def write(connection: Connection) -> str:
+        connection.execute(insertion([letter("a")])[0][0], letter("a").model_dump(exclude={"id"}))
+        return f"{CALLER.get()} in {threading.current_thread() is not threading.main_thread()}"
+
+    assert await database.run(write) == "somebody in True"
+    assert await subjects(database) == ["a"]
+
+
+async def test_a_transaction_in_a_thread_that_raises_leaves_nothing(database: Database) -> None:
+    def write(session: SyncSession) -> None:
+        session.add(letter("a"))
+        session.flush()
+        raise ValueError("not this")
+
+    with pytest.raises(ValueError, match="not this"):
+        await database.run_objects(write)
+    assert await subjects(database) == []
+
+
+async def test_transactions_that_wait_for_locks_hold_up_no_small_write(postgres_url: str) -> None:
+    postgres = Database(postgres_url)
+    repositories = [await add_repository(postgres, f"r{number}") for number in range(TRANSACTIONS)]
+    statement = update(Repository).values(level="1")
+
+    def change(number: int | None) -> Callable[[Connection], object]:
+        return lambda connection: connection.execute(statement.where(col(Repository.id) == number))
+
+    async with postgres.writing() as session:
+        await session.exec(select(Repository).with_for_update())
+        waiting = [asyncio.create_task(postgres.run(change(repository.id))) for repository in repositories]
+        await asyncio.sleep(0.2)
+        await asyncio.wait_for(postgres.commit(lambda connection: connection.execute(text("SELECT 1")), "share"), 10)
+        assert not any(task.done() for task in waiting)
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    async with postgres.reading() as session:
+        assert set(await session.exec(select(Repository.level))) == {"1"}
+    await postgres.close()
 
 
 async def test_sqlite_writers_begin_as_writers(sqlite: Database) -> None:
