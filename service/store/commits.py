@@ -85,8 +85,9 @@ class GroupCommit:
     async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
         """Execute `statements` if the row still has the fence's token, and return the number of rows each has changed.
 
-        Equal statements of several writes are executed together, and their rows are counted together. Raises
-        FencedError.
+        The first of them changes the row, and must have its token as a condition: that is enough for a write that has
+        a transaction of its own. Equal statements of several writes are executed together, and their rows are counted
+        together. Raises FencedError.
         """
         return list(await self._enqueue(run=None, fence=fence, statements=statements, share=share, rows=rows))
 
@@ -156,6 +157,8 @@ class GroupCommit:
 
 
 def _write(connection: Connection, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:
+    if len(writes) == 1 and writes[0].fence is not None:
+        return [(_write_alone(connection, writes[0].statements), None)]
     intact = _lock_intact(connection, [write.fence for write in writes if write.fence is not None])
     results: list[tuple[Any, Exception | None]] = []
     fenced: list[tuple[list[int], Sequence[Statement]]] = []
@@ -173,6 +176,16 @@ def _write(connection: Connection, writes: Sequence[_Write]) -> list[tuple[Any, 
             connection, [(counts, *statements[number]) for counts, statements in fenced if number < len(statements)]
         )
     return results
+
+
+def _write_alone(connection: Connection, statements: Sequence[Statement]) -> list[int]:
+    """Execute the statements of one write behind a fence. Raises FencedError, and the transaction is rolled back."""
+    counts: list[int] = []
+    for statement, parameters in statements:
+        counts.append(connection.execute(statement, parameters).rowcount if parameters else 0)
+        if not counts[0]:
+            raise FencedError
+    return counts
 
 
 def _execute(connection: Connection, executions: list[tuple[list[int], Any, list[dict[str, Any]]]]) -> None:

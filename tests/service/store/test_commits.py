@@ -230,3 +230,27 @@ async def test_a_holder_that_is_fenced_off_loses_alone(database: Database) -> No
         steps = {step.id: step.state for step in await session.exec(select(PushStep))}
         assert len((await session.exec(select(DeadLetter))).all()) == 2
     assert [steps[lease.item.id] for lease in leases_held] == [State.DONE, State.PENDING, State.DONE]
+
+
+async def test_a_write_alone_needs_no_look_at_the_token_before(database: Database) -> None:
+    (lease,) = await held_steps(database, 1)
+    statements: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        statements.append(statement.split(maxsplit=1)[0])
+
+    event.listen(database.engines[1], "before_cursor_execute", note)
+    await lease.finish(State.DONE, also=insertion([DeadLetter(kind="x", subject="x", reason="x")]))
+    event.remove(database.engines[1], "before_cursor_execute", note)
+    assert [statement for statement in statements if statement != "BEGIN"] == ["UPDATE", "INSERT"]
+
+
+async def test_a_write_alone_that_is_fenced_off_leaves_nothing(database: Database) -> None:
+    (lease,) = await held_steps(database, 1)
+    async with database.writing() as session:
+        await session.exec(update(PushStep).values(fencing_token=7))
+    with pytest.raises(LeaseLostError):
+        await lease.finish(State.DONE, also=insertion([DeadLetter(kind="x", subject="x", reason="x")]))
+    async with database.reading() as session:
+        assert [step.state for step in await session.exec(select(PushStep))] == [State.PENDING]
+        assert (await session.exec(select(DeadLetter))).all() == []
