@@ -46,11 +46,13 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
     storing = Storing()
     taken: list[Work] = []
 
-    def claim(new: Sequence[PushStep], owners: Sequence[Any]) -> None:
+    async def begin(new: Sequence[PushStep], owners: Sequence[Any]) -> None:
         taken.extend(worker.preclaim(new))
         chosen = {id(step) for step in taken}
-        owners = [owner for step, owner in zip(new, owners, strict=True) if id(step) in chosen]
-        loop.call_soon_threadsafe(worker.begin, taken, owners, storing)
+        worker.begin(taken, [owner for step, owner in zip(new, owners, strict=True) if id(step) in chosen], storing)
+
+    def claim(new: Sequence[PushStep], owners: Sequence[Any]) -> None:
+        asyncio.run_coroutine_threadsafe(begin(new, owners), loop).result()  # the worker is the event loop's alone
 
     def write(session: SyncSession) -> Stored:
         return store_new(session, services.settings, list(batch.parsed.values()), claim)

@@ -308,9 +308,9 @@ def _due_shares(model: type[Work]) -> Any:
     following = select(func.min(model.share)).where(*unfinished, col(model.share) > shares.c.share).scalar_subquery()
     shares = shares.union_all(select(following).where(shares.c.share.is_not(None)))
     due = select(literal(1)).where(col(model.lane) == lane, col(model.share) == shares.c.share, col(model.due_at) <= at)
-    return (
-        select(shares.c.share).where(shares.c.share.is_not(None), due.exists()).limit(bindparam("most", type_=Integer))
-    )
+    # a value, because PostgreSQL would make a join of an EXISTS, and read all shares for the first few
+    is_due = due.limit(1).scalar_subquery().is_not(None)
+    return select(shares.c.share).where(shares.c.share.is_not(None), is_due).limit(bindparam("most", type_=Integer))
 
 
 async def claim(

@@ -33,7 +33,7 @@ class Running:
     @property
     def leases(self) -> list[Lease[Any]]:
         """Return all leases that are held, those that are held longest first."""
-        return [lease for held in list(self.tasks.values()) for lease in held]  # a copy: other threads look, too
+        return [lease for held in self.tasks.values() for lease in held]
 
     def _over(self, task: asyncio.Task[None]) -> None:
         held = self.tasks.pop(task)

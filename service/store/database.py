@@ -125,15 +125,9 @@ class Database:
             _prepare_sqlite(group)
             group = group.execution_options(immediate=True)
         else:
-            # statements are prepared when they come again, and connections that have them are used first
-            options: dict[str, Any] = {
-                "pool_pre_ping": True,
-                "pool_use_lifo": True,
-                "connect_args": {"prepare_threshold": 1},
-                "hide_parameters": True,
-            }
-            self.engine = create_async_engine(url, pool_size=pool, max_overflow=0, **options)
-            group = create_engine(url, pool_size=2 + TRANSACTIONS, max_overflow=0, **options)
+            options: dict[str, Any] = {"max_overflow": 0, "pool_pre_ping": True, "hide_parameters": True}
+            self.engine = create_async_engine(url, pool_size=pool, **options)
+            group = create_engine(url, pool_size=2 + TRANSACTIONS, **options)
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.sqlite else nullcontext()
         self.engines = (self.engine.sync_engine, group)  # for tools that observe the statements
         self._group = GroupCommit(group, self._turn)
@@ -211,7 +205,7 @@ class Database:
 
     async def close(self) -> None:
         await self.wakeups.close()
-        self._transactions.shutdown()
+        await asyncio.to_thread(self._transactions.shutdown)  # they may wait for this event loop
         await self._group.close()
         await self._large.close()
         await self.engine.dispose()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from service.app import create_app
 from service.clients.treeherder import RestTreeherder
 from service.clock import now
 from service.engine.render import Rendered, Renderer
+from service.engine.worker import Worker
 from service.flow.pushes import push
 from service.store.database import Database, SchemaBehindError, insert_rows
-from service.store.models import PlannedTask, Repository, State
+from service.store.models import PlannedTask, Repository, State, Work
 from tests.service.asgi import ADMIN, NEVER_SHOWN, Api, is_problem, node, push_event, running, settings_for
 from tests.service.flow.pushes.support import YML
 
@@ -71,6 +73,12 @@ async def test_a_push_that_is_being_stored_is_planned_as_soon_as_it_is_stored(
         order.append("inserted")
         real_insert(*arguments)
 
+    def preclaim(worker: Worker, new: Sequence[Work]) -> list[Work]:
+        assert threading.current_thread() is threading.main_thread(), "a worker is used by one thread"
+        return real_preclaim(worker, new)
+
+    real_preclaim = Worker.preclaim
+    monkeypatch.setattr(Worker, "preclaim", preclaim)
     monkeypatch.setattr(Renderer, "taskcluster_yml", render)
     monkeypatch.setattr(push, "insert_rows", insert)
     away = {"root_url": "http://127.0.0.1:9"}

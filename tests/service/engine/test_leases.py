@@ -1,6 +1,7 @@
 """Leases of work, on both databases."""
 
 import asyncio
+import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import event, func
 from sqlmodel import select, update
 from structlog.testing import capture_logs
 
@@ -514,3 +515,28 @@ async def test_no_write_of_a_holder_comes_before_its_work_is_stored(database: Da
 async def read_errors(database: Database) -> list[str | None]:
     async with database.reading() as session:
         return list(await session.exec(select(PushStep.error)))
+
+
+async def test_a_claim_on_postgresql_looks_at_as_many_shares_as_it_considers(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    await add_steps(database, 500)
+    asked: list[tuple[str, Any]] = []
+
+    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        asked.append((statement, parameters))
+
+    async with database.writing() as session:
+        await session.exec(update(PushStep).values(share=func.concat("mc/", PushStep.id)))
+    async with database.writing() as session:
+        connection = await session.connection()
+        # with another join the planner has to read all of them, as it did among two million steps
+        await connection.exec_driver_sql("SET LOCAL enable_nestloop = off; SET LOCAL enable_hashjoin = off")
+        event.listen(database.engine.sync_engine, "before_cursor_execute", note)
+        assert len(await due_shares(session, PushStep, "graph x", most=4)) == 4
+        event.remove(database.engine.sync_engine, "before_cursor_execute", note)
+        ((statement, parameters),) = asked
+        explained = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+        plan = json.dumps(explained.scalar_one())
+    await database.close()
+    unions = [int(match) for match in re.findall(r'"Node Type": "Recursive Union".*?"Actual Rows": (\d+)', plan)]
+    assert unions == [4]
