@@ -3,7 +3,7 @@
 httpx has a command, and structlog has coloured tracebacks, which they load if rich and click are installed. Both are,
 because our commands print tables. A service or a listener does not use them, and saves 5 MB of memory. structlog also
 has loggers for greenlets, which SQLAlchemy brings along: without those, a listener saves 1 MB. Taskcluster's library
-has synchronous clients, for which it loads requests: the service uses the asynchronous ones, and saves 4 MB.
+has synchronous clients, for which it loads requests: the service uses the asynchronous ones, and saves 5 MB.
 """
 
 import sys

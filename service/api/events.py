@@ -28,6 +28,9 @@ from service.store.models import PushStep, Work
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
+LOOP_ANSWERS = 30.0
+"""Seconds that a thread waits for the event loop, which may have been ended meanwhile."""
+
 router = APIRouter(prefix=f"{API}/events", tags=["internal"], route_class=SignedRoute)
 
 
@@ -47,25 +50,30 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
     taken: list[Work] = []
 
     async def begin(new: Sequence[PushStep], owners: Sequence[Any]) -> None:
-        taken.extend(worker.preclaim(new))
+        taken[:] = worker.preclaim(new)
         chosen = {id(step) for step in taken}
         worker.begin(taken, [owner for step, owner in zip(new, owners, strict=True) if id(step) in chosen], storing)
 
     def claim(new: Sequence[PushStep], owners: Sequence[Any]) -> None:
-        asyncio.run_coroutine_threadsafe(begin(new, owners), loop).result()  # the worker is the event loop's alone
+        asyncio.run_coroutine_threadsafe(begin(new, owners), loop).result(LOOP_ANSWERS)  # which alone uses the worker
 
     def write(session: SyncSession) -> Stored:
         return store_new(session, services.settings, list(batch.parsed.values()), claim)
 
-    try:
-        verdicts, steps = await services.database.run_objects(write)
-    except BaseException:
-        storing.end(succeeded=False)
-        raise
-    storing.end(succeeded=True)
+    async def store_batch() -> list[Verdict]:
+        try:
+            verdicts, steps = await services.database.run_objects(write)
+        except BaseException:
+            storing.end(succeeded=False)
+            raise
+        storing.end(succeeded=True)
+        if len(taken) < len(steps):
+            services.database.wakeups.wake(Topic.WORK)
+        return verdicts
+
+    # to cancel this request ends neither the transaction, which is in a thread, nor the work that was begun
+    verdicts = await asyncio.shield(store_batch())
     await asyncio.sleep(0)  # the work goes on before the answer is written
-    if len(taken) < len(steps):
-        services.database.wakeups.wake(Topic.WORK)
     return _answer("push", batch.verdicts(verdicts))
 
 

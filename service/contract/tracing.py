@@ -144,9 +144,21 @@ def span(name: str, parent: str | None = None, **attributes: str | int) -> Itera
     from opentelemetry.propagate import extract  # noqa: PLC0415 - loaded by `start`
 
     context = None if parent is None else extract({"traceparent": parent})
-    its = {f"tc_treeherder.{key}": value for key, value in attributes.items()}
-    with _provider.get_tracer("tc-treeherder").start_as_current_span(name, context, attributes=its):
+    attributes = _named(attributes)
+    with _provider.get_tracer("tc-treeherder").start_as_current_span(name, context, attributes=attributes):
         yield
+
+
+def _named(attributes: dict[str, str | int]) -> dict[str, str | int]:
+    return {f"tc_treeherder.{key}": value for key, value in attributes.items()}
+
+
+def describe(**attributes: str | int) -> None:
+    """Set attributes of the present span."""
+    if _provider is not None:
+        from opentelemetry.trace import get_current_span  # noqa: PLC0415 - loaded by `start`
+
+        get_current_span().set_attributes(_named(attributes))
 
 
 def fail(reason: str) -> None:

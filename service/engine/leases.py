@@ -25,7 +25,7 @@ from sqlmodel import SQLModel, col, select, update
 
 from service import metrics
 from service.clock import now
-from service.contract import retry
+from service.contract import retry, tracing
 from service.engine.fair import deal
 from service.sanitize import escape_unstorable
 from service.settings import WorkSettings
@@ -101,9 +101,16 @@ class Lease(Generic[W]):
         return not self.ended and (self._storing is None or self._storing.succeeded)
 
     async def wait_until_stored(self) -> None:
-        """Wait until the work is stored, if it was begun before. Raises LeaseLostError if it cannot be stored."""
-        if self._storing is not None and not await self._storing.wait():
-            raise LeaseLostError(f"{self!r} could not be stored")
+        """Wait until the work is stored, if it was begun before, and add its id to log and trace.
+
+        Raises LeaseLostError if it cannot be stored.
+        """
+        if self._storing is None:
+            return
+        if not await self._storing.wait():
+            raise LeaseLostError(f"{self._model.__name__} of lane {self.item.lane} could not be stored")
+        structlog.contextvars.bind_contextvars(id=self.item.id)
+        tracing.describe(id=self.item.id or 0)
 
     @asynccontextmanager
     async def writing(self, **values: Any) -> AsyncIterator[Session]:

@@ -127,7 +127,7 @@ _VERSION_0 = re.compile(r"^version:[ \t]*0[ \t]*(?:#.*)?$", re.MULTILINE)
 
 
 _TEMPLATES = SizedCache(512 * 1024)
-"""Parsed files by their text, up to so many characters of JSON: most pushes to a repository have the same file."""
+"""Parsed files by their text, up to so many characters of both: most pushes to a repository have the same file."""
 
 
 def _parse(text: str) -> Any:

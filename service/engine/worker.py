@@ -193,6 +193,12 @@ class Worker:
 
     async def _do(self, lease: Lease[Any]) -> None:
         item = lease.item
+        if not self._registry.is_early(item):
+            try:
+                await lease.wait_until_stored()
+            except LeaseLostError as error:
+                log.warning("lease-lost", error=str(error))
+                return
         structlog.contextvars.bind_contextvars(work=type(item).__name__, lane=item.lane, id=item.id)
         traceparent = item.traceparent if isinstance(item, Traced) else None
         with tracing.span(item.work_name, traceparent, lane=item.lane, id=item.id or 0, attempt=item.attempts):
@@ -200,8 +206,6 @@ class Worker:
 
     async def _attempt(self, lease: Lease[Any]) -> None:
         try:
-            if not self._registry.is_early(lease.item):
-                await lease.wait_until_stored()
             await self._registry.run_of(lease.item)(self._services, lease)
         except LeaseLostError as error:
             log.warning("lease-lost", error=str(error))

@@ -137,7 +137,7 @@ class GroupCommit:
                 self._pending[share] = queue  # at the end, behind the other shares
             if not write.done.cancelled():  # a write whose caller has gone is dropped
                 writes.append(write)
-                rows += write.rows
+                rows += max(write.rows, 1)
         return writes
 
     def _commit(self, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:

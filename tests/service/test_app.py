@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -129,6 +130,32 @@ async def test_of_a_push_that_could_not_be_stored_nobody_is_told(
                 break
             await asyncio.sleep(0.02)
         assert told == [("mc", node(101))] * 2, "one for each environment"
+
+
+async def test_a_push_whose_request_is_cancelled_meanwhile_is_worked_on_all_the_same(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storing, cancelled = threading.Event(), threading.Event()
+
+    def insert(*arguments: Any) -> None:
+        storing.set()
+        assert cancelled.wait(10)
+        insert_rows(*arguments)
+
+    monkeypatch.setattr(push, "insert_rows", insert)
+    async with running(settings_for(database_url, environments={}), work=True) as api:
+        await api.add(graph=False)
+        request = asyncio.create_task(api.signed("/events/pushes", {"events": [push_event(101)]}))
+        assert await asyncio.to_thread(storing.wait, 10)
+        request.cancel()
+        with suppress(asyncio.CancelledError):
+            await request
+        cancelled.set()
+        for _ in range(200):
+            if [step.state for step in await api.steps()] == [State.SKIPPED]:
+                break
+            await asyncio.sleep(0.02)
+        assert [step.error for step in await api.steps()] == ["graphs are off for mc"]
 
 
 async def test_the_database_is_closed_after_all_that_read_it(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

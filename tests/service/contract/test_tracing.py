@@ -42,6 +42,7 @@ import sys
 tracing.start("x")
 with tracing.span("a", "00-" + "1" * 32 + "-" + "2" * 16 + "-01", n=1), tracing.quiet():
     tracing.fail("why")
+    tracing.describe(id=7)
     print(json.dumps([tracing.current_traceparent(), tracing.trace_id(), tracing.aiohttp_configs()]))
 assert not tracing.app_config(())["tracing"]
 tracing.hide_query()
@@ -87,7 +88,8 @@ def test_a_protocol_that_is_not_spoken_is_refused(monkeypatch: pytest.MonkeyPatc
 
 SPANS = """
 tracing.start("mine")
-with tracing.span("made", lane="graph hg", id=7):
+with tracing.span("made", lane="graph hg", id=0):
+    tracing.describe(id=7)
     traceparent = tracing.current_traceparent()
     assert tracing.trace_id() == traceparent.split("-")[1]
 with tracing.span("continued", traceparent):

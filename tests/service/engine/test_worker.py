@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import structlog
 from sqlalchemy.exc import OperationalError
 from sqlmodel import col, select, update
 
@@ -548,6 +549,28 @@ async def test_work_that_could_not_be_stored_is_dropped(sqlite: Database, early:
         await until(lambda: _is(_held(worker), 0))
         assert await done(sqlite) == 0
         assert len(steps.began) == int(early)
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_the_log_names_the_id_that_work_got_when_it_was_stored(sqlite: Database, early: bool) -> None:
+    steps, names = Steps(), []
+
+    async def note(_: Services, lease: Lease[Any]) -> None:
+        await lease.wait_until_stored()
+        names.append(structlog.contextvars.get_contextvars()["id"])
+
+    steps.does["graph x"] = note
+    async with working(sqlite, steps, early=early, idle=60) as worker:
+        await until(lambda: _is(_active(worker), 1))
+        (number,) = await add_steps(sqlite, due_at=now() + timedelta(minutes=1), fencing_token=1)
+        storing = Storing()
+        step = PushStep(push_id=1, kind=StepKind.GRAPH, lane="graph x", fencing_token=1)
+        worker.begin([step], None, storing)
+        await asyncio.sleep(0.05)
+        step.id = number
+        storing.end(succeeded=True)
+        await until(lambda: _is(done(sqlite), 1))
+    assert names == [number]
 
 
 async def _being_stored(database: Database, worker: Worker, storing: Storing) -> PushStep:

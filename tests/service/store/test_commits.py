@@ -83,6 +83,12 @@ async def test_no_share_waits_for_all_that_another_wants_to_write(database: Data
     assert transactions.ran == [["0"], ["1", "small"], ["2"], ["3"], ["4"]]
 
 
+async def test_what_must_be_alone_shares_with_no_write_even_of_no_rows(database: Database) -> None:
+    transactions = Transactions(database)
+    await transactions.ask(("a", "first", 1), ("a", "none", 0), ("b", "alone", MAX_ROWS))
+    assert transactions.ran == [["first"], ["none"], ["alone"]]
+
+
 async def test_a_write_that_fails_fails_alone(database: Database) -> None:
     async with database.writing() as session:
         session.add(Budget(name="taken", tokens=0, at=now()))
