@@ -277,9 +277,13 @@ def test_a_connection_that_stays_blocked_is_replaced(
         private_broker.ctl("set_vm_memory_high_watermark", "0.00001")
         try:
             ((connection, channel),) = opened_channels
-            # RabbitMQ blocks only connections that publish
-            connection.add_callback_threadsafe(lambda: channel.basic_publish("", "nowhere", b""))
-            wait_until(lambda: private_harness.logged("connection-blocked"))
+
+            def is_blocked() -> bool:
+                # RabbitMQ blocks only connections that publish after it has noticed, which takes it a moment
+                connection.add_callback_threadsafe(lambda: channel.basic_publish("", "nowhere", b""))
+                return bool(private_harness.logged("connection-blocked"))
+
+            wait_until(is_blocked)
             wait_until(lambda: len(opened_channels) == 2)
         finally:  # otherwise the broker would block the following tests
             private_broker.ctl("set_vm_memory_high_watermark", "0.8")
