@@ -85,7 +85,7 @@ class Lease(Generic[W]):
         self.loaded = loaded
         self._storing = storing
         self.ended = False
-        self.requeued = False  # given back or to be retried: soon due again
+        self.finished = False  # its end is recorded; otherwise it becomes due again
         self.wanted = False  # others wait for its slot
         self.also_wanted: Callable[[], bool] = lambda: False  # others wait for something else that it holds
         self._database = database
@@ -146,6 +146,7 @@ class Lease(Generic[W]):
             notices = [*notices, *self.item.failure_notices()]
         self.ended = True
         counts = await self.commit([*also, *insertion(notices)], rows, **values)
+        self.finished = True
         metrics.work_ended(self.item.work_name, outcome or state.value)
         if notices:  # which are work in turn
             self._database.wakeups.wake(Topic.WORK)
@@ -193,7 +194,6 @@ class Lease(Generic[W]):
         """Write for the last time in this attempt."""
         self.ended = True
         await self.commit(**values)
-        self.requeued = True
 
     async def _set(self, session: Session, **values: Any) -> None:
         values = self._values(values)

@@ -36,6 +36,7 @@ class Worker:
         self._wake = services.database.wakeups.subscribe(Topic.WORK)
         self._stopping = False
         self._active = False  # whether `run` is at work and not stopping
+        self._found_due = False  # by the last look, which may have left some of it
         self._running = Running(services.database, self._settings, self._ended)
         self._last: dict[
             tuple[type[Work], str], str
@@ -82,6 +83,7 @@ class Worker:
             lanes = await leases.due_lanes(session, self._registry.worked)
         at = now()
         looked_at = [(model, name) for model, due in lanes.items() for name, lane in due.items() if lane.first <= at]
+        self._found_due = bool(looked_at)
         self._waiting = {key: self._waiting[key] for key in looked_at if key in self._waiting}
         for model, due in lanes.items():
             for name, lane in due.items():
@@ -188,7 +190,8 @@ class Worker:
         # not for each piece that ends: a claim costs the same for one as for half of the slots of a lane
         for lease in held:
             item = lease.item
-            if lease.requeued or 2 * len(self._holds(type(item), item.lane)) <= self._settings.per_lane:
+            half_free = 2 * len(self._holds(type(item), item.lane)) <= self._settings.per_lane
+            if not lease.finished or (self._found_due and half_free):
                 self._wake.set()
 
     async def _do(self, lease: Lease[Any]) -> None:

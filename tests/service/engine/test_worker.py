@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlmodel import col, select, update
 
 from service.clock import now
+from service.engine import leases
 from service.engine.leases import Lease, Storing
 from service.engine.registry import Registry, WorkTable
 from service.engine.worker import Worker
@@ -395,6 +396,50 @@ async def test_takes_fresh_work_up_to_its_room(sqlite: Database, steps: Steps) -
         assert pieces[2].due_at <= now()
         slow.set()
     assert worker.preclaim(pieces) == []
+
+
+async def test_nothing_is_looked_for_when_fresh_work_ends_that_nothing_waits_behind(
+    sqlite: Database, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    real = leases.due_lanes
+
+    async def due_lanes(*arguments: Any) -> Any:
+        looks.append(arguments)
+        return await real(*arguments)
+
+    monkeypatch.setattr(leases, "due_lanes", due_lanes)
+    async with working(sqlite, steps, idle=60) as worker:
+        await until(lambda: _is(_active(worker), 1))
+        await until(lambda: _is(_length(looks), 1))
+        storing = Storing()
+        await _being_stored(sqlite, worker, storing)
+        storing.end(succeeded=True)
+        await until(lambda: _is(done(sqlite), 1))
+        await until(lambda: _is(_held(worker), 0))
+        await asyncio.sleep(0.05)
+        assert len(looks) == 1
+
+
+async def test_what_is_due_soon_is_done_then_after_fresh_work_of_its_lane(sqlite: Database, steps: Steps) -> None:
+    await add_steps(sqlite, alias="r1", due_at=now() + timedelta(seconds=0.3))
+    async with working(sqlite, steps, idle=60) as worker:
+        await until(lambda: _is(_active(worker), 1))
+        storing = Storing()
+        await _being_stored(sqlite, worker, storing)
+        storing.end(succeeded=True)
+        await until(lambda: _is(done(sqlite), 2))
+
+
+async def test_what_is_due_soon_is_done_then_after_due_work_of_its_lane(sqlite: Database, steps: Steps) -> None:
+    await add_steps(sqlite)
+    await add_steps(sqlite, alias="r1", due_at=now() + timedelta(seconds=0.3))
+    async with working(sqlite, steps, idle=60):
+        await until(lambda: _is(done(sqlite), 2))
+
+
+async def _length(things: list[Any]) -> int:
+    return len(things)
 
 
 async def _active(worker: Worker) -> int:
