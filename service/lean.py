@@ -3,7 +3,8 @@
 httpx has a command, and structlog has coloured tracebacks, which they load if rich and click are installed. Both are,
 because our commands print tables. A service or a listener does not use them, and saves 5 MB of memory. structlog also
 has loggers for greenlets, which SQLAlchemy brings along: without those, a listener saves 1 MB. Taskcluster's library
-has synchronous clients, for which it loads requests: the service uses the asynchronous ones, and saves 5 MB.
+has synchronous clients, for which it loads requests: the service uses the asynchronous ones, and saves 5 MB. FastAPI
+refuses models of pydantic's first version, for which it loads that: the service has none, and saves 2 MB.
 """
 
 import sys
@@ -59,3 +60,8 @@ def load_taskcluster() -> None:
     finally:
         for name in left_out:
             del sys.modules[name]
+
+
+def leave_out_pydantic_v1() -> None:
+    """Let imports of pydantic's first version fail in this process. FastAPI expects that it may not be there."""
+    sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]  # importing it raises ImportError

@@ -49,6 +49,17 @@ def test_the_service_has_nothing_of_the_commands_nor_the_driver_of_a_database_th
     assert not libraries & {"rich", "pygments", "httpx", "alembic", "jsone", *of_others, *OF_TRACES}
 
 
+def test_the_service_has_nothing_of_pydantic_s_first_version_and_describes_its_api() -> None:
+    program = """
+import sys, service.app
+from service.settings import Settings
+print(len(service.app.create_app(Settings.model_construct()).openapi()["paths"]) > 10)
+print(*(name for name, module in sys.modules.items() if name.startswith("pydantic.v1") and module is not None))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True\n\n", done.stderr
+
+
 def test_what_needs_requests_says_so_and_requests_itself_can_be_imported() -> None:
     program = """
 import service.clients, taskcluster, requests
