@@ -205,6 +205,7 @@ async def _by_turns(
                 listed_at = clients.hg.get("/requests").json()["listed"][f"{PATH} {pushed['id']}"]
                 done_at = _graph_at(clients, pushed)
                 assert done_at is not None
+                await asyncio.sleep(0.4)
                 bare_seconds = await bare(stack, pushed, http, queue, store)
                 if number >= warm_up:
                     service_times.append(done_at - listed_at)
