@@ -145,7 +145,7 @@ class Lease(Generic[W]):
         if state in {State.FAILED, State.REJECTED}:
             notices = [*notices, *self.item.failure_notices()]
         self.ended = True
-        counts = await self.commit([*also, *insertion(notices)], rows, **values)
+        counts = await self._commit([*also, *insertion(notices)], rows, values, hurry=False)
         self.finished = True
         metrics.work_ended(self.item.work_name, outcome or state.value)
         if notices:  # which are work in turn
@@ -157,13 +157,18 @@ class Lease(Generic[W]):
 
         The statements change about `rows` rows. Returns how many rows each of them changed. Raises LeaseLostError.
         """
+        return await self._commit(statements, rows, values)
+
+    async def _commit(
+        self, statements: Sequence[Statement], rows: int, values: dict[str, Any], *, hurry: bool = True
+    ) -> list[int]:
         await self.wait_until_stored()
         values = self._values({"due_at": now() + self._settings.lease, **values})
         table, number, token = _table(self._model), self.item.id or 0, self.item.fencing_token
         own = (fenced(self._model, tuple(values)), [{**values, "its_id": number, "its_token": token}])
         try:
             _, *counts = await self._database.write(
-                Fence(table, number, token), [own, *statements], self.item.share, rows
+                Fence(table, number, token), [own, *statements], self.item.share, rows, hurry=hurry
             )
         except FencedError:
             raise LeaseLostError(f"{self!r} is held by another worker") from None

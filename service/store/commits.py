@@ -1,8 +1,9 @@
 """Group commit: small writes that are due at the same time share one transaction.
 
 A transaction costs far more than the statements of a small write. Writes that arrive during a commit share the next
-transaction, so a write costs less the busier the service is. A single write does not wait. The transactions run in a
-thread of their own, on a synchronous connection, which takes one hop for all statements of a transaction.
+transaction, so a write costs less the busier the service is. A single write does not wait, unless it is in no hurry:
+then it waits for another one, for `PATIENCE` at most. The transactions run in a thread of their own, on a synchronous
+connection, which takes one hop for all statements of a transaction.
 """
 
 import asyncio
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 GATHER = 0.005
 """Seconds that a transaction waits for more writes if the previous transaction was shared."""
+
+PATIENCE = 0.002
+"""Seconds that a write without hurry waits for another one whose transaction it can share."""
 
 MAX_ROWS = 50
 """Largest number of rows in a shared transaction, as its writes declare them.
@@ -66,6 +70,7 @@ class GroupCommit:
         self._pending: dict[str, deque[_Write]] = {}  # by share, in the order of their turns
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._runner: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()  # set if a pending write is in a hurry, or has waited long enough
 
     async def run(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
         """Call `write` in a transaction, and return its result after the commit.
@@ -82,18 +87,23 @@ class GroupCommit:
 
         return await self._enqueue(run=write_in_context, fence=None, statements=(), share=share, rows=rows)  # type: ignore[no-any-return]  # what `write` returns
 
-    async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
+    async def write(
+        self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1, *, hurry: bool = True
+    ) -> list[int]:
         """Execute `statements` if the row still has the fence's token, and return the number of rows each has changed.
 
         The first of them changes the row, and must have its token as a condition: that is enough for a write that has
         a transaction of its own. Equal statements of several writes are executed together, and their rows are counted
         together. Raises FencedError.
         """
-        return list(await self._enqueue(run=None, fence=fence, statements=statements, share=share, rows=rows))
+        done = self._enqueue(share, hurry, run=None, fence=fence, statements=statements, rows=rows)
+        return list(await done)
 
-    async def _enqueue(self, share: str, **values: Any) -> Any:
+    async def _enqueue(self, share: str, hurry: bool = True, **values: Any) -> Any:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._pending.setdefault(share, deque()).append(_Write(**values, done=done))
+        if hurry:
+            self._hurry.set()
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
         return await done
@@ -111,8 +121,14 @@ class GroupCommit:
         while self._pending:
             if len(writes) > 1:  # busy: gather more writes, so that each costs less
                 await asyncio.sleep(GATHER)
+            elif not self._hurry.is_set():
+                timer = loop.call_later(PATIENCE, self._hurry.set)
+                await self._hurry.wait()
+                timer.cancel()
             async with self._turn:
                 writes = self._next()
+                if not self._pending:
+                    self._hurry.clear()
                 results = await loop.run_in_executor(self._thread, self._commit, writes) if writes else []
             for write, (result, error) in zip(writes, results, strict=True):
                 if write.done.cancelled():
@@ -121,6 +137,7 @@ class GroupCommit:
                     write.done.set_result(result)
                 else:
                     write.done.set_exception(error)
+            await asyncio.sleep(0)  # what waited for these goes on before the next transaction takes the interpreter
         self._runner = None
 
     def _next(self) -> list[_Write]:

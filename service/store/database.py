@@ -160,10 +160,12 @@ class Database:
         """Call `write` in a transaction that it may share with other writes; see `GroupCommit.run`."""
         return await self._group.run(write, share, rows)
 
-    async def write(self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1) -> list[int]:
+    async def write(
+        self, fence: Fence, statements: Sequence[Statement], share: str, rows: int = 1, *, hurry: bool = True
+    ) -> list[int]:
         """Execute the statements of a holder of leased work; see `GroupCommit.write`."""
         group = self._group if rows <= MAX_ROWS else self._large
-        return await group.write(fence, statements, share, rows)
+        return await group.write(fence, statements, share, rows, hurry=hurry)
 
     async def run(self, write: Callable[[Connection], T]) -> T:
         """Call `write` in a transaction of its own in another thread, and return its result after the commit.

@@ -12,6 +12,7 @@ from sqlmodel import col, select, update
 
 from service.clock import now
 from service.engine.leases import Lease, LeaseLostError
+from service.store import commits
 from service.store.commits import MAX_ROWS
 from service.store.database import Database, insertion
 from service.store.models import Budget, DeadLetter, PushStep, State
@@ -215,6 +216,40 @@ async def test_holders_that_end_together_share_their_statements(database: Databa
     assert len(transactions.ran) == 2
     async with database.reading() as session:
         assert {step.state for step in await session.exec(select(PushStep))} == {State.DONE}
+
+
+async def test_an_end_waits_a_moment_for_a_write_whose_transaction_it_can_share(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "PATIENCE", 60)
+    transactions = Transactions(database)
+    ending, going_on = await held_steps(database, 2)
+    end = asyncio.create_task(ending.finish(State.DONE))
+    await asyncio.sleep(0.05)
+    assert transactions.ran == []
+    async with asyncio.timeout(10):
+        await asyncio.gather(going_on.commit(refused="x"), end)
+    assert len(transactions.ran) == 1
+
+
+async def test_an_end_waits_for_no_other_write_for_long(database: Database) -> None:
+    transactions = Transactions(database)
+    (ending,) = await held_steps(database, 1)
+    async with asyncio.timeout(10):
+        await ending.finish(State.DONE)
+    assert len(transactions.ran) == 1
+
+
+async def test_what_is_in_a_hurry_does_not_wait_behind_a_large_write(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "PATIENCE", 60)
+    transactions = Transactions(database)
+    transactions.go.set()
+    async with asyncio.timeout(10):
+        written = (database.commit(transactions.write(name), "a", MAX_ROWS) for name in ("first", "second"))
+        assert await asyncio.gather(*written) == ["first", "second"]
+    assert transactions.ran == [["first"], ["second"]]
 
 
 async def test_a_holder_that_is_fenced_off_loses_alone(database: Database) -> None:
