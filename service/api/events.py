@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
+from sqlalchemy import Connection
 
 from service import metrics
 from service.api.deps import ServicesDep
@@ -23,7 +24,7 @@ from service.errors import Problem
 from service.flow.actions import receive
 from service.flow.pushes.push import Stored, store, store_new
 from service.services import Services
-from service.store.database import Session, SyncSession
+from service.store.database import Session
 from service.store.models import PushStep, Work
 from service.store.wakeups import Topic
 
@@ -57,12 +58,12 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
     def claim(new: Sequence[PushStep], owners: Sequence[Any]) -> None:
         asyncio.run_coroutine_threadsafe(begin(new, owners), loop).result(LOOP_ANSWERS)  # which alone uses the worker
 
-    def write(session: SyncSession) -> Stored:
-        return store_new(session, services.settings, list(batch.parsed.values()), claim)
+    def write(connection: Connection) -> Stored:
+        return store_new(connection, services.settings, list(batch.parsed.values()), claim)
 
     async def store_batch() -> list[Verdict]:
         try:
-            verdicts, steps = await services.database.run_objects(write)
+            verdicts, steps = await services.database.run(write)
         except BaseException:
             storing.end(succeeded=False)
             raise

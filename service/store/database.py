@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-import sqlalchemy.orm
 import structlog
 from sqlalchemy import JSON, Connection, DateTime, Engine, create_engine, event, func, inspect, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -39,7 +38,6 @@ log = structlog.get_logger()
 os.environ.setdefault("PGCLIENTENCODING", "UTF8")
 
 Session = AsyncSession
-SyncSession = sqlalchemy.orm.Session
 
 T = TypeVar("T")
 
@@ -182,17 +180,6 @@ class Database:
 
         return await asyncio.get_running_loop().run_in_executor(self._transactions, transact)
 
-    async def run_objects(self, write: Callable[[SyncSession], T]) -> T:
-        """Call `write` as `run` does, with a session. Its objects may be read after the commit."""
-
-        def with_session(connection: Connection) -> T:
-            with SyncSession(bind=connection, expire_on_commit=False) as session:
-                result = write(session)
-                session.flush()
-                return result
-
-        return await self.run(with_session)
-
     async def _notify(self, topic: Topic) -> None:
         parameters = {"channel": CHANNEL, "topic": topic}
         await self.commit(lambda connection: connection.execute(_NOTIFY, parameters), "")
@@ -270,17 +257,14 @@ def _insert_into(model: type[SQLModel]) -> Any:
     return SQLModel.metadata.tables[str(model.__tablename__)].insert()
 
 
-def insert_rows(session: SyncSession, rows: Sequence[SQLModel]) -> None:
-    """Insert rows of one table, and set their ids.
-
-    Nothing pending is flushed before, and the session does not know them: it takes a third of the time of a flush.
-    """
+def insert_rows(connection: Connection, rows: Sequence[SQLModel]) -> None:
+    """Insert rows of one table, and set their ids, in a third of the time that a session's flush takes."""
     if not rows:
         return
     table = SQLModel.metadata.tables[str(type(rows[0]).__tablename__)]
     names = [column.key for column in table.columns if column.key != "id"]
     values = [{name: getattr(row, name) for name in names} for row in rows]
-    ids = session.connection().execute(_insert_for_ids(type(rows[0])), values).scalars()
+    ids = connection.execute(_insert_for_ids(type(rows[0])), values).scalars()
     for row, number in zip(rows, ids, strict=True):
         row.id = number
 

@@ -41,6 +41,7 @@ from service.flow.tasks.plan import mark_created, read_plan, store_definitions, 
 from service.flow.tasks.subject import ActionFailedError, ActionRejectedError, Subject, fetch_subject, find_repository
 from service.services import Services
 from service.store.models import Action, PlannedTask, Repository, State
+from service.store.rows import new_row
 
 log = structlog.get_logger()
 
@@ -236,7 +237,8 @@ class PlanWriter:
     def _rows(self, copies: Iterable[tuple[str, str, str]], first: int = 0) -> list[PlannedTask]:
         """Return rows without definitions for copies, each given as (old id, new id, name)."""
         return [
-            PlannedTask(
+            new_row(
+                PlannedTask,
                 task_id=new_id,
                 action_id=self._action.id,
                 copy_of=old_id,

@@ -23,6 +23,7 @@ from service.flow.tasks.definition import (
 from service.settings import Settings
 from service.slugids import replace_ids
 from service.store.models import PlannedTask, Push, PushStep, Repository
+from service.store.rows import new_row
 
 FILE = ".taskcluster.yml"
 _ADDRESS = re.compile(r"[!-?A-~]+@[!-?A-~]+")
@@ -124,7 +125,8 @@ def plan_of(rendered: list[Any], ids: Collection[str], step: PushStep) -> list[P
         names = ", ".join(name_of(definitions[task_id]) for task_id in error.cycle[:10])
         raise TemplateError(f"{FILE}: {error}: {names}") from None
     return [
-        PlannedTask(
+        new_row(
+            PlannedTask,
             task_id=task_id,
             step_id=step.id or 0,
             plan_attempt=step.plan_attempt,

@@ -14,6 +14,7 @@ from service.slugids import find_ids, replace_ids
 from service.store.commits import Statement
 from service.store.database import Database
 from service.store.models import PlannedTask
+from service.store.rows import new_row
 
 CHUNK_BYTES, CHUNK_TASKS = 1024 * 1024, 500
 """Parts in which a large plan is stored, so that the event loop does other work between two of them.
@@ -87,7 +88,10 @@ async def read_plan(database: Database, *own: Any, bodies: bool = True) -> list[
 
 def _planned(rows: Iterable[Any]) -> list[PlannedTask]:
     return [
-        PlannedTask(**{**row._mapping, "definition": None if row.definition is None else json.loads(row.definition)})
+        new_row(
+            PlannedTask,
+            **{**row._mapping, "definition": None if row.definition is None else json.loads(row.definition)},
+        )
         for row in rows
     ]
 

@@ -22,11 +22,10 @@ from service.store.database import (
     Database,
     SchemaBehindError,
     SchemaError,
-    SyncSession,
     check_schema,
     check_schema_async,
     downgrade,
-    insertion,
+    insert_rows,
     upgrade,
 )
 from service.store.models import DeadLetter, PushStep, Repository, StepKind
@@ -128,7 +127,7 @@ async def test_a_transaction_in_a_thread_commits_and_has_its_callers_context(dat
     CALLER.set("somebody")
 
     def write(connection: Connection) -> str:
-        connection.execute(insertion([letter("a")])[0][0], letter("a").model_dump(exclude={"id"}))
+        insert_rows(connection, [letter("a")])
         return f"{CALLER.get()} in {threading.current_thread() is not threading.main_thread()}"
 
     assert await database.run(write) == "somebody in True"
@@ -136,13 +135,12 @@ async def test_a_transaction_in_a_thread_commits_and_has_its_callers_context(dat
 
 
 async def test_a_transaction_in_a_thread_that_raises_leaves_nothing(database: Database) -> None:
-    def write(session: SyncSession) -> None:
-        session.add(letter("a"))
-        session.flush()
+    def write(connection: Connection) -> None:
+        insert_rows(connection, [letter("a")])
         raise ValueError("not this")
 
     with pytest.raises(ValueError, match="not this"):
-        await database.run_objects(write)
+        await database.run(write)
     assert await subjects(database) == []
 
 
