@@ -85,11 +85,41 @@ def _broken_expression(source: Any, *_: Any) -> str:
     return f"the expression {str(source)[:200]!r} cannot be evaluated"
 
 
+_EXPRESSIONS = SizedCache(32 * 1024)
+"""Parsed expressions by their text, up to so many characters of them: 5 MB at most.
+
+JSON-e parses an expression each time that it is evaluated, which is most of the time that a loop takes.
+"""
+
+
 def _adapt_json_e() -> None:
-    module = import_module("jsone.render")  # the package's attribute of that name is the function in it
-    module.Interpreter = _Interpreter  # type: ignore[attr-defined]  # it publishes no types
-    for name in ("parse", "parse_until_terminator"):
-        setattr(module, name, _guarded(getattr(module, name), _broken_expression))
+    module: Any = import_module("jsone.render")  # the package's attribute of that name is the function in it
+
+    def parse(source: str) -> tuple[Any, Any]:
+        """Return the syntax tree of the expression at the beginning of `source`, and the token behind it."""
+        parsed: tuple[Any, Any] | None = _EXPRESSIONS.get(source)
+        if parsed is None:
+            parser = module.Parser(source, module.tokenizer)
+            parsed = parser.parse(), parser.current_token
+            _EXPRESSIONS.put(source, parsed, len(source))
+        return parsed
+
+    def evaluate(source: str, context: dict[str, Any]) -> Any:
+        tree, following = parse(source)
+        if following is not None:
+            raise module.SyntaxError.unexpected(following)
+        return _Interpreter(context).interpret(tree)
+
+    def evaluate_until(source: str, context: dict[str, Any], terminator: str) -> tuple[Any, int]:
+        tree, following = parse(source)
+        if following is None:
+            raise module.SyntaxError("unterminated ${..} expression")
+        if following.kind != terminator:
+            raise module.SyntaxError.unexpected(following)
+        return _Interpreter(context).interpret(tree), following.start
+
+    module.parse = _guarded(evaluate, _broken_expression)
+    module.parse_until_terminator = _guarded(evaluate_until, _broken_expression)
     for name, operator in module.operators.items():
         module.operators[name] = _guarded(operator, lambda *_, name=name: f"{name} is used in a wrong way")
 

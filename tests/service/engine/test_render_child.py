@@ -3,13 +3,15 @@
 import json
 import os
 import re
+from importlib import import_module
 from typing import Any
 
 import psutil
 import pytest
+from jsone.parser import Parser
 
 from service.engine.render import Renderer
-from service.engine.render_child import NICE, _parse
+from service.engine.render_child import NICE, _parse, _render
 from tests.service.engine.rendering import CONTEXT, NESTED, children, error, ids, renderer_of, tasks
 
 
@@ -190,6 +192,31 @@ def test_small_files_are_parsed_once() -> None:
     small, large = "version: 1\ntasks: [{a: 1}]", "a: [" + "x, " * 200_000 + "]"
     assert _parse(small) is _parse(small)
     assert _parse(large) is not _parse(large)
+
+
+async def test_an_expression_that_was_parsed_before_is_evaluated_anew(renderer: Renderer) -> None:
+    loop = "tasks: {$map: [1, 2], each(n): {a: {$eval: 'n + 1'}, b: '${n}-${n + 1}', c: {$eval: '[n, {k: n}]'}}}"
+    for wrong in ("n +", "n n", "n + 1"):
+        assert await error(renderer, f"tasks: [{{$eval: '{wrong}'}}]") == await error(
+            renderer, f"tasks: [{{$eval: '{wrong}'}}]"
+        )
+    expected = [{"a": n + 1, "b": f"{n}-{n + 1}", "c": [n, {"k": n}]} for n in (1, 2)]
+    assert await tasks(renderer, loop) == expected
+    assert await tasks(renderer, loop) == expected
+
+
+def test_a_loop_parses_its_expressions_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("jsone.render")
+    parsed: list[str] = []
+
+    def parser(source: str, tokenizer: Any) -> Any:
+        parsed.append(source)
+        return Parser(source, tokenizer)
+
+    monkeypatch.setattr(module, "Parser", parser)
+    template = {"$map": list(range(100)), "each(loop)": {"a": {"$eval": "loop + 17"}, "b": "${loop} of 17"}}
+    assert len(_render(template, {})) == 100
+    assert parsed == ["loop + 17", "loop} of 17"]
 
 
 async def test_a_file_that_is_not_yaml_is_refused_each_time(renderer: Renderer) -> None:
