@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
+import psycopg
 import typer
 from pydantic import SecretStr
 
@@ -39,6 +40,9 @@ tasks:
     payload: {sandbox: {seconds: 0}}
     metadata: {name: decision, description: d, owner: "${push.owner}", source: "${repository.url}"}
 """
+
+REST = 0.4
+"""Seconds before each push and each bare sequence: from a standstill, everything takes longer than in a loop."""
 
 FAST = {
     "TC_TREEHERDER_POLL__INTERVAL": "0.2",
@@ -72,9 +76,37 @@ class Clients:
 # --- notice to graph -----------------------------------------------------------------------------------------------
 
 
-async def bare(
-    stack: Stack, pushed: dict[str, Any], http: Http, queue: TaskclusterQueue, store: sqlite3.Connection
-) -> float:
+class BareStore:
+    """A database of the bare sequence: plain sqlite3 with the service's pragmas, or plain psycopg."""
+
+    def __init__(self, folder: Path, database_url: str | None) -> None:
+        self._connection: Any
+        if database_url is None:
+            self._connection = sqlite3.connect(folder / "bare.sqlite", isolation_level=None)
+            self._mark, self._begin = "?", "BEGIN IMMEDIATE"
+            setup = ["PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL"]
+        else:
+            self._connection = psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True)
+            self._mark, self._begin = "%s", "BEGIN"
+            setup = ["CREATE SCHEMA bare", "SET search_path TO bare"]
+        setup += [
+            "CREATE TABLE push (id INTEGER PRIMARY KEY, changeset TEXT, task TEXT)",
+            "CREATE TABLE task (id TEXT PRIMARY KEY, definition TEXT)",
+        ]
+        for statement in setup:
+            self._connection.execute(statement)
+
+    def commit(self, statement: str, *values: Any) -> None:
+        """Execute a statement, with `?` for each value, in a transaction."""
+        self._connection.execute(self._begin)
+        self._connection.execute(statement.replace("?", self._mark), values)
+        self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+async def bare(stack: Stack, pushed: dict[str, Any], http: Http, queue: TaskclusterQueue, store: BareStore) -> float:
     """Make the same four calls one after the other, as a script that knows what to send and commits three times.
 
     Return seconds.
@@ -89,7 +121,7 @@ async def bare(
     entry = f"{url}/json-pushes?version=2&full=1&startID={pushed['id'] - 1}&endID={pushed['id']}"
     listing = await http.send("GET", entry, seconds=30, limit=1_000_000)
     (changeset,) = json.loads(listing.body)["pushes"][str(pushed["id"])]["changesets"]
-    _commit(store, "INSERT INTO push VALUES (?, ?, NULL)", pushed["id"], json.dumps(changeset))
+    store.commit("INSERT INTO push VALUES (?, ?, NULL)", pushed["id"], json.dumps(changeset))
     await treeherder.post_resultset(
         PATH,
         {
@@ -123,29 +155,10 @@ async def bare(
     }
     host = url.removeprefix("http://")
     task_id = slugid(b"bare", str(pushed["id"]))
-    _commit(store, "INSERT INTO task VALUES (?, ?)", task_id, json.dumps(definition))
+    store.commit("INSERT INTO task VALUES (?, ?)", task_id, json.dumps(definition))
     await queue.create_task(task_id, definition, [f"assume:repo:{host}:branch:default"])
-    _commit(store, "UPDATE push SET task = ? WHERE id = ?", task_id, pushed["id"])
+    store.commit("UPDATE push SET task = ? WHERE id = ?", task_id, pushed["id"])
     return time.perf_counter() - began
-
-
-def _bare_store(file: Path) -> sqlite3.Connection:
-    """Open a database of the bare sequence, with the pragmas of the service's."""
-    store = sqlite3.connect(file, isolation_level=None)
-    for statement in (
-        "PRAGMA journal_mode=WAL",
-        "PRAGMA synchronous=NORMAL",
-        "CREATE TABLE push (id INTEGER PRIMARY KEY, changeset TEXT, task TEXT)",
-        "CREATE TABLE task (id TEXT PRIMARY KEY, definition TEXT)",
-    ):
-        store.execute(statement)
-    return store
-
-
-def _commit(store: sqlite3.Connection, statement: str, *values: Any) -> None:
-    store.execute("BEGIN IMMEDIATE")
-    store.execute(statement, values)
-    store.execute("COMMIT")
 
 
 def _hash(changeset: dict[str, Any]) -> str:
@@ -179,7 +192,7 @@ def latency(folder: Path, database_url: str | None, pushes: int, warm_up: int, u
             }
         )
         before = cpu_seconds(service)
-        service_times, bare_times = asyncio.run(_by_turns(stack, clients, settings, pushes, warm_up))
+        service_times, bare_times = asyncio.run(_by_turns(stack, clients, settings, database_url, pushes, warm_up))
         spent = (cpu_seconds(service) - before) / (pushes + warm_up)
         print(
             f"notice to graph, {pushes} pushes, {upstream * 1000:g} ms a call upstream, {database_name(database_url)}:"
@@ -192,20 +205,25 @@ def latency(folder: Path, database_url: str | None, pushes: int, warm_up: int, u
 
 
 async def _by_turns(
-    stack: Stack, clients: Clients, settings: TaskclusterSettings, pushes: int, warm_up: int
+    stack: Stack,
+    clients: Clients,
+    settings: TaskclusterSettings,
+    database_url: str | None,
+    pushes: int,
+    warm_up: int,
 ) -> tuple[list[float], list[float]]:
     service_times, bare_times = [], []
     queue = TaskclusterQueue(settings)
-    with closing(_bare_store(stack.folder / "bare.sqlite")) as store:
+    with closing(BareStore(stack.folder, database_url)) as store:
         async with Http("treeherder") as http:
             for number in range(pushes + warm_up):
                 pushed = clients.push()
-                await asyncio.sleep(0.4)  # constant polling would measure itself
+                await asyncio.sleep(REST)  # constant polling would measure itself
                 wait_for(lambda pushed=pushed: _graph_at(clients, pushed) is not None, 20)  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
                 listed_at = clients.hg.get("/requests").json()["listed"][f"{PATH} {pushed['id']}"]
                 done_at = _graph_at(clients, pushed)
                 assert done_at is not None
-                await asyncio.sleep(0.4)
+                await asyncio.sleep(REST)  # from a standstill, as the service
                 bare_seconds = await bare(stack, pushed, http, queue, store)
                 if number >= warm_up:
                     service_times.append(done_at - listed_at)
