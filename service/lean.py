@@ -63,5 +63,5 @@ def load_taskcluster() -> None:
 
 
 def leave_out_pydantic_v1() -> None:
-    """Let imports of pydantic's first version fail in this process. FastAPI expects that it may not be there."""
+    """Let imports of pydantic's first version fail, unless it is loaded. FastAPI expects that it may not be there."""
     sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]  # importing it raises ImportError

@@ -85,7 +85,7 @@ def _broken_expression(source: Any, *_: Any) -> str:
     return f"the expression {str(source)[:200]!r} cannot be evaluated"
 
 
-_EXPRESSIONS = SizedCache(32 * 1024)
+_EXPRESSIONS = SizedCache(24 * 1024)
 """Parsed expressions by their text, up to so many characters of them: 5 MB at most.
 
 JSON-e parses an expression each time that it is evaluated, which is most of the time that a loop takes.

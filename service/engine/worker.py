@@ -36,7 +36,7 @@ class Worker:
         self._wake = services.database.wakeups.subscribe(Topic.WORK)
         self._stopping = False
         self._active = False  # whether `run` is at work and not stopping
-        self._found_due = False  # by the last look, which may have left some of it
+        self._found_due = True  # whether the last look may have left due work
         self._running = Running(services.database, self._settings, self._ended)
         self._last: dict[
             tuple[type[Work], str], str
@@ -76,6 +76,7 @@ class Worker:
 
     async def _claim(self) -> float:
         """Claim what is due and start it; return the seconds until there is something to claim again."""
+        self._found_due = True  # until a look has succeeded
         async with self._services.database.reading() as session:
             await check_clock(session)
             if not clock_usable():

@@ -27,7 +27,7 @@ GATHER = 0.005
 """Seconds that a transaction waits for more writes if the previous transaction was shared."""
 
 PATIENCE = 0.002
-"""Seconds that a write without hurry waits for another one whose transaction it can share."""
+"""Seconds that a write without hurry waits for another one, with which it shares a transaction."""
 
 MAX_ROWS = 50
 """Largest number of rows in a shared transaction, as its writes declare them.
@@ -70,7 +70,7 @@ class GroupCommit:
         self._pending: dict[str, deque[_Write]] = {}  # by share, in the order of their turns
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._runner: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()  # set if a pending write is in a hurry, or has waited long enough
+        self._hurry = asyncio.Event()  # set while a pending write need not wait for another one
 
     async def run(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
         """Call `write` in a transaction, and return its result after the commit.
@@ -101,9 +101,9 @@ class GroupCommit:
 
     async def _enqueue(self, share: str, hurry: bool = True, **values: Any) -> Any:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._pending.setdefault(share, deque()).append(_Write(**values, done=done))
-        if hurry:
+        if hurry or self._pending or values["rows"] >= MAX_ROWS:  # the others have met, or can meet nobody
             self._hurry.set()
+        self._pending.setdefault(share, deque()).append(_Write(**values, done=done))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
         return await done
@@ -117,9 +117,9 @@ class GroupCommit:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        writes: list[_Write] = []
+        busy = False
         while self._pending:
-            if len(writes) > 1:  # busy: gather more writes, so that each costs less
+            if busy:  # gather more writes, so that each costs less
                 await asyncio.sleep(GATHER)
             elif not self._hurry.is_set():
                 timer = loop.call_later(PATIENCE, self._hurry.set)
@@ -137,6 +137,7 @@ class GroupCommit:
                     write.done.set_result(result)
                 else:
                     write.done.set_exception(error)
+            busy = len(writes) > 1 and bool(self._pending)
             await asyncio.sleep(0)  # what waited for these goes on before the next transaction takes the interpreter
         self._runner = None
 

@@ -22,6 +22,7 @@ from service.services import Services
 from service.store.commits import Statement
 from service.store.database import Session
 from service.store.models import FOLLOWED_TASKS, NEVER, Action, JobReport, Stage, State
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 
@@ -123,6 +124,8 @@ async def _look_up_quiet(services: Services) -> int:
     states = {task_id: str(statuses.get(task_id, {}).get("state", EXPIRED)) for task_id in task_ids}
     async with services.database.writing() as session:
         await _record(session, states, at)
+    if not notice.FAILED_TASK.isdisjoint(states.values()):  # which has notices
+        services.database.wakeups.wake(Topic.WORK)
     return len(task_ids)
 
 

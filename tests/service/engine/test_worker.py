@@ -438,6 +438,18 @@ async def test_what_is_due_soon_is_done_then_after_due_work_of_its_lane(sqlite: 
         await until(lambda: _is(done(sqlite), 2))
 
 
+async def test_a_look_that_failed_may_have_left_due_work(
+    sqlite: Database, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_of(sqlite, steps, settings_of())
+    await worker._claim()
+    assert not worker._found_due
+    monkeypatch.setattr(sqlite, "reading", lambda: _away(sqlite))
+    with pytest.raises(OperationalError):
+        await worker._claim()
+    assert worker._found_due
+
+
 async def _length(things: list[Any]) -> int:
     return len(things)
 

@@ -232,6 +232,36 @@ async def test_an_end_waits_a_moment_for_a_write_whose_transaction_it_can_share(
     assert len(transactions.ran) == 1
 
 
+async def test_ends_that_come_together_wait_for_no_other_write(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "PATIENCE", 60)
+    transactions = Transactions(database)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(lease.finish(State.DONE) for lease in await held_steps(database, 2)))
+    assert len(transactions.ran) == 1
+
+
+async def test_a_large_end_waits_for_nobody_to_share_with(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "PATIENCE", 60)
+    (ending,) = await held_steps(database, 1)
+    async with asyncio.timeout(10):
+        await ending.finish(State.DONE, rows=MAX_ROWS)
+
+
+async def test_who_writes_again_at_once_is_not_taken_for_a_crowd(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "GATHER", 60)
+
+    async def write_twice(name: str) -> None:
+        await database.commit(insert(name), name)
+        await database.commit(insert(f"{name} again"), name)
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(write_twice("a"), write_twice("b"))
+
+
 async def test_an_end_waits_for_no_other_write_for_long(database: Database) -> None:
     transactions = Transactions(database)
     (ending,) = await held_steps(database, 1)

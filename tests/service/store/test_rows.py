@@ -51,6 +51,7 @@ def test_defaults_that_are_made_are_made_for_each_row() -> None:
     ("values", "told"),
     [
         ({"push_id": 1, "kind": StepKind.GRAPH}, "no columns [], and no values of ['lane']"),
+        ({"push_id": 1, "kind": StepKind.GRAPH, "lanes": "x"}, "no columns ['lanes'], and no values of ['lane']"),
         ({**VALUES[0][1], "lanes": "x"}, "no columns ['lanes'], and no values of []"),
     ],
 )

@@ -13,6 +13,7 @@ from service.engine.registry import WORK
 from service.flow.actions import notice
 from service.flow.actions.action_task import MOST, SECONDS, follow_action_tasks
 from service.store.models import NEVER, Action, JobReport, Notice, NoticeKind, Stage, State
+from service.store.wakeups import Topic
 from tests.service.flow.actions.in_tree_factory import (
     ACTION,
     DECISION,
@@ -107,7 +108,9 @@ async def test_a_failed_action_task_is_shown_once_as_a_failed_retrigger_is(trigg
         harness.tc.queue.report_failed(task.task_id, 0)
     else:
         harness.tc.queue.report_exception(task.task_id, 0, {"reason": "malformed-payload"})
+    woken = harness.database.wakeups.subscribe(Topic.WORK)
     assert await seen(harness, action) == (end, False)
+    assert woken.is_set(), "the notice is work"
     await seen(harness, action)
     (shown,) = await read_notices(harness)
     assert (shown.kind, shown.target, shown.key) == (NoticeKind.JOB, ENVIRONMENT, "mc")
