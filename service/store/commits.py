@@ -94,7 +94,7 @@ class GroupCommit:
 
         The first of them changes the row, and must have its token as a condition: that is enough for a write that has
         a transaction of its own. Equal statements of several writes are executed together, and their rows are counted
-        together. Raises FencedError.
+        together. Without `hurry` it waits up to `PATIENCE` for another write. Raises FencedError.
         """
         done = self._enqueue(share, hurry, run=None, fence=fence, statements=statements, rows=rows)
         return list(await done)
