@@ -236,19 +236,19 @@ def fill_tables(database_url: str, rows: Iterable[tuple[str, Rows]]) -> None:
     with engine.begin() as connection:
         if postgresql:
             connection.execute(text("SET session_replication_role = replica"))  # skips the checks of foreign keys
-        indexes = {index.name: index for table in SQLModel.metadata.sorted_tables for index in table.indexes}
+        names = {index.name for table in SQLModel.metadata.sorted_tables for index in table.indexes}
         # in order of creation: SQLite without statistics prefers the earlier of equal indexes
-        names_in_order = "SELECT indexrelid::regclass::text FROM pg_index ORDER BY indexrelid"
+        definitions = "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index ORDER BY indexrelid"
         if not postgresql:
-            names_in_order = "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY rowid"
-        in_order = [indexes[name] for name in connection.execute(text(names_in_order)).scalars() if name in indexes]
-        assert len(in_order) == len(indexes), "the migrations make each index of the models"
-        for index in in_order:
-            index.drop(connection)
+            definitions = "SELECT name, sql FROM sqlite_master WHERE type = 'index' ORDER BY rowid"
+        in_order = [(name, sql) for name, sql in connection.execute(text(definitions)) if name in names]
+        assert len(in_order) == len(names), "the migrations make each index of the models"
+        for name, _ in in_order:
+            connection.execute(text(f'DROP INDEX "{name}"'))
         for name, of_table in rows:
             _load(connection, SQLModel.metadata.tables[name], of_table)
-        for index in in_order:
-            index.create(connection)
+        for _, sql in in_order:
+            connection.exec_driver_sql(sql)
         if postgresql:
             for table in SQLModel.metadata.sorted_tables:
                 if "id" in table.columns:

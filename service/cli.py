@@ -1,6 +1,5 @@
 """Run tc-treeherder, which ties Mercurial's pushlog, Taskcluster and Treeherder together."""
 
-import asyncio
 import gc
 import signal
 import sys
@@ -131,6 +130,7 @@ def serve(
     """Run the API and the worker."""
     from functools import partial
 
+    lean.load_uvicorn()
     import uvicorn
 
     from service import server
@@ -173,6 +173,8 @@ def serve(
 @app.command()
 def work() -> None:
     """Run only a worker, for a service that was started with `serve --no-worker`."""
+    import asyncio
+
     settings = _settings()
     _refuse_sqlite(settings, "a worker of its own")
     _prepare_schema(settings)
@@ -205,6 +207,8 @@ def _refuse_sqlite(settings: "Settings", what: str) -> None:
 
 
 async def _work(settings: "Settings") -> None:
+    import asyncio
+
     from service.engine import retention
     from service.engine.reporter import Reporter
     from service.engine.worker import Worker
@@ -332,7 +336,7 @@ def downgrade(
 @listen.command()
 def pushlog() -> None:
     """Poll the pushlogs of the monitored repositories, and forward new pushes."""
-    lean.load_httpx()
+    lean.load_for_listener()
     from listeners.pushlog import main as run
     from service.log import configure
 
@@ -342,7 +346,7 @@ def pushlog() -> None:
 @listen.command()
 def pulse() -> None:
     """Read pressed buttons, task events and announced pushes from Pulse, and forward them."""
-    lean.load_httpx()
+    lean.load_for_listener("pika")
     from listeners.pulse import main as run
     from service.log import configure
 

@@ -13,7 +13,7 @@ from service.contract.events import Verdict
 from service.contract.validation import NOT_UNDERSTOOD, reason_of
 from service.errors import Problem
 from service.sanitize import escape_unstorable, parse, raw_elements
-from service.store.database import INSERT, Session
+from service.store.database import Session, insert_of
 from service.store.models import DeadLetter
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ async def store_letters(session: Session, letters: list[DeadLetter]) -> None:
     """Store the letters that are not stored yet, in the caller's transaction."""
     if not letters:
         return
-    insert = INSERT[session.get_bind().dialect.name]
+    insert = insert_of(session.get_bind().dialect.name)
     # sorted, so that two batches with the same letters never wait in a circle
     rows = [letter.model_dump(exclude={"id"}) for letter in sorted(letters, key=lambda letter: letter.digest or "")]
     new = await session.exec(insert(DeadLetter).values(rows).on_conflict_do_nothing().returning(col(DeadLetter.digest)))

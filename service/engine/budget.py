@@ -4,12 +4,11 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
-from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 
 from service import clock
 from service.settings import Environment
-from service.store.database import Session, insert_new
+from service.store.database import Session, insert_new, insert_of
 from service.store.models import Budget
 
 ANY_RATE = 1_000_000.0
@@ -63,7 +62,7 @@ def lock(connection: Connection, names: list[str], at: datetime) -> None:
     if missing := sorted(set(names) - set(connection.scalars(query))):
         # empty: what was spent just before is not known
         rows = [{"name": name, "tokens": 0, "at": at} for name in missing]
-        connection.execute(insert(Budget).on_conflict_do_nothing(), rows)
+        connection.execute(insert_of("postgresql")(Budget).on_conflict_do_nothing(), rows)
         connection.scalars(query).all()
 
 

@@ -244,7 +244,7 @@ async def _load_unsettled(session: Session, identities: Collection[str]) -> defa
     groups: defaultdict[str, list[Delivery]] = defaultdict(list)
     deliveries = await session.exec(
         select(Delivery)
-        .where(col(Delivery.digest).in_(identities), UNSETTLED, col(Delivery.at) > now() - REDELIVERED_WITHIN)
+        .where(col(Delivery.digest).in_(identities), text(UNSETTLED), col(Delivery.at) > now() - REDELIVERED_WITHIN)
         .order_by(col(Delivery.stamp))
     )
     for delivery in deliveries:

@@ -5,10 +5,10 @@ first, last or never. A run only goes forward (`Stage`): a later stage replaces 
 earlier one that comes late is dropped. No upstream is called here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import structlog
@@ -23,7 +23,7 @@ from service.contract.validation import named_pattern
 from service.flow.tasks.definition import SlugId
 from service.flow.tasks.routes import parse_route
 from service.settings import Settings
-from service.store.database import INSERT, Session, Utc
+from service.store.database import Session, Utc, insert_of
 from service.store.models import NOBODY, JobReport, Stage, State, job_lane
 
 log = structlog.get_logger()
@@ -211,11 +211,13 @@ async def upsert(session: Session, rows: Iterable[ReportRow], at: datetime) -> N
     by_name = connection.dialect.name == "postgresql"
     in_order: list[Any] = [newest[key]._asdict() if by_name else newest[key] for key in sorted(newest)]
     values = {"rows": to_json(in_order).decode(), "at": at}
-    await connection.execute(_UPSERT[connection.dialect.name], values)
+    await connection.execute(_upsert(connection.dialect.name), values)
 
 
-def _upsert(insert: Any, given: Any) -> Any:
-    """Return the statement for rows in `given`, whose columns are the fields of `ReportRow`."""
+@cache
+def _upsert(dialect: str) -> Any:
+    """Return the statement of a dialect that records rows of JSON."""
+    given = _of_postgresql() if dialect == "postgresql" else _of_sqlite()
     table: Table = JobReport.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
     at, skipped = bindparam("at", type_=Utc), given.refused.is_not(None)
     values = {
@@ -232,7 +234,7 @@ def _upsert(insert: Any, given: Any) -> Any:
     }
     # SQLite needs a condition, or takes ON CONFLICT for one of a join
     read = select(*(value.label(name) for name, value in values.items())).where(true())
-    statement = insert(table).from_select(list(values), read, include_defaults=False)
+    statement = insert_of(dialect)(table).from_select(list(values), read, include_defaults=False)
     new, old = statement.excluded, table.c
     idle = old.due_at.is_(None)
     return statement.on_conflict_do_update(
@@ -270,12 +272,6 @@ def _of_postgresql() -> Any:
     columns: list[Any] = [column(name, types.get(name, Text)) for name in ReportRow._fields]
     rows = func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
     return rows.table_valued(*columns, name="given").render_derived(with_types=True).c
-
-
-_UPSERT: Mapping[str, Any] = {
-    "sqlite": _upsert(INSERT["sqlite"], _of_sqlite()),
-    "postgresql": _upsert(INSERT["postgresql"], _of_postgresql()),
-}
 
 
 _ACCEPTED = Verdict(verdict="accepted")

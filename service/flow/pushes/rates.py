@@ -10,12 +10,13 @@ the number of the answer that reduced it, or until its shift has ended.
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, select
 
 from service.settings import PollSettings
-from service.store.database import INSERT
+from service.store.database import insert_of
 from service.store.models import RateGrant
 
 _TABLE: Any = RateGrant.__table__  # type: ignore[attr-defined]  # SQLModel's own
@@ -25,13 +26,11 @@ _OF_HOSTS = select(_TABLE).where(_TABLE.c.host.in_(bindparam("hosts", expanding=
 _ENDED = delete(_TABLE).where(_TABLE.c.listener == bindparam("of_listener"), _TABLE.c.host == bindparam("of_host"))
 
 
-def _upsert(insert: Any) -> Any:
-    granted = insert(_TABLE)
+@cache
+def _upsert(dialect: str) -> Any:
+    granted = insert_of(dialect)(_TABLE)
     new = {name: granted.excluded[name] for name in ("answer", "rate", "counted", "ends_at")}
     return granted.on_conflict_do_update(index_elements=["listener", "host"], set_=new)
-
-
-_GRANTED = {dialect: _upsert(insert) for dialect, insert in INSERT.items()}
 
 
 def reserved_rate(settings: PollSettings) -> float:
@@ -118,7 +117,7 @@ def write(connection: Connection, rates: Rates, hosts: Collection[str]) -> None:
         if host in hosts
     ]
     if rows:
-        connection.execute(_GRANTED[connection.dialect.name], rows)
+        connection.execute(_upsert(connection.dialect.name), rows)
 
 
 def give_back(connection: Connection, rates: Rates) -> None:

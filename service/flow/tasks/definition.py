@@ -117,7 +117,7 @@ def _alias(name: str) -> str:
     return TaskDefinition.model_fields[name].alias or name
 
 
-@functools.lru_cache(maxsize=10_000)  # the tasks of a group have most of their dates in common
+@functools.lru_cache(maxsize=1_000)  # the tasks of a group have most of their dates in common
 def parse_date(text: str) -> datetime:
     """Parse a date of a definition. Raises ValueError.
 
@@ -216,7 +216,7 @@ def _change_artifacts(payload: Any, change: Callable[[dict[str, Any]], dict[str,
     return {**payload, "artifacts": changed}
 
 
-@functools.lru_cache(maxsize=10_000)
+@functools.lru_cache(maxsize=1_000)
 def _move_date(text: str, delta: timedelta) -> str:
     """Return a date moved by `delta`. Raises ValueError."""
     try:

@@ -87,10 +87,7 @@ KEYSET_ALONE = re.compile(r"WHERE (\w+\.deleted_at IS NULL AND )?\w+\.id [<>] \S
 Anything else that goes along a key may read the whole table for what it filters; along a partial index, it may not."""
 
 PARTIAL = {
-    index.name
-    for table in SQLModel.metadata.tables.values()
-    for index in table.indexes
-    if index.dialect_options["sqlite"]["where"] is not None
+    index.name for table in SQLModel.metadata.tables.values() for index in table.indexes if "where" in index.info
 }
 
 
