@@ -1,7 +1,8 @@
 """Routes that take events of listeners: they store, answer, and call no upstream."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -55,8 +56,9 @@ async def take_pushes(request: Request, services: ServicesDep) -> Verdicts:
         chosen = {id(step) for step in taken}
         worker.begin(taken, [owner for step, owner in zip(new, owners, strict=True) if id(step) in chosen], storing)
 
-    def claim(new: Sequence[PushStep], owners: Sequence[Any]) -> None:
-        asyncio.run_coroutine_threadsafe(begin(new, owners), loop).result(LOOP_ANSWERS)  # which alone uses the worker
+    def claim(new: Sequence[PushStep], owners: Sequence[Any]) -> Callable[[], object]:
+        begun = asyncio.run_coroutine_threadsafe(begin(new, owners), loop)  # which alone uses the worker
+        return partial(begun.result, LOOP_ANSWERS)
 
     def write(connection: Connection) -> Stored:
         return store_new(connection, services.settings, list(batch.parsed.values()), claim)

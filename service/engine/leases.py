@@ -33,6 +33,7 @@ from service.store.commits import Fence, FencedError, Statement
 from service.store.database import Database, Session, Utc, insertion
 from service.store.distinct import distinct_of
 from service.store.models import Notice, State, Work, work_tables
+from service.store.rows import set_values
 from service.store.wakeups import Topic
 
 log = structlog.get_logger()
@@ -404,7 +405,10 @@ def _claim_of(model: type[Work], shares: int) -> Any:
 def preclaim(items: Iterable[Work], duration: timedelta, holder: str | None = None) -> None:
     """Lease work that the caller is about to store, so that nobody has to look for it."""
     for item in items:
-        item.fencing_token, item.attempts, item.due_at, item.holder = 1, 1, now() + duration, holder
+        if item.id is None:  # so no session has it
+            set_values(item, fencing_token=1, attempts=1, due_at=now() + duration, holder=holder)
+        else:
+            item.fencing_token, item.attempts, item.due_at, item.holder = 1, 1, now() + duration, holder
 
 
 async def renew(session: Session, held: Iterable[Lease[Any]], duration: timedelta) -> list[Lease[Any]]:

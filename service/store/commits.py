@@ -3,21 +3,24 @@
 A transaction costs far more than the statements of a small write. Writes that arrive during a commit share the next
 transaction, so a write costs less the busier the service is. A single write does not wait, unless it is in no hurry:
 then it waits for another one, for `PATIENCE` at most. The transactions run in a thread of their own, on a synchronous
-connection, which takes one hop for all statements of a transaction.
+connection that it keeps, which takes one hop for all statements of a transaction. It is no executor, whose futures call
+as many functions for a hop as a statement does.
 """
 
 import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import cache
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Engine, Table, bindparam, select
+from sqlalchemy.exc import DBAPIError
 
 log = structlog.get_logger()
 
@@ -61,6 +64,75 @@ class _Write:
     done: asyncio.Future[Any]
 
 
+Results = list[tuple[Any, Exception | None]]
+"""For each write what it returned, or its error."""
+
+
+class _CommitThread:
+    """A thread that writes in transactions, one after the other, and keeps its connection from one to the next."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+        self._jobs: SimpleQueue[tuple[Sequence[_Write], asyncio.Future[Results]] | None] = SimpleQueue()
+        self._thread: Thread | None = None
+
+    def commit(self, writes: Sequence[_Write]) -> asyncio.Future[Results]:
+        """Begin to write in one transaction. If that fails, each write has one of its own."""
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="commit", daemon=True)
+            self._thread.start()
+        done: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
+        self._jobs.put((writes, done))
+        return done
+
+    def close(self) -> None:
+        """End the thread after what was begun, and close its connection."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            writes, done = job
+            results = self._commit(writes)
+            with suppress(RuntimeError):  # the event loop was closed meanwhile, so nobody waits
+                done.get_loop().call_soon_threadsafe(_settle, done, results)
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _commit(self, writes: Sequence[_Write]) -> Results:
+        """Write in one transaction. If it fails, retry each write alone, so that none fails because of another."""
+        kept = self._connection is not None
+        try:
+            self._connection = connection = self._connection or self._engine.connect()
+        except Exception as error:  # noqa: BLE001 - raised to each caller: the database cannot be reached
+            return [(None, error) for _ in writes]
+        written = False
+        try:
+            with connection.begin():
+                results = _write(connection, writes)
+                written = True
+        except Exception as error:  # noqa: BLE001 - raised to the caller of the write
+            self._drop()
+            if kept and not written and isinstance(error, DBAPIError) and error.connection_invalidated:
+                return self._commit(writes)  # the server has ended the connection, perhaps long ago
+            if len(writes) == 1:
+                return [(None, error)]
+            log.info("group-commit-split", writes=len(writes), error=type(error).__name__)
+            return [result for write in writes for result in self._commit([write])]
+        return results
+
+
+def _settle(done: asyncio.Future[Results], results: Results) -> None:
+    if not done.cancelled():
+        done.set_result(results)
+
+
 class GroupCommit:
     """A queue of writes that run in shared transactions. `turn` excludes this process's other writers meanwhile."""
 
@@ -68,17 +140,18 @@ class GroupCommit:
         self._engine = engine
         self._turn = turn
         self._pending: dict[str, deque[_Write]] = {}  # by share, in the order of their turns
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._thread = _CommitThread(engine)
         self._runner: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()  # set while a pending write need not wait for another one
 
     async def run(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
         """Call `write` in a transaction, and return its result after the commit.
 
-        `write` runs in another thread. It runs a second time if the transaction failed because of another write. If it
-        raises, none of its statements is committed, and the error is raised here. Shares take turns. A write that
-        locks rows must have a transaction of its own (`MAX_ROWS`), so that transactions cannot deadlock. It has the
-        caller's context variables: the id of the request in the log, and the trace.
+        `write` runs in another thread. It runs a second time if the transaction failed because of another write, or if
+        the connection that was kept is gone. If it raises, none of its statements is committed, and the error is raised
+        here. Shares take turns. A write that locks rows must have a transaction of its own (`MAX_ROWS`), so that
+        transactions cannot deadlock. It has the caller's context variables: the id of the request in the log, and the
+        trace.
         """
         context = contextvars.copy_context()
 
@@ -112,7 +185,7 @@ class GroupCommit:
         """Wait for pending writes, and close the connection."""
         if self._runner is not None:
             await self._runner
-        self._thread.shutdown()
+        self._thread.close()
         self._engine.dispose()
 
     async def _run(self) -> None:
@@ -129,7 +202,7 @@ class GroupCommit:
                 writes = self._next()
                 if not self._pending:
                     self._hurry.clear()
-                results = await loop.run_in_executor(self._thread, self._commit, writes) if writes else []
+                results = await self._thread.commit(writes) if writes else []
             for write, (result, error) in zip(writes, results, strict=True):
                 if write.done.cancelled():
                     continue
@@ -158,27 +231,12 @@ class GroupCommit:
                 rows += max(write.rows, 1)
         return writes
 
-    def _commit(self, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:
-        """Write in one transaction. If it fails, retry each write alone, so that none fails because of another."""
-        try:
-            connection = self._engine.connect()
-        except Exception as error:  # noqa: BLE001 - raised to each caller: the database cannot be reached
-            return [(None, error) for _ in writes]
-        try:
-            with connection, connection.begin():
-                return _write(connection, writes)
-        except Exception as error:  # noqa: BLE001 - raised to the caller of the write
-            if len(writes) == 1:
-                return [(None, error)]
-            log.info("group-commit-split", writes=len(writes), error=type(error).__name__)
-            return [result for write in writes for result in self._commit([write])]
 
-
-def _write(connection: Connection, writes: Sequence[_Write]) -> list[tuple[Any, Exception | None]]:
+def _write(connection: Connection, writes: Sequence[_Write]) -> Results:
     if len(writes) == 1 and writes[0].fence is not None:
         return [(_write_alone(connection, writes[0].statements), None)]
     intact = _lock_intact(connection, [write.fence for write in writes if write.fence is not None])
-    results: list[tuple[Any, Exception | None]] = []
+    results: Results = []
     fenced: list[tuple[list[int], Sequence[Statement]]] = []
     for write in writes:
         if write.run is not None:

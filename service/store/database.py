@@ -29,6 +29,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from service import clock
 from service.clock import check_wall_clock, now
 from service.store.commits import MAX_ROWS, Fence, GroupCommit, Statement
+from service.store.rows import set_values
 from service.store.wakeups import CHANNEL, Topic, Wakeups
 
 log = structlog.get_logger()
@@ -117,10 +118,12 @@ class Database:
                 connect_args={"timeout": 30, "async_creator_fn": sqlite.connect},
                 hide_parameters=True,
             )
-            _prepare_sqlite(self.engine.sync_engine)
+            _set_pragmas(self.engine.sync_engine)
+            event.listen(self.engine.sync_engine, "begin", _begin)
             group = create_engine(sync_url(url), connect_args={"timeout": 30}, hide_parameters=True)
-            _prepare_sqlite(group)
-            group = group.execution_options(immediate=True)
+            _set_pragmas(group)
+            # not by an event: SQLAlchemy would look for events at each statement, which takes as long as some of them
+            group.dialect.do_begin = _begin_immediately  # type: ignore[assignment,method-assign]  # of this engine alone
         else:
             options: dict[str, Any] = {"max_overflow": 0, "pool_pre_ping": True, "hide_parameters": True}
             self.engine = create_async_engine(url, pool_size=pool, **options)
@@ -228,7 +231,7 @@ def make_private(url: str) -> None:
             os.close(descriptor)
 
 
-def _prepare_sqlite(engine: Engine) -> None:
+def _set_pragmas(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def pragmas(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # sqlite3 begins no transaction by itself: `begin` below does
@@ -237,10 +240,14 @@ def _prepare_sqlite(engine: Engine) -> None:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        immediate = connection.get_execution_options().get("immediate")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+def _begin(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get("immediate")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _begin_immediately(connection: Any) -> None:
+    connection.execute("BEGIN IMMEDIATE")
 
 
 def insert_of(dialect: str) -> Any:
@@ -267,10 +274,10 @@ def insert_rows(connection: Connection, rows: Sequence[SQLModel]) -> None:
         return
     table = SQLModel.metadata.tables[str(type(rows[0]).__tablename__)]
     names = [column.key for column in table.columns if column.key != "id"]
-    values = [{name: getattr(row, name) for name in names} for row in rows]
+    values = [{name: vars(row).get(name) for name in names} for row in rows]  # each attribute read takes as long
     ids = connection.execute(_insert_for_ids(type(rows[0])), values).scalars()
     for row, number in zip(rows, ids, strict=True):
-        row.id = number
+        set_values(row, id=number)
 
 
 @cache

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import inspect
+from sqlalchemy.orm.state import InstanceState
 from sqlmodel import SQLModel
 
 M = TypeVar("M", bound=SQLModel)
@@ -20,8 +21,9 @@ def new_row(model: type[M], **values: Any) -> M:
     Raises TypeError for a value of no column, and for a column that has neither value nor default.
     """
     manager, defaults, factories, columns = _table(model)
-    row: M = manager.new_instance()
+    row: M = model.__new__(model)
     attributes = vars(row)
+    attributes[manager.STATE_ATTR] = InstanceState(row, manager)  # as `new_instance` does by SQLModel's `__setattr__`
     attributes.update(defaults)
     attributes.update(values)
     for name, factory in factories:
@@ -31,6 +33,11 @@ def new_row(model: type[M], **values: Any) -> M:
         unknown, missing = sorted(values.keys() - columns), sorted(columns - attributes.keys())
         raise TypeError(f"{model.__name__}: no columns {unknown}, and no values of {missing}")
     return row
+
+
+def set_values(row: SQLModel, **values: Any) -> None:
+    """Set columns of a row that no session has, without SQLModel's `__setattr__`, which takes 3 µs each."""
+    vars(row).update(values)
 
 
 @cache

@@ -27,7 +27,7 @@ from service.services import Services
 from service.settings import Settings
 from service.store.database import Session, insert_rows
 from service.store.models import DeadLetter, Push, PushStep, Repository, State, StepKind, share_of
-from service.store.rows import new_row
+from service.store.rows import new_row, set_values
 
 log = structlog.get_logger()
 
@@ -86,7 +86,7 @@ class _RepositoryBatch:
 
     def changeable(self) -> dict[str, Any]:
         """Return the present values of the columns that events change."""
-        return {name: getattr(self.repository, name) for name in _CHANGEABLE}
+        return {name: vars(self.repository)[name] for name in _CHANGEABLE}
 
 
 Stored = tuple[list[Verdict], list[PushStep]]
@@ -104,8 +104,10 @@ async def store(
     return await session.run_sync(write)
 
 
-Claim = Callable[[Sequence[PushStep], Sequence[tuple[Push, Repository]]], object]
-"""Is called with the steps to be done and what each belongs to, before they are stored, and may lease them."""
+Claim = Callable[[Sequence[PushStep], Sequence[tuple[Push, Repository]]], Callable[[], object]]
+"""Is called with the steps to be done and what each belongs to, before they are stored, and begins to lease them.
+
+What it returns waits until that is done."""
 
 
 def store_new(
@@ -214,7 +216,7 @@ def _store_event(
     push = push_of(repository, entry)
     batch.stored[entry.id] = _StoredPush(push.revision, push.nodes)
     batch.new.append(push)
-    repository.last_push_at = now()
+    set_values(repository, last_push_at=now())
     _advance_cursor(repository, event.since, entry.id, revision)
     return Verdict(verdict="accepted")
 
@@ -241,7 +243,7 @@ def _store_oversized(connection: Connection, repository: Repository, event: Over
 
 def _advance_cursor(repository: Repository, since: int, push_id: int, revision: str | None) -> None:
     if since <= repository.last_push_id < push_id:
-        repository.last_push_id, repository.last_changeset = push_id, revision
+        set_values(repository, last_push_id=push_id, last_changeset=revision)
 
 
 def suspect_reset(repository: Repository, why: str) -> None:
@@ -257,11 +259,13 @@ def _insert_pushes(
     """Insert pushes and their steps; return the steps that are to be done."""
     steps = [(step, push, repository) for repository, push in new for step in _steps(settings, repository, push)]
     to_do = [of_step for of_step in steps if of_step[0].due_at is not None]
-    if claim is not None:
-        claim([step for step, _, _ in to_do], [(push, repository) for _, push, repository in to_do])
+    owners = [(push, repository) for _, push, repository in to_do]
+    claimed = claim([step for step, _, _ in to_do], owners) if claim and to_do else None
     insert_rows(connection, [push for _, push in new])
+    if claimed is not None:
+        claimed()
     for step, push, _ in steps:
-        step.push_id = push.id or 0
+        set_values(step, push_id=push.id)
     insert_rows(connection, [step for step, _, _ in steps])
     for repository, push in new:
         log.info("push-stored", repository=repository.alias, push=push.push_id, revision=push.revision)

@@ -32,7 +32,7 @@ _SET_DEFINITION = (
 
 async def store_plan(lease: Lease[Any], plan: list[PlannedTask], **values: Any) -> list[PlannedTask]:
     """Store a plan or a part of it, and set `values` on its work. A large one gets a transaction of its own."""
-    rows = [{column.key: getattr(task, column.key) for column in _PLANNED.c} for task in plan]
+    rows = [{column.key: vars(task)[column.key] for column in _PLANNED.c} for task in plan]
     await _execute(lease, _INSERT, rows, values)
     return plan
 

@@ -5,9 +5,10 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import col, select, update
 
 from service.clock import now
@@ -103,7 +104,6 @@ async def test_a_write_that_fails_fails_alone(database: Database) -> None:
 async def test_without_a_connection_all_fail_after_one_attempt(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transactions = Transactions(database)
     attempts = 0
 
     def away(_: Any) -> None:
@@ -111,19 +111,14 @@ async def test_without_a_connection_all_fail_after_one_attempt(
         attempts += 1
         raise ConnectionRefusedError("nobody is there")
 
-    first = asyncio.create_task(database.commit(transactions.write("first"), "a"))
-    await transactions.begin()
-    others = [asyncio.create_task(database.commit(insert(str(number)), "a")) for number in range(5)]
-    await asyncio.sleep(0)
     with monkeypatch.context() as broken:
         broken.setattr(type(database.engines[1]), "connect", away)
-        transactions.go.set()
-        assert await first == "first"
-        outcomes = await asyncio.gather(*others, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ConnectionRefusedError] * 5
-    assert attempts == 1
+        writes = [asyncio.create_task(database.commit(insert(str(number)), "a")) for number in range(6)]
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConnectionRefusedError] * 6
+    assert attempts <= 2, "the first may have gone alone"
     assert await database.commit(insert("back"), "a") == "back"
-    assert await names(database) == {"first", "back"}
+    assert await names(database) == {"back"}
 
 
 async def test_nothing_is_committed_of_a_write_that_raises(database: Database) -> None:
@@ -180,13 +175,61 @@ async def postgresql(postgres_url: str) -> AsyncIterator[Database]:
 
 
 async def test_a_connection_that_was_cut_costs_nothing(postgresql: Database) -> None:
+    pid = await postgresql.commit(backend, "a")
     await postgresql.commit(insert("before"), "a")
+    assert await postgresql.commit(backend, "a") == pid, "it is kept"
     async with postgresql.writing() as session:
         connection = await session.connection()
         others = "datname = current_database() AND pid <> pg_backend_pid()"
         await connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
     assert await postgresql.commit(insert("after"), "a") == "after"
     assert await names(postgresql) == {"before", "after"}
+
+
+def backend(connection: Connection) -> int:
+    """Return the number of the server's process for this connection."""
+    return int(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+
+def end_backend(url: str, pid: int) -> None:
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as other:
+        assert other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid]).fetchone() == (True,)
+
+
+async def test_a_connection_that_ends_during_a_write_is_replaced_once(postgresql: Database, postgres_url: str) -> None:
+    await postgresql.commit(backend, "a")
+    ended: list[int] = []
+
+    def write(connection: Connection) -> None:
+        ended.append(backend(connection))
+        end_backend(postgres_url, ended[-1])
+        insert("lost")(connection)
+
+    with pytest.raises(OperationalError):
+        await postgresql.commit(write, "a")
+    assert len(set(ended)) == 2
+    assert await names(postgresql) == set()
+    assert await postgresql.commit(insert("next"), "a") == "next"
+
+
+async def test_a_write_whose_commit_was_lost_does_not_happen_twice(
+    postgresql: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = await postgresql.commit(backend, "a")
+    engine = postgresql.engines[1]
+    commit = engine.dialect.do_commit
+
+    def commit_and_lose(connection: Any) -> None:
+        commit(connection)
+        connection.dbapi_connection.close()
+        raise psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.dialect, "do_commit", commit_and_lose)
+        with pytest.raises(OperationalError):
+            await postgresql.commit(insert("once"), "a")
+    assert await names(postgresql) == {"once"}
+    assert await postgresql.commit(backend, "a") != pid
 
 
 # What holders write
