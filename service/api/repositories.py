@@ -40,8 +40,9 @@ from service.flow.pushes.urls import canonical_url
 from service.sanitize import escape_unstorable
 from service.services import Services
 from service.settings import Settings
-from service.store.database import Session
+from service.store.database import Session, wake_after
 from service.store.models import Action, AuditEvent, Push, PushStep, Repository
+from service.store.wakeups import Topic
 
 log = structlog.get_logger()
 router = APIRouter(prefix=f"{API}/repositories", tags=["repositories"], route_class=Route)
@@ -286,6 +287,7 @@ async def delete_repository(
     pushes = await load_pushes(session, of_pushes)
     work = [*((step, pushes[step.push_id]) for step in of_pushes), *((action, None) for action in of_tasks)]
     session.add_all(leases.bury(work, f"the repository was deleted by {caller.name}"))
+    wake_after(session, Topic.WORK)  # the failures of what was buried are to be shown
     repository.deleted_at = now()
     poll.end_shift(repository)
     record(session, AuditEvent.REPOSITORY_DELETED, caller, repository=alias, buried=unfinished)

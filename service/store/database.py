@@ -155,6 +155,8 @@ class Database:
         async with self._turn, self._sessions() as session, session.begin():
             await session.connection(execution_options={"immediate": True})
             yield session
+        for topic in session.info.get(_WAKE, ()):
+            self.wakeups.wake(topic)
 
     async def commit(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
         """Call `write` in a transaction that it may share with other writes; see `GroupCommit.run`."""
@@ -202,6 +204,9 @@ class Database:
         await self.engine.dispose()
 
 
+_WAKE = "topics to wake after the commit"
+"""Key of a session's own information."""
+
 _NOTIFY = text("SELECT pg_notify(:channel, :topic)")
 
 PRIVATE = 0o600
@@ -248,6 +253,11 @@ def _begin(connection: Connection) -> None:
 
 def _begin_immediately(connection: Any) -> None:
     connection.execute("BEGIN IMMEDIATE")
+
+
+def wake_after(session: Session, topic: Topic) -> None:
+    """Wake those who wait for this work once the session of `Database.writing` has committed."""
+    session.info.setdefault(_WAKE, set()).add(topic)
 
 
 def insert_of(dialect: str) -> Any:

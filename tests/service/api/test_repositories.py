@@ -11,6 +11,7 @@ from service.clients.hg import HttpHg
 from service.errors import PermanentUpstreamError, Unavailable
 from service.flow.actions.receive import new_action
 from service.store.models import Action, Notice, PushStep, Source, State, StepKind
+from service.store.wakeups import Topic
 from tests.service.asgi import READER, WRITER, Api, is_problem, node, push_event
 
 MC = {"alias": "mc", "url": "https://hg.mozilla.org/mozilla-central", "level": "1"}
@@ -404,7 +405,10 @@ async def test_unfinished_actions_are_unfinished_work_too(api: Api) -> None:
             session.add(action)
     answer = await api.delete("/repositories/mc")
     assert is_problem(answer, 409, "0 steps", "1 actions", "force=true")["unfinished"] == 1
+    woken = api.database.wakeups.subscribe(Topic.WORK)
+    woken.clear()
     assert (await api.delete("/repositories/mc", params={"force": "true"}, token=WRITER)).status_code == 204
+    assert woken.is_set(), "the notice is due"
     async with api.database.reading() as session:
         buried, done, others = await session.exec(select(Action).order_by(col(Action.id)))
         (notice,) = await session.exec(select(Notice))
