@@ -10,6 +10,7 @@ import typer
 
 from service import lean  # before any other module imports what it leaves out
 from service.commands import USAGE, Commands
+from service.listen import run as run_listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -336,23 +337,10 @@ def downgrade(
 @listen.command()
 def pushlog() -> None:
     """Poll the pushlogs of the monitored repositories, and forward new pushes."""
-    lean.load_for_listener()
-    from listeners.pushlog import main as run
-    from service.log import configure
-
-    raise typer.Exit(run(lambda settings: configure(settings.log_level, settings.log_json, settings.sentry_dsn)))
+    raise typer.Exit(run_listener("pushlog"))
 
 
 @listen.command()
 def pulse() -> None:
     """Read pressed buttons, task events and announced pushes from Pulse, and forward them."""
-    lean.load_for_listener("pika")
-    from listeners.pulse import main as run
-    from service.log import configure
-
-    raise typer.Exit(run(lambda settings: configure(settings.log_level, settings.log_json, settings.sentry_dsn)))
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
+    raise typer.Exit(run_listener("pulse"))

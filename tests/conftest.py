@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 import pytest
 import structlog
+import taskcluster  # noqa: F401 - whole, before `service.lean` leaves out of it what the service does not use
 
 from tests.private_servers import MissingServiceError, PrivateBroker, find_browser, find_faketime, find_promtool
 from tests.published_schemas import VARIABLE, has_published_schemas, published_folder

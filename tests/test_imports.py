@@ -44,8 +44,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "service.server": BASE,
     "service.web": TOP | {"service.web"},
     "service.app": TOP | {"service.web"},
-    "service.cli": TOP | {"service.app", "service.commands", "service.describe", "service.server", "listeners"},
-    "service.__main__": frozenset({"service.cli"}),
+    "service.listen": BASE | {"listeners"},
+    "service.cli": TOP
+    | {"service.app", "service.commands", "service.describe", "service.listen", "service.server", "listeners"},
+    "service.__main__": frozenset({"service.cli", "service.listen"}),
     "listeners": frozenset({"listeners", "service.contract"}),
     # of the clients, the names that the service publishes under
     "sandbox": frozenset({"sandbox", "listeners", "service.clients", "service.contract"}),

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import sys
-import service.cli, service.lean
+import service.lean
 {load}  # as the command does
 import {module}
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
@@ -21,9 +21,9 @@ OF_TRACES = ("google", "wrapt")
 def loaded(module: str) -> set[str]:
     """Return the libraries that a process has loaded after running this code."""
     load = {
-        "listeners.pushlog": "service.lean.load_for_listener()",
-        "listeners.pulse": "service.lean.load_for_listener('pika')",
-        "service.app": "service.lean.load_uvicorn(); import uvicorn",
+        "listeners.pushlog": "import service.__main__; service.lean.load_for_listener()",
+        "listeners.pulse": "import service.__main__; service.lean.load_for_listener('pika')",
+        "service.app": "import service.cli; service.lean.load_uvicorn(); import uvicorn",
     }[module]
     command = [sys.executable, "-c", PROGRAM.format(module=module, load=load)]
     return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
@@ -44,6 +44,7 @@ def test_a_listener_has_nothing_of_the_service_s_nor_of_the_commands(listener: s
         "psycopg",
         "jsone",
         "asyncio",
+        "typer",
     }
     assert not libraries & {"opentelemetry", *OF_TRACES}, "no endpoint is configured"
 
