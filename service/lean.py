@@ -2,8 +2,9 @@
 
 httpx has a command, and structlog has coloured tracebacks, which they load if rich and click are installed. Both are,
 because our commands print tables. A service or a listener does not use them, and saves 5 MB of memory. structlog also
-has loggers for greenlets, which SQLAlchemy brings along: without those, a listener saves 1 MB. It has no event loop
-either, for which structlog, pydantic-settings and pika load asyncio: 1 MB.
+has loggers for greenlets, which SQLAlchemy brings along: without those, a listener saves 1 MB. A listener has no event
+loop either, for which structlog, pydantic-settings and pika load asyncio: 1 MB. So nothing may use what structlog has
+for event loops, such as `ainfo`; a service, which has one, does not.
 
 Taskcluster's library has synchronous clients, for which it loads requests: the service uses the asynchronous ones, and
 saves 5 MB. FastAPI refuses models of pydantic's first version, for which it loads that: the service has none, and saves
@@ -60,15 +61,23 @@ def _left_out(*names: str) -> Iterator[None]:
         yield
 
 
-with _hidden(), _left_out("asyncio"):
-    import structlog  # noqa: F401 - before any other module does
+def _load(name: str) -> None:
+    """Import a library without what is for terminals, and for event loops unless this release uses that at once."""
+    with _hidden():
+        try:
+            with _left_out("asyncio"):
+                import_module(name)
+        except (ImportError, AttributeError):
+            import_module(name)
+
+
+_load("structlog")  # before any other module does
 
 
 def load_for_listener(*more: str) -> None:
     """Import the libraries of a listener. Call it before anything else imports them. `more` are its own ones."""
-    with _hidden(), _left_out("asyncio"):
-        for name in ("httpx", "pydantic_settings", *more):
-            import_module(name)
+    for name in ("httpx", "pydantic_settings", *more):
+        _load(name)
 
 
 @contextmanager

@@ -405,7 +405,7 @@ def _claim_of(model: type[Work], shares: int) -> Any:
 def preclaim(items: Iterable[Work], duration: timedelta, holder: str | None = None) -> None:
     """Lease work that the caller is about to store, so that nobody has to look for it."""
     for item in items:
-        if item.id is None:  # so no session has it
+        if item.id is None:  # not stored yet: an insert takes what it finds then
             set_values(item, fencing_token=1, attempts=1, due_at=now() + duration, holder=holder)
         else:
             item.fencing_token, item.attempts, item.due_at, item.holder = 1, 1, now() + duration, holder

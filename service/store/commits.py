@@ -64,7 +64,7 @@ class _Write:
     done: asyncio.Future[Any]
 
 
-Results = list[tuple[Any, Exception | None]]
+Results = list[tuple[Any, BaseException | None]]
 """For each write what it returned, or its error."""
 
 
@@ -76,29 +76,49 @@ class _CommitThread:
         self._connection: Connection | None = None
         self._jobs: SimpleQueue[tuple[Sequence[_Write], asyncio.Future[Results]] | None] = SimpleQueue()
         self._thread: Thread | None = None
+        self._closed = False
 
     def commit(self, writes: Sequence[_Write]) -> asyncio.Future[Results]:
         """Begin to write in one transaction. If that fails, each write has one of its own."""
-        if self._thread is None:
-            self._thread = Thread(target=self._work, name="commit", daemon=True)
-            self._thread.start()
         done: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
-        self._jobs.put((writes, done))
+        try:
+            self._start()
+        except RuntimeError as error:
+            done.set_result([(None, error) for _ in writes])
+        else:
+            self._jobs.put((writes, done))
         return done
 
+    def _start(self) -> None:
+        """Start the thread with the first job. Raises RuntimeError after `close`, or without a free thread."""
+        if self._closed:
+            raise RuntimeError("the database was closed")
+        if self._thread is None:
+            thread = Thread(target=self._work, name="commit", daemon=True)
+            thread.start()
+            self._thread = thread
+
     def close(self) -> None:
-        """End the thread after what was begun, and close its connection."""
+        """End the thread after what was begun, and return its connection to the pool."""
+        self._closed = True
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            writes, done = job
-            results = self._commit(writes)
-            with suppress(RuntimeError):  # the event loop was closed meanwhile, so nobody waits
-                done.get_loop().call_soon_threadsafe(_settle, done, results)
+            self._do(*job)
+            del job  # while it waits for the next one, it keeps nothing of this one in memory
         self._drop()
+
+    def _do(self, writes: Sequence[_Write], done: asyncio.Future[Results]) -> None:
+        try:
+            results = self._commit(writes)
+        except BaseException as error:  # noqa: BLE001 - raised to each caller: without this thread, all would wait for ever
+            self._connection = None
+            results = [(None, error) for _ in writes]
+        with suppress(RuntimeError):  # the event loop was closed meanwhile, so nobody waits
+            done.get_loop().call_soon_threadsafe(_settle, done, results)
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -119,10 +139,11 @@ class _CommitThread:
                 written = True
         except Exception as error:  # noqa: BLE001 - raised to the caller of the write
             self._drop()
-            if kept and not written and isinstance(error, DBAPIError) and error.connection_invalidated:
+            lost = isinstance(error, DBAPIError) and error.connection_invalidated
+            if lost and kept and not written:
                 return self._commit(writes)  # the server has ended the connection, perhaps long ago
-            if len(writes) == 1:
-                return [(None, error)]
+            if len(writes) == 1 or (lost and written):  # they may be committed, and must not be twice
+                return [(None, error) for _ in writes]
             log.info("group-commit-split", writes=len(writes), error=type(error).__name__)
             return [result for write in writes for result in self._commit([write])]
         return results
@@ -137,7 +158,6 @@ class GroupCommit:
     """A queue of writes that run in shared transactions. `turn` excludes this process's other writers meanwhile."""
 
     def __init__(self, engine: Engine, turn: AbstractAsyncContextManager[Any]) -> None:
-        self._engine = engine
         self._turn = turn
         self._pending: dict[str, deque[_Write]] = {}  # by share, in the order of their turns
         self._thread = _CommitThread(engine)
@@ -147,8 +167,8 @@ class GroupCommit:
     async def run(self, write: Callable[[Connection], T], share: str, rows: int = 1) -> T:
         """Call `write` in a transaction, and return its result after the commit.
 
-        `write` runs in another thread. It runs a second time if the transaction failed because of another write, or if
-        the connection that was kept is gone. If it raises, none of its statements is committed, and the error is raised
+        `write` runs in another thread. It runs again if the transaction failed because of another write, and if the
+        connection that was kept was gone. If it raises, none of its statements is committed, and the error is raised
         here. Shares take turns. A write that locks rows must have a transaction of its own (`MAX_ROWS`), so that
         transactions cannot deadlock. It has the caller's context variables: the id of the request in the log, and the
         trace.
@@ -182,11 +202,10 @@ class GroupCommit:
         return await done
 
     async def close(self) -> None:
-        """Wait for pending writes, and close the connection."""
+        """Wait for pending writes. The engine is the caller's."""
         if self._runner is not None:
             await self._runner
         self._thread.close()
-        self._engine.dispose()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

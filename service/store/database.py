@@ -201,6 +201,7 @@ class Database:
         await asyncio.to_thread(self._transactions.shutdown)  # they may wait for this event loop
         await self._group.close()
         await self._large.close()
+        self._alone.dispose()
         await self.engine.dispose()
 
 
@@ -239,7 +240,7 @@ def make_private(url: str) -> None:
 def _set_pragmas(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def pragmas(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # sqlite3 begins no transaction by itself: `begin` below does
+        connection.isolation_level = None  # sqlite3 begins no transaction by itself: the functions below do
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
             cursor.execute(f"PRAGMA {pragma}")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -144,3 +145,16 @@ context.set_default_verify_paths()
 print(len(context.get_ca_certs()) > 0)
 """
     assert run(program) == "0 True\nTrue\n"
+
+
+def test_a_library_that_needs_asyncio_at_once_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "newer.py").write_text("import asyncio\nclass Adapter(asyncio.Protocol): pass\n")
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import service.lean
+service.lean.load_for_listener("newer")
+import asyncio
+print(issubclass(sys.modules["newer"].Adapter, asyncio.Protocol))
+"""
+    assert run(program) == "True\n"

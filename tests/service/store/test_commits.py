@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -228,7 +229,11 @@ async def test_a_write_whose_commit_was_lost_does_not_happen_twice(
         broken.setattr(engine.dialect, "do_commit", commit_and_lose)
         with pytest.raises(OperationalError):
             await postgresql.commit(insert("once"), "a")
-    assert await names(postgresql) == {"once"}
+        transactions = Transactions(postgresql)
+        _, *shared = await transactions.ask(("a", "first", 1), ("a", "one", 1), ("a", "two", 1))
+        assert [type(outcome) for outcome in shared] == [OperationalError] * 2, "nobody knows"
+        assert transactions.ran == [["first"], ["one", "two"]]
+    assert await names(postgresql) == {"once", "first", "one", "two"}
     assert await postgresql.commit(backend, "a") != pid
 
 
@@ -254,8 +259,7 @@ async def test_holders_that_end_together_share_their_statements(database: Databa
     await asyncio.sleep(0)
     transactions.go.set()
     await asyncio.gather(first, *ends)
-    sent = [statement for statement in statements if statement[0] != "BEGIN"]  # which psycopg does by itself
-    assert sent == [("INSERT", False), ("SELECT", False), ("UPDATE", True)]
+    assert statements == [("INSERT", False), ("SELECT", False), ("UPDATE", True)]
     assert len(transactions.ran) == 2
     async with database.reading() as session:
         assert {step.state for step in await session.exec(select(PushStep))} == {State.DONE}
@@ -356,7 +360,7 @@ async def test_a_write_alone_needs_no_look_at_the_token_before(database: Databas
     event.listen(database.engines[1], "before_cursor_execute", note)
     await lease.finish(State.DONE, also=insertion([DeadLetter(kind="x", subject="x", reason="x")]))
     event.remove(database.engines[1], "before_cursor_execute", note)
-    assert [statement for statement in statements if statement != "BEGIN"] == ["UPDATE", "INSERT"]
+    assert statements == ["UPDATE", "INSERT"]
 
 
 async def test_a_write_alone_that_is_fenced_off_leaves_nothing(database: Database) -> None:
@@ -368,3 +372,58 @@ async def test_a_write_alone_that_is_fenced_off_leaves_nothing(database: Databas
     async with database.reading() as session:
         assert [step.state for step in await session.exec(select(PushStep))] == [State.PENDING]
         assert (await session.exec(select(DeadLetter))).all() == []
+
+
+class OutOfReasonError(BaseException):
+    """An error that is no Exception."""
+
+
+async def test_an_error_that_is_no_exception_ends_no_thread(database: Database) -> None:
+    def write(_: Connection) -> None:
+        raise OutOfReasonError
+
+    with pytest.raises(OutOfReasonError):
+        await database.commit(write, "a")
+    assert await database.commit(insert("next"), "a") == "next"
+    assert await names(database) == {"next"}
+
+
+async def test_what_was_written_is_not_kept_in_memory(database: Database) -> None:
+    class Large:
+        pass
+
+    def write(large: Large) -> Callable[[Connection], str]:
+        return lambda _: type(large).__name__
+
+    large = Large()
+    gone = weakref.ref(large)
+    assert await database.commit(write(large), "a") == "Large"
+    del large
+    for _ in range(100):
+        if gone() is None:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the thread that waits for the next write keeps the last one")
+
+
+async def test_a_write_after_the_end_is_an_error(database_url: str) -> None:
+    opened = Database(database_url)
+    await opened.commit(insert("last"), "a")
+    await opened.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        await opened.commit(insert("late"), "a")
+
+
+async def test_a_closed_database_has_no_connection(postgres_url: str) -> None:
+    opened = Database(postgres_url)
+    (lease,) = await held_steps(opened, 1)
+    await lease.commit([], rows=MAX_ROWS + 1)
+    await opened.commit(insert("small"), "a")
+    await opened.close()
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as other:
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        for _ in range(100):
+            if other.execute(others).fetchone() == (0,):
+                return
+            await asyncio.sleep(0.02)
+    pytest.fail("a connection is left")

@@ -1,6 +1,7 @@
 """Migrations up and down, in a checkout and in the wheel."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -46,6 +47,18 @@ def drift(connection: Connection) -> list[Any]:
 
 def test_models_and_migrations_do_not_drift(database_url: str) -> None:
     assert on(database_url, drift) == []
+
+
+def conditions(connection: Connection) -> dict[str, str]:
+    """Return the condition of each partial index that the database has, in its own words."""
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+    found = ((name, re.search(r"(?s)\bWHERE (.*)$", sql)) for name, sql in connection.execute(text(query)))
+    return {name: match[1] for name, match in found if match}
+
+
+def test_models_say_the_conditions_of_partial_indexes(sqlite_url: str) -> None:
+    indexes = [index for table in SQLModel.metadata.sorted_tables for index in table.indexes]
+    assert on(sqlite_url, conditions) == {index.name: index.info["where"] for index in indexes if index.info}
 
 
 def test_there_is_one_line_of_revisions() -> None:
