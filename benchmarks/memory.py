@@ -17,16 +17,10 @@ import psutil
 import typer
 
 from benchmarks.figures import DatabaseUrl, database_name, prepare
-from sandbox.credentials import LEVEL, TRUST_DOMAIN
-from sandbox.demo import PATH, REPOSITORY, TASKCLUSTER_YML, USER
+from benchmarks.pages import SETTINGS, Pusher
+from sandbox.demo import REPOSITORY, USER
 from sandbox.stack import Process, Stack, wait_for
 from service.log import configure
-
-SETTINGS = {
-    "TC_TREEHERDER_LOG_LEVEL": "WARNING",
-    "TC_TREEHERDER_PUBLIC_READS": "true",
-    "TC_TREEHERDER_POLL__INTERVAL": "1",  # or several pushes would come at a time
-}
 
 PRINTED = 10
 
@@ -40,20 +34,15 @@ class Users:
     """Those who push, press buttons and read pages."""
 
     def __init__(self, stack: Stack) -> None:
-        self._hg, self._treeherder = stack.control("hg"), stack.control("treeherder")
-        self._api = stack.api()
+        self._pusher = Pusher(stack)
+        self._treeherder, self._api = stack.control("treeherder"), stack.api()
         self._pages = itertools.cycle(PAGES)
         self.pushes = self.presses = 0
-        url = stack.sandbox["repositories"][REPOSITORY]
-        body = {"alias": REPOSITORY, "url": url, "level": LEVEL, "trust_domain": TRUST_DOMAIN}
-        self._api.post("/repositories", json=body).raise_for_status()
 
     def act(self) -> None:
         """Push once, and do what is due with that."""
         self.pushes += 1
-        changeset = {"message": f"Bug {self.pushes}", "files": {".taskcluster.yml": TASKCLUSTER_YML}}
-        body = {"repository": PATH, "user": USER, "changesets": [changeset]}
-        self._hg.post("/push", json=body).raise_for_status()
+        self._pusher.push()
         self._api.get(f"{self._api.base_url.copy_with(path=next(self._pages))}").raise_for_status()
         if self.pushes % BUTTONS == 0:
             self._press(self.pushes - BUTTONS // 2)

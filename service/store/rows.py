@@ -36,9 +36,9 @@ def new_row(model: type[M], **values: Any) -> M:
 
 
 def set_values(row: SQLModel, **values: Any) -> None:
-    """Set columns of a row that is not stored yet, without SQLModel's `__setattr__`, which takes 3 µs each.
+    """Set columns without SQLModel's `__setattr__`, which takes 3 µs each, and which tells a session of the change.
 
-    Of a row that is stored, a session would not notice it.
+    So the row must be one that is not stored yet, or that no session has loaded.
     """
     vars(row).update(values)
 

@@ -2,13 +2,10 @@
 
 import re
 
-import pytest
-
 from tests.benchmarks.support import run_with_warm_stack
 from tests.services import Amqp
 
 
-@pytest.mark.long
 def test_pushes_and_presses_end_while_memory_is_looked_at(amqp: Amqp) -> None:
     options = ("--amqp-url", amqp.url, "--minutes", "0.1", "--rate", "2")
     head, columns, *rows, end = run_with_warm_stack("memory", *options)

@@ -19,6 +19,7 @@ from service.store.commits import MAX_ROWS
 from service.store.database import Database, insertion
 from service.store.models import Budget, DeadLetter, PushStep, State
 from tests.service.engine.test_leases import SETTINGS, add_steps, take
+from tests.service.flow.single_treeherder import until
 
 TABLE = Budget.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
 
@@ -399,11 +400,7 @@ async def test_what_was_written_is_not_kept_in_memory(database: Database) -> Non
     gone = weakref.ref(large)
     assert await database.commit(write(large), "a") == "Large"
     del large
-    for _ in range(100):
-        if gone() is None:
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("the thread that waits for the next write keeps the last one")
+    await until(lambda: gone() is None)  # the thread that waits for the next write keeps nothing of the last one
 
 
 async def test_a_write_after_the_end_is_an_error(database_url: str) -> None:
@@ -422,8 +419,4 @@ async def test_a_closed_database_has_no_connection(postgres_url: str) -> None:
     await opened.close()
     with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as other:
         others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        for _ in range(100):
-            if other.execute(others).fetchone() == (0,):
-                return
-            await asyncio.sleep(0.02)
-    pytest.fail("a connection is left")
+        await until(lambda: other.execute(others).fetchone() == (0,))
