@@ -115,15 +115,16 @@ class _CommitThread:
         try:
             results = self._commit(writes)
         except BaseException as error:  # noqa: BLE001 - raised to each caller: without this thread, all would wait for ever
-            self._connection = None
+            with suppress(Exception):  # that error is the one to tell
+                self._drop()
             results = [(None, error) for _ in writes]
         with suppress(RuntimeError):  # the event loop was closed meanwhile, so nobody waits
             done.get_loop().call_soon_threadsafe(_settle, done, results)
 
     def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _commit(self, writes: Sequence[_Write]) -> Results:
         """Write in one transaction. If it fails, retry each write alone, so that none fails because of another."""

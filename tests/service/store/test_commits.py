@@ -383,8 +383,10 @@ async def test_an_error_that_is_no_exception_ends_no_thread(database: Database) 
     def write(_: Connection) -> None:
         raise OutOfReasonError
 
-    with pytest.raises(OutOfReasonError):
+    with pytest.raises(OutOfReasonError) as error:  # whoever keeps it keeps the functions that it passed through
         await database.commit(write, "a")
+    _, synchronous = database.engines
+    assert synchronous.pool.checkedout() == 0, error  # type: ignore[attr-defined]  # a pool of connections has it
     assert await database.commit(insert("next"), "a") == "next"
     assert await names(database) == {"next"}
 
