@@ -75,7 +75,7 @@ class Browsers:
 
 
 class Pusher:
-    """Somebody who pushes a commit every second."""
+    """Somebody who pushes commits to a repository, which is added for that."""
 
     def __init__(self, stack: Stack) -> None:
         self._hg = stack.control("hg")

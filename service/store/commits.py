@@ -115,8 +115,6 @@ class _CommitThread:
         try:
             results = self._commit(writes)
         except BaseException as error:  # noqa: BLE001 - raised to each caller: without this thread, all would wait for ever
-            with suppress(Exception):  # that error is the one to tell
-                self._drop()
             results = [(None, error) for _ in writes]
         with suppress(RuntimeError):  # the event loop was closed meanwhile, so nobody waits
             done.get_loop().call_soon_threadsafe(_settle, done, results)
@@ -131,19 +129,20 @@ class _CommitThread:
         kept = self._connection is not None
         try:
             self._connection = connection = self._connection or self._engine.connect()
-        except Exception as error:  # noqa: BLE001 - raised to each caller: the database cannot be reached
+        except BaseException as error:  # noqa: BLE001 - raised to each caller: the database cannot be reached
             return [(None, error) for _ in writes]
         written = False
         try:
             with connection.begin():
                 results = _write(connection, writes)
                 written = True
-        except Exception as error:  # noqa: BLE001 - raised to the caller of the write
+        except BaseException as error:  # noqa: BLE001 - raised to the caller of the write
             self._drop()
-            lost = isinstance(error, DBAPIError) and error.connection_invalidated
+            answered = isinstance(error, DBAPIError) and not error.connection_invalidated  # then nothing is committed
+            lost = isinstance(error, DBAPIError) and not answered
             if lost and kept and not written:
                 return self._commit(writes)  # the server has ended the connection, perhaps long ago
-            if len(writes) == 1 or (lost and written):  # they may be committed, and must not be twice
+            if len(writes) == 1 or (written and not answered):  # they may be committed, and must not be twice
                 return [(None, error) for _ in writes]
             log.info("group-commit-split", writes=len(writes), error=type(error).__name__)
             return [result for write in writes for result in self._commit([write])]

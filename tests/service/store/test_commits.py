@@ -4,6 +4,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -103,21 +104,26 @@ async def test_a_write_that_fails_fails_alone(database: Database) -> None:
     assert await names(database) == {"taken", "0", "1", "2"}
 
 
+class OutOfReasonError(BaseException):
+    """An error that is no Exception."""
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError, OutOfReasonError])
 async def test_without_a_connection_all_fail_after_one_attempt(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     attempts = 0
 
     def away(_: Any) -> None:
         nonlocal attempts
         attempts += 1
-        raise ConnectionRefusedError("nobody is there")
+        raise error("nobody is there")
 
     with monkeypatch.context() as broken:
         broken.setattr(type(database.engines[1]), "connect", away)
         writes = [asyncio.create_task(database.commit(insert(str(number)), "a")) for number in range(6)]
         outcomes = await asyncio.gather(*writes, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ConnectionRefusedError] * 6
+    assert [type(outcome) for outcome in outcomes] == [error] * 6
     assert attempts <= 2, "the first may have gone alone"
     assert await database.commit(insert("back"), "a") == "back"
     assert await names(database) == {"back"}
@@ -214,8 +220,9 @@ async def test_a_connection_that_ends_during_a_write_is_replaced_once(postgresql
     assert await postgresql.commit(insert("next"), "a") == "next"
 
 
+@pytest.mark.parametrize(("error", "told"), [(psycopg.OperationalError, OperationalError), (OutOfReasonError,) * 2])
 async def test_a_write_whose_commit_was_lost_does_not_happen_twice(
-    postgresql: Database, monkeypatch: pytest.MonkeyPatch
+    postgresql: Database, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], told: type[BaseException]
 ) -> None:
     pid = await postgresql.commit(backend, "a")
     engine = postgresql.engines[1]
@@ -224,15 +231,15 @@ async def test_a_write_whose_commit_was_lost_does_not_happen_twice(
     def commit_and_lose(connection: Any) -> None:
         commit(connection)
         connection.dbapi_connection.close()
-        raise psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly")
+        raise error("consuming input failed: server closed the connection unexpectedly")
 
     with monkeypatch.context() as broken:
         broken.setattr(engine.dialect, "do_commit", commit_and_lose)
-        with pytest.raises(OperationalError):
+        with pytest.raises(told):
             await postgresql.commit(insert("once"), "a")
         transactions = Transactions(postgresql)
         _, *shared = await transactions.ask(("a", "first", 1), ("a", "one", 1), ("a", "two", 1))
-        assert [type(outcome) for outcome in shared] == [OperationalError] * 2, "nobody knows"
+        assert [type(outcome) for outcome in shared] == [told] * 2, "nobody knows"
         assert transactions.ran == [["first"], ["one", "two"]]
     assert await names(postgresql) == {"once", "first", "one", "two"}
     assert await postgresql.commit(backend, "a") != pid
@@ -375,20 +382,65 @@ async def test_a_write_alone_that_is_fenced_off_leaves_nothing(database: Databas
         assert (await session.exec(select(DeadLetter))).all() == []
 
 
-class OutOfReasonError(BaseException):
-    """An error that is no Exception."""
-
-
-async def test_an_error_that_is_no_exception_ends_no_thread(database: Database) -> None:
+async def test_an_error_that_is_no_exception_fails_alone_and_ends_no_thread(database: Database) -> None:
     def write(_: Connection) -> None:
         raise OutOfReasonError
 
-    with pytest.raises(OutOfReasonError) as error:  # whoever keeps it keeps the functions that it passed through
+    writes = (insert("before"), write, insert("after"))
+    outcomes = await asyncio.gather(*(database.commit(each, "a") for each in writes), return_exceptions=True)
+    assert (outcomes[0], type(outcomes[1]), outcomes[2]) == ("before", OutOfReasonError, "after")
+    assert await database.commit(insert("next"), "a") == "next"
+    assert await names(database) == {"before", "after", "next"}
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError, OutOfReasonError])
+async def test_what_is_committed_is_no_failure_if_a_later_write_finds_no_connection(
+    database: Database, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def bad(_: Connection) -> None:
+        raise ValueError
+
+    connected = 0
+    connect = type(database.engines[1]).connect
+
+    def connect_twice(engine: Any) -> Connection:  # for all writes, and after these failed for the first one
+        nonlocal connected
+        connected += 1
+        if connected > 2:
+            raise error("nobody is there any more")
+        return connect(engine)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(database.engines[1]), "connect", connect_twice)
+        writes = (database.commit(write, "a") for write in (insert("good"), bad, insert("lost")))
+        good, failed, lost = await asyncio.gather(*writes, return_exceptions=True)
+    assert (good, type(failed), type(lost)) == ("good", ValueError, error)
+    assert await names(database) == {"good"}
+
+
+async def test_a_log_that_breaks_ends_no_thread(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(_: Connection) -> None:
+        raise ValueError
+
+    def closed(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(commits, "log", SimpleNamespace(info=closed))
+        outcomes = await asyncio.gather(*(database.commit(write, "a") for _ in range(2)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {BrokenPipeError}
+    assert await database.commit(insert("next"), "a") == "next"
+
+
+async def test_an_error_that_is_no_exception_keeps_no_connection(database: Database) -> None:
+    def write(_: Connection) -> None:
+        raise OutOfReasonError
+
+    with pytest.raises(OutOfReasonError) as kept:  # with the functions that it passed through, and what they have
         await database.commit(write, "a")
     _, synchronous = database.engines
-    assert synchronous.pool.checkedout() == 0, error  # type: ignore[attr-defined]  # a pool of connections has it
-    assert await database.commit(insert("next"), "a") == "next"
-    assert await names(database) == {"next"}
+    assert synchronous.pool.checkedout() == 0  # type: ignore[attr-defined]  # pools of connections have it
+    del kept
 
 
 async def test_what_was_written_is_not_kept_in_memory(database: Database) -> None:
